@@ -1,0 +1,55 @@
+# What people and CI type. Each target takes VENV=path to reuse an environment.
+VENV ?= .venv
+PYTHON ?= $(firstword $(foreach name,python3.13 python3.12 python3.11 python3,$(shell command -v $(name) 2>/dev/null)))
+READY := $(VENV)/.locked
+
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+export PYTHONPATH := $(CURDIR)/src
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := true
+export DVC_NO_ANALYTICS := true
+
+.DEFAULT_GOAL := help
+.PHONY: help repro test test-long check ui bench lock
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+repro: $(READY) ## run the pipeline (dvc repro) and print what came of it
+	@python pipelines/repro.py
+
+test: $(READY) ## every test that takes less than minutes; what CI runs
+	@python -m pytest -n 2 --dist loadscope -m "not slow"
+
+test-long: $(READY) ## the tests that take minutes: CIFAR-10, the uv environment
+	@python -m pytest -m slow
+
+check: $(READY) ## lint, types and the fast tests
+	@ruff check . && ruff format --check . && mypy
+	@python -m pytest -n 2 -q -m "not slow and not pipeline"
+
+ui: $(READY) ## open the MLflow UI on the runs (http://127.0.0.1:5000)
+	@convoy sync
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --port $(or $(PORT),5000) \
+	  --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+
+bench: $(READY) ## measure the pipeline and write benchmarks/RESULTS.md
+	@python benchmarks/run.py
+
+lock: $(READY) ## write requirements.txt anew from pyproject.toml
+	@uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \
+	  --no-emit-index-url --no-header --no-annotate -o requirements.txt
+
+ifeq ($(origin VENV),file)
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit(f"Python {v[0]}.{v[1]} at {sys.executable} cannot be used: Convoy needs 3.11 to 3.13. Type: make PYTHON=/path/to/python3.12")'
+	@echo "Installing the lock into $(VENV) (5 GB with CUDA; about two minutes) …"
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+else
+# An environment that someone else made is used as it is.
+$(READY):
+	@test -x $(VENV)/bin/dvc || { echo "$(VENV) holds no environment with Convoy's lock. Type: make repro (which makes .venv), or give VENV=path of one that does."; exit 2; }
+endif

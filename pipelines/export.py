@@ -1,0 +1,45 @@
+"""Export the served graph, then prove it: build/model/ + data/ + build/evaluation/ → build/deploy/.
+
+Two commands of one stage: `build` makes the graph under a temporary name; `prove`, in a
+process that never imports torch, compares it with what was measured and renames it.
+"""
+
+import sys
+from pathlib import Path
+
+from convoy import files, params, stage
+from convoy.data.dataset import Dataset
+from convoy.deploy.settings import ExportParams
+from convoy.tracking import stages
+
+DATASET = Path("build/dataset")
+MODEL = Path("build/model")
+OUT = Path("build/deploy")
+
+
+def build() -> None:
+    """Make the graph, with the identity of the run that exports it in its metadata."""
+    from convoy.deploy.graph import build as build_graph  # noqa: PLC0415 (torch: `prove` must not import it)
+
+    params.section("export", ExportParams)
+    data_hash = Dataset.load(DATASET).hash
+    with stages.continuing("export", data_hash) as run:
+        build_graph(MODEL, OUT, stages.exported_identity(run, data_hash))
+
+
+def prove() -> None:
+    """Prove the graph from the delivered files, log it as a model and end the run."""
+    from convoy.deploy.proof import prove as prove_graph  # noqa: PLC0415 (what only this command needs)
+
+    chosen = params.section("export", ExportParams)
+    with stages.finishing("export") as run:
+        metrics = prove_graph(OUT, DATASET, Path("data"), Path("build/evaluation"), chosen)
+        files.write_json(Path("build/metrics/export.json"), metrics)
+        run.log_result(metrics)
+        run.log_file(OUT / "verification.json", "deploy")
+        run.log_file(OUT / "model_card.md", "deploy")
+        run.log_onnx(OUT / "model.onnx")
+
+
+if __name__ == "__main__":
+    stage.main({"build": build, "prove": prove}[sys.argv[1]])

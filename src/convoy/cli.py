@@ -1,0 +1,88 @@
+"""The `convoy` command. Each subcommand imports what it needs when it is called."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from convoy import __version__, stage
+from convoy.errors import ConvoyError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Labelled images to a CNN classifier that is trained, compared, proven and served. "
+    "The pipeline itself runs by `dvc repro`.",
+)
+data = typer.Typer(
+    no_args_is_help=True, help="Point the pipeline at images, or look at them without running it."
+)
+app.add_typer(data, name="data")
+
+
+def main() -> None:
+    """Run a command; a known error is one message and its exit code."""
+    stage.quiet_third_parties()
+    try:
+        app()
+    except ConvoyError as error:
+        print(f"ERROR: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    *, version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False
+) -> None:
+    """Take the options that belong to no subcommand."""
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@data.command("use")
+def data_use(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Folder, zip, tar, http(s)://…, s3://…, gs://…: whatever `dvc import-url` takes."
+        ),
+    ],
+) -> None:
+    """Make SOURCE the images that the pipeline fetches: writes data.dvc.
+
+    Example: convoy data use ~/flowers.zip
+    """
+    from convoy.data.source import use  # noqa: PLC0415 (start-up time)
+
+    for line in use(source, Path.cwd()):
+        print(line)
+
+
+@data.command("check")
+def data_check(
+    path: Annotated[Path, typer.Argument(help="Delivered images: folder or archive.")] = Path("data"),
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what `prepare` would find in PATH, quarantine and split; write nothing."""
+    from convoy import params  # noqa: PLC0415
+    from convoy.data.settings import DataParams  # noqa: PLC0415
+    from convoy.data.source import check  # noqa: PLC0415
+
+    found = check(path, params.section("data", DataParams))
+    if as_json:
+        print(json.dumps(found))
+
+
+@app.command()
+def sync() -> None:
+    """Complete the tracking store: end dead runs, attach each finished run's final dvc.lock."""
+    from convoy.tracking.sync import sync as bring_up_to_date  # noqa: PLC0415
+
+    completed = bring_up_to_date()
+    print(
+        f"completed {len(completed)} run(s): {', '.join(completed)}" if completed else "nothing to complete"
+    )

@@ -1,0 +1,226 @@
+"""Look at every delivered file once: decode, judge, split, and refuse what no training can use."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from convoy.console import track
+from convoy.data.dataset import SPLITS, Split
+from convoy.data.decode import decode
+from convoy.data.delivery import Delivery, open_delivery
+from convoy.data.layout import EXPECTED, Layout, recognise
+from convoy.data.settings import DataParams
+from convoy.data.split import LEFT_OUT, OK, Image, assign, missing_parts, pixel_hash
+from convoy.errors import DataError
+
+IGNORED = "ignored: "
+"""Begins the verdict on a file that is no image and lies where no image is expected."""
+
+EXAMPLES = 5
+"""How many files a message names."""
+
+Keep = Callable[[npt.NDArray[np.uint8]], None]
+"""Takes each readable (H, W, 3) uint8 image, in the records' order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is known about one delivered file.
+
+    Attributes:
+        path: inside the folder or archive.
+        width: in pixels, upright; 0 for what was not decoded, as height.
+        mode: Pillow's name for what the file held; empty for what was not decoded.
+        pixels: `pixel_hash`; empty for what was not decoded.
+        split: the part delivered in, once `assign` ran the part that uses it; None for neither.
+        verdict: `ok`, or the reason why the file is not used.
+    """
+
+    path: str
+    sha256: str
+    width: int
+    height: int
+    mode: str
+    pixels: str
+    label: str | None
+    split: Split | None
+    verdict: str
+
+    @property
+    def quarantined(self) -> bool:
+        """Tell whether the file should have been an image of a class and could not be used."""
+        return self.verdict != OK and not self.verdict.startswith((LEFT_OUT, IGNORED))
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Everything delivered, judged.
+
+    Attributes:
+        records: one per delivered file, in the delivery's order.
+        kept: for each record the number of its image among those passed to `keep`, or -1.
+        classes: sorted; those with at least one usable image.
+        cut: the parts that the delivery lacks.
+    """
+
+    delivery: Delivery
+    records: list[Record]
+    kept: list[int]
+    classes: list[str]
+    cut: tuple[Split, ...]
+
+    def count(self, split: Split, label: str | None = None) -> int:
+        """Count usable images of a split, of one class or of all."""
+        return sum(record.split == split and label in (None, record.label) for record in self.records)
+
+    def counts(self) -> dict[Split, dict[str, int]]:
+        """Count usable images per split and class, zeros included."""
+        found = Counter((record.split, record.label) for record in self.records)
+        return {split: {label: found[split, label] for label in self.classes} for split in SPLITS}
+
+
+def survey(data: Path, params: DataParams, keep: Keep | None = None) -> Survey:
+    """Decode every delivered file once and decide what becomes of it; write nothing.
+
+    What the names alone reveal is checked before the first image is decoded.
+
+    Args:
+        data: folder or archive.
+        params: the `data` section.
+        keep: called with each readable image of a class, so that nothing is decoded twice.
+
+    Raises:
+        DataError: no images, one class only, a class missing in a split, more unusable files
+            than `data.max_quarantined` allows, an unsafe or broken archive.
+    """
+    delivery = open_delivery(data)
+    names = delivery.names()
+    layout = recognise(names)
+    _check_names(delivery, layout, names)
+    records: list[Record] = []
+    kept: list[int] = []
+    images = 0
+    for name, content in track(delivery.files(), "read images", len(names)):
+        record, image_u8 = _read(name, content, layout)
+        if image_u8 is not None and keep:
+            keep(image_u8)
+        records.append(record)
+        kept.append(images if image_u8 is not None else -1)
+        images += image_u8 is not None
+    cut = _split(records, params)
+    _check_quarantine(delivery, records, params)
+    classes = sorted({record.label for record in records if record.label and record.verdict == OK})
+    result = Survey(delivery, records, kept, classes, cut)
+    _check_classes(result, params)
+    return result
+
+
+def _read(name: str, content: bytes, layout: Layout) -> tuple[Record, npt.NDArray[np.uint8] | None]:
+    """Decode one file; the image is None where it cannot be used."""
+    place = layout.place(name)
+    record = Record(name, hashlib.sha256(content).hexdigest(), 0, 0, "", "", place.label, place.split, OK)
+    try:
+        decoded = decode(content)
+    except DataError as error:
+        reason = str(error)
+        return replace(record, split=None, verdict=reason if place.label else f"{IGNORED}{reason}"), None
+    record = replace(record, width=decoded.width, height=decoded.height, mode=decoded.mode)
+    if place.label is None:
+        return replace(record, split=None, verdict="lies in no class folder"), None
+    return replace(record, pixels=pixel_hash(decoded.image_u8)), decoded.image_u8
+
+
+def _split(records: list[Record], params: DataParams) -> tuple[Split, ...]:
+    """Fill in split and verdict of the readable images, in place; return the parts that were cut."""
+    readable = [index for index, record in enumerate(records) if record.verdict == OK]
+    images = [
+        Image(record.path, record.pixels, record.label or "", record.split)
+        for record in (records[index] for index in readable)
+    ]
+    for index, assigned in zip(readable, assign(images, params.splits), strict=True):
+        records[index] = replace(records[index], split=assigned.split, verdict=assigned.verdict)
+    return missing_parts(images)
+
+
+def _check_names(delivery: Delivery, layout: Layout, names: list[str]) -> None:
+    """Refuse what the paths alone show to be useless, before anything is decoded."""
+    places = [layout.place(name) for name in names]
+    classes = sorted({place.label for place in places if place.label})
+    if not classes:
+        raise DataError(f"{delivery.path} holds no images in class folders. {_found(names)} {EXPECTED}")
+    _check_two(delivery, classes)
+    delivered = {(place.split, place.label) for place in places}
+    for split in SPLITS:
+        absent = [label for label in classes if (split, label) not in delivered]
+        if split in layout.parts.values() and absent:
+            raise DataError(_absent_delivered(delivery, split, absent))
+
+
+def _check_quarantine(delivery: Delivery, records: list[Record], params: DataParams) -> None:
+    unusable = [record for record in records if record.quarantined]
+    judged = sum(not record.verdict.startswith(IGNORED) for record in records)
+    if len(unusable) > params.max_quarantined * judged:
+        lines = [f"  {record.path}: {record.verdict}" for record in unusable[:EXAMPLES]]
+        if len(unusable) > EXAMPLES:
+            lines.append(f"  and {len(unusable) - EXAMPLES:,} more")
+        raise DataError(
+            f"{delivery.path}: {len(unusable):,} of {judged:,} files cannot be used ({len(unusable) / judged:.1%}; "
+            f"data.max_quarantined allows {params.max_quarantined:.1%}):\n" + "\n".join(lines) + "\n"
+            "Repair or remove them, or raise data.max_quarantined in params.yaml. Nothing was written."
+        )
+
+
+def _check_classes(found: Survey, params: DataParams) -> None:
+    if not found.classes:
+        raise DataError(
+            f"{found.delivery.path} holds no usable image. {_found([record.path for record in found.records])} {EXPECTED}"
+        )
+    _check_two(found.delivery, found.classes)
+    counts = found.counts()
+    for split in SPLITS:
+        absent = [label for label in found.classes if not counts[split][label]]
+        if not absent:
+            continue
+        if split in found.cut or (split == "train" and found.cut):
+            label = absent[0]
+            images = sum(counts[part][label] for part in SPLITS)
+            shares = ", ".join(f"data.splits.{part} ({getattr(params.splits, part)})" for part in found.cut)
+            others = f" (and {len(absent) - 1} more classes)" if len(absent) > 1 else ""
+            raise DataError(
+                f"Class `{label}`{others} has {images:,} images, and none of them fell in the {split} part that was "
+                f"cut. Add images of it, deliver a {split} folder of your own, change {shares}, or remove the class."
+            )
+        raise DataError(_absent_delivered(found.delivery, split, absent))
+
+
+def _check_two(delivery: Delivery, classes: list[str]) -> None:
+    if len(classes) == 1:
+        raise DataError(
+            f"{delivery.path} holds one class only, `{classes[0]}`: there is nothing to tell apart. "
+            f"Add a folder for at least one other class. {EXPECTED}"
+        )
+
+
+def _absent_delivered(delivery: Delivery, split: Split, absent: list[str]) -> str:
+    named = ", ".join(f"`{label}`" for label in absent[:EXAMPLES])
+    more = f" and {len(absent) - EXAMPLES} more" if len(absent) > EXAMPLES else ""
+    return (
+        f"{delivery.path}: the delivered {split} part has no usable image of class {named}{more}. "
+        f"Add some, remove the class from the other parts, or leave the {split} folder out "
+        "so that Convoy cuts it from train."
+        if split != "train"
+        else f"{delivery.path}: the delivered train part has no usable image of class {named}{more}. "
+        "Add some, or remove the class from the other parts."
+    )
+
+
+def _found(names: list[str]) -> str:
+    if not names:
+        return "It is empty."
+    examples = ", ".join(names[:EXAMPLES])
+    return f"Found: {len(names):,} files, such as {examples}."

@@ -1,0 +1,85 @@
+"""Say which run, code, data and params a result belongs to.
+
+The identity of a run is minted here, before MLflow is asked for anything, so that a
+tracking server that is down takes no identity away.
+"""
+
+import getpass
+import os
+import secrets
+import socket
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+
+from convoy import __version__
+
+
+def mint_run_id() -> str:
+    """Make a new run id such as `20261123-124501-9f3c1a`: UTC time, then 24 random bits."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+
+
+def git_state() -> dict[str, str]:
+    """Name the commit that is checked out and whether tracked files differ from it.
+
+    Empty where there is no git repository or no commit yet.
+    """
+    commit = _git("rev-parse", "HEAD")
+    if not commit:
+        return {}
+    dirty = bool(_git("status", "--porcelain", "--untracked-files=no"))
+    return {"mlflow.source.git.commit": commit, "convoy.git_dirty": str(dirty).lower()}
+
+
+def process_tags() -> dict[str, str]:
+    """Name the host and the process that a run lives and dies with.
+
+    A stage ends long before its run does, so the owner is the `dvc` process above it.
+    """
+    owner = psutil.Process()
+    for parent in psutil.Process().parents():
+        if any(Path(word).name == "dvc" for word in _command(parent)[:4]):
+            owner = parent
+            break
+    return {
+        "mlflow.user": _user(),
+        "mlflow.source.type": "PROJECT",
+        "mlflow.source.name": f"dvc repro {os.environ.get('DVC_STAGE', '')}".strip(),
+        "convoy.version": __version__,
+        "convoy.host": socket.gethostname(),
+        "convoy.owner": f"{owner.pid}:{owner.create_time():.2f}",
+    }
+
+
+def is_alive(owner: str) -> bool:
+    """Tell whether the process of a `convoy.owner` tag still runs on this host."""
+    pid, _, created = owner.partition(":")
+    try:
+        return abs(psutil.Process(int(pid)).create_time() - float(created)) < 1.0
+    except (psutil.Error, ValueError):
+        return False
+
+
+def _git(*args: str) -> str:
+    """Ask git; empty where it cannot answer."""
+    done = subprocess.run(["git", *args], capture_output=True, text=True, check=False)  # noqa: S603, S607 (fixed words, git from PATH as everywhere)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _command(process: psutil.Process) -> list[str]:
+    """Read a process's command line; empty where the system does not show it."""
+    try:
+        return list(process.cmdline())
+    except psutil.Error:
+        return []
+
+
+def _user() -> str:
+    """Name the user; containers may run under a number that has no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())

@@ -1,0 +1,77 @@
+"""A trained network as files: `weights.pt`, tensors only, and `model.json`, what rebuilds the rest.
+
+Neither holds a time or a run's identity, so that equal training gives equal bytes.
+"""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from convoy import files
+from convoy.errors import NetworkError
+from convoy.networks.build import build
+from convoy.networks.deployable import Deployable
+from convoy.networks.spec import Spec
+
+WEIGHTS = "weights.pt"
+FACTS = "model.json"
+
+
+class ModelFacts(BaseModel):
+    """Hold what must travel with weights to use them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    network: str
+    spec: Spec
+    classes: list[str]
+    image_px: int
+    fit: str
+    mean: list[float]  # per channel, 0..1 units
+    std: list[float]  # per channel, 0..1 units
+
+
+def make(facts: ModelFacts) -> Deployable:
+    """Build the network that the facts describe, with fresh weights."""
+    network = build(facts.spec, len(facts.classes), facts.image_px)
+    return Deployable(network, facts.mean, facts.std)
+
+
+def save(folder: Path, model: Deployable, facts: ModelFacts) -> None:
+    """Write the weights, moved to the CPU and made contiguous, and the facts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.network.state_dict().items()}
+    torch.save(state, folder / WEIGHTS)
+    files.write_json(folder / FACTS, facts.model_dump(mode="json"))
+
+
+def load(folder: Path) -> tuple[Deployable, ModelFacts]:
+    """Rebuild a trained network on the CPU, in evaluation mode.
+
+    Raises:
+        NetworkError: the folder holds no model, or its files do not belong together.
+    """
+    try:
+        content: dict[str, Any] = files.read_json(folder / FACTS)
+        state = torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise NetworkError(
+            f"{error.filename} does not exist. Train a model first: dvc repro train"
+        ) from error
+    except pickle.UnpicklingError as error:
+        raise NetworkError(
+            f"{folder / WEIGHTS} holds more than tensors and is not loaded. Get it back with: dvc checkout {folder}"
+        ) from error
+    facts = ModelFacts.model_validate(content)
+    model = make(facts)
+    try:
+        model.network.load_state_dict(state)
+    except RuntimeError as error:
+        raise NetworkError(
+            f"{folder / WEIGHTS} and {folder / FACTS} do not belong together: {error}\n"
+            f"Get both back with: dvc checkout {folder}"
+        ) from error
+    return model.eval(), facts

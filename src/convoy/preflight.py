@@ -1,0 +1,78 @@
+"""Check everything that can be checked before the pipeline writes anything."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from convoy import params
+from convoy.data.settings import DataParams
+from convoy.deploy.settings import ExportParams
+from convoy.errors import RequestError
+from convoy.evaluation.settings import EvaluateParams
+from convoy.networks import spec
+from convoy.networks.settings import NetworkParams
+from convoy.tracking.store import TrackingParams
+from convoy.training.settings import TrainParams
+
+SECTIONS: dict[str, type[params.Section]] = {
+    "data": DataParams,
+    "network": NetworkParams,
+    "train": TrainParams,
+    "evaluate": EvaluateParams,
+    "export": ExportParams,
+    "tracking": TrackingParams,
+}
+
+
+def parse(words: list[str]) -> dict[str, str]:
+    """Read `--train.epochs 3` pairs, as `mlflow run -P train.epochs=3` hands them on.
+
+    Raises:
+        RequestError: a word that is no `--key`, or a key without a value.
+    """
+    if len(words) % 2 or any(not word.startswith("--") for word in words[::2]):
+        raise RequestError(
+            f"cannot read {' '.join(words)!r}. Give pairs, such as: --train.epochs 3 --train.lr 0.02"
+        )
+    return {key.removeprefix("--"): value for key, value in zip(words[::2], words[1::2], strict=True)}
+
+
+def check(overrides: Mapping[str, str], path: Path = params.PARAMS_FILE) -> None:
+    """Check params.yaml, with some values replaced, and the network that it names.
+
+    Args:
+        overrides: flat names to values as typed, such as `train.epochs` to `3`.
+        path: the params file.
+
+    Raises:
+        RequestError: naming the key, the nearest valid one or the allowed range.
+    """
+    content = params.read_yaml(path)
+    known = params.flatten(content)
+    for key, typed in overrides.items():
+        if key not in known:
+            raise RequestError(f"unknown key {key}{params.did_you_mean(key, known)}")
+        *parents, last = key.split(".")
+        place: dict[str, Any] = content
+        for parent in parents:
+            place = place[parent]
+        place[last] = yaml.safe_load(typed)
+    expected = ["seed", *SECTIONS]
+    for key in content:
+        if key not in expected:
+            raise RequestError(f"{path}: unknown key {key}{params.did_you_mean(key, expected)}")
+    for key in expected:
+        if key not in content:
+            raise RequestError(f"{path}: missing key {key}. Restore it: git checkout {path}")
+    try:
+        TypeAdapter(params.Seed).validate_python(content["seed"], strict=True)
+    except ValidationError as error:
+        raise RequestError(
+            f"{path}: seed is {content['seed']!r}: it must be a whole number from 0 to 2³²-1"
+        ) from error
+    for name, kind in SECTIONS.items():
+        params.check(name, kind, content[name], path)
+    spec.load(content["network"]["name"])

@@ -1,0 +1,92 @@
+"""The shipped params.yaml is complete, commented and accepted."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from convoy import params, preflight
+from convoy.errors import RequestError
+
+
+@pytest.fixture
+def here(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(repository)
+    return repository
+
+
+def test_the_shipped_params_pass_the_check(here: Path) -> None:
+    preflight.check({})
+
+
+def test_every_value_has_a_comment(here: Path) -> None:
+    for line in (here / "params.yaml").read_text().splitlines():
+        if re.match(r"\s*[a-z_]+: \S", line):
+            assert "# " in line, f"no comment: {line}"
+
+
+def test_no_section_declares_a_second_default() -> None:
+    for name, kind in preflight.SECTIONS.items():
+        for key, field in kind.model_fields.items():
+            assert field.is_required(), f"{name}.{key} has a default in code"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("train.lrr", "1", r"unknown key train\.lrr; did you mean `train\.lr`\?"),
+        ("train.lr", "-1", r"train\.lr is -1.*greater than 0"),
+        ("train.optimizer", "adam", r"train\.optimizer is 'adam'.*'sgd' or 'adamw'"),
+        ("data.image_px", "4", r"data\.image_px is 4.*greater than or equal to 8"),
+        ("data.image_px", "32.5", r"data\.image_px is 32\.5.*valid integer"),
+        ("data.splits.test", "0.9", r"data\.splits\.test is 0\.9.*less than or equal to 0\.5"),
+        ("export.max_label_flips", "-1", r"export\.max_label_flips is -1"),
+        ("network.name", "convnett", r"convnett.*convnet"),
+        ("seed", "one", r"seed is 'one': it must be a whole number from 0"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name_with_what_is_allowed(
+    here: Path, key: str, value: str, message: str
+) -> None:
+    with pytest.raises(RequestError, match=re.compile(message, re.DOTALL)) as caught:
+        preflight.check({key: value})
+    assert caught.value.exit_code == 2
+
+
+def test_an_unknown_section_is_refused_with_the_nearest_name(here: Path, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text((here / "params.yaml").read_text().replace("\ntrain:", "\ntrian:"))
+    with pytest.raises(RequestError, match=r"unknown key trian; did you mean `train`\?"):
+        preflight.check({}, path)
+
+
+def test_a_missing_key_is_named(here: Path, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    text = (here / "params.yaml").read_text()
+    path.write_text(re.sub(r"\n  lr: .*", "", text))
+    with pytest.raises(RequestError, match=r"missing key train\.lr"):
+        preflight.check({}, path)
+
+
+def test_words_without_a_value_are_refused() -> None:
+    with pytest.raises(RequestError, match=r"Give pairs, such as: --train\.epochs 3"):
+        preflight.parse(["--train.epochs"])
+
+
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("- 1\n")
+    with pytest.raises(RequestError, match="must hold `key: value` lines; it holds list"):
+        params.read_yaml(path)
+
+
+def test_a_file_that_is_no_yaml_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("a: [1\n")
+    with pytest.raises(RequestError, match="is not valid YAML"):
+        params.read_yaml(path)
+
+
+def test_a_missing_file_says_where_to_go(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="Change to the repository's root"):
+        params.read_yaml(tmp_path / "params.yaml")
