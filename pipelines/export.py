@@ -33,7 +33,7 @@ def prove() -> None:
 
     chosen = params.section("export", ExportParams)
     with stages.finishing("export") as run:
-        metrics = prove_graph(OUT, DATASET, Path("data"), Path("build/evaluation"), chosen)
+        metrics = prove_graph(OUT, MODEL, Path("data"), Path("build/evaluation"), chosen)
         files.write_json(Path("build/metrics/export.json"), metrics)
         run.log_result(metrics)
         run.log_file(OUT / "verification.json", "deploy")

@@ -1,92 +1,39 @@
 """What every test needs: third parties quiet, and throw-away clones of this working tree."""
 
 import os
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
+from clones import REPOSITORY, Clone, clone_working_tree
 from convoy import stage
 
-REPOSITORY = Path(__file__).parents[1]
-
 stage.quiet_third_parties()
-
-
-class Clone:
-    """A git repository with the files of this working tree, and the environment that runs the tests."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.env = {
-            **{k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "GIT_"))},
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "DVC_NO_ANALYTICS": "true",
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-            "GIT_CONFIG_COUNT": "2",
-            "GIT_CONFIG_KEY_0": "user.name",
-            "GIT_CONFIG_VALUE_0": "test",
-            "GIT_CONFIG_KEY_1": "user.email",
-            "GIT_CONFIG_VALUE_1": "test@example.invalid",
-        }
-        self.env.pop("PYTHONPATH", None)
-
-    def start(self, *command: str, **env: str) -> subprocess.Popen[str]:
-        """Start a command without waiting for it, in a process group of its own."""
-        return subprocess.Popen(
-            command,
-            cwd=self.folder,
-            env={**self.env, **env},
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-    def run(self, *command: str, fails: bool = False, **env: str) -> str:
-        """Run a command and return what it printed; `fails` says which outcome is expected."""
-        process = self.start(*command, **env)
-        output, _ = process.communicate()
-        assert (process.returncode != 0) == fails, f"{command} exited {process.returncode}:\n{output}"
-        return output
-
-    def copy(self, folder: Path) -> "Clone":
-        """Copy the clone with its cache and outputs, so that nothing has to be trained again."""
-        shutil.copytree(self.folder, folder, symlinks=True)
-        return Clone(folder)
-
-    def edit(self, name: str, old: str, new: str) -> None:
-        path = self.folder / name
-        text = path.read_text(encoding="utf-8")
-        assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {name}"
-        path.write_text(text.replace(old, new), encoding="utf-8")
-
-
-def clone_working_tree(folder: Path) -> Clone:
-    """Copy what git would carry, uncommitted changes included, and commit it."""
-    names = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "-z"],
-        cwd=REPOSITORY,
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.split("\0")
-    for name in filter(None, names):
-        source, target = REPOSITORY / name, folder / name
-        if source.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, target)
-    clone = Clone(folder)
-    for words in (("init", "-q", "-b", "main"), ("add", "-A"), ("commit", "-q", "-m", "working tree")):
-        clone.run("git", *words)
-    return clone
 
 
 @pytest.fixture(scope="session")
 def repository() -> Path:
     return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clone, str]:
+    """A clone in which `make repro` has run once, shared by all workers, and what it printed.
+
+    Read only: a test that changes something takes `finished[0].copy(...)`.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    folder, said = shared / "finished", shared / "finished.txt"
+    with FileLock(shared / "finished.lock"):
+        if not said.exists():
+            output = clone_working_tree(folder).run("make", "repro", f"VENV={sys.prefix}")
+            Clone(folder).run("git", "add", "-A")
+            Clone(folder).run("git", "commit", "-q", "-m", "reproduced")
+            said.write_text(output, encoding="utf-8")
+    return Clone(folder), said.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

@@ -58,7 +58,7 @@ def is_alive(owner: str) -> bool:
     """Tell whether the process of a `convoy.owner` tag still runs on this host."""
     pid, _, created = owner.partition(":")
     try:
-        return abs(psutil.Process(int(pid)).create_time() - float(created)) < 1.0
+        return bool(abs(psutil.Process(int(pid)).create_time() - float(created)) < 1.0)
     except (psutil.Error, ValueError):
         return False
 

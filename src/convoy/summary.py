@@ -18,19 +18,19 @@ def summarise(console: Console | None = None) -> None:
     table.add_column(style="bold")
     table.add_column()
     table.add_row(
-        "accuracy, served graph",
-        f"{deploy['accuracy']:.2%} of {test['images']:,} test images "
-        f"(95 % interval {test['accuracy_low']:.2%} to {test['accuracy_high']:.2%})",
+        "served accuracy",
+        f"{deploy['accuracy']:.2%} of {test['images']:,} test images, 95 % interval "
+        f"{test['accuracy_low']:.2%} to {test['accuracy_high']:.2%}",
     )
     table.add_row(
         "proof",
         f"{deploy['label_flips']} label flips, largest probability gap {deploy['max_probability_gap']:.1e}",
     )
     table.add_row(
-        "latency, one image",
-        f"{deploy['latency_ms_p50']:.2f} ms (p95 {deploy['latency_ms_p95']:.2f}), eager torch {deploy['eager_latency_ms_p50']:.2f} ms",
+        "latency",
+        f"{deploy['latency_ms_p50']:.2f} ms (p95 {deploy['latency_ms_p95']:.2f}), eager torch {deploy['eager_latency_ms_p50']:.2f}",
     )
     table.add_row("report", "build/evaluation/report.html")
-    table.add_row("model", "build/deploy/model.onnx, described in build/deploy/model_card.md")
+    table.add_row("model", "build/deploy/model.onnx (model_card.md beside it)")
     table.add_row("compare runs", "make ui")
-    (console or Console(highlight=False)).print(table)
+    (console or Console(highlight=False, soft_wrap=True)).print(table)

@@ -139,7 +139,7 @@ def _walk_tar(path: Path, kind: Kind, *, wanted: bool) -> Iterator[tuple[str, by
     ):
         allowance = stream.allowance
         while (member := archive.next()) is not None:
-            archive.members.clear()  # tarfile would remember every header
+            archive.members.clear()  # type: ignore[attr-defined] # tarfile would remember every header
             allowance.count_member()
             name = member.name
             _check_name(path, name)

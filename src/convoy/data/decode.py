@@ -109,4 +109,4 @@ def _no_image(content: bytes) -> str:
     start = content[:512].lstrip().lower()
     if start.startswith((b"<!doctype html", b"<html")):
         return "is a web page (HTML), no image; was it a download that failed?"
-    return f"is no image of a format that is read ({', '.join(FORMATS)})"
+    return f"is no image of a format that is read ({', '.join(FORMATS)}), or its first bytes are damaged"

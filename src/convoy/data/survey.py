@@ -64,7 +64,7 @@ class Survey:
     Attributes:
         records: one per delivered file, in the delivery's order.
         kept: for each record the number of its image among those passed to `keep`, or -1.
-        classes: sorted; those with at least one usable image.
+        classes: sorted; each has a usable image in every split.
         cut: the parts that the delivery lacks.
     """
 
@@ -114,7 +114,7 @@ def survey(data: Path, params: DataParams, keep: Keep | None = None) -> Survey:
         images += image_u8 is not None
     cut = _split(records, params)
     _check_quarantine(delivery, records, params)
-    classes = sorted({record.label for record in records if record.label and record.verdict == OK})
+    classes = sorted({record.label for record in records if record.label})
     result = Survey(delivery, records, kept, classes, cut)
     _check_classes(result, params)
     return result
@@ -176,26 +176,26 @@ def _check_quarantine(delivery: Delivery, records: list[Record], params: DataPar
 
 
 def _check_classes(found: Survey, params: DataParams) -> None:
-    if not found.classes:
+    """Refuse a class without a usable image in some split: every label after it would shift."""
+    usable = {record.label for record in found.records if record.verdict == OK}
+    if not usable:
         raise DataError(
             f"{found.delivery.path} holds no usable image. {_found([record.path for record in found.records])} {EXPECTED}"
         )
-    _check_two(found.delivery, found.classes)
+    for label in found.classes:
+        if label not in usable:
+            example = next(record for record in found.records if record.label == label)
+            raise DataError(
+                f"{found.delivery.path}: class `{label}` has no usable image ({example.path}: {example.verdict}). "
+                "Repair its images, or remove its folder."
+            )
     counts = found.counts()
     for split in SPLITS:
         absent = [label for label in found.classes if not counts[split][label]]
-        if not absent:
-            continue
-        if split in found.cut or (split == "train" and found.cut):
-            label = absent[0]
-            images = sum(counts[part][label] for part in SPLITS)
-            shares = ", ".join(f"data.splits.{part} ({getattr(params.splits, part)})" for part in found.cut)
-            others = f" (and {len(absent) - 1} more classes)" if len(absent) > 1 else ""
-            raise DataError(
-                f"Class `{label}`{others} has {images:,} images, and none of them fell in the {split} part that was "
-                f"cut. Add images of it, deliver a {split} folder of your own, change {shares}, or remove the class."
-            )
-        raise DataError(_absent_delivered(found.delivery, split, absent))
+        if absent and (split in found.cut or (split == "train" and found.cut)):
+            raise DataError(_absent_cut(found, params, split, absent))
+        if absent:
+            raise DataError(_absent_delivered(found.delivery, split, absent))
 
 
 def _check_two(delivery: Delivery, classes: list[str]) -> None:
@@ -204,6 +204,17 @@ def _check_two(delivery: Delivery, classes: list[str]) -> None:
             f"{delivery.path} holds one class only, `{classes[0]}`: there is nothing to tell apart. "
             f"Add a folder for at least one other class. {EXPECTED}"
         )
+
+
+def _absent_cut(found: Survey, params: DataParams, split: Split, absent: list[str]) -> str:
+    images = sum(record.label == absent[0] and record.verdict == OK for record in found.records)
+    shares = ", ".join(f"data.splits.{part} ({getattr(params.splits, part):g})" for part in found.cut)
+    others = f" (as of {len(absent) - 1} other classes)" if len(absent) > 1 else ""
+    return (
+        f"{found.delivery.path}: class `{absent[0]}` has {images:,} images, and none of them{others} fell in the "
+        f"{split} part that was cut. Add images of it, deliver a {split} folder of your own, change {shares} "
+        "in params.yaml, or remove the class."
+    )
 
 
 def _absent_delivered(delivery: Delivery, split: Split, absent: list[str]) -> str:

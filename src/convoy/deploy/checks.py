@@ -46,11 +46,11 @@ class Sample:
 
 def from_files(
     served: Served, data: Path, measured: Measured, geometry: Geometry, limits: ExportParams
-) -> tuple[Comparison, float, Sample]:
+) -> tuple[Comparison, int, Sample]:
     """Answer every test image from its delivered file's bytes and compare with what was measured.
 
     Returns:
-        The comparison, the accuracy of the answers, and a sample for the other checks.
+        The comparison, the number of correct answers, and a sample for the other checks.
 
     Raises:
         ProofError: a delivered file is missing or differs from what was prepared.
@@ -88,12 +88,15 @@ def from_files(
     _refuse_gone(data, list(waiting), changed, len(measured.paths))
     kept = sorted(sample)
     squares_u8 = np.stack([sample[place] for place in kept])
-    return comparison, correct / comparison.images, Sample(np.array(kept), squares_u8)
+    return comparison, correct, Sample(np.array(kept), squares_u8)
 
 
 def in_batches(served: Served, measured: Measured, sample: Sample, limits: ExportParams) -> list[Comparison]:
     """Answer the sample in batches of 1, 2, 7 and many: an exporter may have fixed a batch size."""
-    return [_of_sample(f"batches of {size}", served, measured, sample, limits, size) for size in BATCHES]
+    return [
+        _on_sample(Comparison(f"batches of {size}", limits), served, measured, sample, size)
+        for size in BATCHES
+    ]
 
 
 def odd_sizes(served: Served, geometry: Geometry, limits: ExportParams) -> Comparison:
@@ -132,9 +135,8 @@ def negative_control(
     for shift in SHIFTS:
         mean.CopyFrom(numpy_helper.from_array((right + shift).astype(np.float32), contract.MEAN))
         wrong = Served(graph.SerializeToString())
-        comparison = _of_sample(
-            f"negative control: mean off by {shift:.4f}", wrong, measured, sample, limits, CHUNK_IMAGES
-        )
+        comparison = Comparison(f"negative control: mean off by {shift:.4f}", limits)
+        _on_sample(comparison, wrong, measured, sample, CHUNK_IMAGES)
         if not comparison.within:
             return shift, comparison
     raise ProofError(
@@ -147,10 +149,9 @@ def negative_control(
     )
 
 
-def _of_sample(
-    name: str, served: Served, measured: Measured, sample: Sample, limits: ExportParams, size: int
+def _on_sample(
+    comparison: Comparison, served: Served, measured: Measured, sample: Sample, size: int
 ) -> Comparison:
-    comparison = Comparison(name, limits)
     for start in range(0, len(sample.places), size):
         places = sample.places[start : start + size]
         found = served(sample.squares_u8[start : start + size])
@@ -160,7 +161,10 @@ def _of_sample(
 
 def _refuse_gone(data: Path, missing: list[str], changed: list[str], total: int) -> None:
     """Account for every test image: an accuracy over fewer is another accuracy."""
-    for paths, verdict in ((missing, "no longer delivered"), (changed, "no longer the file that was prepared")):
+    for paths, verdict in (
+        (missing, "no longer delivered"),
+        (changed, "no longer the file that was prepared"),
+    ):
         if paths:
             raise ProofError(
                 f"{data}: {len(paths)} of {total} test images are {verdict}, the first being {paths[0]}. "

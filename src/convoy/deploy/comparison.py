@@ -81,9 +81,11 @@ class Comparison:
     def explain(self, classes: Sequence[str]) -> str:
         """Say what exceeds which limit, and show both answers for the worst image."""
         lines = [
-            f"{self.name}: {self.flips} of {self.images} images change class "
-            f"(export.max_label_flips is {self.limits.max_label_flips}), the largest probability gap is {self.gap:.3g} "
-            f"(export.max_probability_gap is {self.limits.max_probability_gap:g})."
+            (
+                f"{self.name}: {self.flips} of {self.images} images change class "
+                f"(export.max_label_flips is {self.limits.max_label_flips}), the largest probability gap is {self.gap:.3g} "
+                f"(export.max_probability_gap is {self.limits.max_probability_gap:g})."
+            )
         ]
         if self.worst:
             lines += [

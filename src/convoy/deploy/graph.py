@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import onnx
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from convoy import __version__
 from convoy.data import geometry
+from convoy.data.dataset import Fit
 from convoy.deploy import contract
 from convoy.errors import NetworkError
 from convoy.networks import saved
@@ -58,7 +60,7 @@ def build(model: Path, out: Path, identity: Mapping[str, str]) -> None:
     for name in (contract.PROVEN, contract.UNPROVEN, contract.VERIFICATION, contract.CARD):
         (out / name).unlink(missing_ok=True)
     network = _translate(deployable, facts.image_px, facts.network)
-    joined = _join(geometry.graph(facts.image_px, facts.fit), network, len(facts.classes))
+    joined = _join(geometry.graph(facts.image_px, cast("Fit", facts.fit)), network, len(facts.classes))
     properties = {
         contract.CLASSES: json.dumps(facts.classes, ensure_ascii=False),
         contract.IMAGE_PX: str(facts.image_px),
@@ -126,7 +128,15 @@ def _translate(deployable: Deployable, image_px: int, name: str) -> onnx.ModelPr
 def _forget_its_making(model: onnx.ModelProto) -> None:
     """Remove the exporter's notes: stack traces with this machine's paths, in which equal models differ."""
     graph = model.graph
-    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+    for part in (
+        model,
+        graph,
+        *graph.node,
+        *graph.input,
+        *graph.output,
+        *graph.value_info,
+        *graph.initializer,
+    ):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
     # Shapes of intermediate values are inferred again when the graph is whole.

@@ -21,7 +21,7 @@ from convoy.errors import ProofError
 
 BATCH = 32
 """Images per batch when throughput is measured."""
-WARM_UP = 5
+WARM_UP = 3
 """Untimed calls before the timed ones: first calls allocate memory and choose kernels."""
 
 Answer = Callable[[npt.NDArray[np.uint8]], object]
@@ -99,7 +99,9 @@ def _in_own_process(kind: str, path: Path, image_px: int, runs: int, threads: in
     words = [sys.executable, "-m", "convoy.deploy.latency", kind, path, image_px, runs, threads]
     source = str(Path(convoy.__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([source, os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False, env=environment)  # noqa: S603 (this module, with our own words)
+    done = subprocess.run(  # noqa: S603 (this module, with our own words)
+        [str(word) for word in words], capture_output=True, text=True, check=False, env=environment
+    )
     if done.returncode:
         said = "\n".join(done.stderr.strip().splitlines()[-5:])
         raise ProofError(f"timing of {path} ({kind}) failed with exit code {done.returncode}:\n{said}")

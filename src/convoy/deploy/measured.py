@@ -44,7 +44,9 @@ class Measured:
         """
         for name in (PREDICTIONS, SUMMARY):
             if not (folder / name).is_file():
-                raise ProofError(f"{folder / name} does not exist. Measure the model first: dvc repro evaluate")
+                raise ProofError(
+                    f"{folder / name} does not exist. Measure the model first: dvc repro evaluate"
+                )
         summary = files.read_json(folder / SUMMARY)
         classes = tuple(summary["classes"])
         table = pq.read_table(folder / PREDICTIONS)

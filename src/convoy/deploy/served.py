@@ -44,13 +44,15 @@ class Served:
         """
         name = str(model) if isinstance(model, Path) else "the model"
         if isinstance(model, Path) and not model.is_file():
-            raise RequestError(f"{name} does not exist. Make one with `dvc repro`: build/deploy/{contract.PROVEN}")
+            raise RequestError(
+                f"{name} does not exist. Make one with `dvc repro`: build/deploy/{contract.PROVEN}"
+            )
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors; they are raised as well
         options.intra_op_num_threads = threads
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # noqa: BLE001 (onnxruntime's errors share no base class)
+        except Exception as error:  # onnxruntime's errors share no base class
             raise ProofError(
                 f"{name} cannot be opened as ONNX, it is damaged or something else: {_first_line(error)}\n"
                 "Get it back with `dvc checkout`, or make it again: dvc repro export"

@@ -58,12 +58,14 @@ def evaluate(dataset_folder: Path, model_folder: Path, params: EvaluateParams, o
         "fit": dataset.fit,
         "counts": dataset.counts,
     }
-    files.write_json(out / "summary.json", facts_of_data | {"classes": list(dataset.classes), "test": summary})
+    files.write_json(
+        out / "summary.json", facts_of_data | {"classes": list(dataset.classes), "test": summary}
+    )
     files.write_text(out / "confusion.csv", _confusion_lines(labels, predicted, dataset.classes))
     counts = metrics.confusion(labels, predicted, len(dataset.classes))
     (out / "confusion.png").write_bytes(picture.draw(counts, dataset.classes))
     mistakes = report.most_confident_mistakes(
-        dataset.images("test"), labels, found, delivered["path"], dataset.classes, params.worst_images
+        dataset.images("test"), labels, found, delivered["path"], dataset.classes, most=params.worst_images
     )
     report.write(out / "report.html", facts_of_data, summary, counts, mistakes)
     return {"test": summary}
@@ -123,4 +125,3 @@ def _confusion_lines(
     writer.writerow(["actual", "predicted"])
     writer.writerows((classes[a], classes[p]) for a, p in zip(labels, predicted, strict=True))
     return lines.getvalue()
-

@@ -8,21 +8,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-CONFIDENCE = 0.95
-"""Confidence of the interval beside the accuracy."""
-
-
-def wilson(correct: int, images: int) -> tuple[float, float]:
-    """Bound the accuracy that so many images support, at 95 % confidence.
-
-    Wilson's score interval: unlike the textbook's p ± 1.96 s it stays inside 0..1
-    and is not empty when every image is right.
-    """
-    interval = binomtest(correct, images).proportion_ci(CONFIDENCE, method="wilson")
-    return float(interval.low), float(interval.high)
+from convoy.evaluation.interval import wilson
 
 
 def summarise(

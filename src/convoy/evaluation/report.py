@@ -37,6 +37,7 @@ def most_confident_mistakes(
     probabilities: npt.NDArray[np.float32],
     paths: Sequence[str],
     classes: Sequence[str],
+    *,
     most: int,
 ) -> list[Mistake]:
     """Pick the wrong answers that were given with the highest probability, highest first.
@@ -87,7 +88,9 @@ def write(
     classes = list(summary["per_class"])
     # Class names and paths come from the delivery: they are escaped, never markup.
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("convoy.evaluation", "."), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("convoy.evaluation", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
     )
     page = environment.get_template("report.html.j2").render(
         facts=facts,

@@ -8,10 +8,12 @@ and no memory: each layer runs on the volume that arrives and so says what it
 passes on. Weights are allocated only once everything fits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from convoy.errors import NetworkError
 from convoy.networks import catalog
@@ -76,14 +78,37 @@ def assemble(spec: Spec, classes: int, image_px: int) -> nn.Module:
 def _assemble(spec: Spec, classes: int, image_px: int) -> tuple[nn.Module, Volume]:
     """Make a network on the meta device, and say what leaves it."""
     volume: Volume = (3, image_px, image_px)
-    with torch.device("meta"), torch.no_grad():
-        if spec.torchvision is None:
+    if spec.torchvision is None:
+        with torch.device("meta"), torch.no_grad():
             return sequence(spec.layers, volume, classes, "")
-        try:
-            network = catalog.make(spec.torchvision, classes, image_px).eval()
-        except (RuntimeError, ValueError) as error:
-            raise MisfitError(f"torchvision's {spec.torchvision} says {reason(error)}") from error
-        return network, _run_named(network, volume)
+    network = _skeleton(spec.torchvision, classes, image_px)
+    return network, _run_named(network, volume)
+
+
+def _skeleton(name: str, classes: int, image_px: int) -> nn.Module:
+    """Make a torchvision network on the meta device."""
+    try:
+        with _WeightlessMode():
+            return catalog.make(name, classes, image_px).to("meta").eval()
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise MisfitError(f"torchvision's {name} says: {reason(error)}") from error
+
+
+class _WeightlessMode(TorchFunctionMode):
+    """Allocate no weights, yet compute what a constructor computes: RegNet derives its widths with tensors."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        """Send what makes uninitialised or constant tensors to the meta device."""
+        given = kwargs or {}
+        if func in {torch.empty, torch.zeros, torch.ones} and given.get("device") is None:
+            given = {**given, "device": "meta"}
+        return func(*args, **given)
 
 
 def _run_named(network: nn.Module, volume: Volume) -> Volume:
@@ -99,7 +124,8 @@ def _run_named(network: nn.Module, volume: Volume) -> Volume:
         if not any(module.children())
     ]
     try:
-        return passed_on(network, volume)
+        with torch.no_grad():
+            return passed_on(network, volume)
     except (RuntimeError, ValueError, AssertionError) as error:
         name, arrived = at_work[-1] if at_work else ("its first layer", volume)
         raise MisfitError(f"{name} cannot take the volume {describe(arrived)} ({reason(error)})") from error
@@ -110,9 +136,15 @@ def _run_named(network: nn.Module, volume: Volume) -> Volume:
 
 def _smallest(spec: Spec, classes: int, image_px: int) -> int | None:
     """Find the next larger side that works; sides below one that is too small are not tried."""
+    network: nn.Module | None = None
+    if spec.torchvision is not None and not catalog.fixes_side(spec.torchvision):
+        network = _skeleton(spec.torchvision, classes, image_px)
     for side in range(image_px + 1, LARGEST_PX + 1):
         try:
-            _assemble(spec, classes, side)
+            if network is None:
+                _assemble(spec, classes, side)
+            else:
+                _run_named(network, (3, side, side))
         except MisfitError:
             continue
         return side

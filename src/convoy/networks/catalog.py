@@ -40,11 +40,17 @@ def check(name: str, where: str) -> None:
         raise RequestError(f"{where}: torchvision has no classifier `{name}`{did_you_mean(name, known)}")
 
 
+def fixes_side(name: str) -> bool:
+    """Say whether a network of this family is made for one image side and takes no other."""
+    return name.startswith(("vit_", "maxvit_"))
+
+
 def make(name: str, classes: int, image_px: int) -> "nn.Module":
     """Build a classifier with fresh weights; nothing is downloaded.
 
     Raises:
-        ValueError, RuntimeError: torchvision's own, when the family fixes the image side and cannot take this one.
+        ValueError, RuntimeError, AssertionError: torchvision's own, when the family fixes the side of
+            its images and cannot take this one.
     """
     extra = dict(_HEADS.get(name, {}))
     if name.startswith("vit_"):

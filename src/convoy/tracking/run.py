@@ -1,5 +1,6 @@
 """Write to one MLflow run. A store that fails is reported once and stops nothing."""
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -114,8 +115,10 @@ class Run:
                 pip_requirements=["mlflow", "onnx", "onnxruntime", "numpy"],
                 save_as_external_data=False,
             )
-            logged = Path(mlflow.artifacts.download_artifacts(f"{info.model_uri}/model.onnx"))
-            if files.sha256(logged) != files.sha256(path):
+            with tempfile.TemporaryDirectory() as scratch:
+                folder = mlflow.artifacts.download_artifacts(info.model_uri, dst_path=scratch)
+                logged = files.sha256(Path(folder) / "model.onnx")
+            if logged != files.sha256(path):
                 raise RuntimeError(f"MLflow rewrote the bytes of {path}")
 
         self._send(send)

@@ -1,5 +1,6 @@
 """Reach the tracking store: where it is, the experiment in it, and which of its runs are dead."""
 
+import logging
 import os
 
 from mlflow.entities import Experiment
@@ -23,6 +24,8 @@ def uri() -> str:
 
 def connect() -> MlflowClient:
     """Open a client for the store; nothing is contacted yet."""
+    # Its news (tables created, monitors started) would stand between the lines that people wait for.
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
     # A dead server must not hold a stage for the minutes that MLflow's own defaults retry.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")

@@ -1,0 +1,224 @@
+"""Where the images come from: data.dvc, pointed elsewhere; and a look at what would be found."""
+
+import difflib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from convoy.data.prepare import describe, metrics
+from convoy.data.settings import DataParams
+from convoy.data.split import LEFT_OUT
+from convoy.data.survey import IGNORED, survey
+from convoy.errors import DataError, RequestError
+
+DATA = "data"
+IMPORT = "data.dvc"
+
+
+def use(source: str, root: Path) -> list[str]:
+    """Point data.dvc to another source and fetch it, replacing data/.
+
+    The import is left unfrozen, so that plain `dvc repro` fetches it on a fresh clone and
+    takes it anew when the source changes.
+
+    Args:
+        source: a path, relative to the current folder, or a URL that DVC imports from.
+        root: the repository.
+
+    Returns:
+        Lines for people: what was done, what to heed, what to type next.
+
+    Raises:
+        RequestError: the path does not exist or cannot be a source of this repository.
+        DataError: data/ holds what DVC does not know, or DVC cannot fetch the source; data/
+            and data.dvc are then as they were.
+    """
+    root = root.resolve()
+    if not (root / ".dvc").is_dir():
+        raise RequestError(
+            f"{root} is no DVC repository. Change to the repository's root, or run `dvc init`."
+        )
+    address, outside = _address(source, root)
+    _check_replaceable(root)
+    before = _current(root)
+    scratch = root / ".dvc" / "tmp"
+    scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=scratch, prefix="convoy-data-", ignore_cleanup_errors=True) as aside:
+        try:
+            _move((DATA, IMPORT), root, Path(aside))
+            _dvc(root, "import-url", address, DATA)
+            _dvc(root, "unfreeze", IMPORT)
+        except BaseException as error:  # Ctrl-C as well: half a change is worse than none
+            _remove(root / DATA)
+            _remove(root / IMPORT)
+            _move((DATA, IMPORT), Path(aside), root)
+            if isinstance(error, _DvcError):
+                kept = (
+                    f"Nothing has changed: {IMPORT} still imports {before}."
+                    if before
+                    else "Nothing has changed."
+                )
+                raise DataError(f"DVC cannot import {address}: {error}\n{kept}") from error
+            raise
+    lines = [f"{IMPORT} now imports {address}" + (f" (before: {before})." if before else ".")]
+    if outside:
+        lines.append(
+            f"Warning: {address} lies outside the repository; another machine, such as CI or a colleague's, cannot "
+            "fetch it. For them use a URL or a bucket."
+        )
+    lines.append("Next: `convoy data check` shows what it holds, `dvc repro` trains with it.")
+    lines.append(f"Commit {IMPORT} to keep it; `git checkout {IMPORT} && dvc checkout {IMPORT}` goes back.")
+    return lines
+
+
+def check(data: Path, params: DataParams) -> dict[str, Any]:
+    """Look at a delivery as `prepare` would, and write nothing.
+
+    Returns:
+        `data` (prepare's metrics), `classes`, `counts` per split and class, `cut` (parts that would
+        be cut), `quarantined`, `left_out` and `ignored` (path and reason each), `accepted` (False
+        where more is quarantined than `data.max_quarantined` allows) and `lines` for people.
+
+    Raises:
+        DataError: as `survey`, but for the number of quarantined files, all of which are listed.
+    """
+    found = survey(data, params.model_copy(update={"max_quarantined": 1.0}))
+    numbers = metrics(found)
+    groups: dict[str, list[dict[str, str]]] = {"quarantined": [], "left_out": [], "ignored": []}
+    for record in found.records:
+        entry = {"path": record.path, "reason": record.verdict.removeprefix(LEFT_OUT).removeprefix(IGNORED)}
+        if record.quarantined:
+            groups["quarantined"].append(entry)
+        elif record.verdict.startswith(LEFT_OUT):
+            groups["left_out"].append(entry)
+        elif record.verdict.startswith(IGNORED):
+            groups["ignored"].append(entry)
+    judged = len(found.records) - len(groups["ignored"])
+    accepted = len(groups["quarantined"]) <= params.max_quarantined * judged
+    lines = describe(found, params)
+    for what, entries in groups.items():
+        lines += [f"{what.replace('_', ' ')}: {entry['path']}: {entry['reason']}" for entry in entries]
+    if not accepted:
+        lines.append(
+            f"`dvc repro` would refuse this: {len(groups['quarantined']):,} of {judged:,} files cannot be used, "
+            f"data.max_quarantined allows {params.max_quarantined:.1%}."
+        )
+    return {
+        **numbers,
+        "classes": found.classes,
+        "counts": found.counts(),
+        "cut": list(found.cut),
+        **groups,
+        "accepted": accepted,
+        "lines": lines,
+    }
+
+
+class _DvcError(Exception):
+    """Carry what DVC said when it failed."""
+
+
+def _address(source: str, root: Path) -> tuple[str, bool]:
+    """Give the source as data.dvc shall hold it, and whether it is a path outside the repository.
+
+    Relative paths that leave the repository do not work in the workspaces that DVC makes
+    for experiments, hence absolute ones.
+    """
+    if "://" in source:
+        return source, False
+    path = Path(source).expanduser().absolute()
+    if not path.exists():
+        raise RequestError(
+            f"{source} does not exist{_nearest(path)}. Give a path, or a URL such as https:// or s3://."
+        )
+    resolved = path.resolve()
+    if resolved == root / DATA or root / DATA in resolved.parents:
+        raise RequestError(
+            f"{source} lies in {DATA}/, which holds the fetched copy. Move it elsewhere first: "
+            f"`mv {DATA} my-images && convoy data use my-images`"
+        )
+    if resolved == root or resolved in root.parents:
+        raise RequestError(f"{source} contains this repository. Name the folder or archive of images itself.")
+    if root in resolved.parents:
+        return resolved.relative_to(root).as_posix(), False
+    return str(resolved), True
+
+
+def _nearest(path: Path) -> str:
+    """Name the first folder on the way that does not exist, and what is there instead."""
+    while not path.parent.exists():
+        path = path.parent
+    names = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean {path.parent / near[0]}?"
+    return f"; {path.parent} holds no `{path.name}`"
+
+
+def _check_replaceable(root: Path) -> None:
+    """Refuse to throw away files that are nowhere else."""
+    if not (root / DATA).exists():
+        return
+    if (root / IMPORT).exists():
+        status = json.loads(_dvc_or_refuse(root, "data", "status", "--json"))
+        touched = {path.rstrip("/") for paths in status.get("uncommitted", {}).values() for path in paths}
+        if DATA not in touched:
+            return
+        why = "was changed since DVC fetched it"
+    else:
+        why = f"is not from an import: there is no {IMPORT}"
+    raise DataError(
+        f"{DATA} {why}, so its files may be nowhere else. Move it away, then try again: `mv {DATA} my-images`"
+    )
+
+
+def _current(root: Path) -> str:
+    """Read the source in data.dvc; empty where there is none."""
+    try:
+        content = yaml.safe_load((root / IMPORT).read_text(encoding="utf-8"))
+        return str(content["deps"][0]["path"])
+    except (FileNotFoundError, yaml.YAMLError, KeyError, IndexError, TypeError):
+        return ""
+
+
+def _dvc(root: Path, *arguments: str) -> str:
+    """Run DVC without its chatter and return what it printed."""
+    done = subprocess.run(  # noqa: S603 (no shell; DVC judges the address)
+        [sys.executable, "-m", "dvc", *arguments],
+        cwd=root,
+        env=os.environ | {"DVC_NO_ANALYTICS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if line.strip() and "dvc.org/support" not in line]
+        raise _DvcError("\n".join(said) or f"`dvc {' '.join(arguments)}` ended with {done.returncode}")
+    return done.stdout
+
+
+def _dvc_or_refuse(root: Path, *arguments: str) -> str:
+    try:
+        return _dvc(root, *arguments)
+    except _DvcError as error:
+        raise DataError(f"`dvc {' '.join(arguments)}` failed in {root}: {error}") from error
+
+
+def _move(names: tuple[str, ...], source: Path, target: Path) -> None:
+    for name in names:
+        if (source / name).exists():
+            (source / name).rename(target / name)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

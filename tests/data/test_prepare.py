@@ -1,0 +1,200 @@
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from convoy.data.dataset import SPLITS, Dataset
+from convoy.data.decode import decode
+from convoy.data.geometry import Geometry
+from convoy.data.prepare import prepare
+from convoy.data.settings import DataParams
+from convoy.errors import DataError
+from convoy.params import section
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "build" / "dataset"
+
+
+def test_the_sample_digits_are_packed(out, capsys):
+    metrics = prepare(ROOT / "samples" / "digits", section("data", DataParams, ROOT / "params.yaml"), out)[
+        "data"
+    ]
+    dataset = Dataset.load(out)
+    assert dataset.classes == tuple("0123456789")
+    assert metrics["images"] == 1797 == sum(metrics[split] for split in SPLITS)
+    assert (metrics["classes"], metrics["quarantined"], metrics["left_out"]) == (10, 0, 0)
+    assert len(dataset.images("test")) == metrics["test"]
+    said = capsys.readouterr().out
+    assert "10 classes, 1,797 images: train 1,168, val 260, test 369; no image quarantined" in said
+    assert "Cut from what was delivered by pixel hash, as data.splits says: val 0.15, test 0.2" in said
+
+
+def test_packed_pixels_are_those_of_the_geometry_and_the_manifest_leads_to_them(folder, pets, settings, out):
+    prepare(folder(pets | {"cat/x.png": b""}), settings(image_px=16, fit="letterbox"), out)
+    dataset, geometry = Dataset.load(out), Geometry(16, "letterbox")
+    images_u8 = np.load(out / "images.npy")
+    labels = np.load(out / "labels.npy")
+    rows = pq.read_table(out / "manifest.parquet").to_pylist()
+    assert [row["path"] for row in rows] == sorted(pets.keys() | {"cat/x.png"})
+    for row in rows:
+        if row["path"] == "cat/x.png":
+            assert (row["row"], row["verdict"], row["split"]) == (-1, "is empty (0 bytes)", None)
+            continue
+        assert np.array_equal(images_u8[row["row"]], geometry(decode(pets[row["path"]]).image_u8))
+        assert dataset.classes[labels[row["row"]]] == row["label"]
+        start, stop = dataset.splits[row["split"]]
+        assert start <= row["row"] < stop
+        assert (row["width"], row["height"], row["mode"], row["verdict"]) == (8, 8, "RGB", "ok")
+
+
+def test_mean_and_std_are_those_of_the_train_split(folder, parts, settings, out):
+    prepare(folder(parts), settings(), out)
+    dataset = Dataset.load(out)
+    pixels = dataset.images("train").reshape(-1, 3) / 255
+    assert np.allclose(dataset.mean, pixels.mean(axis=0), atol=1e-12)
+    assert np.allclose(dataset.std, pixels.std(axis=0), atol=1e-12)
+
+
+def test_a_constant_channel_does_not_lead_to_a_division_by_zero(folder, settings, out, parts):
+    def redless(content):
+        image_u8 = decode(content).image_u8.copy()
+        image_u8[..., 0] = 0
+        stream = io.BytesIO()
+        Image.fromarray(image_u8).save(stream, format="PNG")
+        return stream.getvalue()
+
+    prepare(folder({name: redless(content) for name, content in parts.items()}), settings(), out)
+    assert Dataset.load(out).std[0] == 1 / 255
+
+
+def test_counts_and_slices_agree(folder, parts, settings, out):
+    prepare(folder(parts), settings(), out)
+    dataset = Dataset.load(out)
+    for split in SPLITS:
+        assert dict(dataset.counts[split]) == {"cat": 5, "dog": 5}
+        assert len(dataset.images(split)) == 10
+        assert np.bincount(dataset.labels(split)).tolist() == [5, 5]
+
+
+def test_a_folder_and_any_archive_of_it_give_equal_arrays(folder, zipped, tarred, pets, settings, tmp_path):  # noqa: PLR0917
+    renamed = {f"wrap/{name.replace('.png', '.PNG')}": content for name, content in reversed(pets.items())}
+    outs = []
+    for index, data in enumerate((folder(pets), zipped(pets), tarred(renamed, "xz"))):
+        outs.append(tmp_path / f"out{index}")
+        prepare(data, settings(), outs[-1])
+    for name in ("images.npy", "labels.npy", "dataset.json"):
+        assert len({(out / name).read_bytes() for out in outs}) == 1
+
+
+@pytest.mark.parametrize("change", [{"image_px": 9}, {"fit": "crop"}, {"splits": {"val": 0.3, "test": 0.2}}])
+def test_the_hash_changes_with_what_is_packed(folder, pets, settings, tmp_path, change):
+    prepare(folder(pets), settings(), tmp_path / "a")
+    changed = DataParams.model_validate(settings().model_dump() | change)
+    prepare(tmp_path / "data", changed, tmp_path / "b")
+    assert Dataset.load(tmp_path / "a").hash != Dataset.load(tmp_path / "b").hash
+
+
+def test_the_hash_changes_with_a_label_and_with_a_pixel(folder, parts, settings, tmp_path, png):
+    hashes = set()
+    swapped = parts | {"test/cat/0.png": parts["test/dog/0.png"], "test/dog/0.png": parts["test/cat/0.png"]}
+    for index, files in enumerate((parts, swapped, parts | {"test/cat/0.png": png(999)})):
+        prepare(folder(files, name=f"data{index}"), settings(), tmp_path / f"out{index}")
+        hashes.add(Dataset.load(tmp_path / f"out{index}").hash)
+    assert len(hashes) == 3
+
+
+def test_a_refused_delivery_writes_nothing_and_an_earlier_dataset_stays(folder, pets, settings, out):
+    prepare(folder(pets), settings(), out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(DataError, match="one class only"):
+        prepare(
+            folder({f"cat/{n}.png": pets[f"cat/{n}.png"] for n in range(9)}, name="other"), settings(), out
+        )
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert [path.name for path in out.parent.iterdir()] == ["dataset"]
+
+
+def test_a_failure_while_writing_leaves_the_earlier_dataset(folder, pets, settings, out, monkeypatch):
+    prepare(folder(pets), settings(), out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("convoy.data.prepare.manifest.write", full)
+    with pytest.raises(OSError, match="No space left"):
+        prepare(folder(pets), settings(image_px=9), out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert [path.name for path in out.parent.iterdir()] == ["dataset"]
+
+
+def test_a_new_dataset_replaces_the_earlier_one_whole(folder, pets, settings, out):
+    prepare(folder(pets), settings(), out)
+    (out / "stale").touch()
+    prepare(folder(pets), settings(image_px=9), out)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "dataset.json",
+        "images.npy",
+        "labels.npy",
+        "manifest.parquet",
+    ]
+    assert Dataset.load(out).image_px == 9
+
+
+def test_quarantined_and_left_out_files_are_counted_and_said(folder, parts, settings, out, capsys):
+    files = parts | {"train/cat/copy.png": parts["val/cat/0.png"], "train/dog/x.png": b""}
+    metrics = prepare(folder(files), settings(), out)["data"]
+    assert (metrics["images"], metrics["quarantined"], metrics["left_out"]) == (30, 1, 1)
+    said = capsys.readouterr().out
+    assert "1 quarantined" in said
+    assert "Left out, since their pixels are delivered in test or val too: 1" in said
+    assert "Cut from" not in said
+
+
+def test_one_missing_part_is_said_to_be_cut_from_train(folder, pets, png, settings, out, capsys):  # noqa: PLR0917
+    files = {f"train/{name}": content for name, content in pets.items()}
+    files |= {f"test/{label}/0.png": png(5000 + n) for n, label in enumerate(("cat", "dog"))}
+    prepare(folder(files), settings(), out)
+    assert "Cut from the train part by pixel hash, as data.splits says: val 0.2" in capsys.readouterr().out
+
+
+def test_prepare_imports_neither_torch_nor_mlflow_nor_sklearn():
+    code = "import sys, convoy.data.prepare; print([m for m in ('torch', 'mlflow', 'sklearn', 'dvc') if m in sys.modules])"
+    env = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+        ).stdout
+        == "[]\n"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("CONVOY_CIFAR10" not in os.environ, reason="CONVOY_CIFAR10 does not name the archive")
+def test_cifar10_is_packed_within_its_memory(tmp_path):
+    code = (
+        "import resource, sys; from pathlib import Path; from convoy.data.prepare import prepare;"
+        "from convoy.data.settings import DataParams; from convoy.params import section;"
+        "prepare(Path(sys.argv[1]), section('data', DataParams), Path(sys.argv[2]));"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    out = tmp_path / "dataset"
+    env = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "-c", code, os.environ["CONVOY_CIFAR10"], str(out)]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    assert int(done.stdout.splitlines()[-1]) < 1.5 * 2**20  # KiB
+    facts = json.loads((out / "dataset.json").read_text())
+    assert len(facts["classes"]) == 10
+    assert facts["splits"]["test"] == [50_000, 60_000]
+    assert "no image quarantined" in done.stdout

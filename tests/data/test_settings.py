@@ -1,0 +1,36 @@
+from pathlib import Path
+
+import pytest
+
+from convoy.data.settings import DataParams
+from convoy.errors import RequestError
+from convoy.params import check, section
+
+ROOT = Path(__file__).parents[2]
+GOOD = {"image_px": 32, "fit": "squash", "splits": {"val": 0.15, "test": 0.2}, "max_quarantined": 0.01}
+
+
+def test_the_shipped_params_are_valid():
+    assert section("data", DataParams, ROOT / "params.yaml").image_px >= 8
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_px": 7}, "data.image_px is 7: input should be greater than or equal to 8"),
+        ({"image_px": 1025}, "data.image_px is 1025: input should be less than or equal to 1024"),
+        ({"image_px": 32.5}, "data.image_px is 32.5: "),
+        ({"fit": "stretch"}, "'squash', 'crop' or 'letterbox'"),
+        (
+            {"splits": {"val": 0.0, "test": 0.2}},
+            "data.splits.val is 0.0: input should be greater than or equal to 0.01",
+        ),
+        ({"splits": {"val": 0.45, "test": 0.4}}, "val + test must be at most 0.8"),
+        ({"splits": {"val": 0.1, "tset": 0.2}}, "unknown key data.splits.tset; did you mean `test`?"),
+        ({"max_quarantined": 1.5}, "less than or equal to 1"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_its_key_and_the_range(change, message):
+    with pytest.raises(RequestError) as caught:
+        check("data", DataParams, GOOD | change)
+    assert message in str(caught.value)

@@ -1,0 +1,106 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from convoy.data.settings import SplitParams
+from convoy.data.split import LEFT_OUT, OK, Image, assign, cut, pixel_hash
+
+SHARES = SplitParams(val=0.15, test=0.2)
+
+
+def hashed(n: int) -> str:
+    return pixel_hash(
+        np.full((1, 1, 3), 0, np.uint8) + np.array([n % 256, n // 256 % 256, n // 65536], np.uint8)
+    )
+
+
+def image(n: int, label: str = "cat", delivered=None, path: str | None = None) -> Image:
+    return Image(path or f"{delivered}/{label}/{n}.png", hashed(n), label, delivered)
+
+
+numbers = st.lists(st.integers(0, 500), min_size=1, max_size=60)
+
+
+@given(numbers, numbers)
+def test_an_image_keeps_its_split_when_others_are_added(first, added):
+    before = assign([image(n) for n in first], SHARES)
+    after = assign([image(n) for n in first + added], SHARES)
+    assert after[: len(before)] == before
+
+
+@given(numbers)
+def test_identical_images_never_straddle_two_splits(seeds):
+    images = [image(n, path=f"{index}.png") for index, n in enumerate(seeds + seeds)]
+    assigned = assign(images, SHARES)
+    assert [a.split for a in assigned[: len(seeds)]] == [a.split for a in assigned[len(seeds) :]]
+
+
+@given(numbers, st.randoms())
+def test_the_order_of_delivery_does_not_matter(seeds, random):
+    images = [image(n, path=f"{index}.png") for index, n in enumerate(seeds)]
+    shuffled = random.sample(images, len(images))
+    assert dict(zip(shuffled, assign(shuffled, SHARES), strict=True)) == dict(
+        zip(images, assign(images, SHARES), strict=True)
+    )
+
+
+def test_the_shares_are_kept():
+    splits = [cut(hashed(n), SHARES, ("val", "test")) for n in range(20_000)]
+    assert abs(splits.count("val") / 20_000 - 0.15) < 0.01
+    assert abs(splits.count("test") / 20_000 - 0.2) < 0.01
+
+
+def test_changing_one_share_does_not_move_an_image_of_the_other():
+    larger = SplitParams(val=0.3, test=0.2)
+    for n in range(2000):
+        if cut(hashed(n), SHARES, ("val", "test")) != "train":
+            assert cut(hashed(n), SHARES, ("val", "test")) == cut(hashed(n), larger, ("val", "test"))
+
+
+@given(st.lists(st.sampled_from(("train", "val", "test")), min_size=1, max_size=40))
+def test_a_delivered_val_or_test_part_is_respected(parts):
+    images = [image(n, delivered=part) for n, part in enumerate(parts)]
+    for found, assigned in zip(images, assign(images, SHARES), strict=True):
+        if found.delivered != "train":
+            assert assigned.split == found.delivered
+        elif "val" in parts:
+            assert assigned.split != "val"
+        if found.delivered == "train" and "test" in parts:
+            assert assigned.split != "test"
+
+
+def test_a_missing_part_is_cut_from_train_alone():
+    images = [image(n, delivered="test" if n % 2 else "train") for n in range(400)]
+    assigned = assign(images, SHARES)
+    assert {a.split for a in assigned[0::2]} == {"train", "val"}
+    assert {a.split for a in assigned[1::2]} == {"test"}
+
+
+def test_a_train_image_that_test_has_too_is_left_out_and_the_test_file_named():
+    train, test = image(1, delivered="train"), image(1, delivered="test")
+    val = image(1, delivered="val")
+    left, kept, also_left = assign([train, test, val], SHARES)
+    assert kept.split == "test"
+    for assigned in (left, also_left):
+        assert assigned.split is None
+        assert assigned.verdict == f"{LEFT_OUT}its pixels are in test too: test/cat/1.png"
+
+
+def test_a_train_image_that_val_has_too_is_left_out_and_the_val_file_named():
+    left, kept = assign([image(1, delivered="train"), image(1, delivered="val")], SHARES)
+    assert (left.split, kept.split) == (None, "val")
+    assert left.verdict == f"{LEFT_OUT}its pixels are in val too: val/cat/1.png"
+
+
+def test_identical_pixels_under_two_labels_are_used_under_neither():
+    cat, dog, other = assign([image(1, "cat"), image(1, "dog"), image(2)], SHARES)
+    assert cat.split is dog.split is None
+    assert cat.verdict == "has the pixels of None/dog/1.png, under another label (cat, dog)"
+    assert dog.verdict == "has the pixels of None/cat/1.png, under another label (dog, cat)"
+    assert other.verdict == OK
+
+
+def test_the_hash_knows_the_shape():
+    pixels = np.zeros((2, 8, 3), np.uint8)
+    assert pixel_hash(pixels) != pixel_hash(pixels.reshape(8, 2, 3))
+    assert pixel_hash(pixels) == pixel_hash(np.asfortranarray(pixels))

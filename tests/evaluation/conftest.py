@@ -1,0 +1,69 @@
+"""A dataset and a model of a few kilobytes, written by hand so that every figure can be checked by eye."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from convoy import files
+from convoy.networks import saved
+from convoy.networks.spec import Spec
+
+PX = 8
+CLASSES = ["<b>dark</b>", "light & grey"]
+SPLITS = {"train": [0, 8], "val": [8, 12], "test": [12, 52]}
+BRIGHTNESS = [5, 250]
+
+
+@pytest.fixture(scope="session")
+def measured_things(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`dataset/`, and `model/` which says `light` for images above the middle: 4 of 40 labels are wrong."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    rng = np.random.default_rng(0)
+    labels = np.arange(52) % 2
+    images_u8 = np.empty((52, PX, PX, 3), np.uint8)
+    for n, label in enumerate(labels):
+        images_u8[n] = np.clip(BRIGHTNESS[label] + rng.integers(-5, 6, (PX, PX, 3)), 0, 255)
+    labels[[12, 13, 15, 17]] = [1, 0, 0, 0]
+    dataset = folder / "dataset"
+    dataset.mkdir()
+    np.save(dataset / "images.npy", images_u8)
+    np.save(dataset / "labels.npy", labels.astype(np.int64))
+    facts = {"classes": CLASSES, "image_px": PX, "fit": "squash", "splits": SPLITS, "mean": [0.5] * 3}
+    counts = {
+        split: {name: int((labels[a:b] == k).sum()) for k, name in enumerate(CLASSES)}
+        for split, (a, b) in SPLITS.items()
+    }
+    files.write_json(dataset / "dataset.json", facts | {"counts": counts, "std": [0.5] * 3, "hash": "0" * 64})
+    rows = [-1, *reversed(range(52))]
+    pq.write_table(
+        pa.table(
+            {
+                "path": ["broken.png", *(f"class/{row:02}.png" for row in rows[1:])],
+                "sha256": [f"{row:064x}" if row >= 0 else "f" * 64 for row in rows],
+                "row": rows,
+            }
+        ),
+        dataset / "manifest.parquet",
+    )
+    spec = Spec.model_validate({"name": "thinking_by_brightness", "layers": ["flatten", {"dense": "classes"}]})
+    model_facts = saved.ModelFacts(
+        network="thinking_by_brightness",
+        spec=spec,
+        classes=CLASSES,
+        image_px=PX,
+        fit="squash",
+        mean=[0.5] * 3,
+        std=[0.5] * 3,
+    )
+    model = saved.make(model_facts)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        dense = list(model.network.modules())[-1]
+        dense.weight[1] = 0.02
+    saved.save(folder / "model", model, model_facts)
+    return folder

@@ -1,0 +1,87 @@
+import json
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from convoy.errors import NetworkError
+from convoy.networks import saved
+from convoy.networks.saved import ModelFacts
+from convoy.networks.spec import Spec
+
+LAYERS = [
+    {"conv": {"filters": 4, "kernel": 3}},
+    "norm",
+    "relu",
+    "global_avg_pool",
+    "flatten",
+    {"dense": "classes"},
+]
+FACTS = ModelFacts(
+    network="mine",
+    spec=Spec.model_validate({"name": "mine", "layers": LAYERS}),
+    classes=["cat", "dog"],
+    image_px=8,
+    fit="squash",
+    mean=[0.5, 0.4, 0.3],
+    std=[0.2, 0.2, 0.1],
+)
+
+
+def test_a_loaded_model_gives_the_logits_of_the_saved_one(tmp_path):
+    model = saved.make(FACTS).to(memory_format=torch.channels_last)
+    pixels = torch.randint(0, 256, (5, 3, 8, 8)).float()
+    model(pixels)  # moves the running statistics of the norm
+    saved.save(tmp_path, model, FACTS)
+
+    loaded, facts = saved.load(tmp_path)
+
+    assert facts == FACTS
+    assert not loaded.training
+    torch.testing.assert_close(loaded(pixels), model.eval()(pixels))  # another memory format, other rounding
+
+
+def test_equal_weights_make_equal_files(tmp_path):
+    model = saved.make(FACTS)
+    for name in ("one", "two"):
+        saved.save(tmp_path / name, model, FACTS)
+
+    for file in (saved.WEIGHTS, saved.FACTS):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_the_facts_are_readable_without_convoy(tmp_path):
+    saved.save(tmp_path, saved.make(FACTS), FACTS)
+
+    facts = json.loads((tmp_path / saved.FACTS).read_text())
+
+    assert facts["network"] == "mine"
+    assert facts["classes"] == ["cat", "dog"]
+    assert facts["spec"]["layers"][2] == {"relu": {}}
+
+
+def test_weights_with_code_in_them_are_refused(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "exploded"),)
+
+    saved.save(tmp_path, saved.make(FACTS), FACTS)
+    torch.save({"conv1.weight": Bomb()}, tmp_path / saved.WEIGHTS)
+
+    with pytest.raises(NetworkError, match=r"holds more than tensors and is not loaded.*dvc checkout"):
+        saved.load(tmp_path)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    saved.save(tmp_path, saved.make(FACTS), FACTS)
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / saved.WEIGHTS)
+
+    with pytest.raises(NetworkError, match=r"do not belong together(.|\n)*dvc checkout"):
+        saved.load(tmp_path)
+
+
+def test_a_missing_model_is_refused_with_the_command_that_makes_it(tmp_path):
+    with pytest.raises(NetworkError, match=r"model\.json does not exist.*dvc repro train"):
+        saved.load(tmp_path)

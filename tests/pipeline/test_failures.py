@@ -1,0 +1,112 @@
+"""What goes wrong is said, recorded as it was, and leaves a repository in which `dvc repro` works."""
+
+import os
+import signal
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from clones import Clone, runs
+
+pytestmark = pytest.mark.pipeline
+
+
+def test_a_graph_beyond_the_limits_gets_no_final_name_and_fails_the_run(
+    finished: tuple[Clone, str], tmp_path: Path
+) -> None:
+    clone = finished[0].copy(tmp_path / "clone")
+    clone.edit("params.yaml", "max_probability_gap: 0.0001", "max_probability_gap: 0.0")
+    said = clone.run("dvc", "repro", fails=True)
+    assert "ERROR in export" in said
+    assert "export.max_probability_gap" in said
+    assert "`dvc checkout` brings them back" in said
+    assert not (clone.folder / "build/deploy/model.onnx").exists()
+    assert (clone.folder / "build/deploy/model.unproven.onnx").exists()
+    assert runs(clone)[0].info.status == "FAILED"
+    clone.run("git", "checkout", "params.yaml")
+    clone.run("dvc", "checkout", "--force")
+    assert (clone.folder / "build/deploy/model.onnx").exists()
+    assert "Running stage" not in clone.run("dvc", "repro")
+
+
+def test_ctrl_c_leaves_a_killed_run_and_a_repository_that_works(
+    finished: tuple[Clone, str], tmp_path: Path
+) -> None:
+    clone = finished[0].copy(tmp_path / "clone")
+    clone.edit("params.yaml", "epochs: 12", "epochs: 500")
+    process = clone.start("dvc", "repro")
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith("epoch 1/"):
+            break
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal sends on Ctrl-C
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "train was stopped. `dvc repro` runs it again" in rest
+    assert runs(clone)[0].info.status == "KILLED"
+    clone.edit("params.yaml", "epochs: 500", "epochs: 1")
+    clone.edit("params.yaml", "latency_runs: 100", "latency_runs: 10")
+    clone.run("dvc", "repro")
+    assert runs(clone)[0].info.status == "FINISHED"
+
+
+def test_a_delivery_without_images_keeps_the_earlier_dataset_restorable(
+    finished: tuple[Clone, str], tmp_path: Path
+) -> None:
+    clone = finished[0].copy(tmp_path / "clone")
+    with zipfile.ZipFile(clone.folder / "samples/digits/digits.zip", "w") as archive:
+        archive.writestr("readme.txt", "no images here")
+    said = clone.run("dvc", "repro", fails=True)
+    assert "ERROR in prepare" in said
+    assert "`dvc checkout` brings them back" in said
+    clone.run("git", "checkout", "samples")
+    assert "Running stage" not in clone.run("dvc", "repro"), "everything came back from the cache"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("  lr: 0.1 ", "  lrr: 0.1 ", "unknown key train.lrr; did you mean `train.lr`?"),
+        ("name: convnet", "name: convnett", "convnett"),
+        ("epochs: 12", "epochs: 0", "train.epochs is 0"),
+    ],
+)
+def test_make_repro_refuses_wrong_params_before_anything_runs(
+    finished: tuple[Clone, str], tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    clone = finished[0].copy(tmp_path / "clone")
+    clone.edit("params.yaml", old, new)
+    command = clone.start("python", "pipelines/repro.py", PYTHONPATH="src")
+    said, _ = command.communicate()
+    assert command.returncode == 2
+    assert message in said
+    assert "Running stage" not in said
+    assert (clone.folder / "build/model/weights.pt").exists(), "earlier outputs were touched"
+
+
+def test_a_tracking_server_that_is_down_stops_nothing(finished: tuple[Clone, str], tmp_path: Path) -> None:
+    clone = finished[0].copy(tmp_path / "clone")
+    clone.edit("params.yaml", "latency_runs: 100", "latency_runs: 10")
+    said = clone.run(
+        "dvc", "repro", MLFLOW_TRACKING_URI="http://127.0.0.1:9", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0"
+    )
+    assert said.count("Not tracked: http://127.0.0.1:9 answered") == 1
+    assert (clone.folder / "build/deploy/model.onnx").exists()
+
+
+def test_a_dead_run_is_marked_killed_by_the_next_training(
+    finished: tuple[Clone, str], tmp_path: Path
+) -> None:
+    clone = finished[0].copy(tmp_path / "clone")
+    clone.edit("params.yaml", "epochs: 12", "epochs: 500")
+    process = clone.start("dvc", "repro")
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith("epoch 1/"):
+            break
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert runs(clone)[0].info.status == "RUNNING", "nobody could say so yet"
+    clone.run("convoy", "sync", PYTHONPATH=str(clone.folder / "src"))
+    assert runs(clone)[0].info.status == "KILLED"

@@ -1,0 +1,58 @@
+"""`mlflow run .` runs the same pipeline inside the run that it opened."""
+
+from pathlib import Path
+
+import pytest
+
+from clones import Clone, runs
+
+pytestmark = pytest.mark.pipeline
+
+COMMAND = ("mlflow", "run", ".", "--experiment-name", "convoy")
+QUICK = (
+    "-P",
+    "train.epochs=1",
+    "-P",
+    "network.name=lenet5",
+    "-P",
+    "train.lr=0.020",
+    "-P",
+    "export.latency_runs=10",
+)
+
+
+def test_mlflow_run_trains_inside_the_run_that_it_opened(finished: tuple[Clone, str], tmp_path: Path) -> None:
+    clone = finished[0].copy(tmp_path / "clone")
+    said = clone.run(
+        *COMMAND, "--env-manager", "local", *QUICK, MLFLOW_TRACKING_URI=f"sqlite:///{clone.folder}/mlflow.db"
+    )
+    newest, *earlier = runs(clone)
+    assert len(earlier) == 1, "one run, not one of MLflow's and one of Convoy's"
+    assert newest.info.status == "FINISHED"
+    assert newest.info.run_id in said
+    assert newest.data.params["train.epochs"] == "1"
+    assert newest.data.params["network.name"] == "lenet5"
+    assert newest.data.params["train.lr"] == "0.020", "what was typed stays"
+    assert newest.data.tags["param.train.lr"] == "0.02", "what was used is told"
+    assert newest.data.metrics["deploy/label_flips"] == 0
+
+
+def test_mlflow_run_refuses_a_misspelt_key_before_anything_runs(
+    finished: tuple[Clone, str], tmp_path: Path
+) -> None:
+    clone = finished[0].copy(tmp_path / "clone")
+    said = clone.run(*COMMAND, "--env-manager", "local", "-P", "train.epoch=1", fails=True)
+    assert "unknown key train.epoch; did you mean `train.epochs`?" in said
+    assert "Running stage" not in said
+
+
+@pytest.mark.slow
+def test_mlflow_run_builds_its_environment_from_the_lock(finished: tuple[Clone, str], tmp_path: Path) -> None:
+    clone = finished[0].copy(tmp_path / "clone")
+    clone.run(
+        *COMMAND, "--env-manager", "uv", *QUICK,
+        MLFLOW_TRACKING_URI=f"sqlite:///{clone.folder}/mlflow.db", MLFLOW_ENV_ROOT=str(tmp_path / "envs"),
+    )  # fmt: skip
+    newest = runs(clone)[0]
+    assert newest.info.status == "FINISHED"
+    assert newest.data.metrics["deploy/label_flips"] == 0

@@ -1,0 +1,168 @@
+"""`make repro` in a fresh clone, and what `dvc repro` does afterwards."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import yaml
+from mlflow.tracking import MlflowClient
+
+from clones import Clone, artifacts, runs
+from convoy.files import sha256
+
+pytestmark = pytest.mark.pipeline
+
+
+def metrics(clone: Clone, stage: str) -> dict:
+    return json.loads((clone.folder / "build/metrics" / f"{stage}.json").read_text())
+
+
+def test_a_fresh_clone_has_a_proven_model_after_one_command(finished: tuple[Clone, str]) -> None:
+    clone, said = finished
+    verification = json.loads((clone.folder / "build/deploy/verification.json").read_text())
+    assert verification["onnx_sha256"] == sha256(clone.folder / "build/deploy/model.onnx")
+    deploy = metrics(clone, "export")["deploy"]
+    assert deploy["label_flips"] == 0
+    assert deploy["accuracy"] == metrics(clone, "evaluate")["test"]["accuracy"] > 0.95
+    assert not (clone.folder / "build/deploy/model.unproven.onnx").exists()
+    session = onnxruntime.InferenceSession(clone.folder / "build/deploy/model.onnx")
+    probabilities = session.run(["probabilities"], {"image": np.zeros((3, 17, 29, 3), np.uint8)})[0]
+    assert probabilities.shape == (3, 10)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+    for part in (f"{deploy['accuracy']:.2%}", "0 label flips", "report.html", "model.onnx", "make ui"):
+        assert part in said.split("served accuracy")[1] + f"{deploy['accuracy']:.2%}", (
+            f"summary lacks {part}"
+        )
+
+
+def test_the_run_holds_params_metrics_identity_and_files(finished: tuple[Clone, str]) -> None:
+    clone, _ = finished
+    [run] = runs(clone)
+    assert run.info.status == "FINISHED"
+    params = yaml.safe_load((clone.folder / "params.yaml").read_text())
+    for key, value in (
+        ("train.lr", params["train"]["lr"]),
+        ("data.splits.val", params["data"]["splits"]["val"]),
+    ):
+        assert run.data.params[key] == str(value)
+    assert {"seed", "network.name", "evaluate.batch_size", "export.max_label_flips"} <= set(run.data.params)
+    assert run.data.metrics["test/accuracy"] == metrics(clone, "evaluate")["test"]["accuracy"]
+    assert run.data.metrics["deploy/accuracy"] == metrics(clone, "export")["deploy"]["accuracy"]
+    assert run.data.metrics["val/accuracy"] == metrics(clone, "train")["val"]["accuracy"]
+    assert any(name.startswith("system/") for name in run.data.metrics)
+    client = MlflowClient(f"sqlite:///{clone.folder}/mlflow.db")
+    epochs = client.get_metric_history(run.info.run_id, "val/loss")
+    assert {point.step for point in epochs} >= set(range(1, params["train"]["epochs"] + 1))
+    dataset = json.loads((clone.folder / "build/dataset/dataset.json").read_text())
+    tags = run.data.tags
+    assert tags["convoy.data_hash"] == dataset["hash"]
+    assert len(tags["convoy.params_hash"]) == 64
+    assert tags["mlflow.source.git.commit"] == clone.run("git", "rev-parse", "HEAD~1").strip()
+    assert run.inputs.dataset_inputs[0].dataset.digest == dataset["hash"][:32]
+    found = artifacts(clone, run)
+    assert {"curves.png", "pipeline/params.yaml", "pipeline/dvc.yaml", "pipeline/dvc.lock"} <= found
+    assert {"evaluation/confusion.png", "evaluation/report.html", "deploy/verification.json"} <= found
+    lock = Path(run.info.artifact_uri.removeprefix("file://")) / "pipeline/dvc.lock"
+    assert lock.read_text() == (clone.folder / "dvc.lock").read_text()
+
+
+def test_the_logged_model_is_the_proven_file_byte_for_byte(finished: tuple[Clone, str]) -> None:
+    clone, _ = finished
+    [run] = runs(clone)
+    client = MlflowClient(f"sqlite:///{clone.folder}/mlflow.db")
+    [output] = run.outputs.model_outputs
+    model = client.get_logged_model(output.model_id)
+    folder = Path(model.artifact_location.removeprefix("file://"))
+    assert sha256(folder / "model.onnx") == sha256(clone.folder / "build/deploy/model.onnx")
+    description = yaml.safe_load((folder / "MLmodel").read_text())
+    assert "image" in description["signature"]["inputs"]
+    assert description["saved_input_example_info"]
+
+
+def test_the_model_says_which_run_commit_and_data_it_comes_from(finished: tuple[Clone, str]) -> None:
+    clone, _ = finished
+    [run] = runs(clone)
+    session = onnxruntime.InferenceSession(clone.folder / "build/deploy/model.onnx")
+    said = session.get_modelmeta().custom_metadata_map
+    assert said["convoy.run_id"] == run.data.tags["convoy.run_id"]
+    assert said["convoy.git_commit"] == run.data.tags["mlflow.source.git.commit"]
+    assert said["convoy.data_hash"] == run.data.tags["convoy.data_hash"]
+    assert said["convoy.params_hash"] == run.data.tags["convoy.params_hash"]
+    assert json.loads(said["convoy.classes"]) == [str(digit) for digit in range(10)]
+
+
+def test_a_second_repro_runs_nothing_and_opens_no_run(finished: tuple[Clone, str], tmp_path: Path) -> None:
+    clone = finished[0].copy(tmp_path / "clone")
+    before = len(runs(clone))
+    said = clone.run("dvc", "repro")
+    assert "Running stage" not in said
+    assert "Data and pipelines are up to date" in said
+    assert len(runs(clone)) == before
+
+
+def changed_stages(clone: Clone) -> set[str]:
+    """Name the stages whose own dependencies, params or commands changed since dvc.lock."""
+    status = json.loads(clone.run("dvc", "status", "--json"))
+    return {stage for stage in status if not stage.endswith(".dvc")}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "stages"),
+    [
+        ("params.yaml", "  lr: 0.1 ", "  lr: 0.05 ", {"train"}),
+        ("params.yaml", "latency_runs: 100", "latency_runs: 20", {"export"}),
+        ("params.yaml", "worst_images: 24", "worst_images: 6", {"evaluate"}),
+        ("params.yaml", "image_px: 32", "image_px: 16", {"prepare"}),
+        ("src/convoy/data/split.py", "import hashlib", "import hashlib  # edited", {"prepare"}),
+        ("src/convoy/training/settings.py", "class TrainParams", "#\nclass TrainParams", {"train"}),
+        ("src/convoy/evaluation/metrics.py", "def wilson", "#\ndef wilson", {"evaluate"}),
+        ("src/convoy/deploy/proof.py", "def prove", "#\ndef prove", {"export"}),
+        ("src/convoy/networks/build.py", "def build", "#\ndef build", {"train", "evaluate", "export"}),
+        ("src/convoy/tracking/store.py", "def uri", "#\ndef uri", set()),
+        ("networks/lenet5.yaml", "layers:", "# edited\nlayers:", set()),
+        ("networks/convnet.yaml", "layers:", "# edited\nlayers:", {"train"}),
+    ],
+)
+def test_an_edit_changes_exactly_the_stages_that_depend_on_it(
+    finished: tuple[Clone, str], tmp_path: Path, file: str, old: str, new: str, stages: set[str]
+) -> None:
+    clone = finished[0].copy(tmp_path / "clone")
+    clone.edit(file, old, new)
+    assert changed_stages(clone) == stages
+
+
+def test_a_rerun_of_export_opens_a_run_that_names_the_training_it_reuses(
+    finished: tuple[Clone, str], tmp_path: Path
+) -> None:
+    clone = finished[0].copy(tmp_path / "clone")
+    [first] = runs(clone)
+    clone.edit("params.yaml", "latency_runs: 100", "latency_runs: 20")
+    said = clone.run("dvc", "repro")
+    assert "Running stage 'export'" in said
+    assert "Running stage 'train'" not in said
+    second, again = runs(clone)
+    assert again.data.to_dictionary() == first.data.to_dictionary(), "a finished run was rewritten"
+    assert second.info.status == "FINISHED"
+    assert second.data.tags["convoy.training"] == first.data.tags["convoy.run_id"]
+    assert second.data.tags["convoy.run_id"] != first.data.tags["convoy.run_id"]
+    assert second.data.params == first.data.params | {"export.latency_runs": "20"}
+    for name in ("train/loss", "val/accuracy", "test/accuracy"):
+        assert second.data.metrics[name] == first.data.metrics[name]
+
+
+def test_training_again_gives_the_same_weights_and_metrics(
+    finished: tuple[Clone, str], tmp_path: Path
+) -> None:
+    clone = finished[0].copy(tmp_path / "clone")
+    before = sha256(clone.folder / "build/model/weights.pt"), metrics(clone, "train")
+    clone.run("dvc", "repro", "--force", "--single-item", "train")
+    after = sha256(clone.folder / "build/model/weights.pt"), metrics(clone, "train")
+    for measured in (before[1], after[1]):
+        measured["train"].pop("seconds")
+    assert before == after
+    newest = runs(clone)[0]
+    assert newest.info.status == "RUNNING", "evaluate and export would still join it"
+    clone.run("convoy", "sync", PYTHONPATH=str(clone.folder / "src"))
+    assert runs(clone)[0].info.status == "FINISHED", "DVC has ended, and everything later came from its cache"

@@ -1,0 +1,282 @@
+import csv
+import json
+import os
+import signal
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from convoy.errors import NetworkError, TrainingError
+from convoy.networks import saved
+from convoy.networks.spec import Spec
+from convoy.training.classifier import Classifier
+from convoy.training.fit import fit
+
+BF16 = pytest.param(
+    "bf16",
+    marks=pytest.mark.skipif(
+        not torch.cpu._is_avx512_bf16_supported(), reason="this processor has no AVX-512 BF16"
+    ),
+)
+CPU = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="equal to the bit on a CPU; this machine has a GPU"
+)
+
+
+def history(folder):
+    with (folder / "history.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_training_learns_and_writes_the_model(dataset, tiny, params, folders):
+    metrics = fit(dataset, tiny, params(epochs=12), 1, *folders)
+
+    model, facts = saved.load(folders[0])
+    pixels = torch.from_numpy(dataset.images("test").copy()).permute(0, 3, 1, 2).float()
+    right = model(pixels).argmax(1).numpy() == dataset.labels("test")
+    assert right.mean() > 0.9
+    assert metrics["val"]["accuracy"] > 0.9
+    assert (facts.network, facts.classes, facts.image_px) == ("tiny", ["blue", "green", "red"], 8)
+    assert facts.mean == list(dataset.mean)
+
+
+def test_the_history_has_a_row_per_epoch_and_the_metrics_are_those_of_the_best(
+    dataset, tiny, params, folders
+):
+    metrics = fit(dataset, tiny, params(epochs=4), 1, *folders)
+
+    rows = history(folders[0])
+    best = min(rows, key=lambda row: float(row["val/loss"]))
+    assert list(rows[0]) == ["epoch", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr"]
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    assert metrics["val"]["best_epoch"] == int(best["epoch"])
+    assert metrics["val"]["loss"] == pytest.approx(float(best["val/loss"]), rel=1e-5)
+    assert metrics["train"]["loss"] == pytest.approx(float(best["train/loss"]), rel=1e-5)
+    assert metrics["train"]["epochs"] == 4
+    assert metrics["train"]["seconds"] > 0
+    json.dumps(metrics)
+
+
+def test_the_model_has_the_weights_of_the_best_epoch_not_of_the_last(dataset, tiny, params, folders):
+    class Worsen(pl.Callback):
+        """Let every later epoch answer `blue`, so that the first is the best."""
+
+        def on_validation_start(self, trainer, pl_module):
+            if trainer.current_epoch > 0:
+                torch.nn.init.constant_(pl_module.model.network.dense1.bias[:1], 50.0)
+
+    metrics = fit(dataset, tiny, params(epochs=3), 1, *folders, callbacks=[Worsen()])
+
+    best = torch.load(folders[1] / "best.ckpt", weights_only=True)
+    model, _ = saved.load(folders[0])
+    assert metrics["val"]["best_epoch"] == 1
+    assert best["epoch"] == 0
+    assert torch.equal(model.network.dense1.weight, best["state_dict"]["model.network.dense1.weight"])
+
+
+def test_best_and_last_checkpoint_hold_tensors_and_plain_data_only(dataset, tiny, params, folders):
+    fit(dataset, tiny, params(epochs=3), 1, *folders)
+
+    assert sorted(path.name for path in folders[1].iterdir()) == ["best.ckpt", "last.ckpt"]
+    for name in ("best.ckpt", "last.ckpt"):
+        content = torch.load(folders[1] / name, weights_only=True)
+        assert content["optimizer_states"]
+    assert torch.load(folders[1] / "last.ckpt", weights_only=True)["epoch"] == 2
+
+
+def test_a_second_training_replaces_the_checkpoints_of_the_first(dataset, tiny, params, folders):
+    for epochs in (3, 2):
+        fit(dataset, tiny, params(epochs=epochs), 1, *folders)
+
+    assert sorted(path.name for path in folders[1].iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert torch.load(folders[1] / "last.ckpt", weights_only=True)["epoch"] == 1
+
+
+@CPU
+@pytest.mark.parametrize("precision", ["32", BF16])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_same_seed_gives_equal_metrics_and_equal_bytes(
+    dataset, tiny, params, tmp_path, precision, optimizer
+):
+    chosen = params(precision=precision, optimizer=optimizer)
+    outcomes = []
+    for run, seed in enumerate((1, 1, 2)):
+        out = tmp_path / str(run)
+        metrics = fit(dataset, tiny, chosen, seed, out, tmp_path / "checkpoints")
+        del metrics["train"]["seconds"]
+        outcomes.append((metrics, (out / "weights.pt").read_bytes(), (out / "history.csv").read_text()))
+
+    assert outcomes[0] == outcomes[1]
+    assert outcomes[0][1] != outcomes[2][1]
+
+
+def test_a_norm_and_every_bias_are_spared_weight_decay(dataset, tiny, params, folders):
+    seen = []
+
+    class Look(pl.Callback):
+        def on_train_start(self, trainer, pl_module):
+            names = {value: name for name, value in pl_module.named_parameters()}
+            groups = trainer.optimizers[0].param_groups
+            seen.extend(
+                (group["weight_decay"], {names[value] for value in group["params"]}) for group in groups
+            )
+
+    fit(dataset, tiny, params(epochs=1, weight_decay=0.01), 1, *folders, callbacks=[Look()])
+
+    decayed = {"model.network.conv1.weight", "model.network.dense1.weight"}
+    spared = {f"model.network.{name}" for name in ("conv1.bias", "dense1.bias", "norm1.weight", "norm1.bias")}
+    assert seen == [(0.01, decayed), (0.0, spared)]
+
+
+@pytest.mark.parametrize("schedule", ["one_cycle", "cosine"])
+def test_the_learning_rate_follows_the_schedule_step_by_step(dataset, tiny, params, folders, schedule):
+    rates = []
+
+    class Look(pl.Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    fit(dataset, tiny, params(epochs=5, schedule=schedule, lr=0.2), 1, *folders, callbacks=[Look()])
+
+    assert len(rates) == 15
+    assert rates[0] == pytest.approx(0.02)
+    assert max(rates) == rates[3] == pytest.approx(0.2)
+    assert 0 < rates[-1] < 0.02
+    assert float(history(folders[0])[1]["lr"]) == pytest.approx(0.2)
+
+
+def test_early_stop_ends_after_so_many_epochs_without_a_better_loss(dataset, tiny, params, folders):
+    metrics = fit(dataset, tiny, params(epochs=40, lr=1e-9, early_stop=2), 1, *folders)
+
+    assert metrics["train"]["epochs"] < 40
+    assert metrics["train"]["epochs"] == len(history(folders[0]))
+
+
+def test_a_lost_loss_ends_the_training_with_the_remedy(dataset, tiny, params, folders):
+    with pytest.raises(TrainingError, match=r"the loss became (nan|inf).*Lower train\.lr \(now 100\.0\)"):
+        fit(dataset, tiny, params(epochs=200, lr=100.0, weight_decay=1.0, warmup=0.0), 1, *folders)
+
+
+def test_ctrl_c_reaches_the_caller(dataset, tiny, params, folders):
+    class Press(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        fit(dataset, tiny, params(), 1, *folders, callbacks=[Press()])
+
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert not (folders[0] / "weights.pt").exists()
+
+
+def test_sigterm_reaches_the_caller_as_what_its_handler_raises(dataset, tiny, params, folders):
+    class StopError(BaseException):
+        pass
+
+    def stop(number, frame):
+        raise StopError
+
+    class Terminate(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with pytest.raises(StopError):
+            fit(dataset, tiny, params(), 1, *folders, callbacks=[Terminate()])
+        assert signal.getsignal(signal.SIGTERM) is stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_sigterm_without_a_handler_reaches_the_caller_as_an_exit(dataset, tiny, params, folders):
+    class Terminate(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit):
+        fit(dataset, tiny, params(), 1, *folders, callbacks=[Terminate()])
+
+
+def test_an_error_in_a_callback_reaches_the_caller(dataset, tiny, params, folders):
+    class Fail(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="the disk is full"):
+        fit(dataset, tiny, params(), 1, *folders, callbacks=[Fail()])
+
+
+def test_callbacks_can_read_the_metrics_at_the_end_of_an_epoch(dataset, tiny, params, folders):
+    seen = []
+
+    class Look(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            seen.append(set(trainer.callback_metrics))
+
+    fit(dataset, tiny, params(), 1, *folders, callbacks=[Look()])
+
+    assert seen == [{"train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr"}] * 2
+
+
+def test_a_network_too_deep_for_the_images_is_refused_before_anything_is_written(dataset, params, folders):
+    deep = Spec.model_validate(
+        {"name": "deep", "layers": [{"conv": {"filters": 2, "kernel": 9}}, "flatten", {"dense": "classes"}]}
+    )
+
+    with pytest.raises(NetworkError, match="deep does not take images of 8 px"):
+        fit(dataset, deep, params(), 1, *folders)
+    assert not folders[0].exists()
+
+
+def test_a_torchvision_network_trains(dataset, params, folders):
+    spec = Spec(name="mine", torchvision="shufflenet_v2_x0_5")
+
+    metrics = fit(dataset, spec, params(epochs=1), 1, *folders)
+
+    model, facts = saved.load(folders[0])
+    assert facts.spec == spec
+    assert metrics["train"]["epochs"] == 1
+    assert model(torch.zeros(2, 3, 8, 8)).shape == (2, 3)
+
+
+def test_the_validation_loss_is_taken_without_smoothing(dataset, tiny, params, folders):
+    """A smoothed loss of a network that answers at random is log 3 as well; a wrong certain one tells."""
+    losses = []
+
+    class Look(pl.Callback):
+        def on_validation_epoch_end(self, trainer, pl_module):
+            losses.append(float(trainer.callback_metrics["val/loss"]))
+            assert isinstance(pl_module, Classifier)
+            pixels = torch.from_numpy(dataset.images("val").copy()).permute(0, 3, 1, 2).float()
+            logits = pl_module.model(pixels.to(pl_module.device))
+            labels = torch.from_numpy(dataset.labels("val").copy()).to(pl_module.device)
+            losses.append(float(torch.nn.functional.cross_entropy(logits, labels)))
+
+    fit(dataset, tiny, params(epochs=1, label_smoothing=0.5), 1, *folders, callbacks=[Look()])
+
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["32", "auto"])
+def test_weights_trained_on_a_gpu_load_on_a_cpu_and_give_near_equal_logits(
+    dataset, tiny, params, folders, precision
+):
+    trained = []
+
+    class Keep(pl.Callback):
+        def on_train_end(self, trainer, pl_module):
+            assert pl_module.device.type == "cuda"
+            trained.append(pl_module.model)
+
+    metrics = fit(dataset, tiny, params(epochs=12, precision=precision), 1, *folders, callbacks=[Keep()])
+
+    model, _ = saved.load(folders[0])
+    pixels = torch.from_numpy(dataset.images("test").copy()).permute(0, 3, 1, 2).float()
+    on_gpu = trained[0].to("cuda").eval()(pixels.to("cuda")).cpu()
+    assert metrics["val"]["accuracy"] > 0.9
+    torch.testing.assert_close(model(pixels), on_gpu, rtol=1e-3, atol=1e-3)

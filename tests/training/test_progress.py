@@ -1,0 +1,38 @@
+import re
+import sys
+
+from convoy.training.fit import fit
+
+
+def test_a_log_gets_one_plain_line_per_epoch_with_rate_and_time_left(dataset, tiny, params, folders, capsys):
+    fit(dataset, tiny, params(epochs=3), 1, *folders)
+
+    lines = capsys.readouterr().out.splitlines()
+    number = r"\d+\.\d{4}"
+    epoch = (
+        rf"epoch (\d)/3  train loss {number}  val loss {number}  val accuracy {number}  "
+        r"[\d,]+ images/s(  ETA [\d,]+ s)?"
+    )
+    assert lines[0] == "train tiny (267 parameters) in float32, as train.precision says"
+    matches = [re.fullmatch(epoch, line) for line in lines[1:]]
+    assert [match and match[1] for match in matches] == ["1", "2", "3"]
+    assert [bool(match and match[2]) for match in matches] == [True, True, False]
+
+
+def test_a_terminal_gets_a_bar_below_the_lines(dataset, tiny, params, folders, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+
+    fit(dataset, tiny, params(), 1, *folders)
+
+    printed = capsys.readouterr().out
+    assert "train: epoch 2/2" in printed
+    assert "━" in printed
+    assert "epoch 2/2  train loss" in printed
+
+
+def test_lightning_says_nothing_about_itself(dataset, tiny, params, folders, capsys, recwarn):
+    fit(dataset, tiny, params(), 1, *folders)
+
+    assert capsys.readouterr().err == ""
+    assert [str(warning.message) for warning in recwarn] == []
