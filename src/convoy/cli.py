@@ -73,8 +73,29 @@ def data_check(
     from convoy.data.source import check  # noqa: PLC0415
 
     found = check(path, params.section("data", DataParams))
-    if as_json:
-        print(json.dumps(found))
+    lines = found.pop("lines")
+    print(json.dumps(found, ensure_ascii=False) if as_json else "\n".join(lines))
+    if not found["accepted"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="A proven model, such as build/deploy/model.onnx.")],
+    paths: Annotated[list[Path], typer.Argument(help="Images, or folders that are walked for images.")],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per file.")] = False,
+) -> None:
+    """Classify images with MODEL in onnxruntime: one line per file, its class and probability.
+
+    A file that cannot be read is reported and does not stop the rest; the exit code is then 1.
+
+    Example: convoy predict build/deploy/model.onnx photos/
+    """
+    from convoy.deploy.predict import predict as answer  # noqa: PLC0415
+    from convoy.deploy.predict import show  # noqa: PLC0415
+
+    raise typer.Exit(show(answer(model, paths), as_json=as_json))
 
 
 @app.command()

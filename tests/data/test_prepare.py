@@ -87,7 +87,7 @@ def test_counts_and_slices_agree(folder, parts, settings, out):
         assert np.bincount(dataset.labels(split)).tolist() == [5, 5]
 
 
-def test_a_folder_and_any_archive_of_it_give_equal_arrays(folder, zipped, tarred, pets, settings, tmp_path):  # noqa: PLR0917
+def test_a_folder_and_any_archive_of_it_give_equal_arrays(folder, zipped, tarred, pets, settings, tmp_path):
     renamed = {f"wrap/{name.replace('.png', '.PNG')}": content for name, content in reversed(pets.items())}
     outs = []
     for index, data in enumerate((folder(pets), zipped(pets), tarred(renamed, "xz"))):
@@ -162,7 +162,7 @@ def test_quarantined_and_left_out_files_are_counted_and_said(folder, parts, sett
     assert "Cut from" not in said
 
 
-def test_one_missing_part_is_said_to_be_cut_from_train(folder, pets, png, settings, out, capsys):  # noqa: PLR0917
+def test_one_missing_part_is_said_to_be_cut_from_train(folder, pets, png, settings, out, capsys):
     files = {f"train/{name}": content for name, content in pets.items()}
     files |= {f"test/{label}/0.png": png(5000 + n) for n, label in enumerate(("cat", "dog"))}
     prepare(folder(files), settings(), out)

@@ -23,6 +23,10 @@ def dvc(root, *arguments: str) -> str:
     return run(root, sys.executable, "-m", "dvc", *arguments)
 
 
+dvc_runs = pytest.mark.pipeline
+"""Each start of DVC takes a second."""
+
+
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory, pets):
     """A repository whose data.dvc imports `first/`, made once."""
@@ -52,6 +56,7 @@ def untouched(root, pets):
     assert dict(open_delivery(root / "data").files()) == pets
 
 
+@dvc_runs
 def test_a_source_inside_the_repository_is_stored_relative_and_unfrozen(imported, pets):
     untouched(imported, pets)
     assert dvc(imported, "data", "status", "--json").count("uncommitted") == 0
@@ -76,6 +81,7 @@ def test_a_source_outside_the_repository_is_stored_absolute_with_a_warning(
     assert len(open_delivery(repository / "data").names()) < len(pets)
 
 
+@dvc_runs
 def test_a_url_makes_data_one_file_that_is_recognised_by_content(repository, zipped, pets, tmp_path):
     served = tmp_path / "served"
     served.mkdir()
@@ -91,9 +97,12 @@ def test_a_url_makes_data_one_file_that_is_recognised_by_content(repository, zip
     assert dict(open_delivery(repository / "data").files()) == pets
 
 
+@dvc_runs
 def test_a_source_that_dvc_cannot_fetch_leaves_everything_as_it_was(repository, pets):
     url = "http://127.0.0.1:9/pets.zip"
-    with pytest.raises(DataError, match=r"DVC cannot import http://127.0.0.1:9/pets.zip: ERROR: .*") as caught:
+    with pytest.raises(
+        DataError, match=r"DVC cannot import http://127.0.0.1:9/pets.zip: ERROR: .*"
+    ) as caught:
         use(url, repository)
     assert "Nothing has changed: data.dvc still imports first." in str(caught.value)
     assert "dvc.org/support" not in str(caught.value)
@@ -101,6 +110,7 @@ def test_a_source_that_dvc_cannot_fetch_leaves_everything_as_it_was(repository, 
     assert not list((repository / ".dvc" / "tmp").glob("convoy-data-*"))
 
 
+@dvc_runs
 def test_an_interruption_leaves_everything_as_it_was(repository, pets, monkeypatch):
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -120,6 +130,7 @@ def test_an_interruption_leaves_everything_as_it_was(repository, pets, monkeypat
     untouched(repository, pets)
 
 
+@dvc_runs
 def test_data_that_dvc_does_not_know_is_not_thrown_away(repository):
     (repository / "data" / "mine.png").write_bytes(b"x")
     with pytest.raises(
@@ -133,6 +144,7 @@ def test_data_that_dvc_does_not_know_is_not_thrown_away(repository):
     assert (repository / "data" / "mine.png").exists()
 
 
+@dvc_runs
 def test_a_repository_dvc_cannot_judge_is_left_alone(repository, pets):
     (repository / ".dvc" / "config").write_text("[nonsense\n")
     with pytest.raises(DataError, match="`dvc data status --json` failed in"):
@@ -140,6 +152,7 @@ def test_a_repository_dvc_cannot_judge_is_left_alone(repository, pets):
     untouched(repository, pets)
 
 
+@dvc_runs
 def test_a_path_that_does_not_exist_is_refused_with_the_nearest_name(repository, tmp_path):
     (tmp_path / "my-images").mkdir()
     with pytest.raises(RequestError, match=f"does not exist; did you mean {tmp_path}/my-images?"):
@@ -152,6 +165,7 @@ def test_a_path_that_does_not_exist_is_refused_with_the_nearest_name(repository,
         use(str(tmp_path / "qqqq"), repository)
 
 
+@dvc_runs
 def test_the_fetched_copy_and_the_repository_itself_are_no_sources(repository):
     with pytest.raises(
         RequestError, match=r"lies in data/, which holds the fetched copy. Move it elsewhere first"

@@ -1,8 +1,12 @@
 import pytest
 
+from convoy.data import survey as surveying
 from convoy.data.decode import decode
-from convoy.data.survey import survey
 from convoy.errors import DataError
+
+
+def survey(data, params, keep=lambda _: None):
+    return surveying.survey(data, params, shrink=lambda image_u8: image_u8, keep=keep)
 
 
 def refusal(data, params) -> str:
@@ -128,5 +132,5 @@ def test_a_class_absent_from_a_cut_part_says_how_many_images_it_has_and_what_to_
 
 
 def test_what_names_reveal_is_refused_before_an_image_is_decoded(folder, settings, monkeypatch):
-    monkeypatch.setattr("convoy.data.survey.decode", lambda _: pytest.fail("an image was decoded"))
+    monkeypatch.setattr("convoy.data.records.decode", lambda _: pytest.fail("an image was decoded"))
     assert "one class only" in refusal(folder({"cat/1.png": b"1"}), settings())

@@ -24,7 +24,14 @@ from convoy.networks import saved
 from convoy.networks.spec import Spec
 
 IDENTITY = {"run_id": "run-7", "git_commit": "c0ffee", "data_hash": "d" * 64, "params_hash": "e" * 64}
-LAYERS = [{"conv": {"filters": 6, "kernel": 3}}, "norm", "relu", {"max_pool": 2}, "flatten", {"dense": "classes"}]
+LAYERS = [
+    {"conv": {"filters": 6, "kernel": 3}},
+    "norm",
+    "relu",
+    {"max_pool": 2},
+    "flatten",
+    {"dense": "classes"},
+]
 PX = 12
 
 PROVE = """
@@ -69,7 +76,9 @@ class Project:
         shutil.copytree(self.home, home)
         return Project(home)
 
-    def take(self, classes: dict[str, list[np.ndarray]], fit: str = "squash", layers: list | None = None) -> "Project":
+    def take(
+        self, classes: dict[str, list[np.ndarray]], fit: str = "squash", layers: list | None = None
+    ) -> "Project":
         """Deliver, prepare, make a network with fresh weights, evaluate and build."""
         for name, images_u8 in classes.items():
             (self.home / "data" / name).mkdir(parents=True)
@@ -99,7 +108,9 @@ class Project:
     def noisy(seed: int, images: int) -> list[np.ndarray]:
         """Make images of several odd sizes, every third one of one size."""
         rng = np.random.default_rng(seed)
-        sizes = [(12, 12) if n % 3 else (int(rng.integers(5, 40)), int(rng.integers(5, 40))) for n in range(images)]
+        sizes = [
+            (12, 12) if n % 3 else (int(rng.integers(5, 40)), int(rng.integers(5, 40))) for n in range(images)
+        ]
         return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
 
     def measure_and_build(self) -> None:
@@ -131,7 +142,9 @@ THREE_CLASSES = {"Bär": 40, "cat|dog": 30, "x": 30}
 def built(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Everything up to the unproven graph. Read only: tests that change something copy it."""
     project = Project(tmp_path_factory.mktemp("built"))
-    return project.take({name: project.noisy(n, images) for n, (name, images) in enumerate(THREE_CLASSES.items())})
+    return project.take(
+        {name: project.noisy(n, images) for n, (name, images) in enumerate(THREE_CLASSES.items())}
+    )
 
 
 @pytest.fixture(scope="session")

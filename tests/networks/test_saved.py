@@ -69,7 +69,7 @@ def test_weights_with_code_in_them_are_refused(tmp_path):
     saved.save(tmp_path, saved.make(FACTS), FACTS)
     torch.save({"conv1.weight": Bomb()}, tmp_path / saved.WEIGHTS)
 
-    with pytest.raises(NetworkError, match=r"holds more than tensors and is not loaded.*dvc checkout"):
+    with pytest.raises(NetworkError, match=r"is no file of tensors alone and is not loaded.*dvc checkout"):
         saved.load(tmp_path)
     assert not (tmp_path / "exploded").exists()
 
@@ -84,4 +84,14 @@ def test_weights_of_another_network_are_refused(tmp_path):
 
 def test_a_missing_model_is_refused_with_the_command_that_makes_it(tmp_path):
     with pytest.raises(NetworkError, match=r"model\.json does not exist.*dvc repro train"):
+        saved.load(tmp_path)
+
+
+@pytest.mark.parametrize("file", [saved.WEIGHTS, saved.FACTS])
+def test_half_a_file_is_refused(tmp_path, file):
+    saved.save(tmp_path, saved.make(FACTS), FACTS)
+    content = (tmp_path / file).read_bytes()
+    (tmp_path / file).write_bytes(content[: len(content) // 2])
+
+    with pytest.raises(NetworkError, match=r"holds no model that this version reads(.|\n)*dvc checkout"):
         saved.load(tmp_path)

@@ -74,7 +74,7 @@ def params() -> Callable[..., TrainParams]:
         "augment": ["crop", "flip"],
         "crop_padding": 1,
         "early_stop": 0,
-        "precision": "32",
+        "precision": 32,
     }
 
     def make(**changes: object) -> TrainParams:

@@ -94,7 +94,7 @@ def test_a_second_training_replaces_the_checkpoints_of_the_first(dataset, tiny, 
 
 
 @CPU
-@pytest.mark.parametrize("precision", ["32", BF16])
+@pytest.mark.parametrize("precision", [32, BF16])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_the_same_seed_gives_equal_metrics_and_equal_bytes(
     dataset, tiny, params, tmp_path, precision, optimizer
@@ -262,7 +262,7 @@ def test_the_validation_loss_is_taken_without_smoothing(dataset, tiny, params, f
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("precision", ["32", "auto"])
+@pytest.mark.parametrize("precision", [32, "auto"])
 def test_weights_trained_on_a_gpu_load_on_a_cpu_and_give_near_equal_logits(
     dataset, tiny, params, folders, precision
 ):

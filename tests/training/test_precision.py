@@ -46,7 +46,7 @@ def test_auto_takes_float32_on_an_apple_gpu(device):
 def test_what_is_asked_for_is_taken(device):
     device(cpu=False)
 
-    assert choose("32") == ("32-true", "float32, as train.precision says")
+    assert choose(32) == ("32-true", "float32, as train.precision says")
     assert choose("bf16") == (
         "bf16-mixed",
         "bf16, as train.precision says; this processor does not have AVX-512 BF16, so this is slow",

@@ -57,7 +57,7 @@ def decode(content: bytes) -> Decoded:
         raise DataError("is empty (0 bytes)")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd metadata is no reason to talk
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata is no reason to talk
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             upright, mode, format_ = _load(content)
     except DataError:

@@ -23,9 +23,6 @@ OPSET = 20
 IR_VERSION = 10
 """What the oldest supported onnxruntime reads."""
 
-SMALL_PIXELS = 256 * 256
-"""Up to here, starting threads costs more than it brings."""
-
 
 def graph(image_px: int, fit: Fit) -> onnx.ModelProto:
     """Build the graph from `image`, uint8 (N, H, W, 3), to `pixels`, float32 (N, 3, P, P), whole numbers 0..255.
@@ -70,7 +67,7 @@ def graph(image_px: int, fit: Fit) -> onnx.ModelProto:
 
 
 class Geometry:
-    """Run the graph on single images, as `prepare` does for each."""
+    """Run the graph on single images, as `prepare` does for each; usable from many threads."""
 
     def __init__(self, image_px: int, fit: Fit) -> None:
         self.image_px = image_px
@@ -78,19 +75,16 @@ class Geometry:
 
     def __call__(self, image_u8: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Bring one (H, W, 3) uint8 image to (P, P, 3) uint8."""
-        height, width, _ = image_u8.shape
-        session = _session(self.image_px, self.fit, many_threads=height * width > SMALL_PIXELS)
-        (pixels,) = session.run(["pixels"], {"image": image_u8[np.newaxis]})
+        (pixels,) = _session(self.image_px, self.fit).run(["pixels"], {"image": image_u8[np.newaxis]})
         square_u8: npt.NDArray[np.uint8] = pixels[0].transpose(1, 2, 0).astype(np.uint8)
         return square_u8
 
 
 @lru_cache(maxsize=8)
-def _session(image_px: int, fit: Fit, *, many_threads: bool) -> onnxruntime.InferenceSession:
+def _session(image_px: int, fit: Fit) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
-    if not many_threads:
-        options.intra_op_num_threads = 1
+    options.intra_op_num_threads = 1  # callers have a thread per image; small ones are slower with more
     model = graph(image_px, fit).SerializeToString()
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 

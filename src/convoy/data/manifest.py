@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from convoy.data.survey import Record
+from convoy.data.records import Record
 
 SCHEMA = pa.schema(
     [

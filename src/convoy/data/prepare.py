@@ -36,7 +36,7 @@ def prepare(data: Path, params: DataParams, out: Path) -> dict[str, Any]:
     """
     to_square = Geometry(params.image_px, params.fit)
     with pack.Rows(out.parent, params.image_px) as rows:
-        found = survey(data, params, keep=lambda image_u8: rows.append(to_square(image_u8)))
+        found = survey(data, params, shrink=to_square, keep=rows.append)
         scratch = out.with_name(f".{out.name}.{os.getpid()}")
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()

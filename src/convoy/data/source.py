@@ -10,16 +10,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from convoy.data.prepare import describe, metrics
+from convoy.data.records import IGNORED
 from convoy.data.settings import DataParams
 from convoy.data.split import LEFT_OUT
-from convoy.data.survey import IGNORED, survey
+from convoy.data.survey import survey
 from convoy.errors import DataError, RequestError
 
 DATA = "data"
 IMPORT = "data.dvc"
+NOTHING = np.empty((0, 0, 3), np.uint8)
 
 
 def use(source: str, root: Path) -> list[str]:
@@ -89,7 +92,12 @@ def check(data: Path, params: DataParams) -> dict[str, Any]:
     Raises:
         DataError: as `survey`, but for the number of quarantined files, all of which are listed.
     """
-    found = survey(data, params.model_copy(update={"max_quarantined": 1.0}))
+    found = survey(
+        data,
+        params.model_copy(update={"max_quarantined": 1.0}),
+        shrink=lambda _: NOTHING,
+        keep=lambda _: None,
+    )
     numbers = metrics(found)
     groups: dict[str, list[dict[str, str]]] = {"quarantined": [], "left_out": [], "ignored": []}
     for record in found.records:

@@ -1,60 +1,21 @@
 """Look at every delivered file once: decode, judge, split, and refuse what no training can use."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from convoy.console import track
 from convoy.data.dataset import SPLITS, Split
-from convoy.data.decode import decode
 from convoy.data.delivery import Delivery, open_delivery
 from convoy.data.layout import EXPECTED, Layout, recognise
+from convoy.data.records import IGNORED, Record, Shrink, Square, read
 from convoy.data.settings import DataParams
-from convoy.data.split import LEFT_OUT, OK, Image, assign, missing_parts, pixel_hash
+from convoy.data.split import OK, Image, assign, missing_parts
 from convoy.errors import DataError
-
-IGNORED = "ignored: "
-"""Begins the verdict on a file that is no image and lies where no image is expected."""
 
 EXAMPLES = 5
 """How many files a message names."""
-
-Keep = Callable[[npt.NDArray[np.uint8]], None]
-"""Takes each readable (H, W, 3) uint8 image, in the records' order."""
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What is known about one delivered file.
-
-    Attributes:
-        path: inside the folder or archive.
-        width: in pixels, upright; 0 for what was not decoded, as height.
-        mode: Pillow's name for what the file held; empty for what was not decoded.
-        pixels: `pixel_hash`; empty for what was not decoded.
-        split: the part delivered in, once `assign` ran the part that uses it; None for neither.
-        verdict: `ok`, or the reason why the file is not used.
-    """
-
-    path: str
-    sha256: str
-    width: int
-    height: int
-    mode: str
-    pixels: str
-    label: str | None
-    split: Split | None
-    verdict: str
-
-    @property
-    def quarantined(self) -> bool:
-        """Tell whether the file should have been an image of a class and could not be used."""
-        return self.verdict != OK and not self.verdict.startswith((LEFT_OUT, IGNORED))
 
 
 @dataclass(frozen=True)
@@ -84,7 +45,7 @@ class Survey:
         return {split: {label: found[split, label] for label in self.classes} for split in SPLITS}
 
 
-def survey(data: Path, params: DataParams, keep: Keep | None = None) -> Survey:
+def survey(data: Path, params: DataParams, shrink: Shrink, keep: Callable[[Square], None]) -> Survey:
     """Decode every delivered file once and decide what becomes of it; write nothing.
 
     What the names alone reveal is checked before the first image is decoded.
@@ -92,7 +53,8 @@ def survey(data: Path, params: DataParams, keep: Keep | None = None) -> Survey:
     Args:
         data: folder or archive.
         params: the `data` section.
-        keep: called with each readable image of a class, so that nothing is decoded twice.
+        shrink: makes of each readable image of a class what is kept of it; called from threads.
+        keep: called with that, in the records' order, so that nothing is decoded twice.
 
     Raises:
         DataError: no images, one class only, a class missing in a split, more unusable files
@@ -105,34 +67,18 @@ def survey(data: Path, params: DataParams, keep: Keep | None = None) -> Survey:
     records: list[Record] = []
     kept: list[int] = []
     images = 0
-    for name, content in track(delivery.files(), "read images", len(names)):
-        record, image_u8 = _read(name, content, layout)
-        if image_u8 is not None and keep:
-            keep(image_u8)
+    for record, square_u8 in track(read(delivery.files(), layout, shrink), "read images", len(names)):
         records.append(record)
-        kept.append(images if image_u8 is not None else -1)
-        images += image_u8 is not None
+        kept.append(-1 if square_u8 is None else images)
+        if square_u8 is not None:
+            keep(square_u8)
+            images += 1
     cut = _split(records, params)
     _check_quarantine(delivery, records, params)
     classes = sorted({record.label for record in records if record.label})
     result = Survey(delivery, records, kept, classes, cut)
     _check_classes(result, params)
     return result
-
-
-def _read(name: str, content: bytes, layout: Layout) -> tuple[Record, npt.NDArray[np.uint8] | None]:
-    """Decode one file; the image is None where it cannot be used."""
-    place = layout.place(name)
-    record = Record(name, hashlib.sha256(content).hexdigest(), 0, 0, "", "", place.label, place.split, OK)
-    try:
-        decoded = decode(content)
-    except DataError as error:
-        reason = str(error)
-        return replace(record, split=None, verdict=reason if place.label else f"{IGNORED}{reason}"), None
-    record = replace(record, width=decoded.width, height=decoded.height, mode=decoded.mode)
-    if place.label is None:
-        return replace(record, split=None, verdict="lies in no class folder"), None
-    return replace(record, pixels=pixel_hash(decoded.image_u8)), decoded.image_u8
 
 
 def _split(records: list[Record], params: DataParams) -> tuple[Split, ...]:

@@ -120,6 +120,12 @@ def _translate(deployable: Deployable, image_px: int, name: str) -> onnx.ModelPr
             f"the exported graph of network {name} has no constant {contract.MEAN}, which the proof must find to "
             "show that it notices a wrong one. Normalise in convoy/networks/deployable.py alone."
         )
+    images = network.graph.output[0].type.tensor_type.shape.dim[0]
+    if not images.dim_param:
+        raise NetworkError(
+            f"network {name} answers {images.dim_value} images however many there are: a layer has fixed the number "
+            "that it was traced with (pytorch#157621). Look for a reshape that counts images in its forward."
+        )
     _forget_its_making(network)
     network.ir_version = geometry.IR_VERSION
     return network

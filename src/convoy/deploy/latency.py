@@ -1,7 +1,9 @@
 """How fast the exported graph answers, beside eager torch on the same processor.
 
-Each is timed in its own process, so that neither waits for the other's threads:
-`python -m convoy.deploy.latency onnx|eager PATH IMAGE_PX RUNS THREADS` prints JSON.
+Each is timed in its own process, so that neither waits for the other's threads, and on one
+thread: a figure per core can be compared between machines, and where other work runs beside,
+several threads would time each other's waiting (a busy 2-core machine made torch's 0.2 ms 96 ms).
+`python -m convoy.deploy.latency onnx|eager PATH IMAGE_PX RUNS` prints JSON.
 """
 
 import json
@@ -24,6 +26,8 @@ BATCH = 32
 WARM_UP = 3
 """Untimed calls before the timed ones: first calls allocate memory and choose kernels."""
 
+THREADS = 1
+
 Answer = Callable[[npt.NDArray[np.uint8]], object]
 
 
@@ -43,10 +47,9 @@ def measure(model: Path, trained: Path, image_px: int, runs: int) -> dict[str, A
     Raises:
         ProofError: with what the timing process said.
     """
-    threads = _processors()
-    conditions = {"image_px": image_px, "runs": runs, "threads": threads, "batch": BATCH}
+    conditions = {"image_px": image_px, "runs": runs, "threads": THREADS, "batch": BATCH}
     return conditions | {
-        kind: _in_own_process(kind, path, image_px, runs, threads)
+        kind: _in_own_process(kind, path, image_px, runs)
         for kind, path in (("onnx", model), ("eager", trained))
     }
 
@@ -74,18 +77,18 @@ def _seconds(answer: Answer, images_u8: npt.NDArray[np.uint8], runs: int) -> lis
     return seconds
 
 
-def _onnx(path: Path, threads: int) -> Answer:
+def _onnx(path: Path) -> Answer:
     from convoy.deploy.served import Served  # noqa: PLC0415 (each process pays for its own engine alone)
 
-    return Served(path, threads=threads)
+    return Served(path, threads=THREADS)
 
 
-def _eager(path: Path, threads: int) -> Answer:
+def _eager(path: Path) -> Answer:
     import torch  # noqa: PLC0415 (each process pays for its own engine alone)
 
     from convoy.networks import saved  # noqa: PLC0415 (likewise)
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(THREADS)
     model, _ = saved.load(path)
 
     def answer(images_u8: npt.NDArray[np.uint8]) -> object:
@@ -95,8 +98,8 @@ def _eager(path: Path, threads: int) -> Answer:
     return answer
 
 
-def _in_own_process(kind: str, path: Path, image_px: int, runs: int, threads: int) -> dict[str, float]:
-    words = [sys.executable, "-m", "convoy.deploy.latency", kind, path, image_px, runs, threads]
+def _in_own_process(kind: str, path: Path, image_px: int, runs: int) -> dict[str, float]:
+    words = [sys.executable, "-m", "convoy.deploy.latency", kind, path, image_px, runs]
     source = str(Path(convoy.__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([source, os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(  # noqa: S603 (this module, with our own words)
@@ -109,16 +112,9 @@ def _in_own_process(kind: str, path: Path, image_px: int, runs: int, threads: in
     return found
 
 
-def _processors() -> int:
-    """Count the processors that this process may use, which in a container are fewer than there are."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _main(kind: str, path: str, image_px: str, runs: str, threads: str) -> None:
+def _main(kind: str, path: str, image_px: str, runs: str) -> None:
     engine = {"onnx": _onnx, "eager": _eager}[kind]
-    print(json.dumps(time_answers(engine(Path(path), int(threads)), int(image_px), int(runs))))
+    print(json.dumps(time_answers(engine(Path(path)), int(image_px), int(runs))))
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ class Served:
                 f"{name} does not exist. Make one with `dvc repro`: build/deploy/{contract.PROVEN}"
             )
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors; they are raised as well
+        options.log_severity_level = 4  # less would print errors that are raised as well
         options.intra_op_num_threads = threads
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -5,7 +5,6 @@ Neither holds a time or a run's identity, so that equal training gives equal byt
 
 import pickle
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -55,7 +54,7 @@ def load(folder: Path) -> tuple[Deployable, ModelFacts]:
         NetworkError: the folder holds no model, or its files do not belong together.
     """
     try:
-        content: dict[str, Any] = files.read_json(folder / FACTS)
+        facts = ModelFacts.model_validate(files.read_json(folder / FACTS))
         state = torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise NetworkError(
@@ -63,9 +62,14 @@ def load(folder: Path) -> tuple[Deployable, ModelFacts]:
         ) from error
     except pickle.UnpicklingError as error:
         raise NetworkError(
-            f"{folder / WEIGHTS} holds more than tensors and is not loaded. Get it back with: dvc checkout {folder}"
+            f"{folder / WEIGHTS} is no file of tensors alone and is not loaded. "
+            f"Get it back with: dvc checkout {folder}"
         ) from error
-    facts = ModelFacts.model_validate(content)
+    except (ValueError, RuntimeError) as error:  # what pydantic and json raise, and torch for half a file
+        raise NetworkError(
+            f"{folder} holds no model that this version reads: {error}\n"
+            f"Get it back with `dvc checkout {folder}`, or make it anew with `dvc repro --force train`."
+        ) from error
     model = make(facts)
     try:
         model.network.load_state_dict(state)

@@ -11,8 +11,9 @@ from typing import Any
 import mlflow
 import numpy as np
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
-from mlflow.models import Model, infer_signature
+from mlflow.models import Model, ModelSignature
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.types import ColSpec, Schema, TensorSpec
 
 from convoy import files, params
 from convoy.console import say
@@ -21,8 +22,11 @@ from convoy.tracking import store
 SYSTEM_SECONDS = 2.0
 """Interval of system metrics: a short training should still show a line, not a dot."""
 
-EXAMPLE_U8 = np.zeros((2, 48, 64, 3), np.uint8)
+EXAMPLE_U8 = np.zeros((2, 4, 6, 3), np.uint8)
 """Input example of the logged model, `(N, H, W, 3)`: two images that are not square, since any size serves."""
+
+ANY = -1
+"""How MLflow's tensor schemas write a length that may vary."""
 
 
 @dataclass(frozen=True)
@@ -98,20 +102,30 @@ class Run:
         """Log a proven ONNX file as the run's model, byte for byte, with signature and input example."""
 
         def send(run_id: str) -> None:
-            import onnx  # noqa: PLC0415 (only the stage that exports needs these two)
-            import onnxruntime  # noqa: PLC0415
+            import onnx  # noqa: PLC0415 (only the stage that exports needs it)
 
-            session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-            names = [output.name for output in session.get_outputs()]
-            answers = dict(zip(names, session.run(names, {"image": EXAMPLE_U8}), strict=True))
+            graph = onnx.load(path)
+            [image] = graph.graph.input
+            answers: list[ColSpec | TensorSpec] = [
+                TensorSpec(
+                    np.dtype(np.float32), (ANY, output.type.tensor_type.shape.dim[1].dim_value), output.name
+                )
+                for output in graph.graph.output
+            ]
             mlflow.set_tracking_uri(store.uri())
+            # Without it the model goes to the experiment `Default`, its file to the current folder.
+            mlflow.set_experiment(experiment_id=self._client.get_run(run_id).info.experiment_id)
             info = Model.log(
                 artifact_path=None,
                 flavor=mlflow.onnx,
                 name="model",
                 run_id=run_id,
-                onnx_model=onnx.load(path),
-                signature=infer_signature({"image": EXAMPLE_U8}, answers),
+                onnx_model=graph,
+                onnx_execution_providers=["CPUExecutionProvider"],
+                signature=ModelSignature(
+                    Schema([TensorSpec(np.dtype(np.uint8), (ANY, ANY, ANY, 3), image.name)]), Schema(answers)
+                ),
+                input_example={image.name: EXAMPLE_U8},
                 pip_requirements=["mlflow", "onnx", "onnxruntime", "numpy"],
                 save_as_external_data=False,
             )

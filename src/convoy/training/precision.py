@@ -20,7 +20,7 @@ def choose(wanted: Precision) -> Choice:
     bf16 here means that convolutions and dense layers compute in it while weights,
     normalisation and loss stay in float32.
     """
-    if wanted == "32":
+    if wanted == 32:
         return Choice("32-true", "float32, as train.precision says")
     native, where = _native()
     if wanted == "bf16":

@@ -7,7 +7,7 @@ from pydantic import Field
 from convoy.params import Section
 
 Augmentation = Literal["crop", "flip"]
-Precision = Literal["auto", "32", "bf16"]
+Precision = Literal["auto", 32, "bf16"]
 
 
 class TrainParams(Section):
