@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +45,11 @@ class Clone:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+    def stop(self, process: subprocess.Popen[str], how: signal.Signals) -> str:
+        """Signal a command and all that it started, as a terminal does; return the rest of its output."""
+        os.killpg(process.pid, how)
+        return process.communicate(timeout=60)[0]
 
     def run(self, *command: str, fails: bool = False, **env: str) -> str:
         """Run a command and return what it printed; `fails` says which outcome is expected."""
@@ -95,3 +102,10 @@ def artifacts(clone: Clone, run: Run) -> set[str]:
     root = Path(run.info.artifact_uri.removeprefix("file://"))
     assert root.is_relative_to(clone.folder / "mlartifacts")
     return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+
+
+def free_port() -> int:
+    """Find a port of this host that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -176,6 +176,25 @@ def test_a_zip_with_damaged_content_says_so(zipped):
         read(path)
 
 
+@pytest.mark.parametrize("compression", ["gz", "bz2", "xz"])
+def test_a_tar_with_damaged_compressed_bytes_says_so(tarred, pets, compression):
+    path = tarred(pets, compression)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 20] = b"\xaa" * 20
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"truncated or damaged|no tar archive, or damaged"):
+        read(path)
+
+
+def test_damage_where_a_bz2_archive_begins_says_so(tarred, pets):
+    path = tarred(pets, "bz2")
+    content = bytearray(path.read_bytes())
+    content[4:10] = b"\0" * 6  # where its first block begins
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"is truncated or damaged \(Invalid data stream\)"):
+        kind_of(path)
+
+
 def test_an_encrypted_zip_says_so(zipped):
     path = zipped({"cat/1.png": b"1"})
     content = bytearray(path.read_bytes())

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from convoy.data import decode as decoding
 from convoy.data.decode import MAX_PIXELS, decode
 from convoy.errors import DataError
 
@@ -127,6 +128,15 @@ def test_a_truncated_image_is_refused(format_):
     content = encoded(noise, format_)
     with pytest.raises(DataError, match=r"cannot be decoded|is no image"):
         decode(content[: len(content) // 2])
+
+
+def test_the_number_of_pixels_is_bounded_before_they_are_decoded(monkeypatch):
+    content = encoded(Image.new("RGB", (5, 3)))
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 15)
+    assert decode(content).width == 5
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 14)
+    with pytest.raises(DataError, match="is too large: 5 x 3 pixels, at most 14 are read"):
+        decode(content)
 
 
 def test_broken_bytes_are_a_data_error_and_never_a_crash():

@@ -43,7 +43,13 @@ def test_a_folder_with_two_archives_is_refused(zipped, folder, pets):
 
 
 def test_litter_is_left_out(folder, zipped, pets):
-    litter = {"__MACOSX/cat/._0.png": b"x", "cat/.DS_Store": b"x", "cat/Thumbs.db": b"x"}
+    litter = {
+        "__MACOSX/cat/._0.png": b"x",
+        "__MACOSX/plain.png": b"x",
+        ".cache/cat/0.png": b"x",
+        "cat/.DS_Store": b"x",
+        "cat/Thumbs.db": b"x",
+    }
     for path in (folder(pets | litter), zipped(pets | litter)):
         assert dict(open_delivery(path).files()) == pets
         assert len(open_delivery(path).names()) == len(pets)

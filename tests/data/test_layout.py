@@ -81,3 +81,9 @@ def test_what_operating_systems_leave_behind_is_litter(name):
 
 def test_a_place_is_comparable():
     assert recognise(["a/1.png", "b/1.png"]).place("a/1.png") == Place(None, "a")
+
+
+def test_the_missing_parts_are_those_not_delivered():
+    assert recognise(["a/1.png", "b/1.png"]).missing == ("val", "test")
+    assert recognise(["train/a/1.png", "valid/a/1.png"]).missing == ("test",)
+    assert recognise(["train/a/1.png", "val/a/1.png", "test/a/1.png"]).missing == ()

@@ -62,6 +62,7 @@ def test_a_source_inside_the_repository_is_stored_relative_and_unfrozen(imported
     assert dvc(imported, "data", "status", "--json").count("uncommitted") == 0
 
 
+@dvc_runs
 def test_a_source_outside_the_repository_is_stored_absolute_with_a_warning(
     repository, zipped, pets, tmp_path, monkeypatch
 ):

@@ -6,6 +6,7 @@ from convoy.data.settings import SplitParams
 from convoy.data.split import LEFT_OUT, OK, Image, assign, cut, pixel_hash
 
 SHARES = SplitParams(val=0.15, test=0.2)
+BOTH = ("val", "test")
 
 
 def hashed(n: int) -> str:
@@ -23,15 +24,15 @@ numbers = st.lists(st.integers(0, 500), min_size=1, max_size=60)
 
 @given(numbers, numbers)
 def test_an_image_keeps_its_split_when_others_are_added(first, added):
-    before = assign([image(n) for n in first], SHARES)
-    after = assign([image(n) for n in first + added], SHARES)
+    before = assign([image(n) for n in first], SHARES, BOTH)
+    after = assign([image(n) for n in first + added], SHARES, BOTH)
     assert after[: len(before)] == before
 
 
 @given(numbers)
 def test_identical_images_never_straddle_two_splits(seeds):
     images = [image(n, path=f"{index}.png") for index, n in enumerate(seeds + seeds)]
-    assigned = assign(images, SHARES)
+    assigned = assign(images, SHARES, BOTH)
     assert [a.split for a in assigned[: len(seeds)]] == [a.split for a in assigned[len(seeds) :]]
 
 
@@ -39,8 +40,8 @@ def test_identical_images_never_straddle_two_splits(seeds):
 def test_the_order_of_delivery_does_not_matter(seeds, random):
     images = [image(n, path=f"{index}.png") for index, n in enumerate(seeds)]
     shuffled = random.sample(images, len(images))
-    assert dict(zip(shuffled, assign(shuffled, SHARES), strict=True)) == dict(
-        zip(images, assign(images, SHARES), strict=True)
+    assert dict(zip(shuffled, assign(shuffled, SHARES, BOTH), strict=True)) == dict(
+        zip(images, assign(images, SHARES, BOTH), strict=True)
     )
 
 
@@ -53,14 +54,15 @@ def test_the_shares_are_kept():
 def test_changing_one_share_does_not_move_an_image_of_the_other():
     larger = SplitParams(val=0.3, test=0.2)
     for n in range(2000):
-        if cut(hashed(n), SHARES, ("val", "test")) != "train":
-            assert cut(hashed(n), SHARES, ("val", "test")) == cut(hashed(n), larger, ("val", "test"))
+        if cut(hashed(n), SHARES, BOTH) != "train":
+            assert cut(hashed(n), SHARES, BOTH) == cut(hashed(n), larger, BOTH)
 
 
 @given(st.lists(st.sampled_from(("train", "val", "test")), min_size=1, max_size=40))
 def test_a_delivered_val_or_test_part_is_respected(parts):
     images = [image(n, delivered=part) for n, part in enumerate(parts)]
-    for found, assigned in zip(images, assign(images, SHARES), strict=True):
+    missing = [part for part in BOTH if part not in parts]
+    for found, assigned in zip(images, assign(images, SHARES, missing), strict=True):
         if found.delivered != "train":
             assert assigned.split == found.delivered
         elif "val" in parts:
@@ -71,7 +73,7 @@ def test_a_delivered_val_or_test_part_is_respected(parts):
 
 def test_a_missing_part_is_cut_from_train_alone():
     images = [image(n, delivered="test" if n % 2 else "train") for n in range(400)]
-    assigned = assign(images, SHARES)
+    assigned = assign(images, SHARES, ("val",))
     assert {a.split for a in assigned[0::2]} == {"train", "val"}
     assert {a.split for a in assigned[1::2]} == {"test"}
 
@@ -79,7 +81,7 @@ def test_a_missing_part_is_cut_from_train_alone():
 def test_a_train_image_that_test_has_too_is_left_out_and_the_test_file_named():
     train, test = image(1, delivered="train"), image(1, delivered="test")
     val = image(1, delivered="val")
-    left, kept, also_left = assign([train, test, val], SHARES)
+    left, kept, also_left = assign([train, test, val], SHARES, BOTH)
     assert kept.split == "test"
     for assigned in (left, also_left):
         assert assigned.split is None
@@ -87,13 +89,13 @@ def test_a_train_image_that_test_has_too_is_left_out_and_the_test_file_named():
 
 
 def test_a_train_image_that_val_has_too_is_left_out_and_the_val_file_named():
-    left, kept = assign([image(1, delivered="train"), image(1, delivered="val")], SHARES)
+    left, kept = assign([image(1, delivered="train"), image(1, delivered="val")], SHARES, BOTH)
     assert (left.split, kept.split) == (None, "val")
     assert left.verdict == f"{LEFT_OUT}its pixels are in val too: val/cat/1.png"
 
 
 def test_identical_pixels_under_two_labels_are_used_under_neither():
-    cat, dog, other = assign([image(1, "cat"), image(1, "dog"), image(2)], SHARES)
+    cat, dog, other = assign([image(1, "cat"), image(1, "dog"), image(2)], SHARES, BOTH)
     assert cat.split is dog.split is None
     assert cat.verdict == "has the pixels of None/dog/1.png, under another label (cat, dog)"
     assert dog.verdict == "has the pixels of None/cat/1.png, under another label (dog, cat)"

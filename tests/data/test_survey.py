@@ -127,10 +127,16 @@ def test_a_class_absent_from_a_cut_part_says_how_many_images_it_has_and_what_to_
     folder, pets, settings, png
 ):
     message = refusal(folder(pets | {"owl/1.png": png(5007), "owl/2.png": png(5008)}), settings())
-    assert "class `owl` has 2 images, and none of them fell in the " in message
+    assert "class `owl` has 2 usable images, and none of them fell in the " in message
     assert "data.splits.val (0.2), data.splits.test (0.2)" in message
 
 
 def test_what_names_reveal_is_refused_before_an_image_is_decoded(folder, settings, monkeypatch):
     monkeypatch.setattr("convoy.data.records.decode", lambda _: pytest.fail("an image was decoded"))
     assert "one class only" in refusal(folder({"cat/1.png": b"1"}), settings())
+
+
+def test_a_delivered_part_without_one_usable_image_is_not_cut_anew(folder, parts, settings):
+    files = {name: b"broken" if name.startswith("val/") else content for name, content in parts.items()}
+    message = refusal(folder(files), settings(max_quarantined=0.5))
+    assert "the delivered val part has no usable image of class `cat`, `dog`" in message

@@ -1,6 +1,5 @@
 """What goes wrong is said, recorded as it was, and leaves a repository in which `dvc repro` works."""
 
-import os
 import signal
 import zipfile
 from pathlib import Path
@@ -40,8 +39,7 @@ def test_ctrl_c_leaves_a_killed_run_and_a_repository_that_works(
     for line in process.stdout:
         if line.startswith("epoch 1/"):
             break
-    os.killpg(process.pid, signal.SIGINT)  # what a terminal sends on Ctrl-C
-    rest, _ = process.communicate(timeout=60)
+    rest = clone.stop(process, signal.SIGINT)
     assert process.returncode != 0
     assert "train was stopped. `dvc repro` runs it again" in rest
     assert runs(clone)[0].info.status == "KILLED"
@@ -105,8 +103,7 @@ def test_a_dead_run_is_marked_killed_by_the_next_training(
     for line in process.stdout:
         if line.startswith("epoch 1/"):
             break
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    clone.stop(process, signal.SIGKILL)
     assert runs(clone)[0].info.status == "RUNNING", "nobody could say so yet"
     clone.run("convoy", "sync", PYTHONPATH=str(clone.folder / "src"))
     assert runs(clone)[0].info.status == "KILLED"

@@ -22,7 +22,7 @@ def metrics(clone: Clone, stage: str) -> dict:
 def test_a_fresh_clone_has_a_proven_model_after_one_command(finished: tuple[Clone, str]) -> None:
     clone, said = finished
     verification = json.loads((clone.folder / "build/deploy/verification.json").read_text())
-    assert verification["onnx_sha256"] == sha256(clone.folder / "build/deploy/model.onnx")
+    assert verification["model"]["sha256"] == sha256(clone.folder / "build/deploy/model.onnx")
     deploy = metrics(clone, "export")["deploy"]
     assert deploy["label_flips"] == 0
     assert deploy["accuracy"] == metrics(clone, "evaluate")["test"]["accuracy"] > 0.95
@@ -32,9 +32,7 @@ def test_a_fresh_clone_has_a_proven_model_after_one_command(finished: tuple[Clon
     assert probabilities.shape == (3, 10)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
     for part in (f"{deploy['accuracy']:.2%}", "0 label flips", "report.html", "model.onnx", "make ui"):
-        assert part in said.split("served accuracy")[1] + f"{deploy['accuracy']:.2%}", (
-            f"summary lacks {part}"
-        )
+        assert part in said.split("served accuracy")[1] + f"{deploy['accuracy']:.2%}", f"summary lacks {part}"
 
 
 def test_the_run_holds_params_metrics_identity_and_files(finished: tuple[Clone, str]) -> None:

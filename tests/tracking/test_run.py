@@ -1,7 +1,6 @@
 """One run: what is logged, what is left alone, and what a failing store does."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,14 +22,14 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def client(
     empty_store: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[MlflowClient]:
+) -> MlflowClient:
     """Work in an empty repository with the shipped params and a store of its own."""
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     shutil.copy(repository / "params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
     for name in ("DVC_ROOT", "DVC_EXP_NAME", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
-    yield store.connect()
+    return store.connect()
 
 
 def test_the_default_store_lies_in_the_repository_also_for_a_queued_experiment(
@@ -69,7 +68,9 @@ def test_evaluate_continues_the_open_run_and_export_ends_it(client: MlflowClient
     assert {"train.lr", "evaluate.batch_size", "export.max_label_flips"} <= set(found.data.params)
 
 
-@pytest.mark.parametrize(("error", "status"), [(ValueError("broken"), "FAILED"), (KeyboardInterrupt(), "KILLED")])
+@pytest.mark.parametrize(
+    ("error", "status"), [(ValueError("broken"), "FAILED"), (KeyboardInterrupt(), "KILLED")]
+)
 @pytest.mark.parametrize("stage", ["train", "evaluate"])
 def test_a_stage_that_ends_badly_ends_the_run_as_it_was(
     client: MlflowClient, stage: str, error: BaseException, status: str
@@ -102,11 +103,16 @@ def test_a_stage_after_a_run_that_ended_opens_another_with_the_same_training(cli
 
 
 def test_the_second_command_of_export_without_the_first_says_what_to_type(client: MlflowClient) -> None:
-    with pytest.raises(Exception, match="export.json is missing.*dvc repro export"), stages.finishing("export"):
+    with (
+        pytest.raises(Exception, match=r"export\.json is missing.*dvc repro export"),
+        stages.finishing("export"),
+    ):
         pass
 
 
-def test_a_run_that_mlflow_opened_is_joined_once(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_mlflow_opened_is_joined_once(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened = client.create_run("0").info.run_id
     client.log_param(opened, "train.lr", "0.10")
     monkeypatch.setenv("MLFLOW_RUN_ID", opened)
@@ -155,7 +161,9 @@ def test_a_store_that_does_not_answer_is_said_once_and_stops_nothing(
     assert capsys.readouterr().out.count("Not tracked: http://127.0.0.1:9 answered") == 1
 
 
-def test_a_store_that_fails_later_is_said_once(client: MlflowClient, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_store_that_fails_later_is_said_once(
+    client: MlflowClient, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = Run(Reference("a", "a", "no-such-run"), "train")
     run.log_metrics({"train/loss": 1.0})
     run.log_metrics({"train/loss": 2.0})

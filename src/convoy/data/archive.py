@@ -81,7 +81,7 @@ def kind_of(path: Path) -> Kind | None:
         head = stream.read(512)
     if not _is_tar(head):
         raise DataError(
-            f"{path} is a compressed file but no tar archive. Deliver class folders, or a zip or tar of them."
+            f"{path} is a compressed file but no tar archive, or damaged at its start. Deliver class folders, or a zip or tar of them."
         )
     return compressed
 
@@ -153,6 +153,8 @@ def _walk_tar(path: Path, kind: Kind, *, wanted: bool) -> Iterator[tuple[str, by
                 raise DataError(_too_large(path, name))
             file = archive.extractfile(member) if wanted else None
             yield name, file.read() if file else b""
+        while stream.read(2**20):
+            pass  # the checksum of gz, bz2 and xz comes last, after the tar's own end
 
 
 class _Allowance:

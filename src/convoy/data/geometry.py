@@ -36,7 +36,6 @@ def graph(image_px: int, fit: Fit) -> onnx.ModelProto:
         fit: see above.
     """
     build = _Builder()
-    build.constant("geometry_side", [image_px])
     build.node("Transpose", ["image"], "geometry_planes", perm=[0, 3, 1, 2])
     planes = "geometry_planes"
     size = "geometry_square"
@@ -44,6 +43,7 @@ def graph(image_px: int, fit: Fit) -> onnx.ModelProto:
     if fit == "crop":
         planes = _central_square(build, planes)
     elif fit == "letterbox":
+        build.constant("geometry_side", [image_px])
         size = _size_inside(build, planes)
     build.node("Cast", [planes], "geometry_float", to=TensorProto.FLOAT)
     build.node(

@@ -53,6 +53,11 @@ class Layout:
     root: str
     parts: Mapping[str, Split]
 
+    @property
+    def missing(self) -> tuple[Split, ...]:
+        """Name the parts that the delivery lacks."""
+        return tuple(split for split in ("val", "test") if split not in self.parts.values())
+
     def place(self, name: str) -> Place:
         """Tell part and class of a delivered path."""
         if not name.startswith(self.root):

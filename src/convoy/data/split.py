@@ -6,7 +6,7 @@ are always in the same part, so that no test image has been learnt from.
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,13 +54,7 @@ def pixel_hash(image_u8: npt.NDArray[np.uint8]) -> str:
     return digest.hexdigest()
 
 
-def missing_parts(images: Iterable[Image]) -> tuple[Split, ...]:
-    """Name the parts that the delivery lacks, which are then cut from train."""
-    delivered = {image.delivered for image in images}
-    return tuple(split for split in ("val", "test") if split not in delivered)
-
-
-def cut(pixels: str, shares: SplitParams, missing: Iterable[Split]) -> Split:
+def cut(pixels: str, shares: SplitParams, missing: Collection[Split]) -> Split:
     """Choose the part of an image that was not delivered in val or test.
 
     The hash is read as a number in 0..1; test takes the lower end and val the upper one,
@@ -74,20 +68,19 @@ def cut(pixels: str, shares: SplitParams, missing: Iterable[Split]) -> Split:
     return "train"
 
 
-def assign(images: Sequence[Image], shares: SplitParams) -> list[Assigned]:
-    """Give each image its part, in the order given.
+def assign(images: Sequence[Image], shares: SplitParams, missing: Collection[Split]) -> list[Assigned]:
+    """Give each image its part, in the order given; the missing parts are cut from train.
 
     Identical pixels under two labels are used under neither. Where identical pixels were
     delivered in several parts, `PRECEDENCE` says which keeps them.
     """
-    missing = missing_parts(images)
     same: defaultdict[str, list[Image]] = defaultdict(list)
     for image in images:
         same[image.pixels].append(image)
     return [_judge(image, same[image.pixels], shares, missing) for image in images]
 
 
-def _judge(image: Image, same: Sequence[Image], shares: SplitParams, missing: Sequence[Split]) -> Assigned:
+def _judge(image: Image, same: Sequence[Image], shares: SplitParams, missing: Collection[Split]) -> Assigned:
     for other in same:
         if other.label != image.label:
             return Assigned(

@@ -11,7 +11,7 @@ from convoy.data.delivery import Delivery, open_delivery
 from convoy.data.layout import EXPECTED, Layout, recognise
 from convoy.data.records import IGNORED, Record, Shrink, Square, read
 from convoy.data.settings import DataParams
-from convoy.data.split import OK, Image, assign, missing_parts
+from convoy.data.split import OK, Image, assign
 from convoy.errors import DataError
 
 EXAMPLES = 5
@@ -73,24 +73,24 @@ def survey(data: Path, params: DataParams, shrink: Shrink, keep: Callable[[Squar
         if square_u8 is not None:
             keep(square_u8)
             images += 1
-    cut = _split(records, params)
+    _split(records, params, layout)
     _check_quarantine(delivery, records, params)
     classes = sorted({record.label for record in records if record.label})
-    result = Survey(delivery, records, kept, classes, cut)
+    result = Survey(delivery, records, kept, classes, layout.missing)
     _check_classes(result, params)
     return result
 
 
-def _split(records: list[Record], params: DataParams) -> tuple[Split, ...]:
-    """Fill in split and verdict of the readable images, in place; return the parts that were cut."""
+def _split(records: list[Record], params: DataParams, layout: Layout) -> None:
+    """Fill in split and verdict of the readable images, in place."""
     readable = [index for index, record in enumerate(records) if record.verdict == OK]
     images = [
         Image(record.path, record.pixels, record.label or "", record.split)
         for record in (records[index] for index in readable)
     ]
-    for index, assigned in zip(readable, assign(images, params.splits), strict=True):
+    assignments = assign(images, params.splits, layout.missing)
+    for index, assigned in zip(readable, assignments, strict=True):
         records[index] = replace(records[index], split=assigned.split, verdict=assigned.verdict)
-    return missing_parts(images)
 
 
 def _check_names(delivery: Delivery, layout: Layout, names: list[str]) -> None:
@@ -157,7 +157,7 @@ def _absent_cut(found: Survey, params: DataParams, split: Split, absent: list[st
     shares = ", ".join(f"data.splits.{part} ({getattr(params.splits, part):g})" for part in found.cut)
     others = f" (as of {len(absent) - 1} other classes)" if len(absent) > 1 else ""
     return (
-        f"{found.delivery.path}: class `{absent[0]}` has {images:,} images, and none of them{others} fell in the "
+        f"{found.delivery.path}: class `{absent[0]}` has {images:,} usable images, and none of them{others} fell in the "
         f"{split} part that was cut. Add images of it, deliver a {split} folder of your own, change {shares} "
         "in params.yaml, or remove the class."
     )

@@ -1,0 +1,88 @@
+"""The README's commands are run as they stand there."""
+
+import re
+import shutil
+import signal
+import sys
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from clones import Clone, free_port
+
+pytestmark = pytest.mark.pipeline
+
+# Run elsewhere, since they would not end, or would run the tests from within a test.
+ELSEWHERE = {
+    "make repro": "the fixture `finished`",
+    "make ui": "test_make_ui_serves_the_runs",
+    "source .venv/bin/activate": "every test: PATH",
+    "make check": "CI",
+}
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def test_every_bash_line_of_the_readme_works(finished: tuple[Clone, str], tmp_path: Path) -> None:
+    clone = finished[0].copy(tmp_path / "clone")
+    home = tmp_path / "home"
+    with zipfile.ZipFile(clone.folder / "samples/digits/digits.zip") as archive:
+        archive.extractall(home / "photos")
+    lines = [
+        line
+        for block in blocks((clone.folder / "README.md").read_text(), "bash")
+        for line in block.splitlines()
+    ]
+    assert len(lines) > len(ELSEWHERE), "the README shows commands"
+    for line in lines:
+        if line in ELSEWHERE:
+            continue
+        # In the words of the README, but with fewer epochs where it trains on what a person would bring.
+        command = line if line != "dvc repro" else "dvc repro prepare"
+        said = clone.run("bash", "-c", command, HOME=str(home), PYTHONPATH=str(clone.folder / "src"))
+        assert "Traceback" not in said, f"{line}:\n{said}"
+    assert "photos" in (clone.folder / "data.dvc").read_text()
+
+
+def test_the_readmes_python_answers_for_an_image(finished: tuple[Clone, str], tmp_path: Path) -> None:
+    clone, _ = finished
+    [code] = blocks((clone.folder / "README.md").read_text(), "python")
+    with zipfile.ZipFile(clone.folder / "samples/digits/digits.zip") as archive:
+        name = next(name for name in archive.namelist() if name.startswith("7/"))
+        (tmp_path / "photo.jpg").write_bytes(archive.read(name))
+    shutil.copytree(clone.folder / "build/deploy", tmp_path / "build/deploy")
+    (tmp_path / "try.py").write_text(f"{code}\nprint(probabilities.argmax())")
+    assert Clone(tmp_path).run(sys.executable, "try.py").split()[-1] == "7"
+
+
+def test_the_readmes_tree_and_links_exist(repository: Path) -> None:
+    text = (repository / "README.md").read_text()
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert target.startswith("http") or (repository / target).exists(), f"README links to {target}"
+    tree = next(block for block in blocks(text, "text") if "dvc.yaml" in block)
+    for name in re.findall(r"^(\S+)", tree, re.MULTILINE):
+        assert name == "build/" or (repository / name).exists(), f"the README's tree shows {name}"
+
+
+def test_make_ui_serves_the_runs(finished: tuple[Clone, str], tmp_path: Path) -> None:
+    clone = finished[0].copy(tmp_path / "clone")
+    port = free_port()
+    server = clone.start("make", "ui", f"VENV={sys.prefix}", f"PORT={port}")
+    address = f"http://127.0.0.1:{port}/"
+    try:
+        for _ in range(120):
+            try:
+                page = urllib.request.urlopen(address, timeout=2).read().decode()
+                break
+            except (urllib.error.URLError, OSError):
+                assert server.poll() is None, server.communicate()[0]
+                time.sleep(0.5)
+        assert "MLflow" in page
+    finally:
+        clone.stop(server, signal.SIGTERM)

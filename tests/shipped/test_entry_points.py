@@ -1,0 +1,107 @@
+"""dvc.yaml, pipelines, MLproject, Makefile and the workflows agree with each other."""
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+
+def entry_points(repository: Path) -> dict[str, dict[str, object]]:
+    return yaml.safe_load((repository / "MLproject").read_text())["entry_points"]
+
+
+def targets(repository: Path) -> set[str]:
+    return set(re.findall(r"^([a-z-]+):.*##", (repository / "Makefile").read_text(), re.MULTILINE))
+
+
+def test_the_dag_is_prepare_train_evaluate_export(repository: Path) -> None:
+    stages = yaml.safe_load((repository / "dvc.yaml").read_text())["stages"]
+    assert list(stages) == ["prepare", "train", "evaluate", "export"]
+    assert {path.stem for path in (repository / "pipelines").glob("*.py")} == {*stages, "repro"}
+
+
+def test_mlproject_runs_the_stages_and_declares_no_value(repository: Path) -> None:
+    stages = set(yaml.safe_load((repository / "dvc.yaml").read_text())["stages"])
+    for name, entry in entry_points(repository).items():
+        words = shlex.split(str(entry["command"]))
+        assert words[:3] == ["PYTHONPATH=src", "python", "pipelines/repro.py"]
+        assert "parameters" not in entry, "params.yaml is where values stand"
+        assert name == "main" or (name in stages and words[3:] == ["--until", name])
+
+
+def test_the_environment_of_mlflow_run_is_the_lock(repository: Path) -> None:
+    project = yaml.safe_load((repository / "MLproject").read_text())
+    environment = yaml.safe_load((repository / project["python_env"]).read_text())
+    assert environment["dependencies"] == ["-r requirements.txt"]
+
+
+def test_the_lock_is_exact_universal_and_names_no_index(repository: Path) -> None:
+    lines = (repository / "requirements.txt").read_text().splitlines()
+    for line in lines:
+        assert re.match(r"^[a-z0-9._-]+==[^ ]+( ; .+)?$", line, re.IGNORECASE), (
+            f"not an exact version: {line}"
+        )
+    pinned = {line.partition("==")[0] for line in lines}
+    assert {"torch==2.14.1", "torchvision==0.29.1"} <= set(lines)
+    assert any("sys_platform == 'linux'" in line for line in lines), "platform markers"
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    for requirement in wanted:
+        assert re.split(r"[<>=]", requirement)[0] in pinned, f"{requirement} is not in the lock"
+
+
+def test_every_dependency_earns_its_place_in_a_comment(repository: Path) -> None:
+    for line in (repository / "pyproject.toml").read_text().splitlines():
+        if re.match(r'\s+"[a-z0-9-]+[<>=]', line):
+            assert "# " in line, f"no reason: {line}"
+
+
+def test_the_help_of_make_is_made_from_the_makefile(repository: Path) -> None:
+    said = subprocess.run(["make"], cwd=repository, check=True, capture_output=True, text=True).stdout
+    for target in targets(repository):
+        assert f"make {target}" in said
+    assert {"repro", "test", "test-long", "check", "ui", "bench"} <= targets(repository)
+
+
+def test_an_environment_that_is_not_there_is_refused_with_what_to_type(
+    repository: Path, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        ["make", "repro", f"VENV={tmp_path}/none"],
+        cwd=repository,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode
+    assert "holds no environment with Convoy's lock" in done.stdout
+
+
+def test_workflows_call_make_targets_that_exist(repository: Path) -> None:
+    for path in (repository / ".github/workflows").glob("*.yml"):
+        jobs = yaml.safe_load(path.read_text())["jobs"]
+        commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+        assert commands
+        for command in commands:
+            assert shlex.split(command)[0] == "make"
+            assert shlex.split(command)[1] in targets(repository)
+    assert "make test" in (repository / ".ci/run").read_text()
+
+
+@pytest.mark.parametrize(
+    "module", ["convoy.cli", "convoy.preflight", "convoy.deploy.proof", "convoy.data.prepare"]
+)
+def test_what_must_start_fast_or_without_torch_does_not_import_it(repository: Path, module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(repository / "src")})
+
+
+def test_statistics_are_off_where_they_can_be_switched_off(repository: Path) -> None:
+    assert "analytics = false" in (repository / ".dvc/config").read_text()
+    for name in ("MLFLOW_DISABLE_TELEMETRY := true", "DVC_NO_ANALYTICS := true"):
+        assert name in (repository / "Makefile").read_text()
