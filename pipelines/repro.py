@@ -12,7 +12,7 @@ from pathlib import Path
 
 from convoy import preflight, stage
 from convoy.errors import ConvoyError
-from convoy.summary import summarise
+from convoy.summary import summary
 
 
 class PipelineError(ConvoyError):
@@ -42,7 +42,7 @@ def main() -> None:
         from convoy.tracking.sync import sync  # noqa: PLC0415 (a second saved where DVC fails first)
 
         sync()
-        summarise()
+        print(summary())
 
 
 if __name__ == "__main__":

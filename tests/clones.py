@@ -1,6 +1,7 @@
 """Throw-away clones of this working tree, and a look into their tracking stores."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -68,6 +69,18 @@ class Clone:
         text = path.read_text(encoding="utf-8")
         assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {name}"
         path.write_text(text.replace(old, new), encoding="utf-8")
+
+    def set_param(self, name: str, value: str, rename: str | None = None) -> None:
+        """Type another value (or another key) into params.yaml, as a person would."""
+        section, _, key = name.rpartition(".")
+        path = self.folder / "params.yaml"
+        head, mark, tail = path.read_text(encoding="utf-8").partition(f"\n{section}:\n")
+        tail, count = re.subn(
+            rf"^(  +){key}: \S+", rf"\g<1>{rename or key}: {value}", tail, count=1, flags=re.MULTILINE
+        )
+        assert mark, f"params.yaml has no section {section}"
+        assert count, f"section {section} has no {key}"
+        path.write_text(head + mark + tail, encoding="utf-8")
 
 
 def clone_working_tree(folder: Path) -> Clone:

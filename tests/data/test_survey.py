@@ -131,9 +131,13 @@ def test_a_class_absent_from_a_cut_part_says_how_many_images_it_has_and_what_to_
     assert "data.splits.val (0.2), data.splits.test (0.2)" in message
 
 
-def test_what_names_reveal_is_refused_before_an_image_is_decoded(folder, settings, monkeypatch):
+def test_what_names_reveal_is_refused_before_an_image_is_decoded(folder, parts, settings, monkeypatch):
     monkeypatch.setattr("convoy.data.records.decode", lambda _: pytest.fail("an image was decoded"))
-    assert "one class only" in refusal(folder({"cat/1.png": b"1"}), settings())
+    assert "one class only" in refusal(folder({"cat/1.png": b"1"}, name="a"), settings())
+    files = {name: content for name, content in parts.items() if not name.startswith("val/dog")}
+    assert "the delivered val part has no usable image of class `dog`" in refusal(
+        folder(files, name="b"), settings()
+    )
 
 
 def test_a_delivered_part_without_one_usable_image_is_not_cut_anew(folder, parts, settings):

@@ -9,7 +9,7 @@ from convoy.deploy import checks
 from convoy.deploy.measured import Measured
 from convoy.deploy.served import Served
 from convoy.deploy.settings import ExportParams
-from convoy.errors import ProofError
+from convoy.errors import DataError, ProofError
 
 LIMITS = ExportParams(max_label_flips=0, max_probability_gap=1e-4, latency_runs=10)
 GEOMETRY = Geometry(12, "squash")
@@ -41,6 +41,17 @@ def test_the_sample_stays_bounded(built, served, measured, monkeypatch):
     comparison, _, sample = checks.from_files(served, built.home / "data", measured, GEOMETRY, LIMITS)
     assert sample.places.tolist() == [0, 1, 2, 3, 4]
     assert comparison.images == len(measured.paths)
+
+
+def test_a_file_that_decoded_when_it_was_prepared_and_no_longer_does_is_named(
+    built, served, measured, monkeypatch
+):
+    def decode(content):
+        raise DataError("cannot be decoded: this Pillow is older")
+
+    monkeypatch.setattr(checks, "decode", decode)
+    with pytest.raises(ProofError, match=r"\.png was prepared, and now it cannot be decoded: this Pillow"):
+        checks.from_files(served, built.home / "data", measured, GEOMETRY, LIMITS)
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 64])

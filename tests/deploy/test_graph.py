@@ -118,3 +118,8 @@ def test_a_graph_without_the_constant_that_the_proof_shifts_is_refused(built, tm
     monkeypatch.setattr(saved, "load", lambda _: (model, facts))
     with pytest.raises(NetworkError, match=r"miniature has no constant deployable\.mean.*deployable\.py"):
         graph.build(built.home / "model", tmp_path, IDENTITY)
+
+
+def test_opening_the_model_prints_no_warning(built, capfd):
+    onnxruntime.InferenceSession(built.unproven, providers=["CPUExecutionProvider"])
+    assert capfd.readouterr().err == ""

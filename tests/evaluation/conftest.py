@@ -49,7 +49,9 @@ def measured_things(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         dataset / "manifest.parquet",
     )
-    spec = Spec.model_validate({"name": "thinking_by_brightness", "layers": ["flatten", {"dense": "classes"}]})
+    spec = Spec.model_validate(
+        {"name": "thinking_by_brightness", "layers": ["flatten", {"dense": "classes"}]}
+    )
     model_facts = saved.ModelFacts(
         network="thinking_by_brightness",
         spec=spec,

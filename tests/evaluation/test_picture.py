@@ -11,7 +11,7 @@ from convoy.evaluation import picture
     "classes",
     [
         ["0", "1"],
-        ["costs $5", "costs $_{", "a name that is much longer than its axis", "\\frac{"],
+        ["costs $5", "$\\frac{$", "a name that is much longer than its axis"],
         [f"class {k}" for k in range(300)],
     ],
     ids=["two", "formulas", "many"],
@@ -33,7 +33,9 @@ def test_equal_counts_give_equal_bytes():
 def test_the_dark_picture_stands_on_dark_paper():
     counts = np.eye(2, dtype=np.int64)
     corner = {
-        dark: Image.open(io.BytesIO(picture.draw(counts, ["a", "b"], dark=dark))).convert("L").getpixel((0, 0))
+        dark: Image.open(io.BytesIO(picture.draw(counts, ["a", "b"], dark=dark)))
+        .convert("L")
+        .getpixel((0, 0))
         for dark in (False, True)
     }
     assert corner[False] > 200

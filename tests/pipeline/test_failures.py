@@ -15,7 +15,7 @@ def test_a_graph_beyond_the_limits_gets_no_final_name_and_fails_the_run(
     finished: tuple[Clone, str], tmp_path: Path
 ) -> None:
     clone = finished[0].copy(tmp_path / "clone")
-    clone.edit("params.yaml", "max_probability_gap: 0.0001", "max_probability_gap: 0.0")
+    clone.set_param("export.max_probability_gap", "0.0")
     said = clone.run("dvc", "repro", fails=True)
     assert "ERROR in export" in said
     assert "export.max_probability_gap" in said
@@ -33,7 +33,7 @@ def test_ctrl_c_leaves_a_killed_run_and_a_repository_that_works(
     finished: tuple[Clone, str], tmp_path: Path
 ) -> None:
     clone = finished[0].copy(tmp_path / "clone")
-    clone.edit("params.yaml", "epochs: 12", "epochs: 500")
+    clone.set_param("train.epochs", "500")
     process = clone.start("dvc", "repro")
     assert process.stdout
     for line in process.stdout:
@@ -43,8 +43,8 @@ def test_ctrl_c_leaves_a_killed_run_and_a_repository_that_works(
     assert process.returncode != 0
     assert "train was stopped. `dvc repro` runs it again" in rest
     assert runs(clone)[0].info.status == "KILLED"
-    clone.edit("params.yaml", "epochs: 500", "epochs: 1")
-    clone.edit("params.yaml", "latency_runs: 100", "latency_runs: 10")
+    clone.set_param("train.epochs", "1")
+    clone.set_param("export.latency_runs", "10")
     clone.run("dvc", "repro")
     assert runs(clone)[0].info.status == "FINISHED"
 
@@ -63,18 +63,18 @@ def test_a_delivery_without_images_keeps_the_earlier_dataset_restorable(
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "message"),
+    ("name", "value", "rename", "message"),
     [
-        ("  lr: 0.1 ", "  lrr: 0.1 ", "unknown key train.lrr; did you mean `train.lr`?"),
-        ("name: convnet", "name: convnett", "convnett"),
-        ("epochs: 12", "epochs: 0", "train.epochs is 0"),
+        ("train.lr", "0.1", "lrr", "unknown key train.lrr; did you mean `train.lr`?"),
+        ("network.name", "convnett", None, "convnet"),
+        ("train.epochs", "0", None, "train.epochs is 0"),
     ],
 )
 def test_make_repro_refuses_wrong_params_before_anything_runs(
-    finished: tuple[Clone, str], tmp_path: Path, old: str, new: str, message: str
+    finished: tuple[Clone, str], tmp_path: Path, name: str, value: str, rename: str | None, message: str
 ) -> None:
     clone = finished[0].copy(tmp_path / "clone")
-    clone.edit("params.yaml", old, new)
+    clone.set_param(name, value, rename)
     command = clone.start("python", "pipelines/repro.py", PYTHONPATH="src")
     said, _ = command.communicate()
     assert command.returncode == 2
@@ -85,7 +85,7 @@ def test_make_repro_refuses_wrong_params_before_anything_runs(
 
 def test_a_tracking_server_that_is_down_stops_nothing(finished: tuple[Clone, str], tmp_path: Path) -> None:
     clone = finished[0].copy(tmp_path / "clone")
-    clone.edit("params.yaml", "latency_runs: 100", "latency_runs: 10")
+    clone.set_param("export.latency_runs", "10")
     said = clone.run(
         "dvc", "repro", MLFLOW_TRACKING_URI="http://127.0.0.1:9", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0"
     )
@@ -97,7 +97,7 @@ def test_a_dead_run_is_marked_killed_by_the_next_training(
     finished: tuple[Clone, str], tmp_path: Path
 ) -> None:
     clone = finished[0].copy(tmp_path / "clone")
-    clone.edit("params.yaml", "epochs: 12", "epochs: 500")
+    clone.set_param("train.epochs", "500")
     process = clone.start("dvc", "repro")
     assert process.stdout
     for line in process.stdout:

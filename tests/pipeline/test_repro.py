@@ -107,27 +107,44 @@ def changed_stages(clone: Clone) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("file", "old", "new", "stages"),
+    ("name", "value", "stages"),
     [
-        ("params.yaml", "  lr: 0.1 ", "  lr: 0.05 ", {"train"}),
-        ("params.yaml", "latency_runs: 100", "latency_runs: 20", {"export"}),
-        ("params.yaml", "worst_images: 24", "worst_images: 6", {"evaluate"}),
-        ("params.yaml", "image_px: 32", "image_px: 16", {"prepare"}),
-        ("src/convoy/data/split.py", "import hashlib", "import hashlib  # edited", {"prepare"}),
-        ("src/convoy/training/settings.py", "class TrainParams", "#\nclass TrainParams", {"train"}),
-        ("src/convoy/evaluation/metrics.py", "def wilson", "#\ndef wilson", {"evaluate"}),
-        ("src/convoy/deploy/proof.py", "def prove", "#\ndef prove", {"export"}),
-        ("src/convoy/networks/build.py", "def build", "#\ndef build", {"train", "evaluate", "export"}),
-        ("src/convoy/tracking/store.py", "def uri", "#\ndef uri", set()),
-        ("networks/lenet5.yaml", "layers:", "# edited\nlayers:", set()),
-        ("networks/convnet.yaml", "layers:", "# edited\nlayers:", {"train"}),
+        ("train.lr", "0.05", {"train"}),
+        ("export.latency_runs", "20", {"export"}),
+        ("evaluate.worst_images", "6", {"evaluate"}),
+        ("data.image_px", "16", {"prepare"}),
+        ("network.name", "lenet5", {"train"}),
+        ("tracking.experiment", "other", set()),
     ],
 )
-def test_an_edit_changes_exactly_the_stages_that_depend_on_it(
-    finished: tuple[Clone, str], tmp_path: Path, file: str, old: str, new: str, stages: set[str]
+def test_a_param_changes_exactly_the_stages_that_read_it(
+    finished: tuple[Clone, str], tmp_path: Path, name: str, value: str, stages: set[str]
 ) -> None:
     clone = finished[0].copy(tmp_path / "clone")
-    clone.edit(file, old, new)
+    clone.set_param(name, value)
+    assert changed_stages(clone) == stages
+
+
+@pytest.mark.parametrize(
+    ("file", "stages"),
+    [
+        ("src/convoy/data/split.py", {"prepare"}),
+        ("src/convoy/data/geometry.py", {"prepare", "export"}),
+        ("src/convoy/training/settings.py", {"train"}),
+        ("src/convoy/evaluation/metrics.py", {"evaluate"}),
+        ("src/convoy/deploy/proof.py", {"export"}),
+        ("src/convoy/networks/build.py", {"train", "evaluate", "export"}),
+        ("src/convoy/tracking/store.py", set()),
+        ("networks/lenet5.yaml", set()),
+        ("networks/convnet.yaml", {"train"}),
+    ],
+)
+def test_an_edit_changes_exactly_the_stages_that_import_the_file(
+    finished: tuple[Clone, str], tmp_path: Path, file: str, stages: set[str]
+) -> None:
+    clone = finished[0].copy(tmp_path / "clone")
+    with (clone.folder / file).open("a") as source:
+        source.write("# edited\n")
     assert changed_stages(clone) == stages
 
 
@@ -136,7 +153,7 @@ def test_a_rerun_of_export_opens_a_run_that_names_the_training_it_reuses(
 ) -> None:
     clone = finished[0].copy(tmp_path / "clone")
     [first] = runs(clone)
-    clone.edit("params.yaml", "latency_runs: 100", "latency_runs: 20")
+    clone.set_param("export.latency_runs", "20")
     said = clone.run("dvc", "repro")
     assert "Running stage 'export'" in said
     assert "Running stage 'train'" not in said

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from convoy import identity
+from convoy import identity, params
 from convoy.tracking import stages, store
 from convoy.tracking.run import Reference, Run, numbers
 
@@ -47,7 +47,8 @@ def test_a_training_run_stays_open_and_names_itself_by_what_differs(client: Mlfl
         pass
     found = client.get_run(run.reference.mlflow_run_id)
     assert found.info.status == "RUNNING"
-    assert found.info.run_name == "convnet · lr 0.1 · 12 epochs"
+    train = params.read_yaml(params.PARAMS_FILE)["train"]
+    assert found.info.run_name == f"convnet · lr {train['lr']} · {train['epochs']} epochs"
     assert found.data.tags["convoy.run_id"] == found.data.tags["convoy.training"] == run.reference.run_id
     experiment = client.get_experiment(found.info.experiment_id)
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
@@ -98,7 +99,7 @@ def test_a_stage_after_a_run_that_ended_opens_another_with_the_same_training(cli
         pass
     assert second.reference.training == first.reference.run_id
     assert second.reference.mlflow_run_id != first.reference.mlflow_run_id
-    assert client.get_run(second.reference.mlflow_run_id).data.params["train.epochs"] == "12"
+    assert client.get_run(second.reference.mlflow_run_id).data.params["train.lr"] == "0.1"
     assert client.get_run(first.reference.mlflow_run_id).data.to_dictionary() == before
 
 

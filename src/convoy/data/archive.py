@@ -243,8 +243,8 @@ class _broken:  # noqa: N801 (reads as the statement that it is)
         )
         if isinstance(error, broken) or type(error) is OSError:  # bz2 raises plain OSError
             raise DataError(
-                f"{self.path} is truncated or damaged ({error}). Fetch it again; if it comes from a DVC import: "
-                "`dvc update data.dvc`."
+                f"{self.path} is truncated or damaged ({error}). Repair it where it comes from, then fetch it "
+                "again; `dvc repro` does that for an import whose source has changed."
             ) from error
 
 

@@ -157,7 +157,7 @@ def _absent_cut(found: Survey, params: DataParams, split: Split, absent: list[st
     shares = ", ".join(f"data.splits.{part} ({getattr(params.splits, part):g})" for part in found.cut)
     others = f" (as of {len(absent) - 1} other classes)" if len(absent) > 1 else ""
     return (
-        f"{found.delivery.path}: class `{absent[0]}` has {images:,} usable images, and none of them{others} fell in the "
+        f"{found.delivery.path}: class `{absent[0]}` has {images:,} usable image{'s' * (images != 1)}, and none of them{others} fell in the "
         f"{split} part that was cut. Add images of it, deliver a {split} folder of your own, change {shares} "
         "in params.yaml, or remove the class."
     )
@@ -180,4 +180,4 @@ def _found(names: list[str]) -> str:
     if not names:
         return "It is empty."
     examples = ", ".join(names[:EXAMPLES])
-    return f"Found: {len(names):,} files, such as {examples}."
+    return f"Found: {len(names):,} file{'s' * (len(names) != 1)}, such as {examples}."

@@ -58,12 +58,15 @@ def from_files(
     comparison = Comparison("whole test split from delivered files", limits)
     waiting = {path: place for place, path in enumerate(measured.paths)}
     changed: list[str] = []
+    # An archive can only be read from its beginning, so all files go by, and count as progress.
+    total = sum(sum(images.values()) for images in measured.summary["counts"].values())
+    delivered = console.track(open_delivery(data).files(), "prove: read delivered files", total)
     # Test rows are sorted by a hash of their pixels, so the first ones are a fair sample.
     room = min(SAMPLE_IMAGES, max(1, SAMPLE_BYTES // (3 * geometry.image_px**2)))
     sample: dict[int, npt.NDArray[np.uint8]] = {}
 
     def images() -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
-        for path, content in open_delivery(data).files():
+        for path, content in delivered:
             place = waiting.pop(path, None)
             if place is None:
                 continue
@@ -78,8 +81,7 @@ def from_files(
                 return
 
     correct = 0
-    counted = console.track(images(), "prove test images", len(measured.paths))
-    for chunk in chunks(counted, lambda item: item[1].nbytes):
+    for chunk in chunks(images(), lambda item: item[1].nbytes):
         places = np.array([place for place, _ in chunk])
         found = served.mixed([image_u8 for _, image_u8 in chunk])
         comparison.add([measured.paths[n] for n in places], measured.probabilities[places], found)
