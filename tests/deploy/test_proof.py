@@ -207,6 +207,14 @@ def test_a_graph_of_other_classes_is_refused(project, prove_here):
     assert "answers with the classes a, b, c;" in prove_here(project)
 
 
+def test_proving_again_leaves_what_was_proven_alone(proved):
+    project, _ = proved
+    message = project.prove().message
+    assert "model.unproven.onnx does not exist, so there is nothing to prove" in message
+    assert project.model.is_file()
+    assert (project.home / "deploy" / "verification.json").is_file()
+
+
 def test_an_archive_is_proven_as_the_folder_is(project, prove_here):
     packed = shutil.make_archive(str(project.home / "packed"), "gztar", project.home / "data")
     shutil.rmtree(project.home / "data")

@@ -3,6 +3,7 @@ import json
 import os
 import signal
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -10,6 +11,7 @@ import torch
 from convoy.errors import NetworkError, TrainingError
 from convoy.networks import saved
 from convoy.networks.spec import Spec
+from convoy.training.batches import shuffled
 from convoy.training.classifier import Classifier
 from convoy.training.fit import fit
 
@@ -144,6 +146,23 @@ def test_the_learning_rate_follows_the_schedule_step_by_step(dataset, tiny, para
     assert max(rates) == rates[3] == pytest.approx(0.2)
     assert 0 < rates[-1] < 0.02
     assert float(history(folders[0])[1]["lr"]) == pytest.approx(0.2)
+
+
+def test_every_epoch_shows_the_images_in_the_order_of_its_seed_and_number(dataset, tiny, params, folders):
+    seen = []
+
+    class Look(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            seen.append(
+                (trainer.current_epoch, batch.step, batch.pixels_u8.cpu().permute(0, 2, 3, 1).numpy())
+            )
+
+    fit(dataset, tiny, params(epochs=3, augment=[]), 7, *folders, callbacks=[Look()])
+
+    assert [(epoch, step) for epoch, step, _ in seen] == [(e, s) for e in range(3) for s in range(3)]
+    for epoch, step, images_u8 in seen:
+        rows = np.sort(np.array_split(shuffled(48, 7, epoch), 3)[step])
+        assert np.array_equal(images_u8, dataset.images("train")[rows])
 
 
 def test_early_stop_ends_after_so_many_epochs_without_a_better_loss(dataset, tiny, params, folders):

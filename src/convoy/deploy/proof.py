@@ -40,12 +40,12 @@ def prove(deploy: Path, trained: Path, data: Path, evaluation: Path, params: Exp
     """
     _refuse_torch()
     unproven, proven = deploy / contract.UNPROVEN, deploy / contract.PROVEN
-    for name in (contract.PROVEN, contract.VERIFICATION, contract.CARD):
-        (deploy / name).unlink(missing_ok=True)
     if not unproven.is_file():
         raise ProofError(
             f"{unproven} does not exist, so there is nothing to prove. Build it: dvc repro export"
         )
+    for name in (contract.PROVEN, contract.VERIFICATION, contract.CARD):
+        (deploy / name).unlink(missing_ok=True)
     served = Served(unproven)
     measured = Measured.load(evaluation)
     _refuse_other_classes(served, measured, unproven, evaluation)

@@ -39,7 +39,7 @@ def draw(counts: npt.NDArray[np.int64], classes: Sequence[str], *, dark: bool = 
     axes.set_xlabel("predicted", color=look["ink"], fontsize=12)
     axes.set_ylabel("actual", color=look["ink"], fontsize=12)
     if total <= MOST_NAMES:
-        names = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in classes]
+        names = [name if len(name) <= LONGEST_NAME else f"{name[:9]}…{name[-8:]}" for name in classes]
         upright = 0 if max(map(len, names)) <= 3 else 90
         # A `$` would start a formula and swallow the rest of the name.
         axes.set_xticks(range(total), names, rotation=upright, parse_math=False)

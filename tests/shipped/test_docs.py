@@ -1,0 +1,157 @@
+"""What the pages say exists: links, commands, params and networks."""
+
+import re
+import shlex
+from functools import cache
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+from dvc.cli.parser import get_main_parser
+
+from convoy import cli, params
+from convoy.networks.build import assemble
+from convoy.networks.spec import Spec
+
+PAGES = ("README.md", "docs/architecture.md", "docs/data.md", "docs/deployment.md", "docs/training.md")
+RUNNERS = {"convoy", "dvc", "make"}
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def prose(text: str) -> str:
+    """Leave out code blocks, in which a bracket or a dot means something else."""
+    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def quoted(text: str) -> list[str]:
+    return re.findall(r"`([^`\n]+)`", prose(text))
+
+
+def commands(text: str) -> list[list[str]]:
+    """List the project's commands: each line of a bash block, and what stands in backticks."""
+    lines = [line for block in blocks(text, "bash") for line in block.splitlines()]
+    words = [shlex.split(line, comments=True) for line in [*lines, *spoken]]
+    found = []
+    for line in words:
+        while line and re.match(r"[A-Z_]+=", line[0]):  # PORT=5001 make ui
+            line = line[1:]  # noqa: PLW2901 (what is left of it)
+        starts = [0, *(place + 1 for place, word in enumerate(line) if word == "&&")]
+        found += [line[start:] for start in starts if line[start : start + 1] and line[start] in RUNNERS]
+    return [command for command in found if len(command) > 1]
+
+
+@cache
+def options_of_convoy() -> dict[str, set[str]]:
+    """Map every command of `convoy`, such as `data use`, to its options."""
+    todo = [("", typer.main.get_command(cli.app))]
+    leaves = {}
+    while todo:
+        name, command = todo.pop()
+        inner = getattr(command, "commands", {})
+        todo += [(f"{name} {own}".strip(), one) for own, one in inner.items()]
+        if not inner:
+            leaves[name] = {option for one in command.params for option in one.opts}
+    return leaves
+
+
+@cache
+def options_of_dvc() -> dict[str, set[str]]:
+    """Map every command of `dvc`, such as `exp run`, to its options."""
+    todo = [("", get_main_parser())]
+    leaves = {}
+    while todo:
+        name, parser = todo.pop()
+        inner = next((one.choices for one in parser._actions if isinstance(one.choices, dict)), {})
+        todo += [(f"{name} {own}".strip(), one) for own, one in inner.items()]
+        if not inner:
+            leaves[name] = {option for one in parser._actions for option in one.option_strings}
+    return leaves
+
+
+def targets(repository: Path) -> set[str]:
+    return set(re.findall(r"^([a-z-]+):.*##", (repository / "Makefile").read_text(), re.MULTILINE))
+
+
+def missing(command: list[str], known: dict[str, set[str]]) -> str:
+    """Name what a command line has that its program has not; empty where it has everything."""
+    candidates = [" ".join(command[1:end]) for end in range(len(command), 1, -1)]
+    name = next((one for one in candidates if one in known), None)
+    if name is None:
+        return f"no command `{' '.join(command)}`"
+    options = {word.partition("=")[0] for word in command if re.match(r"--?[A-Za-z]", word)}
+    return " ".join(options - known[name])
+
+
+def anchors(page: Path) -> set[str]:
+    """List the ids that GitHub gives to a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", prose(page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+def test_every_page_is_looked_at(repository: Path) -> None:
+    shipped = {path.relative_to(repository).as_posix() for path in (repository / "docs").glob("*.md")}
+    assert shipped | {"README.md"} == set(PAGES)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(repository: Path, page: str) -> None:
+    path = repository / page
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(path.read_text(encoding="utf-8"))):
+        if "://" in link:
+            continue
+        name, _, anchor = link.partition("#")
+        target = path.parent / name if name else path
+        assert target.exists(), f"{page} links to {link}"
+        assert not anchor or anchor in anchors(target), f"{page} links to {link}, a heading that is not there"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_and_their_options_exist(repository: Path, page: str) -> None:
+    known = {
+        "convoy": options_of_convoy(),
+        "dvc": options_of_dvc(),
+        "make": {name: set() for name in targets(repository)},
+    }
+    for command in commands((repository / page).read_text(encoding="utf-8")):
+        words = [word for word in command if not re.match(r"[A-Z]+=", word)]  # make repro VENV=path
+        lacking = missing(words, known[words[0]])
+        assert not lacking, f"{page}: `{' '.join(command)}`: {lacking}"
+
+
+@pytest.mark.parametrize("page", ["docs/data.md", "docs/deployment.md", "docs/training.md"])
+def test_bash_blocks_hold_commands_and_outputs_stand_elsewhere(repository: Path, page: str) -> None:
+    programs = {*RUNNERS, "git", "mlflow", "python"}
+    lines = [
+        line
+        for block in blocks((repository / page).read_text(encoding="utf-8"), "bash")
+        for line in block.splitlines()
+    ]
+    assert lines
+    for line in lines:
+        assert shlex.split(line)[0] in programs, f"{page}: {line}"
+        assert "…" not in line, f"{page}: {line} cannot be typed"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_params_that_a_page_names_exist(repository: Path, page: str) -> None:
+    content = params.read_yaml(repository / "params.yaml")
+    flat = set(params.flatten(content))
+    known = flat | {key.rsplit(".", 1)[0] for key in flat if "." in key}
+    text = (repository / page).read_text(encoding="utf-8")
+    sections = "|".join(content)
+    for name in re.findall(rf"`((?:{sections})\.[\w.]+)(?::[^`]*)?`", prose(text)):
+        assert name in known or (repository / name).exists(), f"{page} names `{name}`"
+    for name in re.findall(r"(?:-S|-P) ([\w.]+)=", text):
+        assert name in flat, f"{page} sets {name}"
+
+
+def test_every_network_in_the_training_page_builds(repository: Path) -> None:
+    examples = blocks((repository / "docs/training.md").read_text(encoding="utf-8"), "yaml")
+    assert len(examples) >= 2
+    for example in examples:
+        spec = Spec.model_validate({"name": "example", **yaml.safe_load(example)})
+        assemble(spec, classes=10, image_px=32)
