@@ -37,7 +37,7 @@ bench: $(READY) ## measure the pipeline and write benchmarks/RESULTS.md
 	@python benchmarks/run.py
 
 lock: $(READY) ## write requirements.txt anew from pyproject.toml
-	@uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \
+	@echo "torch==2.14.1 torchvision==0.29.1" | tr " " "\n" | uv pip compile pyproject.toml --constraint - --extra dev --universal --python-version 3.11 --upgrade \
 	  --no-emit-index-url --no-header --no-annotate -o requirements.txt
 
 ifeq ($(origin VENV),file)

@@ -5,8 +5,10 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 from mlflow.entities import Run
@@ -62,6 +64,17 @@ class Clone:
     def copy(self, folder: Path) -> "Clone":
         """Copy the clone with its cache and outputs, so that nothing has to be trained again."""
         shutil.copytree(self.folder, folder, symlinks=True)
+        # MLflow keeps absolute paths: without this, a copy's runs would write into the original.
+        with closing(sqlite3.connect(folder / "mlflow.db")) as store, store:
+            for table, column in (
+                ("experiments", "artifact_location"),
+                ("runs", "artifact_uri"),
+                ("logged_models", "artifact_location"),
+            ):
+                store.execute(
+                    f"UPDATE {table} SET {column} = replace({column}, ?, ?)",  # noqa: S608 (own words)
+                    (self.folder.as_uri(), folder.as_uri()),
+                )
         return Clone(folder)
 
     def edit(self, name: str, old: str, new: str) -> None:

@@ -47,7 +47,7 @@ def process_tags() -> dict[str, str]:
     return {
         "mlflow.user": _user(),
         "mlflow.source.type": "PROJECT",
-        "mlflow.source.name": f"dvc repro {os.environ.get('DVC_STAGE', '')}".strip(),
+        "mlflow.source.name": "dvc.yaml",
         "convoy.version": __version__,
         "convoy.host": socket.gethostname(),
         "convoy.owner": f"{owner.pid}:{owner.create_time():.2f}",

@@ -27,14 +27,14 @@ def main(work: Callable[[], None]) -> NoReturn:
         print(f"\nERROR in {_name()}: {error}", file=sys.stderr, flush=True)
         if os.environ.get("DVC_STAGE") and Path("dvc.lock").exists():
             print(
-                "DVC removed this stage's earlier outputs before it ran; `dvc checkout` brings them back.",
+                "DVC removed this stage's earlier outputs before it ran; `dvc checkout --force` brings them back.",
                 file=sys.stderr,
                 flush=True,
             )
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print(
-            f"\n{_name()} was stopped. `dvc repro` runs it again; `dvc checkout` brings earlier outputs back.",
+            f"\n{_name()} was stopped. `dvc repro` runs it again; `dvc checkout --force` brings earlier outputs back.",
             file=sys.stderr,
             flush=True,
         )

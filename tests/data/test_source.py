@@ -77,7 +77,7 @@ def test_a_source_outside_the_repository_is_stored_absolute_with_a_warning(
         in lines[1]
     )
     assert "`dvc repro` trains with it" in lines[2]
-    assert "`git checkout data.dvc && dvc checkout data.dvc` goes back" in lines[3]
+    assert "`git checkout data.dvc && dvc checkout data.dvc` goes back to the committed one" in lines[3]
     assert (repository / "data").is_file()
     assert len(open_delivery(repository / "data").names()) < len(pets)
 

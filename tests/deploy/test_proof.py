@@ -62,7 +62,7 @@ def test_a_faithful_graph_is_proven_and_gets_its_name_unchanged(built, proved):
 def test_the_proof_never_imports_torch(proved):
     project, outcome = proved
     assert outcome.torch is False
-    assert files.read_json(project.home / "deploy" / "verification.json")["torch_imported"] == "no"
+    assert files.read_json(project.home / "deploy" / "verification.json")["torch_imported"] is False
 
 
 def test_the_proof_refuses_a_process_that_has_imported_torch(built):

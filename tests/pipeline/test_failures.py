@@ -19,7 +19,7 @@ def test_a_graph_beyond_the_limits_gets_no_final_name_and_fails_the_run(
     said = clone.run("dvc", "repro", fails=True)
     assert "ERROR in export" in said
     assert "export.max_probability_gap" in said
-    assert "`dvc checkout` brings them back" in said
+    assert "`dvc checkout --force` brings them back" in said
     assert not (clone.folder / "build/deploy/model.onnx").exists()
     assert (clone.folder / "build/deploy/model.unproven.onnx").exists()
     assert runs(clone)[0].info.status == "FAILED"
@@ -44,6 +44,7 @@ def test_ctrl_c_leaves_a_killed_run_and_a_repository_that_works(
     assert "train was stopped. `dvc repro` runs it again" in rest
     assert runs(clone)[0].info.status == "KILLED"
     clone.set_param("train.epochs", "1")
+    clone.set_param("network.name", "lenet5")
     clone.set_param("export.latency_runs", "10")
     clone.run("dvc", "repro")
     assert runs(clone)[0].info.status == "FINISHED"
@@ -57,7 +58,7 @@ def test_a_delivery_without_images_keeps_the_earlier_dataset_restorable(
         archive.writestr("readme.txt", "no images here")
     said = clone.run("dvc", "repro", fails=True)
     assert "ERROR in prepare" in said
-    assert "`dvc checkout` brings them back" in said
+    assert "`dvc checkout --force` brings them back" in said
     clone.run("git", "checkout", "samples")
     assert "Running stage" not in clone.run("dvc", "repro"), "everything came back from the cache"
 

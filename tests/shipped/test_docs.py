@@ -34,13 +34,11 @@ def quoted(text: str) -> list[str]:
 def commands(text: str) -> list[list[str]]:
     """List the project's commands: each line of a bash block, and what stands in backticks."""
     lines = [line for block in blocks(text, "bash") for line in block.splitlines()]
-    words = [shlex.split(line, comments=True) for line in [*lines, *spoken]]
+    spoken = [words for words in quoted(text) if words.startswith(tuple(RUNNERS)) and "'" not in words]
     found = []
-    for line in words:
-        while line and re.match(r"[A-Z_]+=", line[0]):  # PORT=5001 make ui
-            line = line[1:]  # noqa: PLW2901 (what is left of it)
+    for line in map(shlex.split, [*lines, *spoken]):
         starts = [0, *(place + 1 for place, word in enumerate(line) if word == "&&")]
-        found += [line[start:] for start in starts if line[start : start + 1] and line[start] in RUNNERS]
+        found += [line[start:] for start in starts if line[start] in RUNNERS]
     return [command for command in found if len(command) > 1]
 
 

@@ -171,6 +171,16 @@ def test_a_store_that_fails_later_is_said_once(
     assert capsys.readouterr().out.count("Tracking stopped:") == 1
 
 
-def test_metrics_flatten_to_where_and_what_without_classes() -> None:
-    nested = {"test": {"accuracy": 0.5, "per_class": {"a.b": {"f1": 1.0}}, "passed": True, "note": "x"}}
+def test_metrics_flatten_to_where_and_what() -> None:
+    nested = {"test": {"accuracy": 0.5, "passed": True, "note": "x"}}
     assert numbers(nested) == {"test/accuracy": 0.5}
+
+
+def test_a_result_adds_no_point_to_a_curve(client: MlflowClient) -> None:
+    with stages.training("d" * 64) as run:
+        run.log_metrics({"val/loss": 2.0}, 1)
+        run.log_metrics({"val/loss": 1.0}, 2)
+        run.log_result({"val": {"loss": 1.0}, "best": {"epoch": 2}})
+    history = client.get_metric_history(run.reference.mlflow_run_id, "val/loss")
+    assert [(point.step, point.value) for point in history] == [(1, 2.0), (2, 1.0)]
+    assert client.get_run(run.reference.mlflow_run_id).data.metrics["best/epoch"] == 2

@@ -1,7 +1,5 @@
 import csv
 import json
-import os
-import signal
 
 import numpy as np
 import pytest
@@ -175,57 +173,6 @@ def test_early_stop_ends_after_so_many_epochs_without_a_better_loss(dataset, tin
 def test_a_lost_loss_ends_the_training_with_the_remedy(dataset, tiny, params, folders):
     with pytest.raises(TrainingError, match=r"the loss became (nan|inf).*Lower train\.lr \(now 100\.0\)"):
         fit(dataset, tiny, params(epochs=200, lr=100.0, weight_decay=1.0, warmup=0.0), 1, *folders)
-
-
-def test_ctrl_c_reaches_the_caller(dataset, tiny, params, folders):
-    class Press(pl.Callback):
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            os.kill(os.getpid(), signal.SIGINT)
-
-    handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        fit(dataset, tiny, params(), 1, *folders, callbacks=[Press()])
-
-    assert signal.getsignal(signal.SIGINT) is handler
-    assert not (folders[0] / "weights.pt").exists()
-
-
-def test_sigterm_reaches_the_caller_as_what_its_handler_raises(dataset, tiny, params, folders):
-    class StopError(BaseException):
-        pass
-
-    def stop(number, frame):
-        raise StopError
-
-    class Terminate(pl.Callback):
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        with pytest.raises(StopError):
-            fit(dataset, tiny, params(), 1, *folders, callbacks=[Terminate()])
-        assert signal.getsignal(signal.SIGTERM) is stop
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def test_sigterm_without_a_handler_reaches_the_caller_as_an_exit(dataset, tiny, params, folders):
-    class Terminate(pl.Callback):
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.raises(SystemExit):
-        fit(dataset, tiny, params(), 1, *folders, callbacks=[Terminate()])
-
-
-def test_an_error_in_a_callback_reaches_the_caller(dataset, tiny, params, folders):
-    class Fail(pl.Callback):
-        def on_train_epoch_end(self, trainer, pl_module):
-            raise OSError("the disk is full")
-
-    with pytest.raises(OSError, match="the disk is full"):
-        fit(dataset, tiny, params(), 1, *folders, callbacks=[Fail()])
 
 
 def test_callbacks_can_read_the_metrics_at_the_end_of_an_epoch(dataset, tiny, params, folders):

@@ -77,7 +77,7 @@ def use(source: str, root: Path) -> list[str]:
             "fetch it. For them use a URL or a bucket."
         )
     lines.append("Next: `convoy data check` shows what it holds, `dvc repro` trains with it.")
-    lines.append(f"Commit {IMPORT} to keep it; `git checkout {IMPORT} && dvc checkout {IMPORT}` goes back.")
+    lines.append(f"Commit {IMPORT} to keep it; `git checkout {IMPORT} && dvc checkout {IMPORT}` goes back to the committed one.")
     return lines
 
 
@@ -166,7 +166,7 @@ def _nearest(path: Path) -> str:
     names = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
     if near:
-        return f"; did you mean {path.parent / near[0]}?"
+        return f"; did you mean {path.parent / near[0]}"
     return f"; {path.parent} holds no `{path.name}`"
 
 

@@ -72,7 +72,7 @@ def prove(deploy: Path, trained: Path, data: Path, evaluation: Path, params: Exp
         "checks": [comparison.figures() for comparison in (whole, *batches, odd)],
         "negative_control": checks.figures_of_control(shift, control),
         "latency": timed,
-        "torch_imported": "no",
+        "torch_imported": False,
         "versions": machine.versions(),
         "hardware": machine.hardware(),
     }

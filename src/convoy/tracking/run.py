@@ -53,6 +53,7 @@ class Run:
         self.stage = stage
         self._client = store.connect()
         self._reachable = bool(reference.mlflow_run_id)
+        self._curves: set[str] = set()
 
     def log_params(self, values: Mapping[str, Any]) -> None:
         """Log params by their flat name; those that the run has already are left as they are.
@@ -71,14 +72,20 @@ class Run:
         self._send(send)
 
     def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Log metrics named `where/what` at a step (an epoch, for curves)."""
+        """Log metrics named `where/what`; `step` counts epochs from 1 and makes a curve, 0 means a result."""
+        if step:
+            self._curves |= set(values)
         now = int(time.time() * 1000)
         points = [Metric(name, float(value), now, step) for name, value in values.items()]
         self._send(lambda run_id: self._client.log_batch(run_id, metrics=points))
 
     def log_result(self, nested: Mapping[str, Any]) -> None:
-        """Log a stage's metrics file: nested numbers become `where/what`, anything else is left out."""
-        self.log_metrics(numbers(nested))
+        """Log a stage's metrics file: nested numbers become `where/what`, anything else is left out.
+
+        What this run has a curve of stays as it is: the curve ends with the same number.
+        """
+        flat = numbers(nested)
+        self.log_metrics({name: value for name, value in flat.items() if name not in self._curves})
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Attach a file, or what a folder holds, as artifacts."""
@@ -173,14 +180,10 @@ def write_reference(path: Path, reference: Reference) -> None:
 
 
 def numbers(nested: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Flatten a metrics file to MLflow's `where/what` names, numbers only.
-
-    `per_class` stays in the file and the report: a thousand classes would bury the
-    columns that runs are compared by, and class names may hold what MLflow refuses.
-    """
+    """Flatten a metrics file to MLflow's `where/what` names, numbers only."""
     flat: dict[str, float] = {}
     for key, item in nested.items():
-        if isinstance(item, Mapping) and key != "per_class":
+        if isinstance(item, Mapping):
             flat |= numbers(item, f"{prefix}{key}/")
         elif isinstance(item, (int, float)) and not isinstance(item, bool):
             flat[f"{prefix}{key}"] = float(item)
