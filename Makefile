@@ -9,6 +9,9 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 export DVC_NO_ANALYTICS := true
 
+# Two tests at once on two cores: OpenMP threads that wait for a core spin instead of working.
+ONE_THREAD := OMP_NUM_THREADS=1
+
 .DEFAULT_GOAL := help
 .PHONY: help repro test test-long check ui bench lock
 
@@ -19,14 +22,14 @@ repro: $(READY) ## run the pipeline (dvc repro) and print what came of it
 	@python pipelines/repro.py
 
 test: $(READY) ## every test that takes less than minutes; what CI runs
-	@python -m pytest -n 2 --dist loadscope -m "not slow"
+	@$(ONE_THREAD) python -m pytest -n 2 --dist loadscope -m "not slow"
 
 test-long: $(READY) ## the tests that take minutes: CIFAR-10, the uv environment
 	@python -m pytest -m slow
 
 check: $(READY) ## lint, types and the fast tests
 	@ruff check . && ruff format --check . && mypy
-	@python -m pytest -n 2 -q -m "not slow and not pipeline"
+	@$(ONE_THREAD) python -m pytest -n 2 --dist loadscope -q -m "not slow and not pipeline"
 
 ui: $(READY) ## open the MLflow UI on the runs (http://127.0.0.1:5000)
 	@convoy sync

@@ -49,8 +49,8 @@ def conditions(clone: Path) -> list[str]:
         "",
         f"`make bench` at commit {commit}, {datetime.now(UTC):%Y-%m-%d}.",
         "",
-        f"- machine: {processor()}, {os.cpu_count()} cores, {memory_gib():.0f} GiB, {platform.system()}; no GPU"
-        f"; load average before: {os.getloadavg()[0]:.1f}",
+        f"- {processor()}, {os.cpu_count()} cores, {memory_gib():.0f} GiB, {platform.system()}; no GPU",
+        f"- load average before: {os.getloadavg()[0]:.1f}",
         f"- Python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in PACKAGES),
     ]
 
@@ -158,7 +158,9 @@ def processor() -> str:
     """Name the processor as the system does."""
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        names = [
+            line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line
+        ]
         return names[0] if names else platform.machine()
     return shell("sysctl", "-n", "machdep.cpu.brand_string", where=ROOT).strip()
 

@@ -59,6 +59,8 @@ def test_the_summary_says_what_was_measured_on_which_data(found):
     assert summary["network"] == "thinking_by_brightness"
     assert summary["data_hash"] == "0" * 64
     assert sum(summary["counts"]["test"].values()) == 40
+    per_class = summary["test"].pop("per_class")
+    assert set(per_class) == set(summary["classes"])
     assert summary["test"] == found[1]["test"]
 
 

@@ -18,7 +18,9 @@ def test_the_documented_experiment_reaches_its_accuracy_without_a_label_flip(tmp
     clone.env["PYTHONPATH"] = str(clone.folder / "src")
     clone.run("convoy", "data", "use", os.environ["CONVOY_CIFAR10"])
     params = json.loads((clone.folder / "benchmarks/cifar10.json").read_text())
-    clone.run("dvc", "exp", "run", *(part for key, value in params.items() for part in ("-S", f"{key}={value}")))
+    clone.run(
+        "dvc", "exp", "run", *(part for key, value in params.items() for part in ("-S", f"{key}={value}"))
+    )
     deploy = json.loads((clone.folder / "build/metrics/export.json").read_text())["deploy"]
     test = json.loads((clone.folder / "build/metrics/evaluate.json").read_text())["test"]
     assert test["images"] == 10_000

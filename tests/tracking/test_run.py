@@ -99,7 +99,7 @@ def test_a_stage_after_a_run_that_ended_opens_another_with_the_same_training(cli
         pass
     assert second.reference.training == first.reference.run_id
     assert second.reference.mlflow_run_id != first.reference.mlflow_run_id
-    assert client.get_run(second.reference.mlflow_run_id).data.params["train.lr"] == "0.1"
+    assert client.get_run(second.reference.mlflow_run_id).data.params["train.optimizer"] == "sgd"
     assert client.get_run(first.reference.mlflow_run_id).data.to_dictionary() == before
 
 
@@ -115,14 +115,15 @@ def test_a_run_that_mlflow_opened_is_joined_once(
     client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = client.create_run("0").info.run_id
-    client.log_param(opened, "train.lr", "0.10")
+    used = str(params.read_yaml(params.PARAMS_FILE)["train"]["lr"])
+    client.log_param(opened, "train.lr", f"{used}0")
     monkeypatch.setenv("MLFLOW_RUN_ID", opened)
     with stages.training("d" * 64) as run:
         pass
     assert run.reference.mlflow_run_id == opened
     found = client.get_run(opened)
-    assert found.data.params["train.lr"] == "0.10"
-    assert found.data.tags["param.train.lr"] == "0.1"
+    assert found.data.params["train.lr"] == f"{used}0"
+    assert found.data.tags["param.train.lr"] == used
     with stages.training("d" * 64) as another:
         pass
     assert another.reference.mlflow_run_id != opened

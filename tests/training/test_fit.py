@@ -50,10 +50,13 @@ def test_the_history_has_a_row_per_epoch_and_the_metrics_are_those_of_the_best(
     best = min(rows, key=lambda row: float(row["val/loss"]))
     assert list(rows[0]) == ["epoch", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr"]
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
-    assert metrics["val"]["best_epoch"] == int(best["epoch"])
-    assert metrics["val"]["loss"] == pytest.approx(float(best["val/loss"]), rel=1e-5)
-    assert metrics["train"]["loss"] == pytest.approx(float(best["train/loss"]), rel=1e-5)
-    assert metrics["train"]["epochs"] == 4
+    assert metrics["best"]["epoch"] == int(best["epoch"])
+    assert metrics["best"]["val_loss"] == pytest.approx(float(best["val/loss"]), rel=1e-5)
+    assert metrics["best"]["val_accuracy"] == pytest.approx(float(best["val/accuracy"]), rel=1e-5)
+    last = history(folders[0])[-1]
+    assert metrics["val"]["loss"] == pytest.approx(float(last["val/loss"]), rel=1e-5)
+    assert metrics["train"]["loss"] == pytest.approx(float(last["train/loss"]), rel=1e-5)
+    assert metrics["train"]["epochs_trained"] == 4
     assert metrics["train"]["seconds"] > 0
     json.dumps(metrics)
 
@@ -70,7 +73,7 @@ def test_the_model_has_the_weights_of_the_best_epoch_not_of_the_last(dataset, ti
 
     best = torch.load(folders[1] / "best.ckpt", weights_only=True)
     model, _ = saved.load(folders[0])
-    assert metrics["val"]["best_epoch"] == 1
+    assert metrics["best"]["epoch"] == 1
     assert best["epoch"] == 0
     assert torch.equal(model.network.dense1.weight, best["state_dict"]["model.network.dense1.weight"])
 
@@ -166,8 +169,8 @@ def test_every_epoch_shows_the_images_in_the_order_of_its_seed_and_number(datase
 def test_early_stop_ends_after_so_many_epochs_without_a_better_loss(dataset, tiny, params, folders):
     metrics = fit(dataset, tiny, params(epochs=40, lr=1e-9, early_stop=2), 1, *folders)
 
-    assert metrics["train"]["epochs"] < 40
-    assert metrics["train"]["epochs"] == len(history(folders[0]))
+    assert metrics["train"]["epochs_trained"] < 40
+    assert metrics["train"]["epochs_trained"] == len(history(folders[0]))
 
 
 def test_a_lost_loss_ends_the_training_with_the_remedy(dataset, tiny, params, folders):
@@ -204,7 +207,7 @@ def test_a_torchvision_network_trains(dataset, params, folders):
 
     model, facts = saved.load(folders[0])
     assert facts.spec == spec
-    assert metrics["train"]["epochs"] == 1
+    assert metrics["train"]["epochs_trained"] == 1
     assert model(torch.zeros(2, 3, 8, 8)).shape == (2, 3)
 
 

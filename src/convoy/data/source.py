@@ -77,7 +77,9 @@ def use(source: str, root: Path) -> list[str]:
             "fetch it. For them use a URL or a bucket."
         )
     lines.append("Next: `convoy data check` shows what it holds, `dvc repro` trains with it.")
-    lines.append(f"Commit {IMPORT} to keep it; `git checkout {IMPORT} && dvc checkout {IMPORT}` goes back to the committed one.")
+    lines.append(
+        f"Commit {IMPORT} to keep it; `git checkout {IMPORT} && dvc checkout {IMPORT}` goes back to the committed one."
+    )
     return lines
 
 

@@ -53,8 +53,8 @@ def fit(  # noqa: PLR0917
         callbacks: more of Lightning's; they may read the metrics of an epoch at its end.
 
     Returns:
-        Metrics of the best epoch as `{"train": {...}, "val": {...}}`, with the epochs trained, the
-        seconds that took, and which epoch was best.
+        `{"train": {...}, "val": {...}, "best": {...}}`: loss and accuracy of the last epoch, the epochs
+        trained and the seconds that took, and what the kept epoch reached on validation images.
 
     Raises:
         NetworkError: the network does not take images of this size.
@@ -99,19 +99,21 @@ def fit(  # noqa: PLR0917
     weights = {name.removeprefix("model."): value for name, value in best["state_dict"].items()}
     model.load_state_dict(weights)
     saved.save(out, model, facts)
-    row = history.rows[best["epoch"]]
+    return _metrics(history, int(best["epoch"]), seconds)
+
+
+def _metrics(history: History, best: int, seconds: float) -> dict[str, Any]:
+    """Nest the last epoch's figures, where the curves end, and those of the epoch that was kept."""
+    last, kept = history.rows[-1], history.rows[best]
     return {
         "train": {
-            "loss": row["train/loss"],
-            "accuracy": row["train/accuracy"],
-            "epochs": len(history.rows),
+            "loss": last["train/loss"],
+            "accuracy": last["train/accuracy"],
+            "epochs_trained": len(history.rows),
             "seconds": round(seconds, 1),
         },
-        "val": {
-            "loss": row["val/loss"],
-            "accuracy": row["val/accuracy"],
-            "best_epoch": best["epoch"] + 1,
-        },
+        "val": {"loss": last["val/loss"], "accuracy": last["val/accuracy"]},
+        "best": {"epoch": best + 1, "val_loss": kept["val/loss"], "val_accuracy": kept["val/accuracy"]},
     }
 
 
