@@ -29,11 +29,6 @@ class Clone:
             "MLFLOW_DISABLE_TELEMETRY": "true",
             # Two tests at once on two cores: OpenMP threads that wait for a core spin instead of working.
             "OMP_NUM_THREADS": "1",
-            "GIT_CONFIG_COUNT": "2",
-            "GIT_CONFIG_KEY_0": "user.name",
-            "GIT_CONFIG_VALUE_0": "test",
-            "GIT_CONFIG_KEY_1": "user.email",
-            "GIT_CONFIG_VALUE_1": "test@example.invalid",
         }
         self.env.pop("PYTHONPATH", None)
 
@@ -111,7 +106,14 @@ def clone_working_tree(folder: Path) -> Clone:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
     clone = Clone(folder)
-    for words in (("init", "-q", "-b", "main"), ("add", "-A"), ("commit", "-q", "-m", "working tree")):
+    for words in (
+        ("init", "-q", "-b", "main"),
+        # In the clone itself, since DVC does not read the environment that git would.
+        ("config", "user.name", "test"),
+        ("config", "user.email", "test@example.invalid"),
+        ("add", "-A"),
+        ("commit", "-q", "-m", "working tree"),
+    ):
         clone.run("git", *words)
     return clone
 

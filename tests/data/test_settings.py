@@ -26,7 +26,10 @@ def test_the_shipped_params_are_valid():
             "data.splits.val is 0.0: input should be greater than or equal to 0.01",
         ),
         ({"splits": {"val": 0.45, "test": 0.4}}, "val + test must be at most 0.8"),
-        ({"splits": {"val": 0.1, "tset": 0.2}}, "unknown key data.splits.tset; did you mean `data.splits.test`?"),
+        (
+            {"splits": {"val": 0.1, "tset": 0.2}},
+            "unknown key data.splits.tset; did you mean `data.splits.test`?",
+        ),
         ({"max_quarantined": 1.5}, "less than or equal to 1"),
     ],
 )

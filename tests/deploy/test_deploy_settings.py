@@ -25,7 +25,12 @@ EVALUATE = {"batch_size": 256, "worst_images": 24}
             r"max_probability_gap is 2: .* or equal to 1",
         ),
         ("export", ExportParams, EXPORT | {"latency_runs": 5}, r"latency_runs is 5: .* or equal to 10"),
-        ("export", ExportParams, EXPORT | {"latency_run": 5}, r"latency_run; did you mean `export.latency_runs`\?"),
+        (
+            "export",
+            ExportParams,
+            EXPORT | {"latency_run": 5},
+            r"latency_run; did you mean `export.latency_runs`\?",
+        ),
         (
             "evaluate",
             EvaluateParams,
