@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from convoy import preflight, stage
-from convoy.errors import ConvoyError
+from convoy.errors import ConvoyError, RequestError
 from convoy.summary import summary
 
 
@@ -27,6 +27,10 @@ def main() -> None:
         at = words.index("--until")
         target = words[at + 1 : at + 2]
         del words[at : at + 2]
+        if target not in (["prepare"], ["train"], ["evaluate"], ["export"]):
+            raise RequestError(
+                f"--until takes prepare, train, evaluate or export, not {' '.join(target) or 'nothing'}"
+            )
     overrides = preflight.parse(words)
     preflight.check(overrides)
     settings = [part for key, value in overrides.items() for part in ("-S", f"{key}={value}")]

@@ -32,8 +32,6 @@ def test_queued_experiments_run_the_code_they_were_queued_with_and_compare_in_on
         assert {"evaluation/report.html", "deploy/verification.json"} <= artifacts(clone, run)
         assert run.data.tags["convoy.dvc_experiment"] == f"lr-{run.data.params['train.lr']}"
     clone.run("convoy", "sync", PYTHONPATH=str(clone.folder / "src"))
-    shown = clone.run("git", "show", "refs/exps/stash", fails=True) or "no stash left"
-    assert shown
     client = MlflowClient(f"sqlite:///{clone.folder}/mlflow.db")
     for run in (first, second):
         assert "convoy.lock" in client.get_run(run.info.run_id).data.tags

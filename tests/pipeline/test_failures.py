@@ -84,6 +84,13 @@ def test_make_repro_refuses_wrong_params_before_anything_runs(
     assert (clone.folder / "build/model/weights.pt").exists(), "earlier outputs were touched"
 
 
+def test_a_stage_that_does_not_exist_is_refused_with_those_that_do(clone: Clone) -> None:
+    command = clone.start("python", "pipelines/repro.py", "--until", "deploy", PYTHONPATH="src")
+    said, _ = command.communicate()
+    assert command.returncode == 2
+    assert "--until takes prepare, train, evaluate or export, not deploy" in said
+
+
 def test_a_tracking_server_that_is_down_stops_nothing(finished: tuple[Clone, str], tmp_path: Path) -> None:
     clone = finished[0].copy(tmp_path / "clone")
     clone.set_param("export.latency_runs", "10")
