@@ -1,6 +1,9 @@
 # What people and CI type. Each target takes VENV=path to reuse an environment.
 VENV ?= .venv
-PYTHON ?= $(firstword $(foreach name,python3.13 python3.12 python3.11 python3,$(shell command -v $(name) 2>/dev/null)))
+# The first that runs and fits: a name alone may be a launcher for a version that is not installed.
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
+  $$name -c '$(FITS)' 2>/dev/null && echo $$name && break; done)
 READY := $(VENV)/.locked
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
@@ -45,7 +48,7 @@ lock: $(READY) ## write requirements.txt anew from pyproject.toml
 
 ifeq ($(origin VENV),file)
 $(READY): requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit(f"Python {v[0]}.{v[1]} at {sys.executable} cannot be used: Convoy needs 3.11 to 3.13. Type: make PYTHON=/path/to/python3.12")'
+	@"$(PYTHON)" -c '$(FITS)' 2>/dev/null || { echo "No Python 3.11 to 3.13 found (tried: $(or $(PYTHON),python3 and python3.11 to 3.13)). Install one, or type: make PYTHON=/path/to/python3.12 …"; exit 2; }
 	@echo "Installing the lock into $(VENV) (5 GB with CUDA; about two minutes) …"
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt

@@ -55,7 +55,7 @@ def data_use(
 
     Example: convoy data use ~/flowers.zip
     """
-    from convoy.data.source import use  # noqa: PLC0415 (start-up time)
+    from convoy.data.source import use
 
     for line in use(source, Path.cwd()):
         print(line)
@@ -68,9 +68,9 @@ def data_check(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Say what `prepare` would find in PATH, quarantine and split; write nothing."""
-    from convoy import params  # noqa: PLC0415
-    from convoy.data.settings import DataParams  # noqa: PLC0415
-    from convoy.data.source import check  # noqa: PLC0415
+    from convoy import params
+    from convoy.data.settings import DataParams
+    from convoy.data.source import check
 
     found = check(path, params.section("data", DataParams))
     lines = found.pop("lines")
@@ -92,8 +92,8 @@ def predict(
 
     Example: convoy predict build/deploy/model.onnx photos/
     """
-    from convoy.deploy.predict import predict as answer  # noqa: PLC0415
-    from convoy.deploy.predict import show  # noqa: PLC0415
+    from convoy.deploy.predict import predict as answer
+    from convoy.deploy.predict import show
 
     raise typer.Exit(show(answer(model, paths), as_json=as_json))
 
@@ -101,7 +101,7 @@ def predict(
 @app.command()
 def sync() -> None:
     """Complete the tracking store: end dead runs, attach each finished run's final dvc.lock."""
-    from convoy.tracking.sync import sync as bring_up_to_date  # noqa: PLC0415
+    from convoy.tracking.sync import sync as bring_up_to_date
 
     completed = bring_up_to_date()
     print(

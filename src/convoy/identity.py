@@ -22,15 +22,21 @@ def mint_run_id() -> str:
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
+def git(*args: str) -> str:
+    """Ask git; empty where it cannot answer."""
+    done = subprocess.run(["git", *args], capture_output=True, text=True, check=False)  # noqa: S603, S607 (fixed words, git from PATH as everywhere)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
 def git_state() -> dict[str, str]:
     """Name the commit that is checked out and whether tracked files differ from it.
 
     Empty where there is no git repository or no commit yet.
     """
-    commit = _git("rev-parse", "HEAD")
+    commit = git("rev-parse", "HEAD")
     if not commit:
         return {}
-    dirty = bool(_git("status", "--porcelain", "--untracked-files=no"))
+    dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
     return {"mlflow.source.git.commit": commit, "convoy.git_dirty": str(dirty).lower()}
 
 
@@ -61,12 +67,6 @@ def is_alive(owner: str) -> bool:
         return bool(abs(psutil.Process(int(pid)).create_time() - float(created)) < 1.0)
     except (psutil.Error, ValueError):
         return False
-
-
-def _git(*args: str) -> str:
-    """Ask git; empty where it cannot answer."""
-    done = subprocess.run(["git", *args], capture_output=True, text=True, check=False)  # noqa: S603, S607 (fixed words, git from PATH as everywhere)
-    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def _command(process: psutil.Process) -> list[str]:

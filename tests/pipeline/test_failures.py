@@ -1,6 +1,7 @@
 """What goes wrong is said, recorded as it was, and leaves a repository in which `dvc repro` works."""
 
 import signal
+import subprocess
 import zipfile
 from pathlib import Path
 
@@ -29,16 +30,22 @@ def test_a_graph_beyond_the_limits_gets_no_final_name_and_fails_the_run(
     assert "Running stage" not in clone.run("dvc", "repro")
 
 
-def test_ctrl_c_leaves_a_killed_run_and_a_repository_that_works(
-    finished: tuple[Clone, str], tmp_path: Path
-) -> None:
-    clone = finished[0].copy(tmp_path / "clone")
+def start_long_training(clone: Clone) -> subprocess.Popen[str]:
+    """Start `dvc repro` and return while its training is in the second epoch."""
     clone.set_param("train.epochs", "500")
     process = clone.start("dvc", "repro")
     assert process.stdout
     for line in process.stdout:
         if line.startswith("epoch 1/"):
             break
+    return process
+
+
+def test_ctrl_c_leaves_a_killed_run_and_a_repository_that_works(
+    finished: tuple[Clone, str], tmp_path: Path
+) -> None:
+    clone = finished[0].copy(tmp_path / "clone")
+    process = start_long_training(clone)
     rest = clone.stop(process, signal.SIGINT)
     assert process.returncode != 0
     assert "train was stopped. `dvc repro` runs it again" in rest
@@ -105,12 +112,7 @@ def test_a_dead_run_is_marked_killed_by_the_next_training(
     finished: tuple[Clone, str], tmp_path: Path
 ) -> None:
     clone = finished[0].copy(tmp_path / "clone")
-    clone.set_param("train.epochs", "500")
-    process = clone.start("dvc", "repro")
-    assert process.stdout
-    for line in process.stdout:
-        if line.startswith("epoch 1/"):
-            break
+    process = start_long_training(clone)
     clone.stop(process, signal.SIGKILL)
     assert runs(clone)[0].info.status == "RUNNING", "nobody could say so yet"
     clone.run("convoy", "sync", PYTHONPATH=str(clone.folder / "src"))

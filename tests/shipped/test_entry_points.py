@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from clones import Clone
+
 
 def entry_points(repository: Path) -> dict[str, dict[str, object]]:
     return yaml.safe_load((repository / "MLproject").read_text())["entry_points"]
@@ -80,6 +82,13 @@ def test_an_environment_that_is_not_there_is_refused_with_what_to_type(
     )
     assert done.returncode
     assert "holds no environment with Convoy's lock" in done.stdout
+
+
+def test_a_python_that_does_not_fit_is_refused_with_what_to_type(clone: Clone) -> None:
+    said = clone.run("make", "repro", "PYTHON=/no/such/python", fails=True)
+    assert "No Python 3.11 to 3.13 found (tried: /no/such/python)" in said
+    assert "make PYTHON=/path/to/python3.12" in said
+    assert not (clone.folder / ".venv").exists()
 
 
 def test_workflows_call_make_targets_that_exist(repository: Path) -> None:

@@ -1,7 +1,6 @@
 """Bring the store up to date with what only exists after DVC has ended: the final dvc.lock."""
 
 import hashlib
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from mlflow.entities import Run as StoredRun
 from mlflow.tracking import MlflowClient
 
 from convoy import params
+from convoy.identity import git
 from convoy.tracking import store
 from convoy.tracking.stages import RUNS, latest
 
@@ -42,7 +42,7 @@ def sync() -> list[str]:
             continue
         lock = LOCK.read_text(encoding="utf-8") if run.info.run_id == here else ""
         if not lock and tags.get("convoy.dvc_experiment") in commits:
-            lock = _git("show", f"{commits[tags['convoy.dvc_experiment']]}:{LOCK}")
+            lock = git("show", f"{commits[tags['convoy.dvc_experiment']]}:{LOCK}") + "\n"
         if lock:
             _attach(client, run, lock)
             completed.append(str(run.info.run_name))
@@ -71,12 +71,6 @@ def _workspace_lock_is_final() -> bool:
 
 def _experiment_commits() -> dict[str, str]:
     """Map the names of DVC experiments to their commits: refs/exps/<2>/<38>/<name>."""
-    lines = _git("for-each-ref", "--format=%(refname:lstrip=4) %(objectname)", "refs/exps").splitlines()
+    lines = git("for-each-ref", "--format=%(refname:lstrip=4) %(objectname)", "refs/exps").splitlines()
     pairs = (line.rsplit(" ", 1) for line in lines if " " in line)
     return {name: commit for name, commit in pairs if name}
-
-
-def _git(*args: str) -> str:
-    """Ask git; empty where it cannot answer."""
-    done = subprocess.run(["git", *args], capture_output=True, text=True, check=False)  # noqa: S603, S607 (fixed words, git from PATH as everywhere)
-    return done.stdout if done.returncode == 0 else ""
