@@ -16,6 +16,9 @@ from mlflow.tracking import MlflowClient
 
 REPOSITORY = Path(__file__).parents[1]
 
+OUTER = ("DVC_", "MLFLOW_", "GIT_", "MAKE", "MFLAGS", "VENV")
+"""Beginnings of variables that speak of the repository, or the make, that runs the tests."""
+
 
 class Clone:
     """A git repository with the files of this working tree, and the environment that runs the tests."""
@@ -23,7 +26,7 @@ class Clone:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.env = {
-            **{k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "GIT_"))},
+            **{k: v for k, v in os.environ.items() if not k.startswith(OUTER)},
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "DVC_NO_ANALYTICS": "true",
             "MLFLOW_DISABLE_TELEMETRY": "true",
