@@ -35,6 +35,7 @@ def test_no_section_declares_a_second_default() -> None:
     ("key", "value", "message"),
     [
         ("train.lrr", "1", r"unknown key train\.lrr; did you mean `train\.lr`\?"),
+        ("trian.lr", "1", r"unknown key trian\.lr; did you mean `train\.lr`\?"),
         ("train.lr", "-1", r"train\.lr is -1.*greater than 0"),
         ("train.optimizer", "adam", r"train\.optimizer is 'adam'.*'sgd' or 'adamw'"),
         ("data.image_px", "4", r"data\.image_px is 4.*greater than or equal to 8"),
