@@ -77,7 +77,7 @@ def zipped(tmp_path: Path) -> Callable[[Files], Path]:
 def tarred(tmp_path: Path) -> Callable[..., Path]:
     def write(files: Files, compression: str = "gz", extra: tuple[tarfile.TarInfo, ...] = ()) -> Path:
         path = tmp_path / f"data-{compression}.bin"
-        with tarfile.open(path, f"w:{compression}") as archive:  # type: ignore[call-overload]
+        with tarfile.open(path, f"w:{compression}") as archive:  # type: ignore[call-overload] # the mode is put together
             for member, content in files.items():
                 info = tarfile.TarInfo(member)
                 info.size = len(content)

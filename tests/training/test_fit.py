@@ -41,7 +41,7 @@ def test_a_training_learns_and_writes_the_model(dataset, tiny, params, folders):
     assert facts.mean == list(dataset.mean)
 
 
-def test_the_history_has_a_row_per_epoch_and_the_metrics_are_those_of_the_best(
+def test_the_metrics_are_the_last_row_of_the_history_and_what_the_best_epoch_reached(
     dataset, tiny, params, folders
 ):
     metrics = fit(dataset, tiny, params(epochs=4), 1, *folders)

@@ -103,7 +103,7 @@ class _WeightlessMode(TorchFunctionMode):
         types: Iterable[type],
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401 (as torch declares it)
         """Send what makes uninitialised or constant tensors to the meta device."""
         given = kwargs or {}
         if func in {torch.empty, torch.zeros, torch.ones} and given.get("device") is None:

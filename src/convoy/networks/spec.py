@@ -1,9 +1,9 @@
 """Read a network from YAML, one line per layer, and check it without importing torch.
 
 A line is a word (`- relu`), a word with its first argument (`- max_pool: 2`), or
-a word with named arguments (`- conv: {filters: 6, kernel: 5}`). `build.py` turns
+a word with named arguments (`- conv: {filters: 6, kernel: 5}`). `layers.py` turns
 each layer class into a torch module. To add a layer: a class here, its word in
-`LAYERS`, and its module in `build.py`.
+`LAYERS`, and its module in `layers.py`.
 """
 
 from collections.abc import Mapping
