@@ -95,3 +95,51 @@ def test_half_a_file_is_refused(tmp_path, file):
 
     with pytest.raises(NetworkError, match=r"holds no model that this version reads(.|\n)*dvc checkout"):
         saved.load(tmp_path)
+
+
+def test_facts_with_a_layer_that_this_version_does_not_have_are_refused(tmp_path):
+    saved.save(tmp_path, saved.make(FACTS), FACTS)
+    facts = (tmp_path / saved.FACTS).read_text().replace("relu", "relu9")
+    (tmp_path / saved.FACTS).write_text(facts)
+
+    with pytest.raises(
+        NetworkError, match=r"holds no model that this version reads: layer 3: unknown layer `relu9`"
+    ):
+        saved.load(tmp_path)
+
+
+HEAD = ["flatten", {"dense": "classes"}]
+WITH_HEADS = FACTS.model_copy(
+    update={
+        "spec": Spec.model_validate(
+            {
+                "name": "mine",
+                "layers": [
+                    *LAYERS[:2],
+                    {"auxiliary": {"weight": 0.3, "layers": HEAD}},
+                    {"auxiliary": {"weight": 0.3, "layers": HEAD, "name": "late"}},
+                    *LAYERS[2:],
+                ],
+            }
+        )
+    }
+)
+
+
+def test_auxiliary_heads_are_not_saved(tmp_path):
+    model = saved.make(WITH_HEADS, auxiliary=True)
+    pixels = torch.randint(0, 256, (5, 3, 8, 8)).float()
+    assert len(model.train()(pixels).auxiliary) == 2
+
+    saved.save(tmp_path, model, WITH_HEADS)
+    loaded, facts = saved.load(tmp_path)
+
+    names = set(torch.load(tmp_path / saved.WEIGHTS, weights_only=True))
+    assert {name.split(".")[0] for name in names} == {"conv1", "norm1", "dense1"}
+    assert torch.equal(loaded(pixels), model.eval()(pixels))
+    assert facts.spec.model_dump() == WITH_HEADS.spec.model_dump()
+    assert saved.make(facts, auxiliary=True).network.late.weight == 0.3
+
+
+def test_a_model_is_made_without_auxiliary_heads_unless_asked():
+    assert isinstance(saved.make(WITH_HEADS).train()(torch.zeros(2, 3, 8, 8)), torch.Tensor)

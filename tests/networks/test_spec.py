@@ -1,4 +1,3 @@
-import re
 from pathlib import Path
 
 import pytest
@@ -6,117 +5,95 @@ import yaml
 
 from convoy.errors import RequestError
 from convoy.networks import spec
+from convoy.networks.build import assemble
+from convoy.networks.fitting import smallest
 
 SHIPPED = Path(__file__).parents[2] / "networks"
-
-
-def write(folder: Path, name: str, content: object) -> Path:
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-    return folder
-
-
-def refusal(folder: Path, *layers: object) -> str:
-    with pytest.raises(RequestError) as caught:
-        spec.load("mine", write(folder, "mine", {"layers": list(layers)}))
-    return str(caught.value)
+LAYERS = "layers: [flatten, {dense: classes}]\n"
 
 
 @pytest.mark.parametrize("name", spec.names(SHIPPED))
 def test_every_shipped_network_is_rebuilt_by_its_plain_data(name):
     shipped = spec.load(name, SHIPPED)
 
-    plain = yaml.safe_load(yaml.safe_dump(shipped.model_dump(mode="json")))
+    plain = yaml.safe_load(yaml.safe_dump(shipped.model_dump(mode="json"), sort_keys=False))
+    rebuilt = spec.Spec.model_validate(plain)
 
-    assert spec.Spec.model_validate(plain) == shipped
+    assert rebuilt.model_dump() == shipped.model_dump()
+    px = smallest(shipped.layers, 10, 32) or 32
+    states = [assemble(one, 10, px, auxiliary=True).state_dict() for one in (shipped, rebuilt)]
+    shapes = [{name: tensor.shape for name, tensor in state.items()} for state in states]
+    assert list(shapes[0].items()) == list(shapes[1].items())
+    assert shapes[0]
 
 
-def test_an_argument_that_stands_alone_is_the_first(tmp_path):
-    short = [{"max_pool": 2}, "flatten", {"dense": "classes"}]
-    named = [{"max_pool": {"kernel": 2}}, {"flatten": {}}, {"dense": {"units": "classes"}}]
+def test_the_plain_data_hold_what_makes_the_network_and_no_more(load):
+    mine = load(LAYERS + "init: kaiming\ntwin: vgg11\nmade_for: {image_px: 8, classes: 2}\n")
 
-    assert spec.parse_layers(short, "") == spec.parse_layers(named, "")
+    assert mine.model_dump(mode="json") == {
+        "name": "mine",
+        "layers": [{"flatten": {}}, {"dense": {"units": "classes", "bias": True}}],
+        "init": "kaiming",
+        "twin": "vgg11",
+    }
+    assert (mine.made_for.image_px, mine.made_for.classes) == (8, 2)
 
 
 def test_an_unknown_network_is_refused_with_the_nearest_one():
-    with pytest.raises(RequestError, match=r"no network `lenet` in .*did you mean `lenet5`\?.*network\.name"):
+    with pytest.raises(RequestError) as caught:
         spec.load("lenet", SHIPPED)
 
-
-def test_an_unknown_layer_is_refused_with_its_place_and_the_nearest_word(tmp_path):
-    message = refusal(tmp_path, "relu", {"maxpool": 2})
-
-    assert message == f"{tmp_path / 'mine.yaml'}, layer 2: unknown layer `maxpool`; did you mean `max_pool`?"
-
-
-def test_an_unknown_argument_is_refused_with_the_nearest_one(tmp_path):
-    message = refusal(tmp_path, {"conv": {"filter": 3, "kernel": 3}})
-
-    assert message.endswith("layer 1 (conv): unknown argument `filter`; did you mean `filters`?")
+    assert str(caught.value) == (
+        f"there is no network `lenet` in {SHIPPED}/; did you mean `lenet5`? "
+        "Set network.name to one that is there, or add the file."
+    )
+    assert caught.value.exit_code == 2
 
 
-def test_an_argument_named_like_the_internal_word_is_unknown_too(tmp_path):
-    assert "unknown argument `word`" in refusal(tmp_path, {"dense": {"units": 3, "word": "conv"}})
+def test_an_unknown_network_that_resembles_none_is_refused_with_all_of_them(load):
+    load(LAYERS)
+
+    with pytest.raises(
+        RequestError, match=r"no network `xyz` in networks/; there are: mine\. Set network\.name"
+    ):
+        spec.load("xyz")
 
 
-def test_a_missing_argument_is_named(tmp_path):
-    assert refusal(tmp_path, {"conv": 6}).endswith("layer 1 (conv): `kernel` is missing")
+def test_a_folder_without_networks_says_so(tmp_path):
+    with pytest.raises(
+        RequestError, match=r"no network `xyz` in .*/; the folder has none\. Set network\.name"
+    ):
+        spec.load("xyz", tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("layer", "said"),
+    ("text", "said"),
     [
-        ({"conv": {"filters": 0, "kernel": 3}}, "`filters` is 0, but should be greater than or equal to 1"),
-        ({"conv": {"filters": 2, "kernel": "3"}}, "`kernel` is '3', but should be a valid integer"),
-        (
-            {"conv": {"filters": 2, "kernel": 3, "padding": "sam"}},
-            "`padding` is 'sam', but should be a valid integer or should be 'same' or 'valid'",
-        ),
-        ({"dropout": 1.0}, "`share` is 1.0, but should be less than 1"),
-        ({"dense": "clases"}, "or should be 'classes'"),
+        ("layer: [relu]\n", ":1: unknown key `layer`; did you mean `layers`?"),
+        (LAYERS + "extras: 3\n", ":2: unknown key `extras`; there are: blocks, init, layers, made_for, torchvision, twin"),
+        ("init: torch\n", " must hold either `layers:` or `torchvision: NAME`, one of the two."),
+        ("torchvision: resnet18\n" + LAYERS, ":2: `torchvision: resnet18` is the whole network, but `layers` stands beside it. Keep either `layers:` or `torchvision: NAME`."),
+        ("torchvision: resnet18\ntwin: resnet18\n", ":2: `torchvision: resnet18` is the whole network, but `twin` stands beside it. Keep either `layers:` or `torchvision: NAME`."),
+        ("torchvision: resnet_18\n", ":1: torchvision has no classifier `resnet_18`; did you mean `resnet18`?"),
+        (LAYERS + "init: xavier\n", ":2: `init` is 'xavier', but should be 'torch' or 'kaiming'"),
+        (LAYERS + "twin: 5\n", ":2: `twin` is 5, but should be a valid string"),
+        (LAYERS + "made_for: {image_px: 3}\n", ":2: `made_for.classes` is missing"),
+        (LAYERS + "made_for:\n  image_px: 0\n  classes: 2\n", ":3: `made_for.image_px` is 0, but should be greater than or equal to 1"),
+        (LAYERS + "made_for:\n  image_px: 8\n  classes: 2\n  clases: 2\n", ":5: unknown key `made_for.clases`; did you mean `classes`?"),
+        (LAYERS + "init: 3\ntwin: 5\n", ":2: `init` is 3, but should be 'torch' or 'kaiming'\nnetworks/mine.yaml:3: `twin` is 5, but should be a valid string"),
     ],
-)
-def test_a_value_out_of_range_is_refused_with_what_it_may_be(tmp_path, layer, said):
-    assert said in refusal(tmp_path, layer)
+)  # fmt: skip
+def test_a_key_that_is_wrong_is_refused_at_its_line(refusal, text, said):
+    assert refusal(text) == f"networks/mine.yaml{said}"
 
 
-def test_a_layer_without_arguments_refuses_one(tmp_path):
-    assert refusal(tmp_path, {"relu": 2}).endswith(
-        "layer 1 (relu) takes no arguments, found 2. Write `- relu`."
-    )
+def test_a_torchvision_model_that_is_no_classifier_is_refused(refusal):
+    assert "no classifier `fcn_resnet50`" in refusal("torchvision: fcn_resnet50\n")
 
 
-def test_two_layers_on_one_line_are_refused(tmp_path):
-    assert "layer 1: expected one layer, such as `- relu`" in refusal(tmp_path, {"relu": {}, "flatten": {}})
-
-
-def test_a_fault_inside_a_residual_is_reported_with_the_way_to_it(tmp_path):
-    message = refusal(tmp_path, "relu", {"residual": ["relu", {"convv": 3}]})
-
-    assert message.endswith("layer 2 (residual), body layer 2: unknown layer `convv`; did you mean `conv`?")
-
-
-@pytest.mark.parametrize("layers", [[], "relu", None])
-def test_a_spec_without_a_list_of_layers_is_refused(tmp_path, layers):
-    with pytest.raises(RequestError, match="layers: expected a list with one layer per line"):
-        spec.load("mine", write(tmp_path, "mine", {"layers": layers}))
-
-
-def test_a_misspelt_key_is_refused_with_the_nearest_one(tmp_path):
-    with pytest.raises(RequestError, match="unknown key `layer`; did you mean `layers`"):
-        spec.load("mine", write(tmp_path, "mine", {"layer": ["relu"]}))
-
-
-@pytest.mark.parametrize("content", [{"torchvision": "resnet18", "layers": ["relu"]}])
-def test_a_spec_that_is_both_layers_and_torchvision_is_refused(tmp_path, content):
-    with pytest.raises(RequestError, match=re.escape("either `layers:` or `torchvision: NAME`")):
-        spec.load("mine", write(tmp_path, "mine", content))
-
-
-def test_a_name_that_torchvision_does_not_have_is_refused_with_the_nearest_one(tmp_path):
-    with pytest.raises(RequestError, match="no classifier `resnet_18`; did you mean `resnet18`"):
-        spec.load("mine", write(tmp_path, "mine", {"torchvision": "resnet_18"}))
-
-
-def test_a_torchvision_model_that_is_no_classifier_is_refused(tmp_path):
-    with pytest.raises(RequestError, match="no classifier `fcn_resnet50`"):
-        spec.load("mine", write(tmp_path, "mine", {"torchvision": "fcn_resnet50"}))
+def test_a_classifier_of_torchvision_is_one_line(load):
+    assert load("torchvision: mobilenet_v2\n").model_dump(mode="json") == {
+        "name": "mine",
+        "torchvision": "mobilenet_v2",
+        "init": "torch",
+    }

@@ -1,11 +1,7 @@
-"""Turn a spec into a torch module, its widths and heights inferred by torch itself.
+"""Turn a spec into a torch module.
 
 N images, C channels, H height, W width, K classes. A volume is (C, H, W) in code
 and H×W×C in messages; a flat row is (C,).
-
-A network is first assembled on torch's meta device, where tensors have a shape
-and no memory: each layer runs on the volume that arrives and so says what it
-passes on. Weights are allocated only once everything fits.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,74 +11,70 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from convoy.errors import NetworkError
-from convoy.networks import catalog
-from convoy.networks.layers import MisfitError, Volume, describe, passed_on, reason, sequence
+from convoy.networks import catalog, layers
+from convoy.networks.fitting import LARGEST_PX, placed, too_small
 from convoy.networks.spec import Spec
-
-LARGEST_PX = 1024
-"""Largest image side that the search for a working one tries, in pixels: the most that params.yaml allows."""
+from convoy.networks.volumes import MisfitError, Volume, describe
 
 
-def build(spec: Spec, classes: int, image_px: int) -> nn.Module:
+def build(spec: Spec, classes: int, image_px: int, *, auxiliary: bool = False) -> nn.Module:
     """Make a network with fresh weights from torch's global random state.
 
     Args:
         spec: what to build.
         classes: K, the width of the head.
         image_px: side of the images, in pixels.
+        auxiliary: whether to make auxiliary heads too, as training does.
 
     Returns:
-        A module from (N, 3, image_px, image_px) normalised float32 to (N, K) logits.
+        A module from (N, 3, image_px, image_px) normalised float32 to (N, K) logits; in training mode
+        with auxiliary heads, to `WithAuxiliary`.
 
     Raises:
         NetworkError: the images are too small, naming the layer, the volume that arrived and the
             smallest side that works; or layers that do not fit each other at any size.
     """
-    network = assemble(spec, classes, image_px)
+    network = assemble(spec, classes, image_px, auxiliary=auxiliary)
     if spec.torchvision is not None:
         return catalog.make(spec.torchvision, classes, image_px)
     network.to_empty(device=torch.get_default_device())
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
-            module.reset_parameters()
+    _initialise(network, spec)
     return network.train()
 
 
-def assemble(spec: Spec, classes: int, image_px: int) -> nn.Module:
+def assemble(spec: Spec, classes: int, image_px: int, *, auxiliary: bool = False) -> nn.Module:
     """Make a network on the meta device: every shape is known and no weight is allocated.
 
     Raises:
         NetworkError: as `build` does.
     """
+    if spec.torchvision is None:
+        steps = placed(spec, classes, image_px)
+        with torch.device("meta"):
+            return layers.network(steps, auxiliary=auxiliary).eval()
     try:
-        network, made = _assemble(spec, classes, image_px)
+        network = _skeleton(spec.torchvision, classes, image_px)
+        _run_named(network, (3, image_px, image_px))
     except MisfitError as misfit:
-        smallest = _smallest(spec, classes, image_px)
-        remedy = (
-            f"The smallest that works is {smallest}: set data.image_px to it, or choose another network.name."
-            if smallest
-            else f"No side up to {LARGEST_PX} works: correct the layer, or choose another network.name."
-        )
-        raise NetworkError(
-            f"{spec.name} does not take images of {image_px} px: {misfit}. {remedy}"
-        ) from misfit
-    if made != (classes,):
-        raise NetworkError(
-            f"{spec.name} ends in {describe(made)}, not in one number for each of the {classes} classes. "
-            "Let its last layers be `- flatten` and `- dense: classes`."
-        )
+        works = smallest_of_torchvision(spec.torchvision, classes, image_px)
+        raise too_small(spec, image_px, misfit, works) from misfit
     return network
 
 
-def _assemble(spec: Spec, classes: int, image_px: int) -> tuple[nn.Module, Volume]:
-    """Make a network on the meta device, and say what leaves it."""
-    volume: Volume = (3, image_px, image_px)
-    if spec.torchvision is None:
-        with torch.device("meta"), torch.no_grad():
-            return sequence(spec.layers, volume, classes, "")
-    network = _skeleton(spec.torchvision, classes, image_px)
-    return network, _run_named(network, volume)
+def _initialise(network: nn.Module, spec: Spec) -> None:
+    """Give every layer its starting weights, in order."""
+    for module in network.modules():
+        if spec.init == "kaiming" and isinstance(module, nn.Conv2d | nn.Linear):
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            else:
+                nn.init.normal_(module.weight, 0, 0.01)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
+        elif any(True for _ in module.parameters(recurse=False)):
+            raise AssertionError(f"{type(module).__name__} has weights and no way to start them")
 
 
 def _skeleton(name: str, classes: int, image_px: int) -> nn.Module:
@@ -91,7 +83,7 @@ def _skeleton(name: str, classes: int, image_px: int) -> nn.Module:
         with _WeightlessMode():
             return catalog.make(name, classes, image_px).to("meta").eval()
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise MisfitError(f"torchvision's {name} says: {reason(error)}") from error
+        raise MisfitError(f"torchvision's {name} says: {_reason(error)}") from error
 
 
 class _WeightlessMode(TorchFunctionMode):
@@ -125,27 +117,27 @@ def _run_named(network: nn.Module, volume: Volume) -> Volume:
     ]
     try:
         with torch.no_grad():
-            return passed_on(network, volume)
+            return tuple(network(torch.empty((2, *volume), device="meta")).shape[1:])
     except (RuntimeError, ValueError, AssertionError) as error:
         name, arrived = at_work[-1] if at_work else ("its first layer", volume)
-        raise MisfitError(f"{name} cannot take the volume {describe(arrived)} ({reason(error)})") from error
+        raise MisfitError(f"{name} cannot take the volume {describe(arrived)} ({_reason(error)})") from error
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _smallest(spec: Spec, classes: int, image_px: int) -> int | None:
+def smallest_of_torchvision(name: str, classes: int, image_px: int) -> int | None:
     """Find the next larger side that works; sides below one that is too small are not tried."""
-    network: nn.Module | None = None
-    if spec.torchvision is not None and not catalog.fixes_side(spec.torchvision):
-        network = _skeleton(spec.torchvision, classes, image_px)
+    network = None if catalog.fixes_side(name) else _skeleton(name, classes, image_px)
     for side in range(image_px + 1, LARGEST_PX + 1):
         try:
-            if network is None:
-                _assemble(spec, classes, side)
-            else:
-                _run_named(network, (3, side, side))
+            _run_named(network or _skeleton(name, classes, side), (3, side, side))
         except MisfitError:
             continue
         return side
     return None
+
+
+def _reason(error: Exception) -> str:
+    """Keep torch's reason, without its trace."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

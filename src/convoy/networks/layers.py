@@ -1,196 +1,153 @@
-"""Turn each layer of a spec into a torch module for the volume that arrives.
+"""Make torch modules of placed layers."""
 
-N images, C channels, H height, W width, K classes. A volume is (C, H, W) in code
-and H×W×C in messages; a flat row is (C,).
-"""
-
-from collections import Counter
 from functools import singledispatch
+from typing import cast
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from convoy.errors import NetworkError
-from convoy.networks.spec import (
-    ACTIVATIONS,
-    Activation,
-    AvgPool,
-    Conv,
-    Dense,
-    Dropout,
-    Flatten,
-    GlobalAvgPool,
-    Layer,
-    MaxPool,
-    Norm,
-    Residual,
-)
+from convoy.networks import grammar
+from convoy.networks.assembled import Auxiliary, Branches, Group, Network, Padded, Sum
+from convoy.networks.grammar import ACTIVATIONS, OVER_CHANNELS, pair
+from convoy.networks.volumes import Step, padding
 
-Volume = tuple[int, ...]
+PADS: dict[str, type[nn.Module]] = {
+    "zeros": nn.ZeroPad2d,
+    "replicate": nn.ReplicationPad2d,
+    "reflect": nn.ReflectionPad2d,
+    "circular": nn.CircularPad2d,
+}
 
 
-class MisfitError(Exception):
-    """Carry the layer that could not take the volume that arrived, up to where a side that works is sought."""
+def network(steps: tuple[Step, ...], *, auxiliary: bool) -> Network:
+    """Chain the modules of a network, with fresh weights on torch's default device.
+
+    Args:
+        steps: as `volumes.chain` places them.
+        auxiliary: whether to make auxiliary heads too.
+
+    Raises:
+        NetworkError: a layer or a branch is called what torch's modules call something of their own.
+    """
+    whole = Network()
+    for step in steps:
+        if auxiliary or not isinstance(step.layer, grammar.Auxiliary):
+            _add(whole, step.name, _module(step.layer, step), step)
+    return whole
 
 
-class Sum(nn.Module):
-    """Add what arrives, through `shortcut`, to what `body` makes of it."""
-
-    def __init__(self, body: nn.Module, shortcut: nn.Module) -> None:
-        super().__init__()
-        self.body = body
-        self.shortcut = shortcut
-
-    def forward(self, volume: Tensor) -> Tensor:
-        """Map (N, C, H, W) to the body's volume."""
-        total: Tensor = self.body(volume) + self.shortcut(volume)
-        return total
+def _fill(sequence: nn.Sequential, steps: tuple[Step, ...]) -> nn.Sequential:
+    for step in steps:
+        _add(sequence, step.name, _module(step.layer, step), step)
+    return sequence
 
 
-def describe(volume: Volume) -> str:
-    """Write a volume as H×W×C, a flat row as its length."""
-    if len(volume) == 1:
-        return f"a row of {volume[0]}"
-    return "×".join(str(side) for side in (*volume[1:], volume[0]))
-
-
-def sequence(
-    layers: tuple[Layer, ...], volume: Volume, classes: int, where: str
-) -> tuple[nn.Sequential, Volume]:
-    """Chain layers, naming each by its word and its number among its kind: conv1, relu1, conv2."""
-    chain = nn.Sequential()
-    seen: Counter[str] = Counter()
-    for place, layer in enumerate(layers, start=1):
-        seen[layer.word] += 1
-        label = f"{where}layer {place} ({layer.word})"
-        try:
-            module = _module(layer, volume, classes, label).eval()
-            arrived, volume = volume, passed_on(module, volume)
-        except (RuntimeError, ValueError) as error:
-            raise MisfitError(
-                f"{label} cannot take the volume {describe(volume)} ({reason(error)})"
-            ) from error
-        if 0 in volume:
-            raise MisfitError(f"{label} makes nothing of the volume {describe(arrived)}")
-        chain.add_module(f"{layer.word}{seen[layer.word]}", module)
-    return chain, volume
-
-
-def passed_on(module: nn.Module, volume: Volume) -> Volume:
-    """Run a meta module on a batch of two, which even a batch norm over 1×1 accepts."""
-    return tuple(module(torch.empty((2, *volume), device="meta")).shape[1:])
+def _add(parent: nn.Module, name: str, child: nn.Module, step: Step) -> None:
+    if hasattr(parent, name):
+        raise NetworkError(
+            f"{step.layer.place or step.layer.word}: torch's modules have a `{name}` of their own. Choose another name."
+        )
+    parent.add_module(name, child)
 
 
 @singledispatch
-def _module(layer: Layer, volume: Volume, classes: int, label: str) -> nn.Module:
-    """Make the module of one layer for the volume that arrives; one function below per layer class."""
-    raise NotImplementedError(f"{label}: {type(layer).__name__} for {volume}, {classes} classes")
+def _module(layer: grammar.Layer, step: Step) -> nn.Module:
+    """Make the module of one layer; one function below per layer class."""
+    raise NotImplementedError(f"{type(layer).__name__} at {step.name}")
 
 
 @_module.register
-def _(layer: Conv, volume: Volume, classes: int, label: str) -> nn.Module:  # noqa: ARG001
-    channels = _deep(volume, label)
-    padding = 0 if layer.padding == "valid" else layer.padding
-    if channels % layer.groups or layer.filters % layer.groups:
-        raise NetworkError(
-            f"{label}: groups {layer.groups} must divide the {channels} channels that arrive and the {layer.filters} filters"
-        )
+def _(layer: grammar.Conv, step: Step) -> nn.Module:
+    channels, height, width = step.arrives
+    (top, bottom), (left, right) = padding(layer, (height, width))
+    even = top == bottom and left == right
     conv = nn.Conv2d(
         channels,
         layer.filters,
-        layer.kernel,
-        stride=layer.stride,
-        padding=0 if padding == "same" else padding,
-        dilation=layer.dilation,
+        pair(layer.kernel),
+        stride=pair(layer.stride),
+        padding=(top, left) if even else 0,
+        dilation=pair(layer.dilation),
         groups=layer.groups,
         bias=layer.bias,
+        padding_mode=layer.padding_mode if even else "zeros",
     )
-    if padding != "same":
-        return conv
-    top, bottom = _same(volume[1], layer)
-    left, right = _same(volume[2], layer)
-    if top == bottom and left == right:
-        conv.padding = (top, left)
-        return conv
-    return nn.Sequential(nn.ZeroPad2d((left, right, top, bottom)), conv)
+    return conv if even else Padded(PADS[layer.padding_mode]((left, right, top, bottom)), conv)
 
 
 @_module.register
-def _(layer: Norm, volume: Volume, classes: int, label: str) -> nn.Module:  # noqa: ARG001
-    return nn.BatchNorm2d(_deep(volume, label))
+def _(layer: grammar.Norm, step: Step) -> nn.Module:
+    return nn.BatchNorm2d(step.arrives[0], eps=layer.eps)
 
 
 @_module.register
-def _(layer: Activation, volume: Volume, classes: int, label: str) -> nn.Module:  # noqa: ARG001
-    module: nn.Module = getattr(nn, ACTIVATIONS[layer.word])()
-    return module
+def _(layer: grammar.LocalResponseNorm, step: Step) -> nn.Module:  # noqa: ARG001 (as dispatched)
+    return nn.LocalResponseNorm(layer.size, layer.alpha, layer.beta, layer.k)
 
 
 @_module.register
-def _(layer: MaxPool, volume: Volume, classes: int, label: str) -> nn.Module:  # noqa: ARG001
-    _deep(volume, label)
-    return nn.MaxPool2d(layer.kernel, layer.stride, layer.padding)
+def _(layer: grammar.Activation, step: Step) -> nn.Module:  # noqa: ARG001 (as dispatched)
+    arguments = dict(layer.values) | ({"dim": 1} if layer.word in OVER_CHANNELS else {})
+    return cast("nn.Module", getattr(nn, ACTIVATIONS[layer.word][0])(**arguments))
 
 
 @_module.register
-def _(layer: AvgPool, volume: Volume, classes: int, label: str) -> nn.Module:  # noqa: ARG001
-    _deep(volume, label)
-    return nn.AvgPool2d(layer.kernel, layer.stride, layer.padding)
+def _(layer: grammar.Pool, step: Step) -> nn.Module:  # noqa: ARG001 (as dispatched)
+    kind = nn.MaxPool2d if layer.word == "max_pool" else nn.AvgPool2d
+    stride = pair(layer.kernel if layer.stride is None else layer.stride)
+    return kind(pair(layer.kernel), stride, pair(layer.padding), ceil_mode=layer.ceil)
 
 
 @_module.register
-def _(layer: GlobalAvgPool, volume: Volume, classes: int, label: str) -> nn.Module:  # noqa: ARG001
-    _deep(volume, label)
+def _(layer: grammar.AdaptivePool, step: Step) -> nn.Module:  # noqa: ARG001 (as dispatched)
+    kind = nn.AdaptiveMaxPool2d if layer.word == "adaptive_max_pool" else nn.AdaptiveAvgPool2d
+    return kind(pair(layer.side))
+
+
+@_module.register
+def _(layer: grammar.GlobalAvgPool, step: Step) -> nn.Module:  # noqa: ARG001 (as dispatched)
     return nn.AdaptiveAvgPool2d(1)
 
 
 @_module.register
-def _(layer: Dropout, volume: Volume, classes: int, label: str) -> nn.Module:  # noqa: ARG001
+def _(layer: grammar.Dropout, step: Step) -> nn.Module:  # noqa: ARG001 (as dispatched)
     return nn.Dropout(layer.share)
 
 
 @_module.register
-def _(layer: Flatten, volume: Volume, classes: int, label: str) -> nn.Module:  # noqa: ARG001
+def _(layer: grammar.Flatten, step: Step) -> nn.Module:  # noqa: ARG001 (as dispatched)
     return nn.Flatten()
 
 
 @_module.register
-def _(layer: Dense, volume: Volume, classes: int, label: str) -> nn.Module:
-    if len(volume) != 1:
-        raise NetworkError(
-            f"{label} needs a flat row, but the volume {describe(volume)} arrives. Put `- flatten` before it."
-        )
-    return nn.Linear(volume[0], classes if layer.units == "classes" else layer.units, bias=layer.bias)
+def _(layer: grammar.Dense, step: Step) -> nn.Module:
+    return nn.Linear(step.arrives[0], step.leaves[0], bias=layer.bias)
 
 
 @_module.register
-def _(layer: Residual, volume: Volume, classes: int, label: str) -> nn.Module:
-    body, made = sequence(layer.body, volume, classes, f"{label}, body ")
-    shortcut, kept = sequence(layer.shortcut, volume, classes, f"{label}, shortcut ")
-    if made != kept:
-        raise NetworkError(
-            f"{label} cannot add {describe(kept)} to the {describe(made)} that its body makes. "
-            f"Give it a `shortcut` that makes {describe(made)}, such as a conv with kernel 1."
-        )
+def _(layer: grammar.Residual, step: Step) -> nn.Module:  # noqa: ARG001 (as dispatched)
+    body, shortcut = (_fill(nn.Sequential(), part) for part in step.parts)
     return Sum(body, shortcut)
 
 
-def _deep(volume: Volume, label: str) -> int:
-    """Count the channels of a volume, refusing a flat row."""
-    if len(volume) != 3:
-        raise NetworkError(
-            f"{label} needs a volume, but {describe(volume)} arrives. Put it before `- flatten`."
-        )
-    return volume[0]
+@_module.register
+def _(layer: grammar.Branches, step: Step) -> nn.Module:
+    side_by_side = Branches()
+    for name, part in zip(layer.branches, step.parts, strict=True):
+        _add(side_by_side, name, _fill(nn.Sequential(), part), step)
+    return side_by_side
 
 
-def _same(side: int, layer: Conv) -> tuple[int, int]:
-    """Pad so that the output side is ceil(side / stride), the odd pixel at the end: TensorFlow's rule."""
-    reach = layer.dilation * (layer.kernel - 1) + 1
-    total = max((-(-side // layer.stride) - 1) * layer.stride + reach - side, 0)
-    return total // 2, total - total // 2
+@_module.register
+def _(layer: grammar.Group, step: Step) -> nn.Module:  # noqa: ARG001 (as dispatched)
+    return _fill(Group(), step.parts[0])
 
 
-def reason(error: Exception) -> str:
-    """Keep torch's reason, without its trace."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+@_module.register
+def _(layer: grammar.Repeat, step: Step) -> nn.Module:  # noqa: ARG001 (as dispatched)
+    return nn.Sequential(*(_fill(Group(), part) for part in step.parts))
+
+
+@_module.register
+def _(layer: grammar.Auxiliary, step: Step) -> nn.Module:
+    return _fill(Auxiliary(layer.weight), step.parts[0])

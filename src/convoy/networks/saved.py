@@ -10,7 +10,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from convoy import files
-from convoy.errors import NetworkError
+from convoy.errors import NetworkError, RequestError
+from convoy.networks.assembled import Auxiliary
 from convoy.networks.build import build
 from convoy.networks.deployable import Deployable
 from convoy.networks.spec import Spec
@@ -33,16 +34,23 @@ class ModelFacts(BaseModel):
     std: list[float]  # per channel, 0..1 units
 
 
-def make(facts: ModelFacts) -> Deployable:
-    """Build the network that the facts describe, with fresh weights."""
-    network = build(facts.spec, len(facts.classes), facts.image_px)
+def make(facts: ModelFacts, *, auxiliary: bool = False) -> Deployable:
+    """Build the network that the facts describe, with fresh weights; auxiliary heads are for training alone."""
+    network = build(facts.spec, len(facts.classes), facts.image_px, auxiliary=auxiliary)
     return Deployable(network, facts.mean, facts.std)
 
 
 def save(folder: Path, model: Deployable, facts: ModelFacts) -> None:
-    """Write the weights, moved to the CPU and made contiguous, and the facts."""
+    """Write the weights, moved to the CPU and made contiguous, and the facts; auxiliary heads are left out."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.network.state_dict().items()}
+    heads = tuple(
+        f"{name}." for name, module in model.network.named_children() if isinstance(module, Auxiliary)
+    )
+    state = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in model.network.state_dict().items()
+        if not name.startswith(heads)
+    }
     torch.save(state, folder / WEIGHTS)
     files.write_json(folder / FACTS, facts.model_dump(mode="json"))
 
@@ -65,7 +73,8 @@ def load(folder: Path) -> tuple[Deployable, ModelFacts]:
             f"{folder / WEIGHTS} is no file of tensors alone and is not loaded. "
             f"Get it back with: dvc checkout {folder}"
         ) from error
-    except (ValueError, RuntimeError) as error:  # what pydantic and json raise, and torch for half a file
+    except (ValueError, RuntimeError, RequestError) as error:
+        # What pydantic, json and the grammar raise, and torch for half a file.
         raise NetworkError(
             f"{folder} holds no model that this version reads: {error}\n"
             f"Get it back with `dvc checkout {folder}`, or make it anew with `dvc repro --force train`."

@@ -2,12 +2,25 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
+from convoy.errors import RequestError
+from convoy.networks.weights import sources
 from convoy.params import Section
 
 
+def _known(weights: str) -> str:
+    """Refuse a misspelt source early, in the words of a wrong value."""
+    try:
+        sources.kind(weights)
+    except RequestError as error:
+        raise PydanticCustomError("weights", "{why}", {"why": str(error)}) from error
+    return weights
+
+
 class NetworkParams(Section):
-    """Choose the network."""
+    """Choose the network, and what its weights start as."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+    weights: Annotated[str, AfterValidator(_known)]

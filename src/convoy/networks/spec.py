@@ -1,168 +1,61 @@
-"""Read a network from YAML, one line per layer, and check it without importing torch.
+"""Read a network from networks/NAME.yaml and check it, without importing torch."""
 
-A line is a word (`- relu`), a word with its first argument (`- max_pool: 2`), or
-a word with named arguments (`- conv: {filters: 6, kernel: 5}`). `layers.py` turns
-each layer class into a torch module. To add a layer: a class here, its word in
-`LAYERS`, and its module in `layers.py`.
-"""
-
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    SerializeAsAny,
     SerializerFunctionWrapHandler,
     ValidationError,
     field_validator,
     model_serializer,
 )
+from pydantic_core import ErrorDetails
 
 from convoy.errors import RequestError
-from convoy.networks import catalog
-from convoy.params import did_you_mean, read_yaml
+from convoy.networks import catalog, located
+from convoy.networks.grammar import Count, Layers
+from convoy.networks.located import LocatedDict, brief, line_of
+from convoy.networks.reading import Reader
+from convoy.params import did_you_mean
 
 FOLDER = Path("networks")
-
-ACTIVATIONS = {
-    "relu": "ReLU",
-    "leaky_relu": "LeakyReLU",
-    "elu": "ELU",
-    "gelu": "GELU",
-    "silu": "SiLU",
-    "mish": "Mish",
-    "hardswish": "Hardswish",
-    "sigmoid": "Sigmoid",
-    "tanh": "Tanh",
-}
-"""Words for activations, and the `torch.nn` class that each stands for."""
-
-Count = Annotated[int, Field(ge=1)]
-Margin = Annotated[int, Field(ge=0)]
+KEYS = ("layers", "blocks", "init", "twin", "made_for", "torchvision")
 
 
-class Layer(BaseModel):
-    """Hold one layer's arguments; `word` is what the YAML line calls it."""
+class MadeFor(BaseModel):
+    """Say which images and classes a network was published for; what `convoy network show` takes unless told."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-    bodies: ClassVar[tuple[str, ...]] = ()
-    """Arguments that are themselves lists of layers."""
 
-    word: str
-
-    @classmethod
-    def arguments(cls) -> list[str]:
-        """List the arguments; the first one may stand alone, as in `max_pool: 2`."""
-        return [name for name in cls.model_fields if name != "word"]
-
-    @model_serializer(mode="wrap")
-    def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Give the grammar of the YAML file back, with every argument spelled out."""
-        arguments = handler(self)
-        return {arguments.pop("word"): arguments}
-
-
-Layers = tuple[SerializeAsAny[Layer], ...]
-
-
-class Conv(Layer):
-    """Slide `filters` windows of `kernel` x `kernel` over the volume."""
-
-    filters: Count
-    kernel: Count
-    stride: Count = 1
-    padding: Margin | Literal["same", "valid"] = 0  # same: output side = ceil(input side / stride)
-    dilation: Count = 1
-    groups: Count = 1
-    bias: bool = True
-
-
-class Norm(Layer):
-    """Normalise each channel over the batch."""
-
-    over: Literal["batch"] = "batch"
-
-
-class Activation(Layer):
-    """Apply a function to every element."""
-
-
-class MaxPool(Layer):
-    """Keep the largest value of each window; windows do not overlap unless `stride` says so."""
-
-    kernel: Count
-    stride: Count | None = None
-    padding: Margin = 0
-
-
-class AvgPool(Layer):
-    """Keep the mean of each window; windows do not overlap unless `stride` says so."""
-
-    kernel: Count
-    stride: Count | None = None
-    padding: Margin = 0
-
-
-class GlobalAvgPool(Layer):
-    """Keep the mean of each channel, as a volume of 1 x 1."""
-
-
-class Dropout(Layer):
-    """Zero elements at random while training."""
-
-    share: Annotated[float, Field(ge=0, lt=1)]
-
-
-class Flatten(Layer):
-    """Turn the volume into one row of numbers."""
-
-
-class Dense(Layer):
-    """Connect every input to every output; `classes` makes as many outputs as the data has classes."""
-
-    units: Count | Literal["classes"]
-    bias: bool = True
-
-
-class Residual(Layer):
-    """Add what arrives to what `body` makes of it; `shortcut` fits what arrives to the body's volume."""
-
-    bodies: ClassVar[tuple[str, ...]] = ("body", "shortcut")
-
-    body: Layers
-    shortcut: Layers = ()
-
-
-LAYERS: dict[str, type[Layer]] = {
-    "conv": Conv,
-    "norm": Norm,
-    "max_pool": MaxPool,
-    "avg_pool": AvgPool,
-    "global_avg_pool": GlobalAvgPool,
-    "dropout": Dropout,
-    "flatten": Flatten,
-    "dense": Dense,
-    "residual": Residual,
-    **dict.fromkeys(ACTIVATIONS, Activation),
-}
+    image_px: Count
+    classes: Count
 
 
 class Spec(BaseModel):
-    """Describe a network: either layers, or the name of a torchvision classifier."""
+    """Describe a network: either layers, or the name of a torchvision classifier.
+
+    Attributes:
+        init: how weights start. torch: as torch's layers do. kaiming: convolutions from N(0, 2 / fan out), dense
+            layers from N(0, 0.01), biases 0, as torchvision's VGG, which without norms does not learn otherwise.
+        twin: torchvision's classifier of exactly this structure, whose weights fit tensor by tensor.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     name: str
     torchvision: str | None = None
     layers: Layers = ()
+    init: Literal["torch", "kaiming"] = "torch"
+    twin: str | None = None
+    made_for: Annotated[MadeFor | None, Field(exclude=True)] = None
 
     @field_validator("layers", mode="before")
     @classmethod
-    def _read_layers(cls, value: object) -> tuple[Layer, ...]:
-        return parse_layers(value, "")
+    def _read_layers(cls, value: object) -> object:
+        return Reader().layers(value)
 
     @model_serializer(mode="wrap")
     def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -174,28 +67,31 @@ def load(name: str, folder: Path = FOLDER) -> Spec:
     """Read `folder/name.yaml`.
 
     Raises:
-        RequestError: no such network; a word, an argument or a value that the
-            grammar does not have; a torchvision name that torchvision does not have.
+        RequestError: no such network; a word, an argument or a value that the grammar does not
+            have, naming file and line; a torchvision name that torchvision does not have.
     """
     path = folder / f"{name}.yaml"
     if not path.is_file():
+        known = names(folder)
+        hint = did_you_mean(name, known) if known else "; the folder has none"
         raise RequestError(
-            f"there is no network `{name}` in {folder}/{did_you_mean(name, names(folder))} "
-            "Set network.name to one of them, or add the file."
+            f"there is no network `{name}` in {folder}/{hint}{'' if hint.endswith('?') else '.'} "
+            "Set network.name to one that is there, or add the file."
         )
-    content = read_yaml(path)
-    known = ["torchvision", "layers"]
-    for key in content:
-        if key not in known:
-            raise RequestError(f"{path}: unknown key `{key}`{did_you_mean(str(key), known)}")
-    if len(content) != 1:
-        raise RequestError(f"{path} must hold either `layers:` or `torchvision: NAME`, one of the two.")
+    content = located.read(path)
+    _check_keys(content, path)
     if "torchvision" in content:
-        catalog.check(str(content["torchvision"]), str(path))
+        catalog.check(str(content["torchvision"]), f"{path}:{line_of(content, 'torchvision')}")
+        return Spec(name=name, torchvision=str(content["torchvision"]))
+    reader = Reader(str(path))
+    if "blocks" in content:
+        reader.define(content["blocks"], line_of(content, "blocks"))
+    layers = reader.layers(content["layers"], line=line_of(content, "layers"))
+    others = {key: content[key] for key in ("init", "twin", "made_for") if key in content}
     try:
-        return Spec.model_validate({"name": name, **content})
-    except RequestError as error:
-        raise RequestError(f"{path}, {error}") from error
+        return Spec.model_validate({"name": name, "layers": layers, **others})
+    except ValidationError as error:
+        raise RequestError("\n".join(_fault(detail, content, path) for detail in error.errors())) from error
 
 
 def names(folder: Path = FOLDER) -> list[str]:
@@ -203,73 +99,30 @@ def names(folder: Path = FOLDER) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
-def parse_layers(value: object, where: str) -> tuple[Layer, ...]:
-    """Turn a YAML list into layers; `where` leads to the list in messages, such as `layer 3 (residual), body `.
-
-    Raises:
-        RequestError: naming the layer, what was found and what is allowed.
-    """
-    if not isinstance(value, list | tuple) or not value:
-        raise RequestError(f"{where}layers: expected a list with one layer per line, found {value!r}")
-    return tuple(_layer(item, f"{where}layer {place}") for place, item in enumerate(value, start=1))
-
-
-def _layer(item: object, where: str) -> Layer:
-    """Read one line of a spec."""
-    if isinstance(item, Layer):
-        return item
-    word, given = _split(item, where)
-    if word not in LAYERS:
-        raise RequestError(f"{where}: unknown layer `{word}`{did_you_mean(word, LAYERS)}")
-    kind = LAYERS[word]
-    where = f"{where} ({word})"
-    arguments = _arguments(given, kind, word, where)
-    for body in kind.bodies:
-        optional = not kind.model_fields[body].is_required()
-        if arguments.get(body) or (body in arguments and not optional):
-            arguments[body] = parse_layers(arguments[body], f"{where}, {body} ")
-        elif body in arguments:
-            arguments[body] = ()
-    try:
-        return kind.model_validate({"word": word, **arguments})
-    except ValidationError as error:
-        raise RequestError(f"{where}: {_explain(error)}") from error
+def _fault(detail: ErrorDetails, content: LocatedDict, path: Path) -> str:
+    """Turn one pydantic error about a key other than `layers` into a line that names its place."""
+    first, *inner = (str(part) for part in detail["loc"])
+    line = line_of(content[first], inner[0]) if inner else 0
+    where = f"{path}:{line or line_of(content, first)}"
+    key = ".".join([first, *inner])
+    if detail["type"] == "missing":
+        return f"{where}: `{key}` is missing"
+    if detail["type"] == "extra_forbidden":
+        return f"{where}: unknown key `{key}`{did_you_mean(inner[0], MadeFor.model_fields)}"
+    return f"{where}: `{key}` is {brief(detail['input'])}, but {detail['msg'].removeprefix('Input ')}"
 
 
-def _split(item: object, where: str) -> tuple[str, object]:
-    """Take a line apart into its word and what is given to it."""
-    if isinstance(item, str):
-        return item, {}
-    if isinstance(item, Mapping) and len(item) == 1:
-        word, given = next(iter(item.items()))
-        return str(word), given
-    raise RequestError(
-        f"{where}: expected one layer, such as `- relu` or `- conv: {{filters: 6, kernel: 5}}`, found {item!r}"
-    )
-
-
-def _arguments(given: object, kind: type[Layer], word: str, where: str) -> dict[str, Any]:
-    """Name the arguments; one that stands alone is the first."""
-    known = kind.arguments()
-    if not isinstance(given, Mapping):
-        if not known:
-            raise RequestError(f"{where} takes no arguments, found {given!r}. Write `- {word}`.")
-        return {known[0]: given}
-    for argument in given:
-        if argument not in known:
-            hint = did_you_mean(str(argument), known) if known else "; it takes none"
-            raise RequestError(f"{where}: unknown argument `{argument}`{hint}")
-    return dict(given)
-
-
-def _explain(error: ValidationError) -> str:
-    """Say each wrong argument once, with all that it may be (a union reports every alternative)."""
-    faults: dict[str, list[str]] = {}
-    for detail in error.errors():
-        argument = str(detail["loc"][0])
-        if detail["type"] == "missing":
-            faults[f"`{argument}` is missing"] = []
-        else:
-            message = detail["msg"].removeprefix("Input ")
-            faults.setdefault(f"`{argument}` is {detail['input']!r}, but", []).append(message)
-    return "; ".join(f"{fault} {' or '.join(messages)}".rstrip() for fault, messages in faults.items())
+def _check_keys(content: LocatedDict, path: Path) -> None:
+    for key in content:
+        if key not in KEYS:
+            raise RequestError(
+                f"{path}:{line_of(content, key)}: unknown key `{key}`{did_you_mean(key, KEYS)}"
+            )
+    if "torchvision" in content and len(content) > 1:
+        other = next(key for key in content if key != "torchvision")
+        raise RequestError(
+            f"{path}:{line_of(content, other)}: `torchvision: {content['torchvision']}` is the whole network, but "
+            f"`{other}` stands beside it. Keep either `layers:` or `torchvision: NAME`."
+        )
+    if "torchvision" not in content and "layers" not in content:
+        raise RequestError(f"{path} must hold either `layers:` or `torchvision: NAME`, one of the two.")
