@@ -114,7 +114,7 @@ class Project:
         return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
 
     def measure_and_build(self) -> None:
-        params = EvaluateParams(batch_size=16, worst_images=2)
+        params = EvaluateParams(batch_size=16, worst_images=2, feature_classes=1)
         evaluate(self.home / "dataset", self.home / "model", params, self.home / "evaluation")
         graph.build(self.home / "model", self.home / "deploy", IDENTITY)
 

@@ -6,7 +6,7 @@ from convoy.errors import RequestError
 from convoy.evaluation.settings import EvaluateParams
 
 EXPORT = {"max_label_flips": 0, "max_probability_gap": 0.0001, "latency_runs": 100}
-EVALUATE = {"batch_size": 256, "worst_images": 24}
+EVALUATE = {"batch_size": 256, "worst_images": 24, "feature_classes": 10}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from convoy.evaluation import report
 from convoy.evaluation.evaluate import evaluate
 from convoy.evaluation.settings import EvaluateParams
 
-PARAMS = EvaluateParams(batch_size=16, worst_images=3)
+PARAMS = EvaluateParams(batch_size=16, worst_images=3, feature_classes=2)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,23 @@ def test_the_report_shows_the_most_confident_mistakes_first_and_no_more_than_ask
     assert mistakes[1].predicted == "b"
     assert mistakes[1].probability == pytest.approx(0.8)
     assert mistakes[1].probability_of_actual == pytest.approx(0.2)
+
+
+def test_features_are_drawn_for_the_first_test_image_of_each_class_in_the_order_of_the_classes(found):
+    page = (found[0] / "features.html").read_text(encoding="utf-8")
+    assert re.findall(r'title="(.*?)"', page) == ["class/13.png", "class/12.png"]
+    assert page.index("class/13.png") > page.index("<h2>&lt;b&gt;dark&lt;/b&gt;</h2>")
+    assert "the first test image of 2 of 2 classes" in page
+
+
+@pytest.mark.parametrize(("classes", "paths"), [(1, ["class/13.png"]), (0, None)])
+def test_features_are_drawn_for_no_more_classes_than_asked(measured_things, tmp_path, classes, paths):
+    params = PARAMS.model_copy(update={"feature_classes": classes})
+    evaluate(measured_things / "dataset", measured_things / "model", params, tmp_path)
+    page = tmp_path / "features.html"
+    assert page.exists() == (paths is not None)
+    if paths:
+        assert re.findall(r'title="(.*?)"', page.read_text(encoding="utf-8")) == paths
 
 
 def test_a_network_that_answers_with_nan_is_refused_by_name_before_anything_is_written(copied, tmp_path):

@@ -17,6 +17,7 @@ from convoy.errors import DataError, NetworkError
 from convoy.evaluation import metrics, picture, report
 from convoy.evaluation.inference import probabilities
 from convoy.evaluation.settings import EvaluateParams
+from convoy.explain import features, features_page
 from convoy.networks import saved
 
 
@@ -25,7 +26,8 @@ def evaluate(dataset_folder: Path, model_folder: Path, params: EvaluateParams, o
 
     Writes `predictions.parquet` (a row per test image: row, path, sha256, label, predicted,
     probabilities in class order), `summary.json` (classes, counts, accuracy, figures per class),
-    `confusion.csv` (a line per image, for DVC's confusion plot), `confusion.png` and `report.html`.
+    `confusion.csv` (a line per image, for DVC's confusion plot), `confusion.png`, `report.html` and
+    `features.html` (what the network sees in the first test image of each class).
 
     Returns:
         `{"test": {"accuracy": …, "accuracy_low": …, "accuracy_high": …, "images": …,
@@ -68,6 +70,10 @@ def evaluate(dataset_folder: Path, model_folder: Path, params: EvaluateParams, o
         dataset.images("test"), labels, found, delivered["path"], dataset.classes, most=params.worst_images
     )
     report.write(out / "report.html", facts_of_data, summary, counts, mistakes)
+    if params.feature_classes:
+        subjects = _first_of_each_class(dataset, delivered["path"])[: params.feature_classes]
+        seen = features.find(model, [subject.image_u8 for subject in subjects])
+        features_page.write(out / "features.html", facts.network, dataset.classes, subjects, seen)
     # A hundred classes would fill `dvc exp show` with columns; summary.json and the report have them.
     return {"test": {name: value for name, value in summary.items() if name != "per_class"}}
 
@@ -116,6 +122,16 @@ def _write_predictions(
         }
     )
     pq.write_table(table, path)
+
+
+def _first_of_each_class(dataset: Dataset, paths: Sequence[str]) -> list[features_page.Subject]:
+    """Pick the first test image of each class, in the order of the classes."""
+    labels, images_u8 = dataset.labels("test"), dataset.images("test")
+    _, rows = np.unique(labels, return_index=True)
+    return [
+        features_page.Subject(paths[n], np.array(images_u8[n]), actual=dataset.classes[labels[n]])
+        for n in rows
+    ]
 
 
 def _confusion_lines(

@@ -12,3 +12,4 @@ class EvaluateParams(Section):
 
     batch_size: Annotated[int, Field(ge=1, le=65536)]
     worst_images: Annotated[int, Field(ge=0, le=200)]
+    feature_classes: Annotated[int, Field(ge=0, le=1000)]
