@@ -108,7 +108,7 @@ def test_a_source_that_dvc_cannot_fetch_leaves_everything_as_it_was(repository, 
     assert "Nothing has changed: data.dvc still imports first." in str(caught.value)
     assert "dvc.org/support" not in str(caught.value)
     untouched(repository, pets)
-    assert not list((repository / ".dvc" / "tmp").glob("convoy-data-*"))
+    assert not list((repository / ".dvc" / "tmp").glob("convoy-*"))
 
 
 @dvc_runs

@@ -1,15 +1,25 @@
 """A miniature dataset, and params that learn it in a second."""
 
 import json
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 
 from convoy.data.dataset import Dataset
+from convoy.networks import saved
+from convoy.networks.build import build
+from convoy.networks.saved import ModelFacts
 from convoy.networks.spec import Spec
+from convoy.networks.weights.starting import Starting
+from convoy.training.batches import Batcher
+from convoy.training.classifier import Classifier
 from convoy.training.settings import TrainParams
 
 COUNTS = {"train": 48, "val": 12, "test": 12}
@@ -60,8 +70,51 @@ def tiny() -> Spec:
 
 
 @pytest.fixture(scope="session")
+def stack() -> Spec:
+    """A network of four blocks with norms in three of them: conv1, residual1, conv2 and the head, dense1."""
+    layers: list[Any] = [
+        {"conv": {"filters": 4, "kernel": 3}},
+        "norm",
+        "relu",
+        {"residual": [{"conv": {"filters": 4, "kernel": 3, "padding": "same"}}, "norm"]},
+        {"conv": {"filters": 6, "kernel": 3}},
+        "norm",
+        "relu",
+        "global_avg_pool",
+        "flatten",
+        {"dense": "classes"},
+    ]
+    return Spec.model_validate({"name": "stack", "layers": layers})
+
+
+@pytest.fixture(scope="session")
+def starting() -> Callable[[Spec], Starting]:
+    """Make starting weights that fit a network whole, statistics of norms included, from a seed of their own."""
+
+    def make(spec: Spec) -> Starting:
+        network = build(spec, len(CLASSES), PX)
+        random = torch.Generator().manual_seed(7)
+        tensors = {
+            name: torch.rand(value.shape, generator=random) if value.is_floating_point() else value + 9
+            for name, value in network.state_dict().items()
+        }
+        return Starting(
+            source="models:/convoy@champion",
+            resolved="models:/convoy/3",
+            file=Path("weights/champion/weights.pt"),
+            network=spec.name,
+            tensors=tensors,
+            mean=[0.4, 0.5, 0.6],
+            std=[0.2, 0.2, 0.2],
+            classes=CLASSES,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def params() -> Callable[..., TrainParams]:
-    """Make params; keywords replace single values."""
+    """Make params; keywords replace single values, those of `transfer` too."""
     usual = {
         "epochs": 2,
         "batch_size": 16,
@@ -76,9 +129,10 @@ def params() -> Callable[..., TrainParams]:
         "early_stop": 0,
         "precision": 32,
     }
+    as_is = {"freeze": 0, "release": 0, "lr_factor": 1.0, "batch_norm": "adapt"}
 
-    def make(**changes: object) -> TrainParams:
-        return TrainParams.model_validate(usual | changes)
+    def make(*, transfer: Mapping[str, object] | None = None, **changes: object) -> TrainParams:
+        return TrainParams.model_validate(usual | changes | {"transfer": as_is | dict(transfer or {})})
 
     return make
 
@@ -87,3 +141,46 @@ def params() -> Callable[..., TrainParams]:
 def folders(tmp_path: Path) -> tuple[Path, Path]:
     """Where a training writes its model and its checkpoints."""
     return tmp_path / "model", tmp_path / "checkpoints"
+
+
+@pytest.fixture(scope="session")
+def classifier(dataset: Dataset) -> Callable[..., Classifier]:
+    """Make a classifier of a spec, with the weights of a seed."""
+
+    def make(spec: Spec, params: TrainParams, seed: int = 1) -> Classifier:
+        facts = ModelFacts(
+            network=spec.name,
+            spec=spec,
+            classes=list(dataset.classes),
+            image_px=dataset.image_px,
+            fit=dataset.fit,
+            mean=list(dataset.mean),
+            std=list(dataset.std),
+        )
+        torch.manual_seed(seed)
+        return Classifier(saved.make(facts, auxiliary=True), params, facts)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def train(dataset: Dataset) -> Callable[..., pl.Trainer]:
+    """Train a classifier on the CPU, with none of the callbacks of `fit`; `resume` is a checkpoint's path."""
+
+    def run(classifier: Classifier, *callbacks: pl.Callback, resume: Path | None = None) -> pl.Trainer:
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            max_epochs=classifier.params.epochs,
+            logger=False,
+            enable_checkpointing=any(isinstance(each, ModelCheckpoint) for each in callbacks),
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            callbacks=list(callbacks),
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer.fit(classifier, datamodule=Batcher(dataset, classifier.params, 1), ckpt_path=resume)
+        return trainer
+
+    return run

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from convoy.errors import NetworkError, TrainingError
+from convoy.errors import NetworkError, RequestError, TrainingError
 from convoy.networks import saved
 from convoy.networks.spec import Spec
 from convoy.training.batches import shuffled
@@ -127,9 +128,12 @@ def test_a_norm_and_every_bias_are_spared_weight_decay(dataset, tiny, params, fo
 
     fit(dataset, tiny, params(epochs=1, weight_decay=0.01), 1, *folders, callbacks=[Look()])
 
-    decayed = {"model.network.conv1.weight", "model.network.dense1.weight"}
-    spared = {f"model.network.{name}" for name in ("conv1.bias", "dense1.bias", "norm1.weight", "norm1.bias")}
-    assert seen == [(0.01, decayed), (0.0, spared)]
+    assert seen == [
+        (0.01, {"model.network.conv1.weight"}),
+        (0.0, {"model.network.conv1.bias", "model.network.norm1.weight", "model.network.norm1.bias"}),
+        (0.01, {"model.network.dense1.weight"}),
+        (0.0, {"model.network.dense1.bias"}),
+    ]
 
 
 @pytest.mark.parametrize("schedule", ["one_cycle", "cosine"])
@@ -146,6 +150,12 @@ def test_the_learning_rate_follows_the_schedule_step_by_step(dataset, tiny, para
     assert rates[0] == pytest.approx(0.02)
     assert max(rates) == rates[3] == pytest.approx(0.2)
     assert 0 < rates[-1] < 0.02
+    assert float(history(folders[0])[1]["lr"]) == pytest.approx(0.2)
+
+
+def test_the_rate_in_the_history_is_the_heads(dataset, stack, params, folders):
+    fit(dataset, stack, params(epochs=5, lr=0.2, transfer={"lr_factor": 0.5}), 1, *folders)
+
     assert float(history(folders[0])[1]["lr"]) == pytest.approx(0.2)
 
 
@@ -227,6 +237,108 @@ def test_the_validation_loss_is_taken_without_smoothing(dataset, tiny, params, f
     fit(dataset, tiny, params(epochs=1, label_smoothing=0.5), 1, *folders, callbacks=[Look()])
 
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_starting_weights_are_where_a_training_starts_and_their_statistics_are_the_models(
+    dataset, tiny, params, folders, starting
+):
+    weights = starting(tiny)
+    still = params(epochs=1, lr=1e-12, transfer={"batch_norm": "frozen"})
+
+    fit(dataset, tiny, still, 1, *folders, starting=weights)
+
+    model, facts = saved.load(folders[0])
+    state = model.network.state_dict()
+    assert (facts.mean, facts.std) == (weights.mean, weights.std)
+    assert model.mean.flatten().tolist() == pytest.approx(weights.mean)
+    for name, tensor in weights.tensors.items():
+        torch.testing.assert_close(state[name], tensor)
+
+
+def test_starting_weights_of_unknown_statistics_take_the_datasets(dataset, tiny, params, folders, starting):
+    weights = dataclasses.replace(starting(tiny), mean=None, std=None)
+
+    fit(dataset, tiny, params(epochs=1), 1, *folders, starting=weights)
+
+    _, facts = saved.load(folders[0])
+    assert (facts.mean, facts.std) == (list(dataset.mean), list(dataset.std))
+
+
+def test_what_became_of_starting_weights_is_printed_before_the_first_step_and_written_down(
+    dataset, tiny, params, folders, starting, capsys
+):
+    weights = dataclasses.replace(starting(tiny), classes=["a", "b", "c"])
+    chosen = params(epochs=2, transfer={"freeze": "conv1"})
+
+    fit(dataset, tiny, chosen, 1, *folders, starting=weights)
+
+    printed = capsys.readouterr().out
+    written = json.loads((folders[0] / "transfer.json").read_text())
+    assert list(written) == ["source", "resolved", "head", "taken", "reinitialised", "ignored", "plan"]
+    assert (written["source"], written["resolved"]) == ("models:/convoy@champion", "models:/convoy/3")
+    assert written["head"] in printed
+    assert {"conv1.weight", "norm1.running_mean"} < set(written["taken"])
+    assert written["reinitialised"] == ["dense1.weight", "dense1.bias"]
+    assert written["plan"].splitlines()[2].split() == ["conv1", "never", "frozen", "frozen"]
+    assert 0 < printed.index("reinitialised") < printed.index(written["plan"]) < printed.index("epoch 1/2")
+
+
+def test_a_training_from_fresh_weights_writes_nothing_about_transfer(dataset, tiny, params, folders):
+    fit(dataset, tiny, params(epochs=1), 1, *folders)
+
+    assert sorted(path.name for path in folders[0].iterdir()) == ["history.csv", "model.json", "weights.pt"]
+
+
+@pytest.mark.parametrize(
+    ("transfer", "said"),
+    [
+        ({"freeze": 1}, r"freeze is 1, but network\.weights is none.*or train\.transfer\.freeze to 0"),
+        ({"freeze": "conv1"}, r"freeze is conv1, but network\.weights is none"),
+        (
+            {"batch_norm": "frozen"},
+            r"batch_norm is frozen, but network\.weights is none.*batch_norm to adapt",
+        ),
+    ],
+)
+def test_freezing_what_is_random_is_refused_before_anything_is_written(
+    dataset, tiny, params, folders, transfer, said
+):
+    with pytest.raises(RequestError, match=said):
+        fit(dataset, tiny, params(transfer=transfer), 1, *folders)
+    assert not folders[0].exists()
+
+
+def test_a_plan_that_does_not_fit_is_refused_before_anything_is_written(
+    dataset, tiny, params, folders, starting
+):
+    with pytest.raises(RequestError, match="tiny has no block `conv3`; did you mean `conv1`"):
+        fit(dataset, tiny, params(transfer={"freeze": "conv3"}), 1, *folders, starting=starting(tiny))
+    assert not folders[0].exists()
+
+
+def test_a_network_with_auxiliary_heads_trains_with_them_and_is_saved_without(dataset, params, folders):
+    head = ["global_avg_pool", "flatten", {"dense": "classes"}]
+    conv = {"conv": {"filters": 8, "kernel": 3}}
+    layers = [
+        conv,
+        "norm",
+        "relu",
+        {"auxiliary": {"weight": 0.3, "layers": head}},
+        conv,
+        "norm",
+        "relu",
+        *head,
+    ]
+    spec = Spec.model_validate({"name": "aside", "layers": layers})
+
+    metrics = fit(dataset, spec, params(epochs=12), 1, *folders)
+
+    model, _ = saved.load(folders[0])
+    kept = torch.load(folders[1] / "best.ckpt", weights_only=True)["state_dict"]
+    assert metrics["val"]["accuracy"] > 0.9
+    assert "model.network.auxiliary1.dense1.weight" in kept
+    assert not any("auxiliary" in name for name in model.network.state_dict())
+    assert torch.equal(model.network.conv1.weight, kept["model.network.conv1.weight"])
 
 
 @pytest.mark.gpu

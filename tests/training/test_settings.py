@@ -30,6 +30,7 @@ def test_precision_is_written_as_one_would_type_it(precision):
         ({"warmup": 0.95}, "train.warmup is 0.95: input should be less than or equal to 0.9"),
         ({"precision": 16}, "train.precision is 16: input should be 'auto', 32 or 'bf16'"),
         ({"learning_rate": 0.1}, "unknown key train.learning_rate"),
+        ({"transfer": 3}, "train.transfer is 3: input should be a valid dictionary"),
     ],
 )
 def test_a_value_out_of_range_is_refused_with_what_is_allowed(change, said):
@@ -37,3 +38,48 @@ def test_a_value_out_of_range_is_refused_with_what_is_allowed(change, said):
         params.check("train", TrainParams, SHIPPED | change)
 
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("freeze", [0, 3, "layer4", "features.3"])
+@pytest.mark.parametrize("release", [0, 3, {"layer4": 3, "layer3": 5}])
+def test_freeze_is_a_count_or_a_name_and_release_a_number_or_one_per_name(freeze, release):
+    transfer = SHIPPED["transfer"] | {"freeze": freeze, "release": release}
+
+    read = params.check("train", TrainParams, SHIPPED | {"transfer": transfer}).transfer
+
+    assert (read.freeze, read.release) == (freeze, release)
+
+
+BLOCKS = "input should be a number of blocks from 0, or the name of a block"
+EPOCHS = (
+    "input should be a number of epochs from 0 to 10000, or `block: epochs` pairs, epochs from 1 to 10000"
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"freeze": -1}, f"train.transfer.freeze is -1: {BLOCKS}"),
+        ({"freeze": 2.5}, f"train.transfer.freeze is 2.5: {BLOCKS}"),
+        ({"freeze": True}, f"train.transfer.freeze is True: {BLOCKS}"),
+        ({"freeze": ""}, f"train.transfer.freeze is '': {BLOCKS}"),
+        ({"release": -1}, f"train.transfer.release is -1: {EPOCHS}"),
+        ({"release": "conv1"}, f"train.transfer.release is 'conv1': {EPOCHS}"),
+        ({"release": {}}, f"train.transfer.release is {{}}: {EPOCHS}"),
+        ({"release": {"conv1": 0}}, f"train.transfer.release is {{'conv1': 0}}: {EPOCHS}"),
+        ({"release": {"conv1": 10_001}}, f"train.transfer.release is {{'conv1': 10001}}: {EPOCHS}"),
+        ({"release": {3: 1}}, f"train.transfer.release is {{3: 1}}: {EPOCHS}"),
+        ({"lr_factor": 0}, "train.transfer.lr_factor is 0: input should be greater than 0"),
+        ({"lr_factor": 1.5}, "train.transfer.lr_factor is 1.5: input should be less than or equal to 1"),
+        (
+            {"batch_norm": "freeze"},
+            "train.transfer.batch_norm is 'freeze': input should be 'adapt' or 'frozen'",
+        ),
+        ({"frozen": 1}, "unknown key train.transfer.frozen; did you mean `train.transfer.freeze`?"),
+    ],
+)
+def test_a_wrong_value_in_the_transfer_plan_is_named_once_with_what_is_allowed(change, said):
+    with pytest.raises(RequestError) as caught:
+        params.check("train", TrainParams, SHIPPED | {"transfer": SHIPPED["transfer"] | change})
+
+    assert str(caught.value).splitlines()[1:] == [f"  {said}"]

@@ -1,18 +1,13 @@
 """Where the images come from: data.dvc, pointed elsewhere; and a look at what would be found."""
 
-import difflib
 import json
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
+from convoy import dvc
 from convoy.data.prepare import describe, metrics
 from convoy.data.records import IGNORED
 from convoy.data.settings import DataParams
@@ -44,38 +39,20 @@ def use(source: str, root: Path) -> list[str]:
             and data.dvc are then as they were.
     """
     root = root.resolve()
-    if not (root / ".dvc").is_dir():
-        raise RequestError(
-            f"{root} is no DVC repository. Change to the repository's root, or run `dvc init`."
-        )
-    address, outside = _address(source, root)
+    dvc.check_repository(root)
+    address = source if "://" in source else _address(source, root)
     _check_replaceable(root)
     before = _current(root)
-    scratch = root / ".dvc" / "tmp"
-    scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=scratch, prefix="convoy-data-", ignore_cleanup_errors=True) as aside:
-        try:
-            _move((DATA, IMPORT), root, Path(aside))
-            _dvc(root, "import-url", address, DATA)
-            _dvc(root, "unfreeze", IMPORT)
-        except BaseException as error:  # Ctrl-C as well: half a change is worse than none
-            _remove(root / DATA)
-            _remove(root / IMPORT)
-            _move((DATA, IMPORT), Path(aside), root)
-            if isinstance(error, _DvcError):
-                kept = (
-                    f"Nothing has changed: {IMPORT} still imports {before}."
-                    if before
-                    else "Nothing has changed."
-                )
-                raise DataError(f"DVC cannot import {address}: {error}\n{kept}") from error
-            raise
+    try:
+        with dvc.replacing(root, (DATA, IMPORT)):
+            dvc.run(root, "import-url", address, DATA)
+            dvc.run(root, "unfreeze", IMPORT)
+    except dvc.DvcError as error:
+        kept = f"Nothing has changed: {IMPORT} still imports {before}." if before else "Nothing has changed."
+        raise DataError(f"DVC cannot import {address}: {error}\n{kept}") from error
     lines = [f"{IMPORT} now imports {address}" + (f" (before: {before})." if before else ".")]
-    if outside:
-        lines.append(
-            f"Warning: {address} lies outside the repository; another machine, such as CI or a colleague's, cannot "
-            "fetch it. For them use a URL or a bucket."
-        )
+    if "://" not in address and Path(address).is_absolute():
+        lines.append(dvc.unreachable(address))
     lines.append("Next: `convoy data check` shows what it holds, `dvc repro` trains with it.")
     lines.append(
         f"Commit {IMPORT} to keep it; `git checkout {IMPORT} && dvc checkout {IMPORT}` goes back to the committed one."
@@ -131,45 +108,15 @@ def check(data: Path, params: DataParams) -> dict[str, Any]:
     }
 
 
-class _DvcError(Exception):
-    """Carry what DVC said when it failed."""
-
-
-def _address(source: str, root: Path) -> tuple[str, bool]:
-    """Give the source as data.dvc shall hold it, and whether it is a path outside the repository.
-
-    Relative paths that leave the repository do not work in the workspaces that DVC makes
-    for experiments, hence absolute ones.
-    """
-    if "://" in source:
-        return source, False
-    path = Path(source).expanduser().absolute()
-    if not path.exists():
-        raise RequestError(
-            f"{source} does not exist{_nearest(path)}. Give a path, or a URL such as https:// or s3://."
-        )
-    resolved = path.resolve()
+def _address(source: str, root: Path) -> str:
+    """Give a path as data.dvc shall hold it; the fetched copy is no source."""
+    resolved, address = dvc.locate(source, root)
     if resolved == root / DATA or root / DATA in resolved.parents:
         raise RequestError(
             f"{source} lies in {DATA}/, which holds the fetched copy. Move it elsewhere first: "
             f"`mv {DATA} my-images && convoy data use my-images`"
         )
-    if resolved == root or resolved in root.parents:
-        raise RequestError(f"{source} contains this repository. Name the folder or archive of images itself.")
-    if root in resolved.parents:
-        return resolved.relative_to(root).as_posix(), False
-    return str(resolved), True
-
-
-def _nearest(path: Path) -> str:
-    """Name the first folder on the way that does not exist, and what is there instead."""
-    while not path.parent.exists():
-        path = path.parent
-    names = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
-    if near:
-        return f"; did you mean {path.parent / near[0]}"
-    return f"; {path.parent} holds no `{path.name}`"
+    return address
 
 
 def _check_replaceable(root: Path) -> None:
@@ -198,37 +145,8 @@ def _current(root: Path) -> str:
         return ""
 
 
-def _dvc(root: Path, *arguments: str) -> str:
-    """Run DVC without its chatter and return what it printed."""
-    done = subprocess.run(  # noqa: S603 (no shell; DVC judges the address)
-        [sys.executable, "-m", "dvc", *arguments],
-        cwd=root,
-        env=os.environ | {"DVC_NO_ANALYTICS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip() and "dvc.org/support" not in line]
-        raise _DvcError("\n".join(said) or f"`dvc {' '.join(arguments)}` ended with {done.returncode}")
-    return done.stdout
-
-
 def _dvc_or_refuse(root: Path, *arguments: str) -> str:
     try:
-        return _dvc(root, *arguments)
-    except _DvcError as error:
+        return dvc.run(root, *arguments)
+    except dvc.DvcError as error:
         raise DataError(f"`dvc {' '.join(arguments)}` failed in {root}: {error}") from error
-
-
-def _move(names: tuple[str, ...], source: Path, target: Path) -> None:
-    for name in names:
-        if (source / name).exists():
-            (source / name).rename(target / name)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -12,20 +12,26 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
+from convoy import files
 from convoy.console import say
 from convoy.data.dataset import Dataset
+from convoy.errors import RequestError
 from convoy.networks import saved
 from convoy.networks.deployable import Deployable
 from convoy.networks.saved import ModelFacts
 from convoy.networks.spec import Spec
+from convoy.networks.weights.starting import Grafted, Starting, graft
 from convoy.training.batches import Batcher
 from convoy.training.classifier import Classifier
+from convoy.training.frozen import FrozenProof
 from convoy.training.history import History
 from convoy.training.precision import choose
 from convoy.training.progress import TrainingProgress
-from convoy.training.settings import TrainParams
+from convoy.training.schedule import rate
+from convoy.training.settings import TrainParams, TransferParams
 
 HISTORY = "history.csv"
+TRANSFER = "transfer.json"
 MONITOR = "val/loss"
 """What chooses the best epoch: a few hundred validation images tie in accuracy, never in loss."""
 
@@ -38,6 +44,8 @@ def fit(  # noqa: PLR0917
     out: Path,
     checkpoints: Path,
     callbacks: Sequence[pl.Callback] = (),
+    *,
+    starting: Starting | None = None,
 ) -> dict[str, Any]:
     """Train, and write the weights of the best epoch.
 
@@ -48,19 +56,24 @@ def fit(  # noqa: PLR0917
         spec: the network.
         params: how to train.
         seed: decides starting weights, order of images and augmentation.
-        out: folder for the model (`saved.save`) and `history.csv`; created.
+        out: folder, created, for the model (`saved.save`), `history.csv` and, with starting weights, `transfer.json`:
+            where they came from, which tensors were taken, reinitialised and ignored, and the plan.
         checkpoints: folder for `best.ckpt` and `last.ckpt`; created, and both are replaced.
         callbacks: more of Lightning's; they may read the metrics of an epoch at its end.
+        starting: weights to begin with, whose mean and std, where known, replace the dataset's; None: fresh ones.
 
     Returns:
         `{"train": {...}, "val": {...}, "best": {...}}`: loss and accuracy of the last epoch, the epochs
         trained and the seconds that took, and what the kept epoch reached on validation images.
 
     Raises:
-        NetworkError: the network does not take images of this size.
-        TrainingError: the loss is no number any more.
+        RequestError: `params.transfer` does not fit the network, or would freeze what is random.
+        NetworkError: the network does not take images of this size; the starting weights are another network's.
+        TrainingError: the loss is no number any more; what was frozen moved.
         KeyboardInterrupt: Ctrl-C. SIGTERM arrives as what its handler raises, or as Lightning's SystemExit.
     """
+    if starting is None:
+        _refuse_to_freeze(params.transfer)
     pl.seed_everything(seed, verbose=False)
     facts = ModelFacts(
         network=spec.name,
@@ -68,12 +81,18 @@ def fit(  # noqa: PLR0917
         classes=list(dataset.classes),
         image_px=dataset.image_px,
         fit=dataset.fit,
-        mean=list(dataset.mean),
-        std=list(dataset.std),
+        mean=list(starting.mean if starting and starting.mean else dataset.mean),
+        std=list(starting.std if starting and starting.std else dataset.std),
     )
-    model = saved.make(facts).to(memory_format=torch.channels_last)
+    model = saved.make(facts, auxiliary=True)
+    grafted = graft(model.network, starting, facts.classes) if starting else None
+    classifier = Classifier(model.to(memory_format=torch.channels_last), params, facts)
+    batcher = Batcher(dataset, params, seed)
     precision = choose(params.precision)
     say(f"train {spec.name} ({_parameters(model):,} parameters) in {precision.why}")
+    plan = classifier.plan.table(_rates(params, len(batcher.train_dataloader())))
+    for line in [*(grafted.lines() if grafted else []), *plan.splitlines()]:
+        say(line)
     history = History(out / HISTORY)
     images = len(dataset.labels("train"))
     keepers = _checkpoints(checkpoints)
@@ -90,16 +109,58 @@ def fit(  # noqa: PLR0917
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
-            callbacks=[history, TrainingProgress(images), *_early_stop(params), *keepers, *callbacks],
+            callbacks=[
+                history,
+                TrainingProgress(images),
+                FrozenProof(classifier),
+                *_early_stop(params),
+                *keepers,
+                *callbacks,
+            ],
         )
         started = time.monotonic()
-        _run(trainer, Classifier(model, params, len(dataset.classes)), Batcher(dataset, params, seed))
+        _run(trainer, classifier, batcher)
         seconds = time.monotonic() - started
     best = torch.load(checkpoints / "best.ckpt", map_location="cpu", weights_only=True)
     weights = {name.removeprefix("model."): value for name, value in best["state_dict"].items()}
     model.load_state_dict(weights)
     saved.save(out, model, facts)
+    if starting and grafted:
+        _write_transfer(out / TRANSFER, starting, grafted, plan)
     return _metrics(history, int(best["epoch"]), seconds)
+
+
+def _refuse_to_freeze(transfer: TransferParams) -> None:
+    """Refuse to hold random weights, or statistics of no image."""
+    for key, value, harmless in (
+        ("freeze", transfer.freeze, "0"),
+        ("batch_norm", transfer.batch_norm, "adapt"),
+    ):
+        if str(value) != harmless:
+            raise RequestError(
+                f"train.transfer.{key} is {value}, but network.weights is none: what it freezes would stay as random "
+                f"as it starts. Set network.weights (such as imagenet), or train.transfer.{key} to {harmless}."
+            )
+
+
+def _rates(params: TrainParams, steps: int) -> list[float]:
+    """Compute the highest learning rate of any block at the first step of each epoch."""
+    share = rate(params.schedule, params.warmup, steps * params.epochs)
+    return [params.lr * share(epoch * steps) for epoch in range(params.epochs)]
+
+
+def _write_transfer(path: Path, starting: Starting, grafted: Grafted, plan: str) -> None:
+    """Write down what became of the starting weights."""
+    content = {
+        "source": starting.source,
+        "resolved": starting.resolved,
+        "head": grafted.head,
+        "taken": list(grafted.taken),
+        "reinitialised": list(grafted.reinitialised),
+        "ignored": list(grafted.ignored),
+        "plan": plan,
+    }
+    files.write_json(path, content)
 
 
 def _metrics(history: History, best: int, seconds: float) -> dict[str, Any]:
@@ -155,6 +216,7 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+            warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")  # frozen norms: meant
             warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)")  # Lightning's own habit
             yield
     finally:

@@ -1,13 +1,48 @@
 """The `train` section of params.yaml."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, LiteralString
 
-from pydantic import Field
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic_core import PydanticCustomError
 
 from convoy.params import Section
 
 Augmentation = Literal["crop", "flip"]
 Precision = Literal["auto", 32, "bf16"]
+
+
+def _said(allowed: LiteralString) -> WrapValidator:
+    """Say once what a union allows; pydantic would report every alternative, each under a name of its own."""
+
+    def validate(value: object, handler: ValidatorFunctionWrapHandler) -> Any:  # noqa: ANN401 (as pydantic declares it)
+        try:
+            return handler(value)
+        except ValidationError as error:
+            raise PydanticCustomError("alternatives", allowed) from error
+
+    return WrapValidator(validate)
+
+
+Freeze = Annotated[
+    Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)],
+    _said("Input should be a number of blocks from 0, or the name of a block"),
+]
+Release = Annotated[
+    Annotated[int, Field(ge=0, le=10_000)]
+    | Annotated[dict[str, Annotated[int, Field(ge=1, le=10_000)]], Field(min_length=1)],
+    _said(
+        "Input should be a number of epochs from 0 to 10000, or `block: epochs` pairs, epochs from 1 to 10000"
+    ),
+]
+
+
+class TransferParams(Section):
+    """Choose how starting weights are adapted."""
+
+    freeze: Freeze
+    release: Release
+    lr_factor: Annotated[float, Field(gt=0, le=1)]
+    batch_norm: Literal["adapt", "frozen"]
 
 
 class TrainParams(Section):
@@ -25,3 +60,4 @@ class TrainParams(Section):
     crop_padding: Annotated[int, Field(ge=0, le=64)]
     early_stop: Annotated[int, Field(ge=0, le=10_000)]
     precision: Precision
+    transfer: TransferParams

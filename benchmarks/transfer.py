@@ -1,0 +1,222 @@
+"""Measure what transfer is worth on CIFAR-10 and write benchmarks/TRANSFER.md.
+
+    python benchmarks/transfer.py cifar10.tar.gz     about 25 minutes on 2 cores
+
+A network learns eight classes. Then three ways to tell the other two apart, with 25, 100 and 500 images of each,
+five seeds, the same epochs: from scratch, starting from the eight-class weights, and starting from them with
+everything but the head held. A seed draws the images and decides what training leaves to chance.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from contextlib import redirect_stdout
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from convoy import params
+from convoy.data.dataset import SPLITS, Dataset
+from convoy.data.prepare import prepare
+from convoy.data.settings import DataParams
+from convoy.evaluation.inference import probabilities
+from convoy.networks import saved, spec
+from convoy.networks.weights.starting import Starting
+from convoy.training.fit import fit
+from convoy.training.settings import TrainParams
+
+ROOT = Path(__file__).parents[1]
+HELD_OUT = ("cat", "dog")
+"""The pair that CIFAR-10's classifiers confuse most often, so the hardest that could be left out."""
+SEEDS = (1, 2, 3, 4, 5)
+EPOCHS = {25: 100, 100: 60, 500: 25}
+"""Images of a class, and epochs for them: 200 to 650 steps."""
+CHOOSING = 5
+"""One in so many images chooses the epoch and is not trained on."""
+PLANS: dict[str, dict[str, Any] | None] = {
+    "from scratch": None,
+    "transfer, all blocks train": {"freeze": 0, "batch_norm": "adapt"},
+    "transfer, only the head trains": {"freeze": "residual3", "batch_norm": "frozen"},
+}
+"""Changes to `train.transfer`; None: no starting weights. residual3 is convnet's last block before the head."""
+
+
+class Arm(NamedTuple):
+    """Hold what one way reached with one number of images: a value for each seed."""
+
+    accuracy: list[float]
+    seconds: list[float]
+
+
+def main() -> None:
+    """Train everything and write the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("archive", type=Path, help="CIFAR-10: train/ and test/ folders of ten class folders")
+    archive = parser.parse_args().archive.resolve()
+    os.chdir(ROOT)
+    train = params.section("train", TrainParams).model_copy(update={"augment": ["crop", "flip"]})
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        prepare(archive, params.section("data", DataParams), folder / "dataset")
+        whole = Dataset.load(folder / "dataset")
+        eight = [name for name in whole.classes if name not in HELD_OUT]
+        first = subset(whole, eight, None, 0, folder / "eight")
+        long = train.model_copy(update={"epochs": 12, "batch_size": 128, "lr": 0.1})
+        found = fit(first, spec.load("convnet"), long, 1, folder / "model", folder / "checkpoints")
+        begun = f"{accuracy(first, folder / 'model'):.1%} of {len(first.labels('test')):,} test images, "
+        begun += f"{found['train']['seconds']:.0f} s"
+        starting = beginning(folder / "model")
+        arms = {
+            (name, count): compare(whole, count, name, train, starting, folder)
+            for count in EPOCHS
+            for name in PLANS
+        }
+    text = "\n".join(report(arms, begun))
+    (ROOT / "benchmarks/TRANSFER.md").write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+def compare(  # noqa: PLR0917 (one arm of the experiment)
+    whole: Dataset, count: int, name: str, train: TrainParams, starting: Starting, folder: Path
+) -> Arm:
+    """Train one way with `count` images a class, once for each seed."""
+    arm = Arm([], [])
+    changes = PLANS[name]
+    for seed in SEEDS:
+        pair = subset(whole, HELD_OUT, count, seed, folder / f"pair-{count}-{seed}")
+        chosen = train.model_copy(update={"epochs": EPOCHS[count]})
+        chosen = chosen.model_copy(update={"transfer": train.transfer.model_copy(update=changes or {})})
+        began = time.monotonic()
+        with (folder / "log").open("a", encoding="utf-8") as log, redirect_stdout(log):
+            fit(
+                pair,
+                spec.load("convnet"),
+                chosen,
+                seed,
+                folder / "out",
+                folder / "kept",
+                starting=starting if changes is not None else None,
+            )
+        arm.seconds.append(time.monotonic() - began)
+        arm.accuracy.append(accuracy(pair, folder / "out"))
+        print(
+            f"{name}, {count} a class, seed {seed}: {arm.accuracy[-1]:.1%}, {arm.seconds[-1]:.0f} s",
+            flush=True,
+        )
+    return arm
+
+
+def subset(whole: Dataset, classes: Any, count: int | None, seed: int, out: Path) -> Dataset:  # noqa: ANN401 (a sequence of names)
+    """Write a dataset of some classes, with `count` images of each to train with and choose by, all to test with."""
+    if (out / "dataset.json").exists():
+        return Dataset.load(out)
+    random = np.random.default_rng(seed)
+    images, labels, splits, counts = [], [], {}, {}
+    start = 0
+    for split in SPLITS:
+        for label, name in enumerate(classes):
+            rows = np.flatnonzero(whole.labels(split) == whole.classes.index(name))
+            if count and split != "test":
+                chosen = count // CHOOSING
+                rows = np.sort(
+                    random.choice(rows, chosen if split == "val" else count - chosen, replace=False)
+                )
+            images.append(whole.images(split)[rows])
+            labels.append(np.full(len(rows), label))
+        stop = sum(map(len, labels))
+        splits[split] = [start, stop]
+        counts[split] = {
+            name: int((np.concatenate(labels)[start:stop] == n).sum()) for n, name in enumerate(classes)
+        }
+        start = stop
+    pixels_u8, numbers = np.concatenate(images), np.concatenate(labels).astype(np.int64)
+    seen = pixels_u8[: splits["train"][1]] / np.float32(255)
+    facts = {
+        "classes": list(classes),
+        "image_px": whole.image_px,
+        "fit": whole.fit,
+        "mean": seen.mean(axis=(0, 1, 2)).tolist(),
+        "std": seen.std(axis=(0, 1, 2)).tolist(),
+        "hash": hashlib.sha256(pixels_u8.tobytes() + numbers.tobytes()).hexdigest(),
+        "splits": splits,
+        "counts": counts,
+    }
+    out.mkdir()
+    np.save(out / "images.npy", pixels_u8)
+    np.save(out / "labels.npy", numbers)
+    (out / "dataset.json").write_text(json.dumps(facts), encoding="utf-8")
+    return Dataset.load(out)
+
+
+def beginning(model: Path) -> Starting:
+    """Take a model that training wrote as the weights to start from."""
+    trained, facts = saved.load(model)
+    return Starting(
+        source=str(model),
+        resolved=str(model),
+        file=model / saved.WEIGHTS,
+        network=facts.network,
+        tensors=dict(trained.network.state_dict()),
+        mean=facts.mean,
+        std=facts.std,
+        classes=facts.classes,
+    )
+
+
+def accuracy(dataset: Dataset, model: Path) -> float:
+    """Give the share of test images that a model classifies correctly."""
+    trained, _ = saved.load(model)
+    found = probabilities(trained, dataset.images("test"), 500).argmax(axis=1)
+    return float((found == dataset.labels("test")).mean())
+
+
+def report(arms: dict[tuple[str, int], Arm], begun: str) -> list[str]:
+    """State conditions, and mean and spread of every arm."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "pytorch-lightning"))
+    rows = []
+    for name in PLANS:
+        cells = []
+        for count in EPOCHS:
+            reached, seconds = arms[name, count]
+            cells.append(
+                f"{statistics.mean(reached):.1%} ± {statistics.stdev(reached):.1%}, {statistics.mean(seconds):.0f} s"
+            )
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    conditions = (
+        f"`python benchmarks/transfer.py ARCHIVE`, {datetime.now(UTC):%Y-%m-%d}: {os.cpu_count()} cores of "
+        f"{platform.machine()} without a GPU, {torch.get_num_threads()} thread(s), Python {platform.python_version()}, {packages}; "
+        f"load average at the end {os.getloadavg()[0]:.1f}."
+    )
+    experiment = (
+        f"CIFAR-10: `convnet` learned the eight classes other than {' and '.join(HELD_OUT)} ({begun}). Then "
+        f"{' against '.join(HELD_OUT)}, 2,000 test images: mean and standard deviation of accuracy over "
+        f"{len(SEEDS)} seeds, and mean seconds of a training. All ways have the same images, epochs and learning "
+        f"rate; one image in {CHOOSING} chooses the epoch."
+    )
+    return [
+        "# What transfer is worth",
+        "",
+        conditions,
+        "",
+        experiment,
+        "",
+        f"| | {' | '.join(f'{count} images a class' for count in EPOCHS)} |",
+        f"|---|{'---|' * len(EPOCHS)}",
+        *rows,
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
