@@ -27,7 +27,24 @@ def test_the_version_is_printed(repository: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [(), ("data",), ("data", "use"), ("data", "check"), ("predict",), ("sync",)]
+    "words",
+    [
+        (),
+        ("data",),
+        ("data", "use"),
+        ("data", "check"),
+        ("network",),
+        ("network", "list"),
+        ("network", "show"),
+        ("weights",),
+        ("weights", "use"),
+        ("explain",),
+        ("explain", "convolution"),
+        ("explain", "features"),
+        ("explain", "position"),
+        ("predict",),
+        ("sync",),
+    ],
 )
 def test_help_teaches(repository: Path, words: tuple[str, ...]) -> None:
     done = convoy(repository, *words, "--help")

@@ -1,6 +1,5 @@
 """The `convoy` command. Each subcommand imports what it needs when it is called."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +7,12 @@ from typing import Annotated
 import typer
 
 from convoy import __version__, stage
+from convoy.commands.data import data
+from convoy.commands.explain_convolution import convolution
+from convoy.commands.explain_features import features
+from convoy.commands.explain_position import position
+from convoy.commands.network import network
+from convoy.commands.weights import weights
 from convoy.errors import ConvoyError
 
 app = typer.Typer(
@@ -16,10 +21,16 @@ app = typer.Typer(
     help="Labelled images to a CNN classifier that is trained, compared, proven and served. "
     "The pipeline itself runs by `dvc repro`.",
 )
-data = typer.Typer(
-    no_args_is_help=True, help="Point the pipeline at images, or look at them without running it."
+explain = typer.Typer(
+    no_args_is_help=True, help="See what a CNN does: a convolution by hand, features, why position matters."
 )
+explain.command()(convolution)
+explain.command()(features)
+explain.command()(position)
 app.add_typer(data, name="data")
+app.add_typer(network, name="network")
+app.add_typer(weights, name="weights")
+app.add_typer(explain, name="explain")
 
 
 def main() -> None:
@@ -40,43 +51,6 @@ def root(
     if version:
         print(__version__)
         raise typer.Exit
-
-
-@data.command("use")
-def data_use(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="Folder, zip, tar, http(s)://…, s3://…, gs://…: whatever `dvc import-url` takes."
-        ),
-    ],
-) -> None:
-    """Make SOURCE the images that the pipeline fetches: writes data.dvc.
-
-    Example: convoy data use ~/flowers.zip
-    """
-    from convoy.data.source import use
-
-    for line in use(source, Path.cwd()):
-        print(line)
-
-
-@data.command("check")
-def data_check(
-    path: Annotated[Path, typer.Argument(help="Delivered images: folder or archive.")] = Path("data"),
-    *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """Say what `prepare` would find in PATH, quarantine and split; write nothing."""
-    from convoy import params
-    from convoy.data.settings import DataParams
-    from convoy.data.source import check
-
-    found = check(path, params.section("data", DataParams))
-    lines = found.pop("lines")
-    print(json.dumps(found, ensure_ascii=False) if as_json else "\n".join(lines))
-    if not found["accepted"]:
-        raise typer.Exit(1)
 
 
 @app.command()

@@ -8,12 +8,14 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from convoy import params
+from convoy.console import say
 from convoy.data.settings import DataParams
 from convoy.deploy.settings import ExportParams
 from convoy.errors import RequestError
 from convoy.evaluation.settings import EvaluateParams
-from convoy.networks import spec
+from convoy.networks import fitting, spec
 from convoy.networks.settings import NetworkParams
+from convoy.networks.tracked import untracked
 from convoy.tracking.store import TrackingParams
 from convoy.training.settings import TrainParams
 
@@ -25,6 +27,12 @@ SECTIONS: dict[str, type[params.Section]] = {
     "export": ExportParams,
     "tracking": TrackingParams,
 }
+
+MAPPINGS = ("train.transfer.release",)
+"""Keys whose value may be a mapping, which flattening takes apart."""
+
+ANY_CLASSES = 2
+"""Stands for the number of classes, which no layer but the last sees."""
 
 
 def parse(words: list[str]) -> dict[str, str]:
@@ -41,7 +49,7 @@ def parse(words: list[str]) -> dict[str, str]:
 
 
 def check(overrides: Mapping[str, str], path: Path = params.PARAMS_FILE) -> None:
-    """Check params.yaml, with some values replaced, and the network that it names.
+    """Check params.yaml, with some values replaced, and the network that it names, down to the size of its images.
 
     Args:
         overrides: flat names to values as typed, such as `train.epochs` to `3`.
@@ -49,9 +57,11 @@ def check(overrides: Mapping[str, str], path: Path = params.PARAMS_FILE) -> None
 
     Raises:
         RequestError: naming the key, the nearest valid one or the allowed range.
+        NetworkError: the network does not take images of `data.image_px`.
     """
     content = params.read_yaml(path)
     known = params.flatten(content)
+    known |= dict.fromkeys(MAPPINGS)
     for key, typed in overrides.items():
         if key not in known:
             raise RequestError(f"unknown key {key}{params.did_you_mean(key, known)}")
@@ -75,4 +85,13 @@ def check(overrides: Mapping[str, str], path: Path = params.PARAMS_FILE) -> None
         ) from error
     for name, kind in SECTIONS.items():
         params.check(name, kind, content[name], path)
-    spec.load(content["network"]["name"])
+    _check_network(content["network"]["name"], content["data"]["image_px"])
+
+
+def _check_network(name: str, image_px: int) -> None:
+    """Check a spec, and that it takes images of this size; say so where a queued experiment would lack it."""
+    network = spec.load(name)
+    if note := untracked(spec.FOLDER / f"{name}.yaml"):
+        say(note)
+    if network.torchvision is None:  # torchvision's own would cost the import of torch
+        fitting.placed(network, ANY_CLASSES, image_px)

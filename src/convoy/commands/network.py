@@ -1,0 +1,152 @@
+"""`convoy network`: see networks before they are trained."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from convoy.networks.spec import Spec
+
+TORCHVISION = "torchvision:"
+CLASSES = 10
+"""Width of the head of a network whose spec does not say what it was made for."""
+
+network = typer.Typer(no_args_is_help=True, help="See networks before they are trained.")
+
+
+@network.command("show")
+def network_show(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A file in networks/, without .yaml; or torchvision:NAME, such as torchvision:resnet34."
+        ),
+    ],
+    image_px: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Side of the images, in pixels.",
+            show_default="the spec's made_for, else data.image_px of params.yaml",
+        ),
+    ] = None,
+    classes: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Classes to tell apart.", show_default=f"the spec's made_for, else {CLASSES}"
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Images per training step, for the estimate of its memory.",
+            show_default="train.batch_size of params.yaml",
+        ),
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="PNG or SVG file to draw the volumes into, from image to classes.")
+    ] = None,
+    *,
+    units: Annotated[
+        bool, typer.Option("--units", help="Print one line per unit, without the layers inside it.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object; `output` is height, width, channels.")
+    ] = False,
+) -> None:
+    """Print a network layer by layer: volumes, parameters, MACs, receptive field, memory.
+
+    Nothing is trained, and no weight is allocated.
+
+    Example: convoy network show vgg16
+
+    Example: convoy network show convnet --image-px 64 --classes 5 --picture convnet.svg
+    """
+    from convoy import params
+    from convoy.networks.spec import FOLDER
+    from convoy.networks.table import text
+    from convoy.networks.table.tabulate import tabulate
+    from convoy.networks.tracked import untracked
+
+    if picture:
+        from convoy.networks.table.picture import check_name, draw_table
+
+        check_name(picture)
+    spec = _load(name)
+    side, width, note = _images(spec, image_px, classes)
+    if batch_size is None:
+        from convoy.training.settings import TrainParams
+
+        batch_size = params.section("train", TrainParams).batch_size
+    table = tabulate(spec, width, side)
+    if picture:
+        draw_table(table, picture)
+    if as_json:
+        print(json.dumps(text.facts(table, batch_size), ensure_ascii=False))
+        return
+    print(f"{spec.name}: {side}×{side} RGB images, {width} classes{note}")
+    for line in text.lines(table, batch_size, units=units):
+        print(line)
+    if remark := untracked(FOLDER / f"{name}.yaml"):
+        print(f"\n{remark}")
+    if picture:
+        print(f"\nPicture: {picture}")
+
+
+@network.command("list")
+def network_list(
+    *,
+    everything: Annotated[
+        bool,
+        typer.Option("--all", help="List torchvision's classifiers too; measured once, then remembered."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """List the networks in networks/: parameters, MACs, the smallest images that they take.
+
+    Example: convoy network list
+    """
+    from convoy import params
+    from convoy.data.settings import DataParams
+    from convoy.networks.spec import FOLDER
+    from convoy.networks.table import listing
+    from convoy.networks.tracked import untracked
+
+    otherwise = params.section("data", DataParams).image_px
+    entries = listing.entries(FOLDER, otherwise, CLASSES, everything=everything, quiet=as_json)
+    if as_json:
+        print(json.dumps({"networks": [entry.model_dump() for entry in entries]}, ensure_ascii=False))
+        return
+    for line in listing.lines(entries):
+        print(line)
+    if note := untracked(*(FOLDER / f"{entry.name}.yaml" for entry in entries)):
+        print(f"\n{note}")
+
+
+def _load(name: str) -> "Spec":
+    """Read a spec, or name a classifier of torchvision's as a one-line spec would."""
+    from convoy.networks import catalog, spec
+
+    if not name.startswith(TORCHVISION):
+        return spec.load(name)
+    theirs = name.removeprefix(TORCHVISION)
+    catalog.check(theirs, name)
+    return spec.Spec(name=theirs, torchvision=theirs)
+
+
+def _images(spec: "Spec", image_px: int | None, classes: int | None) -> tuple[int, int, str]:
+    """Complete side and classes by what the spec says, then params.yaml; say so."""
+    from convoy import params
+    from convoy.data.settings import DataParams
+
+    if image_px is not None and classes is not None:
+        return image_px, classes, ""
+    if spec.made_for is not None:
+        made_for = spec.made_for
+        note = " (made_for of the spec, where not told otherwise)"
+        return image_px or made_for.image_px, classes or made_for.classes, note
+    note = f" (data.image_px of params.yaml and {CLASSES} classes, where not told otherwise)"
+    return image_px or params.section("data", DataParams).image_px, classes or CLASSES, note

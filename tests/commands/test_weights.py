@@ -1,0 +1,72 @@
+"""`convoy weights use` as it is typed."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from convoy.commands.weights import weights
+from convoy.errors import NetworkError, RequestError
+from convoy.networks.weights import pinning
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    calls: list[tuple[Any, ...]] = []
+
+    def use(*arguments: Any) -> list[str]:
+        calls.append(arguments)
+        return ["pinned", "Next: git add weights"]
+
+    monkeypatch.setattr(pinning, "use", use)
+    return calls
+
+
+def test_the_network_is_that_of_params_unless_another_is_named(
+    asked: list[tuple[Any, ...]], repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (repository / "params.yaml").read_text(encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(text.replace("name: convnet", "name: vgg16"), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    first = CliRunner().invoke(weights, ["use", "imagenet"])
+    assert first.output == "pinned\nNext: git add weights\n"
+    CliRunner().invoke(weights, ["use", "imagenet", "--network", "resnet18"])
+    assert asked == [("imagenet", "vgg16", tmp_path), ("imagenet", "resnet18", tmp_path)]
+
+
+def test_help_teaches_with_an_example() -> None:
+    shown = CliRunner().invoke(weights, ["use", "--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output
+    assert "Example: convoy weights use imagenet --network resnet18" in shown
+    assert "models:/NAME@ALIAS" in shown
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "code", "said"),
+    [
+        ("imagnet", RequestError, 2, "did you mean `imagenet`"),
+        ("../junk.pth", NetworkError, 1, "cannot be pinned"),
+    ],
+)
+@pytest.mark.pipeline
+def test_what_cannot_be_pinned_ends_with_the_exit_code_of_its_cause(
+    tmp_path: Path,
+    repository: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    source: str,
+    error: type[RequestError | NetworkError],
+    code: int,
+    said: str,
+) -> None:
+    root = tmp_path / "repository"
+    (root / ".dvc").mkdir(parents=True)
+    shutil.copy(repository / "params.yaml", root)
+    (tmp_path / "junk.pth").write_bytes(b"junk")
+    for name in ("DVC_ROOT", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(root)
+    with pytest.raises(error, match=said) as caught:
+        typer.main.get_command(weights)(["use", source], standalone_mode=False)
+    assert caught.value.exit_code == code
