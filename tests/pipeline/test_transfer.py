@@ -1,0 +1,102 @@
+"""Transfer through the pipeline: from one run's weights, on other classes, to a proven model."""
+
+import re
+import zipfile
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from clones import Clone, artifacts, runs
+from convoy.files import read_json
+
+pytestmark = pytest.mark.pipeline
+
+
+def use_three_digits(clone: Clone, folder: Path) -> None:
+    """Deliver other classes than the shared clone was trained for."""
+    with zipfile.ZipFile(clone.folder / "samples/digits/digits.zip") as archive:
+        for digit in "357":
+            for image in sorted(one for one in archive.namelist() if one.startswith(f"{digit}/"))[:60]:
+                archive.extract(image, folder)
+    clone.run("convoy", "data", "use", str(folder), PYTHONPATH=str(clone.folder / "src"))
+
+
+def test_a_runs_weights_start_another_training_and_bring_mean_and_std(
+    finished: tuple[Clone, str], tmp_path: Path
+) -> None:
+    clone = finished[0].copy(tmp_path / "clone")
+    before = read_json(clone.folder / "build/model/model.json")
+    source = f"runs:/{runs(clone)[0].info.run_id}"
+    use_three_digits(clone, tmp_path / "three")
+
+    pinned = clone.run("convoy", "weights", "use", source, PYTHONPATH=str(clone.folder / "src"))
+    clone.run("git", "add", "-A")
+    clone.run("git", "commit", "-qm", "pinned")
+    settings = {"network.weights": source, "train.transfer.freeze": "residual2", "train.epochs": 2}
+    words = [word for key, value in settings.items() for word in ("-S", f"{key}={value}")]
+    said = clone.run("dvc", "exp", "run", *words)
+
+    assert f"network.weights={source}" in pinned  # what to type next
+    assert "the head is new: 3 classes instead of 10" in said
+    assert "frozen:" in said
+    model = read_json(clone.folder / "build/model/model.json")
+    assert (model["classes"], model["mean"], model["std"]) == (["3", "5", "7"], before["mean"], before["std"])
+    graph = onnx.load(clone.folder / "build/deploy/model.onnx").graph
+    [mean] = [constant for constant in graph.initializer if constant.name == "deployable.mean"]
+    assert numpy_helper.to_array(mean).ravel().tolist() == pytest.approx(before["mean"])
+    run = runs(clone)[0]
+    assert run.data.params["network.weights"] == source
+    assert run.data.params["train.transfer.freeze"] == "residual2"
+    assert {"network.png", "transfer.json", "weights/weights.pt", "weights/model.json"} <= artifacts(
+        clone, run
+    )
+    assert "evaluation/features.html" in artifacts(clone, run)
+
+
+def test_weights_that_nobody_pinned_end_the_training_with_the_command_that_pins_them(
+    finished: tuple[Clone, str], tmp_path: Path
+) -> None:
+    clone = finished[0].copy(tmp_path / "clone")
+
+    said = clone.run(
+        "dvc", "exp", "run", "-S", "network.name=resnet18", "-S", "network.weights=imagenet", fails=True
+    )
+
+    assert "ERROR in train: network.weights is `imagenet`, but weights/ has no pin of it for resnet18" in said
+    assert "Type: convoy weights use imagenet --network resnet18" in said
+    assert "Traceback" not in said
+
+
+def test_a_freeze_past_the_head_is_refused_by_the_stage_with_what_is_possible(
+    finished: tuple[Clone, str], tmp_path: Path
+) -> None:
+    clone = finished[0].copy(tmp_path / "clone")
+    clone.run("convoy", "weights", "use", "build/model", PYTHONPATH=str(clone.folder / "src"))
+
+    said = clone.run(
+        "dvc", "exp", "run", "-S", "network.weights=build/model", "-S", "train.transfer.freeze=7", fails=True
+    )
+
+    assert "train.transfer.freeze: 7 holds all 7 blocks of convnet, its head `dense1` included" in said
+    assert "At most 6, or `residual3`" in said
+
+
+def test_a_spec_that_git_does_not_track_is_named_when_its_queued_experiment_fails(
+    finished: tuple[Clone, str], tmp_path: Path
+) -> None:
+    clone = finished[0].copy(tmp_path / "clone")
+    (clone.folder / "networks/mine.yaml").write_text(
+        "layers:\n  - flatten\n  - dense: classes\n", encoding="utf-8"
+    )
+
+    shown = clone.run("convoy", "network", "show", "mine", PYTHONPATH=str(clone.folder / "src"))
+    clone.run("dvc", "exp", "run", "--queue", "--name", "mine", "-S", "network.name=mine")
+    said = clone.run("dvc", "exp", "run", "--run-all")  # DVC ends with 0 whatever became of the queue
+
+    assert "networks/mine.yaml is not tracked by git" in shown
+    assert "Type: git add networks/mine.yaml" in shown
+    assert re.search(
+        r"failed to reproduce 'train': .* No such file or directory: .*networks/mine\.yaml", said
+    )
