@@ -56,14 +56,18 @@ def main() -> None:
     lines = [
         "# Spec-built networks",
         "",
-        f"`python benchmarks/networks.py`, {datetime.now(UTC):%Y-%m-%d}: {os.cpu_count()} cores of "
-        f"{platform.machine()} without a GPU, {torch.get_num_threads()} thread(s), Python {platform.python_version()}, "
-        f"torch {version('torch')}, torchvision {version('torchvision')}; load average before "
-        f"{os.getloadavg()[0]:.1f}.",
+        (
+            f"`python benchmarks/networks.py`, {datetime.now(UTC):%Y-%m-%d}: {os.cpu_count()} cores of "
+            f"{platform.machine()} without a GPU, {torch.get_num_threads()} thread(s), Python {platform.python_version()}, "
+            f"torch {version('torch')}, torchvision {version('torchvision')}; load average before "
+            f"{os.getloadavg()[0]:.1f}."
+        ),
         "",
-        "Speed: steps of torchvision's network over steps of the spec-built one, in seconds, float32, batches of "
-        f"{BATCH}; median of {PAIRS} pairs that take turns (lowest to highest). Above 1 the spec-built one is faster. "
-        "Build: the whole network at its own size, with fresh weights; median of 3.",
+        (
+            "Speed: steps of torchvision's network over steps of the spec-built one, in seconds, float32, batches of "
+            f"{BATCH}; median of {PAIRS} pairs that take turns (lowest to highest). Above 1 the spec-built one is faster. "
+            "Build: the whole network at its own size, with fresh weights; median of 3."
+        ),
         "",
         "| network | image | speed | seconds a step | build, s |",
         "|---|---|---|---|---|",

@@ -93,7 +93,7 @@ def test_show_draws_a_picture(typed, tmp_path):
         (("show", "vgg166"), 2, "there is no network `vgg166` in networks/; did you mean `vgg16`?"),
         (("show", "torchvision:resnet19"), 2, "torchvision has no classifier `resnet19`; did you mean"),
         (("show", "vgg16", "--image-px", "31"), 1, "The smallest that works is 32"),
-        (("show", "lenet5", "--picture", "lenet5.pdf"), 2, "its ending should be .png or .svg"),
+        (("show", "lenet5", "--picture", "lenet5.pdf"), 2, "lenet5.pdf is no .png or .svg file"),
         (("show", "lenet5", "--classes", "0"), 2, "--classes"),
         (("show", "lenet5", "--image-px", "0"), 2, "--image-px"),
         (("show", "lenet5", "--batch-size", "0"), 2, "--batch-size"),

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convoy.errors import RequestError
 from convoy.explain.convolution import work_out
 from convoy.explain.convolution_input import read_filters, read_image, stack
-from convoy.explain.convolution_picture import check_name, draw
+from convoy.explain.convolution_picture import draw
 from convoy.explain.filters import PaddingMode
 
 
@@ -90,14 +89,3 @@ def test_the_window_of_the_largest_sum_is_framed_in_image_and_activation(tmp_pat
     framed = (np.abs(pixels - np.array([0xD9, 0x48, 0x0F])).sum(axis=2) < 30).any(axis=0)
     fifths = [part.any() for part in np.array_split(framed, 5)]
     assert fifths == [True, False, True, False, False]
-
-
-def test_other_formats_are_refused(tmp_path):
-    with pytest.raises(RequestError, match=r"out\.gif is no \.png or \.svg file.*--picture out\.png"):
-        check_name(type(tmp_path)("out.gif"))
-
-
-def test_a_place_that_cannot_be_written_is_refused(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(RequestError, match=r"The picture .* cannot be written: .*--picture convolution\.png"):
-        drawn(tmp_path / "file" / "out.png")

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convoy.errors import RequestError
 from convoy.explain.position import digits
 from convoy.explain.position_picture import draw
 from convoy.explain.position_verdict import Pair, Verdict
@@ -33,11 +32,3 @@ def test_the_picture_follows_the_accuracies_and_names_neither_date_nor_version(s
     svg = (tmp_path / "svg" / "a.svg").read_bytes()
     assert b"<svg" in svg
     assert b"<dc:date>" not in svg
-
-
-def test_a_place_that_cannot_be_written_is_said_with_another(sheets, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(
-        RequestError, match=r"cannot be written: .*Name another place: --picture position\.png"
-    ):
-        draw(sheets, verdict(0.8), tmp_path / "file" / "picture.png")

@@ -44,7 +44,7 @@ def position(
     Example: convoy explain position --dataset build/dataset --seed 7 --picture shuffled.svg
     """
     from convoy.console import say, track
-    from convoy.explain.convolution_picture import check_name
+    from convoy.pictures import check_name
 
     if picture:
         check_name(picture)

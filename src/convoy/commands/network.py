@@ -72,7 +72,8 @@ def network_show(
     from convoy.networks.tracked import untracked
 
     if picture:
-        from convoy.networks.table.picture import check_name, draw_table
+        from convoy.networks.table.picture import draw_table
+        from convoy.pictures import check_name
 
         check_name(picture)
     spec = _load(name)

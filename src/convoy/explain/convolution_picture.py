@@ -9,12 +9,10 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from convoy.errors import RequestError
+from convoy import pictures
 from convoy.explain.convolution import Volume, Worked, largest
 from convoy.explain.convolution_input import GivenFilter, GivenImage
 from convoy.explain.convolution_text import number, volume
-
-FORMATS = (".png", ".svg")
 
 MOST_FILTERS = 4
 """Most filters with a row of their own; the title counts the others."""
@@ -27,19 +25,6 @@ DECIMALS = 2
 
 INK, PAPER, ACCENT = "#1c2530", "#ffffff", "#d9480f"
 SIGNED = "RdBu"  # red below 0, white at 0, blue above
-
-
-def check_name(out: Path) -> None:
-    """Refuse a picture of a format that is not drawn.
-
-    Raises:
-        RequestError: the name ends in something else.
-    """
-    if out.suffix.lower() not in FORMATS:
-        raise RequestError(
-            f"{out} is no {' or '.join(FORMATS)} file, which is what is drawn. "
-            f"Try --picture {out.with_suffix('.png')}"
-        )
 
 
 def draw(image: GivenImage, filters: Sequence[GivenFilter], worked: Worked, out: Path) -> None:
@@ -67,15 +52,7 @@ def draw(image: GivenImage, filters: Sequence[GivenFilter], worked: Worked, out:
         _draw_filter(panels[1], filters[row], worked.filters[row])
         _draw_maps(panels[2:], worked, row)
         _frame_largest(panels[0], panels[2], worked, row, is_rgb=image.is_rgb)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        # Without these, equal volumes would give files that differ in date and in matplotlib's version.
-        said_by_matplotlib = {"Software": None} if out.suffix.lower() == ".png" else {"Date": None}
-        figure.savefig(out, dpi=144, metadata=said_by_matplotlib)
-    except OSError as error:
-        raise RequestError(
-            f"The picture {out} cannot be written: {error.strerror}. Name another place: --picture convolution.png"
-        ) from error
+    pictures.write(figure, out)
 
 
 def _draw_image(axes: Axes, image: GivenImage, worked: Worked) -> None:

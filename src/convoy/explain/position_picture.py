@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from convoy.errors import RequestError
+from convoy import pictures
 from convoy.explain.position import Sheets, shuffle
 from convoy.explain.position_verdict import CNN, DENSE, Verdict
 
@@ -28,15 +28,7 @@ def draw(sheets: Sheets, verdict: Verdict, out: Path) -> None:
     _image(image, one_u8[0].permute(1, 2, 0).numpy(), "pixels in place")
     _image(shuffled, shuffle(one_u8, sheets.order)[0].permute(1, 2, 0).numpy(), "shuffled")
     _bars(bars, verdict, 1 / sheets.classes)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        # Without these, a PNG would name the matplotlib that drew it, an SVG the date.
-        said_by_matplotlib = {"Software": None} if out.suffix.lower() == ".png" else {"Date": None}
-        figure.savefig(out, dpi=144, metadata=said_by_matplotlib)
-    except OSError as error:
-        raise RequestError(
-            f"The picture {out} cannot be written: {error.strerror}. Name another place: --picture position.png"
-        ) from error
+    pictures.write(figure, out)
 
 
 def _image(axes: Axes, image_u8: np.ndarray, title: str) -> None:

@@ -173,21 +173,14 @@ class Reader:
                 f"{where}: block `{word}` contains itself: {way}. Let one of them use layers alone."
             )
         known = list(block.takes)
-        if not isinstance(given, Mapping):
-            if not known:
-                raise RequestError(f"{where} takes no arguments, found {brief(given)}. Write `- {word}`.")
-            given = {known[0]: given}
-        for argument in given:
-            if argument not in (*known, "name"):
-                hint = did_you_mean(argument, known) if known else "; it takes none"
-                raise RequestError(f"{where}: unknown argument `{argument}`{hint}")
-        values = {**block.takes, **{key: value for key, value in given.items() if key != "name"}}
+        named = _named(given, known, word, where)
+        values = {**block.takes, **{key: value for key, value in named.items() if key != "name"}}
         missing = [f"`{name}`" for name, value in values.items() if value is None]
         if missing:
             raise RequestError(
                 f"{where}: {', '.join(missing)} must be given. The block takes: {', '.join(known)}"
             )
-        for value in given.values():
+        for value in named.values():
             if isinstance(value, LocatedList) and value.inside is None:
                 value.inside = outer  # layers as an argument are none of the block's own
         filled = filling.fill(word, block, values, self.file)
@@ -196,7 +189,7 @@ class Reader:
         self._inside = outer
         try:
             return LAYERS["group"].model_validate(
-                {"word": "group", "place": where, "name": given.get("name"), "layers": layers, "block": word}
+                {"word": "group", "place": where, "name": named.get("name"), "layers": layers, "block": word}
             )
         except ValidationError as error:
             raise RequestError(f"{where}: {_explain(error)}") from error
@@ -205,18 +198,24 @@ class Reader:
         """Name the arguments; one that stands alone is the first."""
         activation = issubclass(kind, Activation)
         known = list(ACTIVATIONS[word][1]) if activation else kind.arguments()
-        if not isinstance(given, Mapping):
-            if not known:
-                raise RequestError(f"{where} takes no arguments, found {brief(given)}. Write `- {word}`.")
-            given = {known[0]: given}
-        for argument in given:
-            if argument not in (*known, "name"):
-                hint = did_you_mean(argument, known) if known else "; it takes none"
-                raise RequestError(f"{where}: unknown argument `{argument}`{hint}")
+        named = _named(given, known, word, where)
         if not activation:
-            return dict(given)
-        values = {key: value for key, value in given.items() if key != "name"}
-        return {"values": values} | ({"name": given["name"]} if "name" in given else {})
+            return dict(named)
+        values = {key: value for key, value in named.items() if key != "name"}
+        return {"values": values} | ({"name": named["name"]} if "name" in named else {})
+
+
+def _named(given: object, known: list[str], word: str, where: str) -> Mapping[str, Any]:
+    """Name the arguments of a line; one that stands alone is the first."""
+    if not isinstance(given, Mapping):
+        if not known:
+            raise RequestError(f"{where} takes no arguments, found {brief(given)}. Write `- {word}`.")
+        return {known[0]: given}
+    for argument in given:
+        if argument not in (*known, "name"):
+            hint = did_you_mean(argument, known) if known else "; it takes none"
+            raise RequestError(f"{where}: unknown argument `{argument}`{hint}")
+    return given
 
 
 def _split(item: object, where: str) -> tuple[str, object]:

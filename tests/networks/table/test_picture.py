@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from convoy.errors import NetworkError, RequestError
+from convoy.errors import NetworkError
 from convoy.networks import spec
 from convoy.networks.spec import Spec
-from convoy.networks.table.picture import LINE, Box, boxes, check_name, draw
+from convoy.networks.table.picture import LINE, Box, boxes, draw
 from convoy.networks.table.tabulate import tabulate
 
 SHIPPED = Path(__file__).parents[3] / "networks"
@@ -82,20 +82,6 @@ def test_torchvisions_networks_are_drawn_by_their_units(tmp_path):
     assert [box.volume for box in drawn[:2]] == [(64, 64, 3), (32, 32, 16)]
     assert sum(box.caption == "InvertedResidual" for box in drawn) == 11
     assert draw(read, 10, 64, tmp_path / "network.png").stat().st_size > 10_000
-
-
-def test_another_ending_is_refused():
-    with pytest.raises(
-        RequestError,
-        match=r"network\.pdf: its ending should be \.png or \.svg\. Type: --picture network\.svg",
-    ):
-        check_name(Path("network.pdf"))
-
-
-def test_a_file_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(RequestError, match=r"network\.png cannot be written: .*Name a file elsewhere"):
-        draw(spec.load("lenet5", SHIPPED), 10, 32, tmp_path / "file" / "network.png")
 
 
 def test_images_that_are_too_small_are_refused(tmp_path):

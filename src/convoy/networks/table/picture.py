@@ -11,19 +11,17 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 
-from convoy.errors import RequestError
+from convoy import pictures
 from convoy.networks.grammar import ACTIVATIONS
 from convoy.networks.spec import Spec
 from convoy.networks.table.rows import Row, Table
 from convoy.networks.table.tabulate import tabulate
 
-ENDINGS = (".png", ".svg")
 _NORMS = ("norm", "local_response_norm", "LayerNorm", "LayerNorm2d")
 SHARING = {*ACTIVATIONS, *_NORMS, "dropout", "flatten", "parameter", "Permute"}
 """Operations that leave the volume, or only its shape in memory: they share the box of what they follow."""
@@ -72,21 +70,8 @@ def draw(spec: Spec, classes: int, image_px: int, path: Path) -> Path:
         RequestError: another ending, or a file that cannot be written.
         NetworkError: the images are too small, or layers do not fit each other.
     """
-    check_name(path)
+    pictures.check_name(path)
     return draw_table(tabulate(spec, classes, image_px), path)
-
-
-def check_name(path: Path) -> None:
-    """Refuse a file name that says neither PNG nor SVG.
-
-    Raises:
-        RequestError: naming the two endings.
-    """
-    if path.suffix.lower() not in ENDINGS:
-        raise RequestError(
-            f"cannot draw into {path}: its ending should be {' or '.join(ENDINGS)}. "
-            f"Type: --picture {path.with_suffix('.svg')}"
-        )
 
 
 def draw_table(table: Table, path: Path) -> Path:
@@ -105,7 +90,7 @@ def draw_table(table: Table, path: Path) -> Path:
     rooms = [sum(scale.room(run) for run in line) for line in lines]
     width = max(*rooms, len(title) * TITLE_LETTER) + BETWEEN
     height = sum(tall) + 0.75 * len(lines) + 0.45
-    figure = Figure(figsize=(width, height), dpi=120, facecolor="white")
+    figure = Figure(figsize=(width, height), facecolor="white")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(0, height))
     axes.set_axis_off()
@@ -114,18 +99,7 @@ def draw_table(table: Table, path: Path) -> Path:
     for line, room in zip(lines, tall, strict=True):
         _draw_line(axes, line, scale, middle=top - 0.42 - room / 2)
         top -= room + 0.75
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Without these, the file would name its time and its matplotlib, and change with them.
-        with mpl.rc_context({"svg.hashsalt": "convoy"}):
-            figure.savefig(
-                path, metadata={"Date": None} if path.suffix.lower() == ".svg" else {"Software": None}
-            )
-    except OSError as error:
-        raise RequestError(
-            f"{path} cannot be written: {error.strerror}. Name a file elsewhere: --picture build/network.svg"
-        ) from error
-    return path
+    return pictures.write(figure, path)
 
 
 def boxes(table: Table) -> list[Box]:
