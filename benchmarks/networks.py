@@ -27,7 +27,7 @@ from convoy.networks.assembled import WithAuxiliary
 from convoy.networks.build import build
 
 ROOT = Path(__file__).parents[1]
-PAIRS = 15
+PAIRS = 25
 WARM_UP = 2
 BATCH = 8
 CLASSES = 10

@@ -1,6 +1,6 @@
 """Measure what transfer is worth on CIFAR-10 and write benchmarks/TRANSFER.md.
 
-    python benchmarks/transfer.py cifar10.tar.gz     about 25 minutes on 2 cores
+    python benchmarks/transfer.py cifar10.tar.gz     about a quarter of an hour on 2 cores
 
 A network learns eight classes. Then three ways to tell the other two apart, with 25, 100 and 500 images of each,
 five seeds, the same epochs: from scratch, starting from the eight-class weights, and starting from them with

@@ -198,3 +198,37 @@ def test_a_name_that_torchs_modules_have_for_something_else_is_refused(line, lab
         module(line)
 
     assert str(caught.value) == f"{label}: torch's modules have a `{name}` of their own. Choose another name."
+
+
+def test_a_relu_writes_over_a_volume_that_nothing_else_needs():
+    conv = {"conv": {"filters": 4, "kernel": 3, "padding": 1}}
+    head = ["flatten", {"dense": "classes"}]
+    network = [
+        conv,
+        "relu",  # straight after a convolution: over its volume
+        {"residual": ["relu", conv]},  # the shortcut needs what arrives
+        "relu",
+        {"branches": [["relu"], ["relu"]]},  # so does the other branch
+        {"auxiliary": {"weight": 0.3, "layers": head}},
+        "relu",  # the head needs what arrives
+        "sigmoid",
+        "relu",  # the sigmoid goes backward by what it made
+        *head,
+    ]
+    made = layers.network(chain(Reader().layers(network), (3, 6, 6), 2), auxiliary=True).double()
+    over = {name for name, module in made.named_modules() if getattr(module, "inplace", False)}
+    image = torch.randn(2, 3, 6, 6, dtype=torch.float64, requires_grad=True)
+
+    def gradients():
+        answer = made(image)
+        return torch.autograd.grad(
+            answer.logits.sum() + answer.auxiliary[0][1].sum(), [image, *made.parameters()]
+        )
+
+    found = gradients()
+    for module in made.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+
+    assert over == {"relu1", "relu2"}
+    assert all(torch.equal(one, other) for one, other in zip(found, gradients(), strict=True))
