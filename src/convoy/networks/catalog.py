@@ -87,8 +87,10 @@ def pretrained(name: str, label: str | None = None) -> Pretrained:
     """Look up weights of a classifier: the ones torchvision recommends, or those of a label.
 
     Raises:
+        RequestError: torchvision has no such classifier: a spec names a twin that is none.
         NetworkError: the installed torchvision has no weights under this label.
     """
+    check(name, "ImageNet weights, as `twin:` in the spec names their network")
     models = _models()
     weights = models.get_model_weights(name)
     known = {str(one): one for one in weights}

@@ -223,6 +223,11 @@ def test_published_weights_say_where_they_are_and_what_goes_with_them() -> None:
         " Pin those it has: convoy weights use imagenet",
     ):
         catalog.pretrained("resnet18", "ResNet18_Weights.V9")
+    with pytest.raises(
+        RequestError,
+        match=r"`twin:` in the spec.*: torchvision has no classifier `resnet19`; did you mean `resnet18`\?",
+    ):
+        catalog.pretrained("resnet19")
 
 
 @pytest.fixture
