@@ -28,7 +28,7 @@ def test_a_classic_trains_a_few_steps_and_is_proven(
     settings = {
         "network.name": name,
         "data.image_px": px,
-        "train.epochs": 1,
+        "train.epochs": 2,
         "train.batch_size": 8,
         "train.lr": 0.001,
         "train.precision": 32,
