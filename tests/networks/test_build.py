@@ -145,11 +145,21 @@ def test_kaimings_start_has_the_spread_that_keeps_a_volumes_variance():
     assert all(not part.bias.any() for part in made.modules() if isinstance(part, nn.Conv2d | nn.Linear))
 
 
-@pytest.mark.parametrize("name", spec.names(SHIPPED))
-def test_networks_that_start_as_kaimings_are_those_that_torchvision_starts_so(name):
-    kaiming = name.startswith(("vgg", "resnet"))
+@pytest.mark.parametrize(("name", "px"), [("vgg19", 32), ("googlenet", 64), ("inception_v3", 299)])
+def test_a_deep_network_that_starts_as_kaimings_hears_its_input_before_it_is_trained(name, px):
+    images = torch.randn(4, 3, px, px)
+    spreads = {}
+    for init in ("kaiming", "torch"):
+        torch.manual_seed(0)
+        made = build(
+            spec.load(name, SHIPPED).model_copy(update={"init": init}), classes=5, image_px=px
+        ).eval()
+        with torch.no_grad():
+            spreads[init] = made(images).std(dim=0).mean().item()
 
-    assert spec.load(name, SHIPPED).init == ("kaiming" if kaiming else "torch")
+    assert spec.load(name, SHIPPED).init == "kaiming"
+    assert spreads["kaiming"] > 1e-3
+    assert spreads["torch"] < 1e-4
 
 
 @pytest.mark.parametrize("name", ["vgg16", "inception_v3"])
