@@ -27,7 +27,7 @@ repro: $(READY) ## run the pipeline (dvc repro) and print what came of it
 test: $(READY) ## every test that takes less than minutes; what CI runs
 	@$(ONE_THREAD) python -m pytest -n 2 --dist load --maxschedchunk 1 -m "not slow"
 
-test-long: $(READY) ## the tests that take minutes: CIFAR-10, the uv environment
+test-long: $(READY) ## the tests that take minutes: CIFAR-10, the classics, the uv environment
 	@python -m pytest -m slow
 
 check: $(READY) ## lint, types and the fast tests

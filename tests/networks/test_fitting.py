@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from convoy.data.settings import DataParams
 from convoy.errors import NetworkError
 from convoy.networks import spec
 from convoy.networks.fitting import LARGEST_PX, placed, smallest
@@ -117,3 +118,9 @@ def test_a_network_that_does_not_end_in_classes_is_refused_with_the_remedy(layer
     assert refused(network(*layers), 8, classes=4) == (
         f"{said}. Let its last layers be `- flatten` and `- dense: classes`."
     )
+
+
+def test_the_search_for_a_side_ends_where_params_yaml_does():
+    [limit] = [one.le for one in DataParams.model_fields["image_px"].metadata if hasattr(one, "le")]
+
+    assert limit == LARGEST_PX

@@ -1,8 +1,9 @@
 """The words of a spec: one class per kind of layer, with its arguments and their ranges.
 
 `reading.py` turns YAML into these, `volumes.py` knows the volume that each makes,
-`table.py` its parameters, `layers.py` its torch module. To add a layer: a class here,
-its word in `LAYERS`, and a function of its own in those three.
+`table/tabulate.py` its parameters, `layers.py` its torch module. To add a layer: a class
+here, its word in `LAYERS`, and a function of its own in those three; one with a window
+also wants a line in `table/field.py`, one with memory of its own in `table/kept.py`.
 """
 
 import math

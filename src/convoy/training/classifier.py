@@ -20,6 +20,7 @@ from convoy.networks.assembled import WithAuxiliary
 from convoy.networks.blocks import blocks
 from convoy.networks.deployable import Deployable
 from convoy.networks.saved import ModelFacts
+from convoy.networks.weights.checkpoint import OURS
 from convoy.training.batches import Batch
 from convoy.training.plan import Plan
 from convoy.training.schedule import rate
@@ -86,7 +87,7 @@ class Classifier(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the facts, as text, so that a checkpoint can serve as starting weights elsewhere."""
-        checkpoint["convoy"] = self.facts.model_dump_json()
+        checkpoint[OURS] = self.facts.model_dump_json()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the smoothed loss of a batch, a scalar; auxiliary heads add theirs, by weight.

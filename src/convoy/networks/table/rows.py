@@ -1,6 +1,6 @@
 """What a network's table holds: a row per layer, and sums.
 
-tests/networks/test_table.py compares both sources of rows, formulas and a run, with torch.
+tests/networks/table/test_tabulate.py compares both sources of rows, formulas and a run, with torch.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """A network as a table: what each layer makes, sees and costs, by formulas; no torch, no weights.
 
 A volume is (C, H, W) in code and (H, W, C) in a row; F filters, kernels of kh × kw, K classes.
-tests/networks/test_table.py compares with the modules, run by torch.
+tests/networks/table/test_tabulate.py compares with the modules, run by torch.
 """
 
 from dataclasses import replace
