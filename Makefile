@@ -16,7 +16,7 @@ export DVC_NO_ANALYTICS := true
 ONE_THREAD := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test test-long check ui bench lock
+.PHONY: help repro test test-long check packages ui bench lock
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -34,10 +34,11 @@ check: $(READY) ## lint, types and the fast tests
 	@ruff check . && ruff format --check . && mypy
 	@$(ONE_THREAD) python -m pytest -n 2 --dist loadscope -q -m "not slow and not pipeline"
 
+packages: ## install the Chromium and PostgreSQL that tests need (apt or brew)
+	@.ci/packages
+
 ui: $(READY) ## open the MLflow UI on the runs (http://127.0.0.1:5000)
-	@convoy sync
-	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --port $(or $(PORT),5000) \
-	  --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+	@convoy ui --port $(or $(PORT),5000)
 
 bench: $(READY) ## measure the pipeline and write benchmarks/RESULTS.md
 	@python benchmarks/run.py

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from convoy import files, params, stage
 from convoy.data.dataset import Dataset
+from convoy.energy.meter import metered
+from convoy.energy.settings import EnergyParams
 from convoy.evaluation.evaluate import evaluate
 from convoy.evaluation.settings import EvaluateParams
 from convoy.tracking import stages
@@ -15,10 +17,14 @@ OUT = Path("build/evaluation")
 def main() -> None:
     """Run the stage."""
     chosen = params.section("evaluate", EvaluateParams)
+    country = params.section("energy", EnergyParams).country
     with stages.continuing("evaluate", Dataset.load(DATASET).hash) as run:
-        metrics = evaluate(DATASET, Path("build/model"), chosen, OUT)
+        with metered("evaluate", country) as meter:
+            metrics = evaluate(DATASET, Path("build/model"), chosen, OUT)
+        metrics |= meter.result()
         files.write_json(Path("build/metrics/evaluate.json"), metrics)
         run.log_result(metrics)
+        run.set_tags(meter.tags())
         run.log_file(OUT, "evaluation")
 
 

@@ -10,11 +10,17 @@ from pathlib import Path
 from convoy import files, params, stage
 from convoy.data.dataset import Dataset
 from convoy.deploy.settings import ExportParams
+from convoy.energy.meter import metered
+from convoy.energy.settings import EnergyParams
+from convoy.energy.total import with_total
 from convoy.tracking import stages
 
 DATASET = Path("build/dataset")
 MODEL = Path("build/model")
 OUT = Path("build/deploy")
+METRICS = Path("build/metrics")
+SPENT = OUT / "energy.json"
+"""What `build` used, for `prove` to add to its own."""
 
 
 def build() -> None:
@@ -23,8 +29,10 @@ def build() -> None:
 
     params.section("export", ExportParams)
     data_hash = Dataset.load(DATASET).hash
-    with stages.continuing("export", data_hash) as run:
+    country = params.section("energy", EnergyParams).country
+    with stages.continuing("export", data_hash) as run, metered("export", country, gpu=False) as meter:
         build_graph(MODEL, OUT, stages.exported_identity(run, data_hash))
+    meter.hand_over(SPENT)
 
 
 def prove() -> None:
@@ -32,10 +40,15 @@ def prove() -> None:
     from convoy.deploy.proof import prove as prove_graph  # noqa: PLC0415 (what only this command needs)
 
     chosen = params.section("export", ExportParams)
+    country = params.section("energy", EnergyParams).country
     with stages.finishing("export") as run:
-        metrics = prove_graph(OUT, MODEL, Path("data"), Path("build/evaluation"), chosen)
-        files.write_json(Path("build/metrics/export.json"), metrics)
+        with metered("export", country, gpu=False) as meter:
+            meter.take_over(SPENT)
+            metrics = prove_graph(OUT, MODEL, Path("data"), Path("build/evaluation"), chosen)
+        metrics |= with_total(METRICS, meter.result())
+        files.write_json(METRICS / "export.json", metrics)
         run.log_result(metrics)
+        run.set_tags(meter.tags())
         run.log_file(OUT / "verification.json", "deploy")
         run.log_file(OUT / "model_card.md", "deploy")
         run.log_onnx(OUT / "model.onnx")

@@ -5,12 +5,16 @@ from pathlib import Path
 from convoy import files, params, stage
 from convoy.data.prepare import prepare
 from convoy.data.settings import DataParams
+from convoy.energy.meter import metered
+from convoy.energy.settings import EnergyParams
 
 
 def main() -> None:
     """Run the stage."""
-    metrics = prepare(Path("data"), params.section("data", DataParams), Path("build/dataset"))
-    files.write_json(Path("build/metrics/prepare.json"), metrics)
+    country = params.section("energy", EnergyParams).country
+    with metered("prepare", country, gpu=False) as meter:
+        metrics = prepare(Path("data"), params.section("data", DataParams), Path("build/dataset"))
+    files.write_json(Path("build/metrics/prepare.json"), metrics | meter.result())
 
 
 if __name__ == "__main__":

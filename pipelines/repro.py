@@ -13,6 +13,8 @@ from pathlib import Path
 from convoy import preflight, stage
 from convoy.errors import ConvoyError, RequestError
 from convoy.summary import summary
+from convoy.tracking import outbox
+from convoy.tracking.journal import state
 
 
 class PipelineError(ConvoyError):
@@ -34,6 +36,8 @@ def main() -> None:
     overrides = preflight.parse(words)
     preflight.check(overrides)
     settings = [part for key, value in overrides.items() for part in ("-S", f"{key}={value}")]
+    where = outbox.folder()
+    outbox.prepare_store(where)
     command = ["exp", "run", *settings] if overrides else ["repro"]
     # Stage commands say `python`: it must be the one that runs this script.
     search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
@@ -41,11 +45,14 @@ def main() -> None:
         [sys.executable, "-m", "dvc", *command, *target], env={**os.environ, "PATH": search}, check=False
     )
     if done.returncode:
+        # In a CI job nobody delivers after this process has ended.
+        ended = [path.name for path in outbox.journals(where) if state(path).ended]
+        outbox.say_once(outbox.settle(ended, where, outbox.WAIT_SECONDS), where)
         raise PipelineError(f"`dvc {' '.join([*command, *target])}` failed; the message above says where.")
     if not target:
         from convoy.tracking.sync import sync  # noqa: PLC0415 (a second saved where DVC fails first)
 
-        sync()
+        outbox.say_once(sync(outbox.WAIT_SECONDS).failed, where)
         print(summary())
 
 

@@ -8,11 +8,16 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+import time
+from contextlib import closing, suppress
 from pathlib import Path
 
+import psutil
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
+
+from convoy.tracking import outbox
+from convoy.tracking.journal import FILE, Sent
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -85,11 +90,12 @@ class Clone:
         """Type another value (or another key) into params.yaml, as a person would."""
         section, _, key = name.rpartition(".")
         path = self.folder / "params.yaml"
-        head, mark, tail = path.read_text(encoding="utf-8").partition(f"\n{section}:\n")
+        header = re.search(rf"^{section}:.*\n", path.read_text(encoding="utf-8"), re.MULTILINE)
+        assert header, f"params.yaml has no section {section}"
+        head, mark, tail = path.read_text(encoding="utf-8").partition(header[0])
         tail, count = re.subn(
             rf"^(  +){key}: \S+", rf"\g<1>{rename or key}: {value}", tail, count=1, flags=re.MULTILINE
         )
-        assert mark, f"params.yaml has no section {section}"
         assert count, f"section {section} has no {key}"
         path.write_text(head + mark + tail, encoding="utf-8")
 
@@ -121,8 +127,40 @@ def clone_working_tree(folder: Path) -> Clone:
     return clone
 
 
+def drain(clone: Clone) -> None:
+    """Wait until a clone's courier has delivered what it can and left; nothing is ended that it would not end."""
+    where = clone.folder / "outbox"
+    until = time.monotonic() + 120
+    idle = 0
+    while where.exists():
+        waiting = [path for path in outbox.journals(where) if _is_behind(path)]
+        # One that a stage has just started takes its lock after a moment.
+        idle = 0 if outbox.is_at_work(where) else idle + 1
+        if (idle and not waiting) or idle > 50:
+            return
+        assert time.monotonic() < until, (where / "courier.log").read_text()
+        time.sleep(0.1)
+
+
+def _is_behind(path: Path) -> bool:
+    try:
+        return Sent.load(path).size < (path / FILE).stat().st_size
+    except FileNotFoundError:  # delivered and removed by now
+        return False
+
+
+def kill_couriers(folder: Path) -> None:
+    """Kill the couriers of a repository, as a machine that is switched off does."""
+    for process in psutil.process_iter(["cmdline"]):
+        with suppress(psutil.Error):
+            if "convoy.tracking.courier" in (process.info["cmdline"] or []) and process.cwd() == str(folder):
+                process.kill()
+                process.wait(10)
+
+
 def runs(clone: Clone) -> list[Run]:
-    """List the runs of a clone's store, newest first."""
+    """List the runs of a clone's store, newest first, once its courier has left."""
+    drain(clone)
     client = MlflowClient(f"sqlite:///{clone.folder}/mlflow.db")
     found = client.get_experiment_by_name("convoy")
     return client.search_runs([found.experiment_id]) if found else []

@@ -10,6 +10,8 @@ from filelock import FileLock
 from clones import REPOSITORY, Clone, clone_working_tree
 from convoy import stage
 
+pytest_plugins = ("servers", "embedded")
+
 stage.quiet_third_parties()
 
 

@@ -28,7 +28,7 @@ class RateColumn(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         """Render the current speed, blank until there is one."""
-        return Text(f"{task.speed:,.0f}/s" if task.speed else "")
+        return Text(_rate(task.speed) if task.speed else "")
 
 
 def say(text: str) -> None:
@@ -63,4 +63,9 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
             spoke = now
             rate = done / (now - started)
             left = f" of {total:,}, {(total - done) / rate:,.0f} s left" if total else ""
-            say(f"{what}: {done:,}{left} ({rate:,.0f}/s)")
+            say(f"{what}: {done:,}{left} ({_rate(rate)})")
+
+
+def _rate(per_second: float) -> str:
+    """Phrase a rate: whole numbers, but what takes seconds each shall not read as 0/s."""
+    return f"{per_second:,.0f}/s" if per_second >= 10 else f"{per_second:.2g}/s"

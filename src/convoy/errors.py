@@ -32,3 +32,11 @@ class ProofError(ConvoyError):
 
 class TrainingError(ConvoyError):
     """Give a training up that cannot come to anything."""
+
+
+class Paused(ConvoyError):  # noqa: N818 (what it says is no mistake of anybody)
+    """Stop a training that goes on later, from where it is."""
+
+
+class MigrationError(ConvoyError):
+    """Give a migration up, or refuse to call it done; the same command goes on where it stopped."""

@@ -16,6 +16,9 @@ import psutil
 
 from convoy import __version__
 
+CHANGES = (".", ":(exclude,top)dvc.lock")
+"""Paths, as git spells them, whose changes make a tree dirty."""
+
 
 def mint_run_id() -> str:
     """Make a new run id such as `20261123-124501-9f3c1a`: UTC time, then 24 random bits."""
@@ -29,14 +32,15 @@ def git(*args: str) -> str:
 
 
 def git_state() -> dict[str, str]:
-    """Name the commit that is checked out and whether tracked files differ from it.
+    """Name the commit that is checked out and whether files differ from it, new ones included.
 
-    Empty where there is no git repository or no commit yet.
+    Empty where there is no git repository or no commit yet. `dvc.lock` does not count: DVC
+    writes it while the pipeline runs, and each run has its final one.
     """
     commit = git("rev-parse", "HEAD")
     if not commit:
         return {}
-    dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
+    dirty = bool(git("status", "--porcelain", "--", *CHANGES))
     return {"mlflow.source.git.commit": commit, "convoy.git_dirty": str(dirty).lower()}
 
 
@@ -55,16 +59,28 @@ def process_tags() -> dict[str, str]:
         "mlflow.source.type": "PROJECT",
         "mlflow.source.name": "dvc.yaml",
         "convoy.version": __version__,
-        "convoy.host": socket.gethostname(),
-        "convoy.owner": f"{owner.pid}:{owner.create_time():.2f}",
+        "convoy.host": host(),
+        "convoy.owner": name(owner),
     }
 
 
+def host() -> str:
+    """Name this machine, as the tag `convoy.host` does."""
+    return socket.gethostname()
+
+
+def name(process: psutil.Process) -> str:
+    """Name a process so that another with the same number is told apart: `pid:start`."""
+    return f"{process.pid}:{process.create_time():.2f}"
+
+
 def is_alive(owner: str) -> bool:
-    """Tell whether the process of a `convoy.owner` tag still runs on this host."""
+    """Tell whether a process that `name` named still runs on this host."""
     pid, _, created = owner.partition(":")
     try:
-        return bool(abs(psutil.Process(int(pid)).create_time() - float(created)) < 1.0)
+        process = psutil.Process(int(pid))
+        same = abs(process.create_time() - float(created)) < 1.0
+        return bool(same and process.status() != psutil.STATUS_ZOMBIE)  # killed, and not yet collected
     except (psutil.Error, ValueError):
         return False
 

@@ -1,12 +1,15 @@
 """Run a stage script: known errors become one message and an exit code, a stop stays a stop."""
 
+import hashlib
 import os
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
+
+import yaml
 
 from convoy.errors import ConvoyError
 
@@ -34,7 +37,8 @@ def main(work: Callable[[], None]) -> NoReturn:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print(
-            f"\n{_name()} was stopped. `dvc repro` runs it again; `dvc checkout --force` brings earlier outputs back.",
+            f"\n{_name()} was stopped. `dvc repro` runs it again, a training from its last checkpoint; "
+            "`dvc checkout --force` brings earlier outputs back.",
             file=sys.stderr,
             flush=True,
         )
@@ -49,6 +53,17 @@ def repository() -> Path:
     in `DVC_ROOT`; elsewhere it is the current folder.
     """
     return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
+
+
+def recorded(stage: str, path: Path, content: bytes) -> bool:
+    """Tell whether dvc.lock, here, records a file with this content among a stage's outputs."""
+    lock = Path("dvc.lock")
+    if not lock.exists():
+        return False
+    stages: dict[str, Any] = yaml.safe_load(lock.read_text(encoding="utf-8")).get("stages", {})
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()  # DVC's own content hash
+    outs = stages.get(stage, {}).get("outs", [])
+    return any(entry["path"] == path.as_posix() and entry.get("md5") == found for entry in outs)
 
 
 def quiet_third_parties() -> None:

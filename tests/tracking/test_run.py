@@ -1,84 +1,104 @@
-"""One run: what is logged, what is left alone, and what a failing store does."""
+"""Runs as the stages write them: what is opened, continued and ended, without MLflow."""
 
-import shutil
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
-from mlflow.tracking import MlflowClient
 
 from convoy import identity, params
-from convoy.tracking import stages, store
+from convoy.errors import Paused
+from convoy.tracking import journal, outbox, settings, stages
+from convoy.tracking.journal import FILE, State, read, state
 from convoy.tracking.run import Reference, Run, numbers
 
+pytestmark = pytest.mark.usefixtures("workplace")
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make MLflow's tables once: that takes seconds."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
+
+def entries(run: Run | Reference, kind: str) -> list[dict[str, Any]]:
+    reference = run.reference if isinstance(run, Run) else run
+    return [
+        dict(entry)
+        for entry, _ in read(Path("outbox") / reference.run_id / FILE)
+        if entry.get("kind") == kind
+    ]
+
+
+def said(run: Run) -> State:
+    return state(Path("outbox") / run.reference.run_id)
 
 
 @pytest.fixture
-def client(
-    empty_store: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> MlflowClient:
-    """Work in an empty repository with the shipped params and a store of its own."""
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    shutil.copy(repository / "params.yaml", tmp_path)
-    monkeypatch.chdir(tmp_path)
-    for name in ("DVC_ROOT", "DVC_EXP_NAME", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
-        monkeypatch.delenv(name, raising=False)
-    return store.connect()
+def dead(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have every process be gone that a run names."""
+    monkeypatch.setattr(identity, "is_alive", lambda owner: False)
+    return
 
 
 def test_the_default_store_lies_in_the_repository_also_for_a_queued_experiment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path / "real"))
-    assert store.uri() == f"sqlite:///{tmp_path}/real/mlflow.db"
+    assert settings.uri() == f"sqlite:///{tmp_path}/real/mlflow.db"
+    assert outbox.folder() == tmp_path / "real/outbox"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5001")
-    assert store.uri() == "http://127.0.0.1:5001"
+    assert settings.uri() == "http://127.0.0.1:5001"
 
 
-def test_a_training_run_stays_open_and_names_itself_by_what_differs(client: MlflowClient) -> None:
+def test_a_password_is_shown_to_nobody() -> None:
+    assert settings.shown("http://me:s3cret@host/x answered") == "http://me:***@host/x answered"
+    assert settings.shown("sqlite:////a/mlflow.db") == "sqlite:////a/mlflow.db"
+
+
+def test_a_training_names_itself_by_what_differs_and_says_what_it_is_made_of() -> None:
     with stages.training("d" * 64) as run:
         pass
-    found = client.get_run(run.reference.mlflow_run_id)
-    assert found.info.status == "RUNNING"
+    [opened] = entries(run, "open")
     train = params.read_yaml(params.PARAMS_FILE)["train"]
-    assert found.info.run_name == f"convnet · lr {train['lr']} · {train['epochs']} epochs"
-    assert found.data.tags["convoy.run_id"] == found.data.tags["convoy.training"] == run.reference.run_id
-    experiment = client.get_experiment(found.info.experiment_id)
-    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    assert opened["name"] == f"convnet · lr {train['lr']} · {train['epochs']} epochs"
+    tags = opened["tags"]
+    assert tags["convoy.run_id"] == tags["convoy.training"] == run.reference.run_id
+    assert tags["convoy.data_hash"] == "d" * 64
+    assert tags["convoy.data_md5"].endswith(".dir")
+    assert len(tags["convoy.params_hash"]) == 64
+    assert said(run).tags["convoy.stage"] == "train done"
+    assert not said(run).ended
 
 
-def test_evaluate_continues_the_open_run_and_export_ends_it(client: MlflowClient) -> None:
-    with stages.training("d" * 64):
+def test_evaluate_continues_the_open_run_and_export_ends_it() -> None:
+    with stages.training("d" * 64) as first:
         pass
-    with stages.continuing("evaluate", "d" * 64):
-        pass
-    with stages.continuing("export", "d" * 64):
-        pass
+    for stage in ("evaluate", "export"):
+        with stages.continuing(stage, "d" * 64) as run:
+            assert run.reference == first.reference
+    assert said(first).tags["convoy.stage"] == "export running"
     with stages.finishing("export") as run:
         pass
-    assert len(client.search_runs(["1"])) == 1
-    found = client.get_run(run.reference.mlflow_run_id)
-    assert found.info.status == "FINISHED"
-    assert {"train.lr", "evaluate.batch_size", "export.max_label_flips"} <= set(found.data.params)
+    assert run.reference == first.reference
+    assert said(run).ended == "FINISHED"
+    names = {name for entry in entries(run, "params") for name in entry["params"]}
+    assert {"train.lr", "evaluate.batch_size", "export.max_label_flips"} <= names
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(ValueError("broken"), "FAILED"), (KeyboardInterrupt(), "KILLED")]
+    ("error", "status"),
+    [(ValueError("broken"), "FAILED"), (KeyboardInterrupt(), "KILLED"), (Paused("later"), "SCHEDULED")],
 )
-@pytest.mark.parametrize("stage", ["train", "evaluate"])
+@pytest.mark.parametrize("stage", ["train", "evaluate", "alone"])
 def test_a_stage_that_ends_badly_ends_the_run_as_it_was(
-    client: MlflowClient, stage: str, error: BaseException, status: str
+    stage: str, error: BaseException, status: str
 ) -> None:
     def work() -> None:
         if stage == "train":
             with stages.training("d" * 64):
+                raise error
+        if stage == "alone":
+            with stages.standalone("trial 1", {}):
                 raise error
         with stages.training("d" * 64):
             pass
@@ -87,23 +107,43 @@ def test_a_stage_that_ends_badly_ends_the_run_as_it_was(
 
     with pytest.raises(type(error)):
         work()
-    [run] = client.search_runs(["1"])
-    assert run.info.status == status
+    [folder] = outbox.journals(Path("outbox"))
+    assert state(folder).ended == status
 
 
-def test_a_stage_after_a_run_that_ended_opens_another_with_the_same_training(client: MlflowClient) -> None:
+@pytest.mark.parametrize("why", ["ended", "begun", "gone"])
+def test_a_stage_that_cannot_continue_opens_another_run_with_the_same_training(why: str) -> None:
     with stages.training("d" * 64) as first:
-        first.end("FINISHED")
-    before = client.get_run(first.reference.mlflow_run_id).data.to_dictionary()
+        if why == "ended":
+            first.end("FINISHED")
+    if why == "begun":
+        with stages.continuing("evaluate", "d" * 64) as begun:
+            assert begun.reference == first.reference
+    folder = Path("outbox") / first.reference.run_id
+    if why == "gone":
+        folder.rename("delivered")
+    before = (folder / FILE).read_bytes() if why != "gone" else b""
     with stages.continuing("evaluate", "d" * 64) as second:
         pass
     assert second.reference.training == first.reference.run_id
-    assert second.reference.mlflow_run_id != first.reference.mlflow_run_id
-    assert client.get_run(second.reference.mlflow_run_id).data.params["train.optimizer"] == "sgd"
-    assert client.get_run(first.reference.mlflow_run_id).data.to_dictionary() == before
+    assert second.reference.run_id != first.reference.run_id
+    assert any("train.optimizer" in entry["params"] for entry in entries(second, "params"))
+    if why != "gone":
+        assert (folder / FILE).read_bytes() == before, "a run was rewritten"
 
 
-def test_the_second_command_of_export_without_the_first_says_what_to_type(client: MlflowClient) -> None:
+def test_a_proof_by_hand_after_the_end_gets_a_run_of_its_own() -> None:
+    with stages.training("d" * 64) as first, stages.continuing("export", "d" * 64):
+        pass
+    for _ in range(2):
+        with stages.finishing("export") as run:
+            pass
+    assert run.reference.run_id != first.reference.run_id
+    assert run.reference.training == first.reference.run_id
+    assert said(first).ended == said(run).ended == "FINISHED"
+
+
+def test_the_second_command_of_export_without_the_first_says_what_to_type() -> None:
     with (
         pytest.raises(Exception, match=r"export\.json is missing.*dvc repro export"),
         stages.finishing("export"),
@@ -111,65 +151,127 @@ def test_the_second_command_of_export_without_the_first_says_what_to_type(client
         pass
 
 
-def test_a_run_that_mlflow_opened_is_joined_once(
-    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened = client.create_run("0").info.run_id
-    used = str(params.read_yaml(params.PARAMS_FILE)["train"]["lr"])
-    client.log_param(opened, "train.lr", f"{used}0")
-    monkeypatch.setenv("MLFLOW_RUN_ID", opened)
+def test_a_reference_says_run_and_training_and_one_of_an_earlier_version_is_read() -> None:
     with stages.training("d" * 64) as run:
         pass
-    assert run.reference.mlflow_run_id == opened
-    found = client.get_run(opened)
-    assert found.data.params["train.lr"] == f"{used}0"
-    assert found.data.tags["param.train.lr"] == used
-    with stages.training("d" * 64) as another:
+    path = Path("build/runs/train.json")
+    assert (
+        path.read_text()
+        == f'{{\n  "run_id": "{run.reference.run_id}",\n  "training": "{run.reference.run_id}"\n}}\n'
+    )
+    path.write_text('{"run_id": "a", "training": "b", "mlflow_run_id": "c"}')
+    assert stages.latest(["train"]) == Reference("a", "b")
+
+
+def test_a_run_that_mlflow_offers_is_taken_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    offered = []
+    for _ in range(2):
+        with stages.training("d" * 64) as run:
+            pass
+        offered += [entry["offered"] for entry in entries(run, "open")]
+    assert offered == ["0" * 32, ""]
+
+
+def test_the_runs_of_a_sweep_take_no_run_up_that_mlflow_offers_to_the_sweep(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    with (
+        stages.standalone("sweep", {"convoy.sweep": "s"}) as parent,
+        stages.standalone("trial 0", {}, parent.reference) as trial,
+    ):
         pass
-    assert another.reference.mlflow_run_id != opened
+    assert entries(parent, "open")[0]["offered"] == "0" * 32
+    [opened] = entries(trial, "open")
+    assert (opened["offered"], opened["parent"], opened["name"]) == ("", parent.reference.run_id, "trial 0")
+    assert said(trial).ended == said(parent).ended == "FINISHED"
+    assert entries(parent, "open")[0]["tags"]["convoy.sweep"] == "s"
 
 
-def test_a_run_whose_process_is_gone_is_ended_by_the_next(client: MlflowClient) -> None:
+def test_a_training_that_goes_on_writes_to_its_own_journal(dead: None) -> None:
+    with stages.training("d" * 64) as first:
+        first.log_points([("train/loss", 1.0, 1, 5)])
+        first.end("KILLED")
+    with stages.training("d" * 64, resumed=first.reference.run_id) as again:
+        assert not said(again).ended
+        again.log_points([("train/loss", 0.9, 1, 9), ("train/loss", 0.5, 2, 9)])
+    assert again.reference == first.reference
+    points = [point for entry in entries(again, "points") for point in entry["points"]]
+    assert points == [["train/loss", 1.0, 1, 5], ["train/loss", 0.5, 2, 9]]
+    assert [entry["resumed"] for entry in entries(again, "open")] == [False, True]
+    assert not said(again).remade
+
+
+def test_a_training_that_goes_on_after_its_journal_was_delivered_makes_it_anew() -> None:
+    with stages.training("d" * 64, resumed="20260101-000000-abcdef") as run:
+        pass
+    assert run.reference == Reference("20260101-000000-abcdef", "20260101-000000-abcdef")
+    assert said(run).remade
+
+
+def test_a_run_whose_process_is_gone_is_ended_by_the_next_that_opens(dead: None) -> None:
     with stages.training("d" * 64) as between:
         pass
     with stages.training("d" * 64) as inside:
         inside.set_tags({"convoy.stage": "train running"})
-    inside.set_tags({"convoy.stage": "train running"})
-    for run in (between, inside):
-        run.set_tags({"convoy.owner": "999999:1.00"})
+        inside.close()
+    inside.close()
+    assert said(between).ended == "FINISHED"
+    folder = Path("outbox") / inside.reference.run_id
+    journal.Journal(folder).append({"kind": "tags", "tags": {"convoy.stage": "train running"}})
+    os.utime(folder / FILE, (1e9, 1e9))
     with stages.training("d" * 64) as alive:
         pass
-    statuses = [client.get_run(run.reference.mlflow_run_id).info.status for run in (between, inside, alive)]
-    assert statuses == ["FINISHED", "KILLED", "RUNNING"]
+    assert said(inside).ended == "KILLED"
+    assert entries(inside, "end")[0]["time_ms"] == 1_000_000_000_000, "the last sign of life"
+    assert not said(alive).ended
 
 
-def test_a_process_is_alive_only_if_it_is_the_same_one() -> None:
+def test_a_journal_of_another_host_is_left_to_it_while_it_is_written_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with stages.training("d" * 64) as run:
+        pass
+    monkeypatch.setattr(identity, "host", lambda: "another")
+    monkeypatch.setattr(identity, "is_alive", lambda owner: False)
+    assert not outbox.end_all_dead(Path("outbox"))
+    path = Path("outbox") / run.reference.run_id / FILE
+    os.utime(path, (1e9, 1e9))
+    assert outbox.end_all_dead(Path("outbox")) == [run.reference.run_id]
+
+
+def test_a_process_is_alive_only_if_it_is_the_same_one_and_no_zombie() -> None:
     owner = identity.process_tags()["convoy.owner"]
     assert identity.is_alive(owner)
     assert not identity.is_alive(f"{owner.partition(':')[0]}:1.00")
     assert not identity.is_alive("")
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    name = identity.name(psutil.Process(child.pid))
+    assert identity.is_alive(name)
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert not identity.is_alive(name), "it is a zombie until it is waited for"
+    child.wait()
 
 
-def test_a_store_that_does_not_answer_is_said_once_and_stops_nothing(
-    client: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_disk_without_room_for_a_journal_is_said_and_stops_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    def full(descriptor: int, line: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(journal, "_write", full)
     with stages.training("d" * 64) as run:
         run.log_metrics({"train/loss": 1.0}, 1)
+        run.log_file(params.PARAMS_FILE)
         with run.system_metrics():
             pass
-    assert run.reference.run_id
-    assert capsys.readouterr().out.count("Not tracked: http://127.0.0.1:9 answered") == 1
-
-
-def test_a_store_that_fails_later_is_said_once(
-    client: MlflowClient, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = Run(Reference("a", "a", "no-such-run"), "train")
-    run.log_metrics({"train/loss": 1.0})
-    run.log_metrics({"train/loss": 2.0})
-    assert capsys.readouterr().out.count("Tracking stopped:") == 1
+    with stages.continuing("evaluate", "d" * 64) as second:
+        assert second.reference.training == run.reference.run_id
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "not wholly tracked: [Errno 28]" in line] == lines
+    assert len(lines) == 2, "once a stage"
 
 
 def test_metrics_flatten_to_where_and_what() -> None:
@@ -177,11 +279,51 @@ def test_metrics_flatten_to_where_and_what() -> None:
     assert numbers(nested) == {"test/accuracy": 0.5}
 
 
-def test_a_result_adds_no_point_to_a_curve(client: MlflowClient) -> None:
-    with stages.training("d" * 64) as run:
-        run.log_metrics({"val/loss": 2.0}, 1)
-        run.log_metrics({"val/loss": 1.0}, 2)
-        run.log_result({"val": {"loss": 1.0}, "best": {"epoch": 2}})
-    history = client.get_metric_history(run.reference.mlflow_run_id, "val/loss")
-    assert [(point.step, point.value) for point in history] == [(1, 2.0), (2, 1.0)]
-    assert client.get_run(run.reference.mlflow_run_id).data.metrics["best/epoch"] == 2
+@pytest.mark.parametrize("script", ["prepare", "train", "evaluate", "export", "repro"])
+def test_no_stage_imports_mlflow(repository: Path, script: str) -> None:
+    code = (
+        "import runpy, sys; runpy.run_path(sys.argv[1], run_name='imported');"
+        "print(sorted(name for name in sys.modules if name.partition('.')[0] == 'mlflow'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(repository / f"pipelines/{script}.py")],
+        env={**os.environ, "PYTHONPATH": str(repository / "src")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "[]\n"
+
+
+WHOLE = """
+import sys
+sys.modules["mlflow"] = None  # an import of it fails
+from pathlib import Path
+from convoy.tracking import outbox, stages
+outbox.start_courier = lambda *_: None
+outbox.WAIT_SECONDS = 0
+with stages.training("d" * 64) as run:
+    run.log_metrics({"train/loss": 1.0}, 1)
+    run.log_points([("step/loss", 1.0, 1, 5)])
+    run.log_file(Path("params.yaml"), "pipeline")
+    with run.system_metrics():
+        pass
+with stages.continuing("export", "d" * 64) as run:
+    pass
+with stages.finishing("export") as run:
+    run.log_onnx(Path("params.yaml"))
+with stages.standalone("sweep", {}) as parent, stages.standalone("trial", {}, parent.reference) as trial:
+    trial.log_params({"lr": 0.1})
+print("done")
+"""
+
+
+def test_nothing_that_a_stage_calls_imports_mlflow(repository: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WHOLE],
+        env={**os.environ, "PYTHONPATH": str(repository / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.splitlines()[-1:] == ["done"], done.stderr

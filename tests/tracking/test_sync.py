@@ -1,12 +1,19 @@
-"""When a dvc.lock is the final one."""
+"""`convoy sync`: what was kept is delivered, dead runs are ended, and finished runs get their final dvc.lock."""
 
 import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from mlflow.tracking import MlflowClient
 
-from convoy.tracking import sync
+from convoy import identity
+from convoy.tracking import outbox, stages, store, sync
 
 
 @pytest.mark.parametrize(("same", "final"), [(True, True), (False, False)])
@@ -26,3 +33,110 @@ def test_a_lock_is_final_if_it_records_the_export_that_lies_here(
 def test_without_a_lock_there_is_nothing_final(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert not sync._workspace_lock_is_final()
+
+
+def a_finished_run(workplace: Path) -> str:
+    """Run what a pipeline tracks, and lock it as DVC does."""
+    with stages.training("d" * 64):
+        pass
+    with stages.continuing("export", "d" * 64):
+        pass
+    with stages.finishing("export") as run:
+        pass
+    digest = hashlib.md5(sync.LAST.read_bytes(), usedforsecurity=False).hexdigest()
+    outs = [{"path": sync.LAST.as_posix(), "md5": digest}]
+    (workplace / "dvc.lock").write_text(yaml.safe_dump({"stages": {"export": {"outs": outs}}}))
+    return run.reference.run_id
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_run_that_was_kept_is_delivered_and_gets_its_lock(
+    workplace: Path, client: MlflowClient, courier: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(outbox, "start_courier", lambda *_: None)
+        patch.setattr(outbox, "WAIT_SECONDS", 0.0)
+        run_id = a_finished_run(workplace)
+    done = sync.sync()
+    assert done == sync.Synced(delivered=[run_id], completed=[stages.run_name("train")])
+    assert done.lines() == [f"delivered: {run_id}", f"completed: {stages.run_name('train')}"]
+    found = store.find(run_id, client)
+    assert found
+    lock = (workplace / "dvc.lock").read_bytes()
+    assert found.data.tags["convoy.lock"] == hashlib.sha256(lock).hexdigest()
+    assert Path(found.info.artifact_uri.removeprefix("file://"), "pipeline/dvc.lock").read_bytes() == lock
+    assert sync.sync() == sync.Synced(), "a second time there is nothing to do"
+
+
+def test_dead_runs_are_ended_here_and_in_the_store(
+    workplace: Path, client: MlflowClient, courier: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(outbox, "start_courier", lambda *_: None)
+        with stages.training("d" * 64) as between:
+            pass
+        experiment = store.experiment(client, "convoy").experiment_id
+        lost = client.create_run(
+            experiment,
+            tags={"convoy.run_id": "lost", "convoy.host": identity.host(), "convoy.owner": "999999:1.00"},
+            run_name="journal lost",
+        )
+    real = identity.is_alive
+    mine = {identity.process_tags()["convoy.owner"], outbox.writer()}
+    monkeypatch.setattr(identity, "is_alive", lambda owner: owner not in mine and real(owner))
+    monkeypatch.setattr(outbox, "START_SECONDS", 30.0)
+    done = sync.sync()
+    assert between.reference.run_id in done.ended
+    assert done.delivered == [between.reference.run_id]
+    found = store.find(between.reference.run_id, client)
+    assert found
+    assert found.info.status == "FINISHED"
+    assert client.get_run(lost.info.run_id).info.status == "KILLED"
+
+
+def convoy(workplace: Path, repository: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from convoy.cli import main; main()", "sync", *words],
+        cwd=workplace,
+        env={**os.environ, "PYTHONPATH": str(repository / "src"), **env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_command_exits_with_1_and_the_reason_while_a_store_refuses_and_with_0_once_it_is_back(
+    workplace: Path, repository: Path, empty_store: Path, courier: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = workplace / "server"
+    server.write_text("no folder")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{server}/mlflow.db")
+    with monkeypatch.context() as patch:
+        patch.setattr(outbox, "start_courier", lambda *_: None)
+        with stages.standalone("kept", {}) as run:
+            pass
+    run_id = run.reference.run_id
+    refused = convoy(workplace, repository)
+    assert refused.returncode == 1
+    assert f"ERROR: Not tracked yet: sqlite:///{server}/mlflow.db answered" in refused.stderr
+    assert f"kept in outbox/{run_id}; `convoy sync` delivers it." in refused.stderr
+    server.unlink()
+    server.mkdir()
+    shutil.copy(empty_store, server / "mlflow.db")
+    back = convoy(workplace, repository, "--json")
+    assert back.returncode == 0, back.stderr
+    assert json.loads(back.stdout) == {"delivered": [run_id], "ended": [], "completed": [], "failed": {}}
+    assert not sync.sync().lines()
+
+
+def test_a_store_that_does_not_answer_is_the_reason_where_there_is_nothing_to_deliver(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:s3cret@127.0.0.1:9")
+    done = sync.sync()
+    with pytest.raises(
+        sync.SyncError,
+        match=r"^http://me:\*\*\*@127\.0\.0\.1:9 answered .*Nothing is lost; type `convoy sync`",
+    ):
+        sync.require(done)

@@ -1,177 +1,181 @@
-"""Write to one MLflow run. A store that fails is reported once and stops nothing."""
+"""Write a run down. Nothing here contacts a server, and nothing fails for tracking's sake.
 
-import tempfile
+Everything goes into the run's journal, which a courier delivers to MLflow (`courier.py`).
+"""
+
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import mlflow
-import numpy as np
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
-from mlflow.models import Model, ModelSignature
-from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-from mlflow.types import ColSpec, Schema, TensorSpec
-
 from convoy import files, params
 from convoy.console import say
-from convoy.tracking import store
+from convoy.tracking import outbox
+from convoy.tracking.journal import Journal, State
 
-SYSTEM_SECONDS = 2.0
-"""Interval of system metrics: a short training should still show a line, not a dot."""
-
-EXAMPLE_U8 = np.zeros((2, 4, 6, 3), np.uint8)
-"""Input example of the logged model, `(N, H, W, 3)`: two images that are not square, since any size serves."""
-
-ANY = -1
-"""How MLflow's tensor schemas write a length that may vary."""
+WATCH_SECONDS = 60.0
+"""How often it is looked whether a courier is at work, at checkpoints."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Name a run in Convoy's terms and in MLflow's.
+    """Name a run.
 
     Attributes:
-        run_id: minted by Convoy; stands in the exported model.
+        run_id: minted by Convoy; stands in the exported model and in MLflow's tag `convoy.run_id`.
         training: `run_id` of the run that trained the weights; another run where a training is reused.
-        mlflow_run_id: empty where MLflow gave none.
     """
 
     run_id: str
     training: str
-    mlflow_run_id: str
 
 
 class Run:
-    """Log params, metrics, files and the model of one training."""
+    """Log params, metrics, files and the model of one training.
 
-    def __init__(self, reference: Reference, stage: str) -> None:
-        """Write as `stage` to the run that `reference` names."""
+    A disk that takes nothing more is said once; the work goes on without.
+    """
+
+    def __init__(self, reference: Reference, journal: Journal | None, known: State | None = None) -> None:
+        """Write to the run that `reference` names.
+
+        Args:
+            reference: the run.
+            journal: None where the disk has no room for one.
+            known: what the journal says already.
+        """
         self.reference = reference
-        self.stage = stage
-        self._client = store.connect()
-        self._reachable = bool(reference.mlflow_run_id)
-        self._curves: set[str] = set()
+        self.ended = False
+        self._journal = journal
+        self._published = {name: set(steps) for name, steps in (known or State()).published.items()}
+        self._complained = False
+        self._watched = time.monotonic()
 
     def log_params(self, values: Mapping[str, Any]) -> None:
-        """Log params by their flat name; those that the run has already are left as they are.
-
-        `mlflow run -P` logs what was typed before this run starts, so `0.020` may stand
-        where Convoy has `0.02`: MLflow throws on a changed param, the value used becomes a tag.
-        """
-
-        def send(run_id: str) -> None:
-            known = self._client.get_run(run_id).data.params
-            flat = {key: str(value) for key, value in params.flatten(values).items()}
-            fresh = [Param(key, value) for key, value in flat.items() if key not in known]
-            changed = {f"param.{key}": value for key, value in flat.items() if known.get(key, value) != value}
-            self._client.log_batch(run_id, params=fresh, tags=[RunTag(*item) for item in changed.items()])
-
-        self._send(send)
+        """Log params by their flat name, such as `train.lr`; MLflow keeps the first value, a changed one becomes a tag."""
+        flat = {name: str(value) for name, value in params.flatten(values).items()}
+        self._append({"kind": "params", "params": flat})
 
     def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Log metrics named `where/what`; `step` counts epochs from 1 and makes a curve, 0 means a result."""
-        if step:
-            self._curves |= set(values)
-        now = int(time.time() * 1000)
-        points = [Metric(name, float(value), now, step) for name, value in values.items()]
-        self._send(lambda run_id: self._client.log_batch(run_id, metrics=points))
+        self._points([(name, float(value), step, now_ms()) for name, value in values.items()])
+
+    def log_points(self, points: Iterable[tuple[str, float, int, int]]) -> None:
+        """Log points of curves, and have them on the disk when this returns: call it at checkpoints.
+
+        What the journal has already is left out, so that a training that goes on publishes nothing twice.
+
+        Args:
+            points: name, value, step, and time in milliseconds since 1970.
+        """
+        fresh = [
+            (name, float(value), step, when)
+            for name, value, step, when in points
+            if step not in self._published.get(name, ())
+        ]
+        if fresh:
+            self._points(fresh, sync=True)
+            self._watch_courier()
 
     def log_result(self, nested: Mapping[str, Any]) -> None:
         """Log a stage's metrics file: nested numbers become `where/what`, anything else is left out.
 
         What this run has a curve of stays as it is: the curve ends with the same number.
         """
-        flat = numbers(nested)
-        self.log_metrics({name: value for name, value in flat.items() if name not in self._curves})
+        now = now_ms()
+        points = [
+            (name, value, 0, now)
+            for name, value in numbers(nested).items()
+            if not any(self._published.get(name, ()))
+        ]
+        self._append({"kind": "points", "points": points, "result": True})
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
-        """Attach a file, or what a folder holds, as artifacts."""
-        log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
-        self._send(lambda run_id: log(run_id, str(path), folder))
+        """Attach a file, or what a folder holds, as artifacts: copied now, uploaded later."""
+        self._try(
+            lambda journal: journal.append({"kind": "files", "at": journal.keep(path), "folder": folder})
+        )
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags."""
-        self._send(
-            lambda run_id: self._client.log_batch(run_id, tags=[RunTag(*item) for item in tags.items()])
-        )
+        self._append({"kind": "tags", "tags": dict(tags)})
 
     def log_dataset(self, digest: str, folder: Path) -> None:
         """Log the packed dataset as the run's input; MLflow keeps 36 characters of a digest."""
-        facts = (folder / "dataset.json").read_text(encoding="utf-8")
-        dataset = Dataset("dataset", digest[:32], "local", str(folder), schema=None, profile=facts)
-        entry = DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
-        self._send(lambda run_id: self._client.log_inputs(run_id, [entry]))
+
+        def write(journal: Journal) -> None:
+            facts = (folder / "dataset.json").read_text(encoding="utf-8")
+            journal.append(
+                {"kind": "dataset", "digest": digest[:32], "source": str(folder), "profile": facts}
+            )
+
+        self._try(write)
 
     def log_onnx(self, path: Path) -> None:
         """Log a proven ONNX file as the run's model, byte for byte, with signature and input example."""
 
-        def send(run_id: str) -> None:
-            import onnx  # noqa: PLC0415 (only the stage that exports needs it)
+        def write(journal: Journal) -> None:
+            digest = files.sha256(path)
+            journal.append({"kind": "tags", "tags": {"convoy.onnx_sha256": digest}})
+            journal.append({"kind": "model", "at": journal.keep(path), "sha256": digest})
 
-            graph = onnx.load(path)
-            [image] = graph.graph.input
-            answers: list[ColSpec | TensorSpec] = [
-                TensorSpec(
-                    np.dtype(np.float32), (ANY, output.type.tensor_type.shape.dim[1].dim_value), output.name
-                )
-                for output in graph.graph.output
-            ]
-            mlflow.set_tracking_uri(store.uri())
-            # Without it the model goes to the experiment `Default`, its file to the current folder.
-            mlflow.set_experiment(experiment_id=self._client.get_run(run_id).info.experiment_id)
-            info = Model.log(
-                artifact_path=None,
-                flavor=mlflow.onnx,
-                name="model",
-                run_id=run_id,
-                onnx_model=graph,
-                onnx_execution_providers=["CPUExecutionProvider"],
-                signature=ModelSignature(
-                    Schema([TensorSpec(np.dtype(np.uint8), (ANY, ANY, ANY, 3), image.name)]), Schema(answers)
-                ),
-                input_example={image.name: EXAMPLE_U8},
-                pip_requirements=["mlflow", "onnx", "onnxruntime", "numpy"],
-                save_as_external_data=False,
-            )
-            with tempfile.TemporaryDirectory() as scratch:
-                folder = mlflow.artifacts.download_artifacts(info.model_uri, dst_path=scratch)
-                logged = files.sha256(Path(folder) / "model.onnx")
-            if logged != files.sha256(path):
-                raise RuntimeError(f"MLflow rewrote the bytes of {path}")
-
-        self._send(send)
+        self._try(write)
 
     @contextmanager
     def system_metrics(self) -> Iterator[None]:
-        """Sample processor, memory, disk, network and GPU while the block runs."""
-        if not self._reachable:
-            yield
-            return
-        monitor: Any = SystemMetricsMonitor(  # type: ignore[no-untyped-call] # MLflow has no types here
-            self.reference.mlflow_run_id, sampling_interval=SYSTEM_SECONDS, tracking_uri=store.uri()
-        )
-        monitor.start()
+        """Have processor, memory, disk, network and GPU sampled while the block runs."""
+        self._append({"kind": "system", "on": True})
         try:
             yield
         finally:
-            monitor.finish()
+            self._append({"kind": "system", "on": False})
 
     def end(self, status: str) -> None:
-        """End the run as FINISHED, FAILED or KILLED."""
-        self._send(lambda run_id: self._client.set_terminated(run_id, status))
+        """End the run as FINISHED, FAILED or KILLED, or as SCHEDULED: stopped, and to go on later.
 
-    def _send(self, call: Callable[[str], object]) -> None:
-        """Talk to the store unless it has failed before; its failure is said once."""
-        if not self._reachable:
+        The first end counts; nothing can be logged after it.
+        """
+        self._append({"kind": "end", "status": status, "time_ms": now_ms()}, sync=True)
+        self.ended = True
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the journal; the run stays as it is."""
+        if self._journal:
+            self._journal.close()
+            self._journal = None
+
+    def _points(self, points: list[tuple[str, float, int, int]], *, sync: bool = False) -> None:
+        for name, _, step, _ in points:
+            self._published.setdefault(name, set()).add(step)
+        self._append({"kind": "points", "points": points}, sync=sync)
+
+    def _append(self, entry: Mapping[str, Any], *, sync: bool = False) -> None:
+        self._try(lambda journal: journal.append(entry, sync=sync))
+
+    def _try(self, write: Callable[[Journal], None]) -> None:
+        """Write unless the run has ended; what the disk refuses is said once."""
+        if self._journal is None:
             return
         try:
-            call(self.reference.mlflow_run_id)
-        except Exception as error:  # noqa: BLE001 (whatever the store throws, results matter more)
-            self._reachable = False
-            say(f"Tracking stopped: {store.uri()} answered {error!s:.300}. The {self.stage} stage goes on.")
+            write(self._journal)
+        except (OSError, ValueError) as error:
+            if not self._complained:
+                self._complained = True
+                say(untracked(self.reference.run_id, error))
+
+    def _watch_courier(self) -> None:
+        """Start another courier if the one at work was killed; a training may last for days."""
+        if self._journal and time.monotonic() - self._watched > WATCH_SECONDS:
+            self._watched = time.monotonic()
+            outbox.start_courier(self._journal.folder.parent)
+
+
+def untracked(run_id: str, error: Exception) -> str:
+    """Phrase what a disk that takes nothing means."""
+    return f"Run {run_id} is not wholly tracked: {error!s:.300}. The work goes on."
 
 
 def write_reference(path: Path, reference: Reference) -> None:
@@ -188,3 +192,8 @@ def numbers(nested: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
         elif isinstance(item, (int, float)) and not isinstance(item, bool):
             flat[f"{prefix}{key}"] = float(item)
     return flat
+
+
+def now_ms() -> int:
+    """Tell the time as MLflow does, in milliseconds since 1970."""
+    return int(time.time() * 1000)

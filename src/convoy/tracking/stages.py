@@ -3,29 +3,28 @@
 `train` opens the run, or joins the one that `mlflow run` opened; `evaluate` and
 `export` continue it; `export` ends it. A run that has ended is never rewritten: when
 `train` came from DVC's cache, the stage that does run opens a new one, tagged with
-the training that it reuses, and copies that training's params and final metrics.
+the training that it reuses, and copies that training's params and final metrics. Only a
+training that was stopped goes on in its own run.
 
 Stages find the run through `build/runs/<stage>.json`, which no stage depends on.
 """
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import RunTag
-from mlflow.tracking import MlflowClient
-
 from convoy import identity, params
-from convoy.console import say
-from convoy.errors import RequestError
+from convoy.errors import Paused, RequestError
 from convoy.files import read_json
-from convoy.tracking import store
+from convoy.tracking import naming, outbox
+from convoy.tracking.journal import STAGE
+from convoy.tracking.opening import continue_run, is_open, open_run
 from convoy.tracking.run import Reference, Run, write_reference
 
 RUNS = Path("build/runs")
 METRICS = Path("build/metrics")
+DATASET = Path("build/dataset/dataset.json")
 
 STAGE_PARAMS = {
     "train": ("seed", "data", "network", "train"),
@@ -36,40 +35,63 @@ STAGE_PARAMS = {
 
 
 @contextmanager
-def training(data_hash: str) -> Iterator[Run]:
-    """Open the run of a training and log its params; leave it RUNNING for the stages that follow."""
-    run_id = identity.mint_run_id()
-    with _writing("train", _open(run_id, run_id, data_hash)) as run:
+def training(data_hash: str, resumed: str | None = None) -> Iterator[Run]:
+    """Open the run of a training and log its params; leave it RUNNING for the stages that follow.
+
+    Args:
+        data_hash: of the packed dataset.
+        resumed: id of the run that this training goes on with; its points are not published again.
+    """
+    run_id = resumed or identity.mint_run_id()
+    tags = {"convoy.data_hash": data_hash}
+    run = open_run(Reference(run_id, run_id), run_name("train"), tags, stage="train", resumed=bool(resumed))
+    with _writing("train", run):
         yield run
-        run.set_tags({"convoy.stage": "train done"})
 
 
 @contextmanager
 def continuing(stage: str, data_hash: str) -> Iterator[Run]:
     """Continue the run of the stage before, or open one that reuses its training if that run has ended."""
     earlier = list(STAGE_PARAMS)[: list(STAGE_PARAMS).index(stage)]
-    reference = latest(earlier)
-    ended = not store.is_running(reference.mlflow_run_id)
-    if ended:
-        reference = _open(identity.mint_run_id(), reference.training, data_hash)
-    with _writing(stage, reference) as run:
-        if ended:
-            copy_results(run, earlier)
+    run = _continued(latest(earlier), stage, data_hash, earlier, begun=False)
+    # The last stage is done when `finishing` says so.
+    with _writing(stage, run, done=stage != list(STAGE_PARAMS)[-1]):
         yield run
-        if stage != list(STAGE_PARAMS)[-1]:  # the last stage is done when `finishing` says so
-            run.set_tags({"convoy.stage": f"{stage} done"})
 
 
 @contextmanager
 def finishing(stage: str) -> Iterator[Run]:
-    """Take up the run that an earlier command of the same stage continued, and end it as FINISHED."""
+    """Take up the run that an earlier command of the same stage continued, end it as FINISHED, see it delivered."""
     if not (RUNS / f"{stage}.json").exists():
         raise RequestError(
             f"{RUNS / stage}.json is missing: the stage's first command makes it. Type: dvc repro {stage}"
         )
-    with _writing(stage, latest([stage])) as run:
+    data_hash = read_json(DATASET)["hash"] if DATASET.exists() else "unknown"
+    run = _continued(latest([stage]), stage, data_hash, list(STAGE_PARAMS)[:-1], begun=True)
+    with _writing(stage, run):
         yield run
-        run.set_tags({"convoy.stage": f"{stage} done"})
+        run.set_tags({STAGE: f"{stage} done"})
+        run.end("FINISHED")
+    where = outbox.folder()
+    outbox.say_once(outbox.settle([run.reference.run_id], where, outbox.WAIT_SECONDS), where)
+
+
+@contextmanager
+def standalone(
+    name: str, tags: Mapping[str, str], parent: Reference | None = None, resumed: str | None = None
+) -> Iterator[Run]:
+    """Open a run that no stage belongs to, such as a sweep or one of its trials, and end it.
+
+    Args:
+        name: shown in MLflow.
+        tags: beyond those that every run has.
+        parent: the run that MLflow shows this one under.
+        resumed: id of the run that goes on, such as that of a sweep which was stopped.
+    """
+    run_id = resumed or identity.mint_run_id()
+    run = open_run(Reference(run_id, run_id), name, tags, parent=parent, resumed=bool(resumed))
+    with _ending(run):
+        yield run
         run.end("FINISHED")
 
 
@@ -79,13 +101,12 @@ def latest(stages: Sequence[str]) -> Reference:
     A stage that was restored from DVC's cache brings the reference of the run in which it
     was made, which may be older than the run that `train` has open now.
     """
-    found = [
-        Reference(**read_json(path)) for path in (RUNS / f"{stage}.json" for stage in stages) if path.exists()
-    ]
+    paths = [path for path in (RUNS / f"{stage}.json" for stage in stages) if path.exists()]
+    found = [Reference(content["run_id"], content["training"]) for content in map(read_json, paths)]
     for reference in reversed(found):
-        if store.is_running(reference.mlflow_run_id):
+        if is_open(reference.run_id):
             return reference
-    return found[-1] if found else Reference(run_id="", training="unknown", mlflow_run_id="")
+    return found[-1] if found else Reference(run_id="", training="unknown")
 
 
 def copy_results(run: Run, stages: Sequence[str]) -> None:
@@ -107,68 +128,55 @@ def exported_identity(run: Run, data_hash: str) -> dict[str, str]:
     }
 
 
-def run_name() -> str:
-    """Name a run by what people change most: network, learning rate, epochs."""
-    content = params.read_yaml(params.PARAMS_FILE)
-    train = content["train"]
-    return f"{content['network']['name']} · lr {train['lr']:g} · {train['epochs']} epochs"
+def run_name(*stages: str) -> str:
+    """Name a run by its params, and by what they change of the commit's for these stages."""
+    return naming.run_name(section for stage in stages for section in STAGE_PARAMS[stage])
+
+
+def _continued(
+    reference: Reference, stage: str, data_hash: str, earlier: Sequence[str], *, begun: bool
+) -> Run:
+    """Continue a run, or open one that has the params and results of the stages before."""
+    if run := continue_run(reference, stage, begun=begun):
+        return run
+    fresh = Reference(identity.mint_run_id(), reference.training)
+    run = open_run(fresh, run_name(*STAGE_PARAMS), {"convoy.data_hash": data_hash}, stage=stage)
+    copy_results(run, earlier)
+    return run
 
 
 @contextmanager
-def _writing(stage: str, reference: Reference) -> Iterator[Run]:
-    """Write to a run as `stage`; Ctrl-C ends it KILLED, an error FAILED, a normal end is the caller's to say."""
-    run = Run(reference, stage)
-    write_reference(RUNS / f"{stage}.json", reference)
+def _writing(stage: str, run: Run, *, done: bool = True) -> Iterator[None]:
+    """Write to a run as `stage`, leave it open at the end, and say if its store does not take it."""
     try:
-        run.set_tags({"convoy.stage": f"{stage} running"})
-        run.log_params(_own_params(stage))
-        yield run
+        with _ending(run):
+            write_reference(RUNS / f"{stage}.json", run.reference)
+            run.log_params(_own_params(stage))
+            yield
+            if done:
+                run.set_tags({STAGE: f"{stage} done"})
+    finally:
+        outbox.complain(run.reference.run_id, outbox.folder())
+
+
+@contextmanager
+def _ending(run: Run) -> Iterator[None]:
+    """End a run as its work ends: Ctrl-C as KILLED, a pause as SCHEDULED, an error as FAILED; else leave it open."""
+    try:
+        yield
     except KeyboardInterrupt:
         run.end("KILLED")
+        raise
+    except Paused:
+        run.end("SCHEDULED")
         raise
     except BaseException:
         run.end("FAILED")
         raise
+    finally:
+        run.close()
 
 
 def _own_params(stage: str) -> dict[str, Any]:
     content = params.read_yaml(params.PARAMS_FILE)
     return {key: content[key] for key in STAGE_PARAMS[stage]}
-
-
-def _open(run_id: str, training_id: str, data_hash: str) -> Reference:
-    """Create the MLflow run, or join that of `mlflow run`; without one where the store does not answer."""
-    experiment = params.section("tracking", store.TrackingParams).experiment
-    name = run_name()
-    tags = {
-        **identity.process_tags(),
-        **identity.git_state(),
-        "convoy.run_id": run_id,
-        "convoy.training": training_id,
-        "convoy.data_hash": data_hash,
-        "convoy.params_hash": params.digest(params.read_yaml(params.PARAMS_FILE)),
-    }
-    if os.environ.get("DVC_EXP_NAME"):
-        tags["convoy.dvc_experiment"] = os.environ["DVC_EXP_NAME"]
-    try:
-        client = store.connect()
-        mlflow_run_id = _joinable(client)
-        if mlflow_run_id:
-            client.log_batch(mlflow_run_id, tags=[RunTag(*item) for item in tags.items()])
-            client.update_run(mlflow_run_id, name=name)
-        else:
-            experiment_id = store.experiment(client, experiment).experiment_id
-            store.end_abandoned(client, experiment_id)
-            mlflow_run_id = client.create_run(experiment_id, tags=tags, run_name=name).info.run_id
-    except Exception as error:  # noqa: BLE001 (a store that is down must not stop a training)
-        say(f"Not tracked: {store.uri()} answered {error!s:.300}. The work goes on as run {run_id}.")
-        mlflow_run_id = ""
-    return Reference(run_id, training_id, mlflow_run_id)
-
-
-def _joinable(client: MlflowClient) -> str:
-    """Name the run that `mlflow run` opened for this pipeline, unless it was taken up already."""
-    offered = os.environ.get("MLFLOW_RUN_ID", "")
-    if not offered or "convoy.run_id" in client.get_run(offered).data.tags:
-        return ""
-    return offered

@@ -1,52 +1,115 @@
-"""Bring the store up to date with what only exists after DVC has ended: the final dvc.lock."""
+"""Bring the store up to date: what is still in the outbox, dead runs, and the final dvc.lock of each run."""
 
 import hashlib
 import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import yaml
 from mlflow.entities import Run as StoredRun
 from mlflow.tracking import MlflowClient
 
-from convoy import params
+from convoy import stage
+from convoy.errors import ConvoyError
 from convoy.identity import git
-from convoy.tracking import store
+from convoy.tracking import alive, outbox, schema, settings, store
+from convoy.tracking.journal import state
 from convoy.tracking.stages import RUNS, latest
 
 LOCK = Path("dvc.lock")
 LAST = RUNS / "export.json"
 
 
-def sync() -> list[str]:
-    """End dead runs and attach the final `dvc.lock` to finished runs that lack it.
+class SyncError(ConvoyError):
+    """Say what the store does not take; everything is kept."""
+
+
+@dataclass
+class Synced:
+    """Say what was done.
+
+    Attributes:
+        delivered: ids of the runs whose journals were delivered.
+        ended: ids or names of runs that nobody wrote to any more.
+        completed: names of runs that got their final dvc.lock.
+        failed: a sentence for each run that could not be delivered, or for the store's address.
+    """
+
+    delivered: list[str] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)
+    completed: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """Phrase it for people."""
+        done = {
+            "delivered": self.delivered,
+            "ended, nobody wrote to them": self.ended,
+            "completed": self.completed,
+        }
+        return [f"{what}: {', '.join(runs)}" for what, runs in done.items() if runs]
+
+
+def sync(seconds: float | None = None) -> Synced:
+    """Deliver all journals, end dead runs, and attach the final `dvc.lock` to finished runs that lack it.
 
     A lock is final once DVC has ended: the workspace's one, if it records the run that
     `build/runs/export.json` names; for an experiment, the one in its commit.
 
-    Returns:
-        Names of the runs that were completed.
+    Args:
+        seconds: longest time to wait for a delivery; None to wait as long as it gets on.
     """
-    client = store.connect()
-    name = params.section("tracking", store.TrackingParams).experiment
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        return []
-    store.end_abandoned(client, found.experiment_id)
-    here = latest(["export"]).mlflow_run_id if _workspace_lock_is_final() else ""
+    where = outbox.folder()
+    synced = Synced(ended=outbox.end_all_dead(where))
+    waiting = [path.name for path in outbox.journals(where) if state(path).ended]
+    synced.failed = outbox.settle(waiting, where, seconds)
+    synced.delivered = [run for run in waiting if run not in synced.failed]
+    try:
+        schema.check(store.uri())
+        client = store.connect()
+        found = client.get_experiment_by_name(settings.experiment())
+        if found is not None:
+            here = {path.name for path in outbox.journals(where)}
+            synced.ended += alive.end_abandoned(client, found.experiment_id, here)
+            synced.completed = _attach_locks(client, found.experiment_id)
+    except Exception as error:  # noqa: BLE001 (whatever the store throws; it has been said of each run already)
+        if not synced.failed:
+            address = settings.shown(store.uri())
+            synced.failed[address] = (
+                f"{address} answered {store.explain(error)}. Nothing is lost; type `convoy sync` when that is mended."
+            )
+    return synced
+
+
+def require(synced: Synced) -> None:
+    """Refuse a result that is not whole.
+
+    Raises:
+        SyncError: naming each run that could not be delivered, and why.
+    """
+    if synced.failed:
+        raise SyncError("\n".join(synced.failed.values()))
+
+
+def _attach_locks(client: MlflowClient, experiment_id: str) -> list[str]:
+    """Give each finished run its final lock, where it is known; name those runs."""
+    here = latest(["export"]).run_id if _workspace_lock_is_final() else ""
     commits = _experiment_commits()
     completed = []
-    for run in client.search_runs([found.experiment_id], "attributes.status = 'FINISHED'"):
+    for run in _without_lock(client, experiment_id):
         tags = run.data.tags
-        if "convoy.lock" in tags:
-            continue
-        lock = LOCK.read_text(encoding="utf-8") if run.info.run_id == here else ""
+        lock = LOCK.read_text(encoding="utf-8") if here and tags.get("convoy.run_id") == here else ""
         if not lock and tags.get("convoy.dvc_experiment") in commits:
             lock = git("show", f"{commits[tags['convoy.dvc_experiment']]}:{LOCK}") + "\n"
         if lock:
             _attach(client, run, lock)
             completed.append(str(run.info.run_name))
     return completed
+
+
+def _without_lock(client: MlflowClient, experiment_id: str) -> Iterable[StoredRun]:
+    found = client.search_runs([experiment_id], "attributes.status = 'FINISHED'")
+    return [run for run in found if "convoy.lock" not in run.data.tags]
 
 
 def _attach(client: MlflowClient, run: StoredRun, lock: str) -> None:
@@ -60,13 +123,7 @@ def _attach(client: MlflowClient, run: StoredRun, lock: str) -> None:
 
 def _workspace_lock_is_final() -> bool:
     """Tell whether dvc.lock records the export that lies in the workspace."""
-    if not LOCK.exists() or not LAST.exists():
-        return False
-    content: dict[str, Any] = yaml.safe_load(LOCK.read_text(encoding="utf-8"))
-    outs = content.get("stages", {}).get("export", {}).get("outs", [])
-    recorded = {entry["path"]: entry.get("md5") for entry in outs}
-    found = hashlib.md5(LAST.read_bytes(), usedforsecurity=False).hexdigest()  # DVC's own content hash
-    return recorded.get(LAST.as_posix()) == found
+    return LAST.exists() and stage.recorded("export", LAST, LAST.read_bytes())
 
 
 def _experiment_commits() -> dict[str, str]:

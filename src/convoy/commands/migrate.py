@@ -1,0 +1,55 @@
+"""`convoy migrate`: carry a tracking store to a server."""
+
+from typing import Annotated
+
+import typer
+
+
+def migrate(
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="An MLflow server, such as https://mlflow.example.org, or sqlite:////PATH/mlflow.db."
+        ),
+    ],
+    *,
+    source: Annotated[
+        str,
+        typer.Option("--from", help="The store to read.", show_default="mlflow.db of this repository"),
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print counts and notes as JSON.")] = False,
+) -> None:
+    """Carry experiments, runs, files, models and the registry to TARGET, then compare counts and sha256.
+
+    The source is only read. What TARGET has already is not sent again: after a stop, or after more
+    runs, type the same command once more.
+
+    Example: convoy migrate https://mlflow.example.org
+    """
+    import json
+    import sys
+    from contextlib import redirect_stdout
+    from dataclasses import asdict
+
+    from convoy import stage
+    from convoy.errors import MigrationError
+    from convoy.tracking import settings
+    from convoy.tracking.migration.migrate import migrate as carry
+    from convoy.tracking.migration.report import table
+
+    source = source or f"sqlite:///{stage.repository()}/mlflow.db"
+    # Progress is for people: a program that reads JSON shall find nothing else.
+    with redirect_stdout(sys.stderr if as_json else sys.stdout):
+        report = carry(target, source)
+    names = {"source": settings.shown(source), "target": settings.shown(target)}
+    if as_json:
+        print(json.dumps({**names, **asdict(report)}, indent=2))
+    else:
+        print(f"from {names['source']}\nto   {names['target']}\n")
+        print(table(report))
+    if report.wrong:
+        raise MigrationError(
+            f"{names['target']} lacks {len(report.wrong)} thing(s) of the source:\n  "
+            + "\n  ".join(report.wrong[:5])
+            + "\nThe source is unchanged; type the same command again once the cause is gone."
+        )

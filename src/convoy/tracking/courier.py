@@ -1,0 +1,41 @@
+"""The process that delivers the journals of a repository to MLflow; stages start it (`outbox.py`).
+
+It lives while somebody writes to a journal or something can be delivered (`rounds.py`), and
+nobody waits for it but the last command of a pipeline and `convoy sync`.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import filelock
+
+from convoy import stage
+from convoy.tracking import outbox
+
+START_SECONDS = 2.0
+"""How long the lock is waited for: whoever asks whether a courier is at work holds it for a moment."""
+
+
+def main() -> None:
+    """Deliver what is in `outbox/`, unless another process does already.
+
+    A process that is named on the command line is waited for as if it wrote to a journal.
+    """
+    where = Path.cwd() / "outbox"
+    lock = outbox.courier_lock(where)
+    try:
+        lock.acquire(timeout=START_SECONDS)
+    except filelock.Timeout:
+        return
+    stage.quiet_third_parties()
+    # It tries again itself, and says in the meantime that it had to.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.nice(10)
+    from convoy.tracking.rounds import Rounds  # noqa: PLC0415 (seconds of imports for the one that has the lock)
+
+    Rounds(where, lock, owner=sys.argv[1] if len(sys.argv) > 1 else "").run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Carry one tracking store over to another, and prove that everything arrived."""

@@ -1,0 +1,176 @@
+"""Carry registered models, their versions and aliases to another store."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from mlflow.entities import LoggedModel
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from convoy.tracking.migration.ids import ORIGIN, Ids
+
+VERSIONS = "mlflow.modelVersions"
+"""Tag of a logged model: the registered versions that were made of it."""
+
+NO_STAGE = "None"
+"""What MLflow calls the stage of a version that has none."""
+
+
+@dataclass
+class Registry:
+    """Collect what became of the registered models.
+
+    Attributes:
+        versions: (model, version) of the source, to the version of the target.
+        models_created: registered models that were created now.
+        created: versions that were created now.
+        aliases: how many the source has, the target has in the same place, and were set now.
+        notes: what people should know, such as an alias that the target has elsewhere.
+        failed: versions that could not be carried, and why.
+    """
+
+    versions: dict[tuple[str, str], str] = field(default_factory=dict)
+    models_created: int = 0
+    created: int = 0
+    aliases: list[int] = field(default_factory=lambda: [0, 0, 0])
+    notes: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+
+def registered(client: MlflowClient) -> Iterator[RegisteredModel]:
+    """Walk the registered models."""
+    token: str | None = None
+    while True:
+        page = client.search_registered_models(page_token=token)
+        yield from page
+        if not (token := page.token):
+            return
+
+
+def versions(client: MlflowClient, name: str) -> list[ModelVersion]:
+    """List the versions of a registered model, oldest first."""
+    found: list[ModelVersion] = []
+    token: str | None = None
+    quoted = name.replace("'", "''")
+    while True:
+        page = client.search_model_versions(f"name = '{quoted}'", page_token=token)
+        found += page
+        if not (token := page.token):
+            return sorted(found, key=lambda one: int(one.version))
+
+
+def carry(
+    model: RegisteredModel, source: MlflowClient, target: MlflowClient, ids: Ids, said: Registry
+) -> None:
+    """Carry one registered model with its versions and aliases.
+
+    Args:
+        model: of the source.
+        source: read only.
+        target: to carry to.
+        ids: of runs and logged models, which are carried already.
+        said: learns what became of it.
+    """
+    _match_model(model, target, said)
+    there = {one.tags[ORIGIN]: str(one.version) for one in versions(target, model.name) if ORIGIN in one.tags}
+    for version in versions(source, model.name):
+        origin = f"{version.name}/{version.version} of {version.creation_timestamp}"
+        found = there.get(origin)
+        if found is None:
+            if version.run_id and version.run_id not in ids:
+                said.failed.append(
+                    f"{version.name}/{version.version}: its run {version.run_id} is deleted. Restore it (mlflow runs "
+                    f"restore --run-id {version.run_id}) or delete the version"
+                )
+                continue
+            try:
+                found = _create(version, origin, target, ids)
+            except MlflowException as error:
+                said.failed.append(f"{version.name}/{version.version}: {error!s:.300}")
+                continue
+            said.created += 1
+        said.versions[version.name, str(version.version)] = found
+        if found != str(version.version):
+            said.notes.append(
+                f"{version.name}/{version.version} is {version.name}/{found} there: that number was given already"
+            )
+    _set_aliases(model, target, said)
+
+
+def _match_model(model: RegisteredModel, target: MlflowClient, said: Registry) -> None:
+    """Find the registered model of the same name, or create it; tags that it lacks are added."""
+    tags = dict(model.tags)
+    try:
+        there = target.get_registered_model(model.name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        target.create_registered_model(model.name, tags=tags, description=model.description)
+        said.models_created += 1
+        return
+    for key, value in tags.items():
+        if key not in there.tags:
+            target.set_registered_model_tag(model.name, key, value)
+    if model.description and not there.description:
+        target.update_registered_model(model.name, model.description)
+
+
+def _create(version: ModelVersion, origin: str, target: MlflowClient, ids: Ids) -> str:
+    """Create a version under the number that it had, or a higher one where the target has that already."""
+    where = ids.place(str(version.source))
+    while True:
+        made = target.create_model_version(
+            version.name,
+            where,
+            run_id=ids.get(version.run_id or "") or None,
+            tags={key: ids.translate(value) for key, value in version.tags.items()} | {ORIGIN: origin},
+            description=version.description,
+            model_id=where.removeprefix("models:/") if where.startswith("models:/m-") else None,
+        )
+        if int(made.version) >= int(version.version):
+            break
+        # MLflow only counts up: a number that was deleted in the source is used up here as well.
+        target.delete_model_version(version.name, str(made.version))
+    if version.current_stage not in (None, NO_STAGE):
+        target.transition_model_version_stage(version.name, str(made.version), version.current_stage)
+    return str(made.version)
+
+
+def _set_aliases(model: RegisteredModel, target: MlflowClient, said: Registry) -> None:
+    """Set the aliases that the target does not have; one that it has elsewhere is left to people."""
+    there = {alias: str(number) for alias, number in target.get_registered_model(model.name).aliases.items()}
+    for alias, number in model.aliases.items():
+        said.aliases[0] += 1
+        wanted = said.versions.get((model.name, str(number)))
+        if wanted is None:
+            said.failed.append(f"{model.name}@{alias}: its version {number} was not carried")
+            continue
+        if alias not in there:
+            target.set_registered_model_alias(model.name, alias, wanted)
+            said.aliases[2] += 1
+        elif there[alias] != wanted:
+            said.notes.append(
+                f"{model.name}@{alias} stays at version {there[alias]}, which the target has given it; "
+                f"in the source it is {number}, there {wanted}"
+            )
+        said.aliases[1] += 1
+
+
+def tie(model: LoggedModel, target: MlflowClient, ids: Ids, said: Registry) -> None:
+    """Tell a logged model of the registered versions that were made of it."""
+    known = json.loads(model.tags.get(VERSIONS, "[]"))
+    wanted = [
+        {"name": one["name"], "version": said.versions[one["name"], str(one["version"])]}
+        for one in known
+        if (one["name"], str(one["version"])) in said.versions
+    ]
+    if not wanted:
+        return
+    there = json.loads(target.get_logged_model(ids[model.model_id]).tags.get(VERSIONS, "[]"))
+    # A server writes the version as a number, MLflow's client as text.
+    named = {(one["name"], str(one["version"])) for one in there}
+    lacking = [one for one in wanted if (one["name"], one["version"]) not in named]
+    if lacking:
+        target.set_logged_model_tags(ids[model.model_id], {VERSIONS: json.dumps([*there, *lacking])})

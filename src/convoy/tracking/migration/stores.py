@@ -1,0 +1,160 @@
+"""Open the two stores of a migration: the source is only read, the target must answer."""
+
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from mlflow.entities import Experiment
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from convoy.errors import MigrationError, RequestError
+from convoy.tracking import schema, settings, store
+from convoy.tracking.migration import rows
+from convoy.tracking.migration.copies import Tree, local
+
+ARTIFACTS = "mlartifacts"
+"""Folder beside a database file in which the files of its runs lie."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A store to read.
+
+    Attributes:
+        client: of the store, or of a copy of its database.
+        uri: of the store.
+        folder: in which the database file lies; None for a server.
+    """
+
+    client: MlflowClient
+    uri: str
+    folder: Path | None
+
+    def tree(self, uri: str) -> Tree:
+        """Locate artifacts, also where the database was moved together with them: MLflow's paths are absolute."""
+        path = local(uri)
+        if self.folder is None or path is None or path.exists() or ARTIFACTS not in path.parts:
+            return Tree(uri, self.uri)
+        inside = path.parts[path.parts.index(ARTIFACTS) :]
+        moved = self.folder.joinpath(*inside)
+        return Tree(uri, self.uri, moved if moved.exists() else None)
+
+    def without_files(self, experiment: Experiment) -> str:
+        """Say that the folder with an experiment's files is not there; empty where it is."""
+        tree = self.tree(experiment.artifact_location)
+        path = tree.moved or local(tree.uri)
+        if path is None or path.exists():
+            return ""
+        return f"experiment {experiment.name}: {path} does not exist, so none of its files were carried"
+
+
+@contextmanager
+def open_source(uri: str) -> Iterator[Source]:
+    """Open a store to read. Of a database file a copy is read: nothing can change it, nor can it change meanwhile.
+
+    Raises:
+        RequestError: there is none, it is of another MLflow, or holds nothing.
+        MigrationError: it does not answer.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        if uri.startswith(schema.SQLITE):
+            path = Path(uri.removeprefix(schema.SQLITE))
+            if not path.exists():
+                raise RequestError(
+                    f"{path} does not exist, so there is nothing to migrate. Change to the repository that made "
+                    "the runs, or name the store: convoy migrate TARGET --from sqlite:////PATH/mlflow.db"
+                )
+            schema.check(uri)
+            copy = Path(scratch) / "mlflow.db"
+            with (
+                closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as original,
+                closing(sqlite3.connect(copy)) as target,
+            ):
+                original.backup(target)
+            source = Source(store.connect(f"{schema.SQLITE}{copy}"), uri, path.resolve().parent)
+        else:
+            source = Source(store.connect(uri), uri, None)
+        answer(source.client, uri)
+        if not rows.experiments(source.client):
+            raise RequestError(
+                f"{settings.shown(uri)} has no experiments: there is nothing to migrate. "
+                "Name the store that has them: convoy migrate TARGET --from URI"
+            )
+        yield source
+
+
+def open_target(uri: str, source: Source) -> MlflowClient:
+    """Open the store to carry to.
+
+    Raises:
+        RequestError: it is no server and no database file, or it is the source.
+        MigrationError: it does not answer.
+    """
+    scheme = urlsplit(uri).scheme
+    if scheme not in ("http", "https", "sqlite"):
+        raise RequestError(
+            f"{settings.shown(uri)} is no place to migrate to. Give the address of an MLflow server, such as "
+            "https://mlflow.example.org (files go through it, not only rows), or sqlite:////PATH/mlflow.db"
+        )
+    if _same(uri, source.uri):
+        raise RequestError(f"{settings.shown(uri)} is the source itself. Name another store.")
+    schema.check(uri)
+    client = store.connect(uri)
+    answer(client, uri)
+    for one in rows.experiments(source.client):
+        for run in source.client.search_runs([one.experiment_id], max_results=1):
+            if _has(client, run.info.run_id):
+                raise RequestError(
+                    f"{settings.shown(uri)} has run {run.info.run_id} under the very id that it has in the source: "
+                    "it is the same store under another address, or a copy of its database. Name another store."
+                )
+    return client
+
+
+def artifacts_of(uri: str) -> str | None:
+    """Say where a target keeps files: beside a database file; None where a server decides."""
+    if not uri.startswith(schema.SQLITE):
+        return None
+    return (Path(uri.removeprefix(schema.SQLITE)).resolve().parent / ARTIFACTS).as_uri()
+
+
+def answer(client: MlflowClient, uri: str) -> None:
+    """Ask a store for something small.
+
+    Raises:
+        MigrationError: it does not answer, or not with what a tracking store answers.
+    """
+    try:
+        client.search_experiments(max_results=1)
+    except Exception as error:  # what the store's library raises
+        raise MigrationError(
+            f"{settings.shown(uri)} cannot be reached; it answered {store.explain(error)}\n"
+            "Start it, or correct the address; where it asks for a name, set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD."
+        ) from error
+
+
+def _has(client: MlflowClient, run_id: str) -> bool:
+    try:
+        client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+    return True
+
+
+def _same(one: str, other: str) -> bool:
+    """Tell whether two addresses are spelt alike, paths resolved."""
+
+    def plain(uri: str) -> str:
+        if uri.startswith(schema.SQLITE):
+            return str(Path(uri.removeprefix(schema.SQLITE)).resolve())
+        return uri.rstrip("/").lower()
+
+    return plain(one) == plain(other)

@@ -1,0 +1,57 @@
+"""Debian's Chromium, driven by Playwright: a page that remembers what went wrong on it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from playwright.sync_api import ConsoleMessage, Page, expect, sync_playwright
+
+from servers import find, require
+
+WIDTH_PX = 1400
+HEIGHT_PX = 800
+PATIENCE_MS = 30_000
+"""Longest time for anything to appear; a loaded machine takes seconds, an idle one a tenth of one."""
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+# Asked on every page; a server without users answers 404, which Chromium reports as an error.
+MLFLOWS_OWN = "/ajax-api/2.0/mlflow/users/current"
+
+
+@contextmanager
+def opened(address: str) -> Iterator[Page]:
+    """Open an address in a browser that has never been there; in the end, no error may have been reported."""
+    program = next((found for name in NAMES if (found := find(name))), None) or require(NAMES[0], NAMES[0])
+    complaints: list[str] = []
+
+    def heard(message: ConsoleMessage) -> None:
+        if message.type == "error" and not message.location["url"].endswith(MLFLOWS_OWN):
+            complaints.append(f"{message.text} ({message.location['url']})")
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        page = browser.new_page(
+            viewport={"width": WIDTH_PX, "height": HEIGHT_PX}, locale="en-US", timezone_id="UTC"
+        )
+        page.set_default_timeout(PATIENCE_MS)
+        expect.set_options(timeout=PATIENCE_MS)
+        page.on("console", heard)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(address)
+        yield page
+        browser.close()
+    assert not complaints, "\n".join(complaints)
+
+
+def keep(page: Page, name: str, height_px: int = HEIGHT_PX) -> None:
+    """Take a picture of a page that has settled, where `CONVOY_SCREENSHOTS` names a folder for it."""
+    folder = os.environ.get("CONVOY_SCREENSHOTS")
+    if not folder:
+        return
+    page.set_viewport_size({"width": WIDTH_PX, "height": height_px})
+    page.mouse.move(WIDTH_PX - 200, 20)  # nothing is hovered over
+    page.wait_for_timeout(1500)  # charts grow into their places
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=Path(folder) / f"{name}.png")

@@ -1,0 +1,184 @@
+"""A small tracking store with one of everything that MLflow keeps, as the embedded sqlite has it."""
+
+import hashlib
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModelInput,
+    LoggedModelOutput,
+    Metric,
+    Param,
+    Run,
+    RunTag,
+)
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.tracking import MlflowClient
+
+from convoy.tracking.migration.migrate import migrate
+from convoy.tracking.migration.report import Report
+
+POINTS = 2300
+"""Of one curve: more than MLflow takes or gives at once."""
+
+ODD = (math.nan, math.inf, -math.inf, 0.1 + 0.2)
+
+
+@pytest.fixture(scope="session")
+def old_store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the store. Read only: a test that changes something takes `source_store`."""
+    folder = tmp_path_factory.mktemp("old")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", uri(folder))
+        fill(folder, empty_store)
+    return folder
+
+
+@pytest.fixture
+def source_store(old_store: Path, tmp_path: Path) -> Path:
+    """A copy of the store, in which MLflow's absolute paths are those of the original."""
+    return Path(shutil.copytree(old_store, tmp_path / "source"))
+
+
+@pytest.fixture
+def target_store(empty_store: Path, tmp_path: Path) -> Path:
+    """A folder with an empty store."""
+    (tmp_path / "target").mkdir()
+    shutil.copy(empty_store, tmp_path / "target/mlflow.db")
+    return tmp_path / "target"
+
+
+@pytest.fixture(scope="session")
+def new_store(
+    old_store: Path, empty_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Report]:
+    """A folder with what `convoy migrate` made of the store, and what it reported. Read only, likewise."""
+    folder = tmp_path_factory.mktemp("new")
+    shutil.copy(empty_store, folder / "mlflow.db")
+    before = hashes(old_store)
+    report = migrate(uri(folder), uri(old_store))
+    assert hashes(old_store) == before, "the source stays as it was"
+    return folder, report
+
+
+@pytest.fixture
+def target_copy(new_store: tuple[Path, Report], tmp_path: Path) -> Path:
+    """A folder with a copy of the migrated database, whose files are those of the original."""
+    (tmp_path / "target").mkdir()
+    shutil.copy(new_store[0] / "mlflow.db", tmp_path / "target/mlflow.db")
+    return tmp_path / "target"
+
+
+def uri(folder: Path) -> str:
+    return f"sqlite:///{folder}/mlflow.db"
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def by_name(client: MlflowClient, experiment: str = "convoy") -> dict[str, Run]:
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    return {str(run.info.run_name): run for run in client.search_runs([found.experiment_id])}
+
+
+def fill(folder: Path, tables: Path, experiment: str = "convoy") -> MlflowClient:
+    """Make `folder/mlflow.db`, from one that has MLflow's tables, and `folder/mlartifacts`; give its client."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(tables, folder / "mlflow.db")
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    where = (folder / "mlartifacts").as_uri()
+    trainings = client.create_experiment(experiment, where, {"mlflow.experimentKind": "custom"})
+    client.create_experiment(f"{experiment} empty", where)
+    parent = _training(client, trainings, folder)
+    model = _model(client, trainings, parent, folder)
+    for number, status in enumerate(("FAILED", "KILLED", "RUNNING", "SCHEDULED"), start=1):
+        run = client.create_run(trainings, start_time=2000 + number, run_name=status.lower())
+        client.log_batch(
+            run.info.run_id,
+            tags=[RunTag("mlflow.parentRunId", parent), RunTag("convoy.run_id", f"{experiment}-{number}")],
+            metrics=[Metric("train/loss", 1.0 / number, 5, 1)],
+        )
+        if status in ("FAILED", "KILLED"):
+            client.set_terminated(run.info.run_id, status, end_time=3000 + number)
+        elif status == "SCHEDULED":
+            client.update_run(run.info.run_id, status=status)
+            client.log_inputs(run.info.run_id, models=[LoggedModelInput(model)])
+    deleted = client.create_run(trainings, start_time=1, run_name="deleted")
+    client.delete_run(deleted.info.run_id)
+    _register(client, parent, model, name=f"{experiment} model")
+    return client
+
+
+def _training(client: MlflowClient, experiment: str, folder: Path) -> str:
+    """Log a run without Convoy's tags, as `mlflow` itself does."""
+    run = client.create_run(
+        experiment, start_time=1000, tags={"mlflow.user": "ada"}, run_name="parent · ä"
+    ).info
+    client.log_batch(run.run_id, params=[Param(f"section.key{n}", "v" * 500 + str(n)) for n in range(120)])
+    curve = [Metric("step/loss", 1 / (n + 1), 1000 + n, n) for n in range(POINTS)]
+    for start in range(0, POINTS, 1000):
+        client.log_batch(run.run_id, metrics=curve[start : start + 1000])
+    client.log_batch(
+        run.run_id,
+        metrics=[Metric("odd", value, 7, step) for step, value in enumerate(ODD)],
+        tags=[RunTag("mlflow.note.content", f"# a note on {run.run_id}")],
+    )
+    facts = Dataset("dataset", "0123456789", "local", "somewhere", schema=None, profile='{"images": 9}')
+    client.log_inputs(run.run_id, [DatasetInput(facts, [InputTag("mlflow.data.context", "training")])])
+    made = folder / "made"
+    for name, content in {
+        "report.html": b"<p>\xc3\xa4</p>",
+        "deep/er/noise.bin": bytes(range(256)) * 500,
+        "deep/empty": b"",
+        "plots/mit leerzeichen ä.txt": b"x",
+    }.items():
+        (made / name).parent.mkdir(parents=True, exist_ok=True)
+        (made / name).write_bytes(content)
+    client.log_artifacts(run.run_id, str(made))
+    client.set_terminated(run.run_id, "FINISHED", end_time=9000)
+    return str(run.run_id)
+
+
+def _model(client: MlflowClient, experiment: str, run: str, folder: Path) -> str:
+    """Log a model the way that MLflow does: files, `MLmodel` with ids, tied to the run."""
+    model = client.create_logged_model(experiment, "model", run, {"kind": "onnx"}, {"opset": "20"}, "cnn")
+    written = folder / "model"
+    written.mkdir()
+    (written / "MLmodel").write_text(f"run_id: {run}\nmodel_id: {model.model_id}\nmodel_uuid: {'a' * 32}\n")
+    (written / "model.onnx").write_bytes(b"\x08onnx" * 1000)
+    get_artifact_repository(model.artifact_location).log_artifacts(str(written))
+    client.finalize_logged_model(model.model_id, "READY")
+    client.log_outputs(run, [LoggedModelOutput(model.model_id, 3)])
+    client.log_batch(run, metrics=[Metric("test/accuracy", 0.9, 11, 3, model_id=model.model_id)])
+    return str(model.model_id)
+
+
+def _register(client: MlflowClient, run: str, model: str, name: str) -> None:
+    """Register four versions: of the logged model, one that is deleted, by run, by absolute path."""
+    client.create_registered_model(name, {"team": "vision"}, "what it is for")
+    folder = client.get_run(run).info.artifact_uri
+    for source, of in (
+        (f"models:/{model}", model),
+        (f"runs:/{run}/deep", None),
+        (f"runs:/{run}/deep", None),
+        (f"{folder}/deep", None),
+    ):
+        made = client.create_model_version(name, source, run, {"of": run}, description="told", model_id=of)
+        if of:
+            client.set_logged_model_tags(
+                of, {"mlflow.modelVersions": f'[{{"name": "{name}", "version": "{made.version}"}}]'}
+            )
+    client.delete_model_version(name, "2")
+    client.set_registered_model_alias(name, "champion", "1")
+    client.set_registered_model_alias(name, "candidate", "4")

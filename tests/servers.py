@@ -1,0 +1,257 @@
+"""An MLflow server on PostgreSQL for the tests: one per test session, shared by all workers.
+
+The first worker that asks starts a guard: `python tests/servers.py FOLDER`. It owns both servers and
+stops them when the last worker that uses them is gone, however that worker ended.
+"""
+
+import json
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from clones import free_port
+from proxy import Proxy
+
+BESIDE_PATH = (
+    "/usr/lib/postgresql/*/bin",  # Debian keeps the server's programs out of PATH
+    "/opt/homebrew/opt/postgresql@*/bin",
+    "/usr/local/opt/postgresql@*/bin",
+)
+OTHER_NAMES = {
+    "chromium": (
+        "chromium-browser",
+        "google-chrome",
+        "google-chrome-stable",
+        "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+    )
+}
+START_S = 60
+"""Seconds for both servers to answer; 6 on an idle core."""
+
+POLL_S = 0.2
+
+
+def find(binary: str) -> Path | None:
+    """Locate a program in PATH, also under another name that it has, or where PostgreSQL's packages put theirs (the newest)."""
+    for name in (binary, *OTHER_NAMES.get(binary, ())):
+        if found := shutil.which(name):
+            return Path(found)
+    elsewhere = [path for pattern in BESIDE_PATH for path in Path("/").glob(f"{pattern[1:]}/{binary}")]
+    return max(elsewhere, key=lambda path: [int(part) for part in path.parts if part.isdigit()], default=None)
+
+
+def require(binary: str, package: str) -> Path:
+    """Locate a program that a test needs; without it the test is skipped, but fails where `CI=true`."""
+    if found := find(binary):
+        return found
+    why = f"{binary} is not installed; on Debian: apt-get install {package}"
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{why} (`make packages` does it)")
+    pytest.skip(why)
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[str]:
+    """Run PostgreSQL and, on it, an MLflow server that serves artifacts; give its address.
+
+    Args:
+        folder: a new one is made there for what both servers keep and print.
+    """
+    # PostgreSQL's socket lies here: its path may have 107 bytes at most, and its user must reach it.
+    base = Path(tempfile.mkdtemp(prefix="convoy-pg-"))
+    folder.mkdir(parents=True)
+    with (folder / "postgres.log").open("w") as said:
+        try:
+            database = _start_postgres(base, said.fileno())
+            try:
+                mlflow, uri = _start_mlflow(base, folder)
+                try:
+                    yield uri
+                finally:
+                    _stop_group(mlflow)
+            finally:
+                database.send_signal(signal.SIGINT)  # its word for: close connections, then stop
+                database.wait()
+        finally:
+            shutil.rmtree(base, ignore_errors=True)
+
+
+def _start_postgres(base: Path, log: int) -> "subprocess.Popen[bytes]":
+    """Make a database cluster and serve it on a Unix socket in `base`, without any network."""
+    # PostgreSQL refuses to run as root.
+    user = next((one for one in pwd.getpwall() if one.pw_name == "postgres"), pwd.getpwnam("nobody"))
+    root = os.geteuid() == 0
+    if root:
+        os.chown(base, user.pw_uid, user.pw_gid)
+    env = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
+
+    def command(name: str, *words: str) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(
+            [str(find(name)), *words],
+            cwd="/",
+            env=env,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            **({"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []} if root else {}),
+        )
+
+    data = str(base / "data")
+    made = command(
+        "initdb", "-D", data, "-A", "trust", "-U", "convoy", "--no-sync", "-E", "UTF8", "--locale=C"
+    )
+    if made.wait():
+        raise RuntimeError(f"initdb ended with {made.returncode}")
+    serving = command("postgres", "-D", data, "-k", str(base), "-c", "listen_addresses=", "-c", "fsync=off")
+    _wait_for(lambda: command("pg_isready", "-q", "-h", str(base)).wait() == 0, serving)
+    command("createdb", "-h", str(base), "-U", "convoy", "mlflow").wait()
+    return serving
+
+
+def _start_mlflow(base: Path, folder: Path) -> "tuple[subprocess.Popen[bytes], str]":
+    """Start an MLflow server whose runs are in the database and whose artifacts are in `folder`."""
+    # Ports that systems hand out lie above 32767; those that browsers refuse end at 10080.
+    uri = f"http://127.0.0.1:{free_port()}"
+    with (folder / "mlflow.log").open("w") as said:
+        serving = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "mlflow", "server"),
+                *("--backend-store-uri", f"postgresql+psycopg2://convoy@/mlflow?host={base}"),
+                *("--serve-artifacts", "--artifacts-destination", str(folder / "artifacts")),
+                *("--host", "127.0.0.1", "--port", uri.rpartition(":")[2], "--workers", "1"),
+            ],
+            cwd=folder,
+            env={key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+            | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        _wait_for(lambda: answers(uri), serving)
+    except BaseException:
+        _stop_group(serving)
+        raise
+    return serving, uri
+
+
+def answers(uri: str) -> bool:
+    """Tell whether an MLflow server is ready to serve."""
+    with suppress(OSError), urllib.request.urlopen(f"{uri}/health", timeout=5) as answer:  # noqa: S310 (http)
+        return bool(answer.status == 200)
+    return False
+
+
+def _wait_for(ready: Callable[[], bool], process: "subprocess.Popen[bytes]") -> None:
+    """Ask until a process is ready to serve.
+
+    Raises:
+        RuntimeError: it ended, or was not ready in time.
+    """
+    until = time.monotonic() + START_S
+    while not ready():
+        if process.poll() is not None or time.monotonic() > until:
+            raise RuntimeError(f"{process.args!s:.300} does not serve (exit code: {process.returncode})")
+        time.sleep(POLL_S)
+
+
+def _stop_group(process: "subprocess.Popen[bytes]") -> None:
+    """Stop a server and the workers that it started."""
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError, PermissionError):  # macOS says the latter of a group of zombies
+            os.killpg(process.pid, how)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=10)
+
+
+def guard(shared: Path) -> None:
+    """Run both servers until no process named in `shared/users` lives."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    ready, lock = shared / "ready.json", FileLock(shared / "lock")
+    with running(shared / f"server-{os.getpid()}") as uri:
+        _write(ready, {"uri": uri, "guard": os.getpid()})
+        while True:
+            time.sleep(POLL_S)
+            with lock:  # a worker that asks now gets these servers or finds that there are none
+                if not any(_lives(int(path.name)) for path in (shared / "users").iterdir()):
+                    ready.unlink()
+                    break
+
+
+def _write(path: Path, content: dict[str, object]) -> None:
+    path.with_suffix(".new").write_text(json.dumps(content), encoding="utf-8")
+    path.with_suffix(".new").replace(path)
+
+
+def _lives(pid: int) -> bool:
+    with suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return True
+    return False
+
+
+def join(shared: Path) -> str:
+    """Take part in the servers of `shared`, which are started where they do not run; give their address."""
+    (shared / "users").mkdir(parents=True, exist_ok=True)
+    ready = shared / "ready.json"
+    with FileLock(shared / "lock"), (shared / "guard.log").open("a") as said:
+        (shared / "users" / str(os.getpid())).touch()
+        if not ready.exists() or not _lives(json.loads(ready.read_text())["guard"]):
+            ready.unlink(missing_ok=True)
+            guarding = subprocess.Popen(
+                [sys.executable, __file__, str(shared)],
+                stdout=said,
+                stderr=said,
+                start_new_session=True,  # Ctrl-C in the terminal is for pytest: the guard sees it end
+            )
+            try:
+                _wait_for(ready.exists, guarding)
+            except RuntimeError as error:
+                raise RuntimeError(
+                    f"{error}\n{Path(said.name).read_text()[-2000:]}\nFolder: {shared}"
+                ) from error
+        return str(json.loads(ready.read_text())["uri"])
+
+
+def leave(shared: Path) -> None:
+    """Say that this process needs the servers no longer."""
+    (shared / "users" / str(os.getpid())).unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of an MLflow server on PostgreSQL that serves artifacts.
+
+    All tests share it, so a test looks only at runs that it made.
+    """
+    require("initdb", "postgresql")
+    require("postgres", "postgresql")
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "servers"
+    try:
+        yield join(shared)
+    finally:
+        leave(shared)
+
+
+@pytest.fixture
+def proxy(server: str) -> Iterator[Proxy]:
+    """A proxy before the server, for this test alone: it can be slow, refuse, or die in the middle."""
+    with Proxy(server) as between:
+        yield between
+
+
+if __name__ == "__main__":
+    guard(Path(sys.argv[1]))

@@ -1,0 +1,56 @@
+"""The servers that tests share: found, required in CI, stopped when nobody needs them."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import servers
+
+GUARDED = """
+import sys, contextlib, pathlib
+sys.path.insert(0, {tests!r})
+import servers
+@contextlib.contextmanager
+def running(folder):
+    print("started", flush=True)
+    yield "http://nowhere"
+    print("stopped", flush=True)
+servers.running = running
+servers.guard(pathlib.Path({shared!r}))
+"""
+
+
+def test_a_missing_program_skips_the_test_and_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="no-such is not installed; on Debian: apt-get install"):
+        servers.require("no-such", "some-package")
+
+
+def test_a_missing_program_fails_the_test_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match=r"apt-get install some-package \(`make packages` does"):
+        servers.require("no-such", "some-package")
+
+
+def test_servers_stop_when_the_last_process_that_used_them_was_killed(tmp_path: Path) -> None:
+    (tmp_path / "users").mkdir()
+    users = [subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) for _ in "12"]
+    for user in users:
+        (tmp_path / "users" / str(user.pid)).touch()
+    code = GUARDED.format(tests=str(Path(servers.__file__).parent), shared=str(tmp_path))
+    guard = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    while not (tmp_path / "ready.json").exists():
+        assert guard.poll() is None
+        time.sleep(0.05)
+    users[0].kill()
+    users[0].wait()
+    time.sleep(3 * servers.POLL_S)
+    assert guard.poll() is None, "one user is left"
+    users[1].kill()
+    users[1].wait()
+    said, _ = guard.communicate(timeout=30)
+    assert said.split() == ["started", "stopped"]
+    assert not (tmp_path / "ready.json").exists()

@@ -1,0 +1,81 @@
+"""An empty repository with a store of its own, and a courier that works when a test says so."""
+
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from clones import kill_couriers
+from convoy.tracking import outbox, rounds, store
+
+START = outbox.start_courier
+OUTER = ("DVC_ROOT", "DVC_EXP_NAME", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID")
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make MLflow's tables once: that takes seconds."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def workplace(empty_store: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in an empty repository with the shipped params; no courier starts by itself."""
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    for name in ("params.yaml", "data.dvc"):
+        shutil.copy(repository / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name in OUTER:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(outbox, "start_courier", lambda *_, **__: None)
+    monkeypatch.setattr(outbox, "WAIT_SECONDS", 0.0)
+    return tmp_path
+
+
+@pytest.fixture
+def client(workplace: Path) -> MlflowClient:
+    return store.connect()
+
+
+@pytest.fixture
+def deliver(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Go round once in this process, as a new courier does after the last one was killed."""
+    monkeypatch.setattr(rounds, "BATCH_SECONDS", -1.0)
+
+    def go() -> None:
+        where = workplace / "outbox"
+        with outbox.courier_lock(where) as lock:
+            courier = rounds.Rounds(where, lock)
+            courier.round()  # delivers
+            courier.round()  # removes what is delivered
+
+    return go
+
+
+@pytest.fixture
+def courier(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let couriers start as they do for people; none outlives the test."""
+    monkeypatch.setattr(outbox, "start_courier", START)
+    monkeypatch.setattr(outbox, "WAIT_SECONDS", 30.0)
+    yield
+    kill_couriers(workplace)
+
+
+@pytest.fixture
+def git(workplace: Path) -> Callable[..., str]:
+    """Make the empty repository a git repository with one commit, and run git in it."""
+
+    def run(*words: str) -> str:
+        command = ["git", "-c", "user.name=test", "-c", "user.email=test@example.invalid", *words]
+        return subprocess.run(command, cwd=workplace, check=True, capture_output=True, text=True).stdout
+
+    run("init", "-q", "-b", "main")
+    (workplace / ".gitignore").write_text("/outbox/\n/mlflow.db*\n/mlartifacts/\n/build/\n")
+    run("add", "-A")
+    run("commit", "-q", "-m", "first")
+    return run

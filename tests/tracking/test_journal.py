@@ -1,0 +1,166 @@
+"""The journal survives what kills its writer, and says of itself what was torn."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from convoy.tracking import journal
+from convoy.tracking.journal import FILE, SENT, Journal, Sent, State, read, state
+from convoy.tracking.run import Reference, Run
+
+OPEN = {"kind": "open", "resumed": False, "tags": {"convoy.run_id": "a"}, "writer": "1:2.00"}
+
+
+def entries(folder: Path) -> list[dict]:
+    return [dict(entry) for entry, _ in read(folder / FILE)]
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Journal:
+    kept = Journal(tmp_path / "outbox/a")
+    kept.append(OPEN)
+    return kept
+
+
+def test_a_torn_last_line_is_left_out_and_the_next_entry_stands_on_its_own(opened: Journal) -> None:
+    with opened.path.open("ab") as file:
+        file.write(b'{"kind":"points","points":[["train/lo')
+    assert entries(opened.folder) == [OPEN]
+    Journal(opened.folder).append({"kind": "tags", "tags": {"x": "y"}})
+    assert entries(opened.folder) == [OPEN, {}, {"kind": "tags", "tags": {"x": "y"}}]
+    assert state(opened.folder).tags["x"] == "y"
+
+
+@pytest.mark.parametrize("torn", [b"\0" * 4096, b"\xff\xfe{", b"12"])
+def test_what_a_power_loss_left_in_the_middle_is_skipped(opened: Journal, torn: bytes) -> None:
+    with opened.path.open("ab") as file:
+        file.write(torn)
+    Journal(opened.folder).append({"kind": "end", "status": "KILLED", "time_ms": 5})
+    assert state(opened.folder).ended == "KILLED"
+
+
+def test_reading_goes_on_from_where_it_ended(opened: Journal) -> None:
+    [(_, end)] = read(opened.path)
+    opened.append({"kind": "tags", "tags": {"ü": "é"}})
+    [(entry, last)] = read(opened.path, end)
+    assert entry == {"kind": "tags", "tags": {"ü": "é"}}
+    assert last == opened.path.stat().st_size
+
+
+def test_a_full_disk_is_said_once_and_what_comes_after_it_is_kept(
+    opened: Journal, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(descriptor: int, line: bytes) -> int:
+        os.write(descriptor, line[:7])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    run = Run(Reference("a", "a"), opened)
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "_write", full)
+        run.log_metrics({"train/loss": 1.0})
+        run.set_tags({"never": "kept"})
+    run.set_tags({"space": "again"})
+    assert capsys.readouterr().out == (
+        "Run a is not wholly tracked: [Errno 28] No space left on device. The work goes on.\n"
+    )
+    assert [entry for entry in entries(opened.folder) if entry] == [
+        OPEN,
+        {"kind": "tags", "tags": {"space": "again"}},
+    ]
+
+
+def test_a_disk_that_takes_half_a_line_has_refused_it(
+    opened: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "_write", lambda descriptor, line: os.write(descriptor, line[:9]))
+        with pytest.raises(OSError, match=r"journal\.jsonl: the disk took 9 of 33 bytes"):
+            opened.append({"kind": "tags", "tags": {"a": "b"}})
+    opened.append({"kind": "tags", "tags": {"c": "d"}})
+    assert entries(opened.folder)[1:] == [{}, {"kind": "tags", "tags": {"c": "d"}}]
+
+
+def test_a_file_that_is_not_there_stops_no_stage(opened: Journal, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(Reference("a", "a"), opened)
+    run.log_file(opened.folder / "missing.png")
+    run.log_onnx(opened.folder / "missing.onnx")
+    run.log_dataset("d" * 64, opened.folder / "missing")
+    assert "missing.png" in capsys.readouterr().out
+    assert entries(opened.folder) == [OPEN]
+
+
+def test_files_are_copied_so_that_later_changes_do_not_count(opened: Journal, tmp_path: Path) -> None:
+    source = tmp_path / "out"
+    (source / "inner").mkdir(parents=True)
+    (source / "inner/a.txt").write_text("as logged")
+    names = [opened.keep(source), opened.keep(source / "inner/a.txt")]
+    (source / "inner/a.txt").write_text("changed")
+    assert (opened.folder / names[0] / "inner/a.txt").read_text() == "as logged"
+    assert (opened.folder / names[1] / "a.txt").read_text() == "as logged"
+
+
+def test_a_journal_is_read_by_its_owner_alone(opened: Journal) -> None:
+    assert stat.S_IMODE(opened.path.stat().st_mode) == 0o600
+
+
+def test_points_at_a_step_that_the_journal_has_are_left_out_also_by_another_process(opened: Journal) -> None:
+    Run(Reference("a", "a"), opened).log_points([("step/loss", 2.0, 10, 1), ("step/loss", 1.0, 20, 2)])
+    again = Run(Reference("a", "a"), Journal(opened.folder), state(opened.folder))
+    again.log_points([("step/loss", 9.0, 20, 5), ("step/loss", 0.5, 30, 6), ("step/lr", 0.1, 20, 6)])
+    points = [point for entry in entries(opened.folder) for point in entry.get("points", [])]
+    assert points == [
+        ["step/loss", 2.0, 10, 1],
+        ["step/loss", 1.0, 20, 2],
+        ["step/loss", 0.5, 30, 6],
+        ["step/lr", 0.1, 20, 6],
+    ]
+
+
+def test_points_that_are_all_there_write_nothing(opened: Journal) -> None:
+    run = Run(Reference("a", "a"), opened)
+    run.log_points([("step/loss", 2.0, 10, 1)])
+    before = opened.path.stat().st_size
+    run.log_points([("step/loss", 2.0, 10, 1)])
+    assert opened.path.stat().st_size == before
+
+
+def test_checkpoints_and_ends_are_on_the_disk_when_they_are_said_and_points_of_a_step_are_not(
+    opened: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    run = Run(Reference("a", "a"), opened)
+    run.log_metrics({"train/loss": 1.0}, 1)
+    run.set_tags({"a": "b"})
+    assert len(synced) == 0
+    run.log_points([("step/loss", 2.0, 10, 1)])
+    assert len(synced) == 1
+    run.end("FINISHED")
+    assert len(synced) == 2
+
+
+def test_nothing_is_written_after_the_first_end(opened: Journal) -> None:
+    run = Run(Reference("a", "a"), opened)
+    run.end("SCHEDULED")
+    run.end("FAILED")
+    run.set_tags({"late": "tag"})
+    assert [entry["kind"] for entry in entries(opened.folder)] == ["open", "end"]
+    assert state(opened.folder).ended == "SCHEDULED"
+
+
+def test_a_run_that_goes_on_is_open_again() -> None:
+    summed = State()
+    for entry in (OPEN, {"kind": "system", "on": True}, {"kind": "end", "status": "KILLED"}):
+        summed.take(entry)
+    assert (summed.ended, summed.sampled) == ("KILLED", False)
+    summed.take({**OPEN, "resumed": True})
+    assert (summed.ended, summed.remade) == ("", False)
+
+
+@pytest.mark.parametrize("left", ["", "{", "[]", '{"unknown": 1}'])
+def test_an_illegible_note_of_what_was_sent_means_from_the_start(tmp_path: Path, left: str) -> None:
+    (tmp_path / SENT).write_text(left)
+    assert Sent.load(tmp_path) == Sent()

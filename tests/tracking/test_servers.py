@@ -1,0 +1,269 @@
+"""Runs arrive whole at a real MLflow server on PostgreSQL, whatever it does meanwhile."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from mlflow.entities import Run as StoredRun
+from mlflow.tracking import MlflowClient
+
+from clones import Clone
+from convoy import files, params
+from convoy.tracking import outbox, stages, sync
+from convoy.tracking.run import Run
+from proxy import Proxy
+
+POINTS = 2000
+
+WRITER = """
+import sys
+from convoy.tracking import stages
+with stages.standalone(sys.argv[1], {}) as run:
+    for step in range(1, 301):
+        run.log_metrics({"step/loss": 1 / step, "step/lr": float(sys.argv[2])}, step)
+    print(run.reference.run_id, flush=True)
+    sys.stdin.readline()
+"""
+
+Deliver = Callable[[], None]
+
+
+@pytest.fixture
+def client(server: str) -> MlflowClient:
+    """A client of the server itself, past the proxy."""
+    return MlflowClient(server)
+
+
+@pytest.fixture
+def through(proxy: Proxy, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Proxy:
+    """Have the runs of this test tracked through the proxy."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    return proxy
+
+
+def graph(path: Path) -> Path:
+    """Write a small ONNX file with Convoy's input, in bytes that MLflow would not write."""
+    image = onnx.helper.make_tensor_value_info("image", onnx.TensorProto.UINT8, ["n", "h", "w", 3])
+    answer = onnx.helper.make_tensor_value_info("probabilities", onnx.TensorProto.FLOAT, ["n", 2])
+    value = onnx.numpy_helper.from_array(np.zeros((1, 2), np.float32), "value")
+    node = onnx.helper.make_node("Constant", [], ["probabilities"], value=value)
+    made = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [image], [answer]))
+    path.write_bytes(made.SerializeToString() + b"\x7a\x00")
+    return path
+
+
+def curve(start: int, stop: int) -> list[tuple[str, float, int, int]]:
+    return [("step/loss", 1 / (step + 1), step, 1000 + step) for step in range(start, stop)]
+
+
+def a_whole_run(folder: Path, between: Callable[[], None] = lambda: None) -> Run:
+    """Write a run as a pipeline does, with something of every kind; `between` happens in its middle."""
+    dataset, report = folder / "build/dataset", folder / "evaluation"
+    for path, content in {
+        dataset / "dataset.json": '{"hash": "d"}',
+        report / "report.html": "<p>ä</p>",
+        report / "plots/curve.svg": "<svg/>",
+        report / "empty.txt": "",
+    }.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+    with stages.training("d" * 64) as run:
+        run.log_dataset("d" * 64, dataset)
+        run.log_points(curve(0, POINTS // 2))
+        between()
+        run.log_points(curve(POINTS // 4, POINTS))  # as a training that goes on from a checkpoint
+    with stages.continuing("export", "d" * 64):
+        pass
+    with stages.finishing("export") as last:
+        last.log_file(report, "evaluation")
+        last.log_onnx(graph(folder / "model.onnx"))
+    return run
+
+
+def assert_whole(client: MlflowClient, run: Run, folder: Path) -> None:
+    """Compare what the server gives back with what `a_whole_run` wrote: nothing lacks, nothing is there twice."""
+    found = one(client, run.reference.run_id)
+    assert (found.info.status, found.info.run_name) == ("FINISHED", stages.run_name())
+    assert {"train.lr", "export.latency_runs"} <= set(found.data.params)
+    history = client.get_metric_history(found.info.run_id, "step/loss")
+    points = [(point.key, point.value, point.step, point.timestamp) for point in history]
+    assert sorted(points, key=lambda point: point[2]) == curve(0, POINTS)
+    assert [entry.dataset.digest for entry in found.inputs.dataset_inputs] == ["d" * 32]
+    there = folder / "fetched"
+    there.mkdir()
+    fetched = Path(client.download_artifacts(found.info.run_id, "evaluation", str(there)))
+    assert contents(fetched) == contents(folder / "evaluation")
+    assert {"pipeline/params.yaml", "pipeline/data.dvc"} <= {
+        entry.path for entry in client.list_artifacts(found.info.run_id, "pipeline")
+    }
+    [model] = client.search_logged_models(
+        [found.info.experiment_id], f"source_run_id = '{found.info.run_id}'"
+    )
+    assert [output.model_id for output in found.outputs.model_outputs] == [model.model_id]
+    logged = Path(client.download_artifacts(found.info.run_id, "model/model.onnx", str(there)))
+    assert (
+        files.sha256(logged) == files.sha256(folder / "model.onnx") == found.data.tags["convoy.onnx_sha256"]
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+def one(client: MlflowClient, run_id: str) -> StoredRun:
+    """Find the run of that id; a second one would be a double."""
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    [found] = client.search_runs(experiments, f"tags.`convoy.run_id` = '{run_id}'")
+    return client.get_run(found.info.run_id)
+
+
+def wait(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+@pytest.mark.usefixtures("courier")
+def test_a_run_that_its_server_leaves_in_the_middle_arrives_whole(
+    through: Proxy, client: MlflowClient, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def die() -> None:
+        wait(lambda: any("log-batch" in call for call in through.calls))
+        through.refuse()
+
+    run = a_whole_run(workplace, between=die)
+    said = capsys.readouterr().out
+    assert said.count("Not tracked yet: ") == 1
+    assert (
+        f"Run {run.reference.run_id} is kept in outbox/{run.reference.run_id}; `convoy sync` delivers it."
+        in said
+    )
+    through.accept()
+    assert sync.sync().delivered == [run.reference.run_id]
+    assert not outbox.journals(workplace / "outbox")
+    assert_whole(client, run, workplace)
+
+
+def test_a_server_that_dies_again_and_again_after_what_it_did_makes_no_double_and_no_hole(
+    through: Proxy, client: MlflowClient, workplace: Path, deliver: Deliver
+) -> None:
+    run = a_whole_run(workplace)
+    for call in ("runs/create", "log-batch", "log-inputs", "runs/outputs"):
+        through.accept()
+        through.die_at(call)
+        deliver()
+        assert call in through.calls[-1]
+    deaths = 0
+    while outbox.journals(workplace / "outbox"):
+        deaths += 1
+        through.accept()
+        through.die_after(2 * deaths)
+        deliver()
+        assert deaths < 30
+    assert_whole(client, run, workplace)
+
+
+@pytest.mark.usefixtures("courier")
+def test_a_slow_server_slows_no_writer_and_gets_everything(
+    through: Proxy, client: MlflowClient, workplace: Path
+) -> None:
+    through.delay_s = 1.0
+    with stages.standalone("slow", {}) as run:
+        for step in range(1, 301):
+            run.log_metrics({"step/loss": 1 / step}, step)
+            run.set_tags({"last": str(step)})
+        answered = len(through.calls)
+    assert answered < 100, "600 things were written while the server took that many calls"
+    assert not outbox.settle([run.reference.run_id], workplace / "outbox", None)
+    found = one(client, run.reference.run_id)
+    assert (found.info.status, found.data.tags["last"]) == ("FINISHED", "300")
+    assert len(client.get_metric_history(found.info.run_id, "step/loss")) == 300
+    assert len(through.calls) < 60, "what was written together is sent together"
+
+
+def test_a_server_that_refuses_from_the_start_gets_everything_by_sync(
+    through: Proxy, client: MlflowClient, workplace: Path, courier: None
+) -> None:
+    through.refuse()
+    with stages.standalone("refused", {"why": "down"}) as run:
+        run.log_points(curve(0, 50))
+        run.log_file(workplace / "params.yaml")
+    with pytest.raises(
+        sync.SyncError, match=rf"Not tracked yet: {through.uri} answered .* `convoy sync` delivers it"
+    ):
+        sync.require(sync.sync())
+    assert [path.name for path in outbox.journals(workplace / "outbox")] == [run.reference.run_id]
+    through.accept()
+    synced = sync.sync()
+    assert not synced.failed
+    assert synced.delivered == [run.reference.run_id]
+    found = one(client, run.reference.run_id)
+    assert (found.info.status, found.data.tags["why"]) == ("FINISHED", "down")
+    assert len(client.get_metric_history(found.info.run_id, "step/loss")) == 50
+    assert "params.yaml" in {entry.path for entry in client.list_artifacts(found.info.run_id)}
+
+
+@pytest.mark.usefixtures("courier")
+def test_two_runs_of_two_processes_at_once_arrive_apart(
+    through: Proxy, client: MlflowClient, workplace: Path, repository: Path
+) -> None:
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, name, lr],
+            cwd=workplace,
+            env={**os.environ, "PYTHONPATH": str(repository / "src")},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name, lr in (("first", "0.1"), ("second", "0.2"))
+    ]
+    ids = [str(writer.stdout and writer.stdout.readline()).strip() for writer in writers]
+    for writer in writers:
+        writer.communicate("\n")
+        assert writer.returncode == 0
+    assert not outbox.settle(ids, workplace / "outbox", None)
+    for run_id, name, lr in zip(ids, ("first", "second"), (0.1, 0.2), strict=True):
+        found = one(client, run_id)
+        assert (found.info.run_name, found.info.status) == (name, "FINISHED")
+        rates = client.get_metric_history(found.info.run_id, "step/lr")
+        assert [(point.step, point.value) for point in rates] == [(step, lr) for step in range(1, 301)]
+
+
+@pytest.mark.pipeline
+def test_the_pipeline_tracks_on_a_server(
+    finished: tuple[Clone, str],
+    server: str,
+    client: MlflowClient,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)  # where MLflow looks for a run's model
+    clone = finished[0].copy(tmp_path / "clone")
+    clone.set_param("export.latency_runs", "10")
+    said = clone.run("dvc", "repro", MLFLOW_TRACKING_URI=server)
+    assert "Not tracked" not in said
+    run_id = files.read_json(clone.folder / "build/runs/export.json")["run_id"]
+    found = one(client, run_id)
+    assert found.info.status == "FINISHED"
+    trained = params.read_yaml(clone.folder / params.PARAMS_FILE)["train"]
+    assert found.data.params["export.latency_runs"] == "10"
+    assert float(found.data.params["train.lr"]) == trained["lr"]
+    measured = files.read_json(clone.folder / "build/metrics/export.json")["deploy"]["accuracy"]
+    assert found.data.metrics["deploy/accuracy"] == measured
+    model = clone.folder / "build/deploy/model.onnx"
+    logged = client.download_artifacts(found.info.run_id, "model/model.onnx", str(tmp_path))
+    assert files.sha256(Path(logged)) == files.sha256(model)
+    said = clone.run("convoy", "sync", MLFLOW_TRACKING_URI=server)
+    assert f"completed: {found.info.run_name}" in said
+    assert "convoy.lock" in one(client, run_id).data.tags

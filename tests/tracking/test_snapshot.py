@@ -1,0 +1,96 @@
+"""What a run is made of: commit, changes, data."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from convoy import identity
+from convoy.tracking import snapshot, stages
+from convoy.tracking.journal import FILE, read, state
+
+Git = Callable[..., str]
+
+
+def kept(run_id: str) -> dict[str, bytes]:
+    folder = Path("outbox") / run_id
+    entries = [entry for entry, _ in read(folder / FILE) if entry.get("kind") == "files"]
+    return {path.name: path.read_bytes() for entry in entries for path in (folder / entry["at"]).iterdir()}
+
+
+def test_a_clean_tree_has_a_commit_and_no_diff(git: Git) -> None:
+    Path("dvc.lock").write_text("written by DVC while it runs")
+    with stages.training("d" * 64) as run:
+        pass
+    said = state(Path("outbox") / run.reference.run_id).tags
+    assert said["mlflow.source.git.commit"] == git("rev-parse", "HEAD").strip()
+    assert said["convoy.git_dirty"] == "false"
+    assert set(kept(run.reference.run_id)) == {"params.yaml", "data.dvc"}
+
+
+def test_the_diff_of_a_dirty_tree_makes_it_again_new_and_binary_files_included(
+    git: Git, tmp_path: Path
+) -> None:
+    params = Path("params.yaml")
+    params.write_text(params.read_text() + "# edited\n")
+    Path("networks").mkdir()
+    Path("networks/new ü.yaml").write_text("layers: []\n")
+    Path("picture.png").write_bytes(bytes(range(256)))
+    Path("data.dvc").unlink()
+    git("add", "picture.png")
+    before = git("status", "--porcelain")
+    index = Path(".git/index").read_bytes()
+    with stages.training("d" * 64) as run:
+        pass
+    assert Path(".git/index").read_bytes() == index, "the user's index was written"
+    assert git("status", "--porcelain") == before
+    assert state(Path("outbox") / run.reference.run_id).tags["convoy.git_dirty"] == "true"
+    diff = tmp_path / "diff"
+    diff.write_bytes(kept(run.reference.run_id)["workspace.diff"])
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", str(tmp_path), str(clone)], check=True)
+    subprocess.run(["git", "apply", str(diff)], cwd=clone, check=True)
+    for name in ("params.yaml", "networks/new ü.yaml", "picture.png"):
+        assert (clone / name).read_bytes() == Path(name).read_bytes()
+    assert not (clone / "data.dvc").exists()
+
+
+def test_settings_of_the_user_do_not_change_the_diff(git: Git, tmp_path: Path) -> None:
+    for name, value in (("diff.noprefix", "true"), ("color.ui", "always"), ("diff.external", "false")):
+        git("config", name, value)
+    Path("new.txt").write_text("new\n")
+    assert not snapshot.diff(tmp_path / "outbox.diff")
+    assert (tmp_path / "outbox.diff").read_text().startswith("diff --git a/new.txt b/new.txt\n")
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+def test_a_diff_that_is_too_large_is_left_out_and_the_run_says_why(
+    git: Git, monkeypatch: pytest.MonkeyPatch, *, tracked: bool
+) -> None:
+    monkeypatch.setattr(snapshot, "DIFF_BYTES", 1000)
+    Path("large.txt").write_text("x\n" * 600)
+    if tracked:
+        git("add", "large.txt")
+    with stages.training("d" * 64) as run:
+        pass
+    said = state(Path("outbox") / run.reference.run_id).tags
+    assert said["convoy.diff"] == "none: more than 0 MB differ from the commit"
+    assert "workspace.diff" not in kept(run.reference.run_id)
+
+
+def test_without_git_there_is_no_commit_and_no_diff(workplace: Path) -> None:
+    with stages.training("d" * 64) as run:
+        pass
+    said = state(Path("outbox") / run.reference.run_id).tags
+    assert "mlflow.source.git.commit" not in said
+    assert identity.git_state() == {}
+
+
+def test_an_import_that_was_not_fetched_has_no_hash(tmp_path: Path) -> None:
+    path = tmp_path / "data.dvc"
+    assert snapshot.data_md5(path) == ""
+    path.write_text("outs:\n- path: data\n")
+    assert snapshot.data_md5(path) == ""
+    path.write_text("outs:\n- md5: 12.dir\n  path: data\n")
+    assert snapshot.data_md5(path) == "12.dir"

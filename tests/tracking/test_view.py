@@ -1,0 +1,126 @@
+"""`convoy ui` shows the same view on every MLflow server, and says what stands in the way."""
+
+import json
+import re
+import socket
+import sys
+import webbrowser
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+from playwright.sync_api import expect
+
+from browser import opened
+from clones import free_port
+from convoy.errors import NetworkError, RequestError
+from convoy.tracking import page, ui, view
+
+
+def test_the_view_is_kept_once_and_again_where_it_has_changed(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment_id = client.create_experiment("convoy")
+    view.keep(client, experiment_id)
+    kept = client.get_experiment(experiment_id).tags[view.TAG]
+    assert json.loads(kept)["name"] == "Convoy"
+    assert json.loads(json.loads(kept)["state"]) == view.state()
+    assert len(kept) < 5000, "MLflow takes no more in a tag"
+    client.set_experiment_tag(experiment_id, view.TAG, "of an older Convoy")
+    view.keep(client, experiment_id)
+    assert client.get_experiment(experiment_id).tags[view.TAG] == kept
+    monkeypatch.setattr(client, "set_experiment_tag", lambda *_: pytest.fail("nothing has changed"))
+    view.keep(client, experiment_id)
+
+
+def test_the_runs_that_charts_show_have_a_colour_each(client: MlflowClient) -> None:
+    experiment_id = client.create_experiment("convoy")
+    runs = [client.create_run(experiment_id, start_time=1000 + number).info.run_id for number in range(12)]
+    client.set_tag(runs[-1], view.COLOUR, view.COLOURS[0])
+    for _ in range(2):
+        view.keep(client, experiment_id)
+        colours = [client.get_run(run).data.tags.get(view.COLOUR) for run in runs]
+        assert colours[:2] == [None, None], "not among those that charts show"
+        assert colours[-1] == view.COLOURS[0]
+        assert set(colours[2:]) == set(view.COLOURS)
+
+
+def test_the_start_page_fills_the_browsers_storage_before_mlflows_own_script() -> None:
+    html = page.seeded('<html><head><script defer src="main.js"></script></head></html>', "7</script>")
+    assert html.index("localStorage") < html.index("main.js")
+    assert html.count("</script>") == 2, "nothing that was put in ends the script"
+    assert '\\"7<\\/script>\\"' in html
+
+
+def test_a_taken_port_is_told_with_one_that_is_free(workplace: Path) -> None:
+    with socket.socket() as other:
+        other.bind((ui.HOST, 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(RequestError, match=f"port {port} is taken") as caught:
+            ui.show(port, browser=False)
+        named = int(re.findall(r"make ui PORT=(\d+)", str(caught.value))[0])
+        assert f"convoy ui --port {named}" in str(caught.value)
+        with socket.socket() as free:
+            free.bind((ui.HOST, named))
+    assert not (workplace / "outbox").exists(), "nothing was begun"
+
+
+def test_a_server_that_does_not_answer_is_named_with_what_to_do(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ada:secret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(
+        NetworkError, match=r"ada:\*\*\*@127.0.0.1:9 cannot be used; it answered .+"
+    ) as caught:
+        ui.show(5000, browser=False)
+    assert "let MLFLOW_TRACKING_URI name one that runs" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_server_elsewhere_shows_the_view_at_the_address_that_is_printed(
+    workplace: Path, server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "shown elsewhere"
+    params = (workplace / "params.yaml").read_text()
+    (workplace / "params.yaml").write_text(params.replace("experiment: convoy", f"experiment: {name}"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    client = MlflowClient(server)
+    run = client.create_run(client.create_experiment(name), run_name="a training").info.run_id
+    client.log_metric(run, "test/accuracy", 0.75)
+    ui.show(free_port(), browser=True)  # not opened: this is no terminal
+    [address] = re.findall(rf"{server}/#\S+", capsys.readouterr().out)
+    with opened(address) as shown:
+        header = shown.locator("[role=columnheader][col-id='metrics.`test/accuracy`']")
+        expect(header).to_be_visible()
+        expect(shown.get_by_role("link", name="a training")).to_be_visible()
+        expect(shown.get_by_role("button", name=view.NAME)).to_be_visible()
+
+
+@pytest.mark.parametrize(
+    ("terminal", "display", "system", "wanted", "opens"),
+    [
+        (True, ":0", "linux", True, True),
+        (True, "", "darwin", True, True),
+        (True, "", "linux", True, False),
+        (False, ":0", "linux", True, False),
+        (True, ":0", "linux", False, False),
+    ],
+)
+def test_a_browser_is_opened_only_where_it_would_be_seen(
+    terminal: bool,
+    display: str,
+    system: str,
+    wanted: bool,
+    opens: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", seen.append)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setenv("DISPLAY", display)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    ui._open("http://127.0.0.1:5000", wanted=wanted)
+    assert seen == ["http://127.0.0.1:5000"] * opens
