@@ -1,6 +1,7 @@
 """Measure what transfer is worth on CIFAR-10 and write benchmarks/TRANSFER.md.
 
-    python benchmarks/transfer.py cifar10.tar.gz     about a quarter of an hour on 2 cores
+    python benchmarks/transfer.py cifar10.tar.gz                             about a quarter of an hour on 2 cores
+    python benchmarks/transfer.py cifar10.tar.gz --images 100 --seeds 2      a part of it, printed only
 
 A network learns eight classes. Then three ways to tell the other two apart, with 25, 100 and 500 images of each,
 five seeds, the same epochs: from scratch, starting from the eight-class weights, and starting from them with
@@ -16,6 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -29,6 +31,8 @@ from convoy import params
 from convoy.data.dataset import SPLITS, Dataset
 from convoy.data.prepare import prepare
 from convoy.data.settings import DataParams
+from convoy.energy.meter import Meter, metered
+from convoy.energy.settings import EnergyParams
 from convoy.evaluation.inference import probabilities
 from convoy.networks import saved, spec
 from convoy.networks.weights.starting import Starting
@@ -56,6 +60,7 @@ class Arm(NamedTuple):
 
     accuracy: list[float]
     seconds: list[float]
+    wh: list[float]
 
 
 def main() -> None:
@@ -64,8 +69,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("archive", type=Path, help="CIFAR-10: train/ and test/ folders of ten class folders")
-    archive = parser.parse_args().archive.resolve()
+    parser.add_argument(
+        "--images", type=int, nargs="+", choices=EPOCHS, default=list(EPOCHS), help="of a class"
+    )
+    parser.add_argument("--seeds", type=int, choices=SEEDS, default=len(SEEDS), help="how many of them")
+    chosen = parser.parse_args()
+    archive = chosen.archive.resolve()
+    counts, seeds = chosen.images, SEEDS[: chosen.seeds]
     os.chdir(ROOT)
+    country = params.section("energy", EnergyParams).country
     train = params.section("train", TrainParams).model_copy(update={"augment": ["crop", "flip"]})
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -74,45 +86,59 @@ def main() -> None:
         eight = [name for name in whole.classes if name not in HELD_OUT]
         first = subset(whole, eight, None, 0, folder / "eight")
         long = train.model_copy(update={"epochs": 12, "batch_size": 128, "lr": 0.1})
-        found = fit(first, spec.load("convnet"), long, 1, folder / "model", folder / "checkpoints")
+        with metered("fit", country) as meter:
+            found = fit(first, spec.load("convnet"), long, 1, folder / "model")
         begun = f"{accuracy(first, folder / 'model'):.1%} of {len(first.labels('test')):,} test images, "
-        begun += f"{found['train']['seconds']:.0f} s"
+        begun += f"{found['train']['seconds']:.0f} s, {watt_hours(meter):.2f} Wh"
         starting = beginning(folder / "model")
         arms = {
-            (name, count): compare(whole, count, name, train, starting, folder)
-            for count in EPOCHS
+            (name, count): compare(whole, count, name, train, starting, folder, seeds, country)
+            for count in counts
             for name in PLANS
         }
-    text = "\n".join(report(arms, begun))
-    (ROOT / "benchmarks/TRANSFER.md").write_text(text + "\n", encoding="utf-8")
+    text = "\n".join(report(arms, counts, begun, meter.how))
+    if (counts, seeds) == (list(EPOCHS), SEEDS):
+        (ROOT / "benchmarks/TRANSFER.md").write_text(text + "\n", encoding="utf-8")
     print(text)
 
 
 def compare(  # noqa: PLR0917 (one arm of the experiment)
-    whole: Dataset, count: int, name: str, train: TrainParams, starting: Starting, folder: Path
+    whole: Dataset,
+    count: int,
+    name: str,
+    train: TrainParams,
+    starting: Starting,
+    folder: Path,
+    seeds: Sequence[int],
+    country: str,
 ) -> Arm:
     """Train one way with `count` images a class, once for each seed."""
-    arm = Arm([], [])
+    arm = Arm([], [], [])
     changes = PLANS[name]
-    for seed in SEEDS:
+    for seed in seeds:
         pair = subset(whole, HELD_OUT, count, seed, folder / f"pair-{count}-{seed}")
         chosen = train.model_copy(update={"epochs": EPOCHS[count]})
         chosen = chosen.model_copy(update={"transfer": train.transfer.model_copy(update=changes or {})})
         began = time.monotonic()
-        with (folder / "log").open("a", encoding="utf-8") as log, redirect_stdout(log):
+        with (
+            (folder / "log").open("a", encoding="utf-8") as log,
+            redirect_stdout(log),
+            metered("fit", country) as meter,
+        ):
             fit(
                 pair,
                 spec.load("convnet"),
                 chosen,
                 seed,
                 folder / "out",
-                folder / "kept",
                 starting=starting if changes is not None else None,
             )
         arm.seconds.append(time.monotonic() - began)
+        arm.wh.append(watt_hours(meter))
         arm.accuracy.append(accuracy(pair, folder / "out"))
         print(
-            f"{name}, {count} a class, seed {seed}: {arm.accuracy[-1]:.1%}, {arm.seconds[-1]:.0f} s",
+            f"{name}, {count} a class, seed {seed}: {arm.accuracy[-1]:.1%}, {arm.seconds[-1]:.0f} s, "
+            f"{arm.wh[-1]:.3f} Wh",
             flush=True,
         )
     return arm
@@ -182,27 +208,34 @@ def accuracy(dataset: Dataset, model: Path) -> float:
     return float((found == dataset.labels("test")).mean())
 
 
-def report(arms: dict[tuple[str, int], Arm], begun: str) -> list[str]:
+def watt_hours(meter: Meter) -> float:
+    """Give what a block used; NaN where it could not be metered."""
+    spent = meter.spent()
+    return spent.kwh * 1000 if spent else float("nan")
+
+
+def report(arms: dict[tuple[str, int], Arm], counts: Sequence[int], begun: str, energy: str) -> list[str]:
     """State conditions, and mean and spread of every arm."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "pytorch-lightning"))
     rows = []
     for name in PLANS:
         cells = []
-        for count in EPOCHS:
-            reached, seconds = arms[name, count]
+        for count in counts:
+            reached, seconds, wh = arms[name, count]
             cells.append(
-                f"{statistics.mean(reached):.1%} ± {statistics.stdev(reached):.1%}, {statistics.mean(seconds):.0f} s"
+                f"{statistics.mean(reached):.1%} ± {statistics.stdev(reached) if len(reached) > 1 else 0:.1%}, "
+                f"{statistics.mean(seconds):.0f} s, {statistics.mean(wh):.3f} Wh"
             )
         rows.append(f"| {name} | {' | '.join(cells)} |")
     conditions = (
         f"`python benchmarks/transfer.py ARCHIVE`, {datetime.now(UTC):%Y-%m-%d}: {os.cpu_count()} cores of "
         f"{platform.machine()} without a GPU, {torch.get_num_threads()} thread(s), Python {platform.python_version()}, {packages}; "
-        f"load average at the end {os.getloadavg()[0]:.1f}."
+        f"load average at the end {os.getloadavg()[0]:.1f}. Energy {energy}."
     )
     experiment = (
         f"CIFAR-10: `convnet` learned the eight classes other than {' and '.join(HELD_OUT)} ({begun}). Then "
         f"{' against '.join(HELD_OUT)}, 2,000 test images: mean and standard deviation of accuracy over "
-        f"{len(SEEDS)} seeds, and mean seconds of a training. All ways have the same images, epochs and learning "
+        f"{len(next(iter(arms.values())).wh)} seeds, and mean seconds and energy of a training. All ways have the same images, epochs and learning "
         f"rate; one image in {CHOOSING} chooses the epoch."
     )
     return [
@@ -212,8 +245,8 @@ def report(arms: dict[tuple[str, int], Arm], begun: str) -> list[str]:
         "",
         experiment,
         "",
-        f"| | {' | '.join(f'{count} images a class' for count in EPOCHS)} |",
-        f"|---|{'---|' * len(EPOCHS)}",
+        f"| | {' | '.join(f'{count} images a class' for count in counts)} |",
+        f"|---|{'---|' * len(counts)}",
         *rows,
     ]
 

@@ -1,23 +1,35 @@
-"""Train the network that params.yaml names: build/dataset/ + networks/NAME.yaml (+ weights/) → build/model/."""
+"""Train the network that params.yaml names: build/dataset/ + networks/NAME.yaml (+ weights/) → build/model/.
 
+A training that was stopped, however, goes on from its last checkpoint, in the same run.
+"""
+
+import time
 from pathlib import Path
 
 from convoy import files, params, stage
 from convoy.data.dataset import Dataset
+from convoy.energy.meter import metered
+from convoy.energy.settings import EnergyParams
+from convoy.energy.training import TrainingEnergy
 from convoy.networks import saved, spec
 from convoy.networks.settings import NetworkParams
 from convoy.networks.table import picture
 from convoy.networks.weights import starting
 from convoy.tracking import stages
+from convoy.tracking.settings import TrackingParams
+from convoy.training import inputs
 from convoy.training.curves import draw
 from convoy.training.fit import TRANSFER, fit
-from convoy.training.reporting import EpochReport
-from convoy.training.settings import TrainParams
+from convoy.training.kept import Kept
+from convoy.training.saving import Resumable
+from convoy.training.settings import CheckpointParams, TrainParams
 
+STARTED = time.monotonic()
 DATASET = Path("build/dataset")
 OUT = Path("build/model")
 PLOTS = Path("build/plots")
 PICTURE = PLOTS / "network.png"
+REFERENCE = stages.RUNS / "train.json"
 
 
 def main() -> None:
@@ -25,33 +37,46 @@ def main() -> None:
     seed = params.value("seed", params.Seed)
     train = params.section("train", TrainParams)
     chosen = params.section("network", NetworkParams)
+    tracking = params.section("tracking", TrackingParams)
+    energy = params.section("energy", EnergyParams)
     network = spec.load(chosen.name)
     weights = starting.read(chosen.weights, network)
     dataset = Dataset.load(DATASET)
-    inputs = {
-        "data": dataset.hash,
-        "network": network.model_dump(),
-        "weights": weights.sha256 if weights else None,
-        "train": train.model_dump(),
-        "seed": seed,
-    }
-    checkpoints = stage.repository() / "checkpoints" / params.digest(inputs)[:16]
-    with stages.training(dataset.hash) as run:
-        run.log_dataset(dataset.hash, DATASET)
-        run.log_file(params.PARAMS_FILE, "pipeline")
-        run.log_file(Path("dvc.yaml"), "pipeline")
-        picture.draw(network, len(dataset.classes), dataset.image_px, PICTURE)
-        with run.system_metrics():
-            report = [EpochReport(run.log_metrics)]
-            metrics = fit(dataset, network, train, seed, OUT, checkpoints, report, starting=weights)
-        files.write_json(Path("build/metrics/train.json"), metrics)
-        run.log_result(metrics)
-        run.log_file(draw(OUT / "history.csv", PLOTS / "curves.png"))
-        run.log_file(PICTURE)
-        for name in (saved.WEIGHTS, saved.FACTS):
-            run.log_file(OUT / name, "weights")
-        if weights:
-            run.log_file(OUT / TRANSFER)
+    given = inputs.digest(dataset, network, weights, train, seed)
+    kept = Kept(stage.repository() / "checkpoints", given, params.section("checkpoints", CheckpointParams))
+    with kept.alone():
+        if kept.is_recorded(REFERENCE):
+            kept.clear()
+        kept.prune()
+        found = kept.newest()
+        with stages.training(dataset.hash, found.note.run_id if found else None) as run:
+            run.log_dataset(dataset.hash, DATASET)
+            picture.draw(network, len(dataset.classes), dataset.image_px, PICTURE)
+            resumable = Resumable(
+                kept=kept,
+                found=found,
+                run_id=run.reference.run_id,
+                publish=run.log_points,
+                step_interval=tracking.step_interval,
+                time_budget_min=train.time_budget_min,
+                started=STARTED,
+            )
+            with metered("train", energy.country) as meter, run.system_metrics():
+                watch = [TrainingEnergy(meter)]
+                metrics = fit(
+                    dataset, network, train, seed, OUT, callbacks=watch, starting=weights, resumable=resumable
+                )
+            metrics |= meter.result()
+            run.set_tags(meter.tags())
+            files.write_json(Path("build/metrics/train.json"), metrics)
+            run.log_result(metrics)
+            run.log_file(draw(OUT / "history.csv", PLOTS / "curves.png"))
+            run.log_file(PICTURE)
+            for name in (saved.WEIGHTS, saved.FACTS):
+                run.log_file(OUT / name, "weights")
+            if weights:
+                run.log_file(OUT / TRANSFER)
+        kept.note_result(REFERENCE)
 
 
 if __name__ == "__main__":

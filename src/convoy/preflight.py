@@ -11,25 +11,30 @@ from convoy import params
 from convoy.console import say
 from convoy.data.settings import DataParams
 from convoy.deploy.settings import ExportParams
+from convoy.energy.settings import EnergyParams
 from convoy.errors import RequestError
 from convoy.evaluation.settings import EvaluateParams
 from convoy.networks import fitting, spec
 from convoy.networks.settings import NetworkParams
 from convoy.networks.tracked import untracked
-from convoy.tracking.store import TrackingParams
-from convoy.training.settings import TrainParams
+from convoy.sweep.settings import SweepParams
+from convoy.tracking.settings import TrackingParams
+from convoy.training.settings import CheckpointParams, TrainParams
 
 SECTIONS: dict[str, type[params.Section]] = {
     "data": DataParams,
     "network": NetworkParams,
     "train": TrainParams,
+    "checkpoints": CheckpointParams,
     "evaluate": EvaluateParams,
     "export": ExportParams,
     "tracking": TrackingParams,
+    "energy": EnergyParams,
+    "sweep": SweepParams,
 }
 
-MAPPINGS = ("train.transfer.release",)
-"""Keys whose value may be a mapping, which flattening takes apart."""
+MAPPINGS = ("train.transfer.release", "sweep.space")
+"""Keys whose value may be a mapping, which flattening takes apart; that of the last has keys with dots."""
 
 ANY_CLASSES = 2
 """Stands for the number of classes, which no layer but the last sees."""
@@ -60,8 +65,7 @@ def check(overrides: Mapping[str, str], path: Path = params.PARAMS_FILE) -> None
         NetworkError: the network does not take images of `data.image_px`.
     """
     content = params.read_yaml(path)
-    known = params.flatten(content)
-    known |= dict.fromkeys(MAPPINGS)
+    known = {*MAPPINGS, *(key for key in params.flatten(content) if not key.startswith("sweep.space."))}
     for key, typed in overrides.items():
         if key not in known:
             raise RequestError(f"unknown key {key}{params.did_you_mean(key, known)}")

@@ -72,7 +72,7 @@ def test_a_miniature_of_every_shipped_network_becomes_a_proven_model(
 
     prepare(tmp_path / "data", data, tmp_path / "dataset")
     dataset = Dataset.load(tmp_path / "dataset")
-    fit(dataset, network, train, 1, tmp_path / "model", tmp_path / "checkpoints")
+    fit(dataset, network, train, 1, tmp_path / "model")
     evaluate(
         tmp_path / "dataset",
         tmp_path / "model",

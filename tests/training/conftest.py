@@ -1,6 +1,7 @@
 """A miniature dataset, and params that learn it in a second."""
 
 import json
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,7 +21,10 @@ from convoy.networks.spec import Spec
 from convoy.networks.weights.starting import Starting
 from convoy.training.batches import Batcher
 from convoy.training.classifier import Classifier
-from convoy.training.settings import TrainParams
+from convoy.training.kept import Kept
+from convoy.training.points import Publish
+from convoy.training.saving import Resumable
+from convoy.training.settings import CheckpointParams, TrainParams
 
 COUNTS = {"train": 48, "val": 12, "test": 12}
 CLASSES = ["blue", "green", "red"]
@@ -127,6 +131,8 @@ def params() -> Callable[..., TrainParams]:
         "augment": ["crop", "flip"],
         "crop_padding": 1,
         "early_stop": 0,
+        "ema": 0.0,
+        "time_budget_min": 0.0,
         "precision": 32,
     }
     as_is = {"freeze": 0, "release": 0, "lr_factor": 1.0, "batch_norm": "adapt"}
@@ -138,9 +144,36 @@ def params() -> Callable[..., TrainParams]:
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """Where a training writes its model and its checkpoints."""
-    return tmp_path / "model", tmp_path / "checkpoints"
+def out(tmp_path: Path) -> Path:
+    """Where a training writes its model."""
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def resumable(tmp_path: Path) -> Callable[..., Resumable]:
+    """Make what `fit` resumes from, as a new process would; unless said otherwise every step is saved."""
+
+    def make(
+        publish: Publish = lambda points: None,
+        *,
+        every_s: float = 0.0,
+        folder: str = "checkpoints",
+        **changes: Any,
+    ) -> Resumable:
+        limits = CheckpointParams(every_s=every_s, keep=5, keep_days=30.0)
+        kept = Kept(tmp_path / folder, "1" * 64, limits)
+        usual = {
+            "kept": kept,
+            "found": kept.newest(),
+            "run_id": "run",
+            "publish": publish,
+            "step_interval": 1,
+            "time_budget_min": 0.0,
+            "started": time.monotonic(),
+        }
+        return Resumable(**(usual | changes))
+
+    return make
 
 
 @pytest.fixture(scope="session")

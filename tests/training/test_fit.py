@@ -30,10 +30,10 @@ def history(folder):
         return list(csv.DictReader(file))
 
 
-def test_a_training_learns_and_writes_the_model(dataset, tiny, params, folders):
-    metrics = fit(dataset, tiny, params(epochs=12), 1, *folders)
+def test_a_training_learns_and_writes_the_model(dataset, tiny, params, out):
+    metrics = fit(dataset, tiny, params(epochs=12), 1, out)
 
-    model, facts = saved.load(folders[0])
+    model, facts = saved.load(out)
     pixels = torch.from_numpy(dataset.images("test").copy()).permute(0, 3, 1, 2).float()
     right = model(pixels).argmax(1).numpy() == dataset.labels("test")
     assert right.mean() > 0.9
@@ -43,18 +43,18 @@ def test_a_training_learns_and_writes_the_model(dataset, tiny, params, folders):
 
 
 def test_the_metrics_are_the_last_row_of_the_history_and_what_the_best_epoch_reached(
-    dataset, tiny, params, folders
+    dataset, tiny, params, out
 ):
-    metrics = fit(dataset, tiny, params(epochs=4), 1, *folders)
+    metrics = fit(dataset, tiny, params(epochs=4), 1, out)
 
-    rows = history(folders[0])
+    rows = history(out)
     best = min(rows, key=lambda row: float(row["val/loss"]))
     assert list(rows[0]) == ["epoch", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr"]
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
     assert metrics["best"]["epoch"] == int(best["epoch"])
     assert metrics["best"]["val_loss"] == pytest.approx(float(best["val/loss"]), rel=1e-5)
     assert metrics["best"]["val_accuracy"] == pytest.approx(float(best["val/accuracy"]), rel=1e-5)
-    last = history(folders[0])[-1]
+    last = history(out)[-1]
     assert metrics["val"]["loss"] == pytest.approx(float(last["val/loss"]), rel=1e-5)
     assert metrics["train"]["loss"] == pytest.approx(float(last["train/loss"]), rel=1e-5)
     assert metrics["train"]["epochs_trained"] == 4
@@ -62,7 +62,7 @@ def test_the_metrics_are_the_last_row_of_the_history_and_what_the_best_epoch_rea
     json.dumps(metrics)
 
 
-def test_the_model_has_the_weights_of_the_best_epoch_not_of_the_last(dataset, tiny, params, folders):
+def test_the_model_has_the_weights_of_the_best_epoch_not_of_the_last(dataset, tiny, params, out):
     class Worsen(pl.Callback):
         """Let every later epoch answer `blue`, so that the first is the best."""
 
@@ -70,31 +70,61 @@ def test_the_model_has_the_weights_of_the_best_epoch_not_of_the_last(dataset, ti
             if trainer.current_epoch > 0:
                 torch.nn.init.constant_(pl_module.model.network.dense1.bias[:1], 50.0)
 
-    metrics = fit(dataset, tiny, params(epochs=3), 1, *folders, callbacks=[Worsen()])
+        def on_validation_end(self, trainer, pl_module):
+            if trainer.current_epoch == 0:
+                self.first = pl_module.model.network.dense1.weight.detach().clone()
 
-    best = torch.load(folders[1] / "best.ckpt", weights_only=True)
-    model, _ = saved.load(folders[0])
+    worsen = Worsen()
+    metrics = fit(dataset, tiny, params(epochs=3), 1, out, callbacks=[worsen])
+
+    model, _ = saved.load(out)
     assert metrics["best"]["epoch"] == 1
-    assert best["epoch"] == 0
-    assert torch.equal(model.network.dense1.weight, best["state_dict"]["model.network.dense1.weight"])
+    assert torch.equal(model.network.dense1.weight, worsen.first)
 
 
-def test_best_and_last_checkpoint_hold_tensors_and_plain_data_only(dataset, tiny, params, folders):
-    fit(dataset, tiny, params(epochs=3), 1, *folders)
+def test_the_average_of_weights_is_what_is_measured_and_kept(dataset, tiny, params, out):
+    class Average(pl.Callback):
+        """Average the weights by hand, starting from those after the first step."""
 
-    assert sorted(path.name for path in folders[1].iterdir()) == ["best.ckpt", "last.ckpt"]
-    for name in ("best.ckpt", "last.ckpt"):
-        content = torch.load(folders[1] / name, weights_only=True)
-        assert content["optimizer_states"]
-    assert torch.load(folders[1] / "last.ckpt", weights_only=True)["epoch"] == 2
+        def __init__(self):
+            self.mean, self.measured = None, []
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            now = pl_module.model.network.dense1.weight.detach().clone()
+            self.mean = now if self.mean is None else 0.8 * self.mean + 0.2 * now
+            self.last = now
+
+        def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+            self.measured.append(pl_module.model.network.dense1.weight.detach().clone())
+
+    average = Average()
+    metrics = fit(dataset, tiny, params(epochs=3, ema=0.8), 1, out, callbacks=[average])
+
+    model, _ = saved.load(out)
+    assert metrics["best"]["epoch"] == 3
+    assert not torch.allclose(average.last, average.mean)
+    assert torch.allclose(model.network.dense1.weight, average.mean, atol=1e-6)
+    assert torch.equal(model.network.dense1.weight, average.measured[-1])
 
 
-def test_a_second_training_replaces_the_checkpoints_of_the_first(dataset, tiny, params, folders):
-    for epochs in (3, 2):
-        fit(dataset, tiny, params(epochs=epochs), 1, *folders)
+def test_a_checkpoint_holds_tensors_and_plain_data_only(dataset, tiny, params, out, resumable):
+    fit(dataset, tiny, params(epochs=3), 1, out, resumable=resumable())
 
-    assert sorted(path.name for path in folders[1].iterdir()) == ["best.ckpt", "last.ckpt"]
-    assert torch.load(folders[1] / "last.ckpt", weights_only=True)["epoch"] == 1
+    [path] = out.parent.glob("checkpoints/*/step-*.ckpt")
+    content = torch.load(path, weights_only=True)
+    assert content["optimizer_states"]
+    assert content["epoch"] == 3
+
+
+def test_without_a_place_for_them_no_checkpoints_are_written(dataset, tiny, params, out, monkeypatch):
+    monkeypatch.chdir(out.parent)
+    fit(dataset, tiny, params(), 1, out)
+    assert sorted(path.name for path in out.parent.rglob("*")) == [
+        "history.csv",
+        "model",
+        "model.json",
+        "weights.pt",
+    ]
 
 
 @CPU
@@ -107,7 +137,7 @@ def test_the_same_seed_gives_equal_metrics_and_equal_bytes(
     outcomes = []
     for run, seed in enumerate((1, 1, 2)):
         out = tmp_path / str(run)
-        metrics = fit(dataset, tiny, chosen, seed, out, tmp_path / "checkpoints")
+        metrics = fit(dataset, tiny, chosen, seed, out)
         del metrics["train"]["seconds"]
         outcomes.append((metrics, (out / "weights.pt").read_bytes(), (out / "history.csv").read_text()))
 
@@ -115,7 +145,7 @@ def test_the_same_seed_gives_equal_metrics_and_equal_bytes(
     assert outcomes[0][1] != outcomes[2][1]
 
 
-def test_a_norm_and_every_bias_are_spared_weight_decay(dataset, tiny, params, folders):
+def test_a_norm_and_every_bias_are_spared_weight_decay(dataset, tiny, params, out):
     seen = []
 
     class Look(pl.Callback):
@@ -126,7 +156,7 @@ def test_a_norm_and_every_bias_are_spared_weight_decay(dataset, tiny, params, fo
                 (group["weight_decay"], {names[value] for value in group["params"]}) for group in groups
             )
 
-    fit(dataset, tiny, params(epochs=1, weight_decay=0.01), 1, *folders, callbacks=[Look()])
+    fit(dataset, tiny, params(epochs=1, weight_decay=0.01), 1, out, callbacks=[Look()])
 
     assert seen == [
         (0.01, {"model.network.conv1.weight"}),
@@ -137,29 +167,29 @@ def test_a_norm_and_every_bias_are_spared_weight_decay(dataset, tiny, params, fo
 
 
 @pytest.mark.parametrize("schedule", ["one_cycle", "cosine"])
-def test_the_learning_rate_follows_the_schedule_step_by_step(dataset, tiny, params, folders, schedule):
+def test_the_learning_rate_follows_the_schedule_step_by_step(dataset, tiny, params, out, schedule):
     rates = []
 
     class Look(pl.Callback):
         def on_before_optimizer_step(self, trainer, pl_module, optimizer):
             rates.append(optimizer.param_groups[0]["lr"])
 
-    fit(dataset, tiny, params(epochs=5, schedule=schedule, lr=0.2), 1, *folders, callbacks=[Look()])
+    fit(dataset, tiny, params(epochs=5, schedule=schedule, lr=0.2), 1, out, callbacks=[Look()])
 
     assert len(rates) == 15
     assert rates[0] == pytest.approx(0.02)
     assert max(rates) == rates[3] == pytest.approx(0.2)
     assert 0 < rates[-1] < 0.02
-    assert float(history(folders[0])[1]["lr"]) == pytest.approx(0.2)
+    assert float(history(out)[1]["lr"]) == pytest.approx(0.2)
 
 
-def test_the_rate_in_the_history_is_the_heads(dataset, stack, params, folders):
-    fit(dataset, stack, params(epochs=5, lr=0.2, transfer={"lr_factor": 0.5}), 1, *folders)
+def test_the_rate_in_the_history_is_the_heads(dataset, stack, params, out):
+    fit(dataset, stack, params(epochs=5, lr=0.2, transfer={"lr_factor": 0.5}), 1, out)
 
-    assert float(history(folders[0])[1]["lr"]) == pytest.approx(0.2)
+    assert float(history(out)[1]["lr"]) == pytest.approx(0.2)
 
 
-def test_every_epoch_shows_the_images_in_the_order_of_its_seed_and_number(dataset, tiny, params, folders):
+def test_every_epoch_shows_the_images_in_the_order_of_its_seed_and_number(dataset, tiny, params, out):
     seen = []
 
     class Look(pl.Callback):
@@ -168,7 +198,7 @@ def test_every_epoch_shows_the_images_in_the_order_of_its_seed_and_number(datase
                 (trainer.current_epoch, batch.step, batch.pixels_u8.cpu().permute(0, 2, 3, 1).numpy())
             )
 
-    fit(dataset, tiny, params(epochs=3, augment=[]), 7, *folders, callbacks=[Look()])
+    fit(dataset, tiny, params(epochs=3, augment=[]), 7, out, callbacks=[Look()])
 
     assert [(epoch, step) for epoch, step, _ in seen] == [(e, s) for e in range(3) for s in range(3)]
     for epoch, step, images_u8 in seen:
@@ -176,52 +206,52 @@ def test_every_epoch_shows_the_images_in_the_order_of_its_seed_and_number(datase
         assert np.array_equal(images_u8, dataset.images("train")[rows])
 
 
-def test_early_stop_ends_after_so_many_epochs_without_a_better_loss(dataset, tiny, params, folders):
-    metrics = fit(dataset, tiny, params(epochs=40, lr=1e-9, early_stop=2), 1, *folders)
+def test_early_stop_ends_after_so_many_epochs_without_a_better_loss(dataset, tiny, params, out):
+    metrics = fit(dataset, tiny, params(epochs=40, lr=1e-9, early_stop=2), 1, out)
 
     assert metrics["train"]["epochs_trained"] < 40
-    assert metrics["train"]["epochs_trained"] == len(history(folders[0]))
+    assert metrics["train"]["epochs_trained"] == len(history(out))
 
 
-def test_a_lost_loss_ends_the_training_with_the_remedy(dataset, tiny, params, folders):
+def test_a_lost_loss_ends_the_training_with_the_remedy(dataset, tiny, params, out):
     with pytest.raises(TrainingError, match=r"the loss became (nan|inf).*Lower train\.lr \(now 100\.0\)"):
-        fit(dataset, tiny, params(epochs=200, lr=100.0, weight_decay=1.0, warmup=0.0), 1, *folders)
+        fit(dataset, tiny, params(epochs=200, lr=100.0, weight_decay=1.0, warmup=0.0), 1, out)
 
 
-def test_callbacks_can_read_the_metrics_at_the_end_of_an_epoch(dataset, tiny, params, folders):
+def test_callbacks_can_read_the_metrics_at_the_end_of_an_epoch(dataset, tiny, params, out):
     seen = []
 
     class Look(pl.Callback):
         def on_train_epoch_end(self, trainer, pl_module):
             seen.append(set(trainer.callback_metrics))
 
-    fit(dataset, tiny, params(), 1, *folders, callbacks=[Look()])
+    fit(dataset, tiny, params(), 1, out, callbacks=[Look()])
 
     assert seen == [{"train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr"}] * 2
 
 
-def test_a_network_too_deep_for_the_images_is_refused_before_anything_is_written(dataset, params, folders):
+def test_a_network_too_deep_for_the_images_is_refused_before_anything_is_written(dataset, params, out):
     deep = Spec.model_validate(
         {"name": "deep", "layers": [{"conv": {"filters": 2, "kernel": 9}}, "flatten", {"dense": "classes"}]}
     )
 
     with pytest.raises(NetworkError, match="deep does not take images of 8 px"):
-        fit(dataset, deep, params(), 1, *folders)
-    assert not folders[0].exists()
+        fit(dataset, deep, params(), 1, out)
+    assert not out.exists()
 
 
-def test_a_torchvision_network_trains(dataset, params, folders):
+def test_a_torchvision_network_trains(dataset, params, out):
     spec = Spec(name="mine", torchvision="shufflenet_v2_x0_5")
 
-    metrics = fit(dataset, spec, params(epochs=1), 1, *folders)
+    metrics = fit(dataset, spec, params(epochs=1), 1, out)
 
-    model, facts = saved.load(folders[0])
+    model, facts = saved.load(out)
     assert facts.spec == spec
     assert metrics["train"]["epochs_trained"] == 1
     assert model(torch.zeros(2, 3, 8, 8)).shape == (2, 3)
 
 
-def test_the_validation_loss_is_taken_without_smoothing(dataset, tiny, params, folders):
+def test_the_validation_loss_is_taken_without_smoothing(dataset, tiny, params, out):
     """A smoothed loss of a network that answers at random is log 3 as well; a wrong certain one tells."""
     losses = []
 
@@ -234,20 +264,20 @@ def test_the_validation_loss_is_taken_without_smoothing(dataset, tiny, params, f
             labels = torch.from_numpy(dataset.labels("val").copy()).to(pl_module.device)
             losses.append(float(torch.nn.functional.cross_entropy(logits, labels)))
 
-    fit(dataset, tiny, params(epochs=1, label_smoothing=0.5), 1, *folders, callbacks=[Look()])
+    fit(dataset, tiny, params(epochs=1, label_smoothing=0.5), 1, out, callbacks=[Look()])
 
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_starting_weights_are_where_a_training_starts_and_their_statistics_are_the_models(
-    dataset, tiny, params, folders, starting
+    dataset, tiny, params, out, starting
 ):
     weights = starting(tiny)
     still = params(epochs=1, lr=1e-12, transfer={"batch_norm": "frozen"})
 
-    fit(dataset, tiny, still, 1, *folders, starting=weights)
+    fit(dataset, tiny, still, 1, out, starting=weights)
 
-    model, facts = saved.load(folders[0])
+    model, facts = saved.load(out)
     state = model.network.state_dict()
     assert (facts.mean, facts.std) == (weights.mean, weights.std)
     assert model.mean.flatten().tolist() == pytest.approx(weights.mean)
@@ -255,25 +285,25 @@ def test_starting_weights_are_where_a_training_starts_and_their_statistics_are_t
         torch.testing.assert_close(state[name], tensor)
 
 
-def test_starting_weights_of_unknown_statistics_take_the_datasets(dataset, tiny, params, folders, starting):
+def test_starting_weights_of_unknown_statistics_take_the_datasets(dataset, tiny, params, out, starting):
     weights = dataclasses.replace(starting(tiny), mean=None, std=None)
 
-    fit(dataset, tiny, params(epochs=1), 1, *folders, starting=weights)
+    fit(dataset, tiny, params(epochs=1), 1, out, starting=weights)
 
-    _, facts = saved.load(folders[0])
+    _, facts = saved.load(out)
     assert (facts.mean, facts.std) == (list(dataset.mean), list(dataset.std))
 
 
 def test_what_became_of_starting_weights_is_printed_before_the_first_step_and_written_down(
-    dataset, tiny, params, folders, starting, capsys
+    dataset, tiny, params, out, starting, capsys
 ):
     weights = dataclasses.replace(starting(tiny), classes=["a", "b", "c"])
     chosen = params(epochs=2, transfer={"freeze": "conv1"})
 
-    fit(dataset, tiny, chosen, 1, *folders, starting=weights)
+    fit(dataset, tiny, chosen, 1, out, starting=weights)
 
     printed = capsys.readouterr().out
-    written = json.loads((folders[0] / "transfer.json").read_text())
+    written = json.loads((out / "transfer.json").read_text())
     assert list(written) == ["source", "resolved", "head", "taken", "reinitialised", "ignored", "plan"]
     assert (written["source"], written["resolved"]) == ("models:/convoy@champion", "models:/convoy/3")
     assert written["head"] in printed
@@ -283,10 +313,10 @@ def test_what_became_of_starting_weights_is_printed_before_the_first_step_and_wr
     assert 0 < printed.index("reinitialised") < printed.index(written["plan"]) < printed.index("epoch 1/2")
 
 
-def test_a_training_from_fresh_weights_writes_nothing_about_transfer(dataset, tiny, params, folders):
-    fit(dataset, tiny, params(epochs=1), 1, *folders)
+def test_a_training_from_fresh_weights_writes_nothing_about_transfer(dataset, tiny, params, out):
+    fit(dataset, tiny, params(epochs=1), 1, out)
 
-    assert sorted(path.name for path in folders[0].iterdir()) == ["history.csv", "model.json", "weights.pt"]
+    assert sorted(path.name for path in out.iterdir()) == ["history.csv", "model.json", "weights.pt"]
 
 
 @pytest.mark.parametrize(
@@ -301,22 +331,22 @@ def test_a_training_from_fresh_weights_writes_nothing_about_transfer(dataset, ti
     ],
 )
 def test_freezing_what_is_random_is_refused_before_anything_is_written(
-    dataset, tiny, params, folders, transfer, said
+    dataset, tiny, params, out, transfer, said
 ):
     with pytest.raises(RequestError, match=said):
-        fit(dataset, tiny, params(transfer=transfer), 1, *folders)
-    assert not folders[0].exists()
+        fit(dataset, tiny, params(transfer=transfer), 1, out)
+    assert not out.exists()
 
 
-def test_a_plan_that_does_not_fit_is_refused_before_anything_is_written(
-    dataset, tiny, params, folders, starting
-):
+def test_a_plan_that_does_not_fit_is_refused_before_anything_is_written(dataset, tiny, params, out, starting):
     with pytest.raises(RequestError, match="tiny has no block `conv3`; did you mean `conv1`"):
-        fit(dataset, tiny, params(transfer={"freeze": "conv3"}), 1, *folders, starting=starting(tiny))
-    assert not folders[0].exists()
+        fit(dataset, tiny, params(transfer={"freeze": "conv3"}), 1, out, starting=starting(tiny))
+    assert not out.exists()
 
 
-def test_a_network_with_auxiliary_heads_trains_with_them_and_is_saved_without(dataset, params, folders):
+def test_a_network_with_auxiliary_heads_trains_with_them_and_is_saved_without(
+    dataset, params, out, resumable
+):
     head = ["global_avg_pool", "flatten", {"dense": "classes"}]
     conv = {"conv": {"filters": 8, "kernel": 3}}
     layers = [
@@ -331,21 +361,23 @@ def test_a_network_with_auxiliary_heads_trains_with_them_and_is_saved_without(da
     ]
     spec = Spec.model_validate({"name": "aside", "layers": layers})
 
-    metrics = fit(dataset, spec, params(epochs=12), 1, *folders)
+    metrics = fit(dataset, spec, params(epochs=12), 1, out, resumable=resumable())
 
-    model, _ = saved.load(folders[0])
-    kept = torch.load(folders[1] / "best.ckpt", weights_only=True)["state_dict"]
+    model, _ = saved.load(out)
+    [path] = out.parent.glob("checkpoints/*/step-*.ckpt")
+    content = torch.load(path, weights_only=True)
     assert metrics["val"]["accuracy"] > 0.9
-    assert "model.network.auxiliary1.dense1.weight" in kept
+    assert "model.network.auxiliary1.dense1.weight" in content["state_dict"]
     assert not any("auxiliary" in name for name in model.network.state_dict())
-    assert torch.equal(model.network.conv1.weight, kept["model.network.conv1.weight"])
+    best = content["callbacks"]["Best"]["weights"]
+    assert torch.equal(model.network.conv1.weight, best["network.conv1.weight"])
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("precision", [32, "auto"])
 def test_weights_trained_on_a_gpu_load_on_a_cpu_and_give_near_equal_logits(
-    dataset, tiny, params, folders, precision
+    dataset, tiny, params, out, precision
 ):
     trained = []
 
@@ -354,9 +386,9 @@ def test_weights_trained_on_a_gpu_load_on_a_cpu_and_give_near_equal_logits(
             assert pl_module.device.type == "cuda"
             trained.append(pl_module.model)
 
-    metrics = fit(dataset, tiny, params(epochs=12, precision=precision), 1, *folders, callbacks=[Keep()])
+    metrics = fit(dataset, tiny, params(epochs=12, precision=precision), 1, out, callbacks=[Keep()])
 
-    model, _ = saved.load(folders[0])
+    model, _ = saved.load(out)
     pixels = torch.from_numpy(dataset.images("test").copy()).permute(0, 3, 1, 2).float()
     on_gpu = trained[0].to("cuda").eval()(pixels.to("cuda")).cpu()
     assert metrics["val"]["accuracy"] > 0.9

@@ -40,12 +40,12 @@ class FollowImages(pl.Callback):
 
 
 @pytest.fixture
-def transfer(dataset, stack, params, folders, starting):
+def transfer(dataset, stack, params, out, starting):
     """Train `stack` from starting weights for three epochs; keywords are those of `train.transfer`."""
 
     def run(*callbacks, epochs=3, **plan):
         chosen = params(epochs=epochs, transfer=plan)
-        return fit(dataset, stack, chosen, 1, *folders, callbacks=callbacks, starting=starting(stack))
+        return fit(dataset, stack, chosen, 1, out, callbacks=callbacks, starting=starting(stack))
 
     return run
 
@@ -76,10 +76,10 @@ def test_where_nothing_is_frozen_nothing_is_said(transfer, capsys):
     assert said(capsys) == []
 
 
-def test_a_frozen_weight_that_moved_fails_the_training_by_name(transfer, folders):
+def test_a_frozen_weight_that_moved_fails_the_training_by_name(transfer, out):
     with pytest.raises(TrainingError, match=r"^1 frozen tensors moved: residual1\.body\.conv1\.weight\."):
         transfer(Nudge("residual1.body.conv1.weight", epoch=2), freeze=2)
-    assert not (folders[0] / "weights.pt").exists()
+    assert not (out / "weights.pt").exists()
 
 
 def test_a_weight_that_moved_before_its_release_is_found_at_the_release(transfer):

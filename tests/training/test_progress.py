@@ -1,12 +1,15 @@
 import logging
 import re
 import sys
+from contextlib import suppress
+
+import pytorch_lightning as pl
 
 from convoy.training.fit import fit
 
 
-def test_a_log_gets_one_plain_line_per_epoch_with_rate_and_time_left(dataset, tiny, params, folders, capsys):
-    fit(dataset, tiny, params(epochs=3), 1, *folders)
+def test_a_log_gets_one_plain_line_per_epoch_with_rate_and_time_left(dataset, tiny, params, out, capsys):
+    fit(dataset, tiny, params(epochs=3), 1, out)
 
     lines = capsys.readouterr().out.splitlines()
     number = r"\d+\.\d{4}"
@@ -23,11 +26,11 @@ def test_a_log_gets_one_plain_line_per_epoch_with_rate_and_time_left(dataset, ti
     assert [bool(match and match[2]) for match in matches] == [True, True, False]
 
 
-def test_a_terminal_gets_a_bar_below_the_lines(dataset, tiny, params, folders, capsys, monkeypatch):
+def test_a_terminal_gets_a_bar_below_the_lines(dataset, tiny, params, out, capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("FORCE_COLOR", "1")
 
-    fit(dataset, tiny, params(), 1, *folders)
+    fit(dataset, tiny, params(), 1, out)
 
     printed = capsys.readouterr().out
     assert "train: epoch 2/2" in printed
@@ -35,14 +38,19 @@ def test_a_terminal_gets_a_bar_below_the_lines(dataset, tiny, params, folders, c
     assert "epoch 2/2  train loss" in printed
 
 
-def test_lightning_says_nothing_about_itself(dataset, tiny, params, folders, recwarn, monkeypatch):
+def test_lightning_says_nothing_about_itself(dataset, tiny, params, out, recwarn, monkeypatch, resumable):
+    class Kill(pl.Callback):
+        def on_validation_start(self, trainer, pl_module):
+            raise InterruptedError
+
     said = []
     handler = logging.Handler()
     monkeypatch.setattr(handler, "emit", lambda record: said.append(record.getMessage()))
     logging.getLogger("pytorch_lightning").addHandler(handler)
     try:
-        for _ in range(2):  # the second finds the checkpoints of the first
-            fit(dataset, tiny, params(epochs=1), 1, *folders)
+        for kill in ([Kill()], []):  # the second resumes
+            with suppress(InterruptedError):
+                fit(dataset, tiny, params(epochs=1), 1, out, callbacks=kill, resumable=resumable())
     finally:
         logging.getLogger("pytorch_lightning").removeHandler(handler)
 

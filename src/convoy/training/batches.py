@@ -41,18 +41,24 @@ class Batches:
         labels: npt.NDArray[np.int64],
         batch_size: int,
         order: Callable[[], npt.NDArray[np.int64]],
+        first: Callable[[], int] = lambda: 0,
     ) -> None:
-        """Take the arrays as they are mapped; `order` is asked for the rows at the start of every pass."""
+        """Take the arrays as they are mapped.
+
+        At the start of every pass `order` is asked for the rows, and `first` for the batch to begin with.
+        """
         self.images_u8 = images_u8
         self.labels = labels
         self.order = order
+        self.first = first
         self.steps = -(-len(labels) // batch_size)
 
     def __len__(self) -> int:
         return self.steps
 
     def __iter__(self) -> Iterator[Batch]:
-        for step, rows in enumerate(np.array_split(self.order(), self.steps)):
+        first = self.first()
+        for step, rows in enumerate(np.array_split(self.order(), self.steps)[first:], start=first):
             rows.sort()  # the order inside a batch changes nothing, and a sorted read is sequential on disk
             pixels_u8 = torch.from_numpy(self.images_u8[rows]).permute(0, 3, 1, 2)
             yield Batch(pixels_u8, torch.from_numpy(self.labels[rows]), step)
@@ -66,12 +72,18 @@ class Batcher(pl.LightningDataModule):
         self.dataset = dataset
         self.params = params
         self.seed = seed
+        self.first = (0, 0)
+        """Epoch, and batch in it, that training begins with: where a checkpoint was written."""
 
     def train_dataloader(self) -> Batches:
         """Serve the training split in an order that depends on seed and epoch alone."""
         images_u8, labels = self.dataset.images("train"), self.dataset.labels("train")
         return Batches(
-            images_u8, labels, self.params.batch_size, lambda: shuffled(len(labels), self.seed, self._epoch())
+            images_u8,
+            labels,
+            self.params.batch_size,
+            lambda: shuffled(len(labels), self.seed, self._epoch()),
+            lambda: self.first[1] if self.first[0] == self._epoch() else 0,
         )
 
     def val_dataloader(self) -> Batches:

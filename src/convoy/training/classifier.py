@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from convoy.errors import TrainingError
@@ -48,7 +49,10 @@ class Classifier(pl.LightningModule):
         self.facts = facts
         self.blocks = blocks(model.network)
         self.plan = Plan.of([block.name for block in self.blocks], params, facts.network)
+        self.train_loss = MeanMetric()
         self.train_accuracy = MulticlassAccuracy(len(facts.classes), average="micro")
+        for metric in (self.train_loss, self.train_accuracy):
+            metric.persistent(mode=True)  # a checkpoint in the middle of an epoch holds its sums so far
         self.val_accuracy = MulticlassAccuracy(len(facts.classes), average="micro")
         self.frozen_norms = {
             name: norm
@@ -80,10 +84,15 @@ class Classifier(pl.LightningModule):
             norm.eval()
         return self
 
-    def on_train_epoch_start(self) -> None:
-        """Freeze what the plan says, and log the head's learning rate at the epoch's first step."""
+    def on_train_start(self) -> None:
+        """Freeze what the plan says; a training that resumes within an epoch sees no start of it."""
         self._freeze(self.current_epoch)
-        self.log("lr", self._scheduler().get_last_lr()[-1])
+
+    def on_train_epoch_start(self) -> None:
+        """Freeze what the plan says; forget the sums that a checkpoint after an epoch still has of it."""
+        self._freeze(self.current_epoch)
+        self.train_loss.reset()
+        self.train_accuracy.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the facts, as text, so that a checkpoint can serve as starting weights elsewhere."""
@@ -103,8 +112,9 @@ class Classifier(pl.LightningModule):
             loss = loss + weight * self._smoothed(aside, batch)
         if batch_idx % CHECK_STEPS == 0:
             self._check(loss)
+        self.train_loss.update(loss.detach(), weight=len(batch.labels))
         self.train_accuracy.update(logits, batch.labels)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.labels))
+        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
         self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True)
         return loss
 
@@ -116,8 +126,14 @@ class Classifier(pl.LightningModule):
         self.log("val/accuracy", self.val_accuracy)
 
     def on_validation_epoch_end(self) -> None:
-        """Refuse a loss that is no number before a checkpoint of it is taken for the best."""
+        """Refuse a loss that is no number; log the head's learning rate at the epoch's first step."""
         self._check(self.trainer.callback_metrics["val/loss"])
+        self.log("lr", self.learning_rate(self.current_epoch * int(self.trainer.num_training_batches)))
+
+    def learning_rate(self, step: int) -> float:
+        """Compute the head's learning rate at a step, 0 for the first."""
+        steps = int(self.trainer.estimated_stepping_batches)
+        return self.params.lr * rate(self.params.schedule, self.params.warmup, steps)(step)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Group the weights by block, frozen ones too, so that a checkpoint fits in every phase.
@@ -170,12 +186,6 @@ class Classifier(pl.LightningModule):
                 f"the loss became {loss.item()} in epoch {self.current_epoch + 1}: the steps are too large. "
                 f"Lower train.lr (now {self.params.lr}) or lengthen train.warmup (now {self.params.warmup})."
             )
-
-    def _scheduler(self) -> LambdaLR:
-        scheduler = self.lr_schedulers()
-        if not isinstance(scheduler, LambdaLR):
-            raise TypeError(f"one learning-rate schedule was configured, not {scheduler}")
-        return scheduler
 
 
 def _scaled(share: Callable[[int], float], factor: float) -> Callable[[int], float]:

@@ -1,7 +1,6 @@
 """Train a network on a packed dataset, and keep what was best on the validation split."""
 
 import logging
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,46 +9,51 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping, WeightAveraging
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from convoy import files
 from convoy.console import say
 from convoy.data.dataset import Dataset
-from convoy.errors import RequestError
 from convoy.networks import saved
 from convoy.networks.deployable import Deployable
 from convoy.networks.saved import ModelFacts
 from convoy.networks.spec import Spec
 from convoy.networks.weights.starting import Grafted, Starting, graft
 from convoy.training.batches import Batcher
+from convoy.training.best import MONITOR, Best
 from convoy.training.classifier import Classifier
+from convoy.training.clock import Clock
 from convoy.training.frozen import FrozenProof
 from convoy.training.history import History
+from convoy.training.kept import Found
+from convoy.training.plan import refuse_to_freeze
+from convoy.training.points import Points
 from convoy.training.precision import choose
 from convoy.training.progress import TrainingProgress
+from convoy.training.saving import DirectIO, Resumable, Saving
 from convoy.training.schedule import rate
-from convoy.training.settings import TrainParams, TransferParams
+from convoy.training.settings import TrainParams
 
 HISTORY = "history.csv"
 TRANSFER = "transfer.json"
-MONITOR = "val/loss"
-"""What chooses the best epoch: a few hundred validation images tie in accuracy, never in loss."""
 
 
-def fit(  # noqa: PLR0917
+def fit(
     dataset: Dataset,
     spec: Spec,
     params: TrainParams,
     seed: int,
     out: Path,
-    checkpoints: Path,
-    callbacks: Sequence[pl.Callback] = (),
     *,
+    callbacks: Sequence[pl.Callback] = (),
     starting: Starting | None = None,
+    resumable: Resumable | None = None,
 ) -> dict[str, Any]:
     """Train, and write the weights of the best epoch.
 
-    A GPU is used where there is one. On one CPU, equal arguments give equal weights, bit for bit.
+    A GPU is used where there is one. On one CPU, equal arguments give equal weights, bit for bit,
+    also if processes died in between and `resumable` found their checkpoints.
 
     Args:
         dataset: what to learn from; its `val` split chooses the epoch, its `test` split is not read.
@@ -58,9 +62,9 @@ def fit(  # noqa: PLR0917
         seed: decides starting weights, order of images and augmentation.
         out: folder, created, for the model (`saved.save`), `history.csv` and, with starting weights, `transfer.json`:
             where they came from, which tensors were taken, reinitialised and ignored, and the plan.
-        checkpoints: folder for `best.ckpt` and `last.ckpt`; created, and both are replaced.
-        callbacks: more of Lightning's; they may read the metrics of an epoch at its end.
+        callbacks: more of Lightning's; they may read the metrics of an epoch at its end. Their states are saved too.
         starting: weights to begin with, whose mean and std, where known, replace the dataset's; None: fresh ones.
+        resumable: how the training is saved, and what it goes on from; None: it is not.
 
     Returns:
         `{"train": {...}, "val": {...}, "best": {...}}`: loss and accuracy of the last epoch, the epochs
@@ -70,10 +74,11 @@ def fit(  # noqa: PLR0917
         RequestError: `params.transfer` does not fit the network, or would freeze what is random.
         NetworkError: the network does not take images of this size; the starting weights are another network's.
         TrainingError: the loss is no number any more; what was frozen moved.
+        Paused: the time budget is spent; the training is saved.
         KeyboardInterrupt: Ctrl-C. SIGTERM arrives as what its handler raises, or as Lightning's SystemExit.
     """
     if starting is None:
-        _refuse_to_freeze(params.transfer)
+        refuse_to_freeze(params.transfer)
     pl.seed_everything(seed, verbose=False)
     facts = ModelFacts(
         network=spec.name,
@@ -93,9 +98,22 @@ def fit(  # noqa: PLR0917
     plan = classifier.plan.table(_rates(params, len(batcher.train_dataloader())))
     for line in [*(grafted.lines() if grafted else []), *plan.splitlines()]:
         say(line)
-    history = History(out / HISTORY)
-    images = len(dataset.labels("train"))
-    keepers = _checkpoints(checkpoints)
+    history, best, clock = History(out / HISTORY), Best(classifier), Clock()
+    watchers: list[pl.Callback] = [
+        history,
+        TrainingProgress(len(dataset.labels("train"))),
+        FrozenProof(classifier),
+        best,
+        *_averaging(params),
+        *_early_stop(params),
+        clock,
+        *callbacks,
+    ]
+    saving = None
+    if resumable:
+        points = Points(classifier, resumable.publish, resumable.step_interval)
+        saving = Saving(resumable, batcher, points)
+        watchers += [points, saving]
     with _quiet():
         trainer = pl.Trainer(
             accelerator="auto",
@@ -106,41 +124,30 @@ def fit(  # noqa: PLR0917
             deterministic="warn",
             benchmark=False,
             logger=False,
+            enable_checkpointing=False,  # `Saving` does it
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
-            callbacks=[
-                history,
-                TrainingProgress(images),
-                FrozenProof(classifier),
-                *_early_stop(params),
-                *keepers,
-                *callbacks,
-            ],
+            plugins=[DirectIO()],
+            callbacks=watchers,
         )
-        started = time.monotonic()
-        _run(trainer, classifier, batcher)
-        seconds = time.monotonic() - started
-    best = torch.load(checkpoints / "best.ckpt", map_location="cpu", weights_only=True)
-    weights = {name.removeprefix("model."): value for name, value in best["state_dict"].items()}
-    model.load_state_dict(weights)
+        found = resumable.found if resumable else None
+        if found:
+            say(_resumed(found))
+        if found and found.note.finished:
+            for watcher in watchers:
+                if watcher.state_key in found.content["callbacks"]:
+                    watcher.load_state_dict(found.content["callbacks"][watcher.state_key])
+        else:
+            _run(trainer, classifier, batcher, found.path if found else None)
+            clock.stop()
+            if saving:
+                saving.finish(trainer)
+    model.load_state_dict(best.weights)
     saved.save(out, model, facts)
     if starting and grafted:
         _write_transfer(out / TRANSFER, starting, grafted, plan)
-    return _metrics(history, int(best["epoch"]), seconds)
-
-
-def _refuse_to_freeze(transfer: TransferParams) -> None:
-    """Refuse to hold random weights, or statistics of no image."""
-    for key, value, harmless in (
-        ("freeze", transfer.freeze, "0"),
-        ("batch_norm", transfer.batch_norm, "adapt"),
-    ):
-        if str(value) != harmless:
-            raise RequestError(
-                f"train.transfer.{key} is {value}, but network.weights is none: what it freezes would stay as random "
-                f"as it starts. Set network.weights (such as imagenet), or train.transfer.{key} to {harmless}."
-            )
+    return _metrics(history, best.epoch, clock.seconds)
 
 
 def _rates(params: TrainParams, steps: int) -> list[float]:
@@ -171,31 +178,42 @@ def _metrics(history: History, best: int, seconds: float) -> dict[str, Any]:
             "loss": last["train/loss"],
             "accuracy": last["train/accuracy"],
             "epochs_trained": len(history.rows),
-            "seconds": round(seconds, 1),
+            "seconds": round(seconds, 2),
         },
         "val": {"loss": last["val/loss"], "accuracy": last["val/accuracy"]},
         "best": {"epoch": best + 1, "val_loss": kept["val/loss"], "val_accuracy": kept["val/accuracy"]},
     }
 
 
-def _run(trainer: pl.Trainer, classifier: Classifier, batcher: Batcher) -> None:
+def _run(trainer: pl.Trainer, classifier: Classifier, batcher: Batcher, checkpoint: Path | None) -> None:
     """Fit, handing Ctrl-C on: Lightning would turn it into an exit that a caller takes for the end."""
     try:
-        trainer.fit(classifier, datamodule=batcher)
+        trainer.fit(classifier, datamodule=batcher, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as exit_:
         if isinstance(exit_.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from exit_
         raise
 
 
-def _checkpoints(folder: Path) -> list[pl.Callback]:
-    """Keep the best epoch and the last one, under names that a later run replaces."""
-    return [
-        ModelCheckpoint(
-            dirpath=folder, filename="best", monitor=MONITOR, mode="min", enable_version_counter=False
-        ),
-        ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False),
-    ]
+def _resumed(found: Found) -> str:
+    """Say what a training goes on from."""
+    if found.note.finished:
+        return (
+            f"The training was finished (step {found.note.step:,}); its results are taken from {found.path}."
+        )
+    return f"The training goes on in epoch {found.note.epoch}, after step {found.note.step:,} ({found.path})."
+
+
+def _averaging(params: TrainParams) -> list[pl.Callback]:
+    """Average the weights, which validation then measures and `Best` copies; 0 does not.
+
+    The form for many tensors moves by a share of the difference, so that frozen tensors stay
+    as they are to the bit; Lightning's EMA callback takes the sum of two products instead.
+    """
+    if not params.ema:
+        return []
+    average = get_ema_multi_avg_fn(params.ema)  # type: ignore[no-untyped-call] # torch has no types here
+    return [WeightAveraging(multi_avg_fn=average)]
 
 
 def _early_stop(params: TrainParams) -> list[pl.Callback]:
@@ -215,7 +233,8 @@ def _quiet() -> Iterator[None]:
     log.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+            # Lightning asks the loader; here the place in the order of images is `Saving`'s.
+            warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch")
             warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")  # frozen norms: meant
             warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)")  # Lightning's own habit
             yield

@@ -1,6 +1,7 @@
 """The metrics of every epoch, as a table that outlives the training."""
 
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 
@@ -19,7 +20,20 @@ class History(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         """Add the epoch's row."""
         self.rows.append({name: float(trainer.callback_metrics[name]) for name in COLUMNS})
+        self.write()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the rows for a checkpoint."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the rows of a checkpoint; DVC has removed the file."""
+        self.rows = state_dict["rows"]
+        self.write()
+
+    def write(self) -> None:
+        """Write the table; every digit, so that DVC shows what MLflow does."""
         lines = [",".join(("epoch", *COLUMNS))]
         for epoch, row in enumerate(self.rows, start=1):
-            lines.append(",".join([str(epoch), *(f"{row[name]:.6g}" for name in COLUMNS)]))
+            lines.append(",".join([str(epoch), *(repr(row[name]) for name in COLUMNS)]))
         write_text(self.path, "\n".join(lines) + "\n")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from convoy.errors import RequestError
 from convoy.params import did_you_mean
-from convoy.training.settings import TrainParams
+from convoy.training.settings import TrainParams, TransferParams
 
 COLUMNS = 10
 """Most epochs that a table shows: with the names of blocks they fit a line of a log."""
@@ -74,6 +74,23 @@ class Plan:
         if self.norms_frozen:
             lines.append("batch norms: frozen except in the head, statistics, scale and shift")
         return "\n".join(lines)
+
+
+def refuse_to_freeze(transfer: TransferParams) -> None:
+    """Refuse to hold random weights, or statistics of no image, where there are no weights to start from.
+
+    Raises:
+        RequestError: `freeze` or `batch_norm` would hold something.
+    """
+    for key, value, harmless in (
+        ("freeze", transfer.freeze, "0"),
+        ("batch_norm", transfer.batch_norm, "adapt"),
+    ):
+        if str(value) != harmless:
+            raise RequestError(
+                f"train.transfer.{key} is {value}, but network.weights is none: what it freezes would stay as random "
+                f"as it starts. Set network.weights (such as imagenet), or train.transfer.{key} to {harmless}."
+            )
 
 
 def _held(blocks: Sequence[str], freeze: int | str, network: str) -> int:

@@ -20,10 +20,15 @@ class TrainingProgress(pl.Callback):
         self.images = images
         self.bar: Progress | None = None
         self.started = self.epoch_started = self.epoch_trained = 0.0
+        self.seen = 0  # images of this epoch, in this process
+        self.share_before = 0.0  # of the whole training, done by processes before
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        """Start the clock and, in a terminal, the bar."""
-        self.started = time.monotonic()
+        """Start the clock and, in a terminal, the bar; a training that resumes starts in the middle."""
+        self.started = self.epoch_started = time.monotonic()
+        images = self.images * (trainer.max_epochs or 1)
+        batches = trainer.num_training_batches * (trainer.max_epochs or 1)
+        self.share_before = trainer.global_step / batches
         if sys.stdout.isatty():
             columns = (
                 TextColumn("{task.description}"),
@@ -33,12 +38,13 @@ class TrainingProgress(pl.Callback):
                 TimeRemainingColumn(compact=True),
             )
             self.bar = Progress(*columns, transient=True)
-            self.bar.add_task("train", total=self.images * (trainer.max_epochs or 1))
+            self.bar.add_task("train", total=images, completed=round(images * self.share_before))
             self.bar.start()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         """Note when the epoch began."""
         self.epoch_started = time.monotonic()
+        self.seen = 0
         if self.bar:
             name = f"train: epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
             self.bar.update(self.bar.task_ids[0], description=name)
@@ -51,7 +57,8 @@ class TrainingProgress(pl.Callback):
         batch: Batch,
         batch_idx: int,  # noqa: ARG002
     ) -> None:
-        """Move the bar by the images of the batch."""
+        """Count the images of the batch."""
+        self.seen += len(batch.labels)
         if self.bar:
             self.bar.advance(self.bar.task_ids[0], len(batch.labels))
 
@@ -62,9 +69,10 @@ class TrainingProgress(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         """Print the epoch's line; in a terminal it stands above the bar."""
         done, total = trainer.current_epoch + 1, trainer.max_epochs or 1
-        left = (time.monotonic() - self.started) / done * (total - done)
+        share = done / total
+        left = (time.monotonic() - self.started) / (share - self.share_before) * (1 - share)
         line = describe(trainer.callback_metrics, done, total)
-        rate = self.images / (self.epoch_trained - self.epoch_started)
+        rate = self.seen / (self.epoch_trained - self.epoch_started)
         line += f"  {rate:,.0f} images/s" + (f"  ETA {left:,.0f} s" if done < total else "")
         if self.bar:
             self.bar.console.print(line, highlight=False)

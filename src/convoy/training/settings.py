@@ -59,5 +59,15 @@ class TrainParams(Section):
     augment: list[Augmentation]
     crop_padding: Annotated[int, Field(ge=0, le=64)]
     early_stop: Annotated[int, Field(ge=0, le=10_000)]
+    ema: Annotated[float, Field(ge=0, lt=1)]
+    time_budget_min: Annotated[float, Field(ge=0, le=100_000)]
     precision: Precision
     transfer: TransferParams
+
+
+class CheckpointParams(Section):
+    """Choose how often a training is saved, and what is kept of others. Changes no result."""
+
+    every_s: Annotated[float, Field(ge=0, le=86_400)]
+    keep: Annotated[int, Field(ge=1, le=1000)]
+    keep_days: Annotated[float, Field(gt=0, le=3650)]

@@ -1,0 +1,178 @@
+"""`kill -9` in the middle of a training: the next `dvc repro` ends as if it had not been, in the same run."""
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow.tracking import MlflowClient
+
+from clones import Clone, runs
+
+pytestmark = pytest.mark.pipeline
+
+
+def prepared(clone: Clone, epochs: int = 30) -> Clone:
+    """Choose a training of some seconds, saved every tenth of one."""
+    clone.set_param("network.name", "lenet5")
+    clone.set_param("train.epochs", str(epochs))
+    clone.set_param("train.ema", "0.9")
+    clone.set_param("checkpoints.every_s", "0.1")
+    clone.set_param("export.latency_runs", "10")
+    return clone
+
+
+def unbroken(finished: Clone, folder: Path, epochs: int = 30) -> Clone:
+    """Train in one go, in a clone of its own."""
+    clone = prepared(finished.copy(folder), epochs)
+    clone.run("python", "pipelines/train.py", PYTHONPATH="src")
+    return clone
+
+
+def kill_in_training(clone: Clone, seconds: float, *, only_stage: bool = False) -> str:
+    """Start `dvc repro`, and kill it some time after its training has begun; return what it said."""
+    process = clone.start("dvc", "repro")
+    assert process.stdout
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if line.startswith("plan:"):
+            break
+    time.sleep(seconds)
+    if only_stage:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            if "pipelines/train.py" in child.cmdline():
+                child.kill()
+    else:
+        os.killpg(process.pid, signal.SIGKILL)
+    rest, _ = process.communicate(timeout=60)
+    return "".join(said) + rest
+
+
+def newest_checkpoint(clone: Clone) -> Path | None:
+    """Find what was saved last; the clone has brought the checkpoints of another training along."""
+    found = clone.folder.glob("checkpoints/*/step-*.ckpt")
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def assert_as_if_unbroken(clone: Clone, whole: Clone, before: int) -> None:
+    """Compare weights and history to the bit, and the run's curves with the history."""
+    for name in ("weights.pt", "model.json", "history.csv"):
+        found, expected = (one.folder / "build/model" / name for one in (clone, whole))
+        assert found.read_bytes() == expected.read_bytes(), name
+    made = runs(clone)
+    assert len(made) == before + 1, [run.info.run_name for run in made]
+    assert made[0].info.status == "FINISHED"
+    client = MlflowClient(f"sqlite:///{clone.folder}/mlflow.db")
+    with (clone.folder / "build/model/history.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for name in ("train/loss", "val/loss", "val/accuracy", "lr"):
+        points = client.get_metric_history(made[0].info.run_id, name)
+        assert [(point.step, point.value) for point in sorted(points, key=lambda point: point.step)] == [
+            (int(row["epoch"]), float(row[name])) for row in rows
+        ], f"{name} has doubles or holes"
+    steps = [point.step for point in client.get_metric_history(made[0].info.run_id, "step/loss")]
+    assert len(steps) == len(set(steps)), "no step twice"
+    assert sorted(steps) == list(range(10, max(steps) + 1, 10)), "no step left out"
+
+
+def test_a_training_killed_three_times_ends_as_if_it_had_not_been(
+    finished: tuple[Clone, str], tmp_path: Path
+) -> None:
+    whole = unbroken(finished[0], tmp_path / "whole")
+    clone = prepared(finished[0].copy(tmp_path / "clone"))
+    before = len(runs(clone))
+    kill_in_training(clone, 0.8)
+    newest = newest_checkpoint(clone)
+    assert newest
+    newest.write_bytes(newest.read_bytes()[:1000])  # as a loss of power may leave it
+    said = kill_in_training(clone, 0.5)
+    assert f"{newest.name} is not used: it is truncated or damaged" in said
+    said = kill_in_training(clone, 0.3, only_stage=True)
+    assert "The training goes on in epoch" in said
+    said = clone.run("dvc", "repro")
+    assert "The training goes on in epoch" in said
+    assert_as_if_unbroken(clone, whole, before)
+
+
+@pytest.mark.slow
+def test_a_training_killed_twenty_times_at_random_ends_as_if_it_had_not_been(
+    finished: tuple[Clone, str], tmp_path: Path
+) -> None:
+    chance = random.Random(20261123)  # noqa: S311 (when to kill)
+    whole = unbroken(finished[0], tmp_path / "whole", epochs=100)
+    clone = prepared(finished[0].copy(tmp_path / "clone"), epochs=100)
+    before = len(runs(clone))
+    kills = 0
+    while kills < 20:
+        kill_in_training(clone, chance.uniform(0, 1.2), only_stage=chance.random() < 0.3)
+        kills += 1
+        newest = newest_checkpoint(clone)
+        print(f"kill {kills}: {newest.name if newest else 'nothing saved'}", flush=True)
+        if (clone.folder / "build/model/weights.pt").exists():
+            break
+    assert kills == 20, "the training ended before: make it longer"
+    clone.run("dvc", "repro")
+    assert_as_if_unbroken(clone, whole, before)
+
+
+def test_a_spent_time_budget_leaves_a_run_that_the_next_goes_on_with(
+    finished: tuple[Clone, str], tmp_path: Path
+) -> None:
+    clone = prepared(finished[0].copy(tmp_path / "clone"))
+    before = len(runs(clone))
+    clone.set_param("train.time_budget_min", "0.0001")
+    said = clone.run("dvc", "repro", fails=True)
+    assert "train.time_budget_min (0.0001) is spent. The state is saved; `dvc repro` goes on at epoch 1 of" in said
+    assert "Traceback" not in said
+    assert runs(clone)[0].info.status == "SCHEDULED"
+    clone.set_param("train.time_budget_min", "60")
+    clone.run("dvc", "repro")
+    assert len(runs(clone)) == before + 1
+    assert runs(clone)[0].info.status == "FINISHED"
+    clone.set_param("train.time_budget_min", "90")
+    assert "Running stage" not in clone.run("dvc", "repro"), "another budget trains nothing anew"
+
+
+def test_a_second_training_on_the_same_inputs_is_refused_while_the_first_runs(
+    finished: tuple[Clone, str], tmp_path: Path
+) -> None:
+    clone = prepared(finished[0].copy(tmp_path / "clone"))
+    clone.set_param("train.epochs", "500")
+    first = subprocess.Popen(
+        ["python", "pipelines/train.py"],
+        cwd=clone.folder,
+        env={**clone.env, "PYTHONPATH": "src"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert first.stdout
+    try:
+        for line in first.stdout:
+            if line.startswith("epoch 1/"):
+                break
+        said = clone.run("python", "pipelines/train.py", fails=True, PYTHONPATH="src")
+        assert f"another process trains on the same inputs already: process {first.pid} on" in said
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.wait()
+
+
+def test_a_forced_training_starts_from_its_beginning_and_gives_the_same_weights(
+    finished: tuple[Clone, str], tmp_path: Path
+) -> None:
+    clone = prepared(finished[0].copy(tmp_path / "clone"))
+    clone.set_param("train.epochs", "1")
+    clone.run("dvc", "repro", "train")
+    weights = (clone.folder / "build/model/weights.pt").read_bytes()
+    said = clone.run("dvc", "repro", "--force", "--single-item", "train")
+    assert "goes on" not in said
+    assert "was finished" not in said
+    assert "epoch 1/1" in said
+    assert (clone.folder / "build/model/weights.pt").read_bytes() == weights
