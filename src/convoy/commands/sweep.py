@@ -1,0 +1,45 @@
+"""`convoy sweep`: try values, and keep the best."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+
+def sweep(
+    *,
+    trials: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=10_000,
+            help="Trials in all, those of earlier calls included; 0 shows what is there.",
+            show_default="sweep.trials of params.yaml",
+        ),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, max=256, help="Processes at once; they share the cores.")
+    ] = 1,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Write the best trial's values into params.yaml; comments stay.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object; progress goes to standard error.")
+    ] = False,
+) -> None:
+    """Search `sweep.space` of params.yaml for better values: each trial trains on build/dataset.
+
+    Values are chosen by Optuna (TPE), trials worse than the median are stopped early, and validation images
+    alone decide. A sweep that was stopped, by Ctrl-C or by anything, goes on when it is called again.
+
+    Example: convoy sweep --trials 30 --workers 2
+
+    Example: convoy sweep --trials 0 --apply
+    """
+    from convoy.sweep import leader, session
+
+    try:
+        session.sweep(trials, workers, into_params=apply, as_json=as_json)
+    except KeyboardInterrupt:
+        print("\nstopped. " + leader.GO_ON, file=sys.stderr)
+        raise typer.Exit(1) from None

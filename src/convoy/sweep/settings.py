@@ -1,0 +1,73 @@
+"""The `sweep` section of params.yaml."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from convoy import params
+from convoy.errors import RequestError
+from convoy.params import Section
+
+Metric = Literal["val/loss", "val/accuracy"]
+Number = int | float
+
+
+class Range(Section):
+    """Bound the values of a key; evenly spread unless `log`, every one between unless `step`."""
+
+    low: Number
+    high: Number
+    log: bool = False
+    step: Annotated[Number | None, Field(gt=0)] = None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.low >= self.high:
+            raise PydanticCustomError("range", "Low must be less than high")
+        if self.log and self.low <= 0:
+            raise PydanticCustomError("range", "With `log: true` low must be greater than 0")
+        if self.log and self.step is not None:
+            raise PydanticCustomError("range", "`log: true` and `step` exclude each other: keep one")
+        if self.step is not None and self.step > self.high - self.low:
+            raise PydanticCustomError("range", "Step is larger than the whole range")
+        return self
+
+
+class SweepParams(Section):
+    """Choose what a sweep tries, how often, and by what it judges."""
+
+    trials: Annotated[int, Field(ge=1, le=10_000)]
+    metric: Metric
+    warmup_epochs: Annotated[int, Field(ge=1, le=10_000)]
+    space: Annotated[dict[str, Range | list[Any]], Field(min_length=1)]
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _read(cls, value: object) -> object:
+        """Check each key's range or choices by itself: errors then name it, not the alternatives of a union."""
+        return (
+            {key: _values(str(key), item) for key, item in value.items()}
+            if isinstance(value, dict)
+            else value
+        )
+
+
+def _values(key: str, item: object) -> Range | list[Any]:
+    name = f"sweep.space.{key}"
+    if isinstance(item, dict):
+        return params.check(name, Range, item)
+    if not isinstance(item, list):
+        raise RequestError(
+            f"{params.PARAMS_FILE}: {name} is {item!r}, which is one value. Give choices, such as [16, 32], or a range, "
+            "such as {low: 0.01, high: 0.1, log: true}."
+        )
+    if len(item) < 2:
+        raise RequestError(
+            f"{params.PARAMS_FILE}: {name} is {item!r}: there is nothing to choose. Give two choices or more, or take "
+            "the key out of sweep.space."
+        )
+    for place, one in enumerate(item):
+        if one in item[:place]:
+            raise RequestError(f"{params.PARAMS_FILE}: {name} names {one!r} twice. Name it once.")
+    return item

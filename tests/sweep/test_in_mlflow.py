@@ -1,0 +1,61 @@
+"""What a real store has of a sweep, in sqlite."""
+
+from pathlib import Path
+
+import pytest
+
+from convoy.sweep import session, worker
+from convoy.tracking import outbox, rounds, store
+
+
+def test_mlflow_has_a_parent_and_a_child_per_trial_with_the_same_numbers(
+    here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lead(study, target, workers, parent, show) -> None:
+        study.request.save(study.folder / "request.json")
+        worker.main(study.folder, target, 1, {"run_id": parent.run_id, "training": parent.training})
+
+    monkeypatch.setattr(session, "lead", lead)
+    monkeypatch.setattr(session.outbox, "settle", lambda *_: {})
+    (here.folder / "networks/large.yaml").write_text(
+        "layers:\n  - conv: {filters: 8, kernel: 11}\n  - flatten\n  - dense: classes\n", encoding="utf-8"
+    )
+    here.space("network.name: [tiny, large]", "train.lr: {low: 0.01, high: 0.5, log: true}")
+    for target in (2, 4):
+        session.sweep(target, 1, into_params=False, as_json=True)
+        where = outbox.folder()
+        with outbox.courier_lock(where) as lock:
+            monkeypatch.setattr(rounds, "BATCH_SECONDS", -1.0)
+            courier = rounds.Rounds(where, lock)
+            courier.round()
+            courier.round()
+
+    client = store.connect()
+    [experiment] = [one for one in client.search_experiments() if one.name == "convoy"]
+    runs = client.search_runs([experiment.experiment_id])
+    [parent] = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = {int(run.data.tags["convoy.trial"]): run for run in runs if run is not parent}
+    results = here.results()
+    assert len(children) == 4
+    assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {parent.info.run_id}
+    for row in results.rows:
+        child = children[row.number]
+        assert child.data.tags["convoy.trial_state"] == row.state
+        assert (
+            child.info.status == {"complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}[row.state]
+        )
+        assert child.data.params == {key: str(value) for key, value in row.values.items()}
+        assert child.data.metrics.get("sweep/value") == row.value
+    complete = next(row for row in results.rows if row.state == "complete")
+    points = client.get_metric_history(children[complete.number].info.run_id, "val/loss")
+    trial = here.study().trials()[complete.number]
+    assert {point.step: point.value for point in points} == trial.intermediate_values
+
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics["sweep/best_value"] == results.best.value
+    assert parent.data.metrics["sweep/trials"] == 4
+    assert parent.data.metrics["sweep/failed"] == results.count("failed")
+    assert parent.data.tags["best.trial"] == str(results.best.number)
+    kept = Path(parent.info.artifact_uri.removeprefix("file://")) / "sweep"
+    assert {path.name for path in kept.iterdir()} == {"trials.csv", "sweep.png", "request.json"}
+    assert (kept / "trials.csv").read_text(encoding="utf-8") == results.table()
