@@ -1,0 +1,122 @@
+"""Ask git about commits and earlier versions of files. Every call reads; none writes."""
+
+import hashlib
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+SEARCHED = 20
+"""Latest commits of a file among which its earlier version is looked for."""
+
+
+def ask(root: Path, *words: str) -> str:
+    """Return what git answers, without the last line break; empty where it cannot."""
+    done = subprocess.run(["git", *words], cwd=root, capture_output=True, check=False)  # noqa: S603, S607 (own words, git from PATH as everywhere)
+    return done.stdout.decode(errors="replace").strip("\n") if done.returncode == 0 else ""
+
+
+def contents(root: Path, names: Iterable[str]) -> dict[str, bytes]:
+    """Read objects such as `HEAD:params.yaml` in one call; what does not exist is left out."""
+    asked = [name for name in names if "\n" not in name]
+    done = subprocess.run(
+        ["git", "cat-file", "--batch"],  # noqa: S607
+        cwd=root,
+        input="".join(f"{name}\n" for name in asked).encode(),
+        capture_output=True,
+        check=False,
+    )
+    found, rest = {}, done.stdout
+    for name in asked:
+        head, _, rest = rest.partition(b"\n")
+        words = head.split()
+        if len(words) == 3 and words[1] != b"missing" and words[2].isdigit():
+            size = int(words[2])
+            found[name] = rest[:size]
+            rest = rest[size + 1 :]
+    return found
+
+
+def commit(root: Path, name: str) -> str:
+    """Resolve a commit's number, or a branch or tag, to the full number; empty if there is none."""
+    return ask(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
+
+
+def holders(root: Path, number: str) -> list[str]:
+    """Name the branches, tags and DVC experiments that keep a commit from being removed."""
+    refs = ask(root, "for-each-ref", f"--contains={number}", "--format=%(refname)").splitlines()
+    kinds = {"refs/heads/": "", "refs/remotes/": "", "refs/tags/": "tag "}
+    named = [
+        f"{kind}{ref.removeprefix(start)}"
+        for start, kind in kinds.items()
+        for ref in refs
+        if ref.startswith(start)
+    ]
+    return [*named, *(f"experiment {ref.split('/', 4)[4]}" for ref in refs if _is_experiment(ref))]
+
+
+def experiments(root: Path) -> dict[str, str]:
+    """Map the names of DVC's experiments to their commits: refs/exps/<2>/<38>/<name>."""
+    lines = ask(root, "for-each-ref", "--format=%(refname) %(objectname)", "refs/exps").splitlines()
+    pairs = (line.rsplit(" ", 1) for line in lines)
+    return {ref.split("/", 4)[4]: number for ref, number in pairs if _is_experiment(ref)}
+
+
+def _is_experiment(ref: str) -> bool:
+    parts = ref.split("/", 4)
+    return ref.startswith("refs/exps/") and len(parts) == 5 and len(parts[2]) == 2 and len(parts[3]) == 38
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Measure an edit of a file against the version that a stage took.
+
+    Attributes:
+        diff: the command that shows it; empty where git has no such version.
+        added: lines added since; -1 in a binary file.
+        removed: lines removed since.
+    """
+
+    diff: str = ""
+    added: int = -1
+    removed: int = -1
+
+
+def edits(root: Path, recorded: Mapping[str, str]) -> dict[str, Edit]:
+    """Find the versions of files by the md5 of their content, and compare the present ones with them.
+
+    Args:
+        root: the repository.
+        recorded: path to the md5 of the version looked for.
+    """
+    current = contents(root, (f"HEAD:{path}" for path in recorded))
+    since = {path: "HEAD" for path, md5 in recorded.items() if _md5(current.get(f"HEAD:{path}", b"")) == md5}
+    for path in set(recorded) - set(since):
+        commits = ask(root, "log", f"-{SEARCHED}", "--format=%h", "--", path).split()
+        texts = contents(root, (f"{commit}:{path}" for commit in commits))
+        for commit in commits:
+            if f"{commit}:{path}" in texts and _md5(texts[f"{commit}:{path}"]) == recorded[path]:
+                since[path] = commit
+                break
+    found = {}
+    for commit in set(since.values()):
+        paths = sorted(path for path, base in since.items() if base == commit)
+        counts = _counts(root, commit, paths)
+        for path in paths:
+            added, removed = counts.get(path, (-1, -1))
+            found[path] = Edit(f"git diff {commit} -- {path}", added, removed)
+    return found
+
+
+def _counts(root: Path, commit: str, paths: list[str]) -> dict[str, tuple[int, int]]:
+    answer = ask(root, "-c", "core.quotePath=false", "diff", "--numstat", commit, "--", *paths)
+    counts = {}
+    for line in answer.splitlines():
+        added, removed, path = line.split("\t", 2)
+        if added != "-":
+            counts[path] = (int(added), int(removed))
+    return counts
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()  # as DVC names content

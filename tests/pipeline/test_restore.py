@@ -1,0 +1,80 @@
+"""A run of the real pipeline is traced, restored elsewhere and trained again to the same bits."""
+
+import json
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from clones import Clone, runs
+
+pytestmark = pytest.mark.pipeline
+
+QUICK = ("-S", "train.epochs=1", "-S", "export.latency_runs=10", "-S", "network.name=lenet5")
+
+
+def convoy(clone: Clone, *words: str, fails: bool = False) -> str:
+    return clone.run("convoy", *words, fails=fails, PYTHONPATH=str(clone.folder / "src"))
+
+
+def test_a_queued_experiment_with_uncommitted_changes_is_restored_and_verified(
+    finished: tuple[Clone, str], tmp_path: Path
+) -> None:
+    clone = finished[0].copy(tmp_path / "clone")
+    clone.edit(
+        "pipelines/train.py", '    """Run the stage."""', '    """Run the stage."""\n    print("as queued")'
+    )
+    clone.run("dvc", "exp", "run", "--queue", "--name", "quick-fox", *QUICK)
+    clone.run("git", "checkout", "pipelines/train.py")
+    clone.run("dvc", "exp", "run", "--run-all")
+    convoy(clone, "sync")
+    run = runs(clone)[0]
+    assert run.data.tags["mlflow.source.git.commit"] == clone.run("git", "rev-parse", "HEAD").strip(), (
+        "HEAD of a queued experiment is the commit that it was queued on"
+    )
+    assert run.data.tags["convoy.git_dirty"] == "true"
+    said = convoy(clone, "trace", "quick-fox")
+    assert "→ experiment" in said
+    assert "what differed is kept with the run: pipeline/workspace.diff" in said
+    # The experiment's own commit goes: the restored state must not need it.
+    clone.run("dvc", "exp", "remove", "quick-fox")
+    said = convoy(clone, "trace", run.data.tags["convoy.run_id"], "--restore", "../again", "--verify")
+    assert "`dvc repro` has nothing to do" in said
+    assert "as queued" in said, "it trained with the code of then"
+    assert "weights  equal to the bit" in said
+    assert "metrics  equal" in said
+    again = Clone(tmp_path / "again")
+    assert json.loads(again.run("dvc", "status", "--json").splitlines()[-1]) == {}
+    assert "Running stage" not in again.run("dvc", "repro")
+    assert "name: lenet5" in (again.folder / "params.yaml").read_text(encoding="utf-8")
+    assert len(runs(clone)) == 2, "the second training is the clone's own"
+
+
+def test_the_proven_model_leads_to_a_chain_in_which_nothing_is_missing(finished: tuple[Clone, str]) -> None:
+    clone, _ = finished
+    answer = json.loads(convoy(clone, "trace", "build/deploy/model.onnx", "--json"))
+    [run] = answer["runs"]
+    links = {link["name"]: link for link in run["chain"]}
+    assert not [link["missing"] for link in links.values() if link["missing"]]
+    assert links["git commit"]["value"] == clone.run("git", "rev-parse", "HEAD~1").strip()
+    assert "in DVC's cache (1 file)" in links["data"]["notes"]
+    [stored] = MlflowClient(f"sqlite:///{clone.folder}/mlflow.db").search_runs(["1"])
+    assert links["MLflow run"]["value"] == stored.info.run_id
+    assert links["dvc.lock"]["value"] == stored.data.tags["convoy.lock"]
+
+
+def test_why_names_the_param_and_the_file_of_the_real_pipeline(
+    finished: tuple[Clone, str], tmp_path: Path
+) -> None:
+    clone = finished[0].copy(tmp_path / "clone")
+    assert "Nothing to do" in convoy(clone, "why")
+    clone.set_param("train.lr", "0.02")
+    with (clone.folder / "src/convoy/evaluation/metrics.py").open("a", encoding="utf-8") as file:
+        file.write("# edited\n")
+    said = convoy(clone, "why")
+    assert "train.lr  0.03 → 0.02" in said
+    assert "+1 -0 lines: git diff HEAD -- src/convoy/evaluation/metrics.py" in said
+    assert said.splitlines()[-1] == "`dvc repro` would run train and evaluate and perhaps run export."
+    stages = json.loads(convoy(clone, "why", "--json"))["stages"]
+    listed = set(json.loads(clone.run("dvc", "status", "--json")))
+    assert {one["stage"] for one in stages if one["changes"]} == listed == {"train", "evaluate"}

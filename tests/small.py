@@ -1,0 +1,97 @@
+"""A small pipeline that runs in a second, with the parts of the real one: an import, stages, a spec that params name."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto, helper
+
+from convoy import dvc
+
+FILES = {
+    "params.yaml": "pack: {px: 8}\nnet: {name: one}\nfit:\n  lr: 0.5\n  steps: [1, 2]\n",
+    "source/a.txt": "a\n",
+    "source/b.txt": "b\n",
+    "nets/one.yaml": "layers: 1\n",
+    "nets/two.yaml": "layers: 2\n",
+    "prepare.sh": "mkdir -p build/dataset && cat data/*.txt > build/dataset/all && wc -l < data/a.txt > build/dataset/lines\n",
+    "train.sh": "mkdir -p build/model && cat build/dataset/all nets/* params.yaml > build/model/weights\n",
+    "evaluate.sh": "wc -c < build/model/weights > build/score\n",
+    ".gitignore": "/data\n/build/\n/mlflow.db\n/mlartifacts/\n/outbox/\n",
+    "dvc.yaml": """\
+stages:
+  prepare:
+    cmd: sh prepare.sh
+    params: [pack]
+    deps: [data, prepare.sh]
+    outs: [build/dataset]
+  train:
+    cmd: sh train.sh
+    params: [net, fit]
+    deps: [build/dataset, "nets/${net.name}.yaml", train.sh]
+    outs: [build/model]
+  evaluate:
+    cmd: sh evaluate.sh
+    deps: [build/model, build/dataset, evaluate.sh]
+    outs: [build/score]
+""",
+}
+
+
+@dataclass
+class Small:
+    """A repository with the small pipeline in it."""
+
+    folder: Path
+
+    def git(self, *words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=self.folder, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    def dvc(self, *words: str) -> str:
+        return dvc.run(self.folder, *words)
+
+    def repro(self) -> str:
+        """Run the pipeline; what DVC printed, errors included."""
+        env = {k: v for k, v in os.environ.items() if not k.startswith("DVC_")} | {"DVC_NO_ANALYTICS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-m", "dvc", "repro"],
+            cwd=self.folder,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.stdout + done.stderr
+
+    def write(self, name: str, text: str) -> None:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        text = (self.folder / name).read_text(encoding="utf-8")
+        assert old in text
+        self.write(name, text.replace(old, new))
+
+    def remove(self, name: str) -> None:
+        dvc.remove(self.folder / name)
+
+    def commit(self, message: str) -> str:
+        self.git("add", "-A")
+        self.git("commit", "-q", "-m", message)
+        return self.git("rev-parse", "HEAD")
+
+
+def write_onnx(path: Path, identity: dict[str, str]) -> None:
+    """Write the smallest ONNX file, with an identity as Convoy writes it; empty for a file of others."""
+    node = helper.make_node("Identity", ["image"], ["probabilities"])
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("image", "probabilities")
+    ]
+    model = helper.make_model(helper.make_graph([node], "small", values[:1], values[1:]))
+    helper.set_model_props(model, {f"convoy.{key}": text for key, text in identity.items()})
+    onnx.save(model, path)
