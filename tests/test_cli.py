@@ -43,6 +43,7 @@ def test_the_version_is_printed(repository: Path) -> None:
         ("explain", "features"),
         ("explain", "position"),
         ("predict",),
+        ("sweep",),
         ("sync",),
     ],
 )

@@ -11,8 +11,13 @@ from convoy.commands.data import data
 from convoy.commands.explain_convolution import convolution
 from convoy.commands.explain_features import features
 from convoy.commands.explain_position import position
+from convoy.commands.migrate import migrate
 from convoy.commands.network import network
+from convoy.commands.sweep import sweep
+from convoy.commands.trace import trace
+from convoy.commands.ui import ui
 from convoy.commands.weights import weights
+from convoy.commands.why import why
 from convoy.errors import ConvoyError
 
 app = typer.Typer(
@@ -31,6 +36,11 @@ app.add_typer(data, name="data")
 app.add_typer(network, name="network")
 app.add_typer(weights, name="weights")
 app.add_typer(explain, name="explain")
+app.command()(migrate)
+app.command()(sweep)
+app.command()(ui)
+app.command()(trace)
+app.command()(why)
 
 
 def main() -> None:
@@ -73,11 +83,31 @@ def predict(
 
 
 @app.command()
-def sync() -> None:
-    """Complete the tracking store: end dead runs, attach each finished run's final dvc.lock."""
-    from convoy.tracking.sync import sync as bring_up_to_date
+def sync(
+    *,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object with what was done.")
+    ] = False,
+) -> None:
+    """Complete the tracking store: deliver what was kept while it did not answer, end dead runs, attach dvc.lock.
 
-    completed = bring_up_to_date()
-    print(
-        f"completed {len(completed)} run(s): {', '.join(completed)}" if completed else "nothing to complete"
-    )
+    Runs are written to outbox/ first and delivered while the pipeline works, so this is rarely
+    needed: after a tracking server was down, or a machine was switched off.
+
+    Example: convoy sync
+    """
+    import contextlib
+    import json
+    from dataclasses import asdict
+
+    from convoy.tracking import sync as tracking
+
+    with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):  # its progress is no JSON
+        synced = tracking.sync()
+    if as_json:
+        print(json.dumps(asdict(synced), indent=2))
+    elif lines := synced.lines():
+        print("\n".join(lines))
+    elif not synced.failed:
+        print("nothing to deliver or complete")
+    tracking.require(synced)

@@ -11,6 +11,7 @@ from mlflow.tracking import MlflowClient
 
 from clones import Clone, artifacts, runs
 from convoy.files import sha256
+from convoy.tracking import outbox
 
 pytestmark = pytest.mark.pipeline
 
@@ -52,15 +53,26 @@ def test_the_run_holds_params_metrics_identity_and_files(finished: tuple[Clone, 
     assert any(name.startswith("system/") for name in run.data.metrics)
     client = MlflowClient(f"sqlite:///{clone.folder}/mlflow.db")
     epochs = client.get_metric_history(run.info.run_id, "val/loss")
-    assert {point.step for point in epochs} >= set(range(1, params["train"]["epochs"] + 1))
+    assert [point.step for point in epochs] == list(range(1, params["train"]["epochs"] + 1))
+    steps = client.get_metric_history(run.info.run_id, "step/loss")
+    assert {point.step % params["tracking"]["step_interval"] for point in steps} == {0}
     dataset = json.loads((clone.folder / "build/dataset/dataset.json").read_text())
     tags = run.data.tags
     assert tags["convoy.data_hash"] == dataset["hash"]
     assert len(tags["convoy.params_hash"]) == 64
+    assert f"md5: {tags['convoy.data_md5']}" in (clone.folder / "data.dvc").read_text()
+    assert tags["convoy.git_dirty"] == "false"
+    assert tags["convoy.onnx_sha256"] == sha256(clone.folder / "build/deploy/model.onnx")
+    for stage in ("train", "evaluate", "export"):
+        reference = json.loads((clone.folder / "build/runs" / f"{stage}.json").read_text())
+        assert reference == {"run_id": tags["convoy.run_id"], "training": tags["convoy.training"]}
     assert tags["mlflow.source.git.commit"] == clone.run("git", "rev-parse", "HEAD~1").strip()
     assert run.inputs.dataset_inputs[0].dataset.digest == dataset["hash"][:32]
     found = artifacts(clone, run)
-    assert {"curves.png", "pipeline/params.yaml", "pipeline/dvc.yaml", "pipeline/dvc.lock"} <= found
+    assert {"curves.png", "network.png", "weights/weights.pt", "weights/model.json"} <= found
+    assert {f"pipeline/{name}" for name in ("params.yaml", "dvc.yaml", "data.dvc", "dvc.lock")} <= found
+    assert "pipeline/workspace.diff" not in found, "nothing differed from the commit"
+    assert not outbox.journals(clone.folder / "outbox"), "everything was delivered by the end of the command"
     assert {"evaluation/confusion.png", "evaluation/report.html", "deploy/verification.json"} <= found
     lock = Path(run.info.artifact_uri.removeprefix("file://")) / "pipeline/dvc.lock"
     assert lock.read_text() == (clone.folder / "dvc.lock").read_text()
@@ -176,6 +188,7 @@ def test_training_again_gives_the_same_weights_and_metrics(
     after = sha256(clone.folder / "build/model/weights.pt"), metrics(clone, "train")
     for measured in (before[1], after[1]):
         measured["train"].pop("seconds")
+        measured.pop("energy")
     assert before == after
     newest = runs(clone)[0]
     assert newest.info.status == "RUNNING", "evaluate and export would still join it"

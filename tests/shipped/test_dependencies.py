@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from convoy.training import inputs
+
 SOURCE = "src/convoy"
-# The stated exception: tracking changes no result, and identity is what only it needs.
-EXEMPT = (f"{SOURCE}/tracking/", f"{SOURCE}/identity.py")
+# The stated exception: tracking and energy change no result, and identity is what only tracking needs.
+EXEMPT = (f"{SOURCE}/tracking/", f"{SOURCE}/energy/", f"{SOURCE}/identity.py")
 STAGES = ("prepare", "train", "evaluate", "export")
 
 
@@ -78,6 +80,12 @@ def test_package_files_hold_nothing_that_a_stage_could_depend_on(repository: Pat
         assert all(isinstance(node, (ast.Expr, ast.Assign)) for node in body), (
             f"{path} does more than document"
         )
+
+
+def test_train_depends_on_every_param_of_its_section_that_can_change_a_result(repository: Path) -> None:
+    stages = yaml.safe_load((repository / "dvc.yaml").read_text())["stages"]
+    keys = yaml.safe_load((repository / "params.yaml").read_text())["train"].keys() - inputs.HARMLESS
+    assert set(stages["train"]["params"]) == {"seed", "network", *(f"train.{key}" for key in keys)}
 
 
 def test_no_stage_depends_on_a_run_reference(repository: Path) -> None:

@@ -22,6 +22,9 @@ PAGES = (
     "docs/deployment.md",
     "docs/explain.md",
     "docs/networks.md",
+    "docs/sweep.md",
+    "docs/trace.md",
+    "docs/tracking.md",
     "docs/training.md",
 )
 RUNNERS = {"convoy", "dvc", "make"}
@@ -147,13 +150,19 @@ def test_bash_blocks_hold_commands_and_outputs_stand_elsewhere(repository: Path,
 def test_params_that_a_page_names_exist(repository: Path, page: str) -> None:
     content = params.read_yaml(repository / "params.yaml")
     flat = set(params.flatten(content))
-    known = flat | {key.rsplit(".", 1)[0] for key in flat if "." in key}
+    known = {".".join(key.split(".")[:end]) for key in flat for end in range(1, key.count(".") + 2)}
     text = (repository / page).read_text(encoding="utf-8")
     sections = "|".join(content)
     for name in re.findall(rf"`((?:{sections})\.[\w.]+)(?::[^`]*)?`", prose(text)):
         assert name in known or (repository / name).exists(), f"{page} names `{name}`"
     for name in re.findall(r"(?:-S|-P) ([\w.]+)=", text):
         assert name in flat, f"{page} sets {name}"
+
+
+def test_the_mlflow_that_a_page_installs_is_the_one_of_the_lock(repository: Path) -> None:
+    lock = (repository / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    [installed] = re.findall(r"mlflow==[\d.]+", (repository / "docs/tracking.md").read_text(encoding="utf-8"))
+    assert installed in lock
 
 
 def test_every_network_in_the_page_on_networks_builds(repository: Path, tmp_path: Path) -> None:

@@ -1,0 +1,42 @@
+"""What tests of comparison share: a clone in which experiments have run."""
+
+import os
+
+import pytest
+from filelock import FileLock
+
+from clones import Clone
+
+QUICK = ("-S", "network.name=lenet5", "-S", "train.epochs=4", "-S", "export.latency_runs=10")
+"""What makes an experiment small; four epochs, so that there is a curve."""
+
+QUEUED = ("lr-0.02", "lr-0.05")
+HERE = "lr-0.1"
+
+
+@pytest.fixture(scope="session")
+def compared(finished: tuple[Clone, str], tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A clone with three small experiments beside the first run, shared by all workers; the store is complete.
+
+    Two were queued with one state of the code and ran when it was another; the third ran in the workspace.
+    Read only: a test that changes something takes `compared.copy(...)`.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    folder = shared / "compared"
+    with FileLock(shared / "compared.lock"):
+        if (shared / "compared.done").exists():
+            return Clone(folder)
+        clone = finished[0].copy(folder)
+        queued = '    """Run the stage."""\n    print("as queued")'
+        clone.edit("pipelines/train.py", '    """Run the stage."""', queued)
+        for name in QUEUED:
+            lr = name.removeprefix("lr-")
+            clone.run("dvc", "exp", "run", "--queue", "--name", name, *QUICK, "-S", f"train.lr={lr}")
+        clone.edit("pipelines/train.py", 'print("as queued")', 'raise SystemExit("edited after queueing")')
+        clone.run("dvc", "exp", "run", "--run-all")
+        clone.run("git", "checkout", "--quiet", "pipelines/train.py")
+        clone.run("dvc", "exp", "run", "--name", HERE, *QUICK, "-S", f"train.lr={HERE.removeprefix('lr-')}")
+        clone.run("convoy", "sync", PYTHONPATH=str(folder / "src"))
+        (shared / "compared.done").touch()
+    return clone

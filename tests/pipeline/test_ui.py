@@ -1,0 +1,192 @@
+"""What people see in the MLflow UI: training runs side by side, with their figures, pictures and report."""
+
+import re
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+from playwright.sync_api import FrameLocator, Page, expect
+
+from browser import keep, opened
+from clones import Clone, free_port, runs
+from convoy.tracking import view
+
+pytestmark = pytest.mark.pipeline
+
+BASELINE = "convnet · lr 0.03 · 10 epochs"
+NAMES = ("lenet5 · lr 0.1 · 4 epochs", "lenet5 · lr 0.05 · 4 epochs", "lenet5 · lr 0.02 · 4 epochs", BASELINE)
+"""Newest first, as the table shows them."""
+
+
+TRAINING_SIDE = "Model registry"
+"""Stands in the navigation of *Model training*, not in that of *GenAI*."""
+
+
+@pytest.fixture(scope="module")
+def shown(compared: Clone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[Run]]]:
+    """The address that `convoy ui` names, and the runs in its store, newest first."""
+    clone = compared.copy(tmp_path_factory.mktemp("ui") / "clone")
+    words = ("convoy", "ui", "--port", str(free_port()))
+    server = clone.start(*words, PYTHONPATH=str(clone.folder / "src"))
+    try:
+        assert server.stdout
+        said = ""
+        while not (found := re.search(r"http://127\.0\.0\.1:\d+", said)):
+            line = server.stdout.readline()
+            assert line, f"`convoy ui` ended: {said}"
+            said += line
+        yield found[0], runs(clone)
+    finally:
+        said = clone.stop(server, signal.SIGINT)  # Ctrl-C
+    assert (server.returncode, said.strip()) == (0, "The server is stopped.")
+
+
+def text(number: float) -> str:
+    """Write a number as a browser does: all its digits, no `.0`."""
+    return f"{number:.0f}" if number == int(number) else repr(number)
+
+
+def test_the_ui_opens_on_training_runs_with_the_columns_that_matter_first(
+    shown: tuple[str, list[Run]],
+) -> None:
+    address, stored = shown
+    with opened(address) as page:
+        expect(page.get_by_role("link", name=BASELINE)).to_be_visible()
+        assert tuple(page.locator("[col-id='attributes.`Run Name`'] a").all_inner_texts()) == NAMES
+        expect(page.get_by_text(TRAINING_SIDE)).to_be_visible()
+        expect(page.get_by_text("Ask questions about your")).to_have_count(0)  # the assistant's panel
+        keep(page, "mlflow-runs", 460)
+        headers = page.locator("[role=columnheader][col-id*='`']").evaluate_all(
+            "cells => cells.map(cell => [cell.getBoundingClientRect().left, cell.getAttribute('col-id')])"
+        )
+        columns = [name for _, name in sorted(headers)]
+        wanted = [view.RUN_NAME, *(name for name in view.COLUMNS_PX if name in columns)]
+        assert columns == wanted
+        assert wanted[1:3] == ["metrics.`test/accuracy`", "metrics.`deploy/accuracy`"]
+        assert len({run.data.tags[view.COLOUR] for run in stored}) == len(stored)
+        for run in stored:
+            for metric in ("test/accuracy", "deploy/accuracy", "best/val_loss"):
+                cell = page.locator(f".ag-row[row-id='{run.info.run_id}'] [col-id='metrics.`{metric}`']")
+                assert cell.inner_text() == text(run.data.metrics[metric]), f"{run.info.run_name}: {metric}"
+        page.get_by_role("link", name=BASELINE).click()
+        expect(page.get_by_role("heading", name=BASELINE)).to_be_visible()
+        page.go_back()
+        page.reload()
+        header = page.locator("[role=columnheader][col-id='metrics.`test/accuracy`']")
+        expect(header).to_be_visible()
+        page.evaluate(CHOOSE, {"selectedColumns": ["params.`seed`"], "columnOrder": [], "columnWidths": {}})
+        page.reload()
+        expect(page.locator("[role=columnheader][col-id='params.`seed`']")).to_be_visible()
+        expect(header).to_have_count(0)
+
+
+CHOOSE = """
+chosen => {
+  const key = Object.keys(localStorage).find(key => key.includes("ExperimentPage"));
+  localStorage.setItem(key, JSON.stringify({ ...JSON.parse(localStorage.getItem(key)), ...chosen }));
+}
+"""
+"""Keeps other columns in the browser, as MLflow's menu *Columns* does."""
+
+
+def test_charts_show_the_curves_and_results_that_the_runs_measured(shown: tuple[str, list[Run]]) -> None:
+    address, stored = shown
+    client = MlflowClient(address)
+    with opened(address) as page:
+        page.get_by_role("link", name=BASELINE).wait_for()
+        page.locator("label", has=page.locator("input[value=CHART]")).click()
+        epochs = sum(int(run.data.params["train.epochs"]) for run in stored)
+        for metric in view.CURVES:
+            curves = {name: points for name, *points in plot(page, metric, ".scatterlayer .point", epochs)}
+            for run in stored:
+                points = client.get_metric_history(run.info.run_id, metric)
+                logged = [[point.step for point in points], [point.value for point in points]]
+                assert curves[run.info.run_name] == logged, f"{metric} of {run.info.run_name}"
+        for metric in view.BARS:
+            [[_, values, ids]] = plot(page, metric, ".barlayer .point", len(stored))
+            measured = {run.info.run_id: run.data.metrics[metric] for run in stored}
+            assert dict(zip(ids, values, strict=True)) == measured
+        keep(page, "mlflow-charts", 1000)
+
+
+def plot(page: Page, metric: str, mark: str, count: int) -> list[Any]:
+    """Wait until a card has drawn its marks; give name, x and y of its curves, or of its bars."""
+    card = page.locator("[data-testid=experiment-view-compare-runs-card]").filter(has_text=metric).first
+    expect(card.locator(mark)).to_have_count(count)
+    return card.locator(".js-plotly-plot").evaluate(
+        "plot => plot.data.map(one => [one.name ?? null, Array.from(one.x), Array.from(one.y)])"
+    )
+
+
+def test_runs_stand_side_by_side_with_what_differs(shown: tuple[str, list[Run]]) -> None:
+    address, stored = shown
+    chosen = [run for run in stored if run.info.run_name != BASELINE]
+    with opened(address) as page:
+        for run in chosen:
+            page.locator(f".ag-row[row-id='{run.info.run_id}'] input[type=checkbox]").first.check()
+        page.get_by_role("button", name="Compare").click()
+        expect(page.get_by_text("Comparing 3 Runs from 1 Experiment")).to_be_visible()
+        page.get_by_text("Visualizations").click()
+        for switch in page.get_by_role("switch").all()[:2]:  # show only what differs, of params and metrics
+            switch.click()
+        page.get_by_text("Comparing 3 Runs from 1 Experiment").scroll_into_view_if_needed()
+        keep(page, "mlflow-compare", 1000)
+        names = cells(page, "Run Name:")
+        expected = [run for name in names for run in chosen if run.info.run_name == name]
+        assert len(expected) == 3
+        assert cells(page, "train.lr") == [run.data.params["train.lr"] for run in expected]
+        assert page.get_by_text("seed", exact=True).count() == 0, "what does not differ is hidden"
+        figures = page.get_by_role("link", name="deploy/accuracy", exact=True).evaluate(BESIDE)
+        assert [float(figure) for figure in figures] == [
+            round(run.data.metrics["deploy/accuracy"], 3) for run in expected
+        ]
+
+
+BESIDE = """
+link => {
+  const title = link.parentElement, grid = title.closest(".du-bois-light-collapse-item");
+  const beside = [...grid.querySelectorAll("div")].filter(
+    one => one !== title && one.style.position === "absolute" && one.style.top === title.style.top
+  );
+  return beside.sort((a, b) => parseFloat(a.style.left) - parseFloat(b.style.left)).map(one => one.innerText);
+}
+"""
+"""Reads a line of the table of metrics, whose cells are placed by their offsets."""
+
+
+def cells(page: Page, title: str) -> list[str]:
+    """Read a row of a table after the cell that names it."""
+    row = page.get_by_role("row").filter(has=page.get_by_text(title, exact=True)).last
+    return [text.strip() for text in row.locator("td").all_inner_texts()]
+
+
+def test_a_run_shows_its_figures_pictures_and_report(shown: tuple[str, list[Run]]) -> None:
+    address, stored = shown
+    [run] = [run for run in stored if run.info.run_name == BASELINE]
+    with opened(f"{address}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}") as page:
+        expect(page.get_by_role("heading", name=BASELINE)).to_be_visible()
+        expect(page.get_by_text(TRAINING_SIDE)).to_be_visible()
+        title = page.get_by_role("link", name="test/accuracy", exact=True)
+        figure = text(run.data.metrics["test/accuracy"])
+        expect(page.get_by_role("row").filter(has=title).get_by_text(figure, exact=True)).to_be_visible()
+        page.get_by_role("tab", name="Artifacts").click()
+        page.get_by_text("evaluation", exact=True).click()
+        for name, folder in (("curves.png", ""), ("network.png", ""), ("confusion.png", "evaluation/")):
+            page.get_by_text(name, exact=True).first.click()
+            picture = page.locator(f"img[alt='{folder}{name}']")
+            expect(picture).to_be_visible()
+            assert picture.evaluate("picture => picture.naturalWidth") > 300, name
+        page.get_by_text("report.html", exact=True).first.click()
+        check_report(page.frame_locator("iframe"), run)
+        keep(page, "mlflow-run", 900)
+
+
+def check_report(report: FrameLocator, run: Run) -> None:
+    """Look for the measured accuracy, in words, and for the picture of the confusions."""
+    images, accuracy = (run.data.metrics[f"test/{name}"] for name in ("images", "accuracy"))
+    expect(report.locator("body")).to_contain_text(f"of {images:,.0f} images classified")
+    expect(report.locator("body")).to_contain_text(f"{100 * accuracy:.2f}")
+    assert report.locator("img").first.evaluate("picture => picture.naturalWidth") > 300
