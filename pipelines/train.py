@@ -8,20 +8,11 @@ from pathlib import Path
 
 from convoy import files, params, stage
 from convoy.data.dataset import Dataset
-from convoy.energy.meter import metered
 from convoy.energy.settings import EnergyParams
-from convoy.energy.training import TrainingEnergy
-from convoy.networks import saved, spec
+from convoy.networks import spec
 from convoy.networks.settings import NetworkParams
-from convoy.networks.table import picture
-from convoy.networks.weights import starting
 from convoy.tracking import stages
 from convoy.tracking.settings import TrackingParams
-from convoy.training import inputs
-from convoy.training.curves import draw
-from convoy.training.fit import TRANSFER, fit
-from convoy.training.kept import Kept
-from convoy.training.saving import Resumable
 from convoy.training.settings import CheckpointParams, TrainParams
 
 STARTED = time.monotonic()
@@ -40,6 +31,18 @@ def main() -> None:
     tracking = params.section("tracking", TrackingParams)
     energy = params.section("energy", EnergyParams)
     network = spec.load(chosen.name)
+    stages.expect()
+    from convoy.energy.meter import metered
+    from convoy.energy.training import TrainingEnergy
+    from convoy.networks import saved
+    from convoy.networks.table import picture
+    from convoy.networks.weights import starting
+    from convoy.training import inputs
+    from convoy.training.curves import draw
+    from convoy.training.fit import TRANSFER, fit
+    from convoy.training.kept import Kept
+    from convoy.training.saving import Resumable
+
     weights = starting.read(chosen.weights, network)
     dataset = Dataset.load(DATASET)
     given = inputs.digest(dataset, network, weights, train, seed)

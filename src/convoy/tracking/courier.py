@@ -4,6 +4,7 @@ It lives while somebody writes to a journal or something can be delivered (`roun
 nobody waits for it but the last command of a pipeline and `convoy sync`.
 """
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -31,10 +32,22 @@ def main() -> None:
     stage.quiet_third_parties()
     # It tries again itself, and says in the meantime that it had to.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    os.nice(10)
+    _yield_cores()
     from convoy.tracking.rounds import Rounds  # noqa: PLC0415 (seconds of imports for the one that has the lock)
 
     Rounds(where, lock, owner=sys.argv[1] if len(sys.argv) > 1 else "").run()
+
+
+def _yield_cores() -> None:
+    """Take what training leaves of the cores.
+
+    Where Linux groups processes by session, as it does on desktops and many servers, niceness counts only
+    within a session, and a session of its own, such as this, has a share of its own: it needs its own niceness.
+    """
+    os.nice(19)
+    group = Path("/proc/self/autogroup")
+    with contextlib.suppress(OSError):  # not Linux, no grouping, or a container that may not
+        group.write_text("19", encoding="ascii")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from convoy.console import say
 from convoy.tracking import alive, outbox, settings, store
 from convoy.tracking.delivery import Delivery, Waiting
 
-LOOK_SECONDS = 0.2
-"""How often journals are looked at; a look costs a few system calls."""
+LOOK_SECONDS = 0.5
+"""How often journals are looked at: each look costs training a little, and whoever waits at the end half of it."""
 
 BATCH_SECONDS = 2.0
 """Shortest time between two deliveries from a run that goes on: few calls with many points."""

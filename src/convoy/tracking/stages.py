@@ -10,7 +10,7 @@ Stages find the run through `build/runs/<stage>.json`, which no stage depends on
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,17 @@ STAGE_PARAMS = {
     "export": ("export",),
 }
 """The sections of params.yaml that each stage logs, in order of stages; `train` also logs those of `prepare`."""
+
+
+def expect() -> None:
+    """Have the courier start while the caller imports what it works with: both take seconds, on a core each.
+
+    Started later, it would take them from training where that fills every core.
+    """
+    where = outbox.folder()
+    with suppress(OSError):  # a full disk; it is said where the run is opened
+        where.mkdir(exist_ok=True)
+        outbox.start_courier(where, outbox.writer())
 
 
 @contextmanager
