@@ -128,7 +128,10 @@ def test_a_spent_time_budget_leaves_a_run_that_the_next_goes_on_with(
     before = len(runs(clone))
     clone.set_param("train.time_budget_min", "0.0001")
     said = clone.run("dvc", "repro", fails=True)
-    assert "train.time_budget_min (0.0001) is spent. The state is saved; `dvc repro` goes on at epoch 1 of" in said
+    assert (
+        "train.time_budget_min (0.0001) is spent. The state is saved; `dvc repro` goes on at epoch 1 of"
+        in said
+    )
     assert "Traceback" not in said
     assert runs(clone)[0].info.status == "SCHEDULED"
     clone.set_param("train.time_budget_min", "60")

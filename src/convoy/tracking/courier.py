@@ -18,6 +18,10 @@ START_SECONDS = 2.0
 """How long the lock is waited for: whoever asks whether a courier is at work holds it for a moment."""
 
 
+NICENESS = 10
+"""About a tenth of a core where training wants them all; at 19, a hundredth, its start would take minutes."""
+
+
 def main() -> None:
     """Deliver what is in `outbox/`, unless another process does already.
 
@@ -44,10 +48,10 @@ def _yield_cores() -> None:
     Where Linux groups processes by session, as it does on desktops and many servers, niceness counts only
     within a session, and a session of its own, such as this, has a share of its own: it needs its own niceness.
     """
-    os.nice(19)
+    os.nice(NICENESS)
     group = Path("/proc/self/autogroup")
     with contextlib.suppress(OSError):  # not Linux, no grouping, or a container that may not
-        group.write_text("19", encoding="ascii")
+        group.write_text(str(NICENESS), encoding="ascii")
 
 
 if __name__ == "__main__":
