@@ -188,7 +188,7 @@ def _processor_watts() -> tuple[float, str]:
     match: Any = tables.TDP._get_matching_cpu  # noqa: SLF001 (the class cannot be made without pandas)
     matched = match(None, model, {"Name": list(table)}) if model else None
     if matched and NUMBER.fullmatch(table[matched]):
-        watts = float(table[matched]) * count_physical_cpus()  # type: ignore[no-untyped-call]
+        watts = float(table[matched]) * count_physical_cpus()  # type: ignore[no-untyped-call] # codecarbon has half its types
         return watts / processors, f"TDP {watts:g} W of {matched}, {processors} logical processors"
     if model:
         return float(tables.DEFAULT_POWER_PER_CORE), f"codecarbon's default, {model} is not in its table"

@@ -137,9 +137,9 @@ def _file(text: str, records: Records) -> Asked | None:
 
 def _metadata(path: Path) -> dict[str, str]:
     """Read the identity that Convoy writes into its models; empty in one that it did not write."""
-    import onnx  # noqa: PLC0415
+    import onnx  # noqa: PLC0415 (seconds of imports that only this needs)
 
-    from convoy.deploy.contract import IDENTITY  # noqa: PLC0415
+    from convoy.deploy.contract import IDENTITY  # noqa: PLC0415 (seconds of imports that only this needs)
 
     try:
         model = onnx.load(path, load_external_data=False)

@@ -34,7 +34,7 @@ class Cache:
 
 def of_repository(root: Path) -> Cache:
     """Find a repository's cache, wherever its configuration puts it."""
-    from dvc.config import Config  # type: ignore[import-untyped] # noqa: PLC0415
+    from dvc.config import Config  # type: ignore[import-untyped] # noqa: PLC0415 (seconds of imports that only this needs)
 
     own = root / ".dvc"
     return Cache(Path(Config(str(own))["cache"].get("dir") or own / "cache"))

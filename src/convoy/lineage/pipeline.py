@@ -95,8 +95,8 @@ def opened(root: Path) -> Iterator[Any]:
     Raises:
         RequestError: DVC cannot read it; a bug in dvc.yaml, most often.
     """
-    from dvc.exceptions import DvcException  # type: ignore[import-untyped] # noqa: PLC0415
-    from dvc.repo import Repo  # type: ignore[import-untyped] # noqa: PLC0415
+    from dvc.exceptions import DvcException  # type: ignore[import-untyped] # noqa: PLC0415 (seconds of imports that only this needs)
+    from dvc.repo import Repo  # type: ignore[import-untyped] # noqa: PLC0415 (seconds of imports that only this needs)
 
     try:
         with chdir(root), Repo() as repo:  # DVC names files relative to the current folder
@@ -109,7 +109,7 @@ def opened(root: Path) -> Iterator[Any]:
 
 def ordered(repo: Any) -> list[Any]:  # noqa: ANN401 (DVC has no types)
     """List DVC's stages in the order in which `dvc repro` visits them."""
-    from dvc.repo.reproduce import get_active_graph, plan_repro  # type: ignore[import-untyped] # noqa: PLC0415
+    from dvc.repo.reproduce import get_active_graph, plan_repro  # type: ignore[import-untyped] # noqa: PLC0415 (seconds of imports that only this needs)
 
     return list(plan_repro(get_active_graph(repo.index.graph)))
 
@@ -141,7 +141,7 @@ def compare(stage: Any, made_by: Mapping[str, str], command: object) -> Found:  
         made_by: as `makers` gives it.
         command: the recorded command; None where the stage never ran.
     """
-    from dvc.dependency import ParamsDependency  # type: ignore[import-untyped] # noqa: PLC0415
+    from dvc.dependency import ParamsDependency  # type: ignore[import-untyped] # noqa: PLC0415 (seconds of imports that only this needs)
 
     files = [dep for dep in stage.deps if not isinstance(dep, ParamsDependency)]
     groups = [dep for dep in stage.deps if isinstance(dep, ParamsDependency)]
@@ -200,7 +200,7 @@ def _members(entry: Any) -> tuple[dict[str, str], dict[str, str]] | None:  # noq
 
     It keeps one of outputs and imports; of a folder that git holds, such as weights/, it does not.
     """
-    from dvc_data.hashfile.tree import Tree  # noqa: PLC0415
+    from dvc_data.hashfile.tree import Tree  # noqa: PLC0415 (seconds of imports that only this needs)
 
     then = entry.get_obj()
     if not isinstance(then, Tree):

@@ -152,7 +152,7 @@ class Records:
         )
         return sorted(joined, key=lambda record: -record.started_ms)
 
-    def _ask(self, call: Callable[[], Any]) -> Any:  # noqa: ANN401
+    def _ask(self, call: Callable[[], Any]) -> Any:  # noqa: ANN401 (whatever is asked for)
         """Ask the store; its failure names what to do.
 
         Raises:
@@ -204,7 +204,7 @@ def _no_garbage() -> Iterator[None]:
 
 
 def _failure(error: Exception, uri: str) -> StoreError:
-    from convoy.tracking import store  # noqa: PLC0415
+    from convoy.tracking import store  # noqa: PLC0415 (MLflow takes a second)
 
     return StoreError(
         f"the tracking store {shown(uri)} cannot be asked: {store.explain(error)}\n"

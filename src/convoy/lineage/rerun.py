@@ -121,11 +121,11 @@ def _from_run_cache(repo: Any, stage: Any, found: Found, ahead: _Ahead) -> dict[
 
     `StageCache.restore(dry=True)` would compare what is recorded, not what is there.
     """
-    from dvc.dependency import ParamsDependency  # type: ignore[import-untyped] # noqa: PLC0415
-    from dvc.stage.cache import _get_cache_hash  # type: ignore[import-untyped] # noqa: PLC0415
-    from dvc.stage.serialize import to_single_stage_lockfile  # type: ignore[import-untyped] # noqa: PLC0415
-    from dvc_data.hashfile.hash_info import HashInfo  # noqa: PLC0415
-    from dvc_data.hashfile.meta import Meta  # noqa: PLC0415
+    from dvc.dependency import ParamsDependency  # type: ignore[import-untyped] # noqa: PLC0415 (seconds of imports that only this needs)
+    from dvc.stage.cache import _get_cache_hash  # type: ignore[import-untyped] # noqa: PLC0415 (seconds of imports that only this needs)
+    from dvc.stage.serialize import to_single_stage_lockfile  # type: ignore[import-untyped] # noqa: PLC0415 (seconds of imports that only this needs)
+    from dvc_data.hashfile.hash_info import HashInfo  # noqa: PLC0415 (seconds of imports that only this needs)
+    from dvc_data.hashfile.meta import Meta  # noqa: PLC0415 (seconds of imports that only this needs)
 
     if any(out.persist for out in stage.outs):
         return None

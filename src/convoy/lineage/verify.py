@@ -120,7 +120,7 @@ def compare_weights(before: Path, after: Path) -> Tensors:
 
 def digest(tensor: "Tensor") -> str:
     """Hash type, shape and content of a tensor."""
-    import torch  # noqa: PLC0415
+    import torch  # noqa: PLC0415 (a second that looking does without)
 
     content = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     return hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode() + content).hexdigest()

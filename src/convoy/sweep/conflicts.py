@@ -63,10 +63,10 @@ def _is_plain(transfer: TransferParams) -> bool:
 def _check_plan(spec: Spec, train: TrainParams, classes: int, image_px: int, *, weights: bool) -> None:
     """Make the plan of a training; no weight is allocated."""
     # Seconds of imports, which sweeps that freeze nothing do without.
-    import torch  # noqa: PLC0415
+    import torch  # noqa: PLC0415 (torch, as said)
 
-    from convoy.networks import saved  # noqa: PLC0415
-    from convoy.networks.blocks import blocks  # noqa: PLC0415
+    from convoy.networks import saved  # noqa: PLC0415 (torch, as said)
+    from convoy.networks.blocks import blocks  # noqa: PLC0415 (torch, as said)
 
     if not weights:
         refuse_to_freeze(train.transfer)

@@ -52,7 +52,7 @@ class Dimension:
             return self.choices[int(self.distribution.to_internal_repr(stored))]
         return stored
 
-    def stored(self, value: Any) -> Any:  # noqa: ANN401
+    def stored(self, value: Any) -> Any:  # noqa: ANN401 (as wide as YAML)
         """Turn a value into what Optuna keeps; None where the space does not have it."""
         if self.choices:
             return _storable(value) if value in self.choices else None
@@ -64,7 +64,7 @@ class Dimension:
         inside = kind._contains(value)  # noqa: SLF001 (Optuna has no public way to ask)
         return value if inside else None
 
-    def rounded(self, stored: Any) -> Any:  # noqa: ANN401
+    def rounded(self, stored: Any) -> Any:  # noqa: ANN401 (as wide as YAML)
         """Shorten a number between two that are as good: what is written down is what was tried."""
         kind = self.distribution
         if not isinstance(kind, FloatDistribution):
@@ -139,7 +139,7 @@ def describe(values: Mapping[str, Any]) -> str:
     return " · ".join(f"{key.rpartition('.')[2]} {written(value)}" for key, value in values.items())
 
 
-def written(value: Any) -> str:  # noqa: ANN401
+def written(value: Any) -> str:  # noqa: ANN401 (as wide as YAML)
     """Write a value as params.yaml holds it, on one line."""
     if isinstance(value, float):
         return np.format_float_positional(value, trim="0")  # 1e-05 would be a word to YAML 1.1
@@ -195,7 +195,7 @@ def _dimension(key: str, values: Range | list[Any], content: Mapping[str, Any]) 
     return Dimension(key, FloatDistribution(low_, last, step=float(values.step)))
 
 
-def _check_value(key: str, value: Any, content: Mapping[str, Any]) -> None:  # noqa: ANN401
+def _check_value(key: str, value: Any, content: Mapping[str, Any]) -> None:  # noqa: ANN401 (as wide as YAML)
     changed = replaced(content, {key: value})
     try:
         if key == "seed":
@@ -224,7 +224,7 @@ def _takes(key: str, value: float, content: Mapping[str, Any]) -> bool:
     return True
 
 
-def _storable(value: Any) -> Any:  # noqa: ANN401
+def _storable(value: Any) -> Any:  # noqa: ANN401 (as wide as YAML)
     return value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
 
 

@@ -32,8 +32,8 @@ def main(folder: Path, target: int, threads: int, parent: dict[str, str]) -> Non
     """
     import torch  # noqa: PLC0415 (after the signals are set: it takes seconds)
 
-    from convoy.sweep import trial  # noqa: PLC0415
-    from convoy.tracking.run import Reference  # noqa: PLC0415
+    from convoy.sweep import trial  # noqa: PLC0415 (torch: after the cores are shared out)
+    from convoy.tracking.run import Reference  # noqa: PLC0415 (torch: after the cores are shared out)
 
     torch.set_num_threads(threads)
     request = Request.load(folder / REQUEST)

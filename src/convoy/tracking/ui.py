@@ -47,8 +47,8 @@ def _prepared() -> tuple[str, str]:
     """Complete the store and keep the view in it; give the experiment and the address' part that opens it."""
     from mlflow.exceptions import MlflowException  # noqa: PLC0415 (a second; a taken port is told before)
 
-    from convoy.tracking import store  # noqa: PLC0415
-    from convoy.tracking.sync import sync  # noqa: PLC0415
+    from convoy.tracking import store  # noqa: PLC0415 (MLflow takes a second)
+    from convoy.tracking.sync import sync  # noqa: PLC0415 (MLflow takes a second)
 
     try:
         client = store.connect()
