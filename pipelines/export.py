@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from convoy import files, params, stage
-from convoy.data.dataset import Dataset
+from convoy.data.dataset import MANIFEST_FILE, Dataset
+from convoy.deploy import contract, images
 from convoy.deploy.settings import ExportParams
 from convoy.energy.meter import metered
 from convoy.energy.settings import EnergyParams
@@ -32,6 +33,7 @@ def build() -> None:
     country = params.section("energy", EnergyParams).country
     with stages.continuing("export", data_hash) as run, metered("export", country, gpu=False) as meter:
         build_graph(MODEL, OUT, stages.exported_identity(run, data_hash))
+        images.write(DATASET / MANIFEST_FILE, OUT / contract.IMAGES)
     meter.hand_over(SPENT)
 
 
@@ -49,9 +51,10 @@ def prove() -> None:
         files.write_json(METRICS / "export.json", metrics)
         run.log_result(metrics)
         run.set_tags(meter.tags())
-        run.log_file(OUT / "verification.json", "deploy")
-        run.log_file(OUT / "model_card.md", "deploy")
-        run.log_onnx(OUT / "model.onnx")
+        beside = [OUT / name for name in (contract.VERIFICATION, contract.CARD, contract.IMAGES)]
+        for path in beside[:2]:
+            run.log_file(path, "deploy")
+        run.log_onnx(OUT / contract.PROVEN, *beside)
 
 
 if __name__ == "__main__":

@@ -72,6 +72,14 @@ def test_done_is_zero() -> None:
     assert caught.value.code == 0
 
 
+def test_a_retraining_keeps_its_runs_in_the_repository_that_called_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "worktree"))
+    monkeypatch.setenv("CONVOY_REPOSITORY", str(tmp_path / "caller"))
+    assert stage.repository() == tmp_path / "caller"
+
+
 def test_the_repository_of_a_queued_experiment_is_the_real_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

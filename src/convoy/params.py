@@ -130,6 +130,8 @@ def _explain(name: str, kind: type[Section], detail: ErrorDetails) -> str:
         parent = ".".join([name, *where[:-1]])
         siblings = [f"{parent}.{sibling}" for sibling in _keys_at(kind, where[:-1])]
         return f"unknown key {key}{did_you_mean(key, siblings)}"
+    if detail["type"] == "value_error" and not where:  # a rule about several keys
+        return f"{name}: {detail['ctx']['error']}"
     if detail["type"] == "missing":
         return f"missing key {key}: add it (git diff {PARAMS_FILE} shows what it was)"
     return f"{key} is {detail['input']!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}"

@@ -14,6 +14,7 @@ from convoy.deploy.settings import ExportParams
 from convoy.energy.settings import EnergyParams
 from convoy.errors import RequestError
 from convoy.evaluation.settings import EvaluateParams
+from convoy.gate.settings import GateParams
 from convoy.networks import fitting, spec
 from convoy.networks.settings import NetworkParams
 from convoy.networks.tracked import untracked
@@ -31,6 +32,7 @@ SECTIONS: dict[str, type[params.Section]] = {
     "tracking": TrackingParams,
     "energy": EnergyParams,
     "sweep": SweepParams,
+    "gate": GateParams,
 }
 
 MAPPINGS = ("train.transfer.release", "sweep.space")

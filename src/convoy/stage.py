@@ -13,6 +13,9 @@ import yaml
 
 from convoy.errors import ConvoyError
 
+REPOSITORY = "CONVOY_REPOSITORY"
+"""Variable that names the repository whose store, outbox and checkpoints are used from another working tree."""
+
 INTERRUPTED = 1
 """Exit code of a stage that was stopped by Ctrl-C or SIGTERM: the run failed."""
 
@@ -50,9 +53,11 @@ def repository() -> Path:
     """Locate the repository that owns the tracking store and the checkpoints.
 
     DVC runs a queued experiment in a temporary copy and names the real repository
-    in `DVC_ROOT`; elsewhere it is the current folder.
+    in `DVC_ROOT`; a retraining runs in a worktree and names the repository that called
+    it in `CONVOY_REPOSITORY`; elsewhere it is the current folder.
     """
-    return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
+    named = os.environ.get(REPOSITORY) or os.environ.get("DVC_ROOT")
+    return Path(named or Path.cwd()).resolve()
 
 
 def recorded(stage: str, path: Path, content: bytes) -> bool:

@@ -85,7 +85,8 @@ def test_the_logged_model_is_the_proven_file_byte_for_byte(finished: tuple[Clone
     [output] = run.outputs.model_outputs
     model = client.get_logged_model(output.model_id)
     folder = Path(model.artifact_location.removeprefix("file://"))
-    assert sha256(folder / "model.onnx") == sha256(clone.folder / "build/deploy/model.onnx")
+    for name in ("model.onnx", "verification.json", "model_card.md", "images.parquet"):
+        assert sha256(folder / name) == sha256(clone.folder / "build/deploy" / name)
     description = yaml.safe_load((folder / "MLmodel").read_text())
     assert "image" in description["signature"]["inputs"]
     assert description["saved_input_example_info"]

@@ -7,6 +7,7 @@ import pytest
 
 from convoy import params, preflight
 from convoy.errors import RequestError
+from convoy.gate.settings import GateParams
 
 
 @pytest.fixture
@@ -43,6 +44,10 @@ def test_no_section_declares_a_second_default() -> None:
         ("data.splits.test", "0.9", r"data\.splits\.test is 0\.9.*less than or equal to 0\.5"),
         ("export.max_label_flips", "-1", r"export\.max_label_flips is -1"),
         ("network.name", "convnett", r"convnett.*convnet"),
+        ("gate.min_accuracy", "1.5", r"gate\.min_accuracy is 1\.5.*less than or equal to 1"),
+        ("gate.max_latency_ratio", "0.5", r"gate\.max_latency_ratio is 0\.5.*greater than or equal to 1"),
+        ("gate.on_equal", "maybe", r"gate\.on_equal is 'maybe'.*'keep' or 'promote'"),
+        ("tracking.registered_model", "a/b", r"tracking\.registered_model is 'a/b'"),
         ("seed", "one", r"seed is 'one': it must be a whole number from 0"),
     ],
 )
@@ -52,6 +57,16 @@ def test_a_wrong_value_is_refused_by_name_with_what_is_allowed(
     with pytest.raises(RequestError, match=re.compile(message, re.DOTALL)) as caught:
         preflight.check({key: value})
     assert caught.value.exit_code == 2
+
+
+def test_a_gate_without_limits_is_refused_since_it_gives_no_verdict(here: Path) -> None:
+    limits = {f"gate.{key}": "null" for key in GateParams.model_fields if key.startswith(("min_", "max_"))}
+    with pytest.raises(
+        RequestError, match=r"gate: a gate without limits gives no verdict\. Set at least one, such as"
+    ) as caught:
+        preflight.check(limits)
+    assert caught.value.exit_code == 2
+    preflight.check(limits | {"gate.max_ece": "0.1"})
 
 
 def test_an_unknown_section_is_refused_with_the_nearest_name(here: Path, tmp_path: Path) -> None:

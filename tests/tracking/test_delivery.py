@@ -86,7 +86,8 @@ def a_whole_run(workplace: Path) -> Run:
     with stages.finishing("export") as last:
         last.log_file(report, "evaluation")
         last.log_file(report / "report.html")
-        last.log_onnx(graph(workplace / "model.onnx"))
+        (workplace / "images.parquet").write_text("images")
+        last.log_onnx(graph(workplace / "model.onnx"), workplace / "images.parquet")
     return run
 
 
@@ -126,6 +127,7 @@ def test_a_run_arrives_with_params_points_files_model_and_status(
     )
     assert {metric.key for metric in model.metrics or []} >= {"best/epoch"}
     assert (folder / "MLmodel").read_text().count("image")
+    assert (folder / "images.parquet").read_text() == "images", "what belongs to the model is beside it"
     assert not outbox.journals(workplace / "outbox"), "what is delivered is removed"
 
 

@@ -15,6 +15,7 @@ SCHEMA = pa.schema(
         ("width", pa.int32()),  # pixels, upright; 0 where it was not decoded
         ("height", pa.int32()),
         ("mode", pa.string()),  # Pillow's, of the file; empty where it was not decoded
+        ("pixels", pa.string()),  # `pixel_hash`; empty where it was not decoded
         ("label", pa.string()),  # null outside class folders
         ("split", pa.string()),  # null for what is not used
         ("verdict", pa.string()),  # `ok`, or why it is not used

@@ -13,6 +13,7 @@ UNPROVEN = "model.unproven.onnx"
 PROVEN = "model.onnx"
 VERIFICATION = "verification.json"
 CARD = "model_card.md"
+IMAGES = "images.parquet"
 
 CLASSES = "convoy.classes"
 IMAGE_PX = "convoy.image_px"

@@ -175,8 +175,9 @@ class Delivery:
             dataset = Dataset("dataset", entry["digest"], "local", entry["source"], profile=entry["profile"])
             client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
         elif kind == "model":
-            [path] = (self.folder / entry["at"]).iterdir()
-            model.log(client, client.get_run(run_id), path, entry["sha256"], self._results())
+            model.log(
+                client, client.get_run(run_id), self.folder / entry["at"], entry["sha256"], self._results()
+            )
         elif kind == "end":
             self.stop()
             self._end(entry)

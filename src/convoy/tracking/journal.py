@@ -157,8 +157,8 @@ class Journal:
             if sync:
                 os.fsync(self._descriptor)
 
-    def keep(self, path: Path) -> str:
-        """Copy a file, or what a folder holds, beside the journal; return the new folder's name.
+    def keep(self, path: Path, *more: Path) -> str:
+        """Copy files, or what a folder holds, beside the journal; return the new folder's name.
 
         Raises:
             OSError: the disk is full, or there is no such file.
@@ -169,7 +169,8 @@ class Journal:
             shutil.copytree(path, target)
         else:
             target.mkdir(parents=True)
-            shutil.copyfile(path, target / path.name)
+            for one in (path, *more):
+                shutil.copyfile(one, target / one.name)
         return name
 
     def close(self) -> None:

@@ -13,6 +13,8 @@ from mlflow.models import Model, ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, Schema, TensorSpec
 
+from convoy.deploy import contract
+
 EXAMPLE_U8 = np.zeros((2, 4, 6, 3), np.uint8)
 """Input example of the logged model, `(N, H, W, 3)`: two images that are not square, since any size serves."""
 
@@ -22,7 +24,7 @@ ANY = -1
 SHA256 = "convoy.onnx_sha256"
 
 
-def log(client: MlflowClient, run: Run, path: Path, sha256: str, results: Iterable[Metric]) -> None:
+def log(client: MlflowClient, run: Run, folder: Path, sha256: str, results: Iterable[Metric]) -> LoggedModel:
     """Log a file as the run's model `model`, byte for byte, with signature and input example.
 
     One that is there already stays; one whose upload was broken off is replaced. MLflow's own
@@ -31,11 +33,11 @@ def log(client: MlflowClient, run: Run, path: Path, sha256: str, results: Iterab
     Args:
         client: of the store.
         run: that the model comes from.
-        path: the ONNX file.
-        sha256: of the file.
+        folder: holds model.onnx, and what is kept beside it.
+        sha256: of model.onnx.
         results: metrics of the run that are shown with the model.
     """
-    model = _there(client, run, sha256) or _upload(client, run, path, sha256)
+    model = _there(client, run, sha256) or _upload(client, run, folder, sha256)
     named = [output.model_id for output in run.outputs.model_outputs] if run.outputs else []
     if model.model_id not in named:
         client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
@@ -44,6 +46,7 @@ def log(client: MlflowClient, run: Run, path: Path, sha256: str, results: Iterab
         for one in results
     ]
     client.log_batch(run.info.run_id, metrics=shown)
+    return model
 
 
 def _there(client: MlflowClient, run: Run, sha256: str) -> LoggedModel | None:
@@ -58,9 +61,9 @@ def _there(client: MlflowClient, run: Run, sha256: str) -> LoggedModel | None:
     return found
 
 
-def _upload(client: MlflowClient, run: Run, path: Path, sha256: str) -> LoggedModel:
-    """Make MLflow's folder around the file and upload it."""
-    graph = onnx.load(path)
+def _upload(client: MlflowClient, run: Run, source: Path, sha256: str) -> LoggedModel:
+    """Make MLflow's folder around the files and upload it."""
+    graph = onnx.load(source / contract.PROVEN)
     [image] = graph.graph.input
     answers: list[ColSpec | TensorSpec] = [
         TensorSpec(np.dtype(np.float32), (ANY, output.type.tensor_type.shape.dim[1].dim_value), output.name)
@@ -94,6 +97,7 @@ def _upload(client: MlflowClient, run: Run, path: Path, sha256: str) -> LoggedMo
             save_as_external_data=False,
         )
         # The proven bytes, whatever MLflow's writing of the graph made of them.
-        shutil.copyfile(path, folder / "model.onnx")
+        for path in sorted(source.iterdir()):
+            shutil.copyfile(path, folder / path.name)
         client.log_model_artifacts(model.model_id, str(folder))
     return client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)

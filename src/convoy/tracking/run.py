@@ -113,13 +113,13 @@ class Run:
 
         self._try(write)
 
-    def log_onnx(self, path: Path) -> None:
-        """Log a proven ONNX file as the run's model, byte for byte, with signature and input example."""
+    def log_onnx(self, path: Path, *beside: Path) -> None:
+        """Log a proven ONNX file as the run's model, byte for byte, with signature, input example and what belongs to it."""
 
         def write(journal: Journal) -> None:
             digest = files.sha256(path)
             journal.append({"kind": "tags", "tags": {"convoy.onnx_sha256": digest}})
-            journal.append({"kind": "model", "at": journal.keep(path), "sha256": digest})
+            journal.append({"kind": "model", "at": journal.keep(path, *beside), "sha256": digest})
 
         self._try(write)
 

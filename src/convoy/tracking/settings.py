@@ -16,6 +16,7 @@ class TrackingParams(params.Section):
 
     experiment: str = Field(min_length=1)
     step_interval: int = Field(ge=0, le=100_000)
+    registered_model: str = Field(min_length=1, max_length=200, pattern=r"^[^/:@.%'\"]+$")
 
 
 def uri() -> str:
