@@ -29,6 +29,6 @@ def test_a_place_that_cannot_be_written_is_said_with_another(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(
         RequestError,
-        match=r"The picture .*file/out\.png cannot be written: .*Name another place: --picture out\.png",
+        match=r"The picture .*file/out\.png cannot be written: .*Name another place, or make room there\.",
     ):
         pictures.write(Figure(), tmp_path / "file" / "out.png")

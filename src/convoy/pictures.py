@@ -39,6 +39,6 @@ def write(figure: Figure, out: Path) -> Path:
             figure.savefig(out, dpi=DOTS, metadata=metadata)
     except OSError as error:
         raise RequestError(
-            f"The picture {out} cannot be written: {error.strerror}. Name another place: --picture {out.name}"
+            f"The picture {out} cannot be written: {error.strerror}. Name another place, or make room there."
         ) from error
     return out

@@ -6,11 +6,11 @@ CONFIDENCE = 0.95
 """Confidence of the interval beside the accuracy."""
 
 
-def wilson(correct: int, images: int) -> tuple[float, float]:
-    """Bound the accuracy that so many images support, at 95 % confidence.
+def wilson(correct: int, images: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Bound the accuracy that so many images support.
 
     Wilson's score interval: unlike the textbook's p ± 1.96 s it stays inside 0..1
     and is not empty when every image is right.
     """
-    interval = binomtest(correct, images).proportion_ci(CONFIDENCE, method="wilson")
+    interval = binomtest(correct, images).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)

@@ -1,0 +1,83 @@
+"""How fast candidate and champion answer single test images, each timed right after the other.
+
+What else the machine does, and how warm it is, then meets both alike.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from convoy.console import track
+from convoy.deploy.served import Served
+
+THREADS = 1
+"""Of onnxruntime. As in `deploy.latency`: several would time each other's waiting."""
+ROUNDS = 5
+IMAGES = 64
+"""Most images per round; at least `LEAST_IMAGES` even of a slow model, some of them twice where there are fewer."""
+LEAST_IMAGES = 20
+WARM_UP = 3
+"""Untimed images before the timed ones: first calls allocate memory and choose kernels."""
+BUDGET_S = 15.0
+"""Seconds that the timing may take in all, unless the least images take longer."""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Hold what was timed; m models.
+
+    Attributes:
+        images: timed per round.
+        p50_ms: of each model: the median over rounds of the time that half of the images took at most.
+        p95_ms: likewise, 95 % of the images.
+        ratio: how many times as long the first model takes as the second: the median over all
+            pairs of calls, one right after the other. None where there is one model.
+    """
+
+    images: int
+    p50_ms: tuple[float, ...]
+    p95_ms: tuple[float, ...]
+    ratio: float | None
+
+    def conditions(self) -> dict[str, Any]:
+        """Say how it was timed."""
+        return {"threads": THREADS, "rounds": ROUNDS, "images": self.images}
+
+
+def by_turns(models: Sequence[Served], images_u8: Sequence[npt.NDArray[np.uint8]]) -> Timed:
+    """Time one or two models, opened with `THREADS`, on single (H, W, 3) images."""
+    warm = [_seconds(models, image_u8) for image_u8 in images_u8[:WARM_UP]]
+    each = float(np.sum(warm[-1]))
+    count = int(np.clip(BUDGET_S / (ROUNDS * max(each, 1e-9)), LEAST_IMAGES, IMAGES))
+    count = max(LEAST_IMAGES, min(count, len(images_u8)))
+    chosen = [images_u8[n % len(images_u8)] for n in range(count)]
+    calls = [
+        _seconds(models, image_u8, backwards=number % 2 == 1)
+        for number, image_u8 in enumerate(track(chosen * ROUNDS, "judge: time single images", ROUNDS * count))
+    ]
+    seconds = np.array(calls).reshape(ROUNDS, count, len(models))
+    p50, p95 = (np.median(np.percentile(seconds, q, axis=1), axis=0) * 1e3 for q in (50, 95))
+    return Timed(
+        images=count,
+        p50_ms=tuple(p50.tolist()),
+        p95_ms=tuple(p95.tolist()),
+        ratio=float(np.median(seconds[..., 0] / seconds[..., 1])) if len(models) == 2 else None,
+    )
+
+
+def _seconds(
+    models: Sequence[Served], image_u8: npt.NDArray[np.uint8], *, backwards: bool = False
+) -> list[float]:
+    """Time one call of each model; who goes first changes, since the second finds the image in the cache."""
+    batch_u8 = image_u8[np.newaxis]
+    found = [0.0] * len(models)
+    order = range(len(models))
+    for number in reversed(order) if backwards else order:
+        start = time.perf_counter()
+        models[number](batch_u8)
+        found[number] = time.perf_counter() - start
+    return found

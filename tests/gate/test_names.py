@@ -1,0 +1,42 @@
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from convoy.gate.names import short, visible
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("cat", "cat"),
+        ("日本語 שלום", "日本語 שלום"),
+        ("new\nline", "new\\nline"),
+        ("\u202egpj.exe", "<U+202E>gpj.exe"),
+        ("a\u0000b\u2028c", "a<U+0000>b<U+2028>c"),
+        ("\ud800", "<U+D800>"),
+        ("👩\u200d🔬", "👩\u200d🔬"),
+    ],
+)
+def test_what_cannot_be_seen_is_spelled_out(name, shown):
+    assert visible(name) == shown
+
+
+@given(st.text())
+def test_nothing_that_is_shown_breaks_a_line_or_turns_its_direction(name):
+    shown = visible(name)
+    assert len(shown.splitlines()) <= 1
+    assert not {unicodedata.category(sign) for sign in shown if sign not in "\u200c\u200d"} & {
+        "Cc",
+        "Cf",
+        "Cs",
+    }
+    shown.encode()
+
+
+def test_a_long_name_keeps_both_its_ends():
+    name = "a" * 100 + "0123456789.png"
+    assert short(name, 20) == "aaaaaaaaa…456789.png"
+    assert len(short(name, 20)) == 20
+    assert short("short", 5) == "short"

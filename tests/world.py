@@ -1,0 +1,149 @@
+"""A delivery of numbered images taken through the real `prepare`, and contenders whose answers are chosen."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+import chosen
+from convoy import files
+from convoy.data.prepare import prepare
+from convoy.data.settings import DataParams
+from convoy.data.split import pixel_hash
+from convoy.deploy import checks
+from convoy.deploy.comparison import Comparison
+from convoy.deploy.images import Images
+from convoy.deploy.settings import ExportParams
+from convoy.gate.contender import Contender
+from convoy.gate.settings import GateParams
+from convoy.gate.today import Today
+
+CLASSES = ("ape", "bee", "cat")
+TEST = 120
+"""Test images, numbered from 0, a third of each class by turns; then 30 of train and 15 of val."""
+
+LIMITS = {
+    "confidence": 0.95,
+    "on_equal": "keep",
+    "equal_within": 0.05,
+    "min_images": 50,
+    "min_accuracy": 0.5,
+    "min_class_recall": 0.3,
+    "max_class_drop": 0.2,
+    "max_ece": 0.2,
+    "max_latency_ms_p95": 10_000.0,  # generous: no test asserts how fast a machine is
+    "max_latency_ratio": 1000.0,
+    "max_size_mb": 600.0,
+    "max_champion_drop": 0.1,
+    "max_champion_age_days": 90.0,
+}
+
+
+def pixels(number: int) -> str:
+    return pixel_hash(chosen.image_u8(number))
+
+
+@dataclass
+class World:
+    """Today's data, and contenders for it."""
+
+    home: Path
+    truth: tuple[str, ...]
+    """Label of each numbered image."""
+    test: int
+    classes: tuple[str, ...] = CLASSES
+    made: int = field(default=0)
+
+    @property
+    def today(self) -> Today:
+        return Today.load(self.home / "dataset", self.home / "data")
+
+    def limits(self, **changes: object) -> GateParams:
+        return GateParams.model_validate(LIMITS | changes)
+
+    def images(self, seen: Collection[int] = (), labels: Mapping[int, str] | None = None) -> Images:
+        """Every image as today, but the ones that were trained on, and other labels."""
+        table = {}
+        for number, label in enumerate(self.truth):
+            split = "test" if number < self.test and number not in seen else "train"
+            table[pixels(number)] = ((labels or {}).get(number, label), split)
+        return Images(table)
+
+    def contender(
+        self,
+        name: str = "convoy/7",
+        wrong: Collection[int] = (),
+        *,
+        classes: Sequence[str] | None = None,
+        answers: Mapping[int, str] | None = None,
+        seen: Collection[int] = (),
+        **changes: object,
+    ) -> Contender:
+        """Make a contender that is right but for the given images, answered with the next class.
+
+        Args:
+            name: of the version.
+            wrong: numbers of images.
+            classes: that it serves, in their order.
+            answers: to numbered images, whatever is right.
+            seen: numbers of test images that it was trained on.
+            changes: other attributes of `Contender`, or arguments of `chosen.write_onnx`.
+        """
+        served = tuple(classes or self.classes)
+        said = [label if label in served else served[0] for label in self.truth]
+        for number in wrong:
+            said[number] = served[(served.index(said[number]) + 1) % len(served)]
+        for number, answer in (answers or {}).items():
+            said[number] = answer
+        self.made += 1
+        graph = {key: changes.pop(key) for key in ("certainty", "products", "dead_bytes") if key in changes}
+        path = chosen.write_onnx(self.home / f"model{self.made}.onnx", served, said, **graph)
+        attributes = {
+            "name": name,
+            "onnx": path,
+            "sha256": files.sha256(path),
+            "images": self.images(seen),
+            "recorded_accuracy": float(
+                np.mean([s == t for s, t in zip(said, self.truth, strict=True)][: self.test])
+            ),
+            "proof": proof(files.sha256(path)),
+            "created_ms": 1_700_000_000_000 + int(name.split("/")[1]),
+        }
+        return Contender(**(attributes | changes))
+
+
+def proof(sha256: str, **limits: float) -> dict:
+    """What `prove` writes into verification.json, as far as it says whether a model passed."""
+    params = {"max_label_flips": 0, "max_probability_gap": 1e-4, "latency_runs": 10}
+    comparison = Comparison("whole test split from delivered files", ExportParams(**params))
+    return {
+        "model": {"sha256": sha256},
+        "checks": [comparison.figures() | limits],
+        "negative_control": checks.figures_of_control(0.1, comparison),
+    }
+
+
+def deliver(home: Path, labels: Sequence[str], test: int) -> World:
+    """Write numbered images as files and prepare them: the first `test` are the test split."""
+    rest = len(labels) - test
+    for number, label in enumerate(labels):
+        part = "test" if number < test else "train" if number < test + 2 * rest / 3 else "val"
+        path = home / "data" / part / label / f"{number:04}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(chosen.png(number))
+    params = {"image_px": 8, "fit": "squash", "splits": {"val": 0.2, "test": 0.2}, "max_quarantined": 0.0}
+    prepare(home / "data", DataParams.model_validate(params), home / "dataset")
+    return World(home, tuple(labels), test, tuple(sorted(set(labels))))
+
+
+def by_turns(test: int, classes: Sequence[str] = CLASSES) -> list[str]:
+    return [classes[n % len(classes)] for n in range(test + 15 * len(classes))]
+
+
+def write_limits(path: Path, limits: Mapping[str, object]) -> None:
+    """Type limits into a params.yaml."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content["gate"] = dict(limits)
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
