@@ -28,6 +28,7 @@ class Proxy:
         self.calls: list[str] = []
         self._left: int | None = None
         self._at = ""
+        self._forbidden = ("", 0)
         self._open: set[_Call] = set()
         self._lock = threading.Lock()
         self._server: ThreadingHTTPServer | None = None
@@ -72,6 +73,10 @@ class Proxy:
     def die_at(self, path: str) -> None:
         """Do the next call whose path has these words without answering it, and refuse from there on."""
         self._at = path
+
+    def forbid(self, path: str, status: int = 403) -> None:
+        """Answer calls whose path has these words with a refusal, as MLflow's own accounts do, without doing them."""
+        self._forbidden = (path, status)
 
     @contextmanager
     def _counted(self, call: "_Call") -> Iterator[bool]:
@@ -134,6 +139,10 @@ class _Call(BaseHTTPRequestHandler):
         if self.proxy._server is None:  # it died while this call was waiting
             self.close_connection = True
             return
+        path, status = self.proxy._forbidden
+        if path and path in self.path:
+            self._answer(status, [], b"Permission denied")
+            return
         with self.proxy._counted(self) as answered:
             upstream = http.client.HTTPConnection(self.proxy.upstream.netloc, timeout=60)
             headers = {name: value for name, value in self.headers.items() if name.lower() not in HOP}
@@ -144,8 +153,11 @@ class _Call(BaseHTTPRequestHandler):
         if not answered:
             self.close_connection = True
             return
-        self.send_response(answer.status)
-        for name, value in answer.getheaders():
+        self._answer(answer.status, answer.getheaders(), content)
+
+    def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
+        self.send_response(status)
+        for name, value in headers:
             if name.lower() not in HOP:
                 self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))

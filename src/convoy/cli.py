@@ -13,6 +13,9 @@ from convoy.commands.explain_features import features
 from convoy.commands.explain_position import position
 from convoy.commands.migrate import migrate
 from convoy.commands.network import network
+from convoy.commands.promote import promote
+from convoy.commands.register import register
+from convoy.commands.rollback import rollback
 from convoy.commands.sweep import sweep
 from convoy.commands.trace import trace
 from convoy.commands.ui import ui
@@ -37,6 +40,9 @@ app.add_typer(network, name="network")
 app.add_typer(weights, name="weights")
 app.add_typer(explain, name="explain")
 app.command()(migrate)
+app.command()(promote)
+app.command()(register)
+app.command()(rollback)
 app.command()(sweep)
 app.command()(ui)
 app.command()(trace)

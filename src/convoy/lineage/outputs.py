@@ -56,7 +56,7 @@ def supply(clone: Path, source: Path, origin: str) -> None:
         RestoreError: some of it is neither in the source's cache nor in a remote.
     """
     own, theirs = Cache(clone / ".dvc" / "cache"), cache.of_repository(source)
-    has_remote = _configure(clone, source)
+    has_remote = configure(clone, source, clone / ".dvc" / "cache")
     needed = wanted(clone)
     # The list of a folder's members first: only it names them.
     _link({one.md5 for one in needed}, theirs, own)
@@ -91,17 +91,24 @@ def _link(md5s: set[str], source: Cache, target: Cache) -> None:
             new.chmod(0o444)
 
 
-def _configure(clone: Path, source: Path) -> bool:
-    """Write the clone's .dvc/config.local; tell whether it has a remote.
+def configure(clone: Path, source: Path, kept: Path) -> bool:
+    """Write a clone's or worktree's .dvc/config.local; tell whether it has a remote.
 
-    Its cache is its own even where the team shares one: a `dvc gc` in a clone would empty that.
+    It is told of the remotes of the source, passwords included, with relative paths made absolute. Links are
+    kept out of it: a file edited there would be the cache's too.
+
+    Args:
+        clone: has the source's files.
+        source: the repository whose remotes are shared.
+        kept: its cache. A clone's lies in itself even where the team shares one: a `dvc gc` in it would empty
+            that. A worktree, which is gone after a round, uses the source's.
     """
     from dvc.config import Config  # type: ignore[import-untyped] # noqa: PLC0415 (DVC takes half a second)
 
     known = Config(str(source / ".dvc"))
     local = Config(str(clone / ".dvc"))
     with local.edit("local") as content:
-        content["cache"]["dir"] = str(clone / ".dvc" / "cache")
+        content["cache"]["dir"] = str(kept)
         _copy_types(content, known)
         for level in ("repo", "local"):
             theirs = known.read(level)
@@ -110,10 +117,9 @@ def _configure(clone: Path, source: Path) -> bool:
                 content["core"]["remote"] = name
     file = clone / ".dvc" / "config.local"
     file.chmod(0o600)  # it may hold a remote's password
-    # DVC would write the absolute path; the folder gets its final name at the end.
-    file.write_text(
-        file.read_text(encoding="utf-8").replace(str(clone / ".dvc" / "cache"), "cache"), encoding="utf-8"
-    )
+    own = clone / ".dvc" / "cache"
+    if kept == own:  # DVC would write the absolute path; the folder gets its final name at the end
+        file.write_text(file.read_text(encoding="utf-8").replace(str(own), "cache"), encoding="utf-8")
     return bool(local["core"].get("remote"))
 
 

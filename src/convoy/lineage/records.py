@@ -11,7 +11,7 @@ from convoy.errors import ConvoyError
 from convoy.lineage import waiting
 from convoy.lineage.waiting import COMMIT, Record, Version
 from convoy.tracking import schema
-from convoy.tracking.settings import shown
+from convoy.tracking.settings import LOG, shown
 
 __all__ = ["COMMIT", "Record", "Records", "StoreError", "Version", "open_records"]
 
@@ -104,7 +104,8 @@ class Records:
     def _search(self, query: str, count: int = 1000) -> list[Record]:
         if self.client is None:
             return []
-        experiments = [one.experiment_id for one in self._ask(self.client.search_experiments)]
+        known = self._ask(self.client.search_experiments)
+        experiments = [one.experiment_id for one in known if LOG not in one.tags]
         order = ["attributes.start_time DESC"]
         found = self._ask(
             lambda: self.client.search_runs(experiments, query, max_results=count, order_by=order)

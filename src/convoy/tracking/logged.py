@@ -14,6 +14,7 @@ from convoy.errors import NetworkError, RequestError
 from convoy.networks.weights import sources
 from convoy.params import did_you_mean
 from convoy.tracking import store
+from convoy.tracking.settings import LOG
 
 ARTIFACTS = "weights"
 """Folder of a run in which `train` logs its model's files."""
@@ -105,7 +106,7 @@ def _run(run: str, client: MlflowClient) -> str:
     except MlflowException as error:
         if error.error_code not in ABSENT:
             raise
-        experiments = [one.experiment_id for one in client.search_experiments()]
+        experiments = [one.experiment_id for one in client.search_experiments() if LOG not in one.tags]
         latest = client.search_runs(experiments, max_results=5, order_by=["attributes.start_time DESC"])
         known = ", ".join(f"{one.info.run_id} ({one.info.run_name})" for one in latest) or "none"
         raise RequestError(f"{store.uri()} has no run `{run}`; the latest are: {known}") from error

@@ -10,6 +10,9 @@ from convoy import params, stage
 SQLITE = "sqlite:///"
 """Beginning of the address of a store that is a file."""
 
+LOG = "convoy.log"
+"""Tag of an experiment whose runs are entries of a log and no trainings."""
+
 
 class TrackingParams(params.Section):
     """Name what runs are kept under; the store itself is named by `MLFLOW_TRACKING_URI`."""

@@ -1,0 +1,69 @@
+"""A repository with a registered model; its store is sqlite, or the tests' server on PostgreSQL."""
+
+import secrets
+import shutil
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from convoy.tracking import outbox, rounds, store
+from proxy import Proxy
+from shop import Shop, set_param
+
+OUTER = (
+    *("DVC_ROOT", "DVC_EXP_NAME", "DVC_STAGE", "CONVOY_REPOSITORY"),
+    *("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"),
+)
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make MLflow's tables once: that takes seconds."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def shop(empty_store: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
+    """Work in an empty repository with the shipped params and a store of its own; no courier starts by itself."""
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    for name in ("params.yaml", "data.dvc"):
+        shutil.copy(repository / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name in OUTER:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(outbox, "start_courier", lambda *_, **__: None)
+    return Shop(tmp_path, store.connect())
+
+
+@pytest.fixture
+def served_shop(shop: Shop, server: str, monkeypatch: pytest.MonkeyPatch) -> Shop:
+    """The same on the tests' server, with a registered model of its own."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    set_param(shop.folder, "registered_model", f"shop-{secrets.token_hex(4)}")
+    return Shop(shop.folder, MlflowClient(server))
+
+
+@pytest.fixture
+def through(served_shop: Shop, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
+    """Have Convoy ask the server through a proxy, which the shop's own client does not."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.uri)
+    return proxy
+
+
+@pytest.fixture
+def delivered(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have what waits delivered by this process: a courier of its own takes seconds to start."""
+    monkeypatch.setattr(rounds, "BATCH_SECONDS", -1.0)
+
+    def settle(runs: list[str], where: Path, seconds: float | None) -> dict[str, str]:
+        with outbox.courier_lock(where) as lock:
+            courier = rounds.Rounds(where, lock)
+            courier.round()  # delivers
+            courier.round()  # removes what is delivered
+        return {}
+
+    monkeypatch.setattr(outbox, "settle", settle)

@@ -1,0 +1,50 @@
+"""`convoy register` and `convoy rollback`, as people and programs read them."""
+
+import json
+
+from typer.testing import CliRunner
+
+from convoy.cli import app
+from convoy.registry import log
+from convoy.registry.champion import move
+from shop import Shop
+
+
+def test_register_says_what_it_made_and_what_to_type_next(shop: Shop) -> None:
+    run = shop.train()
+    done = CliRunner().invoke(app, ["register"])
+    assert done.exit_code == 0
+    first, second, third = done.stdout.splitlines()
+    assert first.startswith("convoy/1 is registered: model.onnx ")
+    assert first.endswith(f"of run {run.data.tags['convoy.run_id']}")
+    assert second == "candidate is convoy/1, accuracy 90.00% (85.00% to 95.00%)"
+    assert third == "To judge it against the champion, type: convoy promote"
+
+
+def test_register_prints_one_json_object_and_its_news_beside_it(shop: Shop) -> None:
+    run = shop.train()
+    done = CliRunner().invoke(app, ["register", run.data.tags["convoy.run_id"], "--json"])
+    told = json.loads(done.stdout)
+    assert (told["model"], told["number"], told["mlflow_run_id"]) == ("convoy", "1", run.info.run_id)
+    assert "convoy/1 is registered" in done.stderr
+
+
+def test_rollback_says_where_it_went_and_how_to_take_it_back(shop: Shop) -> None:
+    first, second = shop.versions(2)
+    move(shop.registry, first, expected=None, kind="promote", reason="")
+    move(shop.registry, second, expected=first, kind="promote", reason="")
+    done = CliRunner().invoke(app, ["rollback", "--reason", "slow"])
+    assert done.stdout.splitlines() == [
+        "champion is convoy/1 (before: convoy/2)",
+        "To take it back: convoy rollback --to 2",
+    ]
+    log.intend(shop.registry, "promote", "1", second, reason="", files=[])
+    done = CliRunner().invoke(app, ["rollback", "--to", "2", "--json"])
+    assert "an earlier `promote convoy/2` was broken off" in done.stderr
+    told = json.loads(done.stdout)
+    assert (told["before"]["number"], told["to"]["number"], told["kind"]) == ("1", "2", "rollback")
+
+
+def test_their_help_teaches_by_an_example() -> None:
+    for command, example in (("register", "convoy register"), ("rollback", "convoy rollback --reason")):
+        assert f"Example: {example}" in CliRunner().invoke(app, [command, "--help"]).stdout

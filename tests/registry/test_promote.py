@@ -1,0 +1,373 @@
+"""The gate on a registry: every staged case with real ONNX files, on sqlite and on the server."""
+
+import json
+import secrets
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from convoy import files
+from convoy.errors import RequestError
+from convoy.gate.contender import Contender
+from convoy.registry import champion as champions
+from convoy.registry import promote
+from convoy.registry.registry import CANDIDATE, CHAMPION, Registry, RegistryError, Version
+from convoy.tracking import model as models
+from convoy.tracking import store
+from shop import Shop
+from world import CLASSES, LIMITS, TEST, World, by_turns, deliver, write_limits
+
+FEW = range(12)
+"""Images that a good model gets wrong; a better one fewer."""
+MANY = range(0, 84, 2)
+MOST = range(60)
+OTHERS = range(60, 72)
+ALL_OF_CAT = range(2, TEST, 3)
+
+
+def publish(shop: Shop, contender: Contender, alias: str) -> Version:
+    """Register a contender as `convoy register` does, without a training: run, logged model, version, alias."""
+    registry = Registry.open()
+    registry.create()
+    experiment = store.experiment(shop.client, "published").experiment_id
+    run_id = f"20261123-120000-{secrets.token_hex(3)}"
+    run = shop.client.create_run(experiment, tags={"convoy.run_id": run_id})
+    folder = shop.folder / "published" / run_id
+    folder.mkdir(parents=True)
+    shutil.copy(contender.onnx, folder / "model.onnx")
+    if contender.proof is not None:
+        files.write_json(folder / "verification.json", contender.proof)
+    if contender.images is not None:
+        rows = [(pixels, *place) for pixels, place in contender.images.table.items()]
+        names = ("pixels", "label", "split")
+        columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+        pq.write_table(pa.table(columns), folder / "images.parquet")
+    logged = models.log(shop.client, run, folder, contender.sha256, [])
+    shop.client.set_terminated(run.info.run_id)
+    tags = {"convoy.onnx_sha256": contender.sha256, "convoy.run_id": run_id}
+    if contender.recorded_accuracy is not None:
+        tags["convoy.accuracy"] = str(contender.recorded_accuracy)
+    version = registry.add(logged.model_id, run.info.run_id, tags, "")
+    registry.point(alias, version)
+    return version
+
+
+@pytest.fixture(scope="session")
+def small_world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """120 test images of three classes. Only models are added to it."""
+    return deliver(tmp_path_factory.mktemp("promote"), by_turns(TEST), TEST)
+
+
+def _in(shop: Shop, world: World) -> Shop:
+    """Put a world's data where the pipeline has them."""
+    (shop.folder / "build").mkdir(exist_ok=True)
+    (shop.folder / "build/dataset").symlink_to(world.home / "dataset")
+    (shop.folder / "data").symlink_to(world.home / "data")
+    write_limits(shop.folder / "params.yaml", LIMITS)
+    return shop
+
+
+@pytest.fixture(autouse=True)
+def plain(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw no pictures, which take seconds and have tests of their own, but where a test asks for them."""
+    if "pictured" not in request.fixturenames:
+        monkeypatch.setattr(promote.pictures, "draw", lambda *_: ())
+
+
+@pytest.fixture
+def pictured() -> None:
+    """Have pictures drawn."""
+
+
+@pytest.fixture
+def here(shop: Shop, small_world: World) -> Shop:
+    return _in(shop, small_world)
+
+
+@pytest.fixture(params=["shop", "served_shop"])
+def anywhere(request: pytest.FixtureRequest, small_world: World) -> Shop:
+    """A repository whose registry is on sqlite, then one on the server."""
+    return _in(request.getfixturevalue(request.param), small_world)
+
+
+Case = tuple[Callable[[World], Contender | None], Callable[[World], Contender], dict[str, object], str, str]
+
+EQUAL = {"on_equal": "keep"}
+STAGED: dict[str, Case] = {
+    "better": (
+        lambda w: w.contender(wrong=MANY),
+        lambda w: w.contender("convoy/8", wrong=FEW),
+        {},
+        "promote",
+        "",
+    ),
+    "worse": (
+        lambda w: w.contender(wrong=FEW),
+        lambda w: w.contender("convoy/8", wrong=MANY),
+        {"max_class_drop": None, "max_ece": None},
+        "keep",
+        "",
+    ),
+    "equal, keep": (
+        lambda w: w.contender(wrong=FEW),
+        lambda w: w.contender("convoy/8", wrong=[*range(11), 13]),
+        {},
+        "keep",
+        "",
+    ),
+    "equal, promote": (
+        lambda w: w.contender(wrong=FEW),
+        lambda w: w.contender("convoy/8", wrong=[*range(11), 13]),
+        {"on_equal": "promote"},
+        "promote",
+        "",
+    ),
+    "one class collapsed": (
+        lambda w: w.contender(wrong=[n for n in range(TEST) if n % 3 != 2]),
+        lambda w: w.contender("convoy/8", wrong=ALL_OF_CAT),
+        {"min_accuracy": None, "max_ece": None},
+        "refuse",
+        "gate.class_recall gate.class_drop",
+    ),
+    "slower": (
+        lambda w: w.contender(wrong=MANY),
+        lambda w: w.contender("convoy/8", wrong=FEW, products=60),
+        {"max_latency_ratio": 3.0},
+        "refuse",
+        "gate.latency_ratio",
+    ),
+    "bigger": (
+        lambda w: w.contender(wrong=MANY),
+        lambda w: w.contender("convoy/8", wrong=FEW, dead_bytes=3_000_000),
+        {"max_size_mb": 2.0},
+        "refuse",
+        "gate.size_mb",
+    ),
+    "miscalibrated": (
+        lambda w: w.contender(wrong=MANY),
+        lambda w: w.contender("convoy/8", wrong=FEW, certainty=0.4),
+        {},
+        "refuse",
+        "gate.ece",
+    ),
+    "no champion": (lambda w: None, lambda w: w.contender("convoy/8", wrong=FEW), {}, "promote", ""),
+    "a class more": (
+        lambda w: w.contender(classes=("ape", "bee")),
+        lambda w: w.contender("convoy/8", wrong=FEW),
+        {"max_champion_drop": None},
+        "promote",
+        "",
+    ),
+    "a class fewer": (
+        lambda w: w.contender(classes=(*CLASSES, "dog"), wrong=MANY),
+        lambda w: w.contender("convoy/8", wrong=FEW),
+        {},
+        "refuse",
+        "gate.classes",
+    ),
+    "a class renamed": (
+        lambda w: w.contender(classes=("ape", "bee", "kitten")),
+        lambda w: w.contender("convoy/8", wrong=FEW),
+        {"max_champion_drop": None},
+        "refuse",
+        "gate.classes",
+    ),
+    "test images were in training": (
+        lambda w: w.contender(wrong=MANY),
+        lambda w: w.contender("convoy/8", seen=range(100)),
+        {},
+        "refuse",
+        "gate.images",
+    ),
+    "poisoned labels": (
+        lambda w: w.contender(wrong=MOST, recorded_accuracy=0.97),
+        lambda w: w.contender("convoy/8"),
+        {},
+        "refuse",
+        "gate.champion_drop",
+    ),
+    "too small a split": (
+        lambda w: w.contender(wrong=range(3)),
+        lambda w: w.contender("convoy/8"),
+        {},
+        "keep",
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", STAGED)
+def test_the_verdict_moves_the_alias_or_leaves_it(
+    anywhere: Shop, small_world: World, case: str, tmp_path: Path
+) -> None:
+    make_champion, make_candidate, limits, verdict, breached = STAGED[case]
+    write_limits(anywhere.folder / "params.yaml", LIMITS | limits)
+    champion = make_champion(small_world)
+    before = publish(anywhere, champion, CHAMPION) if champion else None
+    candidate = publish(anywhere, make_candidate(small_world), CANDIDATE)
+
+    judged = promote.judge(tmp_path / "gate")
+    moved = promote.carry_out(judged)
+
+    assert judged.judgement.verdict == verdict, judged.judgement.reasons
+    assert moved == (verdict == "promote")
+    serving = candidate.number if moved else before.number if before else ""
+    assert anywhere.champion() == serving
+    tags = Registry.open().version(candidate.number).tags
+    assert tags["gate.verdict"] == verdict
+    assert tags["gate.reason"] == judged.judgement.reasons[0][: promote.TAG_CHARACTERS]
+    states = {name for name, text in tags.items() if text.startswith("breached")}
+    assert states == set(breached.split())
+    assert json.loads((tmp_path / "gate/verdict.json").read_text())["verdict"] == verdict
+    assert (tmp_path / "gate/verdict.html").exists()
+    assert [status for _, status, _ in anywhere.entries()] == (["FINISHED"] if moved else [])
+
+
+@pytest.mark.parametrize("loss", ["gone", "other bytes"])
+def test_a_champion_that_is_gone_or_damaged_does_not_keep_candidates_out(
+    here: Shop, small_world: World, tmp_path: Path, loss: str
+) -> None:
+    champion = publish(here, small_world.contender(wrong=MANY), CHAMPION)
+    path = _stored(here, champion)
+    path.unlink() if loss == "gone" else path.write_bytes(path.read_bytes()[:-10])
+    candidate = publish(here, small_world.contender("convoy/8", wrong=FEW), CANDIDATE)
+    judged = promote.judge(tmp_path)
+    assert judged.judgement.verdict == "promote"
+    assert judged.judgement.champion_sha256 is None
+    assert promote.carry_out(judged)
+    assert here.champion() == candidate.number
+
+
+def _stored(shop: Shop, version: Version) -> Path:
+    uri = shop.client.get_model_version_download_uri(version.model, version.number)
+    return Path(uri.removeprefix("file://")) / "model.onnx"
+
+
+def test_a_candidate_whose_file_is_gone_gets_no_verdict(
+    here: Shop, small_world: World, tmp_path: Path
+) -> None:
+    candidate = publish(here, small_world.contender(wrong=FEW), CANDIDATE)
+    _stored(here, candidate).unlink()
+    with pytest.raises(
+        RegistryError, match=r"cannot be judged: .*not in the store any more.*convoy register"
+    ):
+        promote.judge(tmp_path)
+    assert here.champion() == ""
+
+
+def test_without_a_candidate_it_says_how_to_register_one(here: Shop, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"no version with the alias `candidate`.*convoy register"):
+        promote.judge(tmp_path)
+
+
+def test_a_candidate_that_is_the_champion_is_left_where_it_is(
+    here: Shop, small_world: World, tmp_path: Path
+) -> None:
+    version = publish(here, small_world.contender(wrong=FEW), CHAMPION)
+    Registry.open().point(CANDIDATE, version)
+    judged = promote.judge(tmp_path)
+    assert judged.judgement.verdict == "keep"
+    assert not promote.carry_out(judged, override="whatever")
+    assert here.entries() == []
+
+
+def test_a_verdict_against_a_champion_that_has_been_replaced_promotes_nothing(
+    here: Shop, small_world: World, tmp_path: Path
+) -> None:
+    publish(here, small_world.contender(wrong=MANY), CHAMPION)
+    other = publish(here, small_world.contender("convoy/8", wrong=OTHERS), CANDIDATE)
+    publish(here, small_world.contender("convoy/9", wrong=FEW), CANDIDATE)
+    judged = promote.judge(tmp_path)
+    registry = Registry.open()
+    champions.move(registry, other, expected=judged.champion, kind="override", reason="meanwhile")
+    with pytest.raises(RegistryError, match=r"another was promoted since: champion was .*/1 .* is .*/2 now"):
+        promote.carry_out(judged)
+    assert here.champion() == other.number
+
+
+def test_a_verdict_on_a_candidate_that_has_been_replaced_promotes_nothing(
+    here: Shop, small_world: World, tmp_path: Path
+) -> None:
+    publish(here, small_world.contender(wrong=MANY), CHAMPION)
+    publish(here, small_world.contender("convoy/8", wrong=OTHERS), CANDIDATE)
+    judged = promote.judge(tmp_path)
+    publish(here, small_world.contender("convoy/9", wrong=FEW), CANDIDATE)
+    with pytest.raises(
+        RegistryError, match=r"/2 was judged, and the candidate is .*/3 by now.*convoy promote"
+    ):
+        promote.carry_out(judged)
+    assert here.champion() == "1"
+
+
+def test_an_override_promotes_a_refused_candidate_and_is_recorded(
+    here: Shop, small_world: World, tmp_path: Path
+) -> None:
+    publish(here, small_world.contender(wrong=FEW), CHAMPION)
+    candidate = publish(here, small_world.contender("convoy/8", wrong=MOST, certainty=0.4), CANDIDATE)
+    judged = promote.judge(tmp_path)
+    assert judged.judgement.verdict == "refuse"
+    assert promote.carry_out(judged, override="the old one is withdrawn")
+    assert here.champion() == candidate.number
+    assert Registry.open().version(candidate.number).tags["gate.override"] == "the old one is withdrawn"
+    [(_, status, tags)] = here.entries()
+    assert status == "FINISHED"
+    assert "the old one is withdrawn" in tags.values()
+
+
+def test_an_experiment_promotes_nothing(here: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_EXP_NAME", "sandy-moth")
+    with pytest.raises(
+        RequestError, match=r"`convoy promote` does not work inside a DVC stage or experiment"
+    ):
+        promote.judge(tmp_path)
+
+
+def test_a_gate_without_limits_gives_no_verdict(here: Shop, small_world: World, tmp_path: Path) -> None:
+    publish(here, small_world.contender(wrong=FEW), CANDIDATE)
+    none = {name: None for name in LIMITS if name.startswith(("min_", "max_"))}
+    write_limits(here.folder / "params.yaml", LIMITS | none)
+    with pytest.raises(RequestError, match=r"gate: a gate without limits gives no verdict"):
+        promote.judge(tmp_path)
+    assert here.champion() == ""
+
+
+def test_a_registry_that_goes_down_while_judging_leaves_the_champion(
+    served_shop: Shop, through: object, small_world: World, tmp_path: Path
+) -> None:
+    here = _in(served_shop, small_world)
+    publish(here, small_world.contender(wrong=MANY), CHAMPION)
+    publish(here, small_world.contender("convoy/8", wrong=FEW), CANDIDATE)
+    through.die_at("model-versions/set-tag")
+    with pytest.raises(RegistryError, match=r"(?s)did not answer when asked to tag .*Start its server"):
+        promote.judge(tmp_path)
+    assert here.champion() == "1"
+    assert (tmp_path / "verdict.html").exists(), "the verdict is not lost"
+
+
+def test_people_are_told_the_verdict_the_limits_and_what_serves(
+    here: Shop, small_world: World, tmp_path: Path, pictured: None
+) -> None:
+    publish(here, small_world.contender(wrong=MANY), CHAMPION)
+    publish(here, small_world.contender("convoy/8", wrong=FEW), CANDIDATE)
+    judged = promote.judge(tmp_path)
+    dry = list(promote.lines(judged, moved=False, dry_run=True))
+    assert dry[0] == judged.judgement.reasons[0]
+    assert dry[0].startswith("Promote convoy/2: ")
+    assert any("held: 90.0 % (at least 50" in line for line in dry), dry
+    assert {path.name for path in judged.files} >= {"verdict.json", "verdict.html", "gain.png", "flips.png"}
+    assert "serving:  convoy/1 is champion as before" in dry
+    assert "dry run:  to promote it, type: convoy promote" in dry
+    done = list(promote.lines(judged, moved=True, dry_run=False))
+    assert "serving:  convoy/2 is champion (before: convoy/1)" in done
+    assert done[-2:] == [f"page:     {tmp_path}/verdict.html", "back:     convoy rollback"]
+
+
+def test_a_tag_is_never_longer_than_stores_take(here: Shop, small_world: World, tmp_path: Path) -> None:
+    publish(here, small_world.contender("convoy/8", wrong=FEW), CANDIDATE)
+    judgement = promote.judge(tmp_path).judgement
+    assert np.max([len(text) for text in promote.tags(judgement).values()]) <= promote.TAG_CHARACTERS

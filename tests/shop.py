@@ -1,0 +1,221 @@
+"""A repository with a registered model whose versions are real, small ONNX files, made without a training."""
+
+import json
+import re
+import secrets
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from mlflow.entities import LoggedModel, Run
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from onnx import TensorProto, helper, numpy_helper
+
+from convoy import files
+from convoy.registry.registry import Registry, Version
+from convoy.tracking import model, store
+
+CLASSES = ["Bär", "cat", "x"]
+
+
+def write_proven(
+    folder: Path,
+    run_id: str,
+    *,
+    accuracy: float = 0.9,
+    classes: list[str] | None = None,
+    params_hash: str = "e" * 64,
+) -> str:
+    """Write what `export` leaves in build/deploy: a model of three mean colours, its proof and card; return its sha256."""
+    classes = classes or CLASSES
+    folder.mkdir(parents=True, exist_ok=True)
+    identity = {
+        "run_id": run_id,
+        "git_commit": "c0ffee" + "0" * 34,
+        "data_hash": "d" * 64,
+        "params_hash": params_hash,
+    }
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", "h", "w", 3])
+    answer = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n", len(classes)])
+    weights = np.random.default_rng(list(run_id.encode()))  # another run, another model
+    values = [
+        numpy_helper.from_array(np.array([1, 2], np.int64), "axes"),
+        numpy_helper.from_array(weights.normal(size=(3, len(classes))).astype(np.float32), "weights"),
+    ]
+    nodes = [
+        helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["pixels", "axes"], ["colour"], keepdims=0),
+        helper.make_node("MatMul", ["colour", "weights"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["probabilities"]),
+    ]
+    graph = helper.make_graph(nodes, "colours", [image], [answer], values)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    facts = {"classes": json.dumps(classes), "image_px": "8", "fit": "squash", "version": "0.1.0", **identity}
+    helper.set_model_props(made, {f"convoy.{key}": text for key, text in facts.items()})
+    onnx.save(made, folder / "model.onnx")
+    sha256 = files.sha256(folder / "model.onnx")
+    proof = {
+        "model": {"file": "model.onnx", "sha256": sha256, "version": "0.1.0", "identity": identity},
+        "accuracy": accuracy,
+        "accuracy_low": accuracy - 0.05,
+        "accuracy_high": accuracy + 0.05,
+        "checks": [{"check": "whole", "label_flips": 0}],
+    }
+    files.write_json(folder / "verification.json", proof)
+    files.write_text(folder / "model_card.md", f"# Card of {run_id}\n\n- accuracy {accuracy}\n")
+    (folder / "images.parquet").write_bytes(b"images of " + run_id.encode())
+    return sha256
+
+
+def set_param(folder: Path, key: str, value: str) -> None:
+    """Change one value of `tracking` in params.yaml."""
+    path = folder / "params.yaml"
+    text, count = re.subn(rf"(?m)^  {key}: \S+", f"  {key}: {value}", path.read_text(encoding="utf-8"))
+    assert count == 1
+    path.write_text(text, encoding="utf-8")
+
+
+class Mortal:
+    """A client whose store dies: it does one more call after so many, does not answer it, and refuses from there on."""
+
+    def __init__(self, client: MlflowClient) -> None:
+        self._client = client
+        self.left: int | None = None
+        self.dead = False
+        self.calls: list[str] = []
+
+    def die_after(self, calls: int) -> None:
+        self.left = calls
+
+    def revive(self) -> None:
+        self.left, self.dead = None, False
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._client, name)
+        if not callable(found):
+            return found
+
+        def call(*words: Any, **named: Any) -> Any:
+            if self.dead:
+                raise MlflowException("connection refused")
+            self.calls.append(name)
+            done = found(*words, **named)
+            if self.left is not None:
+                self.left -= 1
+                if self.left < 0:
+                    self.dead = True
+                    raise MlflowException("connection lost")
+            return done
+
+        return call
+
+
+@dataclass
+class Shop:
+    """A repository, the client of its store, and versions made without a training."""
+
+    folder: Path
+    client: MlflowClient
+    _made: int = field(default=0)
+
+    @property
+    def registry(self) -> Registry:
+        return Registry.open()
+
+    @property
+    def deploy(self) -> Path:
+        return self.folder / "build/deploy"
+
+    def version(self, *, files: bool = True) -> Version:
+        """Make a version whose files lie among the artifacts of a run of its own; without them it is quick."""
+        self._made += 1
+        run_id = f"20261123-1000{self._made:02}-{secrets.token_hex(3)}"
+        registry = self.registry
+        registry.create()
+        experiment = store.experiment(self.client, "made").experiment_id
+        run = self.client.create_run(experiment, tags={"convoy.run_id": run_id})
+        sha256 = secrets.token_hex(32)
+        if files:
+            folder = self.folder / "made" / run_id
+            sha256 = write_proven(folder, run_id)
+            self.client.log_artifacts(run.info.run_id, str(folder), "model")
+        tags = {"convoy.onnx_sha256": sha256, "convoy.run_id": run_id, "convoy.accuracy": "0.9"}
+        made = self.client.create_model_version(
+            registry.model, f"{run.info.artifact_uri}/model", run.info.run_id, tags=tags
+        )
+        return registry.version(str(made.version))
+
+    def versions(self, count: int, *, files: bool = True) -> list[Version]:
+        return [self.version(files=files) for _ in range(count)]
+
+    def champion(self) -> str:
+        """Name the version that the alias points to, asked past any proxy."""
+        found = self.client.get_registered_model(self.registry.model)
+        return str(found.aliases.get("champion", ""))
+
+    def export(self, run_id: str = "", **facts: Any) -> str:
+        """Leave a proven model in build/deploy, as `dvc repro` does; return the id of its run, which no store has."""
+        self._made += 1
+        run_id = run_id or f"20261123-1000{self._made:02}-{secrets.token_hex(3)}"
+        write_proven(self.deploy, run_id, **facts)
+        reference = {"run_id": run_id, "training": run_id}
+        files.write_json(self.folder / "build/runs/export.json", reference)
+        files.write_json(self.folder / "build/metrics/export.json", {"deploy": {"accuracy": 0.9}})
+        return run_id
+
+    def train(self, **facts: Any) -> Run:
+        """Leave a proven model in build/deploy, and its finished run with the model in the store."""
+        run_id = self.export(**facts)
+        experiment = store.experiment(self.client, "convoy").experiment_id
+        sha256 = files.sha256(self.deploy / "model.onnx")
+        tags = {
+            "convoy.run_id": run_id,
+            "convoy.onnx_sha256": sha256,
+            "convoy.data_md5": "f" * 32 + ".dir",
+            "mlflow.source.git.commit": "c0ffee" + "0" * 34,
+        }
+        run = self.client.create_run(experiment, run_name="trained", tags=tags)
+        model.log(self.client, self.client.get_run(run.info.run_id), self.deploy, sha256, [])
+        self.client.set_terminated(run.info.run_id)
+        return self.client.get_run(run.info.run_id)
+
+    def model_of(self, run: Run) -> LoggedModel:
+        """Find the one model that a run logged."""
+        [found] = self.client.search_logged_models(
+            [run.info.experiment_id], f"source_run_id = '{run.info.run_id}'"
+        )
+        return found
+
+    def stored(self, run: Run) -> Path:
+        """Locate a version's file on the disk, where the store is a local one."""
+        return Path(run.info.artifact_uri.removeprefix("file://")) / "model/model.onnx"
+
+    def lose(self, run: Run) -> None:
+        """Have the store lose a version's file."""
+        self.stored(run).unlink()
+
+    def point_nowhere(self, alias: str) -> None:
+        """Let an alias point to version 99, as only the database can: MLflow takes a deleted version's aliases away."""
+        with closing(sqlite3.connect(self.folder / "mlflow.db")) as database, database:
+            database.execute("UPDATE registered_model_aliases SET version = 99 WHERE alias = ?", (alias,))
+
+    def locks(self) -> dict[str, str]:
+        """Read the tags of the lock."""
+        tags = self.client.get_registered_model(self.registry.model).tags
+        return {key: text for key, text in tags.items() if key.startswith("convoy.lock.")}
+
+    def entries(self) -> list[tuple[str, str, dict[str, str]]]:
+        """List the runs of the promotion log, oldest first: name, status, tags."""
+        found = self.client.get_experiment_by_name("convoy promotions")
+        mine = f"tags.`convoy.model` = '{self.registry.model}'"
+        runs = (
+            self.client.search_runs([found.experiment_id], mine, order_by=["attributes.start_time ASC"])
+            if found
+            else []
+        )
+        return [(str(run.info.run_name), run.info.status, run.data.tags) for run in runs]
