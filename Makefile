@@ -16,13 +16,16 @@ export DVC_NO_ANALYTICS := true
 ONE_THREAD := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test test-long check packages ui bench lock
+.PHONY: help repro retrain test test-long check packages ui bench lock
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 repro: $(READY) ## run the pipeline (dvc repro) and print what came of it
 	@python pipelines/repro.py
+
+retrain: $(READY) ## train on what is new upstream, judge it against the champion, promote for cause; PUSH=1 pushes
+	@python pipelines/retrain.py
 
 test: $(READY) ## every test that takes less than minutes; what CI runs
 	@$(ONE_THREAD) python -m pytest -n 2 --dist load --maxschedchunk 1 -m "not slow"

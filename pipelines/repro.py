@@ -1,8 +1,9 @@
 """Run the DAG and say what came of it: what `make repro` and `mlflow run .` call.
 
-    python pipelines/repro.py [--until STAGE] [--train.epochs 3 …]
+    python pipelines/repro.py [--until STAGE] [--force] [--pull] [--train.epochs 3 …]
 
-Values make a DVC experiment (`dvc exp run -S`), none a plain `dvc repro`.
+Values make a DVC experiment (`dvc exp run -S`), none a plain `dvc repro`. `--force` and `--pull` are DVC's own: run
+stages that have not changed too; take from the DVC remote what other machines have made.
 """
 
 import os
@@ -15,6 +16,8 @@ from convoy.errors import ConvoyError, RequestError
 from convoy.summary import summary
 from convoy.tracking import outbox
 from convoy.tracking.journal import state
+
+DVC_FLAGS = ("--force", "--pull")
 
 
 class PipelineError(ConvoyError):
@@ -33,12 +36,13 @@ def main() -> None:
             raise RequestError(
                 f"--until takes prepare, train, evaluate or export, not {' '.join(target) or 'nothing'}"
             )
-    overrides = preflight.parse(words)
+    flags = [word for word in words if word in DVC_FLAGS]
+    overrides = preflight.parse([word for word in words if word not in DVC_FLAGS])
     preflight.check(overrides)
     settings = [part for key, value in overrides.items() for part in ("-S", f"{key}={value}")]
     where = outbox.folder()
     outbox.prepare_store(where)
-    command = ["exp", "run", *settings] if overrides else ["repro"]
+    command = [*(["exp", "run", *settings] if overrides else ["repro"]), *flags]
     # Stage commands say `python`: it must be the one that runs this script.
     search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     done = subprocess.run(  # noqa: S603 (own words)

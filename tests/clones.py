@@ -21,8 +21,20 @@ from convoy.tracking.journal import FILE, Sent
 
 REPOSITORY = Path(__file__).parents[1]
 
-OUTER = ("DVC_", "MLFLOW_", "GIT_", "MAKE", "MFLAGS", "VENV")
-"""Beginnings of variables that speak of the repository, or the make, that runs the tests."""
+OUTER = (
+    "DVC_",
+    "MLFLOW_",
+    "GIT_",
+    "MAKE",
+    "MFLAGS",
+    "VENV",
+    "CONVOY_REPOSITORY",
+    "PUSH",
+    "GITHUB_",
+    "GITLAB_",
+    "CI_",
+)
+"""Beginnings of variables that speak of the repository, the make or the CI job that runs the tests."""
 
 
 class Clone:

@@ -24,16 +24,19 @@ def targets(repository: Path) -> set[str]:
 def test_the_dag_is_prepare_train_evaluate_export(repository: Path) -> None:
     stages = yaml.safe_load((repository / "dvc.yaml").read_text())["stages"]
     assert list(stages) == ["prepare", "train", "evaluate", "export"]
-    assert {path.stem for path in (repository / "pipelines").glob("*.py")} == {*stages, "repro"}
+    assert {path.stem for path in (repository / "pipelines").glob("*.py")} == {*stages, "repro", "retrain"}
 
 
 def test_mlproject_runs_the_stages_and_declares_no_value(repository: Path) -> None:
     stages = set(yaml.safe_load((repository / "dvc.yaml").read_text())["stages"])
     for name, entry in entry_points(repository).items():
         words = shlex.split(str(entry["command"]))
-        assert words[:3] == ["PYTHONPATH=src", "python", "pipelines/repro.py"]
+        script = "retrain" if name == "retrain" else "repro"
+        assert words[:3] == ["PYTHONPATH=src", "python", f"pipelines/{script}.py"]
         assert "parameters" not in entry, "params.yaml is where values stand"
-        assert name == "main" or (name in stages and words[3:] == ["--until", name])
+        until = ["--until", name] if name in stages else []
+        assert name in {"main", "retrain", *stages}
+        assert words[3:] == until
 
 
 def test_the_environment_of_mlflow_run_is_the_lock(repository: Path) -> None:

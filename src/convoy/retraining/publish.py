@@ -1,0 +1,214 @@
+"""Let what a round made leave this machine: commits, DVC's cache, a branch, and the proposal to merge it."""
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from convoy.lineage import git, pipeline
+from convoy.retraining import report, running
+from convoy.retraining.facts import Facts
+from convoy.retraining.running import RoundError
+from convoy.retraining.worktree import NO_HOOKS
+from convoy.tracking.settings import shown
+
+REMOTE = "origin"
+ROBOT = {"name": "Convoy", "email": "convoy@localhost"}
+"""Who commits where git knows nobody, as on a runner."""
+
+
+@dataclass(frozen=True)
+class Forge:
+    """Name where a branch is proposed, and the branch that it is to be merged into."""
+
+    kind: str
+    base: str
+
+
+def commit(place: Path, names: list[str], message: str, *, dated: str = "") -> str:
+    """Commit these files as they lie there; empty where nothing differs.
+
+    Args:
+        place: the worktree.
+        names: files; those that are not there are left out.
+        message: subject and text.
+        dated: date of the commit, now by default. A round that is repeated, after a kill or a push
+            that was rejected, makes the same commit again where it is the date of the base: a model
+            that names it is then not left with a commit that is gone.
+
+    Returns:
+        The commit's number.
+    """
+    running.git(place, "add", "--force", "--", *[name for name in names if (place / name).exists()])
+    if not running.git(place, "diff", "--cached", "--name-only"):
+        return ""
+    env = {"GIT_AUTHOR_DATE": dated, "GIT_COMMITTER_DATE": dated} if dated else {}
+    running.git(place, *_identity(place), *NO_HOOKS, "commit", "--quiet", "-m", message, env=env)
+    return running.git(place, "rev-parse", "HEAD")
+
+
+def _identity(place: Path) -> list[str]:
+    """Give git a name to commit with, where it knows none."""
+    words = []
+    for key, text in ROBOT.items():
+        known = git.ask(place, "config", f"user.{key}")
+        if not (known or os.environ.get(f"GIT_COMMITTER_{key.upper()}")):
+            words += ["-c", f"user.{key}={text}"]
+    return words
+
+
+def push_data(place: Path, env: Mapping[str, str], python: str) -> None:
+    """Push what the worktree's dvc.lock names, and what DVC knows of the runs that made it.
+
+    The latter let another machine take these stages instead of running them. `dvc push --run-cache`
+    would push that of every experiment that this machine ever ran, outputs included.
+
+    Raises:
+        RoundError: with DVC's own words.
+    """
+    try:
+        running.stream([python, "-m", "dvc", "push"], place, env)
+        _push_runs(place)
+    except Exception as error:
+        said = getattr(error, "log", "") or str(error)
+        raise RoundError(
+            f"the DVC remote did not take the data and models: {shown(said.strip())[-600:]}\n"
+            "`dvc push` tries by hand; `dvc remote list` and docs/data.md say what it needs.",
+            shown(said),
+        ) from error
+
+
+def _push_runs(place: Path) -> None:
+    """Copy the entries of DVC's run cache that belong to this dvc.lock."""
+    from dvc.stage.cache import (  # type: ignore[import-untyped] # noqa: PLC0415 (half a second that only a push needs)
+        RunCacheNotSupported,
+        _get_cache_hash,
+    )
+    from dvc.stage.serialize import to_single_stage_lockfile  # type: ignore[import-untyped] # noqa: PLC0415
+    from dvc_data.hashfile.db import HashFileDB  # noqa: PLC0415
+    from dvc_objects.fs.local import LocalFileSystem  # noqa: PLC0415
+
+    with pipeline.opened(place) as repo, tempfile.TemporaryDirectory() as scratch:
+        kept = Path(repo.stage_cache.cache_dir)
+        for one in pipeline.ordered(repo):
+            key = _get_cache_hash(to_single_stage_lockfile(one), key=True) if one.cmd else None
+            for entry in (kept / key[:2] / key).glob("*") if key else ():
+                copy = Path(scratch, "runs", entry.relative_to(kept))
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(entry.read_bytes())
+        try:
+            target = repo.cloud.get_remote_odb(None, "push --run-cache", hash_name="md5-dos2unix")
+            repo.stage_cache.transfer(HashFileDB(LocalFileSystem(), scratch), target)  # type: ignore[no-untyped-call]
+        except RunCacheNotSupported:  # an HTTP remote keeps outputs only; a runner then trains anew
+            return
+
+
+def remote_answers(place: Path) -> str:
+    """Ask the DVC remote for something; say why it does not answer, empty where it does."""
+    with pipeline.opened(place) as repo:
+        try:
+            store = repo.cloud.get_remote_odb(None, "fetch", hash_name="md5")
+            store.fs.exists(store.path)
+        except Exception as error:  # noqa: BLE001 (file systems raise what their libraries do)
+            return shown(" ".join(str(error).split()))[:300]
+    return ""
+
+
+def push_branch(root: Path, number: str, branch: str, options: tuple[str, ...] = ()) -> None:
+    """Push a commit as a branch, from the caller's repository: a relative address of a remote is relative to it.
+
+    Raises:
+        RoundError: with git's own words.
+    """
+    words = [part for option in options for part in ("-o", option)]
+    try:
+        running.git(root, *NO_HOOKS, "push", "--quiet", *words, REMOTE, f"{number}:refs/heads/{branch}")
+    except RoundError as error:
+        raise RoundError(
+            f"{REMOTE} did not take the branch {branch}: {error.log}\n"
+            f"May this machine push there ({address(root)})? The branch is not kept; the next round makes it again, "
+            "from DVC's cache.",
+            error.log,
+        ) from error
+
+
+def address(root: Path) -> str:
+    """Name the git remote, without a password."""
+    return shown(git.ask(root, "remote", "get-url", REMOTE))
+
+
+def forge(root: Path) -> Forge | None:
+    """Find the CI system that this runs in, and the branch that proposals go to; None elsewhere."""
+    kind = "github" if os.environ.get("GITHUB_ACTIONS") else "gitlab" if os.environ.get("GITLAB_CI") else ""
+    return Forge(kind, base(root)) if kind else None
+
+
+def base(root: Path) -> str:
+    """Name the branch that the caller is on; where it is on none, the one that CI or the remote names."""
+    here = git.ask(root, "symbolic-ref", "--quiet", "--short", "HEAD")
+    if here:
+        return here
+    named = os.environ.get("CI_COMMIT_BRANCH") or os.environ.get("CI_DEFAULT_BRANCH")
+    if named:
+        return named
+    said = git.ask(root, "ls-remote", "--symref", REMOTE, "HEAD").partition("\t")[0]
+    return said.removeprefix("ref: refs/heads/") or "main"
+
+
+def propose(root: Path, place: Path, where: Forge, branch: str, *, title: str, told: Facts) -> str:
+    """Open a pull or merge request for a branch that is pushed; return its address, where it is known.
+
+    Args:
+        root: the caller's repository.
+        place: the worktree.
+        where: the forge.
+        branch: that is pushed.
+        title: of the request, in a line.
+        told: what the report says, which GitHub gets whole; a push option is one line.
+
+    Raises:
+        RoundError: with the words of `gh` or git.
+    """
+    if where.kind == "github":
+        return _pull_request(root, where.base, branch, title, report.body(told))
+    # GitLab opens one when a branch moves, so it gets a commit; what that says is the news itself.
+    message = ["--quiet", "--allow-empty", "-m", title]
+    running.git(place, *_identity(place), *NO_HOOKS, "commit", *message)
+    said = " ".join(told.judgement.reasons[0].split()) if told.judgement else ""
+    line = f"{said} Report and pictures: {told.job}" if told.job else said
+    push_branch(
+        root,
+        running.git(place, "rev-parse", "HEAD"),
+        branch,
+        (
+            "merge_request.create",
+            f"merge_request.target={where.base}",
+            f"merge_request.title={title}",
+            f"merge_request.description={line}",
+        ),
+    )
+    return ""
+
+
+def _pull_request(root: Path, target: str, branch: str, title: str, body: str) -> str:
+    with tempfile.TemporaryDirectory() as scratch:
+        text = Path(scratch, "body.md")
+        text.write_text(body, encoding="utf-8")
+        words = ["--base", target, "--head", branch, "--title", title, "--body-file", str(text)]
+        return _gh(root, ["pr", "create", *words])
+
+
+def _gh(root: Path, words: list[str]) -> str:
+    done = subprocess.run(  # noqa: S603 (own words)
+        ["gh", *words],  # noqa: S607 (from PATH)
+        cwd=root,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RoundError(f"`gh {' '.join(words[:2])}` failed: {shown(done.stderr.strip()):.600}", done.stderr)
+    return done.stdout.strip().rpartition("\n")[2]

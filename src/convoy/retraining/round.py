@@ -1,0 +1,249 @@
+"""One round of retraining: take what is new, train, judge, let it serve or say why not, and report.
+
+The order of the steps is what keeps the champion safe. Everything that can fail comes before the
+alias moves: data and models are pushed, and the branch with their dvc.lock, so that a champion is
+always one that others can restore. What comes after it is a tag and the proposal to merge.
+"""
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+
+from convoy import identity, params
+from convoy.console import say
+from convoy.errors import ConvoyError
+from convoy.gate.settings import GateParams
+from convoy.lineage import git
+from convoy.registry import log, promote, register
+from convoy.registry.registry import CANDIDATE, CHAMPION, Registry
+from convoy.retraining import outcome, prerequisites, publish, running, upstream, worktree
+from convoy.retraining.alone import Busy, alone
+from convoy.retraining.decide import INPUTS, SOURCE, Decision, decide
+from convoy.retraining.facts import Outcome
+from convoy.retraining.outcome import Found
+from convoy.retraining.running import RoundError, Stopped
+from convoy.retraining.shipment import Shipment
+from convoy.retraining.steps import Steps
+from convoy.retraining.upstream import Upstream
+
+VERDICTS: dict[str, Outcome] = {"promote": "promoted", "keep": "kept", "refuse": "refused"}
+
+PAUSED = "train.time_budget_min"
+"""Stands in the last words of a training that stopped because its time is over."""
+
+RUNS_AGAIN = "The next round runs it again, a training from its checkpoint."
+
+
+def run(root: Path, *, push: bool) -> int:
+    """Go through a round, and write build/retrain/verdict.json and report.md whatever came of it.
+
+    Args:
+        root: the caller's repository; of its files only build/retrain/ changes.
+        push: whether commits, data and models leave this machine.
+
+    Returns:
+        The exit code: 0 promoted, kept, refused, nothing new, skipped; 1 a step failed or the round was
+        stopped; 2 what it needs is not there.
+    """
+    return Round(root.resolve(), push=push).run()
+
+
+class Round:
+    """Hold what a round has found and done so far."""
+
+    def __init__(self, root: Path, *, push: bool) -> None:
+        """Begin; nothing is looked at yet."""
+        self.root = root
+        self.push = push
+        self.steps = Steps()
+        self.found = Found(started=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", push=push)
+        self.began = time.monotonic()
+        self.branch = f"retrain/{identity.mint_run_id()}"
+        self.kept = False
+        self.remote = ""
+
+    def run(self) -> int:
+        """Go through the steps, clean up, and report."""
+        code = 1
+        try:
+            with _sigterm():
+                verdict, reason = self._alone()
+            code = 0
+        except Busy as busy:
+            verdict, reason, code = "skipped", f"{busy}.", 0
+        except KeyboardInterrupt:
+            verdict, reason = (
+                "failed",
+                "the round was stopped. The next one goes on, a training from its checkpoint.",
+            )
+        except ConvoyError as error:
+            verdict, reason, code = "failed", str(error), error.exit_code
+            self.found.log = getattr(error, "log", "")
+        except Exception as error:  # noqa: BLE001 (a bug must not keep the report from being written)
+            traceback.print_exc()
+            verdict, reason = "failed", f"{type(error).__name__}: {error}"
+        self._report(verdict, reason, code)
+        return code
+
+    def _alone(self) -> tuple[Outcome, str]:
+        with self.steps.step("prerequisites") as note:
+            self.remote = prerequisites.check(self.root, push=self.push)
+            self.found.base = git.commit(self.root, "HEAD")
+            if said := prerequisites.uncommitted(self.root):
+                self.found.hints.append(said)
+            note(f"commit {self.found.base[:10]}")
+        with alone(self.root):
+            outcome.clear(self.root)
+            try:
+                return self._in_worktree()
+            finally:
+                self._clean()
+
+    def _in_worktree(self) -> tuple[Outcome, str]:
+        with self.steps.step("worktree") as note:
+            place = worktree.create(self.root)
+            note(str(worktree.WORKTREE))
+        with worktree.inside(self.root, place):
+            with self.steps.step("look upstream") as note:
+                now = upstream.look(place)
+                self.found.source = now.address
+                if now.hint:
+                    self.found.hints.append(now.hint)
+                state = "not what data.dvc has taken" if now.changed else "as data.dvc has it"
+                note(f"{now.address or worktree.DATA}: {state}")
+            with self.steps.step("decide") as note:
+                decision = self._decide(now, place)
+                note(decision.why)
+            if not decision.trains:
+                return "nothing-new", f"{decision.why}."
+            self.found.trigger = decision.why
+            self._train(place, now, decision)
+            return self._judge_and_promote(place, now)
+
+    def _decide(self, now: Upstream, place: Path) -> Decision:
+        limits = params.section("gate", GateParams, place / params.PARAMS_FILE)
+        registry = Registry.open()
+        number = registry.aliases().get(CANDIDATE)
+        # One that points nowhere is repaired by this round, which registers.
+        candidate = next((one for one in registry.versions() if one.number == number), None)
+        champion = registry.alias(CHAMPION)
+        self.found.champion = champion
+        self.found.champion_before = champion
+        since = champion.created_ms if champion else 0
+        if champion:
+            moves = [one for one in log.history(registry, champion.number) if one.moved]
+            since = next((one.moment_ms for one in reversed(moves) if one.after == champion.number), since)
+        return decide(now, candidate, champion, since, limits.max_champion_age_days)
+
+    def _train(self, place: Path, now: Upstream, decision: Decision) -> None:
+        env = {**os.environ, "PYTHONPATH": str(place / "src"), "DVC_NO_ANALYTICS": "1"}
+        flags = ["--force"] if decision.aged else []
+        if self.remote:
+            with self.steps.step("ask the remote") as note:
+                if said := publish.remote_answers(place):
+                    if self.push:
+                        raise RoundError(f"the DVC remote does not answer: {said}")
+                    self.found.hints.append(
+                        f"The DVC remote did not answer ({said}); the round went on without it."
+                    )
+                else:
+                    flags.append("--pull")
+                note(said or "it answers")
+        with self.steps.step("take the data") as note:
+            names = worktree.pinned(place, has_remote=bool(self.remote))
+            if now.changed:
+                running.stream([sys.executable, "-m", "dvc", "update", worktree.DATA], place, env)
+            note("new data" if now.changed else f"{', '.join(names) or worktree.DATA} as committed")
+        with self.steps.step("commit the data") as note:
+            # The model is to name the commit whose data.dvc it was made of.
+            dated = git.ask(place, "show", "--no-patch", "--format=%cI", "HEAD")
+            message = f"Take new data from {now.address}\n\nBy a round of retraining: {decision.why}."
+            number = publish.commit(place, [worktree.DATA], message, dated=dated)
+            note(f"commit {number[:10]}" if number else "nothing to commit")
+        with self.steps.step("repro"):
+            if decision.aged:
+                outcome.forget_finished(self.root, self.found.champion)
+            try:
+                running.stream([sys.executable, "pipelines/repro.py", *flags], place, env)
+            except RoundError as error:
+                raise _why_repro(error) from error
+        with self.steps.step("commit the lock") as note:
+            message = f"Retrain\n\nWhy: {decision.why}."
+            number = publish.commit(place, ["dvc.lock", worktree.DATA], message)
+            self.found.lock_commit = number
+            note(f"commit {number[:10]}" if number else "nothing to commit")
+
+    def _judge_and_promote(self, place: Path, now: Upstream) -> tuple[Outcome, str]:
+        with self.steps.step("register") as note:
+            self.found.candidate = register.register()
+            outcome.describe(self.found, place)
+            note(str(self.found.candidate))
+        with self.steps.step("judge") as note:
+            judged = promote.judge(outcome.scratch(self.root) / "gate")
+            self.found.judgement, self.found.files = judged.judgement, judged.files
+            outcome.compare_data(self.found, place, outcome.scratch(self.root))
+            note(judged.judgement.verdict)
+        shipment = Shipment(self.root, place, self.found, self.steps, self.branch, self.push, self.remote)
+        self.kept = shipment.leave()
+        with self.steps.step("promote") as note:
+            if promote.carry_out(judged):
+                self.found.champion = judged.candidate
+            self.kept = True  # a verdict was carried out: the branch says on what
+            note(f"champion is {self.found.champion or 'none'}")
+        with self.steps.step("remember"):
+            tags = {INPUTS: now.inputs, SOURCE: now.fingerprint}
+            Registry.open().tag(judged.candidate, tags)
+        if judged.judgement.verdict == "promote":
+            shipment.propose(outcome.facts(self.found, self.steps, "promoted", "", self.began))
+        return VERDICTS[judged.judgement.verdict], ""
+
+    def _clean(self) -> None:
+        """Leave the repository as it was; what came to an end keeps its branch."""
+        worktree.remove(self.root)
+        if self.found.branch and not self.kept:
+            with suppress(RoundError):  # it was never made
+                running.git(self.root, "branch", "--quiet", "-D", self.found.branch)
+            self.found.branch = ""
+
+    def _report(self, verdict: Outcome, reason: str, code: int) -> None:
+        facts = outcome.facts(self.found, self.steps, verdict, reason, self.began)
+        path = outcome.write(self.root, self.found, facts)
+        head = facts.judgement.reasons[0] if facts.judgement and not reason else reason
+        say(f"\n{verdict.upper()}  {f'in step `{facts.step}`: ' if code else ''}{head}\nreport: {path}")
+
+
+@contextmanager
+def _sigterm() -> Iterator[None]:
+    """Let SIGTERM end a round as Ctrl-C does, but tell them apart."""
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        raise Stopped
+
+    before: Callable[[int, FrameType | None], object] | int | None = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _why_repro(error: RoundError) -> RoundError:
+    """Find in a pipeline's last lines why it ended: what the stage said, before DVC and others repeat it."""
+    lines = error.log.splitlines()
+    start = next((at for at, line in enumerate(lines) if line.startswith("ERROR")), None)
+    if start is None:
+        return RoundError(f"the pipeline failed: {error}\n{RUNS_AGAIN}", error.log)
+    rest = lines[start + 1 :]
+    length = next((at for at, line in enumerate(rest) if not line.startswith(" ")), len(rest))
+    said = "\n".join([lines[start].removeprefix("ERROR in "), *rest[:length]])
+    if PAUSED in said and "spent" in said:
+        return RoundError(
+            f"paused: {said}\nThe next round goes on with the training, in the same run.", error.log
+        )
+    return RoundError(f"the pipeline failed: {said}\n{RUNS_AGAIN}", error.log)

@@ -1,0 +1,103 @@
+"""What a round leaves in build/retrain/, and what it takes from others for it."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from mlflow.exceptions import MlflowException
+
+from convoy.deploy import contract
+from convoy.registry.registry import Version
+from convoy.retraining import outcome
+from convoy.retraining.outcome import Found
+
+VERSION = Version("convoy", "1", "0" * 64, "run-1", "mlflow-1", 0, {})
+
+
+def checkpoint(root: Path, name: str, run_id: str, *, finished: bool) -> Path:
+    folder = root / "checkpoints" / name
+    folder.mkdir(parents=True)
+    (folder / "step-7.ckpt").touch()
+    (folder / "step-7.json").write_text(json.dumps({"run_id": run_id, "finished": finished}))
+    return folder / "step-7.ckpt"
+
+
+def test_a_training_by_age_forgets_the_champion_s_finished_checkpoint_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = SimpleNamespace(data=SimpleNamespace(tags={"convoy.training": "run-0"}))
+    monkeypatch.setattr(outcome.store, "find", lambda _: run)
+    gone = [
+        checkpoint(tmp_path, "a", "run-1", finished=True),
+        checkpoint(tmp_path, "b", "run-0", finished=True),
+    ]
+    kept = [
+        checkpoint(tmp_path, "c", "run-1", finished=False),
+        checkpoint(tmp_path, "d", "run-9", finished=True),
+    ]
+    (tmp_path / "checkpoints/d/step-8.json").write_text("{")
+    outcome.forget_finished(tmp_path, VERSION)
+    assert not any(path.exists() for path in gone)
+    assert all(path.exists() for path in kept)
+
+
+def images(path: Path, rows: dict[str, tuple[str, str]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    labels, splits = zip(*rows.values(), strict=True)
+    table = pa.table({"pixels": list(rows), "label": list(labels), "split": list(splits)})
+    pq.write_table(table.append_column("path", pa.array([f"{one}.png" for one in rows])), path)
+    return path
+
+
+def test_data_are_compared_with_the_champion_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = {"aa": ("cat", "train"), "bb": ("dog", "train"), "cc": ("dog", "test")}
+    images(tmp_path / "build/deploy" / contract.IMAGES, now)
+    images(tmp_path / "build/dataset/manifest.parquet", now)
+    before = images(
+        tmp_path / "before.parquet", {"aa": ("cat", "train"), "cc": ("dog", "test"), "dd": ("cat", "train")}
+    )
+    asked = []
+    monkeypatch.setattr(
+        outcome, "download_artifacts", lambda address, **_: asked.append(address) or str(before)
+    )
+    found = Found(started="", push=False, champion_before=VERSION)
+    outcome.compare_data(found, tmp_path, tmp_path / "out")
+    assert asked == [f"models:/convoy/1/{contract.IMAGES}"]
+    assert found.changes
+    assert (found.changes.added, found.changes.gone, found.changes.relabelled) == (1, 1, 0)
+    assert found.changes.added_examples[0].path == "bb.png"
+
+
+def test_a_champion_whose_images_are_not_known_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images(tmp_path / "build/deploy" / contract.IMAGES, {"aa": ("cat", "train")})
+    images(tmp_path / "build/dataset/manifest.parquet", {"aa": ("cat", "train")})
+
+    def absent(*_: object, **__: object) -> str:
+        raise MlflowException("no such artifact")
+
+    monkeypatch.setattr(outcome, "download_artifacts", absent)
+    found = Found(started="", push=False, champion_before=VERSION)
+    outcome.compare_data(found, tmp_path, tmp_path / "out")
+    assert found.changes
+    assert found.changes.before is None
+
+
+def test_the_page_of_the_job_is_linked(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GITHUB_ACTIONS", "CI_JOB_URL"):
+        monkeypatch.delenv(name, raising=False)
+    assert outcome._job() == ""
+    monkeypatch.setenv("CI_JOB_URL", "https://gitlab.example/job/7")
+    assert outcome._job() == "https://gitlab.example/job/7"
+    for name, text in {
+        "GITHUB_ACTIONS": "true",
+        "GITHUB_RUN_ID": "7",
+        "GITHUB_SERVER_URL": "https://github.com",
+        "GITHUB_REPOSITORY": "a/b",
+    }.items():
+        monkeypatch.setenv(name, text)
+    assert outcome._job() == "https://github.com/a/b/actions/runs/7"

@@ -1,0 +1,286 @@
+"""What a round made reaches the remotes before the champion changes, or the champion does not change."""
+
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from convoy.errors import RequestError
+from convoy.retraining import prerequisites, publish, round  # noqa: A004 (the module's name)
+from convoy.retraining.publish import Forge
+from rounds import Programs, Rounds, state
+from small import Small
+
+
+@dataclass
+class Remotes:
+    """Remotes of a repository, and what was pushed to them."""
+
+    rounds: Rounds
+    git: Small
+    dvc: Path
+
+    def branches(self) -> list[str]:
+        return [one for one in self.git.git("branch", "--format=%(refname:short)").split() if one != "main"]
+
+    def hook(self, text: str) -> None:
+        """Let the git remote do something with a push before it takes it."""
+        self.git.write("hooks/pre-receive", f"#!/bin/sh\n{text}\n")
+        (self.git.folder / "hooks/pre-receive").chmod(0o755)
+
+
+@pytest.fixture
+def remotes(trained: Rounds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Remotes:
+    """Remotes to push to, and a param that makes the next round train."""
+    trained.small.git("init", "-q", "--bare", "-b", "main", str(tmp_path / "remote.git"))
+    trained.small.git("remote", "add", "origin", "../remote.git")
+    add_remote(trained.small, url=tmp_path / "store")
+    trained.small.edit("params.yaml", "lr: 0.5", "lr: 0.25")
+    trained.small.commit("another rate")
+    trained.small.git("push", "-q", "origin", "main")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    return Remotes(trained, Small(tmp_path / "remote.git"), tmp_path / "store")
+
+
+@pytest.fixture
+def no_data_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave DVC's remote out, for what only git matters to."""
+    monkeypatch.setattr(publish, "push_data", lambda *_: None)
+
+
+def test_another_machine_takes_what_a_round_pushed_instead_of_running_it(
+    remotes: Remotes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rounds = remotes.rounds
+    assert rounds.go(push=True) == 0
+    assert "Running stage 'train'" in capfd.readouterr().out
+    assert remotes.branches() == [rounds.said["branch"]]
+    assert rounds.said["pushed"] == {"data and models": True, "branch": True, "pull request": False}
+    assert rounds.branches() == [], "what is pushed needs no branch here"
+    runs = [path for path in (remotes.dvc / "runs").rglob("*") if path.is_file()]
+    assert len(runs) == 3, "of three stages, and not of the first round's train too"
+    rounds.small.git("clone", "-q", "../remote.git", str(tmp_path / "other"))
+    rounds.small = Small(tmp_path / "other")
+    monkeypatch.chdir(rounds.root)
+    rounds.kept[1].tags.clear()
+    assert rounds.go(push=True) == 0
+    said = capfd.readouterr().out
+    assert "Running stage" not in said
+    assert "Stage 'train' is cached - skipping run, checking out outputs" in said
+    assert len(rounds.kept) == 2
+
+
+def test_nothing_leaves_this_machine_without_push(remotes: Remotes, quick: Programs) -> None:
+    assert remotes.rounds.go() == 0
+    assert remotes.branches() == []
+    assert not remotes.dvc.exists()
+    [branch] = remotes.rounds.branches()
+    assert f"type: git push origin {branch}" in remotes.rounds.report
+    assert "PUSH=1 was not given; type: dvc push" in remotes.rounds.report
+    assert remotes.rounds.said["pushed"] == {"data and models": False, "branch": False}
+
+
+def test_a_rejected_branch_leaves_the_champion_and_passes_on_what_the_remote_said(
+    remotes: Remotes, quick: Programs, no_data_leave: None
+) -> None:
+    remotes.hook("echo 'only robots may push' && exit 1")
+    before = state(remotes.rounds.root)
+    assert remotes.rounds.go(push=True) == 1
+    said = remotes.rounds.said
+    assert (said["verdict"], said["step"], said["champion"]) == ("failed", "push branch", "convoy/1")
+    assert remotes.rounds.champion() == "1"
+    assert "only robots may push" in said["reason"]
+    assert "May this machine push there (../remote.git)?" in said["reason"]
+    assert "only robots may push" in remotes.rounds.report
+    assert state(remotes.rounds.root) == before
+
+
+def test_a_dvc_remote_that_takes_nothing_leaves_the_champion(remotes: Remotes, quick: Programs) -> None:
+    remotes.dvc.write_text("a file, where a folder belongs")
+    before = state(remotes.rounds.root)
+    assert remotes.rounds.go(push=True) == 1
+    said = remotes.rounds.said
+    assert (said["step"], said["champion"]) == ("push data", "convoy/1")
+    assert "the DVC remote did not take the data and models: " in said["reason"]
+    assert "`dvc push` tries by hand" in said["reason"]
+    assert remotes.branches() == []
+    assert state(remotes.rounds.root) == before
+
+
+def test_a_dvc_remote_that_does_not_answer_stops_a_round_that_pushes_before_it_trains(
+    remotes: Remotes, quick: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish, "remote_answers", lambda _: "no route to host")
+    assert remotes.rounds.go(push=True) == 1
+    assert remotes.rounds.said["step"] == "ask the remote"
+    assert "the DVC remote does not answer: no route to host" in remotes.rounds.said["reason"]
+    assert remotes.rounds.go() == 0, "one that stays here needs no remote"
+    assert "did not answer (no route to host)" in remotes.rounds.report
+
+
+def test_why_a_remote_does_not_answer_is_asked_before_anything_else(
+    remotes: Remotes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert publish.remote_answers(remotes.rounds.root) == ""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    keys = {"access_key_id": "a", "secret_access_key": "b"}
+    add_remote(remotes.rounds.small, url="s3://bucket/path", endpointurl="http://127.0.0.1:9", **keys)
+    assert "Could not connect to the endpoint URL" in publish.remote_answers(remotes.rounds.root)
+
+
+def test_github_gets_a_pull_request_for_a_promoted_lock_alone(
+    remotes: Remotes, quick: Programs, no_data_leave: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_gh(
+        tmp_path, monkeypatch, 'for one; do last=$one; echo "$one" >> $OUT/words; done; cp "$last" $OUT/body'
+    )
+    assert remotes.rounds.go(push=True) == 0
+    words = (tmp_path / "words").read_text().splitlines()
+    assert words[:6] == ["pr", "create", "--base", "main", "--head", remotes.rounds.said["branch"]]
+    assert words[6:9] == ["--title", "Retrained: convoy/2 is champion", "--body-file"]
+    assert "to promote is what the test says." in (tmp_path / "body").read_text()
+    (tmp_path / "words").unlink()
+    remotes.rounds.small.edit("params.yaml", "lr: 0.25", "lr: 0.125")
+    remotes.rounds.small.commit("another")
+    remotes.rounds.verdict = "refuse"
+    assert remotes.rounds.go(push=True) == 0
+    assert remotes.rounds.said["branch"] in remotes.branches()
+    assert not (tmp_path / "words").exists()
+
+
+def test_a_pull_request_that_fails_is_a_failure_that_names_the_new_champion(
+    remotes: Remotes, quick: Programs, no_data_leave: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_gh(tmp_path, monkeypatch, "echo 'no permission' >&2; exit 4")
+    assert remotes.rounds.go(push=True) == 1
+    said = remotes.rounds.said
+    assert (said["step"], said["champion"]) == ("propose", "convoy/2")
+    assert said["reason"].startswith(
+        f"convoy/2 is champion and its branch {said['branch']} is pushed, but it is not proposed: "
+        "`gh pr create` failed: no permission"
+    )
+    assert said["branch"] in remotes.branches()
+
+
+def test_gitlab_gets_a_merge_request_by_push_options_once_the_lock_is_promoted(
+    remotes: Remotes, quick: Programs, no_data_leave: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITLAB_CI", "true")
+    remotes.git.git("config", "receive.advertisePushOptions", "true")
+    monkeypatch.setenv("CI_JOB_URL", "https://forge/job/7")
+    options = ";".join(f"$GIT_PUSH_OPTION_{n}" for n in range(4))
+    remotes.hook(f'echo "$GIT_PUSH_OPTION_COUNT;{options}" >> {tmp_path}/options')
+    champions = []
+    promoted = remotes.rounds.carry_out
+    monkeypatch.setattr(
+        round.promote,
+        "carry_out",
+        lambda judged: champions.append((tmp_path / "options").read_text()) or promoted(judged),
+    )
+    assert remotes.rounds.go(push=True) == 0
+    first, second = (tmp_path / "options").read_text().splitlines()
+    assert champions == [f"{first}\n"], "the branch is there before the alias moves, the request comes after"
+    assert first == "0;;;;"
+    assert second == (
+        "4;merge_request.create;merge_request.target=main;merge_request.title=Retrained: convoy/2 is champion;"
+        "merge_request.description=to promote is what the test says. Report and pictures: https://forge/job/7"
+    )
+    assert remotes.rounds.said["pushed"]["merge request"]
+
+
+def test_elsewhere_the_report_says_how_to_take_a_branch_over(
+    remotes: Remotes, quick: Programs, no_data_leave: None
+) -> None:
+    assert remotes.rounds.go(push=True) == 0
+    assert f"type: git fetch, then git merge origin/{remotes.rounds.said['branch']}" in remotes.rounds.report
+
+
+def test_a_proposal_goes_to_the_branch_of_the_caller_or_of_the_remote(
+    remotes: Remotes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = remotes.rounds.root
+    remotes.rounds.small.git("checkout", "-q", "-b", "stable")
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    assert publish.forge(root) == Forge("github", "stable")
+    remotes.rounds.small.git("checkout", "-q", "--detach")
+    assert publish.base(root) == "main"
+    monkeypatch.setenv("CI_COMMIT_BRANCH", "trunk")
+    assert publish.base(root) == "trunk"
+
+
+def test_all_that_push_needs_and_is_missing_is_named_at_once(
+    rounds: Rounds, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("PATH", str(bin_with(tmp_path, "git")))
+    assert rounds.go(push=True) == 2
+    said = rounds.said["reason"]
+    assert said.startswith("PUSH=1 needs what is not there:\n  MLFLOW_TRACKING_URI: ")
+    for name in (
+        "\n  a DVC remote: ",
+        "\n  a git remote `origin`: ",
+        "\n  gh: ",
+        "\nWithout PUSH=1 a round stays",
+    ):
+        assert name in said
+    assert "PUSH=1 needs what is not there" in rounds.report
+
+
+def test_a_round_wants_a_commit_to_start_from(tmp_path: Path) -> None:
+    small = Small(tmp_path)
+    small.git("init", "-q")
+    (tmp_path / ".dvc").mkdir()
+    with pytest.raises(RequestError, match="has no git commit, and a round starts from one"):
+        prerequisites.check(tmp_path, push=False)
+
+
+def test_commits_are_made_in_the_caller_s_name_or_in_convoy_s(
+    rounds: Rounds, quick: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
+    assert rounds.go() == 0
+    author = ("log", "-1", "--format=%an <%ae>")
+    assert rounds.small.git(*author, rounds.said["branch"]) == "test <test@example.invalid>"
+    for name in ("user.name", "user.email"):
+        rounds.small.git("config", "--unset", name)
+    rounds.kept[0].tags.clear()
+    rounds.small.git("branch", "-D", rounds.said["branch"])
+    assert rounds.go() == 0
+    assert rounds.small.git(*author, rounds.said["branch"]) == "Convoy <convoy@localhost>"
+
+
+def test_a_lock_that_is_as_committed_makes_no_branch(rounds: Rounds, quick: Programs) -> None:
+    assert rounds.go() == 0
+    rounds.small.git("merge", "-q", rounds.said["branch"])
+    rounds.small.git("branch", "-D", rounds.said["branch"])
+    rounds.kept[0].tags.clear()
+    assert rounds.go() == 0
+    assert rounds.branches() == []
+    assert "nothing differs from the commit" in rounds.report
+
+
+def fake_gh(folder: Path, patch: pytest.MonkeyPatch, text: str) -> None:
+    """Put a `gh` before all others, which does as it is told."""
+    script = bin_with(folder) / "gh"
+    script.write_text(f"#!/bin/sh\nOUT={folder}\n{text}\n")
+    script.chmod(0o755)
+    patch.setenv("PATH", f"{script.parent}{os.pathsep}{os.environ['PATH']}")
+    patch.setenv("GITHUB_ACTIONS", "true")
+
+
+def bin_with(folder: Path, *names: str) -> Path:
+    """Make a folder of programs."""
+    (folder / "bin").mkdir(exist_ok=True)
+    for name in names:
+        found = subprocess.run(["which", name], capture_output=True, text=True, check=True).stdout.strip()
+        (folder / "bin" / name).symlink_to(found)
+    return folder / "bin"
+
+
+def add_remote(small: Small, **settings: object) -> None:
+    """Write DVC's configuration, as `dvc remote add` and `dvc remote modify` do."""
+    lines = "".join(f"    {name} = {text}\n" for name, text in settings.items())
+    small.write(".dvc/config", f"[core]\n    remote = store\n['remote \"store\"']\n{lines}")

@@ -1,0 +1,290 @@
+"""A round trains for cause, promotes or explains, and leaves everything else as it was."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from convoy.registry import promote, register
+from convoy.retraining import prerequisites, publish, round, running, upstream, worktree  # noqa: A004
+from convoy.retraining.alone import alone
+from rounds import DownError, Programs, Rounds, state
+
+STEPS = {
+    "prerequisites": (prerequisites, "check"),
+    "worktree": (worktree, "create"),
+    "look upstream": (upstream, "look"),
+    "decide": (round, "decide"),
+    "take the data": (worktree, "pinned"),
+    "commit the data": (publish, "commit"),
+    "repro": (running, "stream"),
+    "commit the lock": (publish, "commit"),
+    "register": (register, "register"),
+    "judge": (promote, "judge"),
+    "branch": (running, "git"),
+    "promote": (promote, "carry_out"),
+}
+"""Step to the function that fails in it."""
+
+ONLY = {"repro": "pipelines/repro.py", "commit the lock": ["dvc.lock", "data.dvc"], "branch": "branch"}
+"""What stands among the arguments of the call that fails, where others shall not."""
+
+
+def test_a_first_round_makes_a_champion_and_keeps_its_lock_on_a_branch(rounds: Rounds) -> None:
+    before = state(rounds.root)
+    assert rounds.go() == 0
+    assert (rounds.said["verdict"], rounds.champion()) == ("promoted", "1")
+    [branch] = rounds.branches()
+    assert rounds.said["branch"] == branch
+    changed = rounds.small.git("diff", "--name-only", "main", branch).split()
+    assert changed == ["dvc.lock"]
+    after = state(rounds.root)
+    assert after.pop("branch -a").split() == ["*", "main", branch]
+    assert after == {name: text for name, text in before.items() if name != "branch -a"}
+
+
+def test_a_round_with_nothing_new_trains_nothing(trained: Rounds, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "stream", lambda *_: pytest.fail("something ran"))
+    before = state(trained.root)
+    assert trained.go() == 0
+    assert trained.said["verdict"] == "nothing-new"
+    assert "params, code and limits are those of convoy/1" in trained.said["reason"]
+    assert trained.calls == []
+    assert state(trained.root) == before
+
+
+def test_new_data_are_committed_before_they_are_trained_on(trained: Rounds) -> None:
+    trained.small.write("source/c.txt", "new\n")
+    trained.small.commit("more images")
+    assert trained.go() == 0
+    assert trained.said["trigger"] == "the data changed upstream since convoy/1"
+    [branch] = trained.branches()
+    log = trained.small.git("log", "--format=%s", f"main..{branch}").splitlines()
+    assert log == ["Retrain", "Take new data from source"]
+    [data] = trained.small.git("log", "--format=%H", f"main..{branch}~1").split()
+    assert trained.small.git("diff", "--name-only", "main", data) == "data.dvc"
+    assert "frozen" not in trained.small.git("show", f"{branch}:data.dvc")
+
+
+def test_a_round_that_is_repeated_commits_the_data_under_the_same_number(
+    trained: Rounds, quick: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained.small.write("source/c.txt", "new\n")
+    with monkeypatch.context() as earlier:
+        earlier.setenv("GIT_COMMITTER_DATE", "2026-01-01T00:00:00+00:00")
+        trained.small.commit("more images")
+    assert trained.go() == 0
+    [data, lock] = trained.small.git(
+        "log", "--reverse", "--format=%cI", f"main..{trained.said['branch']}"
+    ).split()
+    assert data.startswith("2026-01-01T00:00:00"), "of the base: all that makes its number is the same again"
+    assert not lock.startswith("2026-01-01")
+
+
+@pytest.mark.parametrize(("verdict", "word"), [("keep", "kept"), ("refuse", "refused")])
+def test_a_candidate_that_is_not_promoted_stays_on_its_branch(
+    trained: Rounds, verdict: str, word: str, quick: Programs
+) -> None:
+    trained.small.edit("params.yaml", "lr: 0.5", "lr: 0.25")
+    trained.small.commit("another rate")
+    trained.verdict = verdict
+    assert trained.go() == 0
+    assert trained.said["verdict"] == word
+    assert trained.said["reason"] == f"to {verdict} is what the test says."
+    assert trained.said["trigger"] == "params, code or limits changed since convoy/1"
+    assert (trained.champion(), trained.said["champion"]) == ("1", "convoy/1")
+    assert trained.branches() == [trained.said["branch"]]
+    assert trained.go() == 0
+    assert trained.said["verdict"] == "nothing-new", "a verdict is given once"
+
+
+def test_other_limits_ask_for_another_verdict_on_the_same_model(trained: Rounds) -> None:
+    trained.small.edit("params.yaml", "min_accuracy: 0.5", "min_accuracy: 0.4")
+    trained.small.commit("a lower limit")
+    assert trained.go() == 0
+    assert [what for what, _ in trained.calls] == ["register", "judge", "promote", "tag"]
+    assert len(trained.kept) == 1
+
+
+def test_uncommitted_changes_are_no_part_of_a_round_and_are_told(trained: Rounds) -> None:
+    trained.small.edit("params.yaml", "lr: 0.5", "lr: 0.25")
+    assert trained.go() == 0
+    assert trained.said["verdict"] == "nothing-new"
+    assert "changes that are not committed (`params.yaml`)" in trained.report
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_failure_at_any_step_leaves_champion_and_repository_as_they_were(
+    trained: Rounds, name: str, quick: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained.small.write("source/c.txt", "new\n")
+    trained.small.commit("more images")
+    before = state(trained.root)
+    module, function = STEPS[name]
+    works = getattr(module, function)
+
+    def fail(*words: object, **more: object) -> object:
+        flat = [one for word in words for one in ([word, *word] if isinstance(word, list) else [word])]
+        if name in ONLY and ONLY[name] not in flat:
+            return works(*words, **more)
+        raise DownError(f"no {name} today")
+
+    monkeypatch.setattr(module, function, fail)
+    assert trained.go() == 1
+    assert (trained.said["verdict"], trained.said["step"]) == ("failed", name)
+    assert trained.said["reason"] == f"no {name} today"
+    assert f"no {name} today" in trained.report
+    assert trained.champion() == "1"
+    assert state(trained.root) == before
+
+
+def test_a_registry_that_goes_down_after_the_alias_moved_keeps_the_branch_of_the_champion(
+    rounds: Rounds, quick: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise DownError("gone")
+
+    monkeypatch.setattr(rounds, "tag", fail)
+    assert rounds.go() == 1
+    assert (rounds.said["step"], rounds.said["champion"]) == ("remember", "convoy/1")
+    assert rounds.branches() == [rounds.said["branch"]]
+
+
+def test_a_bug_is_reported_like_a_failure(
+    rounds: Rounds, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(upstream, "look", lambda _: {}["nothing"])
+    assert rounds.go() == 1
+    assert rounds.said["reason"] == "KeyError: 'nothing'"
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_training_that_fails_is_reported_with_its_last_words(trained: Rounds) -> None:
+    said = "ERROR in train: params cannot be used:\\n  train.epochs is 0\\nDVC removed it"
+    trained.small.write("train.sh", f"echo counting && printf '{said}\\n' && exit 1\n")
+    trained.small.commit("worse code")
+    before = state(trained.root)
+    assert trained.go() == 1
+    assert trained.said["step"] == "repro"
+    assert trained.said["reason"] == (
+        "the pipeline failed: train: params cannot be used:\n  train.epochs is 0\n"
+        "The next round runs it again, a training from its checkpoint."
+    )
+    assert "counting" in trained.report
+    assert state(trained.root) == before
+
+
+def test_a_training_whose_time_is_over_is_told_as_paused(trained: Rounds) -> None:
+    said = "train.time_budget_min (5) is spent. The state is saved; `dvc repro` goes on at epoch 3."
+    trained.small.write("train.sh", f"echo 'ERROR in train: {said}' && exit 1\n")
+    trained.small.commit("little time")
+    assert trained.go() == 1
+    assert trained.said["reason"].startswith("paused: train: train.time_budget_min (5) is spent.")
+    assert "The next round goes on with the training, in the same run" in trained.said["reason"]
+    assert (
+        "Nothing has to be mended: the next round goes on. To start it now: `make retrain`" in trained.report
+    )
+
+
+def test_a_pipeline_that_ends_without_a_word_is_told_by_its_exit_code(
+    trained: Rounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained.small.edit("params.yaml", "lr: 0.5", "lr: 0.25")
+    trained.small.write("pipelines/repro.py", "raise SystemExit(137)\n")
+    trained.small.commit("killed by the system")
+    assert trained.go() == 1
+    assert trained.said["reason"].startswith("the pipeline failed: `repro.py` ended with exit code 137\n")
+
+
+def test_data_whose_source_is_gone_stop_a_round_and_nothing_is_lost(trained: Rounds) -> None:
+    trained.small.git("mv", "source", "elsewhere")
+    trained.small.commit("moved")
+    before = state(trained.root)
+    assert trained.go() == 1
+    assert trained.said["step"] == "look upstream"
+    assert "the source of the data does not answer: source\n" in trained.said["reason"]
+    assert "`convoy data use` points elsewhere" in trained.said["reason"]
+    assert state(trained.root) == before
+
+
+def test_a_second_round_is_skipped_and_says_since_when_the_first_runs(trained: Rounds) -> None:
+    with alone(trained.root):
+        assert trained.go() == 0
+    assert trained.said["verdict"] == "skipped"
+    assert "another round runs in this repository: process " in trained.said["reason"]
+    assert trained.go() == 0
+    assert trained.said["verdict"] == "nothing-new"
+
+
+def test_what_a_killed_round_left_is_removed_and_the_next_goes_on(trained: Rounds, quick: Programs) -> None:
+    trained.small.edit("params.yaml", "lr: 0.5", "lr: 0.25")
+    trained.small.commit("another rate")
+    before = state(trained.root)
+    place = worktree.create(trained.root)
+    (place.parent / "out-1").mkdir()
+    (place / ".git").unlink()
+    assert trained.go() == 0
+    assert trained.said["verdict"] == "promoted"
+    assert not list((trained.root / worktree.FOLDER).glob("out-*"))
+    assert state(trained.root) == {**before, "branch -a": state(trained.root)["branch -a"]}
+
+
+def test_a_round_that_is_interrupted_cleans_up_and_says_where(
+    trained: Rounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained.small.edit("params.yaml", "lr: 0.5", "lr: 0.25")
+    trained.small.commit("another rate")
+    before = state(trained.root)
+
+    def interrupt(*_: object) -> str:
+        raise running.Stopped
+
+    monkeypatch.setattr(running, "stream", interrupt)
+    assert trained.go() == 1
+    assert trained.said["step"] == "repro"
+    assert trained.said["reason"].startswith("the round was stopped.")
+    assert "Nothing has to be mended" in trained.report
+    assert state(trained.root) == before
+
+
+def test_an_old_champion_is_trained_anew_once_per_span(trained: Rounds, quick: Programs) -> None:
+    trained.verdict = "keep"
+    trained.grow_older(91)
+    assert trained.go() == 0
+    assert quick.asked == [[sys.executable, "pipelines/repro.py", "--force"]]
+    assert trained.said["trigger"].startswith("convoy/1 is champion for 91.0 days, more than")
+    assert len(trained.kept) == 2
+    assert trained.go() == 0
+    assert trained.said["verdict"] == "nothing-new"
+
+
+def test_the_summary_of_a_github_job_gets_the_report(
+    rounds: Rounds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    monkeypatch.setattr(upstream, "look", lambda _: {}["nothing"])
+    rounds.go()
+    assert "KeyError: 'nothing'" in (tmp_path / "summary.md").read_text()
+
+
+def test_pictures_and_verdict_of_an_earlier_round_are_replaced(trained: Rounds) -> None:
+    (trained.root / "build/retrain/old.png").touch()
+    assert trained.go() == 0
+    assert not (trained.root / "build/retrain/old.png").exists()
+
+
+def test_the_script_takes_no_words_and_push_is_0_or_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from runpy import run_path  # noqa: PLC0415
+
+    script = str(Path(__file__).parents[2] / "pipelines/retrain.py")
+    for words, push, said in (
+        (["--now"], "", "takes no words such as '--now'"),
+        ([], "yes", "PUSH is 'yes': it must be 1"),
+    ):
+        monkeypatch.setattr(sys, "argv", [script, *words])
+        monkeypatch.setenv("PUSH", push)
+        with pytest.raises(SystemExit, match="2"):
+            run_path(script, run_name="__main__")
+        assert said in capsys.readouterr().err

@@ -1,0 +1,103 @@
+"""A round's worktree shares the caller's DVC cache and remotes, and goes away whatever is left of it."""
+
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+
+from convoy import dvc, stage
+from convoy.retraining import alone, worktree
+from convoy.retraining.alone import Busy
+from rounds import Programs, Rounds, state
+
+
+def test_it_uses_the_cache_of_the_caller_and_links_nothing_into_reach_of_an_edit(trained: Rounds) -> None:
+    trained.small.dvc("config", "--local", "cache.type", "hardlink,symlink")
+    place = worktree.create(trained.root)
+    dvc.run(place, "repro")
+    files = [path for path in (trained.root / ".dvc/cache").rglob("*") if path.is_file()]
+    assert not list((place / ".dvc").glob("cache/files"))
+    data = place / "data/a.txt"
+    assert (data.is_symlink(), data.stat().st_nlink) == (False, 1)
+    data.chmod(0o644)
+    data.write_text("edited")
+    assert all("edited" not in path.read_text(errors="replace") for path in files)
+
+
+def test_it_knows_the_remotes_of_the_caller_with_passwords_and_relative_paths(
+    rounds: Rounds, tmp_path: Path
+) -> None:
+    rounds.small.dvc("remote", "add", "-q", "--default", "store", "../store")
+    rounds.small.dvc("remote", "add", "-q", "--local", "http", "https://host/path")
+    rounds.small.dvc("remote", "modify", "--local", "http", "password", "secret")
+    rounds.small.commit("remotes")
+    place = worktree.create(rounds.root)
+    file = place / ".dvc/config.local"
+    assert "password = secret" in file.read_text()
+    assert file.stat().st_mode & 0o077 == 0
+    dvc.run(place, "push")
+    assert (tmp_path / "store/files").is_dir()
+    assert rounds.small.git("-C", str(place), "status", "--porcelain") == ""
+
+
+def test_half_a_worktree_is_removed_like_a_whole_one(rounds: Rounds) -> None:
+    before = state(rounds.root)
+    place = worktree.create(rounds.root)
+    assert state(rounds.root) != before, "git lists it"
+    (place / ".git").unlink()
+    assert worktree.remove(rounds.root)
+    assert state(rounds.root) == before
+    worktree.create(rounds.root)
+    dvc.remove(place)
+    assert worktree.remove(rounds.root)
+    place.mkdir(parents=True)
+    (place / "left.txt").touch()
+    assert worktree.remove(rounds.root)
+    assert not worktree.remove(rounds.root)
+    assert state(rounds.root) == before
+
+
+def test_hooks_of_the_team_do_not_run_in_it(rounds: Rounds, quick: Programs) -> None:
+    for name in ("post-checkout", "pre-commit", "commit-msg", "pre-push"):
+        hook = rounds.root / ".git/hooks" / name
+        hook.write_text("#!/bin/sh\necho no >&2\nexit 1\n")
+        hook.chmod(0o755)
+    assert rounds.go() == 0
+
+
+def test_a_store_with_a_relative_address_is_the_same_from_the_worktree(
+    rounds: Rounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = rounds.root
+    assert worktree.absolute("sqlite:///mine.db", root) == f"sqlite:///{root}/mine.db"
+    for same in ("sqlite:////srv/mlflow.db", "https://mlflow.example:5000", "databricks"):
+        assert worktree.absolute(same, root) in (same, f"{root}/{same}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mine.db")
+    monkeypatch.chdir(root)
+    place = worktree.create(root)
+    with worktree.inside(root, place):
+        assert Path.cwd() == place
+        assert stage.repository() == root
+        assert os.environ["MLFLOW_TRACKING_URI"] == f"sqlite:///{root}/mine.db"
+    assert Path.cwd() == root
+    assert os.environ["MLFLOW_TRACKING_URI"] == "sqlite:///mine.db"
+    assert stage.REPOSITORY not in os.environ
+
+
+def test_a_pipeline_that_outlived_its_round_keeps_others_out(
+    rounds: Rounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = worktree.create(rounds.root)
+    words = ["-c", "import time; print('up', flush=True); time.sleep(60)", "repro"]
+    process = psutil.Popen(["python", *words], cwd=place, stdout=-1)
+    process.stdout.readline()
+    try:
+        said = rf"its pipeline still runs: process {process.pid}\. .*`kill {process.pid}`"
+        with pytest.raises(Busy, match=said), alone.alone(rounds.root):
+            pytest.fail("it went in")
+    finally:
+        process.kill()
+        process.wait()
+    with alone.alone(rounds.root):
+        pass

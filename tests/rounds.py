@@ -1,0 +1,264 @@
+"""Rounds of retraining on the small pipeline, with a registry and a gate that do as they are told."""
+
+import hashlib
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from convoy import files
+from convoy.errors import ConvoyError
+from convoy.gate.judgement import Judgement
+from convoy.registry.log import Entry
+from convoy.registry.promote import Judged
+from convoy.registry.registry import CANDIDATE, CHAMPION, Version
+from convoy.retraining import outcome, round, running  # noqa: A004 (the module's name)
+from convoy.tracking.run import now_ms
+from small import FILES, Small
+
+REPRO = """\
+import os, subprocess, sys
+print("repository", os.environ["CONVOY_REPOSITORY"], "flags", *sys.argv[1:], flush=True)
+sys.exit(subprocess.run([sys.executable, "-m", "dvc", "repro", *sys.argv[1:]]).returncode)
+"""
+
+GATE = """\
+gate:
+  confidence: 0.95
+  on_equal: keep
+  equal_within: 0.02
+  min_images: 1
+  min_accuracy: 0.5
+  min_class_recall: null
+  max_class_drop: null
+  max_ece: null
+  max_latency_ms_p95: null
+  max_latency_ratio: null
+  max_size_mb: null
+  max_champion_drop: null
+  max_champion_age_days: 90
+"""
+
+PIPELINE = {
+    **FILES,
+    "params.yaml": FILES["params.yaml"] + GATE,
+    "pipelines/repro.py": REPRO,
+    "prepare.sh": FILES["prepare.sh"]
+    + "echo '{\"hash\": \"'$(md5sum < build/dataset/all | cut -c1-32)'\"}' > build/dataset/dataset.json\n",
+    # The limits of the gate are no params of a training.
+    "train.sh": "mkdir -p build/model && cat build/dataset/all nets/* > build/model/weights && date +%N >> build/model/weights\n",
+}
+
+STREAM = running.stream
+MOMENT = "2026-11-23T22:00:00+00:00"
+
+
+def make(folder: Path) -> Small:
+    """Commit the small pipeline, with what a round needs."""
+    small = Small(folder)
+    for name, text in PIPELINE.items():
+        small.write(name, text)
+    small.git("init", "-q", "-b", "main")
+    small.git("config", "user.name", "test")
+    small.git("config", "user.email", "test@example.invalid")
+    small.dvc("init", "-q")
+    small.dvc("import-url", "source", "data")
+    small.dvc("unfreeze", "data.dvc")
+    small.commit("pipeline")
+    return small
+
+
+def judgement(verdict: str, candidate: Version, champion: Version | None) -> Judgement:
+    """Judge without looking."""
+    return Judgement(
+        verdict=verdict,  # type: ignore[arg-type]
+        reasons=(f"to {verdict} is what the test says.",),
+        candidate=str(candidate),
+        champion=str(champion) if champion else None,
+        candidate_sha256=candidate.sha256,
+        champion_sha256=champion.sha256 if champion else None,
+        data_hash="d" * 64,
+        images=0,
+        excluded={},
+        candidate_share=None,
+        champion_share=None,
+        criteria=(),
+        comparison=None,
+        classes=(),
+        flips=(),
+        conditions={"moment": MOMENT},
+    )
+
+
+@dataclass
+class Rounds:
+    """Go through rounds in a copy of the small pipeline, and keep what they registered.
+
+    Attributes:
+        verdict: of the gate.
+        calls: what the round asked registry and gate to do, in order, with the commit of the worktree.
+    """
+
+    small: Small
+    verdict: str = "promote"
+    kept: list[Version] = field(default_factory=list)
+    aliases_: dict[str, str] = field(default_factory=dict)
+    moves: list[Entry] = field(default_factory=list)
+    calls: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def root(self) -> Path:
+        return self.small.folder
+
+    def go(self, *, push: bool = False) -> int:
+        """Go through one round; its exit code."""
+        self.calls.clear()
+        return round.run(self.root, push=push)
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """The verdict of the last round."""
+        return files.read_json(self.root / "build/retrain/verdict.json")
+
+    @property
+    def report(self) -> str:
+        return (self.root / "build/retrain/report.md").read_text(encoding="utf-8")
+
+    def branches(self) -> list[str]:
+        return [one for one in self.small.git("branch", "--format=%(refname:short)").split() if one != "main"]
+
+    def champion(self) -> str:
+        return self.aliases_.get(CHAMPION, "")
+
+    # What the round asks of the registry.
+
+    def aliases(self) -> dict[str, str]:
+        return dict(self.aliases_)
+
+    def alias(self, alias: str) -> Version | None:
+        return next((one for one in self.kept if one.number == self.aliases_.get(alias)), None)
+
+    def versions(self) -> list[Version]:
+        return list(self.kept)
+
+    def tag(self, version: Version, tags: dict[str, str]) -> None:
+        self.called("tag")
+        at = int(version.number) - 1
+        self.kept[at] = replace(self.kept[at], tags={**self.kept[at].tags, **tags})
+
+    def register(self) -> Version:
+        self.called("register")
+        assert os.environ["CONVOY_REPOSITORY"] == str(self.root)
+        sha256 = hashlib.sha256(Path("build/model/weights").read_bytes()).hexdigest()
+        found = next((one for one in self.kept if one.sha256 == sha256), None)
+        if found is None:
+            number = str(len(self.kept) + 1)
+            found = Version("convoy", number, sha256, f"run-{number}", f"mlflow-{number}", now_ms(), {})
+            self.kept.append(found)
+        self.aliases_[CANDIDATE] = found.number
+        return found
+
+    def judge(self, out: Path) -> Judged:
+        self.called("judge")
+        candidate = self.alias(CANDIDATE)
+        assert candidate
+        out.mkdir(parents=True)
+        return Judged(
+            judgement(self.verdict, candidate, self.alias(CHAMPION)), candidate, self.alias(CHAMPION), ()
+        )
+
+    def carry_out(self, judged: Judged) -> bool:
+        self.called("promote")
+        if judged.judgement.verdict != "promote":
+            return False
+        before, after = self.champion(), judged.candidate.number
+        self.aliases_[CHAMPION] = after
+        self.moves.append(Entry("m", "promote", before, after, "r", now_ms(), "u", "h", moved=True))
+        return True
+
+    def called(self, what: str) -> None:
+        number = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        self.calls.append((what, number.stdout.strip()))
+
+    def grow_older(self, days: float) -> None:
+        """Let time pass for everything that the registry keeps."""
+        past = int(days * 24 * 3600 * 1000)
+        self.kept = [replace(one, created_ms=one.created_ms - past) for one in self.kept]
+        self.moves = [replace(one, moment_ms=one.moment_ms - past) for one in self.moves]
+
+
+def standing_in(rounds: Rounds, patch: pytest.MonkeyPatch) -> Rounds:
+    """Put a stand-in before the registry and the gate."""
+    patch.setattr(round.Registry, "open", lambda: rounds)
+    patch.setattr(round.register, "register", rounds.register)
+    patch.setattr(round.promote, "judge", rounds.judge)
+    patch.setattr(round.promote, "carry_out", rounds.carry_out)
+    patch.setattr(round.log, "history", lambda *_: rounds.moves)
+    patch.setattr(outcome, "compare_data", lambda *_: None)
+    patch.setattr(outcome, "forget_finished", lambda *_: None)
+    return rounds
+
+
+def state(root: Path) -> dict[str, str]:
+    """Hash every file of a caller that a round must not touch, with what git knows of it."""
+    spared = (
+        "build/retrain/",
+        ".git/objects/",
+        ".git/worktrees",
+        ".dvc/cache/",
+        ".dvc/tmp/",
+        ".git/refs/",
+        ".git/logs/",
+    )
+    names = (path.relative_to(root).as_posix() for path in sorted(root.rglob("*")) if path.is_file())
+    found = {
+        name: hashlib.sha256((root / name).read_bytes()).hexdigest()
+        for name in names
+        if not name.startswith(spared)
+    }
+    for words in ("rev-parse HEAD", "symbolic-ref HEAD", "status --porcelain", "worktree list", "branch -a"):
+        done = subprocess.run(
+            ["git", "--no-optional-locks", *words.split()],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found[words] = done.stdout
+    return found
+
+
+@dataclass
+class Programs:
+    """Stand in for the programs of a round: leave at once what they would leave.
+
+    Attributes:
+        real: words of those that run all the same.
+        asked: what was to run.
+    """
+
+    real: tuple[str, ...] = ("push",)
+    asked: list[list[str]] = field(default_factory=list)
+
+    def __call__(self, words: Sequence[str], folder: Path, env: Mapping[str, str]) -> str:
+        self.asked.append(list(words))
+        if set(self.real) & set(words):
+            return STREAM(words, folder, env)
+        if "update" in words:
+            text = (folder / "data.dvc").read_text(encoding="utf-8")
+            (folder / "data.dvc").write_text(text.replace("md5: ", "md5: 0"), encoding="utf-8")
+            return ""
+        for name, text in (("build/dataset/dataset.json", '{"hash": "d"}'), ("dvc.lock", "schema: '2.0'\n")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text, encoding="utf-8")
+        (folder / "build/model").mkdir(parents=True, exist_ok=True)
+        (folder / "build/model/weights").write_bytes(os.urandom(8))
+        return ""
+
+
+class DownError(ConvoyError):
+    """Stand for whatever a step may say."""

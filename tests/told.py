@@ -1,0 +1,155 @@
+"""Rounds of retraining as reports tell them, and a reader of those reports."""
+
+from dataclasses import replace
+
+from markdown_it import MarkdownIt
+
+import judged
+from convoy.deploy.images import Images
+from convoy.retraining import report
+from convoy.retraining.changes import changes
+from convoy.retraining.facts import Delivery, Facts, Identity, Step
+
+IDENTITY = Identity(
+    commit="1" * 40,
+    branch="retrain/20261123-221005",
+    lock_commit="2" * 40,
+    data_md5="3" * 32 + ".dir",
+    data_hash="4" * 64,
+    params_hash="5" * 64,
+    run_id="20261123-221006-9f3c1a",
+    mlflow_run_id="6" * 32,
+    version="convoy/8",
+    onnx_sha256="a" * 64,
+    lock_sha256="7" * 64,
+)
+ENERGY = {
+    "train_kwh": 0.0021, "train_co2_kg": 0.001, "train_how": "estimated",
+    "kwh": 0.0024, "co2_kg": 0.0011, "how": "estimated",
+}  # fmt: skip
+DELIVERIES = (
+    Delivery("data and models", done=True, where="s3://team/store"),
+    Delivery("pull request", done=True, where="https://example.org/pull/12", why="opened"),
+    Delivery("branch", done=False, why="PUSH=1 was not given; type: git push origin retrain/x"),
+)
+JOB = "https://example.org/runs/123"
+
+
+def images(count, names=judged.DIGITS, poisoned=()):
+    """Make a dataset of so many images, labels of which are one class further where they are poisoned."""
+
+    def label(number):
+        place = number % len(names)
+        return names[(place + 1) % len(names) if names[place] in poisoned else place]
+
+    return Images({f"{n:064x}": (label(n), "test" if n % 5 == 0 else "train") for n in range(count)})
+
+
+def round_of(verdict, **values):
+    ours = Facts(
+        verdict=verdict,
+        reason="",
+        started="2026-11-23T22:10:05Z",
+        seconds=164.2,
+        trigger="the data changed upstream",
+        source="https://example.org/digits.zip",
+        champion="convoy/7",
+        champion_before="convoy/7",
+        judgement=judged.judgement(),
+        changes=changes(images(200), images(260)),
+        energy=ENERGY,
+        steps=(Step("look upstream", 1.3, "3 files differ"), Step("repro", 142.7), Step("push", 0.04)),
+        identity=IDENTITY,
+        push=True,
+        deliveries=DELIVERIES,
+        job=JOB,
+    )
+    return replace(ours, **values)
+
+
+def stopped(verdict, **values):
+    """Make a round that ended before anything was trained."""
+    nothing = {"trigger": "", "judgement": None, "changes": None, "energy": {}, "identity": Identity()}
+    return round_of(
+        verdict, **{**nothing, "deliveries": (), "steps": (Step("look upstream", 1.3),), **values}
+    )
+
+
+ROUNDS = {
+    "promoted": round_of("promoted", champion="convoy/8"),
+    "first": round_of(
+        "promoted", champion="convoy/8", champion_before="", judgement=judged.without_champion(), changes=changes(None, images(9)),
+    ),
+    "kept": round_of("kept", judgement=judged.judgement(verdict="keep"), changes=changes(images(9), images(9))),
+    "refused": round_of(
+        "refused",
+        judgement=judged.judgement(
+            verdict="refuse",
+            criteria=(
+                *judged.CRITERIA,
+                judged.criterion("class_drop", figure=0.83, limit=0.2, sense="at most", unit="points", held=False),
+            ),
+        ),
+        changes=changes(images(200), images(200, poisoned=judged.DIGITS[:7])),
+    ),
+    "nothing-new": stopped("nothing-new", reason="Data, params and code are those of convoy/7."),
+    "skipped": stopped("skipped", reason="Another round runs since 21:00 UTC (process 4711)."),
+    "failed": round_of(
+        "failed", reason="The remote refused the branch:\n  ! [remote rejected]", step="push", log="one\ntwo"
+    ),
+    "no champion": round_of("kept", champion="", champion_before=""),
+    "failed early": stopped("failed", reason="MLFLOW_TRACKING_URI is not set.", step="look upstream", champion=""),
+}  # fmt: skip
+
+
+class Read:
+    """Read Markdown as GitHub does: headings, tables by the heading above them, lists, blocks, links."""
+
+    def __init__(self, text):
+        parser = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+        self.html = parser.render(text)
+        self.heads, self.blocks, self.links, self.images, self.raw = [], [], [], [], []
+        self.tables, self.lists, self.paragraphs = {}, {}, {}
+        tokens = parser.parse(text)
+        for at, token in enumerate(tokens):
+            self.block(token, tokens, at)
+            for child in token.children or ():
+                self.inline(child)
+
+    def block(self, token, tokens, at):
+        here = self.heads[-1] if self.heads else ""
+        match token.type:
+            case "heading_open":
+                self.heads.append(self.said(tokens[at + 1]))
+            case "fence":
+                self.blocks.append(token.content)
+            case "html_block":
+                self.raw.append(token.content)
+            case "table_open":
+                self.tables.setdefault(here, []).append([])
+            case "tr_open":
+                self.tables[here][-1].append([])
+            case "th_open" | "td_open":
+                self.tables[here][-1][-1].append(self.said(tokens[at + 1]))
+            case "inline" if tokens[at - 1].type == "paragraph_open":
+                kind = self.lists if tokens[at - 2].type == "list_item_open" else self.paragraphs
+                kind.setdefault(here, []).append(self.said(token))
+
+    def inline(self, child):
+        match child.type:
+            case "link_open":
+                self.links.append(child.attrs["href"])
+            case "image":
+                self.images.append(child.attrs["src"])
+            case "html_inline":
+                self.raw.append(child.content)
+
+    @staticmethod
+    def said(token):
+        """Give the text of a line, code and decoded entities included."""
+        kinds = {"text", "code_inline", "text_special"}
+        return "".join(child.content for child in token.children if child.type in kinds).replace("\u200b", "")
+
+
+def read(facts):
+    return Read(report.body(facts))
