@@ -22,6 +22,7 @@ PAGES = (
     "docs/deployment.md",
     "docs/explain.md",
     "docs/networks.md",
+    "docs/retraining.md",
     "docs/sweep.md",
     "docs/trace.md",
     "docs/tracking.md",

@@ -1,0 +1,266 @@
+"""What CI runs: files that their forges understand, which call make targets and nothing else."""
+
+import os
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import check_jsonschema
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+CI, RETRAIN, GITLAB = ".github/workflows/ci.yml", ".github/workflows/retrain.yml", ".gitlab-ci.yml"
+FILES = (CI, RETRAIN, GITLAB)
+
+OPERAND = r"(?:'[^']*'|[A-Za-z_][\w.-]*(?:\([^()]*\))?)"
+EXPRESSION = re.compile(rf"{OPERAND}(?:\s*(?:&&|\|\||==|!=)\s*{OPERAND})*")
+CONTEXTS = {"github", "inputs", "matrix", "runner", "secrets", "steps", "vars"}
+FUNCTIONS = {"always", "hashFiles"}
+NO_JOB = {"stages", "default", "variables", "workflow", "include", "spec", "image", "cache"}
+
+
+def targets(repository: Path) -> set[str]:
+    return set(re.findall(r"^([a-z-]+):.*##", (repository / "Makefile").read_text(), re.MULTILINE))
+
+
+def jobs(text: str) -> dict[str, dict[str, Any]]:
+    """Map the names of jobs to them, on either forge; GitLab's with what they extend."""
+    content = yaml.safe_load(text)
+    if "jobs" in content:
+        return dict(content["jobs"])
+    whole = {name: job for name, job in content.items() if isinstance(job, dict) and name not in NO_JOB}
+    return {
+        name: whole.get(job.get("extends"), {}) | job
+        for name, job in whole.items()
+        if not name.startswith(".")
+    }
+
+
+def commands(job: dict[str, Any]) -> list[str]:
+    steps = [step["run"] for step in job.get("steps", ()) if "run" in step]
+    return [
+        *steps,
+        *(line for key in ("before_script", "script", "after_script") for line in job.get(key, ())),
+    ]
+
+
+def expressions(text: str) -> Iterator[str]:
+    """Give what GitHub computes: all in `${{ }}`, and conditions, which may do without."""
+    parts = text.split("${{")[1:]
+    yield from (part.partition("}}")[0] if "}}" in part.partition("\n")[0] else "${{" for part in parts)
+    yield from re.findall(r"^ +if: (?!.*\$\{\{)(.*)$", text, re.MULTILINE)
+
+
+def loose_ends(text: str) -> list[str]:
+    """List what no schema can tell: jobs and stages that are not there, actions of no version, wrong expressions."""
+    content, own = yaml.safe_load(text), jobs(text)
+    found = []
+    for name, job in own.items():
+        needs = job.get("needs", [])
+        found += [
+            f"{name} needs {one}" for one in ([needs] if isinstance(needs, str) else needs) if one not in own
+        ]
+        found += [f"{name} has no stage"] * (job.get("stage") not in content.get("stages", [None]))
+        used = [step["uses"] for step in job.get("steps", ()) if "uses" in step]
+        found += [one for one in used if not re.fullmatch(r"actions/[\w/-]+@v\d+", one)]
+    return found + (wrong_expressions(text) if "jobs" in content else [])
+
+
+def wrong_expressions(text: str) -> list[str]:
+    """List expressions of GitHub's that cannot be computed, and their words that stand for nothing."""
+    own = jobs(text).values()
+    on = yaml.safe_load(text)[True]  # YAML 1.1 reads `on` as a yes
+    declared = {
+        "inputs": set((on.get("workflow_dispatch") or {}).get("inputs", ())),
+        "matrix": {key for job in own for key in job.get("strategy", {}).get("matrix", ())},
+        "steps": {step["id"] for job in own for step in job["steps"] if "id" in step},
+    }
+    found = []
+    for expression in map(str.strip, expressions(text)):
+        if not EXPRESSION.fullmatch(expression):
+            found.append(expression)
+            continue
+        for word in re.findall(r"[A-Za-z_][\w.-]*\(?", re.sub(r"'[^']*'", "", expression)):
+            root, name = [*word.split("."), ""][:2]
+            if word.endswith("("):
+                known = word[:-1] in FUNCTIONS
+            else:
+                known = root in CONTEXTS and name in declared.get(root, {name})
+            found += [word] * (not known)
+    return found
+
+
+def checked(path: Path, name: str) -> Result:
+    """Hold a file to the forge's schema, which the checker brings along."""
+    schema = "vendor.gitlab-ci" if name == GITLAB else "vendor.github-workflows"
+    return CliRunner().invoke(check_jsonschema.main, ["--builtin-schema", schema, str(path)])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_workflow_is_what_its_forge_understands(repository: Path, name: str) -> None:
+    done = checked(repository / name, name)
+    assert done.exit_code == 0, done.output
+    assert loose_ends((repository / name).read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "said"),
+    [
+        (RETRAIN, "    runs-on:", "    run-on:", "'runs-on' is a required property"),
+        (RETRAIN, "run: make", "rnu: make", "$.jobs.retrain.steps[4]"),
+        (RETRAIN, "        uses: actions/upload-artifact@v7\n", "", "$.jobs.retrain.steps[7]"),
+        (RETRAIN, "repository_dispatch", "repository_dispach", "$.on"),
+        (RETRAIN, "contents: write", "contents: wirte", "$.permissions.contents"),
+        (RETRAIN, "timeout-minutes: 355", "timeout-minutes: long", "timeout-minutes"),
+        (CI, "  cancel-in-progress: true", "  cancel: true", "$.concurrency"),
+        (GITLAB, "  script:", "  scrip:", "scrip"),
+        (GITLAB, "when: always", "when: alway", "alway"),
+        (GITLAB, "  tags: [", "  tag: [", "'tag' was unexpected"),
+    ],
+)
+def test_a_fault_of_form_is_found(
+    repository: Path, tmp_path: Path, name: str, old: str, new: str, said: str
+) -> None:
+    text = (repository / name).read_text(encoding="utf-8")
+    assert old in text
+    (tmp_path / "wrong.yml").write_text(text.replace(old, new), encoding="utf-8")
+    done = checked(tmp_path / "wrong.yml", name)
+    assert done.exit_code == 1
+    assert said in done.output
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "said"),
+    [
+        (RETRAIN, "    runs-on:", "    needs: test\n    runs-on:", "retrain needs test"),
+        (RETRAIN, "actions/checkout@v6", "actions/checkout", "actions/checkout"),
+        (RETRAIN, "actions/checkout@v6", "actions/checkout@main", "actions/checkout@main"),
+        (RETRAIN, "inputs.runner", "inputs.label", "inputs.label"),
+        (RETRAIN, "vars.RETRAIN_RUNNER ||", "vars.RETRAIN_RUNNER || ||", "inputs.runner || vars.RETRAIN_RUNNER || || 'ubuntu-latest'"),
+        (RETRAIN, "vars.AWS_ENDPOINT_URL }}", "vars.AWS_ENDPOINT_URL }", "${{"),
+        (RETRAIN, "secrets.MLFLOW_TRACKING_TOKEN", "secret.MLFLOW_TRACKING_TOKEN", "secret.MLFLOW_TRACKING_TOKEN"),
+        (RETRAIN, "id: dvc", "id: cache", "steps.dvc.outputs.cache-hit"),
+        (RETRAIN, "if: always() &&", "if: allways() &&", "allways("),
+        (CI, "${{ matrix.os }}", "${{ matrix.system }}", "matrix.system"),
+        (GITLAB, "stage: test", "stage: tests", "ci has no stage"),
+        (GITLAB, "  stage: test", "  stage: test\n  needs: [lint]", "ci needs lint"),
+    ],
+)  # fmt: skip
+def test_a_name_that_stands_for_nothing_is_found(
+    repository: Path, name: str, old: str, new: str, said: str
+) -> None:
+    text = (repository / name).read_text(encoding="utf-8")
+    assert old in text
+    assert said in loose_ends(text.replace(old, new))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_workflow_calls_make_targets_that_exist_and_nothing_else(repository: Path, name: str) -> None:
+    makefile = (repository / "Makefile").read_text(encoding="utf-8")
+    for job in jobs((repository / name).read_text(encoding="utf-8")).values():
+        assert commands(job)
+        for command in commands(job):
+            program, target, *settings = shlex.split(command)
+            assert program == "make"
+            assert target in targets(repository)
+            for setting in settings:
+                key = setting.partition("=")[0]
+                assert key == "PUSH" or f"{key} ?=" in makefile, f"{name}: {setting}"
+
+
+def test_both_forges_do_the_same(repository: Path) -> None:
+    ci, retrain, gitlab = (jobs((repository / name).read_text(encoding="utf-8")) for name in FILES)
+    assert commands(ci["test"]) == commands(gitlab["ci"])
+    # On a runner of its own label or on the forge's: the same job.
+    assert (
+        commands(retrain["retrain"]) == commands(gitlab["retrain"]) == commands(gitlab["retrain-on-runner"])
+    )
+
+
+def test_a_round_comes_every_night_by_hand_and_when_data_come(repository: Path) -> None:
+    content = yaml.safe_load((repository / RETRAIN).read_text())
+    [night] = content[True]["schedule"]
+    assert re.fullmatch(r"\d+ \d+ \* \* \*", night["cron"])
+    assert content[True].keys() == {"schedule", "workflow_dispatch", "repository_dispatch"}
+    assert content["permissions"] == {"contents": "write", "pull-requests": "write"}
+    gitlab = jobs((repository / GITLAB).read_text())
+    asked = [rule["if"] for name in ("retrain", "retrain-on-runner") for rule in gitlab[name]["rules"]]
+    assert [rule.split("=~ ")[1] for rule in asked if "=~" in rule] == ["/^(schedule|web|trigger|api)$/"] * 2
+
+
+def test_on_gitlab_a_round_pushes_with_the_token_of_the_project(repository: Path, tmp_path: Path) -> None:
+    project = {
+        "CI_SERVER_PROTOCOL": "https",
+        "CI_SERVER_FQDN": "gitlab.example.org",
+        "CI_PROJECT_PATH": "vision/photos",
+        "RETRAIN_TOKEN": "secret",
+    }
+    variables = jobs((repository / GITLAB).read_text())["retrain"]["variables"]
+    env = {name: Template(str(text)).substitute(project) for name, text in variables.items()}
+    git = partial(subprocess.run, cwd=tmp_path, check=True, capture_output=True, text=True)
+    git(["git", "init", "-q"])
+    git(
+        ["git", "remote", "add", "origin", "https://gitlab-ci-token:job@gitlab.example.org/vision/photos.git"]
+    )
+    asked = git(["git", "remote", "get-url", "--push", "origin"], env=env | {"PATH": os.environ["PATH"]})
+    assert asked.stdout.strip() == "https://retrain:secret@gitlab.example.org/vision/photos.git"
+
+
+def test_a_round_is_never_cancelled_by_the_next(repository: Path) -> None:
+    concurrency = yaml.safe_load((repository / RETRAIN).read_text())["concurrency"]
+    assert concurrency == {"group": "retrain", "cancel-in-progress": False}
+    for name in ("retrain", "retrain-on-runner"):
+        job = jobs((repository / GITLAB).read_text())[name]
+        assert (job["resource_group"], job["interruptible"]) == ("retrain", False)
+
+
+def test_what_a_round_leaves_is_kept_when_it_fails_or_takes_too_long(repository: Path) -> None:
+    job = jobs((repository / RETRAIN).read_text())["retrain"]
+    at = next(place for place, step in enumerate(job["steps"]) if "run" in step)
+    before, after = job["steps"][:at], job["steps"][at + 1 :]
+    restored = {step["with"]["path"] for step in before if "cache/restore" in step["uses"]}
+    saved = {step["with"]["path"] for step in after if "cache/save" in step["uses"]}
+    assert restored == saved == {".dvc/cache", "checkpoints\noutbox\n"}
+    assert all(step["if"].startswith("always()") for step in after)
+    assert job["steps"][at]["timeout-minutes"] + 20 <= job["timeout-minutes"] <= 360, (
+        "GitHub ends jobs at 6 hours"
+    )
+
+    job = jobs((repository / GITLAB).read_text())["retrain"]
+    kept = {path: cache.get("when") for cache in job["cache"] for path in cache["paths"]}
+    assert {path for path, when in kept.items() if when == "always"} == {
+        ".dvc/cache",
+        "checkpoints",
+        "outbox",
+    }
+    assert job["artifacts"]["when"] == "always"
+    assert job["artifacts"]["paths"] == ["build/retrain"]
+
+
+def test_what_ci_keeps_is_nothing_that_git_would_see(repository: Path) -> None:
+    cached = [
+        *(path for path in yaml.safe_load((repository / GITLAB).read_text())[".packages"]["paths"]),
+        *(
+            path
+            for cache in jobs((repository / GITLAB).read_text())["retrain"]["cache"]
+            for path in cache["paths"]
+        ),
+    ]
+    assert {".cache/pip", ".dvc/cache", "checkpoints", "outbox"} == set(cached)
+    for path in cached:
+        asked = ["git", "check-ignore", "--quiet", f"{path}/file"]
+        assert subprocess.run(asked, cwd=repository, check=False).returncode == 0, path
+
+
+def test_the_page_names_every_secret_and_variable_that_a_round_reads(repository: Path) -> None:
+    page = (repository / "docs/retraining.md").read_text(encoding="utf-8")
+    read = set(re.findall(r"(?:secrets|vars)\.(\w+)", (repository / RETRAIN).read_text()))
+    read |= set(re.findall(r"\$(RETRAIN_\w+)", (repository / GITLAB).read_text()))
+    assert {"MLFLOW_TRACKING_URI", "RETRAIN_TOKEN", "RETRAIN_RUNNER"} <= read
+    assert not [name for name in sorted(read) if f"`{name}`" not in page]
