@@ -38,7 +38,14 @@ def test_news_are_a_cause(candidate: Version | None, why: str) -> None:
 def test_nothing_new_is_none() -> None:
     found = decide(NOW, version(days=400), version(days=400), days_ago(400), None)
     assert not found.trains
-    assert found.why.startswith("the data (source), params, code and limits are those of convoy/1")
+    assert found.why == (
+        "the data (source), params, code and limits are those of convoy/1, which a round has judged already"
+    )
+
+
+def test_nothing_new_says_what_the_verdict_was() -> None:
+    tags = {INPUTS: NOW.inputs, SOURCE: NOW.fingerprint, "gate.verdict": "refuse"}
+    assert decide(NOW, replace(version(), tags=tags), None, 0, None).why.endswith("judged already (refuse)")
 
 
 def test_age_counts_from_when_the_champion_became_one() -> None:

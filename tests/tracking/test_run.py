@@ -53,6 +53,8 @@ def test_the_default_store_lies_in_the_repository_also_for_a_queued_experiment(
 def test_a_password_is_shown_to_nobody() -> None:
     assert settings.shown("http://me:s3cret@host/x answered") == "http://me:***@host/x answered"
     assert settings.shown("sqlite:////a/mlflow.db") == "sqlite:////a/mlflow.db"
+    assert settings.shown("at https://ghp_s3cret@host/x.git") == "at https://***@host/x.git"
+    assert settings.shown("ssh://git@host/x.git") == "ssh://git@host/x.git"
 
 
 def test_a_training_names_itself_by_what_differs_and_says_what_it_is_made_of() -> None:

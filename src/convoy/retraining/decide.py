@@ -74,9 +74,11 @@ def decide(
                 aged=True,
             )
     source = f" ({upstream.address})" if upstream.address else ""
+    verdict = candidate.tags.get("gate.verdict") if candidate else None
     return Decision(
         trains=False,
-        why=f"the data{source}, params, code and limits are those of {candidate}, which a round has judged already",
+        why=f"the data{source}, params, code and limits are those of {candidate}, which a round has judged already"
+        + (f" ({verdict})" if verdict else ""),
     )
 
 

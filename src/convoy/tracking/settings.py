@@ -33,5 +33,6 @@ def experiment() -> str:
 
 
 def shown(text: str) -> str:
-    """Hide the password of every address in a text that people will see."""
-    return re.sub(r"(://[^/\s:@]*):[^/\s@]+@", r"\1:***@", text)
+    """Hide the password or token of every address in a text that people will see."""
+    without = re.sub(r"(://[^/\s:@]*):[^/\s@]+@", r"\1:***@", text)
+    return re.sub(r"(https?://)[^/\s:@]+@", r"\1***@", without)  # forges take a token for a user's name
