@@ -152,7 +152,9 @@ class World:
             assert process.returncode == 0, said
         out = clone.folder / "build/retrain"
         verdict = json.loads((out / "verdict.json").read_text(encoding="utf-8"))
-        assert (out / "report.md").exists()
+        verdict["report"] = (out / "report.md").read_text(encoding="utf-8")
+        for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", verdict["report"]):
+            assert (out / picture).exists(), f"the report shows {picture}"
         assert clone.folder.with_suffix(".md").read_text(encoding="utf-8").strip(), "the job's summary"
         assert clone.run("git", "status", "--porcelain") == "", "the runner's own files are as they were"
         self.switch_off(clone)
@@ -222,6 +224,10 @@ def test_three_scheduled_rounds_on_runners_that_forget_everything(server: str, t
     breached = {one["name"] for one in verdict["judgement"]["criteria"] if one["held"] is False}
     assert "champion_drop" in breached
     assert verdict["judgement"]["comparison"]["gain"] > 0.2, "the candidate learned the swapped labels"
+    assert verdict["data"]["before"] == TEST + VAL + FEW
+    assert verdict["data"]["relabelled"] > 100
+    assert "**Labels changed.**" in verdict["report"]
+    assert "relabelled.png" in verdict["report"]
     assert verdict["branch"] in world.branches()
 
     verdict, said = world.round(script())

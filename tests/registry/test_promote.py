@@ -17,6 +17,7 @@ from convoy.gate.contender import Contender
 from convoy.registry import champion as champions
 from convoy.registry import promote
 from convoy.registry.registry import CANDIDATE, CHAMPION, Registry, RegistryError, Version
+from convoy.retraining import outcome
 from convoy.tracking import model as models
 from convoy.tracking import store
 from shop import Shop
@@ -246,6 +247,21 @@ def test_a_champion_that_is_gone_or_damaged_does_not_keep_candidates_out(
 def _stored(shop: Shop, version: Version) -> Path:
     uri = shop.client.get_model_version_download_uri(version.model, version.number)
     return Path(uri.removeprefix("file://")) / "model.onnx"
+
+
+def test_a_round_finds_the_champions_images_from_its_worktree(
+    here: Shop, small_world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There, MLflow's own default would be another store."""
+    champion = publish(here, small_world.contender(wrong=MANY), CHAMPION)
+    worktree = tmp_path / "worktree"
+    worktree.mkdir()
+    shutil.copy(here.folder / "params.yaml", worktree)
+    monkeypatch.setenv("CONVOY_REPOSITORY", str(here.folder))
+    monkeypatch.chdir(worktree)
+    found = outcome._images(champion)
+    assert found is not None
+    assert found.table == small_world.images().table
 
 
 def test_a_candidate_whose_file_is_gone_gets_no_verdict(

@@ -1,15 +1,16 @@
 """What a round leaves in build/retrain/, and what it takes from others for it."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from mlflow.exceptions import MlflowException
 
 from convoy.deploy import contract
+from convoy.registry.fetch import Gone
 from convoy.registry.registry import Version
 from convoy.retraining import outcome
 from convoy.retraining.outcome import Found
@@ -52,6 +53,26 @@ def images(path: Path, rows: dict[str, tuple[str, str]]) -> Path:
     return path
 
 
+class Store:
+    """Stand for the files of a version in the registry."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, held: Path | None) -> None:
+        self.asked: list[str] = []
+        self.held = held
+        monkeypatch.setattr(outcome.Registry, "open", classmethod(lambda _: None))
+        monkeypatch.setattr(outcome.Kept, "of", classmethod(lambda _, __, version: self.of(version)))
+
+    def of(self, version: Version) -> "Store":
+        self.asked.append(str(version))
+        return self
+
+    def bring(self, name: str, folder: Path) -> Path:
+        self.asked.append(name)
+        if self.held is None:
+            raise Gone(f"{name} is not in the store")
+        return Path(shutil.copy(self.held, folder / name))
+
+
 def test_data_are_compared_with_the_champion_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = {"aa": ("cat", "train"), "bb": ("dog", "train"), "cc": ("dog", "test")}
     images(tmp_path / "build/deploy" / contract.IMAGES, now)
@@ -59,13 +80,10 @@ def test_data_are_compared_with_the_champion_s(tmp_path: Path, monkeypatch: pyte
     before = images(
         tmp_path / "before.parquet", {"aa": ("cat", "train"), "cc": ("dog", "test"), "dd": ("cat", "train")}
     )
-    asked = []
-    monkeypatch.setattr(
-        outcome, "download_artifacts", lambda address, **_: asked.append(address) or str(before)
-    )
+    store = Store(monkeypatch, before)
     found = Found(started="", push=False, champion_before=VERSION)
     outcome.compare_data(found, tmp_path, tmp_path / "out")
-    assert asked == [f"models:/convoy/1/{contract.IMAGES}"]
+    assert store.asked == ["convoy/1", contract.IMAGES]
     assert found.changes
     assert (found.changes.added, found.changes.gone, found.changes.relabelled) == (1, 1, 0)
     assert found.changes.added_examples[0].path == "bb.png"
@@ -76,11 +94,7 @@ def test_a_champion_whose_images_are_not_known_stops_nothing(
 ) -> None:
     images(tmp_path / "build/deploy" / contract.IMAGES, {"aa": ("cat", "train")})
     images(tmp_path / "build/dataset/manifest.parquet", {"aa": ("cat", "train")})
-
-    def absent(*_: object, **__: object) -> str:
-        raise MlflowException("no such artifact")
-
-    monkeypatch.setattr(outcome, "download_artifacts", absent)
+    Store(monkeypatch, None)
     found = Found(started="", push=False, champion_before=VERSION)
     outcome.compare_data(found, tmp_path, tmp_path / "out")
     assert found.changes

@@ -102,7 +102,7 @@ def test_poisoned_labels_are_said_at_the_top_and_listed_by_what_became_of_them()
     ("name", "said"),
     [
         ("promoted", "200 images before, 260 now: 60 added, 0 gone, 0 relabelled, 0 moved between train, val and test."),
-        ("first", "9 images. What the champion was trained on is not known, so nothing can be compared."),
+        ("first", "9 images. No champion served before, so nothing can be compared."),
         ("kept", "The same 9 images as before, with the same labels, in the same parts."),
     ],
 )  # fmt: skip

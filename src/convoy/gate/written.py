@@ -166,7 +166,7 @@ def compared(judgement: Judgement) -> list[str]:
     said.append(
         f"Gain of the candidate: {gain(both.gain)} points of accuracy; on images like these it lies between "
         f"{gain(both.low)} and {gain(both.high)} points ({at} confidence, "
-        "Clopper-Pearson over the images on which they differ)."
+        "Clopper-Pearson over the images on which they differ, widened to Tango's score interval)."
     )
     return said
 

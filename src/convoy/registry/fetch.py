@@ -90,14 +90,22 @@ class Kept:
             raise Gone(f"{contract.PROVEN} of {self.what} is not in the store any more")
         for name in (contract.PROVEN, *BESIDE):
             if name in self.names:
-                self._download(name, folder)
+                self.bring(name, folder)
         if (found := files.sha256(folder / contract.PROVEN)) != sha256:
             raise Gone(
                 f"{contract.PROVEN} of {self.what} has other bytes in the store than were logged: sha256 {found[:12]} "
                 f"instead of {sha256[:12]}"
             )
 
-    def _download(self, name: str, folder: Path) -> None:
+    def bring(self, name: str, folder: Path) -> Path:
+        """Fetch one file, whatever it holds.
+
+        Raises:
+            Gone: it is not there.
+            RegistryError: the store stopped answering.
+        """
+        if name not in self.names:
+            raise Gone(f"{name} of {self.what} is not in the store")
         try:
             self._repository.download_artifacts(name, str(folder))
         except Exception as error:  # artifact stores raise what their libraries do
@@ -106,6 +114,7 @@ class Kept:
                     f"{name} of {self.what} is listed in the store, but is not there: {store.explain(error)}"
                 ) from error
             raise self.registry.failure(f"read {name} of {self.what}", error) from error
+        return folder / name
 
 
 def fetch(registry: Registry, version: Version, folder: Path) -> Path:

@@ -17,7 +17,7 @@ LONGEST_WORD = 120
 
 MARKUP = re.compile(r"[\\`*_\[\]<>|~$&#]")
 MENTION = re.compile(r"(?<![\w`])@(?=\w)")
-LIST = re.compile(r"^(\s*)([-+=]|\d+(?=[.)]))")
+LIST = re.compile(r"^(\s*)([-+=]|\d+(?=[.)](?:\s|$)))")
 PIECE = re.compile(r"[!-/:-@\[-`{-~]")
 
 

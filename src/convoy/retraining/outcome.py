@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from mlflow.artifacts import download_artifacts
-from mlflow.exceptions import MlflowException
 
 from convoy import files, params
 from convoy.deploy import contract, images
@@ -18,7 +16,8 @@ from convoy.deploy.images import Images
 from convoy.energy.total import STAGES
 from convoy.errors import DataError
 from convoy.gate.judgement import Judgement
-from convoy.registry.registry import Version
+from convoy.registry.fetch import Gone, Kept
+from convoy.registry.registry import Registry, Version
 from convoy.retraining import changes as data_changes
 from convoy.retraining import pictures, report
 from convoy.retraining.changes import Changes
@@ -107,12 +106,11 @@ def compare_data(found: Found, place: Path, out: Path) -> None:
 
 
 def _images(version: Version) -> Images | None:
-    """Fetch the list of a version's images alone; None where it has none or the store does not give it."""
-    address = f"models:/{version.model}/{version.number}/{contract.IMAGES}"
+    """Fetch the list of a version's images alone; None where it has none that can be read."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            return images.load(Path(download_artifacts(address, dst_path=folder, tracking_uri=store.uri())))
-        except (MlflowException, OSError, DataError):
+            return images.load(Kept.of(Registry.open(), version).bring(contract.IMAGES, Path(folder)))
+        except (Gone, DataError):
             return None
 
 
@@ -201,8 +199,16 @@ def _verdict(found: Found, told: Facts) -> dict[str, Any]:
         "branch": told.identity.branch,
         "identity": vars(told.identity),
         "pushed": {one.what: one.done for one in told.deliveries},
+        "data": _counts(told.changes),
         "judgement": judgement.as_json() if judgement else None,
     }
+
+
+def _counts(found: Changes | None) -> dict[str, int | None] | None:
+    """Count what became of the images; None where that was not looked at."""
+    if found is None:
+        return None
+    return {name: getattr(found, name) for name in ("before", "now", "added", "gone", "relabelled", "moved")}
 
 
 def _job() -> str:
