@@ -1,0 +1,53 @@
+"""register, promote and rollback as people type them, on models of the real pipeline."""
+
+import json
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from clones import Clone, drain
+
+pytestmark = pytest.mark.pipeline
+
+
+def registered(clone: Clone) -> tuple[int, dict[str, str]]:
+    """Count the versions of the registered model, and say where its aliases point."""
+    client = MlflowClient(f"sqlite:///{clone.folder}/mlflow.db")
+    aliases = client.get_registered_model("convoy").aliases
+    return len(client.search_model_versions("name = 'convoy'")), {
+        alias: str(number) for alias, number in aliases.items()
+    }
+
+
+def test_experiments_and_sweeps_leave_the_aliases_and_a_candidate_needs_a_cause(
+    finished: tuple[Clone, str], tmp_path: Path
+) -> None:
+    clone = finished[0].copy(tmp_path / "clone")
+    source = {"PYTHONPATH": str(clone.folder / "src")}
+    clone.run("convoy", "register", **source)
+    said = clone.run("convoy", "promote", **source)
+    assert said.splitlines()[0].startswith("Promote convoy/1: there is no champion yet")
+    first = (1, {"candidate": "1", "champion": "1"})
+    assert registered(clone) == first
+
+    quick = ("-S", "network.name=lenet5", "-S", "train.epochs=1", "-S", "export.latency_runs=10")
+    clone.run("dvc", "exp", "run", *quick)
+    clone.run("convoy", "sweep", "--trials", "1", **source)
+    drain(clone)
+    assert registered(clone) == first, "trying something out changes nothing that serves"
+
+    clone.run("convoy", "register", **source)
+    said = clone.run("convoy", "promote", "--json", **source)
+    found = json.loads(next(line for line in said.splitlines() if line.startswith("{")))
+    assert (found["verdict"], found["promoted"]) in {("keep", False), ("refuse", False)}, found["reasons"]
+    assert registered(clone) == (2, {"candidate": "2", "champion": "1"})
+    verdict = json.loads((clone.folder / "build/gate/verdict.json").read_text(encoding="utf-8"))
+    assert verdict["verdict"] == found["verdict"]
+
+    clone.run("convoy", "promote", "--override", "to see it go back", **source)
+    assert registered(clone)[1]["champion"] == "2"
+    assert "champion is convoy/1 (before: convoy/2)" in clone.run("convoy", "rollback", **source)
+    assert registered(clone)[1]["champion"] == "1"
+    trace = clone.run("convoy", "trace", "champion", **source)
+    assert "convoy/1 (@champion)" in trace
