@@ -1,8 +1,7 @@
 """Reach the registered model: its versions, and the aliases `candidate` and `champion` that point to them."""
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -164,7 +163,7 @@ class Registry:
 
     def add(self, model_id: str, mlflow_run_id: str, tags: Mapping[str, str], description: str) -> Version:
         """Add a version that is a logged model."""
-        with self._as_default():
+        with store.as_default(str(self.client.tracking_uri)):
             made = self.ask(
                 f"add a version to {self.model}",
                 lambda: self.client.create_model_version(
@@ -237,19 +236,6 @@ class Registry:
             f"the alias {alias} of {self.model} at {self.address} points to version {number}, which does not exist; "
             f"there are: {known}. {remedy}"
         )
-
-    @contextlib.contextmanager
-    def _as_default(self) -> Iterator[None]:
-        """Let MLflow's own clients, which know no other way, ask the store that this one asks."""
-        before = os.environ.get("MLFLOW_TRACKING_URI")
-        os.environ["MLFLOW_TRACKING_URI"] = str(self.client.tracking_uri)
-        try:
-            yield
-        finally:
-            if before is None:
-                del os.environ["MLFLOW_TRACKING_URI"]
-            else:
-                os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 DESCRIPTION = (

@@ -86,9 +86,9 @@ def _push_runs(place: Path) -> None:
         RunCacheNotSupported,
         _get_cache_hash,
     )
-    from dvc.stage.serialize import to_single_stage_lockfile  # type: ignore[import-untyped] # noqa: PLC0415
-    from dvc_data.hashfile.db import HashFileDB  # noqa: PLC0415
-    from dvc_objects.fs.local import LocalFileSystem  # noqa: PLC0415
+    from dvc.stage.serialize import to_single_stage_lockfile  # type: ignore[import-untyped] # noqa: PLC0415 (likewise)
+    from dvc_data.hashfile.db import HashFileDB  # noqa: PLC0415 (likewise)
+    from dvc_objects.fs.local import LocalFileSystem  # noqa: PLC0415 (likewise)
 
     with pipeline.opened(place) as repo, tempfile.TemporaryDirectory() as scratch:
         kept = Path(repo.stage_cache.cache_dir)

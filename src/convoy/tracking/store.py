@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from mlflow.entities import Experiment, Run
@@ -28,6 +29,20 @@ def connect(address: str = "") -> MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     return MlflowClient(address or settings.uri())
+
+
+@contextlib.contextmanager
+def as_default(address: str) -> Iterator[None]:
+    """Let MLflow's registry look logged models up in this store: it asks the default one, not its own."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    os.environ["MLFLOW_TRACKING_URI"] = address
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["MLFLOW_TRACKING_URI"]
+        else:
+            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 def make_file(address: str) -> None:

@@ -10,10 +10,6 @@ and models get new ids, which tags and `MLmodel` files are made to name; traces,
 was deleted stay behind.
 """
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from mlflow.entities import Experiment, LoggedModel, Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -42,27 +38,13 @@ def migrate(target: str, source: str) -> Report:
     with stores.open_source(source) as opened:
         client = stores.open_target(target, opened)
         try:
-            with _default_store(target):
+            with store.as_default(target):
                 return Migration(opened, client, stores.artifacts_of(target)).run()
         except (MlflowException, OSError) as error:
             raise MigrationError(
                 f"stopped: {store.explain(error)}\n"
                 f"What {settings.shown(target)} has by now is kept; the same command goes on from there."
             ) from error
-
-
-@contextmanager
-def _default_store(uri: str) -> Iterator[None]:
-    """Let MLflow's registry look logged models up in this store: it asks the default one, not its own."""
-    before = os.environ.get("MLFLOW_TRACKING_URI")
-    os.environ["MLFLOW_TRACKING_URI"] = uri
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["MLFLOW_TRACKING_URI"]
-        else:
-            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 class Migration:
