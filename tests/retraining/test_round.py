@@ -1,6 +1,8 @@
 """A round trains for cause, promotes or explains, and leaves everything else as it was."""
 
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -273,8 +275,16 @@ def test_pictures_and_verdict_of_an_earlier_round_are_replaced(trained: Rounds) 
     assert not (trained.root / "build/retrain/old.png").exists()
 
 
+@pytest.fixture
+def own_signal_handler() -> Iterator[None]:
+    """Give the process that runs the tests its handler back: a script takes SIGTERM for itself."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
 def test_the_script_takes_no_words_and_push_is_0_or_1(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], own_signal_handler: None
 ) -> None:
     from runpy import run_path  # noqa: PLC0415
 
