@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from mlflow.tracking import MlflowClient
 
 from clones import REPOSITORY, Clone, clone_working_tree
 from convoy import stage
@@ -47,6 +48,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clone, str]:
             Clone(folder).run("git", "commit", "-q", "-m", "reproduced")
             said.write_text(output, encoding="utf-8")
     return Clone(folder), said.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make MLflow's tables once: that takes seconds."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
 
 
 @pytest.fixture(scope="session")

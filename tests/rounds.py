@@ -75,7 +75,7 @@ def make(folder: Path) -> Small:
 def judgement(verdict: str, candidate: Version, champion: Version | None) -> Judgement:
     """Judge without looking."""
     return Judgement(
-        verdict=verdict,  # type: ignore[arg-type]
+        verdict=verdict,  # type: ignore[arg-type] # any of its words
         reasons=(f"to {verdict} is what the test says.",),
         candidate=str(candidate),
         champion=str(champion) if champion else None,

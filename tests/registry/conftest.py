@@ -17,14 +17,6 @@ OUTER = (
 )
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make MLflow's tables once: that takes seconds."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def shop(empty_store: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
     """Work in an empty repository with the shipped params and a store of its own; no courier starts by itself."""

@@ -52,7 +52,7 @@ def start(script: str, repository: Path, *words: str) -> "subprocess.Popen[str]"
         text=True,
     )
     assert process.stdout
-    process.first = process.stdout.readline().strip()  # type: ignore[attr-defined]
+    process.first = process.stdout.readline().strip()  # type: ignore[attr-defined] # kept with the process that it is of
     return process
 
 
@@ -137,7 +137,7 @@ def test_a_holder_that_ends_soon_is_waited_for(shop: Shop, repository: Path) -> 
 
 def test_a_holder_that_was_killed_holds_nothing(shop: Shop, repository: Path) -> None:
     holder = start(HOLDER, repository)
-    assert holder.first == "held"  # type: ignore[attr-defined]
+    assert holder.first == "held"  # type: ignore[attr-defined] # kept with the process that it is of
     assert len(shop.locks()) == 1
     holder.send_signal(signal.SIGKILL)
     holder.wait()

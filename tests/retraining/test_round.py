@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from convoy.registry import promote, register
-from convoy.retraining import prerequisites, publish, round, running, upstream, worktree  # noqa: A004
+from convoy.retraining import prerequisites, publish, round, running, upstream, worktree  # noqa: A004 (the module's name)
 from convoy.retraining.alone import alone
 from rounds import DownError, Programs, Rounds, state
 
@@ -286,7 +286,7 @@ def own_signal_handler() -> Iterator[None]:
 def test_the_script_takes_no_words_and_push_is_0_or_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], own_signal_handler: None
 ) -> None:
-    from runpy import run_path  # noqa: PLC0415
+    from runpy import run_path  # noqa: PLC0415 (for this test alone)
 
     script = str(Path(__file__).parents[2] / "pipelines/retrain.py")
     for words, push, said in (

@@ -20,6 +20,7 @@ from convoy.gate.settings import GateParams
 from convoy.gate.today import Today
 from convoy.registry import champion as champions
 from convoy.registry.fetch import Gone, fetch
+from convoy.registry.proven import TAG_CHARACTERS
 from convoy.registry.registry import (
     CANDIDATE,
     CHAMPION,
@@ -33,9 +34,6 @@ DATASET = Path("build/dataset")
 DATA = Path("data")
 VERDICT = "verdict.json"
 PAGE = "verdict.html"
-
-TAG_CHARACTERS = 500
-"""Room of a version's tag in some of MLflow's stores."""
 
 
 T = TypeVar("T")

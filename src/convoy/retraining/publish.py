@@ -100,7 +100,7 @@ def _push_runs(place: Path) -> None:
                 copy.write_bytes(entry.read_bytes())
         try:
             target = repo.cloud.get_remote_odb(None, "push --run-cache", hash_name="md5-dos2unix")
-            repo.stage_cache.transfer(HashFileDB(LocalFileSystem(), scratch), target)  # type: ignore[no-untyped-call]
+            repo.stage_cache.transfer(HashFileDB(LocalFileSystem(), scratch), target)  # type: ignore[no-untyped-call] # DVC has no types
         except RunCacheNotSupported:  # an HTTP remote keeps outputs only; a runner then trains anew
             return
 

@@ -107,7 +107,7 @@ def _states(source: Any, address: str) -> tuple[str, str, str]:  # noqa: ANN401 
     return recorded, now, hint
 
 
-def _identity(source: Any, known: Any) -> str:  # noqa: ANN401
+def _identity(source: Any, known: Any) -> str:  # noqa: ANN401 (DVC has no types)
     """Spell the state of a source: as recorded, or, where `known` is None, as it is now."""
     if source.fs.version_aware:
         path = source.fs.version_path(source.fs_path, None)
@@ -116,7 +116,7 @@ def _identity(source: Any, known: Any) -> str:  # noqa: ANN401
     return str(known.hash_info.value if known else source.get_hash().value)
 
 
-def _given(stage: Any, stages: list[Any], place: Path) -> dict[str, Any]:  # noqa: ANN401
+def _given(stage: Any, stages: list[Any], place: Path) -> dict[str, Any]:  # noqa: ANN401 (likewise)
     """Say what a stage is given apart from what other stages make: command, params, files as committed."""
     from dvc.dependency import ParamsDependency  # type: ignore[import-untyped] # noqa: PLC0415 (half a second that only a round needs)
 
