@@ -22,9 +22,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torchvision import models
 
-from convoy.networks import spec
-from convoy.networks.assembled import WithAuxiliary
-from convoy.networks.build import build
+from convoy.models import spec
+from convoy.models.assembled import WithAuxiliary
+from convoy.models.build import build
 
 ROOT = Path(__file__).parents[1]
 PAIRS = 25

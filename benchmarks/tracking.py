@@ -29,16 +29,16 @@ import pytorch_lightning as pl
 import torch
 from tracking_table import Trial, report
 
-from convoy import params, stage
-from convoy.data.dataset import Dataset
+from convoy.core import params, stage
+from convoy.core.dataset import Dataset
 from convoy.data.prepare import prepare
 from convoy.data.settings import DataParams
-from convoy.networks import spec
+from convoy.models import spec
 from convoy.tracking import outbox, stages
 from convoy.tracking.run import Run
+from convoy.training.checkpoints import Kept
 from convoy.training.fit import fit
-from convoy.training.kept import Kept
-from convoy.training.saving import Resumable
+from convoy.training.resume import Resumable
 from convoy.training.settings import CheckpointParams, TrainParams
 
 ROOT = Path(__file__).parents[1]
@@ -118,7 +118,7 @@ class Bench:
         kept = Kept(
             Path("checkpoints").absolute(),
             f"{time.time_ns():016x}",
-            CheckpointParams(every_s=EVERY_S, keep=1, keep_days=1),
+            CheckpointParams(every_s=EVERY_S, keep=1, keep_days=1, time_budget_min=0),
         )
         if kind != NONE:
             stages.expect()
@@ -136,7 +136,6 @@ class Bench:
                 run_id=run.reference.run_id if run else "none",
                 publish=run.log_points if run else lambda _: None,
                 step_interval=1 if run else 0,
-                time_budget_min=0,
                 started=began,
             )
             with run.system_metrics() if run else nullcontext():

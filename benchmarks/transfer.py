@@ -27,16 +27,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from convoy import params
-from convoy.data.dataset import SPLITS, Dataset
+from convoy.core import params
+from convoy.core.dataset import SPLITS, Dataset
 from convoy.data.prepare import prepare
 from convoy.data.settings import DataParams
 from convoy.energy.meter import Meter, metered
 from convoy.energy.settings import EnergyParams
 from convoy.evaluation.inference import probabilities
-from convoy.networks import saved, spec
-from convoy.networks.weights.starting import Starting
+from convoy.models import spec, trained
 from convoy.training.fit import fit
+from convoy.training.pretrained import Starting
 from convoy.training.settings import TrainParams
 
 ROOT = Path(__file__).parents[1]
@@ -194,13 +194,13 @@ def subset(whole: Dataset, classes: Any, count: int | None, seed: int, out: Path
 
 def beginning(model: Path) -> Starting:
     """Take a model that training wrote as the weights to start from."""
-    trained, facts = saved.load(model)
+    module, facts = trained.load(model)
     return Starting(
         source=str(model),
         resolved=str(model),
-        file=model / saved.WEIGHTS,
+        file=model / trained.WEIGHTS,
         network=facts.network,
-        tensors=dict(trained.network.state_dict()),
+        tensors=dict(module.network.state_dict()),
         mean=facts.mean,
         std=facts.std,
         classes=facts.classes,
@@ -209,8 +209,8 @@ def beginning(model: Path) -> Starting:
 
 def accuracy(dataset: Dataset, model: Path) -> float:
     """Give the share of test images that a model classifies correctly."""
-    trained, _ = saved.load(model)
-    found = probabilities(trained, dataset.images("test"), 500).argmax(axis=1)
+    module, _ = trained.load(model)
+    found = probabilities(module, dataset.images("test"), 500).argmax(axis=1)
     return float((found == dataset.labels("test")).mean())
 
 

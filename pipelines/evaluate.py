@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from convoy import files, params, stage
-from convoy.data.dataset import Dataset
+from convoy.core import files, params, stage
+from convoy.core.dataset import Dataset
 from convoy.energy.meter import metered
 from convoy.energy.settings import EnergyParams
 from convoy.evaluation.evaluate import evaluate

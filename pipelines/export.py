@@ -7,13 +7,13 @@ process that never imports torch, compares it with what was measured and renames
 import sys
 from pathlib import Path
 
-from convoy import files, params, stage
-from convoy.data.dataset import MANIFEST_FILE, Dataset
-from convoy.deploy import contract, images
-from convoy.deploy.settings import ExportParams
+from convoy.core import contract, files, params, stage
+from convoy.core.dataset import MANIFEST_FILE, Dataset
 from convoy.energy.meter import metered
 from convoy.energy.settings import EnergyParams
 from convoy.energy.total import with_total
+from convoy.export import image_index
+from convoy.export.settings import ExportParams
 from convoy.tracking import stages
 
 DATASET = Path("build/dataset")
@@ -26,20 +26,20 @@ SPENT = OUT / "energy.json"
 
 def build() -> None:
     """Make the graph, with the identity of the run that exports it in its metadata."""
-    from convoy.deploy.graph import build as build_graph  # noqa: PLC0415 (torch: `prove` must not import it)
+    from convoy.export.onnx_graph import build as build_graph  # noqa: PLC0415 (torch: `prove` must not import it)
 
     params.section("export", ExportParams)
     data_hash = Dataset.load(DATASET).hash
     country = params.section("energy", EnergyParams).country
     with stages.continuing("export", data_hash) as run, metered("export", country, gpu=False) as meter:
         build_graph(MODEL, OUT, stages.exported_identity(run, data_hash))
-        images.write(DATASET / MANIFEST_FILE, OUT / contract.IMAGES)
+        image_index.write(DATASET / MANIFEST_FILE, OUT / contract.IMAGES)
     meter.hand_over(SPENT)
 
 
 def prove() -> None:
     """Prove the graph from the delivered files, log it as a model and end the run."""
-    from convoy.deploy.proof import prove as prove_graph  # noqa: PLC0415 (what only this command needs)
+    from convoy.export.verify import prove as prove_graph  # noqa: PLC0415 (what only this command needs)
 
     chosen = params.section("export", ExportParams)
     country = params.section("energy", EnergyParams).country

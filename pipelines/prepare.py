@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from convoy import files, params, stage
+from convoy.core import files, params, stage
 from convoy.data.prepare import prepare
 from convoy.data.settings import DataParams
 from convoy.energy.meter import metered

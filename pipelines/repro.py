@@ -11,8 +11,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from convoy import preflight, stage
-from convoy.errors import ConvoyError, RequestError
+from convoy import preflight
+from convoy.core import stage
+from convoy.core.errors import ConvoyError, RequestError
 from convoy.summary import summary
 from convoy.tracking import outbox
 from convoy.tracking.journal import state

@@ -10,8 +10,8 @@ import os
 import sys
 from pathlib import Path
 
-from convoy import stage
-from convoy.errors import RequestError
+from convoy.core import stage
+from convoy.core.errors import RequestError
 from convoy.retraining.round import run
 
 

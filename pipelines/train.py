@@ -6,13 +6,13 @@ A training that was stopped, however, goes on from its last checkpoint, in the s
 import time
 from pathlib import Path
 
-from convoy import files, params, stage
-from convoy.data.dataset import Dataset
+from convoy.core import files, params, stage
+from convoy.core.dataset import Dataset
 from convoy.energy.settings import EnergyParams
-from convoy.networks import spec
-from convoy.networks.settings import NetworkParams
+from convoy.models import spec
 from convoy.tracking import stages
 from convoy.tracking.settings import TrackingParams
+from convoy.training.network_settings import NetworkParams
 from convoy.training.settings import CheckpointParams, TrainParams
 
 STARTED = time.monotonic()
@@ -32,18 +32,17 @@ def main() -> None:
     energy = params.section("energy", EnergyParams)
     network = spec.load(chosen.name)
     stages.expect()
+    from convoy.energy.callback import TrainingEnergy
     from convoy.energy.meter import metered
-    from convoy.energy.training import TrainingEnergy
-    from convoy.networks import saved
-    from convoy.networks.table import picture
-    from convoy.networks.weights import starting
-    from convoy.training import inputs
-    from convoy.training.curves import draw
+    from convoy.explain import diagram
+    from convoy.explain.curves import draw
+    from convoy.models import trained
+    from convoy.training import inputs, pretrained
+    from convoy.training.checkpoints import Kept
     from convoy.training.fit import TRANSFER, fit
-    from convoy.training.kept import Kept
-    from convoy.training.saving import Resumable
+    from convoy.training.resume import Resumable
 
-    weights = starting.read(chosen.weights, network)
+    weights = pretrained.read(chosen.weights, network)
     dataset = Dataset.load(DATASET)
     given = inputs.digest(dataset, network, weights, train, seed)
     kept = Kept(stage.repository() / "checkpoints", given, params.section("checkpoints", CheckpointParams))
@@ -54,14 +53,13 @@ def main() -> None:
         found = kept.newest()
         with stages.training(dataset.hash, found.note.run_id if found else None) as run:
             run.log_dataset(dataset.hash, DATASET)
-            picture.draw(network, len(dataset.classes), dataset.image_px, PICTURE)
+            diagram.draw(network, len(dataset.classes), dataset.image_px, PICTURE)
             resumable = Resumable(
                 kept=kept,
                 found=found,
                 run_id=run.reference.run_id,
                 publish=run.log_points,
                 step_interval=tracking.step_interval,
-                time_budget_min=train.time_budget_min,
                 started=STARTED,
             )
             with metered("train", energy.country) as meter, run.system_metrics():
@@ -75,7 +73,7 @@ def main() -> None:
             run.log_result(metrics)
             run.log_file(draw(OUT / "history.csv", PLOTS / "curves.png"))
             run.log_file(PICTURE)
-            for name in (saved.WEIGHTS, saved.FACTS):
+            for name in (trained.WEIGHTS, trained.FACTS):
                 run.log_file(OUT / name, "weights")
             if weights:
                 run.log_file(OUT / TRANSFER)

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from convoy import __version__
-from convoy.deploy import contract
+from convoy.core import contract
 
 WIDTH = 512
 """Side of the matrices that make a model slow."""

@@ -9,9 +9,9 @@ from filelock import FileLock
 from mlflow.tracking import MlflowClient
 
 from clones import REPOSITORY, Clone, clone_working_tree
-from convoy import stage
+from convoy.core import stage
 
-pytest_plugins = ("servers", "embedded")
+pytest_plugins = ("servers", "embedded", "deliveries", "network_specs", "exported")
 
 stage.quiet_third_parties()
 

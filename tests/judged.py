@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import binomtest
 
-from convoy.gate.judgement import ClassFigures, Comparison, Criterion, Flip, Judgement, Share
+from convoy.gate.result import ClassFigures, Comparison, Criterion, Flip, Judgement, Share
 
 DIGITS = tuple(str(digit) for digit in range(10))
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from convoy.networks.grammar import Branches, Conv, Dense, Layer, LocalResponseNorm
-from convoy.networks.spec import Spec
+from convoy.models.layer_types import Branches, Conv, Dense, Layer, LocalResponseNorm
+from convoy.models.spec import Spec
 
 NARROWER = 16
 """By how much a miniature has fewer filters and units."""

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from convoy import files
-from convoy.errors import ConvoyError
-from convoy.gate.judgement import Judgement
+from convoy.core import files
+from convoy.core.errors import ConvoyError
+from convoy.gate.result import Judgement
+from convoy.registry.client import CANDIDATE, CHAMPION, Version
 from convoy.registry.log import Entry
 from convoy.registry.promote import Judged
-from convoy.registry.registry import CANDIDATE, CHAMPION, Version
-from convoy.retraining import outcome, round, running  # noqa: A004 (the module's name)
+from convoy.retraining import outcome, processes, round  # noqa: A004 (the module's name)
 from convoy.tracking.run import now_ms
 from small import FILES, Small
 
@@ -53,7 +53,7 @@ PIPELINE = {
     "train.sh": "mkdir -p build/model && cat build/dataset/all nets/* > build/model/weights && date +%N >> build/model/weights\n",
 }
 
-STREAM = running.stream
+STREAM = processes.stream
 MOMENT = "2026-11-23T22:00:00+00:00"
 
 

@@ -16,8 +16,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from onnx import TensorProto, helper, numpy_helper
 
-from convoy import files
-from convoy.registry.registry import Registry, Version
+from convoy.core import files
+from convoy.registry.client import Registry, Version
 from convoy.tracking import model, store
 
 CLASSES = ["Bär", "cat", "x"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-from convoy import dvc
+from convoy.repo import dvc
 
 FILES = {
     "params.yaml": "pack: {px: 8}\nnet: {name: one}\nfit:\n  lr: 0.5\n  steps: [1, 2]\n",

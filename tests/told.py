@@ -5,9 +5,9 @@ from dataclasses import replace
 from markdown_it import MarkdownIt
 
 import judged
-from convoy.deploy.images import Images
+from convoy.export.image_index import Images
 from convoy.retraining import report
-from convoy.retraining.changes import changes
+from convoy.retraining.data_diff import changes
 from convoy.retraining.facts import Delivery, Facts, Identity, Step
 
 IDENTITY = Identity(

@@ -1,6 +1,6 @@
 """What a judgement says, asked in a word."""
 
-from convoy.gate.judgement import Criterion, Judgement
+from convoy.gate.result import Criterion, Judgement
 
 
 def said(judgement: Judgement) -> str:

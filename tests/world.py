@@ -8,17 +8,17 @@ import numpy as np
 import yaml
 
 import chosen
-from convoy import files
+from convoy.core import files
 from convoy.data.prepare import prepare
 from convoy.data.settings import DataParams
 from convoy.data.split import pixel_hash
-from convoy.deploy import checks
-from convoy.deploy.comparison import Comparison
-from convoy.deploy.images import Images
-from convoy.deploy.settings import ExportParams
+from convoy.export import checks
+from convoy.export.comparison import Comparison
+from convoy.export.image_index import Images
+from convoy.export.settings import ExportParams
 from convoy.gate.contender import Contender
 from convoy.gate.settings import GateParams
-from convoy.gate.today import Today
+from convoy.gate.test_images import Today
 
 CLASSES = ("ape", "bee", "cat")
 TEST = 120

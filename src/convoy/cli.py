@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from convoy import __version__, stage
+from convoy import __version__
 from convoy.commands.data import data
 from convoy.commands.explain_convolution import convolution
 from convoy.commands.explain_features import features
@@ -21,7 +21,8 @@ from convoy.commands.trace import trace
 from convoy.commands.ui import ui
 from convoy.commands.weights import weights
 from convoy.commands.why import why
-from convoy.errors import ConvoyError
+from convoy.core import stage
+from convoy.core.errors import ConvoyError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -82,8 +83,8 @@ def predict(
 
     Example: convoy predict build/deploy/model.onnx photos/
     """
-    from convoy.deploy.predict import predict as answer
-    from convoy.deploy.predict import show
+    from convoy.serving.predict import predict as answer
+    from convoy.serving.predict import show
 
     raise typer.Exit(show(answer(model, paths), as_json=as_json))
 

@@ -7,19 +7,19 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from convoy import params
-from convoy.console import say
+from convoy.core import params
+from convoy.core.console import say
+from convoy.core.errors import RequestError
 from convoy.data.settings import DataParams
-from convoy.deploy.settings import ExportParams
 from convoy.energy.settings import EnergyParams
-from convoy.errors import RequestError
 from convoy.evaluation.settings import EvaluateParams
+from convoy.export.settings import ExportParams
 from convoy.gate.settings import GateParams
-from convoy.networks import fitting, spec
-from convoy.networks.settings import NetworkParams
-from convoy.networks.tracked import untracked
+from convoy.models import fitting, spec
+from convoy.repo.tracked import untracked
 from convoy.sweep.settings import SweepParams
 from convoy.tracking.settings import TrackingParams
+from convoy.training.network_settings import NetworkParams
 from convoy.training.settings import CheckpointParams, TrainParams
 
 SECTIONS: dict[str, type[params.Section]] = {

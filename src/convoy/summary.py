@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from convoy.core.files import read_json
 from convoy.energy.meter import spoken
-from convoy.files import read_json
 
 METRICS = Path("build/metrics")
 

@@ -9,7 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 from convoy.commands.explain_convolution import PICTURE, convolution
-from convoy.errors import RequestError
+from convoy.core.errors import RequestError
 
 app = typer.Typer()
 app.command()(convolution)

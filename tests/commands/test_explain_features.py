@@ -12,9 +12,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from convoy.commands.explain_features import features
-from convoy.errors import DataError, NetworkError, RequestError
-from convoy.networks import saved
-from convoy.networks.spec import Spec
+from convoy.core.errors import DataError, NetworkError, RequestError
+from convoy.models import trained
+from convoy.models.spec import Spec
 
 app = typer.Typer()
 app.command()(features)
@@ -33,7 +33,7 @@ LAYERS = [
 
 def save(folder, layers):
     torch.manual_seed(0)
-    facts = saved.ModelFacts(
+    facts = trained.ModelFacts(
         network="tiny",
         spec=Spec.model_validate({"name": "tiny", "layers": layers}),
         classes=["cat", "dog", "bird"],
@@ -42,7 +42,7 @@ def save(folder, layers):
         mean=[0.5, 0.4, 0.3],
         std=[0.2, 0.2, 0.1],
     )
-    saved.save(folder, saved.make(facts), facts)
+    trained.save(folder, trained.make(facts), facts)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 from convoy.commands.explain_position import PICTURE, position
-from convoy.errors import DataError, RequestError
+from convoy.core.errors import DataError, RequestError
 from convoy.explain import position as experiment
 from convoy.explain.position_verdict import CNN
 

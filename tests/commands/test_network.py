@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from convoy import cli
-from convoy.networks import spec
+from convoy.models import spec
 
 REPOSITORY = Path(__file__).parents[2]
 Typed = Callable[..., tuple[int, str, str]]

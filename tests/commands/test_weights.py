@@ -8,9 +8,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from convoy.commands import pinning
 from convoy.commands.weights import weights
-from convoy.errors import NetworkError, RequestError
-from convoy.networks.weights import pinning
+from convoy.core.errors import NetworkError, RequestError
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from convoy.data.dataset import SPLITS, Dataset
-from convoy.data.decode import decode
-from convoy.data.geometry import Geometry
+from convoy.core.dataset import SPLITS, Dataset
+from convoy.core.errors import DataError
+from convoy.core.params import section
 from convoy.data.prepare import prepare
 from convoy.data.settings import DataParams
-from convoy.errors import DataError
-from convoy.params import section
+from convoy.images.decode import decode
+from convoy.images.resize import Geometry
 
 ROOT = Path(__file__).parents[2]
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from convoy.data import records
-from convoy.data.decode import decode
-from convoy.data.layout import recognise
+from convoy.images.decode import decode
+from convoy.images.layout import recognise
 
 
 @pytest.mark.parametrize(("files", "size"), [(1, 2**20), (3, 2**20), (1000, 1), (1000, 2**20)])

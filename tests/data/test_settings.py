@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from convoy.core.errors import RequestError
+from convoy.core.params import check, section
 from convoy.data.settings import DataParams
-from convoy.errors import RequestError
-from convoy.params import check, section
 
 ROOT = Path(__file__).parents[2]
 GOOD = {"image_px": 32, "fit": "squash", "splits": {"val": 0.15, "test": 0.2}, "max_quarantined": 0.01}

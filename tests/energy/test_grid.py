@@ -9,9 +9,10 @@ from codecarbon.core.units import Energy
 from codecarbon.external.geography import GeoMetadata
 from codecarbon.input import DataSource
 
-from convoy import params, preflight
+from convoy import preflight
+from convoy.core import params
+from convoy.core.errors import RequestError
 from convoy.energy import grid
-from convoy.errors import RequestError
 
 
 def test_a_country_has_the_figure_and_the_year_of_codecarbons_table() -> None:

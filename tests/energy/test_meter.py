@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from convoy.core.errors import RequestError
 from convoy.energy import meter as meters
 from convoy.energy import parts
 from convoy.energy.meter import Spent, metered, spoken
-from convoy.errors import RequestError
 
 
 class Fake:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from convoy import files
+from convoy.core import files
 from convoy.energy.total import with_total
 
 

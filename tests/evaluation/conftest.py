@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from convoy import files
-from convoy.networks import saved
-from convoy.networks.spec import Spec
+from convoy.core import files
+from convoy.models import trained
+from convoy.models.spec import Spec
 
 PX = 8
 CLASSES = ["<b>dark</b>", "light & grey"]
@@ -52,7 +52,7 @@ def measured_things(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spec = Spec.model_validate(
         {"name": "thinking_by_brightness", "layers": ["flatten", {"dense": "classes"}]}
     )
-    model_facts = saved.ModelFacts(
+    model_facts = trained.ModelFacts(
         network="thinking_by_brightness",
         spec=spec,
         classes=CLASSES,
@@ -61,11 +61,11 @@ def measured_things(tmp_path_factory: pytest.TempPathFactory) -> Path:
         mean=[0.5] * 3,
         std=[0.5] * 3,
     )
-    model = saved.make(model_facts)
+    model = trained.make(model_facts)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
         dense = list(model.network.modules())[-1]
         dense.weight[1] = 0.02
-    saved.save(folder / "model", model, model_facts)
+    trained.save(folder / "model", model, model_facts)
     return folder

@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from convoy import files
-from convoy.errors import DataError, NetworkError
+from convoy.core import files
+from convoy.core.errors import DataError, NetworkError
 from convoy.evaluation import report
 from convoy.evaluation.evaluate import evaluate
 from convoy.evaluation.settings import EvaluateParams

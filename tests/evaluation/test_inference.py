@@ -3,12 +3,12 @@ import pytest
 import torch
 
 from convoy.evaluation.inference import full_float32, probabilities
-from convoy.networks import saved
+from convoy.models import trained
 
 
 @pytest.fixture
 def model(measured_things):
-    return saved.load(measured_things / "model")[0]
+    return trained.load(measured_things / "model")[0]
 
 
 @pytest.fixture

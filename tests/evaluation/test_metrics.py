@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from convoy.core.intervals import wilson
 from convoy.evaluation import metrics
-from convoy.evaluation.interval import wilson
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from convoy.errors import RequestError
+from convoy.core.errors import RequestError
 from convoy.explain.convolution import convolve, max_pool, output_size, relu, work_out
 from convoy.explain.filters import PaddingMode
 

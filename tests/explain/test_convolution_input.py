@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convoy.errors import DataError, RequestError
+from convoy.core.errors import DataError, RequestError
 from convoy.explain.convolution_input import (
     LONGEST_SIDE_PX,
     check_padding,

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from convoy.errors import DataError
+from convoy.core.errors import DataError
 from convoy.explain import position
 from convoy.explain.position_verdict import CNN, DENSE
-from convoy.networks.build import build
-from convoy.networks.spec import Spec
+from convoy.models.build import build
+from convoy.models.spec import Spec
 
 PX = 16
 SPLITS = {"train": [0, 6], "val": [6, 10], "test": [10, 14]}

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from convoy.errors import RequestError
+from convoy.core.errors import RequestError
 from convoy.gate.criteria import NUMBERED
 from convoy.gate.judge import judge
 

@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 import convoy
-from convoy.errors import ProofError
+from convoy.core.errors import ProofError
 from convoy.gate import answers
 from convoy.gate.contender import Unreadable
 from convoy.gate.judge import judge

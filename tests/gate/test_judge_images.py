@@ -3,7 +3,7 @@
 import pytest
 
 import chosen
-from convoy.errors import DataError
+from convoy.core.errors import DataError
 from convoy.gate.judge import judge
 from verdicts import breaches, criterion, said
 

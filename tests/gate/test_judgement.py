@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from convoy.errors import ProofError
+from convoy.core.errors import ProofError
 from convoy.gate.judge import judge
-from convoy.gate.judgement import Judgement
+from convoy.gate.result import Judgement
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 import judged
-from convoy.gate import page, pictures
-from convoy.gate.judgement import ClassFigures
+from convoy.gate import page, plots
 from convoy.gate.names import visible
+from convoy.gate.result import ClassFigures
 from convoy.gate.written import NOTHING
 
 VOID = {"meta", "source", "img", "br", "link"}
@@ -172,7 +172,7 @@ def test_a_first_champion_and_a_candidate_that_is_the_champion_have_their_page(r
 
 def test_pictures_are_inside_for_light_and_dark_and_nothing_is_fetched_or_run(read, tmp_path):
     judgement = judged.judgement()
-    shown = read(judgement, pictures.draw(judgement, judged.thumbnails(judgement), tmp_path))
+    shown = read(judgement, plots.draw(judgement, judged.thumbnails(judgement), tmp_path))
     assert shown.tags["img"] == shown.tags["picture"] == shown.tags["source"] == 3
     assert shown.tags["script"] == 0
     sources = [value for _, name, value in shown.attributes if name in {"src", "srcset", "href"}]
@@ -186,7 +186,7 @@ def test_pictures_are_inside_for_light_and_dark_and_nothing_is_fetched_or_run(re
 
 def test_a_picture_without_a_dark_one_serves_both(read, tmp_path):
     judgement = judged.judgement()
-    light = pictures.draw(judgement, {}, tmp_path)[0]
+    light = plots.draw(judgement, {}, tmp_path)[0]
     sources = [value for _, name, value in read(judgement, [light]).attributes if name in {"src", "srcset"}]
     assert len(sources) == 2
     assert len(set(sources)) == 1

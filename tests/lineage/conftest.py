@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from convoy.files import sha256
+from convoy.core.files import sha256
 from small import FILES, Small, write_onnx
 
 FIRST = "20261123-100000-aaaaaa"

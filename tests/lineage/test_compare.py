@@ -7,7 +7,7 @@ from mlflow.tracking import MlflowClient
 from typer.testing import CliRunner
 
 from convoy import cli
-from convoy.errors import RequestError
+from convoy.core.errors import RequestError
 from small import Small
 
 FIRST = "20261123-100000-aaaaaa"

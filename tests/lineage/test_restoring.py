@@ -7,11 +7,11 @@ import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
-from convoy import dvc
-from convoy.errors import RequestError
-from convoy.lineage import cache, outputs, restore, trace
+from convoy.core.errors import RequestError
+from convoy.lineage import restore, trace
 from convoy.lineage.compare import only_run
-from convoy.lineage.outputs import RestoreError
+from convoy.repo import dvc, dvc_cache, outputs
+from convoy.repo.outputs import RestoreError
 from small import Small
 
 FIRST = "20261123-100000-aaaaaa"
@@ -36,7 +36,7 @@ def lose(traced: Small, name: str) -> str:
     """Remove an output's content from the cache; its md5."""
     lock = yaml.safe_load((traced.folder / "dvc.lock").read_text())
     [md5] = [out["md5"] for stage in lock["stages"].values() for out in stage["outs"] if out["path"] == name]
-    cache.of_repository(traced.folder).path(md5).unlink()
+    dvc_cache.of_repository(traced.folder).path(md5).unlink()
     return str(md5)
 
 
@@ -124,7 +124,7 @@ def test_a_cache_that_a_team_shares_is_not_the_clone_s(traced: Small, tmp_path: 
     traced.commit("shared cache")
     tag(traced, FIRST, COMMIT, traced.git("rev-parse", "HEAD"))
     clone = restored(FIRST, tmp_path / "clone")
-    assert cache.of_repository(clone.folder).folder == clone.folder / ".dvc/cache"
+    assert dvc_cache.of_repository(clone.folder).folder == clone.folder / ".dvc/cache"
     assert not (clone.folder / "build/score").is_symlink()
     assert "Data and pipelines are up to date" in clone.repro()
 

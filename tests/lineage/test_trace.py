@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from convoy.errors import RequestError
-from convoy.files import sha256
+from convoy.core.errors import RequestError
+from convoy.core.files import sha256
 from convoy.lineage import trace
-from convoy.lineage.records import StoreError
+from convoy.lineage.runs import StoreError
 from convoy.tracking.journal import Journal
 from small import Small, write_onnx
 

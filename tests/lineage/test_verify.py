@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from convoy import dvc, files
+from convoy.core import files
 from convoy.lineage import verify
-from convoy.lineage.outputs import RestoreError
-from convoy.lineage.records import Record
+from convoy.lineage.runs import Record
+from convoy.repo import dvc
+from convoy.repo.outputs import RestoreError
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.steps": torch.tensor(3)}
 PROOF = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import situations as of
-from convoy.errors import RequestError
+from convoy.core.errors import RequestError
 from convoy.lineage.why import explain, lines
 from small import Small
 

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 
 from clones import Clone, artifacts, runs
-from convoy.files import read_json
+from convoy.core.files import read_json
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
 

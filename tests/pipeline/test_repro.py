@@ -10,7 +10,7 @@ import yaml
 from mlflow.tracking import MlflowClient
 
 from clones import Clone, artifacts, runs
-from convoy.files import sha256
+from convoy.core.files import sha256
 from convoy.tracking import outbox
 
 pytestmark = pytest.mark.pipeline
@@ -142,11 +142,11 @@ def test_a_param_changes_exactly_the_stages_that_read_it(
     ("file", "stages"),
     [
         ("src/convoy/data/split.py", {"prepare"}),
-        ("src/convoy/data/geometry.py", {"prepare", "export"}),
+        ("src/convoy/images/resize.py", {"prepare", "export"}),
         ("src/convoy/training/settings.py", {"train"}),
         ("src/convoy/evaluation/metrics.py", {"evaluate"}),
-        ("src/convoy/deploy/proof.py", {"export"}),
-        ("src/convoy/networks/build.py", {"train", "evaluate", "export"}),
+        ("src/convoy/export/verify.py", {"export"}),
+        ("src/convoy/models/build.py", {"train", "evaluate", "export"}),
         ("src/convoy/tracking/store.py", set()),
         ("networks/lenet5.yaml", set()),
         ("networks/convnet.yaml", {"train"}),

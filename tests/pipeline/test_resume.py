@@ -126,19 +126,19 @@ def test_a_spent_time_budget_leaves_a_run_that_the_next_goes_on_with(
 ) -> None:
     clone = prepared(finished[0].copy(tmp_path / "clone"))
     before = len(runs(clone))
-    clone.set_param("train.time_budget_min", "0.0001")
+    clone.set_param("checkpoints.time_budget_min", "0.0001")
     said = clone.run("dvc", "repro", fails=True)
     assert (
-        "train.time_budget_min (0.0001) is spent. The state is saved; `dvc repro` goes on at epoch 1 of"
+        "checkpoints.time_budget_min (0.0001) is spent. The state is saved; `dvc repro` goes on at epoch 1 of"
         in said
     )
     assert "Traceback" not in said
     assert runs(clone)[0].info.status == "SCHEDULED"
-    clone.set_param("train.time_budget_min", "60")
+    clone.set_param("checkpoints.time_budget_min", "60")
     clone.run("dvc", "repro")
     assert len(runs(clone)) == before + 1
     assert runs(clone)[0].info.status == "FINISHED"
-    clone.set_param("train.time_budget_min", "90")
+    clone.set_param("checkpoints.time_budget_min", "90")
     assert "Running stage" not in clone.run("dvc", "repro"), "another budget trains nothing anew"
 
 

@@ -9,7 +9,7 @@ import pytest
 from onnx import numpy_helper
 
 from clones import Clone, artifacts, runs
-from convoy.files import read_json
+from convoy.core.files import read_json
 
 pytestmark = pytest.mark.pipeline
 

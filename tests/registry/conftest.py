@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from convoy.tracking import outbox, rounds, store
+from convoy.tracking import outbox, store, uploader
 from proxy import Proxy
 from shop import Shop, set_param
 
@@ -49,11 +49,11 @@ def through(served_shop: Shop, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture
 def delivered(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have what waits delivered by this process: a courier of its own takes seconds to start."""
-    monkeypatch.setattr(rounds, "BATCH_SECONDS", -1.0)
+    monkeypatch.setattr(uploader, "BATCH_SECONDS", -1.0)
 
     def settle(runs: list[str], where: Path, seconds: float | None) -> dict[str, str]:
         with outbox.courier_lock(where) as lock:
-            courier = rounds.Rounds(where, lock)
+            courier = uploader.Rounds(where, lock)
             courier.round()  # delivers
             courier.round()  # removes what is delivered
         return {}

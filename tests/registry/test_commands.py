@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 
 from convoy.cli import app
 from convoy.registry import log
-from convoy.registry.champion import move
+from convoy.registry.alias import move
 from shop import Shop
 
 

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from convoy import identity
 from convoy.registry import lock
+from convoy.registry.client import RegistryError
 from convoy.registry.lock import LEASE_S, Claim, held
-from convoy.registry.registry import RegistryError
+from convoy.repo import identity
 from shop import Mortal, Shop
 
 HOLDER = """
 import sys
 from convoy.registry.lock import held
-from convoy.registry.registry import Registry
+from convoy.registry.client import Registry
 with held(Registry.open(), "promote convoy/9"):
     print("held", flush=True)
     sys.stdin.readline()
@@ -29,9 +29,9 @@ with held(Registry.open(), "promote convoy/9"):
 
 MOVER = """
 import sys
-from convoy.errors import ConvoyError
-from convoy.registry.champion import move
-from convoy.registry.registry import Registry
+from convoy.core.errors import ConvoyError
+from convoy.registry.alias import move
+from convoy.registry.client import Registry
 registry = Registry.open()
 now, versions = registry.alias("champion"), registry.versions()
 print("ready", flush=True)

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from convoy.errors import ConvoyError, RequestError
-from convoy.lineage import records, trace
+from convoy.core.errors import ConvoyError, RequestError
+from convoy.lineage import runs, trace
 from convoy.registry import log
-from convoy.registry.champion import move
+from convoy.registry.alias import move
+from convoy.registry.client import Version
 from convoy.registry.register import register
-from convoy.registry.registry import Version
-from convoy.tracking import logged, settings, ui, view
+from convoy.tracking import lookup, settings, ui, view
 from shop import Shop
 
 
@@ -81,7 +81,7 @@ def test_the_log_is_not_taken_for_trainings(shop: Shop) -> None:
     run = shop.train()
     version = register()
     entry = move(shop.registry, version, expected=None, kind="promote", reason="").entry
-    known = records.open_records(settings.uri(), shop.folder)
+    known = runs.open_records(settings.uri(), shop.folder)
     assert entry not in {record.mlflow_run_id for record in known.latest(50)}
     assert run.info.run_id in {record.mlflow_run_id for record in known.latest(50)}
     found, _ = trace.look(version.sha256, shop.folder)
@@ -90,7 +90,7 @@ def test_the_log_is_not_taken_for_trainings(shop: Shop) -> None:
         trace.look("nothing", shop.folder)
     assert "promote convoy/1" not in str(unknown.value)
     with pytest.raises(ConvoyError) as absent:
-        logged.find(f"runs:/{'0' * 32}", ("weights",))
+        lookup.find(f"runs:/{'0' * 32}", ("weights",))
     assert "promote convoy/1" not in str(absent.value)
     assert run.info.run_id in str(absent.value)
 

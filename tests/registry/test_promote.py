@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from convoy import files
-from convoy.errors import RequestError
+from convoy.core import files
+from convoy.core.errors import RequestError
 from convoy.gate.contender import Contender
-from convoy.registry import champion as champions
+from convoy.registry import alias as champions
 from convoy.registry import promote
-from convoy.registry.registry import CANDIDATE, CHAMPION, Registry, RegistryError, Version
+from convoy.registry.client import CANDIDATE, CHAMPION, Registry, RegistryError, Version
 from convoy.retraining import outcome
 from convoy.tracking import model as models
 from convoy.tracking import store
@@ -77,7 +77,7 @@ def _in(shop: Shop, world: World) -> Shop:
 def plain(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw no pictures, which take seconds and have tests of their own, but where a test asks for them."""
     if "pictured" not in request.fixturenames:
-        monkeypatch.setattr(promote.pictures, "draw", lambda *_: ())
+        monkeypatch.setattr(promote.plots, "draw", lambda *_: ())
 
 
 @pytest.fixture

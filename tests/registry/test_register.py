@@ -8,12 +8,12 @@ from pathlib import Path
 import onnx
 import pytest
 
-from convoy import files, params
-from convoy.errors import RequestError
-from convoy.registry import fetch, proven, remake
+from convoy.core import files, params
+from convoy.core.errors import RequestError
+from convoy.registry import artifacts, proven, remake
+from convoy.registry.client import CANDIDATE, CHAMPION, RegistryError
 from convoy.registry.proven import Proven
 from convoy.registry.register import register
-from convoy.registry.registry import CANDIDATE, CHAMPION, RegistryError
 from convoy.tracking import outbox, stages, store
 from shop import Mortal, Shop, write_proven
 
@@ -73,9 +73,9 @@ def test_the_workspace_s_model_becomes_a_version_with_all_that_is_known_of_it(
     said = capsys.readouterr().out
     assert f"{version} is registered: model.onnx {sha256[:12]} of run {version.run_id}" in said
     assert f"candidate is {version}, accuracy 90.00% (85.00% to 95.00%)" in said
-    kept = {name: (shop.deploy / name).read_bytes() for name in ("model.onnx", *fetch.BESIDE)}
+    kept = {name: (shop.deploy / name).read_bytes() for name in ("model.onnx", *artifacts.BESIDE)}
     shutil.rmtree(shop.deploy)
-    folder = fetch.fetch(shop.registry, version, tmp_path / "back")
+    folder = artifacts.fetch(shop.registry, version, tmp_path / "back")
     assert {name: (folder / name).read_bytes() for name in kept} == kept
     assert shop.locks() == {}
 
@@ -137,7 +137,7 @@ def test_a_run_that_waits_in_the_outbox_is_delivered_first(
 ) -> None:
     with stages.standalone("waits", {}) as run:
         shop.export(run.reference.run_id)
-        run.log_onnx(shop.deploy / "model.onnx", *(shop.deploy / name for name in fetch.BESIDE))
+        run.log_onnx(shop.deploy / "model.onnx", *(shop.deploy / name for name in artifacts.BESIDE))
     version = register()
     assert version.run_id == run.reference.run_id
     assert not outbox.journals(shop.folder / "outbox")
@@ -164,7 +164,7 @@ def test_a_store_that_lost_the_model_gets_a_new_version_of_the_same_file(
     shutil.rmtree(lost.artifact_location.removeprefix("file://"))
     second = register()
     assert (second.number, second.sha256) == ("2", first.sha256)
-    assert fetch.has_file(shop.registry, second)
+    assert artifacts.has_file(shop.registry, second)
     assert shop.model_of(run).model_id != lost.model_id, "the lost one is removed"
     said = capsys.readouterr().out
     assert f"has lost the model of run {first.run_id}: it is logged again" in said
@@ -190,7 +190,7 @@ def test_an_emptied_store_gets_the_run_again_with_what_the_outputs_say(
     assert tags["mlflow.source.git.commit"] == "c0ffee" + "0" * 34
     assert (tags["convoy.data_hash"], tags["convoy.training"]) == ("d" * 64, run_id)
     assert tags["convoy.onnx_sha256"] == version.sha256
-    assert fetch.has_file(shop.registry, version)
+    assert artifacts.has_file(shop.registry, version)
 
 
 def test_results_of_another_run_are_not_given_to_a_run_that_is_made_again(

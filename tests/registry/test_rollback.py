@@ -2,10 +2,10 @@
 
 import pytest
 
-from convoy.errors import RequestError
-from convoy.registry.champion import move
+from convoy.core.errors import RequestError
+from convoy.registry.alias import move
+from convoy.registry.client import CHAMPION, RegistryError, Version
 from convoy.registry.log import Entry, stack
-from convoy.registry.registry import CHAMPION, RegistryError, Version
 from convoy.registry.rollback import rollback
 from shop import Shop
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from convoy.retraining import running
+from convoy.retraining import processes
 from rounds import Programs, Rounds, make, standing_in
 from small import Small
 
@@ -64,5 +64,5 @@ def outside_ci(patch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def quick(monkeypatch: pytest.MonkeyPatch) -> Programs:
     """Let DVC and the pipeline do nothing but leave their files."""
     programs = Programs()
-    monkeypatch.setattr(running, "stream", programs)
+    monkeypatch.setattr(processes, "stream", programs)
     return programs

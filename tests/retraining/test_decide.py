@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from convoy.registry.registry import Version
+from convoy.registry.client import Version
 from convoy.retraining.decide import DAY_MS, INPUTS, SOURCE, decide
-from convoy.retraining.upstream import Upstream
+from convoy.retraining.trigger import Upstream
 
 NOW = Upstream("source", "f" * 64, changed=False, inputs="1" * 64)
 

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from convoy.deploy import contract
-from convoy.registry.fetch import Gone
-from convoy.registry.registry import Version
+from convoy.core import contract
+from convoy.registry.artifacts import Gone
+from convoy.registry.client import Version
 from convoy.retraining import outcome
 from convoy.retraining.outcome import Found
 

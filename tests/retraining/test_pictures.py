@@ -4,12 +4,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from convoy import files
-from convoy.deploy.images import Images
-from convoy.errors import DataError
+from convoy.core import files
+from convoy.core.errors import DataError
+from convoy.export.image_index import Images
 from convoy.gate import grid
 from convoy.retraining import pictures
-from convoy.retraining.changes import changes
+from convoy.retraining.data_diff import changes
 
 SPLITS = {"train": [0, 30], "val": [30, 36], "test": [36, 40]}
 

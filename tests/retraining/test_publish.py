@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from convoy.errors import RequestError
+from convoy.core.errors import RequestError
 from convoy.retraining import prerequisites, publish, round  # noqa: A004 (the module's name)
 from convoy.retraining.publish import Forge
 from rounds import Programs, Rounds, state

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import judged
 from convoy.gate.names import short
 from convoy.retraining import escaped, report, tables
-from convoy.retraining.changes import changes
+from convoy.retraining.data_diff import changes
 from convoy.retraining.facts import Delivery, Identity, Step
 from told import IDENTITY, ROUNDS, Read, images, read, round_of
 

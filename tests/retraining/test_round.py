@@ -8,22 +8,22 @@ from pathlib import Path
 import pytest
 
 from convoy.registry import promote, register
-from convoy.retraining import prerequisites, publish, round, running, upstream, worktree  # noqa: A004 (the module's name)
+from convoy.retraining import prerequisites, processes, publish, round, trigger, worktree  # noqa: A004 (the module's name)
 from convoy.retraining.alone import alone
 from rounds import DownError, Programs, Rounds, state
 
 STEPS = {
     "prerequisites": (prerequisites, "check"),
     "worktree": (worktree, "create"),
-    "look upstream": (upstream, "look"),
+    "look upstream": (trigger, "look"),
     "decide": (round, "decide"),
     "take the data": (worktree, "pinned"),
     "commit the data": (publish, "commit"),
-    "repro": (running, "stream"),
+    "repro": (processes, "stream"),
     "commit the lock": (publish, "commit"),
     "register": (register, "register"),
     "judge": (promote, "judge"),
-    "branch": (running, "git"),
+    "branch": (processes, "git"),
     "promote": (promote, "carry_out"),
 }
 """Step to the function that fails in it."""
@@ -46,7 +46,7 @@ def test_a_first_round_makes_a_champion_and_keeps_its_lock_on_a_branch(rounds: R
 
 
 def test_a_round_with_nothing_new_trains_nothing(trained: Rounds, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "stream", lambda *_: pytest.fail("something ran"))
+    monkeypatch.setattr(processes, "stream", lambda *_: pytest.fail("something ran"))
     before = state(trained.root)
     assert trained.go() == 0
     assert trained.said["verdict"] == "nothing-new"
@@ -155,7 +155,7 @@ def test_a_registry_that_goes_down_after_the_alias_moved_keeps_the_branch_of_the
 def test_a_bug_is_reported_like_a_failure(
     rounds: Rounds, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(upstream, "look", lambda _: {}["nothing"])
+    monkeypatch.setattr(trigger, "look", lambda _: {}["nothing"])
     assert rounds.go() == 1
     assert rounds.said["reason"] == "KeyError: 'nothing'"
     assert "Traceback" in capsys.readouterr().err
@@ -177,11 +177,11 @@ def test_a_training_that_fails_is_reported_with_its_last_words(trained: Rounds) 
 
 
 def test_a_training_whose_time_is_over_is_told_as_paused(trained: Rounds) -> None:
-    said = "train.time_budget_min (5) is spent. The state is saved; `dvc repro` goes on at epoch 3."
+    said = "checkpoints.time_budget_min (5) is spent. The state is saved; `dvc repro` goes on at epoch 3."
     trained.small.write("train.sh", f"echo 'ERROR in train: {said}' && exit 1\n")
     trained.small.commit("little time")
     assert trained.go() == 1
-    assert trained.said["reason"].startswith("paused: train: train.time_budget_min (5) is spent.")
+    assert trained.said["reason"].startswith("paused: train: checkpoints.time_budget_min (5) is spent.")
     assert "The next round goes on with the training, in the same run" in trained.said["reason"]
     assert (
         "Nothing has to be mended: the next round goes on. To start it now: `make retrain`" in trained.report
@@ -239,9 +239,9 @@ def test_a_round_that_is_interrupted_cleans_up_and_says_where(
     before = state(trained.root)
 
     def interrupt(*_: object) -> str:
-        raise running.Stopped
+        raise processes.Stopped
 
-    monkeypatch.setattr(running, "stream", interrupt)
+    monkeypatch.setattr(processes, "stream", interrupt)
     assert trained.go() == 1
     assert trained.said["step"] == "repro"
     assert trained.said["reason"].startswith("the round was stopped.")
@@ -264,7 +264,7 @@ def test_the_summary_of_a_github_job_gets_the_report(
     rounds: Rounds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
-    monkeypatch.setattr(upstream, "look", lambda _: {}["nothing"])
+    monkeypatch.setattr(trigger, "look", lambda _: {}["nothing"])
     rounds.go()
     assert "KeyError: 'nothing'" in (tmp_path / "summary.md").read_text()
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from convoy import dvc, stage
+from convoy.core import stage
+from convoy.repo import dvc
 from convoy.retraining import alone, worktree
 from convoy.retraining.alone import Busy
 from rounds import Programs, Rounds, state

@@ -9,11 +9,12 @@ import pytest
 import typer
 from dvc.cli.parser import get_main_parser
 
-from convoy import cli, params
-from convoy.networks import spec
-from convoy.networks.build import assemble
-from convoy.networks.fitting import smallest
-from convoy.networks.table.tabulate import tabulate
+from convoy import cli
+from convoy.core import params
+from convoy.explain.table import tabulate
+from convoy.models import spec
+from convoy.models.build import assemble
+from convoy.models.fitting import smallest
 
 PAGES = (
     "README.md",

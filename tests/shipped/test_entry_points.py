@@ -106,7 +106,7 @@ def test_workflows_call_make_targets_that_exist(repository: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["convoy.cli", "convoy.preflight", "convoy.deploy.proof", "convoy.data.prepare"]
+    "module", ["convoy.cli", "convoy.preflight", "convoy.export.verify", "convoy.data.prepare"]
 )
 def test_what_must_start_fast_or_without_torch_does_not_import_it(repository: Path, module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

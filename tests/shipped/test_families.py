@@ -10,15 +10,15 @@ import onnx
 import pytest
 
 import convoy
-from convoy import params
-from convoy.data.dataset import Dataset
+from convoy.core import params
+from convoy.core.dataset import Dataset
 from convoy.data.prepare import prepare
 from convoy.data.settings import DataParams
-from convoy.deploy import graph
 from convoy.evaluation.evaluate import evaluate
 from convoy.evaluation.settings import EvaluateParams
-from convoy.networks import spec
-from convoy.networks.fitting import smallest
+from convoy.export import onnx_graph
+from convoy.models import spec
+from convoy.models.fitting import smallest
 from convoy.training.fit import fit
 from convoy.training.settings import TrainParams
 from miniature import miniature
@@ -31,9 +31,9 @@ IDENTITY = {"run_id": "run-7", "git_commit": "c0ffee", "data_hash": "d" * 64, "p
 PROVE = """
 import json, sys
 from pathlib import Path
-from convoy import params
-from convoy.deploy.proof import prove
-from convoy.deploy.settings import ExportParams
+from convoy.core import params
+from convoy.export.verify import prove
+from convoy.export.settings import ExportParams
 home = Path(sys.argv[1])
 limits = params.section("export", ExportParams).model_copy(update={"latency_runs": 10})
 print(json.dumps(prove(home / "deploy", home / "model", home / "data", home / "evaluation", limits)["deploy"]))
@@ -79,7 +79,7 @@ def test_a_miniature_of_every_shipped_network_becomes_a_proven_model(
         params.section("evaluate", EvaluateParams),
         tmp_path / "evaluation",
     )
-    graph.build(tmp_path / "model", tmp_path / "deploy", IDENTITY)
+    onnx_graph.build(tmp_path / "model", tmp_path / "deploy", IDENTITY)
     done = subprocess.run(
         [sys.executable, "-c", PROVE, str(tmp_path)],
         env={

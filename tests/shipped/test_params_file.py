@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from convoy import params, preflight
-from convoy.errors import RequestError
+from convoy import preflight
+from convoy.core import params
+from convoy.core.errors import RequestError
 from convoy.gate.settings import GateParams
 
 

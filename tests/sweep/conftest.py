@@ -91,6 +91,7 @@ def here(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> H
     (tmp_path / "networks").mkdir()
     layers = "".join(f"  - {layer}\n" for layer in LAYERS)
     (tmp_path / "networks/tiny.yaml").write_text(f"layers:\n{layers}", encoding="utf-8")
+    (tmp_path / "dvc.yaml").write_text("stages: {train: {deps: []}}", encoding="utf-8")
     _dataset(tmp_path / "build/dataset")
     return found
 

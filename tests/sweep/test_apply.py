@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from convoy import params
-from convoy.errors import RequestError
+from convoy.core import params
+from convoy.core.errors import RequestError
 from convoy.sweep.apply import apply
 
 
@@ -69,7 +69,7 @@ def test_a_file_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pyte
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("convoy.files.write_text", full)
+    monkeypatch.setattr("convoy.core.files.write_text", full)
     with pytest.raises(
         RequestError, match=r"cannot be written: No space left on device\. Nothing was changed"
     ):

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from convoy.sweep import session, worker
-from convoy.tracking import outbox, rounds, store
+from convoy.sweep import run, worker
+from convoy.tracking import outbox, store, uploader
 
 
 def test_mlflow_has_a_parent_and_a_child_per_trial_with_the_same_numbers(
@@ -15,18 +15,18 @@ def test_mlflow_has_a_parent_and_a_child_per_trial_with_the_same_numbers(
         study.request.save(study.folder / "request.json")
         worker.main(study.folder, target, 1, {"run_id": parent.run_id, "training": parent.training})
 
-    monkeypatch.setattr(session, "lead", lead)
-    monkeypatch.setattr(session.outbox, "settle", lambda *_: {})
+    monkeypatch.setattr(run, "lead", lead)
+    monkeypatch.setattr(run.outbox, "settle", lambda *_: {})
     (here.folder / "networks/large.yaml").write_text(
         "layers:\n  - conv: {filters: 8, kernel: 11}\n  - flatten\n  - dense: classes\n", encoding="utf-8"
     )
     here.space("network.name: [tiny, large]", "train.lr: {low: 0.01, high: 0.5, log: true}")
     for target in (2, 4):
-        session.sweep(target, 1, into_params=False, as_json=True)
+        run.sweep(target, 1, into_params=False, as_json=True)
         where = outbox.folder()
         with outbox.courier_lock(where) as lock:
-            monkeypatch.setattr(rounds, "BATCH_SECONDS", -1.0)
-            courier = rounds.Rounds(where, lock)
+            monkeypatch.setattr(uploader, "BATCH_SECONDS", -1.0)
+            courier = uploader.Rounds(where, lock)
             courier.round()
             courier.round()
 

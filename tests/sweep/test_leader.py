@@ -13,7 +13,7 @@ import psutil
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from convoy.errors import TrainingError
+from convoy.core.errors import TrainingError
 from convoy.sweep import leader
 from convoy.sweep.leader import lead
 from convoy.sweep.results import Results

@@ -6,8 +6,9 @@ import pytest
 import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from convoy import params, preflight
-from convoy.errors import RequestError
+from convoy import preflight
+from convoy.core import params
+from convoy.core.errors import RequestError
 from convoy.sweep.request import Request
 from convoy.sweep.space import written
 
@@ -58,7 +59,6 @@ from convoy.sweep.space import written
             r"data\.image_px needs another build/dataset.*dvc exp run --queue -S data\.image_px=",
         ),
         ("export.latency_runs: [16, 32]", r"export\.latency_runs changes no training"),
-        ("train.time_budget_min: [1, 2]", r"train\.time_budget_min changes no result"),
         (
             "train.transfer: [1, 2]",
             r"train\.transfer is a section\. Name its keys: train\.transfer\.freeze, ",

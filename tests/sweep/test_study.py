@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from convoy.errors import TrainingError
+from convoy.core.errors import TrainingError
 from convoy.sweep.results import Results
 from convoy.sweep.study import Study
 
@@ -26,7 +26,7 @@ def test_only_one_process_leads_a_study(here) -> None:
 
 def test_another_space_dataset_or_fixed_value_is_another_study_and_a_swept_value_is_not(here) -> None:
     first = here.study().request
-    here.set(train__lr=0.2, train__time_budget_min=5)
+    here.set(train__lr=0.2, checkpoints__time_budget_min=5)
     assert here.study().request.name == first.name
     here.set(train__epochs=4)
     second = here.study().request

@@ -6,7 +6,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from convoy.errors import TrainingError
+from convoy.core.errors import TrainingError
 from convoy.sweep.results import Row
 from convoy.sweep.study import Study
 

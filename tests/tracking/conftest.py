@@ -9,7 +9,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from clones import kill_couriers
-from convoy.tracking import outbox, rounds, store
+from convoy.tracking import outbox, store, uploader
 
 START = outbox.start_courier
 OUTER = ("DVC_ROOT", "DVC_EXP_NAME", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID")
@@ -37,12 +37,12 @@ def client(workplace: Path) -> MlflowClient:
 @pytest.fixture
 def deliver(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Go round once in this process, as a new courier does after the last one was killed."""
-    monkeypatch.setattr(rounds, "BATCH_SECONDS", -1.0)
+    monkeypatch.setattr(uploader, "BATCH_SECONDS", -1.0)
 
     def go() -> None:
         where = workplace / "outbox"
         with outbox.courier_lock(where) as lock:
-            courier = rounds.Rounds(where, lock)
+            courier = uploader.Rounds(where, lock)
             courier.round()  # delivers
             courier.round()  # removes what is delivered
 

@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from mlflow.tracking import MlflowClient
 
-from convoy import identity
+from convoy.repo import identity
 from convoy.tracking import alive, outbox, stages, store
-from convoy.tracking.delivery import HEARTBEAT
+from convoy.tracking.mlflow_writer import HEARTBEAT
 
 GONE = "999999:1.00"
 HERE = {"convoy.host": identity.host(), "convoy.owner": GONE}
@@ -77,7 +77,7 @@ def test_a_heartbeat_is_sent_while_a_run_lives(
         found = store.find(run.reference.run_id, client)
         assert found
         client.set_tag(found.info.run_id, HEARTBEAT, "old")
-        monkeypatch.setattr("convoy.tracking.delivery.HEARTBEAT_SECONDS", -1.0)
+        monkeypatch.setattr("convoy.tracking.mlflow_writer.HEARTBEAT_SECONDS", -1.0)
         deliver()
         said = client.get_run(found.info.run_id).data.tags[HEARTBEAT]
         assert datetime.now(UTC) - datetime.fromisoformat(said) < timedelta(minutes=1)

@@ -9,7 +9,7 @@ import pytest
 from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
 
-from convoy.errors import MigrationError
+from convoy.core.errors import MigrationError
 from convoy.tracking.migration.migrate import migrate
 from convoy.tracking.migration.report import Report
 from embedded import ODD, POINTS, by_name, fill, hashes, uri

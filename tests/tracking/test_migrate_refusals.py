@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from clones import free_port
 from convoy import cli
-from convoy.errors import MigrationError, RequestError
+from convoy.core.errors import MigrationError, RequestError
 from convoy.tracking.migration import copies
 from convoy.tracking.migration.migrate import migrate
 from convoy.tracking.migration.report import Report

@@ -11,8 +11,9 @@ from typing import Any
 import psutil
 import pytest
 
-from convoy import identity, params
-from convoy.errors import Paused
+from convoy.core import params
+from convoy.core.errors import Paused
+from convoy.repo import identity
 from convoy.tracking import journal, outbox, settings, stages
 from convoy.tracking.journal import FILE, State, read, state
 from convoy.tracking.run import Reference, Run, numbers

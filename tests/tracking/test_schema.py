@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from convoy.errors import RequestError
+from convoy.core.errors import RequestError
 from convoy.tracking import schema
 
 

@@ -14,7 +14,7 @@ from mlflow.entities import Run as StoredRun
 from mlflow.tracking import MlflowClient
 
 from clones import Clone
-from convoy import files, params
+from convoy.core import files, params
 from convoy.tracking import outbox, stages, sync
 from convoy.tracking.run import Run
 from proxy import Proxy

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from convoy import identity
+from convoy.repo import identity
 from convoy.tracking import snapshot, stages
 from convoy.tracking.journal import FILE, read, state
 

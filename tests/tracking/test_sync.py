@@ -12,7 +12,7 @@ import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
-from convoy import identity
+from convoy.repo import identity
 from convoy.tracking import outbox, stages, store, sync
 
 

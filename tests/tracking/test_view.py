@@ -13,7 +13,7 @@ from playwright.sync_api import expect
 
 from browser import opened
 from clones import free_port
-from convoy.errors import NetworkError, RequestError
+from convoy.core.errors import NetworkError, RequestError
 from convoy.tracking import page, ui, view
 
 

@@ -13,17 +13,17 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from convoy.data.dataset import Dataset
-from convoy.networks import saved
-from convoy.networks.build import build
-from convoy.networks.saved import ModelFacts
-from convoy.networks.spec import Spec
-from convoy.networks.weights.starting import Starting
-from convoy.training.batches import Batcher
-from convoy.training.classifier import Classifier
-from convoy.training.kept import Kept
+from convoy.core.dataset import Dataset
+from convoy.models import trained
+from convoy.models.build import build
+from convoy.models.spec import Spec
+from convoy.models.trained import ModelFacts
+from convoy.training.checkpoints import Kept
+from convoy.training.data import Batcher
+from convoy.training.module import Classifier
 from convoy.training.points import Publish
-from convoy.training.saving import Resumable
+from convoy.training.pretrained import Starting
+from convoy.training.resume import Resumable
 from convoy.training.settings import CheckpointParams, TrainParams
 
 COUNTS = {"train": 48, "val": 12, "test": 12}
@@ -132,7 +132,6 @@ def params() -> Callable[..., TrainParams]:
         "crop_padding": 1,
         "early_stop": 0,
         "ema": 0.0,
-        "time_budget_min": 0.0,
         "precision": 32,
     }
     as_is = {"freeze": 0, "release": 0, "lr_factor": 1.0, "batch_norm": "adapt"}
@@ -157,10 +156,11 @@ def resumable(tmp_path: Path) -> Callable[..., Resumable]:
         publish: Publish = lambda points: None,
         *,
         every_s: float = 0.0,
+        time_budget_min: float = 0.0,
         folder: str = "checkpoints",
         **changes: Any,
     ) -> Resumable:
-        limits = CheckpointParams(every_s=every_s, keep=5, keep_days=30.0)
+        limits = CheckpointParams(every_s=every_s, keep=5, keep_days=30.0, time_budget_min=time_budget_min)
         kept = Kept(tmp_path / folder, "1" * 64, limits)
         usual = {
             "kept": kept,
@@ -168,7 +168,6 @@ def resumable(tmp_path: Path) -> Callable[..., Resumable]:
             "run_id": "run",
             "publish": publish,
             "step_interval": 1,
-            "time_budget_min": 0.0,
             "started": time.monotonic(),
         }
         return Resumable(**(usual | changes))
@@ -191,7 +190,7 @@ def classifier(dataset: Dataset) -> Callable[..., Classifier]:
             std=list(dataset.std),
         )
         torch.manual_seed(seed)
-        return Classifier(saved.make(facts, auxiliary=True), params, facts)
+        return Classifier(trained.make(facts, auxiliary=True), params, facts)
 
     return make
 

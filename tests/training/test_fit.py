@@ -7,12 +7,12 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from convoy.errors import NetworkError, RequestError, TrainingError
-from convoy.networks import saved
-from convoy.networks.spec import Spec
-from convoy.training.batches import shuffled
-from convoy.training.classifier import Classifier
+from convoy.core.errors import NetworkError, RequestError, TrainingError
+from convoy.models import trained
+from convoy.models.spec import Spec
+from convoy.training.data import shuffled
 from convoy.training.fit import fit
+from convoy.training.module import Classifier
 
 BF16 = pytest.param(
     "bf16",
@@ -33,7 +33,7 @@ def history(folder):
 def test_a_training_learns_and_writes_the_model(dataset, tiny, params, out):
     metrics = fit(dataset, tiny, params(epochs=12), 1, out)
 
-    model, facts = saved.load(out)
+    model, facts = trained.load(out)
     pixels = torch.from_numpy(dataset.images("test").copy()).permute(0, 3, 1, 2).float()
     right = model(pixels).argmax(1).numpy() == dataset.labels("test")
     assert right.mean() > 0.9
@@ -77,7 +77,7 @@ def test_the_model_has_the_weights_of_the_best_epoch_not_of_the_last(dataset, ti
     worsen = Worsen()
     metrics = fit(dataset, tiny, params(epochs=3), 1, out, callbacks=[worsen])
 
-    model, _ = saved.load(out)
+    model, _ = trained.load(out)
     assert metrics["best"]["epoch"] == 1
     assert torch.equal(model.network.dense1.weight, worsen.first)
 
@@ -100,7 +100,7 @@ def test_the_average_of_weights_is_what_is_measured_and_kept(dataset, tiny, para
     average = Average()
     metrics = fit(dataset, tiny, params(epochs=3, ema=0.8), 1, out, callbacks=[average])
 
-    model, _ = saved.load(out)
+    model, _ = trained.load(out)
     assert metrics["best"]["epoch"] == 3
     assert not torch.allclose(average.last, average.mean)
     assert torch.allclose(model.network.dense1.weight, average.mean, atol=1e-6)
@@ -245,7 +245,7 @@ def test_a_torchvision_network_trains(dataset, params, out):
 
     metrics = fit(dataset, spec, params(epochs=1), 1, out)
 
-    model, facts = saved.load(out)
+    model, facts = trained.load(out)
     assert facts.spec == spec
     assert metrics["train"]["epochs_trained"] == 1
     assert model(torch.zeros(2, 3, 8, 8)).shape == (2, 3)
@@ -277,7 +277,7 @@ def test_starting_weights_are_where_a_training_starts_and_their_statistics_are_t
 
     fit(dataset, tiny, still, 1, out, starting=weights)
 
-    model, facts = saved.load(out)
+    model, facts = trained.load(out)
     state = model.network.state_dict()
     assert (facts.mean, facts.std) == (weights.mean, weights.std)
     assert model.mean.flatten().tolist() == pytest.approx(weights.mean)
@@ -290,7 +290,7 @@ def test_starting_weights_of_unknown_statistics_take_the_datasets(dataset, tiny,
 
     fit(dataset, tiny, params(epochs=1), 1, out, starting=weights)
 
-    _, facts = saved.load(out)
+    _, facts = trained.load(out)
     assert (facts.mean, facts.std) == (list(dataset.mean), list(dataset.std))
 
 
@@ -363,7 +363,7 @@ def test_a_network_with_auxiliary_heads_trains_with_them_and_is_saved_without(
 
     metrics = fit(dataset, spec, params(epochs=12), 1, out, resumable=resumable())
 
-    model, _ = saved.load(out)
+    model, _ = trained.load(out)
     [path] = out.parent.glob("checkpoints/*/step-*.ckpt")
     content = torch.load(path, weights_only=True)
     assert metrics["val"]["accuracy"] > 0.9
@@ -388,7 +388,7 @@ def test_weights_trained_on_a_gpu_load_on_a_cpu_and_give_near_equal_logits(
 
     metrics = fit(dataset, tiny, params(epochs=12, precision=precision), 1, out, callbacks=[Keep()])
 
-    model, _ = saved.load(out)
+    model, _ = trained.load(out)
     pixels = torch.from_numpy(dataset.images("test").copy()).permute(0, 3, 1, 2).float()
     on_gpu = trained[0].to("cuda").eval()(pixels.to("cuda")).cpu()
     assert metrics["val"]["accuracy"] > 0.9

@@ -5,7 +5,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from convoy.errors import TrainingError
+from convoy.core.errors import TrainingError
 from convoy.training.fit import fit
 from convoy.training.frozen import FrozenProof, sha256
 

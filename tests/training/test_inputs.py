@@ -44,5 +44,12 @@ def test_the_code_that_trains_counts(given, name):
     assert digest(**given) != before
 
 
-def test_when_to_stop_does_not_count(given, params):
-    assert digest(**given) == digest(**(given | {"train": params(time_budget_min=50.0)}))
+def test_every_file_of_a_folder_of_code_counts(given):
+    folder = Path("src/convoy/training")
+    folder.mkdir(parents=True)
+    text = Path("dvc.yaml").read_text().replace("src/fit.py", "src/convoy/training")
+    Path("dvc.yaml").write_text(text)
+    (folder / "fit.py").write_text("first")
+    before = digest(**given)
+    (folder / "optim.py").write_text("second")
+    assert digest(**given) != before

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from convoy import params
-from convoy.errors import RequestError
+from convoy.core import params
+from convoy.core.errors import RequestError
 from convoy.training.settings import TrainParams
 
 SHIPPED = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text(encoding="utf-8"))["train"]

@@ -24,7 +24,7 @@ def data_use(
 
     Example: convoy data use ~/flowers.zip
     """
-    from convoy.data.source import use
+    from convoy.commands.source import use
 
     for line in use(source, Path.cwd()):
         print(line)
@@ -37,9 +37,9 @@ def data_check(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Say what `prepare` would find in PATH, quarantine and split; write nothing."""
-    from convoy import params
+    from convoy.commands.source import check
+    from convoy.core import params
     from convoy.data.settings import DataParams
-    from convoy.data.source import check
 
     found = check(path, params.section("data", DataParams))
     lines = found.pop("lines")

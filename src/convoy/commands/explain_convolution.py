@@ -59,14 +59,14 @@ def convolution(
 
     Example: convoy explain convolution photo.jpg --filter vertical --filter horizontal --stride 2
     """
-    from convoy import pictures
     from convoy.explain import convolution_input as given
+    from convoy.explain import figures
     from convoy.explain.convolution import work_out
-    from convoy.explain.convolution_picture import draw
+    from convoy.explain.convolution_plot import draw
     from convoy.explain.convolution_text import lesson
 
     if picture:
-        pictures.check_name(picture)
+        figures.check_name(picture)
     given.check_padding(padding)
     convolved = given.read_image(image)
     chosen = given.read_filters(filters or ["vertical"])

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from convoy.errors import DataError, RequestError
+from convoy.core.errors import DataError, RequestError
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from convoy.data.dataset import Fit
-    from convoy.explain.features import Features
-    from convoy.networks.saved import ModelFacts
+    from convoy.core.dataset import Fit
+    from convoy.evaluation.feature_maps import Features
+    from convoy.models.trained import ModelFacts
 
 PAGE = Path("build/explain/features.html")
 
@@ -44,11 +44,11 @@ def features(
         )
     content = _read(image)
 
-    from convoy.explain.features import find
-    from convoy.explain.features_page import Subject, write
-    from convoy.networks import saved
+    from convoy.evaluation.feature_maps import find
+    from convoy.evaluation.feature_page import Subject, write
+    from convoy.models import trained
 
-    network, facts = saved.load(model)
+    network, facts = trained.load(model)
     image_u8 = _as_served(image, content, facts)
     found = find(network, [image_u8])
     if page:
@@ -74,8 +74,8 @@ def _read(image: Path) -> bytes:
 
 def _as_served(image: Path, content: bytes, facts: "ModelFacts") -> "npt.NDArray[np.uint8]":
     """Bring a file's bytes to the square that the network sees."""
-    from convoy.data.decode import decode
-    from convoy.data.geometry import Geometry
+    from convoy.images.decode import decode
+    from convoy.images.resize import Geometry
 
     geometry = Geometry(facts.image_px, cast("Fit", facts.fit))
     try:
@@ -86,7 +86,7 @@ def _as_served(image: Path, content: bytes, facts: "ModelFacts") -> "npt.NDArray
 
 def _told(image: str, facts: "ModelFacts", found: "Features") -> dict[str, Any]:
     """Give what the page shows as plain data; volumes are [H, W, C]."""
-    from convoy.explain.features_page import likeliest
+    from convoy.evaluation.feature_page import likeliest
 
     (seen,) = found.images
     return {
@@ -113,8 +113,8 @@ def _told(image: str, facts: "ModelFacts", found: "Features") -> dict[str, Any]:
 
 def _say(facts: "ModelFacts", found: "Features", page: Path | None) -> None:
     """Print what was found in a few lines, and where the page is."""
-    from convoy.console import say
-    from convoy.explain.features_page import likeliest
+    from convoy.core.console import say
+    from convoy.evaluation.feature_page import likeliest
 
     (seen,) = found.images
     name, probability = likeliest(seen, facts.classes)[0]

@@ -43,14 +43,14 @@ def position(
 
     Example: convoy explain position --dataset build/dataset --seed 7 --picture shuffled.svg
     """
-    from convoy.console import say, track
-    from convoy.pictures import check_name
+    from convoy.core.console import say, track
+    from convoy.explain.figures import check_name
 
     if picture:
         check_name(picture)
 
     from convoy.explain.position import NETWORKS, SEEDS, conclude, digits, packed, trainings
-    from convoy.explain.position_picture import draw
+    from convoy.explain.position_plot import draw
 
     sheets = packed(dataset, seed) if dataset else digits(seed)
     if as_json:

@@ -31,8 +31,8 @@ def migrate(
     from contextlib import redirect_stdout
     from dataclasses import asdict
 
-    from convoy import stage
-    from convoy.errors import MigrationError
+    from convoy.core import stage
+    from convoy.core.errors import MigrationError
     from convoy.tracking import settings
     from convoy.tracking.migration.migrate import migrate as carry
     from convoy.tracking.migration.report import table

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from convoy.networks.spec import Spec
+    from convoy.models.spec import Spec
 
 TORCHVISION = "torchvision:"
 CLASSES = 10
@@ -65,15 +65,15 @@ def network_show(
 
     Example: convoy network show convnet --image-px 64 --classes 5 --picture convnet.svg
     """
-    from convoy import params
-    from convoy.networks.spec import FOLDER
-    from convoy.networks.table import text
-    from convoy.networks.table.tabulate import tabulate
-    from convoy.networks.tracked import untracked
+    from convoy.core import params
+    from convoy.explain import network_text
+    from convoy.explain.table import tabulate
+    from convoy.models.spec import FOLDER
+    from convoy.repo.tracked import untracked
 
     if picture:
-        from convoy.networks.table.picture import draw_table
-        from convoy.pictures import check_name
+        from convoy.explain.diagram import draw_table
+        from convoy.explain.figures import check_name
 
         check_name(picture)
     spec = _load(name)
@@ -86,10 +86,10 @@ def network_show(
     if picture:
         draw_table(table, picture)
     if as_json:
-        print(json.dumps(text.facts(table, batch_size), ensure_ascii=False))
+        print(json.dumps(network_text.facts(table, batch_size), ensure_ascii=False))
         return
     print(f"{spec.name}: {side}×{side} RGB images, {width} classes{note}")
-    for line in text.lines(table, batch_size, units=units):
+    for line in network_text.lines(table, batch_size, units=units):
         print(line)
     if remark := untracked(FOLDER / f"{name}.yaml"):
         print(f"\n{remark}")
@@ -110,18 +110,18 @@ def network_list(
 
     Example: convoy network list
     """
-    from convoy import params
+    from convoy.core import params
     from convoy.data.settings import DataParams
-    from convoy.networks.spec import FOLDER
-    from convoy.networks.table import listing
-    from convoy.networks.tracked import untracked
+    from convoy.explain import network_list
+    from convoy.models.spec import FOLDER
+    from convoy.repo.tracked import untracked
 
     otherwise = params.section("data", DataParams).image_px
-    entries = listing.entries(FOLDER, otherwise, CLASSES, everything=everything, quiet=as_json)
+    entries = network_list.entries(FOLDER, otherwise, CLASSES, everything=everything, quiet=as_json)
     if as_json:
         print(json.dumps({"networks": [entry.model_dump() for entry in entries]}, ensure_ascii=False))
         return
-    for line in listing.lines(entries):
+    for line in network_list.lines(entries):
         print(line)
     if note := untracked(*(FOLDER / f"{entry.name}.yaml" for entry in entries)):
         print(f"\n{note}")
@@ -129,18 +129,18 @@ def network_list(
 
 def _load(name: str) -> "Spec":
     """Read a spec, or name a classifier of torchvision's as a one-line spec would."""
-    from convoy.networks import catalog, spec
+    from convoy.models import spec, torchvision
 
     if not name.startswith(TORCHVISION):
         return spec.load(name)
     theirs = name.removeprefix(TORCHVISION)
-    catalog.check(theirs, name)
+    torchvision.check(theirs, name)
     return spec.Spec(name=theirs, torchvision=theirs)
 
 
 def _images(spec: "Spec", image_px: int | None, classes: int | None) -> tuple[int, int, str]:
     """Complete side and classes by what the spec says, then params.yaml; say so."""
-    from convoy import params
+    from convoy.core import params
     from convoy.data.settings import DataParams
 
     if image_px is not None and classes is not None:

@@ -38,7 +38,7 @@ def promote(
     import contextlib
     import sys
 
-    from convoy.errors import RequestError
+    from convoy.core.errors import RequestError
     from convoy.registry import promote as promoting
 
     if dry_run and override:

@@ -36,10 +36,10 @@ def sweep(
 
     Example: convoy sweep --trials 0 --apply
     """
-    from convoy.sweep import leader, session
+    from convoy.sweep import leader, run
 
     try:
-        session.sweep(trials, workers, into_params=apply, as_json=as_json)
+        run.sweep(trials, workers, into_params=apply, as_json=as_json)
     except KeyboardInterrupt:
         print("\nstopped. " + leader.GO_ON, file=sys.stderr)
         raise typer.Exit(1) from None

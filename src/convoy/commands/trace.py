@@ -8,7 +8,7 @@ import typer
 
 if TYPE_CHECKING:
     from convoy.lineage.chain import Places
-    from convoy.lineage.records import Record
+    from convoy.lineage.runs import Record
 
 
 def trace(
@@ -48,9 +48,9 @@ def trace(
 
     Example: convoy trace champion --restore ../champion --verify
     """
-    from convoy import dvc
     from convoy.lineage import compare as comparing
     from convoy.lineage import trace as tracing
+    from convoy.repo import dvc
 
     root = Path.cwd()
     dvc.check_repository(root)
@@ -73,7 +73,7 @@ def trace(
 
 def _check_options(*, other: str, restore: Path | None, verify: bool, as_json: bool) -> None:
     """Refuse options that do not go together."""
-    from convoy.errors import RequestError
+    from convoy.core.errors import RequestError
 
     if verify and not restore:
         raise RequestError("--verify trains in a restored clone. Name one: --restore ../restored --verify")

@@ -36,9 +36,9 @@ def use(
 
     Example: convoy weights use imagenet --network resnet18
     """
-    from convoy import params
-    from convoy.networks.settings import NetworkParams
-    from convoy.networks.weights.pinning import use as pin
+    from convoy.commands.pinning import use as pin
+    from convoy.core import params
+    from convoy.training.network_settings import NetworkParams
 
     name = network or params.section("network", NetworkParams).name
     for line in pin(source, name, Path.cwd()):

@@ -23,8 +23,8 @@ def why(
 
     Example: convoy why train
     """
-    from convoy import dvc
     from convoy.lineage.why import explain, lines
+    from convoy.repo import dvc
 
     root = Path.cwd()
     dvc.check_repository(root)

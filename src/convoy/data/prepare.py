@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from convoy.console import say
+from convoy.core.console import say
+from convoy.core.dataset import FACTS_FILE, IMAGES_FILE, LABELS_FILE, MANIFEST_FILE, SPLITS
+from convoy.core.files import write_json
 from convoy.data import manifest, pack
-from convoy.data.dataset import FACTS_FILE, IMAGES_FILE, LABELS_FILE, MANIFEST_FILE, SPLITS
-from convoy.data.geometry import Geometry
+from convoy.data.scan import Survey, survey
 from convoy.data.settings import DataParams
 from convoy.data.split import LEFT_OUT, OK
-from convoy.data.survey import Survey, survey
-from convoy.files import write_json
+from convoy.images.resize import Geometry
 
 
 def prepare(data: Path, params: DataParams, out: Path) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from convoy.data.dataset import Split
-from convoy.data.decode import decode
-from convoy.data.layout import Layout
+from convoy.core.dataset import Split
+from convoy.core.errors import DataError
 from convoy.data.split import LEFT_OUT, OK, pixel_hash
-from convoy.errors import DataError
+from convoy.images.decode import decode
+from convoy.images.layout import Layout
 
 IGNORED = "ignored: "
 """Begins the verdict on a file that is no image and lies where no image is expected."""

@@ -4,8 +4,8 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from convoy.data.dataset import Fit
-from convoy.params import Section
+from convoy.core.dataset import Fit
+from convoy.core.params import Section
 
 LARGEST_CUT = 0.8
 """Largest share that validation and test may take together: a fifth at least is left to learn from."""

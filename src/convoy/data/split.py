@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from convoy.data.dataset import Split
+from convoy.core.dataset import Split
 from convoy.data.settings import SplitParams
 
 OK = "ok"

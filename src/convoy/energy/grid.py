@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from convoy.errors import RequestError
+from convoy.core.errors import RequestError
 
 WORLD = "world"
 """Stands for a country that is not known."""

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from convoy import files
-from convoy.console import say
+from convoy.core import files
+from convoy.core.console import say
 from convoy.energy import grid
 
 if TYPE_CHECKING:

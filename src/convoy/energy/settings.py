@@ -5,9 +5,9 @@ from typing import Annotated
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
+from convoy.core.errors import RequestError
+from convoy.core.params import Section
 from convoy.energy import grid
-from convoy.errors import RequestError
-from convoy.params import Section
 
 
 def _known(country: str) -> str:

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from convoy import files
-from convoy.console import say
+from convoy.core import files
+from convoy.core.console import say
 from convoy.energy.meter import rounded
 
 STAGES = ("prepare", "train", "evaluate", "export")

@@ -11,14 +11,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from convoy import files
-from convoy.data.dataset import MANIFEST_FILE, Dataset
-from convoy.errors import DataError, NetworkError
-from convoy.evaluation import metrics, picture, report
+from convoy.core import files
+from convoy.core.dataset import MANIFEST_FILE, Dataset
+from convoy.core.errors import DataError, NetworkError
+from convoy.evaluation import feature_maps, feature_page, metrics, picture, report
 from convoy.evaluation.inference import probabilities
 from convoy.evaluation.settings import EvaluateParams
-from convoy.explain import features, features_page
-from convoy.networks import saved
+from convoy.models import trained
 
 
 def evaluate(dataset_folder: Path, model_folder: Path, params: EvaluateParams, out: Path) -> dict[str, Any]:
@@ -38,7 +37,7 @@ def evaluate(dataset_folder: Path, model_folder: Path, params: EvaluateParams, o
         NetworkError: the model knows other classes than the dataset, or answers with NaN.
     """
     dataset = Dataset.load(dataset_folder)
-    model, facts = saved.load(model_folder)
+    model, facts = trained.load(model_folder)
     if facts.classes != list(dataset.classes):
         raise NetworkError(
             f"{model_folder} was trained for the classes {', '.join(facts.classes)}; {dataset_folder} has "
@@ -72,8 +71,8 @@ def evaluate(dataset_folder: Path, model_folder: Path, params: EvaluateParams, o
     report.write(out / "report.html", facts_of_data, summary, counts, mistakes)
     if params.feature_classes:
         subjects = _first_of_each_class(dataset, delivered["path"])[: params.feature_classes]
-        seen = features.find(model, [subject.image_u8 for subject in subjects])
-        features_page.write(out / "features.html", facts.network, dataset.classes, subjects, seen)
+        seen = feature_maps.find(model, [subject.image_u8 for subject in subjects])
+        feature_page.write(out / "features.html", facts.network, dataset.classes, subjects, seen)
     # A hundred classes would fill `dvc exp show` with columns; summary.json and the report have them.
     return {"test": {name: value for name, value in summary.items() if name != "per_class"}}
 
@@ -124,12 +123,12 @@ def _write_predictions(
     pq.write_table(table, path)
 
 
-def _first_of_each_class(dataset: Dataset, paths: Sequence[str]) -> list[features_page.Subject]:
+def _first_of_each_class(dataset: Dataset, paths: Sequence[str]) -> list[feature_page.Subject]:
     """Pick the first test image of each class, in the order of the classes."""
     labels, images_u8 = dataset.labels("test"), dataset.images("test")
     _, rows = np.unique(labels, return_index=True)
     return [
-        features_page.Subject(paths[n], np.array(images_u8[n]), actual=dataset.classes[labels[n]])
+        feature_page.Subject(paths[n], np.array(images_u8[n]), actual=dataset.classes[labels[n]])
         for n in rows
     ]
 

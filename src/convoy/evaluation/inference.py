@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from convoy import console
-from convoy.networks.deployable import Deployable
+from convoy.core import console
+from convoy.models.deployable import Deployable
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from convoy.evaluation.interval import wilson
+from convoy.core.intervals import wilson
 
 
 def summarise(

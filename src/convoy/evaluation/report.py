@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from convoy import files
+from convoy.core import files
 from convoy.evaluation import picture
 
 THUMBNAIL_PX = 128

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from convoy.params import Section
+from convoy.core.params import Section
 
 
 class EvaluateParams(Section):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from convoy.errors import RequestError
+from convoy.core.errors import RequestError
 from convoy.explain.filters import PaddingMode
 
 Volume = npt.NDArray[np.float64]

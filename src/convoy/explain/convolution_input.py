@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from convoy.data.decode import decode
-from convoy.errors import DataError, RequestError
+from convoy.core.errors import DataError, RequestError
+from convoy.core.params import did_you_mean
 from convoy.explain.convolution import Volume
 from convoy.explain.filters import NAMED
-from convoy.params import did_you_mean
+from convoy.images.decode import decode
 
 EXAMPLE = """
 0 0 0 0 0 0 0

@@ -17,13 +17,13 @@ from torch.nn.functional import cross_entropy, interpolate, pad
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from convoy.data.dataset import Dataset
+from convoy.core.dataset import Dataset
 from convoy.explain.position_verdict import CNN, DENSE, Pair, Verdict
-from convoy.networks.build import build
-from convoy.networks.deployable import Deployable
-from convoy.networks.spec import Spec
+from convoy.models.build import build
+from convoy.models.deployable import Deployable
+from convoy.models.spec import Spec
 from convoy.training.augment import augment
-from convoy.training.schedule import rate
+from convoy.training.optim import rate
 
 LARGEST_PX = 12
 """Side that larger images are shrunk to, so that twelve trainings take seconds."""

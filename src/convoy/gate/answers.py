@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from convoy import files
-from convoy.deploy.served import Served
-from convoy.errors import ConvoyError
+from convoy.core import files
+from convoy.core.errors import ConvoyError
+from convoy.export.onnx_model import Served
 from convoy.gate.contender import Contender
 
 SAMPLE_BYTES = 64 * 2**20

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convoy.deploy.images import Images
+from convoy.export.image_index import Images
 
 
 @dataclass(frozen=True)

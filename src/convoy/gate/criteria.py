@@ -8,9 +8,9 @@ import numpy as np
 
 from convoy.gate.calibration import calibration_error
 from convoy.gate.contender import Contender, Unreadable
-from convoy.gate.facts import Facts
-from convoy.gate.judgement import Criterion, Sense, Unit
+from convoy.gate.evidence import Facts
 from convoy.gate.names import visible
+from convoy.gate.result import Criterion, Sense, Unit
 from convoy.gate.settings import GateParams
 from convoy.gate.written import number
 

@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from convoy.deploy import machine
-from convoy.deploy.served import Served
-from convoy.errors import ProofError
-from convoy.gate import criteria, latency, paired, reasons
+from convoy.core.errors import ProofError
+from convoy.export import machine
+from convoy.export.onnx_model import Served
+from convoy.gate import criteria, latency, reasons, statistics
 from convoy.gate.answers import Answers, NoAnswer, Sample, opened
 from convoy.gate.calibration import BINS
 from convoy.gate.contender import Contender, Unreadable
-from convoy.gate.facts import Facts, Side
-from convoy.gate.judgement import Criterion, Judgement, Verdict
+from convoy.gate.evidence import Facts, Side
 from convoy.gate.latency import Timed
+from convoy.gate.result import Criterion, Judgement, Verdict
 from convoy.gate.settings import GateParams
-from convoy.gate.today import Today
+from convoy.gate.test_images import Today
 
 
 def judge(
@@ -44,7 +44,7 @@ def judge(
     del ours, theirs  # their threads would be timed as well
     both = None
     if their_side is not None and places:
-        both = paired.compare(our_side.right, their_side.right, limits.confidence)
+        both = statistics.compare(our_side.right, their_side.right, limits.confidence)
     same = isinstance(champion, Contender) and champion.sha256 == candidate.sha256
     timed = None if same or not places else _time(candidate, champion, sample)
     facts = Facts(

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from convoy.console import track
-from convoy.deploy.served import Served
+from convoy.core.console import track
+from convoy.export.onnx_model import Served
 
 THREADS = 1
 """Of onnxruntime. As in `deploy.latency`: several would time each other's waiting."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from convoy import pictures
+from convoy.explain import figures
 
 DARK_ENDING = "-dark"
 """Ends the name of a picture for dark pages, before `.png`."""
@@ -52,5 +52,5 @@ def twice(out: Path, name: str, figure_of: Callable[[Look], Figure | None]) -> t
         with warnings.catch_warnings():
             # Letters that matplotlib's font lacks become boxes; a warning for each would say no more.
             warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font", category=UserWarning)
-            drawn.append(pictures.write(figure, path))
+            drawn.append(figures.write(figure, path))
     return tuple(drawn)

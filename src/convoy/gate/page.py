@@ -7,11 +7,11 @@ from typing import Any
 
 import jinja2
 
-from convoy import files
+from convoy.core import files
 from convoy.gate import written
-from convoy.gate.judgement import Judgement
 from convoy.gate.looks import DARK_ENDING
 from convoy.gate.names import short, visible
+from convoy.gate.result import Judgement
 
 MOST_FLIPS = 100
 """Most images listed of each kind of flip; verdict.json beside the page has no more either."""

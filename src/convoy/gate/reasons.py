@@ -2,8 +2,8 @@
 
 from convoy.gate.contender import Unreadable
 from convoy.gate.criteria import NUMBERED
-from convoy.gate.facts import Facts
-from convoy.gate.judgement import Comparison, Criterion
+from convoy.gate.evidence import Facts
+from convoy.gate.result import Comparison, Criterion
 from convoy.gate.settings import GateParams
 from convoy.gate.written import gain, number, p_value, sides
 

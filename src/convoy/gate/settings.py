@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from convoy.params import Section
+from convoy.core.params import Section
 
 Share = Annotated[float, Field(ge=0, le=1)]
 

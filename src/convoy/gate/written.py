@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from convoy.gate.judgement import ClassFigures, Comparison, Criterion, Flip, Judgement, Share
 from convoy.gate.names import visible
+from convoy.gate.result import ClassFigures, Comparison, Criterion, Flip, Judgement, Share
 
 NOTHING = "\N{EN DASH}"
 """Stands where there is no figure."""

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from convoy import files
-from convoy.lineage import git
-from convoy.lineage.cache import Cache
-from convoy.lineage.records import COMMIT, Record, Records
+from convoy.core import files
+from convoy.lineage.runs import COMMIT, Record, Records
+from convoy.repo import git
+from convoy.repo.dvc_cache import Cache
 from convoy.tracking.settings import shown
 
 DIFF = "pipeline/workspace.diff"

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from typing import Any
 
-from convoy.errors import RequestError
-from convoy.lineage import git
-from convoy.lineage.asked import Asked
+from convoy.core.errors import RequestError
 from convoy.lineage.chain import Places
-from convoy.lineage.records import COMMIT, Record
+from convoy.lineage.resolve import Asked
+from convoy.lineage.runs import COMMIT, Record
+from convoy.repo import git
 
 CHOOSING = ("data.splits", "data.max_quarantined")
 """Params of `prepare` that decide which images are in the test split; the others change how they are packed."""

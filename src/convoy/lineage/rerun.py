@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from convoy.lineage import pipeline
-from convoy.lineage.pipeline import File, Found
+from convoy.repo import dvc_graph
+from convoy.repo.dvc_graph import File, Found
 
 Verdict = Literal["unchanged", "runs", "perhaps", "cached", "accepted", "stops"]
 """What becomes of a stage.
@@ -55,13 +55,13 @@ def foresee(root: Path) -> list[Foreseen]:
     Raises:
         RequestError: DVC cannot read the pipeline.
     """
-    with pipeline.opened(root) as repo:
-        stages = pipeline.ordered(repo)
-        made_by = pipeline.makers(stages)
-        commands = pipeline.commands(root)
+    with dvc_graph.opened(root) as repo:
+        stages = dvc_graph.ordered(repo)
+        made_by = dvc_graph.makers(stages)
+        commands = dvc_graph.commands(root)
         ahead = _Ahead()
         return [
-            _judge(repo, stage, pipeline.compare(stage, made_by, commands.get(stage.addressing)), ahead)
+            _judge(repo, stage, dvc_graph.compare(stage, made_by, commands.get(stage.addressing)), ahead)
             for stage in stages
         ]
 
@@ -147,4 +147,4 @@ def _from_run_cache(repo: Any, stage: Any, found: Found, ahead: _Ahead) -> dict[
     made = repo.stage_cache._create_stage(entry, wdir=stage.wdir)  # noqa: SLF001
     if not made.outs_cached():
         return None
-    return {pipeline.name(repo, out): str(out.hash_info.value) for out in made.outs}
+    return {dvc_graph.name(repo, out): str(out.hash_info.value) for out in made.outs}

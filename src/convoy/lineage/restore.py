@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from convoy import dvc
-from convoy.console import say
-from convoy.errors import RequestError
-from convoy.lineage import git
+from convoy.core.console import say
+from convoy.core.errors import RequestError
 from convoy.lineage.chain import DIFF, Places
-from convoy.lineage.outputs import RestoreError, supply
-from convoy.lineage.records import COMMIT, Record
+from convoy.lineage.runs import COMMIT, Record
+from convoy.repo import dvc, git
+from convoy.repo.outputs import RestoreError, supply
 
 FILES = ("params.yaml", "dvc.yaml", "data.dvc", "dvc.lock")
 """What a run keeps of its pipeline, in the folder `pipeline` of its artifacts."""

@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from convoy.errors import RequestError
-from convoy.lineage import cache, git
-from convoy.lineage.asked import Asked, find
+from convoy.core.errors import RequestError
 from convoy.lineage.chain import Link, Places, chain, data_place, missing, moment
-from convoy.lineage.records import COMMIT, Record, StoreError, open_records
+from convoy.lineage.resolve import Asked, find
+from convoy.lineage.runs import COMMIT, Record, StoreError, open_records
+from convoy.repo import dvc_cache, git
 from convoy.tracking.settings import uri
 
 LISTED = 20
@@ -28,7 +28,7 @@ def look(text: str, root: Path) -> tuple[Asked, Places]:
         StoreError: the tracking store does not answer, and it is not in the outbox.
     """
     records = open_records(uri(), root)
-    held = cache.of_repository(root)
+    held = dvc_cache.of_repository(root)
     silent = ""
     try:
         asked = find(text, records, root, held)

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from convoy import dvc, files
-from convoy.console import say
-from convoy.lineage.outputs import RestoreError
-from convoy.lineage.records import Record
+from convoy.core import files
+from convoy.core.console import say
+from convoy.lineage.runs import Record
+from convoy.repo import dvc
+from convoy.repo.outputs import RestoreError
 
 if TYPE_CHECKING:
     from torch import Tensor

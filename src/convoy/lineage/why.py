@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from convoy.errors import RequestError
-from convoy.lineage import git
-from convoy.lineage.pipeline import ABSENT, File, Param
+from convoy.core.errors import RequestError
+from convoy.core.params import did_you_mean
 from convoy.lineage.rerun import Foreseen, foresee
-from convoy.params import did_you_mean
+from convoy.repo import git
+from convoy.repo.dvc_graph import ABSENT, File, Param
 
 SHOWN = 6
 """Members of a changed folder that are named; the rest are counted."""

@@ -24,9 +24,9 @@ from pathlib import Path
 
 import psutil
 
-from convoy import identity
-from convoy.console import say
-from convoy.registry.registry import Registry, RegistryError
+from convoy.core.console import say
+from convoy.registry.client import Registry, RegistryError
+from convoy.repo import identity
 
 PREFIX = "convoy.lock."
 LEASE_S = 60.0

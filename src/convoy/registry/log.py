@@ -12,9 +12,9 @@ from pathlib import Path
 
 from mlflow.entities import Run
 
-from convoy import identity
-from convoy.errors import RequestError
-from convoy.registry.registry import Registry, RegistryError, Version
+from convoy.core.errors import RequestError
+from convoy.registry.client import Registry, RegistryError, Version
+from convoy.repo import identity
 from convoy.tracking import settings, store
 from convoy.tracking.run import now_ms
 

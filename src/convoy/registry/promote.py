@@ -9,19 +9,18 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from convoy import files, params
-from convoy.deploy import contract, images
-from convoy.errors import DataError, RequestError
-from convoy.gate import page, pictures, written
+from convoy.core import contract, files, params
+from convoy.core.errors import DataError, RequestError
+from convoy.export import image_index
+from convoy.gate import page, plots, written
 from convoy.gate.contender import Contender, Unreadable
 from convoy.gate.judge import judge as judge_files
-from convoy.gate.judgement import Criterion, Judgement
+from convoy.gate.result import Criterion, Judgement
 from convoy.gate.settings import GateParams
-from convoy.gate.today import Today
-from convoy.registry import champion as champions
-from convoy.registry.fetch import Gone, fetch
-from convoy.registry.proven import TAG_CHARACTERS
-from convoy.registry.registry import (
+from convoy.gate.test_images import Today
+from convoy.registry import alias as champions
+from convoy.registry.artifacts import Gone, fetch
+from convoy.registry.client import (
     CANDIDATE,
     CHAMPION,
     Registry,
@@ -29,6 +28,7 @@ from convoy.registry.registry import (
     Version,
     refuse_inside_experiment,
 )
+from convoy.registry.proven import TAG_CHARACTERS
 
 DATASET = Path("build/dataset")
 DATA = Path("data")
@@ -186,7 +186,7 @@ def _contender(version: Version, folder: Path) -> Contender:
         name=str(version),
         onnx=folder / contract.PROVEN,
         sha256=version.sha256,
-        images=_read(known, images.load),
+        images=_read(known, image_index.load),
         recorded_accuracy=_accuracy(version.tags),
         proof=_read(proof, files.read_json),
         created_ms=version.created_ms,
@@ -213,6 +213,6 @@ def _write(
 ) -> tuple[Path, ...]:
     out.mkdir(parents=True, exist_ok=True)
     files.write_json(out / VERDICT, judgement.as_json())
-    drawn = pictures.draw(judgement, thumbnails, out)
+    drawn = plots.draw(judgement, thumbnails, out)
     page.write(out / PAGE, judgement, drawn)
     return (out / VERDICT, out / PAGE, *drawn)

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convoy import files
-from convoy.deploy import contract
-from convoy.deploy.served import Served
-from convoy.errors import RequestError
-from convoy.registry import fetch
-from convoy.registry.registry import RUN_ID, SHA256
+from convoy.core import contract, files
+from convoy.core.errors import RequestError
+from convoy.export.onnx_model import Served
+from convoy.registry import artifacts
+from convoy.registry.client import RUN_ID, SHA256
 
 TAG_CHARACTERS = 5000
 """Longest value of a tag that every store of MLflow takes; some take 100,000."""
@@ -53,7 +52,7 @@ class Proven:
                     "(or bring it back from DVC's cache: dvc checkout build/deploy; or name a run: convoy register RUN)"
                 )
         sha256 = files.sha256(onnx)
-        if not fetch.holds(folder, sha256):
+        if not artifacts.holds(folder, sha256):
             raise RequestError(
                 f"{proof} is not the proof of {onnx} (sha256 {sha256[:12]}): one of them was changed since. Bring both "
                 "back: dvc checkout --force build/deploy; or make them again: dvc repro --force export"

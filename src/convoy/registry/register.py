@@ -3,15 +3,13 @@
 import tempfile
 from pathlib import Path
 
-from convoy import stage
-from convoy.console import say
-from convoy.errors import RequestError
+from convoy.core import stage
+from convoy.core.console import say
+from convoy.core.errors import RequestError
 from convoy.lineage import compare, trace
-from convoy.registry import fetch, remake
-from convoy.registry.fetch import Gone, Kept
-from convoy.registry.lock import held
-from convoy.registry.proven import Proven
-from convoy.registry.registry import (
+from convoy.registry import artifacts, remake
+from convoy.registry.artifacts import Gone, Kept
+from convoy.registry.client import (
     CANDIDATE,
     CHAMPION,
     SHA256,
@@ -20,6 +18,8 @@ from convoy.registry.registry import (
     Version,
     refuse_inside_experiment,
 )
+from convoy.registry.lock import held
+from convoy.registry.proven import Proven
 
 DATA_MD5 = "convoy.data_md5"
 
@@ -39,7 +39,7 @@ def register(asked: str = "") -> Version:
     refuse_inside_experiment("register")
     registry = Registry.open()
     if not asked:
-        return _register(registry, Proven.read(fetch.DEPLOY))
+        return _register(registry, Proven.read(artifacts.DEPLOY))
     with tempfile.TemporaryDirectory() as scratch:
         return _register(registry, _of_run(registry, asked, Path(scratch)))
 
@@ -47,7 +47,7 @@ def register(asked: str = "") -> Version:
 def _register(registry: Registry, proven: Proven) -> Version:
     registry.create()
     known = registry.by_sha256(proven.sha256)
-    if known and fetch.has_file(registry, known):
+    if known and artifacts.has_file(registry, known):
         say(f"{known} is this file already: model.onnx {proven.sha256[:12]} of run {proven.run_id}")
         version = known
     else:
@@ -96,8 +96,8 @@ def _of_run(registry: Registry, asked: str, folder: Path) -> Proven:
             f"{asked} has other bytes (sha256 {found.sha256[:12]}) than the model that run {record.run_id} proved "
             f"({sha256[:12]}). To register that one: convoy register {record.run_id}"
         )
-    if fetch.holds(fetch.DEPLOY, sha256):
-        return Proven.read(fetch.DEPLOY)
+    if artifacts.holds(artifacts.DEPLOY, sha256):
+        return Proven.read(artifacts.DEPLOY)
     remake.deliver(record.run_id)
     run = remake.find(registry, record.run_id)
     model = remake.logged_model(registry, run, sha256) if run else None
@@ -111,7 +111,7 @@ def _of_run(registry: Registry, asked: str, folder: Path) -> Proven:
         Kept.at(registry, str(model.artifact_location), f"run {record.run_id}").take(sha256, folder)
     except Gone as gone:
         raise RegistryError(f"{gone}. {restore}") from gone
-    if not fetch.holds(folder, sha256):
+    if not artifacts.holds(folder, sha256):
         raise RequestError(
             f"run {record.run_id} was exported by an earlier Convoy, which kept no proof beside the model. "
             "Export again: dvc repro --force export"

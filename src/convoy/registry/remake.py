@@ -6,13 +6,14 @@ from pathlib import Path
 
 from mlflow.entities import LoggedModel, LoggedModelStatus, Metric, Run
 
-from convoy import identity, params
-from convoy.console import say
-from convoy.files import read_json
-from convoy.registry import fetch
-from convoy.registry.fetch import Kept
+from convoy.core import params
+from convoy.core.console import say
+from convoy.core.files import read_json
+from convoy.registry import artifacts
+from convoy.registry.artifacts import Kept
+from convoy.registry.client import SHA256, Registry, RegistryError
 from convoy.registry.proven import Proven
-from convoy.registry.registry import SHA256, Registry, RegistryError
+from convoy.repo import identity
 from convoy.tracking import model as models
 from convoy.tracking import outbox, settings, stages, store
 from convoy.tracking import run as runs
@@ -89,7 +90,7 @@ def _log_again(registry: Registry, run: Run, proven: Proven, lost: LoggedModel |
         if lost:
             registry.client.delete_logged_model(lost.model_id)
         with tempfile.TemporaryDirectory() as scratch:
-            fetch.copy(proven.folder, Path(scratch))
+            artifacts.copy(proven.folder, Path(scratch))
             return models.log(registry.client, run, Path(scratch), proven.sha256, _results(run))
 
     return registry.ask(f"log the model of run {proven.run_id}", write)
@@ -144,6 +145,6 @@ def _remake(proven: Proven) -> None:
         path = stages.METRICS / f"{stage}.json"
         if is_workspace and path.exists():
             run.log_result(read_json(path))
-    beside = [proven.folder / one for one in fetch.BESIDE if (proven.folder / one).is_file()]
+    beside = [proven.folder / one for one in artifacts.BESIDE if (proven.folder / one).is_file()]
     run.log_onnx(proven.folder / "model.onnx", *beside)
     run.end("FINISHED")

@@ -1,10 +1,10 @@
 """Give `champion` back to the version that had it before, in one command."""
 
-from convoy.deploy import contract
-from convoy.errors import RequestError
-from convoy.registry import fetch, log
-from convoy.registry.champion import Moved, move
-from convoy.registry.registry import CHAMPION, Registry, RegistryError, Version
+from convoy.core import contract
+from convoy.core.errors import RequestError
+from convoy.registry import artifacts, log
+from convoy.registry.alias import Moved, move
+from convoy.registry.client import CHAMPION, Registry, RegistryError, Version
 
 
 def rollback(reason: str, to: str = "") -> Moved:
@@ -28,7 +28,7 @@ def rollback(reason: str, to: str = "") -> Moved:
     version = registry.version(to.removeprefix(f"{registry.model}/")) if to else _before(registry, number)
     if version.number == number:
         raise RequestError(f"{version} is the champion already; name another: convoy rollback --to VERSION")
-    if not fetch.has_file(registry, version):
+    if not artifacts.has_file(registry, version):
         raise RegistryError(
             f"{contract.PROVEN} of {version} is not in the store any more, so it cannot serve; nothing was moved. "
             f"Choose another: {_others(registry, version, number)}"

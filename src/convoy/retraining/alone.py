@@ -9,7 +9,8 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
-from convoy import files, identity
+from convoy.core import files
+from convoy.repo import identity
 from convoy.retraining.worktree import FOLDER, WORKTREE
 
 

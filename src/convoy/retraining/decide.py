@@ -18,8 +18,8 @@ training per span is enough, whatever its verdict was.
 import time
 from dataclasses import dataclass
 
-from convoy.registry.registry import Version
-from convoy.retraining.upstream import Upstream
+from convoy.registry.client import Version
+from convoy.retraining.trigger import Upstream
 
 INPUTS = "convoy.retrain_inputs"
 """Tag of a version that a round brought to a verdict: digest of what the round was given."""

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from convoy.gate.judgement import Judgement
-from convoy.retraining.changes import Changes
+from convoy.gate.result import Judgement
+from convoy.retraining.data_diff import Changes
 
 Outcome = Literal["promoted", "kept", "refused", "nothing-new", "skipped", "failed"]
 

@@ -10,17 +10,17 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from convoy import files, params
-from convoy.deploy import contract, images
-from convoy.deploy.images import Images
+from convoy.core import contract, files, params
+from convoy.core.errors import DataError
 from convoy.energy.total import STAGES
-from convoy.errors import DataError
-from convoy.gate.judgement import Judgement
-from convoy.registry.fetch import Gone, Kept
-from convoy.registry.registry import Registry, Version
-from convoy.retraining import changes as data_changes
+from convoy.export import image_index
+from convoy.export.image_index import Images
+from convoy.gate.result import Judgement
+from convoy.registry.artifacts import Gone, Kept
+from convoy.registry.client import Registry, Version
+from convoy.retraining import data_diff as data_changes
 from convoy.retraining import pictures, report
-from convoy.retraining.changes import Changes
+from convoy.retraining.data_diff import Changes
 from convoy.retraining.facts import Delivery, Facts, Identity, Outcome
 from convoy.retraining.steps import Steps
 from convoy.retraining.worktree import DATA, FOLDER
@@ -97,7 +97,7 @@ def describe(found: Found, place: Path) -> None:
 
 def compare_data(found: Found, place: Path, out: Path) -> None:
     """Compare today's images with those of the champion, which are kept with its model; draw what was relabelled."""
-    now = images.load(place / "build/deploy" / contract.IMAGES)
+    now = image_index.load(place / "build/deploy" / contract.IMAGES)
     before = _images(found.champion_before) if found.champion_before else None
     rows = pq.read_table(place / "build/dataset/manifest.parquet", columns=["path", "pixels"]).to_pydict()
     paths = dict(zip(rows["pixels"], rows["path"], strict=True))
@@ -109,7 +109,7 @@ def _images(version: Version) -> Images | None:
     """Fetch the list of a version's images alone; None where it has none that can be read."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            return images.load(Kept.of(Registry.open(), version).bring(contract.IMAGES, Path(folder)))
+            return image_index.load(Kept.of(Registry.open(), version).bring(contract.IMAGES, Path(folder)))
         except (Gone, DataError):
             return None
 

@@ -7,12 +7,12 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
-from convoy.data.dataset import MANIFEST_FILE, Dataset
+from convoy.core.dataset import MANIFEST_FILE, Dataset
 from convoy.gate import grid
 from convoy.gate.grid import Cell, Group
 from convoy.gate.looks import Look, twice
 from convoy.gate.names import short
-from convoy.retraining.changes import Changes
+from convoy.retraining.data_diff import Changes
 
 MOST = 18
 """Most images drawn."""

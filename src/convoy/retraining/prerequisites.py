@@ -4,9 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
-from convoy import dvc
-from convoy.errors import RequestError
-from convoy.lineage import git
+from convoy.core.errors import RequestError
+from convoy.repo import dvc, git
 from convoy.retraining.publish import REMOTE
 from convoy.tracking.settings import shown
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from convoy.lineage import git, pipeline
-from convoy.retraining import report, running
+from convoy.repo import dvc_graph, git
+from convoy.retraining import processes, report
 from convoy.retraining.facts import Facts
-from convoy.retraining.running import RoundError
+from convoy.retraining.processes import RoundError
 from convoy.retraining.worktree import NO_HOOKS
 from convoy.tracking.settings import shown
 
@@ -41,12 +41,12 @@ def commit(place: Path, names: list[str], message: str, *, dated: str = "") -> s
     Returns:
         The commit's number.
     """
-    running.git(place, "add", "--force", "--", *[name for name in names if (place / name).exists()])
-    if not running.git(place, "diff", "--cached", "--name-only"):
+    processes.git(place, "add", "--force", "--", *[name for name in names if (place / name).exists()])
+    if not processes.git(place, "diff", "--cached", "--name-only"):
         return ""
     env = {"GIT_AUTHOR_DATE": dated, "GIT_COMMITTER_DATE": dated} if dated else {}
-    running.git(place, *_identity(place), *NO_HOOKS, "commit", "--quiet", "-m", message, env=env)
-    return running.git(place, "rev-parse", "HEAD")
+    processes.git(place, *_identity(place), *NO_HOOKS, "commit", "--quiet", "-m", message, env=env)
+    return processes.git(place, "rev-parse", "HEAD")
 
 
 def _identity(place: Path) -> list[str]:
@@ -69,7 +69,7 @@ def push_data(place: Path, env: Mapping[str, str], python: str) -> None:
         RoundError: with DVC's own words.
     """
     try:
-        running.stream([python, "-m", "dvc", "push"], place, env)
+        processes.stream([python, "-m", "dvc", "push"], place, env)
         _push_runs(place)
     except Exception as error:
         said = getattr(error, "log", "") or str(error)
@@ -90,9 +90,9 @@ def _push_runs(place: Path) -> None:
     from dvc_data.hashfile.db import HashFileDB  # noqa: PLC0415 (likewise)
     from dvc_objects.fs.local import LocalFileSystem  # noqa: PLC0415 (likewise)
 
-    with pipeline.opened(place) as repo, tempfile.TemporaryDirectory() as scratch:
+    with dvc_graph.opened(place) as repo, tempfile.TemporaryDirectory() as scratch:
         kept = Path(repo.stage_cache.cache_dir)
-        for one in pipeline.ordered(repo):
+        for one in dvc_graph.ordered(repo):
             key = _get_cache_hash(to_single_stage_lockfile(one), key=True) if one.cmd else None
             for entry in (kept / key[:2] / key).glob("*") if key else ():
                 copy = Path(scratch, "runs", entry.relative_to(kept))
@@ -107,7 +107,7 @@ def _push_runs(place: Path) -> None:
 
 def remote_answers(place: Path) -> str:
     """Ask the DVC remote for something; say why it does not answer, empty where it does."""
-    with pipeline.opened(place) as repo:
+    with dvc_graph.opened(place) as repo:
         try:
             store = repo.cloud.get_remote_odb(None, "fetch", hash_name="md5")
             store.fs.exists(store.path)
@@ -124,7 +124,7 @@ def push_branch(root: Path, number: str, branch: str, options: tuple[str, ...] =
     """
     words = [part for option in options for part in ("-o", option)]
     try:
-        running.git(root, *NO_HOOKS, "push", "--quiet", *words, REMOTE, f"{number}:refs/heads/{branch}")
+        processes.git(root, *NO_HOOKS, "push", "--quiet", *words, REMOTE, f"{number}:refs/heads/{branch}")
     except RoundError as error:
         raise RoundError(
             f"{REMOTE} did not take the branch {branch}: {error.log}\n"
@@ -175,12 +175,12 @@ def propose(root: Path, place: Path, where: Forge, branch: str, *, title: str, t
         return _pull_request(root, where.base, branch, title, report.body(told))
     # GitLab opens one when a branch moves, so it gets a commit; what that says is the news itself.
     message = ["--quiet", "--allow-empty", "-m", title]
-    running.git(place, *_identity(place), *NO_HOOKS, "commit", *message)
+    processes.git(place, *_identity(place), *NO_HOOKS, "commit", *message)
     said = " ".join(told.judgement.reasons[0].split()) if told.judgement else ""
     line = f"{said} Report and pictures: {told.job}" if told.job else said
     push_branch(
         root,
-        running.git(place, "rev-parse", "HEAD"),
+        processes.git(place, "rev-parse", "HEAD"),
         branch,
         (
             "merge_request.create",

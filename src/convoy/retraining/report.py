@@ -8,9 +8,9 @@ from pathlib import Path
 
 import jinja2
 
-from convoy import files
+from convoy.core import files
 from convoy.gate import written
-from convoy.gate.judgement import Judgement
+from convoy.gate.result import Judgement
 from convoy.retraining import advice, escaped, tables
 from convoy.retraining.facts import Delivery, Facts, Identity, Outcome, Step
 

@@ -16,26 +16,26 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
-from convoy import identity, params
-from convoy.console import say
-from convoy.errors import ConvoyError
+from convoy.core import params
+from convoy.core.console import say
+from convoy.core.errors import ConvoyError
 from convoy.gate.settings import GateParams
-from convoy.lineage import git
 from convoy.registry import log, promote, register
-from convoy.registry.registry import CANDIDATE, CHAMPION, Registry
-from convoy.retraining import outcome, prerequisites, publish, running, upstream, worktree
+from convoy.registry.client import CANDIDATE, CHAMPION, Registry
+from convoy.repo import git, identity
+from convoy.retraining import outcome, prerequisites, processes, publish, trigger, worktree
 from convoy.retraining.alone import Busy, alone
 from convoy.retraining.decide import INPUTS, SOURCE, Decision, decide
 from convoy.retraining.facts import Outcome
 from convoy.retraining.outcome import Found
-from convoy.retraining.running import RoundError, Stopped
+from convoy.retraining.processes import RoundError, Stopped
 from convoy.retraining.shipment import Shipment
 from convoy.retraining.steps import Steps
-from convoy.retraining.upstream import Upstream
+from convoy.retraining.trigger import Upstream
 
 VERDICTS: dict[str, Outcome] = {"promote": "promoted", "keep": "kept", "refuse": "refused"}
 
-PAUSED = "train.time_budget_min"
+PAUSED = "checkpoints.time_budget_min"
 """Stands in the last words of a training that stopped because its time is over."""
 
 RUNS_AGAIN = "The next round runs it again, a training from its checkpoint."
@@ -112,7 +112,7 @@ class Round:
             note(str(worktree.WORKTREE))
         with worktree.inside(self.root, place):
             with self.steps.step("look upstream") as note:
-                now = upstream.look(place)
+                now = trigger.look(place)
                 self.found.source = now.address
                 if now.hint:
                     self.found.hints.append(now.hint)
@@ -159,7 +159,7 @@ class Round:
         with self.steps.step("take the data") as note:
             names = worktree.pinned(place, has_remote=bool(self.remote))
             if now.changed:
-                running.stream([sys.executable, "-m", "dvc", "update", worktree.DATA], place, env)
+                processes.stream([sys.executable, "-m", "dvc", "update", worktree.DATA], place, env)
             note("new data" if now.changed else f"{', '.join(names) or worktree.DATA} as committed")
         with self.steps.step("commit the data") as note:
             # The model is to name the commit whose data.dvc it was made of.
@@ -171,7 +171,7 @@ class Round:
             if decision.aged:
                 outcome.forget_finished(self.root, self.found.champion)
             try:
-                running.stream([sys.executable, "pipelines/repro.py", *flags], place, env)
+                processes.stream([sys.executable, "pipelines/repro.py", *flags], place, env)
             except RoundError as error:
                 raise _why_repro(error) from error
         with self.steps.step("commit the lock") as note:
@@ -209,7 +209,7 @@ class Round:
         worktree.remove(self.root)
         if self.found.branch and not self.kept:
             with suppress(RoundError):  # it was never made
-                running.git(self.root, "branch", "--quiet", "-D", self.found.branch)
+                processes.git(self.root, "branch", "--quiet", "-D", self.found.branch)
             self.found.branch = ""
 
     def _report(self, verdict: Outcome, reason: str, code: int) -> None:

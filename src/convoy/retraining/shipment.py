@@ -5,11 +5,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from convoy.lineage import git
-from convoy.retraining import publish, running
+from convoy.repo import git
+from convoy.retraining import processes, publish
 from convoy.retraining.facts import Delivery, Facts
 from convoy.retraining.outcome import Found
-from convoy.retraining.running import RoundError
+from convoy.retraining.processes import RoundError
 from convoy.retraining.steps import Steps
 
 
@@ -67,7 +67,7 @@ class Shipment:
             self._not_done("branch", "nothing differs from the commit")
             return
         with self.steps.step("branch") as note:
-            running.git(self.root, "branch", "--no-track", self.branch, git.commit(self.place, "HEAD"))
+            processes.git(self.root, "branch", "--no-track", self.branch, git.commit(self.place, "HEAD"))
             by_hand = (
                 f"type: git push {publish.REMOTE} {self.branch}"
                 if publish.address(self.root)

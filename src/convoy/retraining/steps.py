@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from convoy.console import say
+from convoy.core.console import say
 from convoy.retraining.facts import Step
 
 

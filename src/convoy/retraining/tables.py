@@ -8,8 +8,8 @@ from typing import Any
 from convoy.energy.meter import spoken
 from convoy.energy.total import STAGES
 from convoy.gate import written
-from convoy.gate.judgement import ClassFigures, Flip, Judgement
-from convoy.retraining.changes import Changes, Example
+from convoy.gate.result import ClassFigures, Flip, Judgement
+from convoy.retraining.data_diff import Changes, Example
 from convoy.retraining.escaped import code, link, prose
 from convoy.retraining.facts import Facts, Identity
 

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import chdir, contextmanager, suppress
 from pathlib import Path
 
-from convoy import dvc, stage
-from convoy.lineage import cache, git, outputs
-from convoy.params import read_yaml
-from convoy.retraining import running
-from convoy.retraining.running import RoundError
+from convoy.core import stage
+from convoy.core.params import read_yaml
+from convoy.repo import dvc, dvc_cache, git, outputs
+from convoy.retraining import processes
+from convoy.retraining.processes import RoundError
 
 FOLDER = Path(".dvc/tmp/retrain")
 """Everything that a round keeps for itself in the caller's repository; DVC and git look past it."""
@@ -34,8 +34,8 @@ def create(root: Path) -> Path:
     place = root / WORKTREE
     remove(root)
     place.parent.mkdir(parents=True, exist_ok=True)
-    running.git(root, *NO_HOOKS, "worktree", "add", "--quiet", "--detach", str(place), "HEAD")
-    outputs.configure(place, root, cache.of_repository(root).folder)
+    processes.git(root, *NO_HOOKS, "worktree", "add", "--quiet", "--detach", str(place), "HEAD")
+    outputs.configure(place, root, dvc_cache.of_repository(root).folder)
     _link_source(root, place)
     return place
 
@@ -50,11 +50,11 @@ def remove(root: Path) -> bool:
     if not place.exists() and not _is_registered(root):
         return False
     with suppress(RoundError):  # half a worktree is none for git, and is removed below
-        running.git(root, "worktree", "remove", "--force", "--force", str(place))
+        processes.git(root, "worktree", "remove", "--force", "--force", str(place))
     if place.exists():
         shutil.rmtree(place)
     if _is_registered(root):
-        running.git(root, "worktree", "remove", "--force", "--force", str(place))
+        processes.git(root, "worktree", "remove", "--force", "--force", str(place))
     return True
 
 

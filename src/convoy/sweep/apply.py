@@ -8,8 +8,8 @@ from typing import Any, cast
 import yaml
 from yaml.nodes import MappingNode, Node
 
-from convoy import files, params
-from convoy.errors import RequestError
+from convoy.core import files, params
+from convoy.core.errors import RequestError
 from convoy.sweep.space import at, replaced, written
 
 

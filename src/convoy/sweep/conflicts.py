@@ -4,12 +4,12 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from convoy.errors import NetworkError, RequestError
-from convoy.networks.spec import Spec
-from convoy.networks.weights import sources
+from convoy.core.errors import NetworkError, RequestError
+from convoy.models.spec import Spec
 from convoy.sweep.request import Request
 from convoy.sweep.space import describe
-from convoy.training.plan import Plan, refuse_to_freeze
+from convoy.training import sources
+from convoy.training.freezing import Plan, refuse_to_freeze
 from convoy.training.settings import TrainParams, TransferParams
 
 DECIDING = ("network.", "train.transfer.", "train.epochs")
@@ -65,12 +65,12 @@ def _check_plan(spec: Spec, train: TrainParams, classes: int, image_px: int, *, 
     # Seconds of imports, which sweeps that freeze nothing do without.
     import torch  # noqa: PLC0415 (torch, as said)
 
-    from convoy.networks import saved  # noqa: PLC0415 (torch, as said)
-    from convoy.networks.blocks import blocks  # noqa: PLC0415 (torch, as said)
+    from convoy.models import trained  # noqa: PLC0415 (torch, as said)
+    from convoy.training.blocks import blocks  # noqa: PLC0415 (torch, as said)
 
     if not weights:
         refuse_to_freeze(train.transfer)
-    facts = saved.ModelFacts(
+    facts = trained.ModelFacts(
         network=spec.name,
         spec=spec,
         classes=[str(number) for number in range(classes)],
@@ -80,5 +80,5 @@ def _check_plan(spec: Spec, train: TrainParams, classes: int, image_px: int, *, 
         std=[0.5] * 3,
     )
     with torch.device("meta"):
-        model = saved.make(facts, auxiliary=True)
+        model = trained.make(facts, auxiliary=True)
     Plan.of([block.name for block in blocks(model.network)], train, spec.name)

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import convoy
-from convoy.errors import TrainingError
+from convoy.core.errors import TrainingError
 from convoy.sweep import worker
 from convoy.sweep.results import Results
 from convoy.sweep.show import Show

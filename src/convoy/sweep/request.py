@@ -7,20 +7,18 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
-import convoy
-from convoy import files, params
-from convoy.data.dataset import Dataset
-from convoy.networks import spec
-from convoy.networks.settings import NetworkParams
-from convoy.networks.weights import sources
+from convoy.core import files, params
+from convoy.core.dataset import Dataset
+from convoy.models import spec
 from convoy.sweep.settings import SweepParams
-from convoy.sweep.space import NO_RESULT, SECTIONS, Dimension, at, dimensions, replaced
+from convoy.sweep.space import SECTIONS, Dimension, at, dimensions, replaced
+from convoy.training import sources
+from convoy.training.inputs import code as training_code
+from convoy.training.network_settings import NetworkParams
 from convoy.training.settings import TrainParams
 
 DATASET = Path("build/dataset")
-CODE = ("data/dataset.py", "networks/**/*.py", "sweep/trial.py", "training/*.py")
-"""Modules of convoy that decide what a trial comes to."""
-
+TRIAL = Path(__file__).with_name("trial.py")
 Direction = Literal["minimize", "maximize"]
 
 
@@ -113,9 +111,7 @@ class Request(BaseModel):
 
 def code() -> str:
     """Hash the modules that decide what a trial comes to."""
-    package = Path(convoy.__file__).parent
-    found = sorted({path for pattern in CODE for path in package.glob(pattern)})
-    return params.digest({path.relative_to(package).as_posix(): files.sha256(path) for path in found})
+    return params.digest(training_code() | {"trial": files.sha256(TRIAL)})
 
 
 def _options(key: str, space: tuple[Dimension, ...], content: Mapping[str, Any]) -> list[Any]:
@@ -124,8 +120,8 @@ def _options(key: str, space: tuple[Dimension, ...], content: Mapping[str, Any])
 
 
 def _fixed(space: tuple[Dimension, ...], content: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what trials vary, and what changes no result."""
-    return replaced(content, {NO_RESULT: None} | {one.key: None for one in space})
+    """Leave out what trials vary."""
+    return replaced(content, {one.key: None for one in space})
 
 
 def _weights(space: tuple[Dimension, ...], content: Mapping[str, Any]) -> dict[str, str]:
@@ -133,9 +129,10 @@ def _weights(space: tuple[Dimension, ...], content: Mapping[str, Any]) -> dict[s
     asked = [one for one in _options("network.weights", space, content) if one != sources.NONE]
     if not asked:
         return {}
-    from convoy.networks.weights import pins  # noqa: PLC0415 (imports torch)
+    from convoy.training import weight_pins  # noqa: PLC0415 (imports torch)
 
     pairs = itertools.product(asked, _options("network.name", space, content))
     return {
-        f"{source} {name}": pins.find(source, spec.load(name), pins.FOLDER).sha256 for source, name in pairs
+        f"{source} {name}": weight_pins.find(source, spec.load(name), weight_pins.FOLDER).sha256
+        for source, name in pairs
     }

@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from convoy import params
-from convoy.errors import RequestError
-from convoy.params import Section
+from convoy.core import params
+from convoy.core.errors import RequestError
+from convoy.core.params import Section
 
 Metric = Literal["val/loss", "val/accuracy"]
 Number = int | float

@@ -16,17 +16,14 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from convoy import params
-from convoy.errors import RequestError
-from convoy.networks.settings import NetworkParams
+from convoy.core import params
+from convoy.core.errors import RequestError
 from convoy.sweep.settings import Range, SweepParams
+from convoy.training.network_settings import NetworkParams
 from convoy.training.settings import TrainParams
 
 SECTIONS: dict[str, type[params.Section]] = {"network": NetworkParams, "train": TrainParams}
 """The sections of params.yaml that decide a training, besides `seed`."""
-
-NO_RESULT = "train.time_budget_min"
-"""The one key among them that changes no result."""
 
 FINE = 1000
 """Steps that a range without `step` is rounded to, so that a value can be typed as it was tried."""
@@ -160,8 +157,6 @@ def leaves(kind: type[params.Section], prefix: str) -> Iterator[str]:
 def _check_key(key: str, content: Mapping[str, Any]) -> None:
     """Refuse a key that is none, or that a sweep cannot vary."""
     known = ["seed", *(leaf for name, kind in SECTIONS.items() for leaf in leaves(kind, name))]
-    if key == NO_RESULT:
-        raise RequestError(f"sweep.space: {key} changes no result. Take it out of sweep.space.")
     if key in known:
         return
     inside = [one for one in known if one.startswith(f"{key}.")]

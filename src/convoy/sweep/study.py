@@ -18,8 +18,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from convoy import stage
-from convoy.errors import TrainingError
+from convoy.core import stage
+from convoy.core.errors import TrainingError
 from convoy.sweep.request import Request
 from convoy.sweep.suggest import suggest
 

@@ -13,15 +13,15 @@ import optuna
 import pytorch_lightning as pl
 from optuna.trial import Trial, TrialState
 
-from convoy.data.dataset import Dataset
-from convoy.errors import ConvoyError, TrainingError
-from convoy.networks.spec import Spec
-from convoy.networks.weights import starting
+from convoy.core.dataset import Dataset
+from convoy.core.errors import ConvoyError, TrainingError
+from convoy.models.spec import Spec
 from convoy.sweep.request import DATASET
 from convoy.sweep.space import describe
 from convoy.sweep.study import EPOCHS, REASON, RUN, Study
 from convoy.tracking import stages
 from convoy.tracking.run import Reference, Run
+from convoy.training import pretrained
 from convoy.training.fit import fit
 
 VALUE = "sweep/value"
@@ -120,7 +120,7 @@ def _train(study: Study, trial: Trial, values: Mapping[str, Any], dataset: Datas
     began = time.monotonic()
     try:
         with tempfile.TemporaryDirectory(dir=study.folder, prefix="out-") as out:
-            weights = starting.read(chosen.weights, spec)
+            weights = pretrained.read(chosen.weights, spec)
             metrics = fit(dataset, spec, train, seed, Path(out), callbacks=[watch], starting=weights)
     except optuna.TrialPruned:
         tracked.log_metrics({VALUE: watch.value, "sweep/seconds": time.monotonic() - began})

@@ -12,8 +12,8 @@ import sys
 import threading
 from pathlib import Path
 
-from convoy import stage
-from convoy.errors import ConvoyError, TrainingError
+from convoy.core import stage
+from convoy.core.errors import ConvoyError, TrainingError
 from convoy.sweep.request import Request, code
 from convoy.sweep.study import REQUEST, Study
 

@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 
 from mlflow.tracking import MlflowClient
 
-from convoy import identity
-from convoy.tracking.delivery import HEARTBEAT
+from convoy.repo import identity
 from convoy.tracking.journal import STAGE
+from convoy.tracking.mlflow_writer import HEARTBEAT
 
 MISSED_SECONDS = 600.0
 """Age of the last heartbeat from which a run of another host is taken for dead."""

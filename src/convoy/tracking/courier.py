@@ -11,7 +11,7 @@ from pathlib import Path
 
 import filelock
 
-from convoy import stage
+from convoy.core import stage
 from convoy.tracking import outbox
 
 START_SECONDS = 2.0
@@ -37,7 +37,7 @@ def main() -> None:
     # It tries again itself, and says in the meantime that it had to.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     _yield_cores()
-    from convoy.tracking.rounds import Rounds  # noqa: PLC0415 (seconds of imports for the one that has the lock)
+    from convoy.tracking.uploader import Rounds  # noqa: PLC0415 (seconds of imports for the one that has the lock)
 
     Rounds(where, lock, owner=sys.argv[1] if len(sys.argv) > 1 else "").run()
 

@@ -19,7 +19,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from convoy import files, identity
+from convoy.core import files
+from convoy.repo import identity
 
 FILE = "journal.jsonl"
 SENT = "sent.json"

@@ -13,7 +13,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, Schema, TensorSpec
 
-from convoy.deploy import contract
+from convoy.core import contract
 
 EXAMPLE_U8 = np.zeros((2, 4, 6, 3), np.uint8)
 """Input example of the logged model, `(N, H, W, 3)`: two images that are not square, since any size serves."""

@@ -5,8 +5,8 @@ from typing import Any
 
 import yaml
 
-from convoy import params
-from convoy.identity import git
+from convoy.core import params
+from convoy.repo.identity import git
 
 LEADING = ("network.name", "train.lr", "train.epochs")
 """What people change most; every name begins with them."""

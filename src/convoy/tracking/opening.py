@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convoy import identity
-from convoy.console import say
+from convoy.core.console import say
+from convoy.repo import identity
 from convoy.tracking import outbox, settings, snapshot
 from convoy.tracking.journal import STAGE, Entry, Journal, state
 from convoy.tracking.run import Reference, Run, now_ms, untracked

@@ -18,8 +18,9 @@ import filelock
 import psutil
 
 import convoy
-from convoy import identity, stage
-from convoy.console import say
+from convoy.core import stage
+from convoy.core.console import say
+from convoy.repo import identity
 from convoy.tracking.journal import FILE, Journal, Sent, state
 from convoy.tracking.settings import SQLITE, shown, uri
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from convoy import stage
+from convoy.core import stage
 from convoy.tracking import view
 
 Message = MutableMapping[str, Any]

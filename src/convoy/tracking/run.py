@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from convoy import files, params
-from convoy.console import say
+from convoy.core import files, params
+from convoy.core.console import say
 from convoy.tracking import outbox
 from convoy.tracking.journal import Journal, State
 

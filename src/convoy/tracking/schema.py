@@ -7,7 +7,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from convoy.errors import RequestError
+from convoy.core.errors import RequestError
 
 MIGRATIONS = Path("store/db_migrations/versions")
 """Where MLflow keeps one file per change of its tables, each naming the one before."""

@@ -5,7 +5,7 @@ import re
 
 from pydantic import Field
 
-from convoy import params, stage
+from convoy.core import params, stage
 
 SQLITE = "sqlite:///"
 """Beginning of the address of a store that is a file."""

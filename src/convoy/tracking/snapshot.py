@@ -8,7 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from convoy import identity, params
+from convoy.core import params
+from convoy.repo import identity
 
 DIFF = "workspace.diff"
 DIFF_BYTES = 10_000_000

@@ -14,9 +14,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from convoy import identity, params
-from convoy.errors import Paused, RequestError
-from convoy.files import read_json
+from convoy.core import params
+from convoy.core.errors import Paused, RequestError
+from convoy.core.files import read_json
+from convoy.repo import identity
 from convoy.tracking import naming, outbox
 from convoy.tracking.journal import STAGE
 from convoy.tracking.opening import continue_run, is_open, open_run
@@ -130,7 +131,7 @@ def copy_results(run: Run, stages: Sequence[str]) -> None:
 
 
 def exported_identity(run: Run, data_hash: str) -> dict[str, str]:
-    """State where an exported model comes from, as `convoy.deploy.contract.IDENTITY` names it."""
+    """State where an exported model comes from, as `convoy.core.contract.IDENTITY` names it."""
     return {
         "run_id": run.reference.run_id,
         "git_commit": identity.git_state().get("mlflow.source.git.commit", "none"),

@@ -10,8 +10,8 @@ from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from convoy import stage
-from convoy.errors import ConvoyError
+from convoy.core import stage
+from convoy.core.errors import ConvoyError
 from convoy.tracking import settings
 
 uri = settings.uri

@@ -9,9 +9,9 @@ from pathlib import Path
 from mlflow.entities import Run as StoredRun
 from mlflow.tracking import MlflowClient
 
-from convoy import stage
-from convoy.errors import ConvoyError
-from convoy.identity import git
+from convoy.core import stage
+from convoy.core.errors import ConvoyError
+from convoy.repo.identity import git
 from convoy.tracking import alive, outbox, schema, settings, store
 from convoy.tracking.journal import state
 from convoy.tracking.stages import RUNS, latest

@@ -6,8 +6,8 @@ import sys
 import webbrowser
 from contextlib import closing
 
-from convoy.console import say
-from convoy.errors import NetworkError, RequestError
+from convoy.core.console import say
+from convoy.core.errors import NetworkError, RequestError
 from convoy.tracking import page, schema, settings, view
 
 HOST = "127.0.0.1"

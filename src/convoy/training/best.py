@@ -8,7 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import Tensor
 
-from convoy.training.classifier import Classifier
+from convoy.training.module import Classifier
 
 MONITOR = "val/loss"
 """What chooses the best epoch: a few hundred validation images tie in accuracy, never in loss."""

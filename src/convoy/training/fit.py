@@ -12,27 +12,27 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping, WeightAveraging
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from convoy import files
-from convoy.console import say
-from convoy.data.dataset import Dataset
-from convoy.networks import saved
-from convoy.networks.deployable import Deployable
-from convoy.networks.saved import ModelFacts
-from convoy.networks.spec import Spec
-from convoy.networks.weights.starting import Grafted, Starting, graft
-from convoy.training.batches import Batcher
+from convoy.core import files
+from convoy.core.console import say
+from convoy.core.dataset import Dataset
+from convoy.models import trained
+from convoy.models.deployable import Deployable
+from convoy.models.spec import Spec
+from convoy.models.trained import ModelFacts
 from convoy.training.best import MONITOR, Best
-from convoy.training.classifier import Classifier
+from convoy.training.checkpoints import Found
 from convoy.training.clock import Clock
+from convoy.training.data import Batcher
+from convoy.training.freezing import refuse_to_freeze
 from convoy.training.frozen import FrozenProof
 from convoy.training.history import History
-from convoy.training.kept import Found
-from convoy.training.plan import refuse_to_freeze
+from convoy.training.module import Classifier
+from convoy.training.optim import rate
 from convoy.training.points import Points
 from convoy.training.precision import choose
+from convoy.training.pretrained import Grafted, Starting, graft
 from convoy.training.progress import TrainingProgress
-from convoy.training.saving import DirectIO, Resumable, Saving
-from convoy.training.schedule import rate
+from convoy.training.resume import DirectIO, Resumable, Saving
 from convoy.training.settings import TrainParams
 
 HISTORY = "history.csv"
@@ -89,7 +89,7 @@ def fit(
         mean=list(starting.mean if starting and starting.mean else dataset.mean),
         std=list(starting.std if starting and starting.std else dataset.std),
     )
-    model = saved.make(facts, auxiliary=True)
+    model = trained.make(facts, auxiliary=True)
     grafted = graft(model.network, starting, facts.classes) if starting else None
     classifier = Classifier(model.to(memory_format=torch.channels_last), params, facts)
     batcher = Batcher(dataset, params, seed)
@@ -144,7 +144,7 @@ def fit(
             if saving:
                 saving.finish(trainer)
     model.load_state_dict(best.weights)
-    saved.save(out, model, facts)
+    trained.save(out, model, facts)
     if starting and grafted:
         _write_transfer(out / TRANSFER, starting, grafted, plan)
     return _metrics(history, best.epoch, clock.seconds)

@@ -7,9 +7,9 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from convoy.console import say
-from convoy.errors import TrainingError
-from convoy.training.classifier import Classifier
+from convoy.core.console import say
+from convoy.core.errors import TrainingError
+from convoy.training.module import Classifier
 
 
 class FrozenProof(pl.Callback):

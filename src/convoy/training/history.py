@@ -5,7 +5,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from convoy.files import write_text
+from convoy.core.files import write_text
 
 COLUMNS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr")
 

@@ -1,16 +1,14 @@
-"""Hash everything that a training is given, as dvc.yaml lists it: other inputs mean another training."""
+"""What decides a training, as the stage `train` of dvc.yaml lists it: other inputs mean another training."""
 
 from pathlib import Path
 
-from convoy import files, params
-from convoy.data.dataset import Dataset
-from convoy.networks.spec import Spec
-from convoy.networks.weights.starting import Starting
+from convoy.core import files, params
+from convoy.core.dataset import Dataset
+from convoy.models.spec import Spec
+from convoy.training.pretrained import Starting
 from convoy.training.settings import TrainParams
 
 PIPELINE = Path("dvc.yaml")
-HARMLESS = {"time_budget_min"}
-"""Keys of `train` that change when a training stops, and nothing of its result; dvc.yaml leaves them out too."""
 
 
 def digest(dataset: Dataset, spec: Spec, starting: Starting | None, train: TrainParams, seed: int) -> str:
@@ -20,14 +18,19 @@ def digest(dataset: Dataset, spec: Spec, starting: Starting | None, train: Train
             "data": dataset.hash,
             "network": spec.model_dump(),
             "weights": starting.sha256 if starting else None,
-            "train": train.model_dump(exclude=HARMLESS),
+            "train": train.model_dump(),
             "seed": seed,
-            "code": {path: files.sha256(Path(path)) for path in _code()},
+            "code": code(),
         }
     )
 
 
-def _code() -> list[str]:
-    """List the files of code that the stage depends on."""
+def code() -> dict[str, str]:
+    """Map each file of code that `train` depends on, folders expanded, to its SHA-256."""
     deps = params.read_yaml(PIPELINE)["stages"]["train"]["deps"]
-    return sorted(path for path in deps if path.startswith(("src/", "pipelines/")))
+    found: dict[str, str] = {}
+    for dep in sorted(dep for dep in deps if dep.startswith(("src/", "pipelines/"))):
+        path = Path(dep)
+        members = [path] if path.is_file() else sorted(path.rglob("*.py"))
+        found |= {member.as_posix(): files.sha256(member) for member in members}
+    return found

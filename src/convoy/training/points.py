@@ -13,8 +13,8 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
-from convoy.training.batches import Batch
-from convoy.training.classifier import Classifier
+from convoy.training.data import Batch
+from convoy.training.module import Classifier
 
 
 class Point(NamedTuple):

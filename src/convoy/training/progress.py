@@ -8,8 +8,8 @@ from pytorch_lightning.utilities.types import STEP_OUTPUT
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from convoy.console import RateColumn, say
-from convoy.training.batches import Batch
+from convoy.core.console import RateColumn, say
+from convoy.training.data import Batch
 
 
 class TrainingProgress(pl.Callback):

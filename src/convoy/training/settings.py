@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, LiteralString
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 from pydantic_core import PydanticCustomError
 
-from convoy.params import Section
+from convoy.core.params import Section
 
 Augmentation = Literal["crop", "flip"]
 Precision = Literal["auto", 32, "bf16"]
@@ -60,7 +60,6 @@ class TrainParams(Section):
     crop_padding: Annotated[int, Field(ge=0, le=64)]
     early_stop: Annotated[int, Field(ge=0, le=10_000)]
     ema: Annotated[float, Field(ge=0, lt=1)]
-    time_budget_min: Annotated[float, Field(ge=0, le=100_000)]
     precision: Precision
     transfer: TransferParams
 
@@ -71,3 +70,4 @@ class CheckpointParams(Section):
     every_s: Annotated[float, Field(ge=0, le=86_400)]
     keep: Annotated[int, Field(ge=1, le=1000)]
     keep_days: Annotated[float, Field(gt=0, le=3650)]
+    time_budget_min: Annotated[float, Field(ge=0, le=100_000)]

@@ -11,7 +11,7 @@ from urllib.request import url2pathname
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from convoy import files
+from convoy.core import files
 from convoy.tracking.migration.ids import Ids
 
 TRANSLATED = "MLmodel"

@@ -14,8 +14,8 @@ from mlflow.entities import Experiment, LoggedModel, Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from convoy.console import track
-from convoy.errors import MigrationError
+from convoy.core.console import track
+from convoy.core.errors import MigrationError
 from convoy.tracking import settings, store
 from convoy.tracking.migration import copies, logged_models, model_registry, rows, stores
 from convoy.tracking.migration.copies import Tree

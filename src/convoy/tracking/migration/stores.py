@@ -12,7 +12,7 @@ from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from convoy.errors import MigrationError, RequestError
+from convoy.core.errors import MigrationError, RequestError
 from convoy.tracking import schema, settings, store
 from convoy.tracking.migration import rows
 from convoy.tracking.migration.copies import Tree, local

@@ -1,0 +1,109 @@
+"""The packed dataset: what `prepare` writes and everything after it reads.
+
+Numpy only, so that reading it costs no other import.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from convoy.core.errors import DataError
+from convoy.core.files import read_json
+
+Fit = Literal["squash", "crop", "letterbox"]
+Split = Literal["train", "val", "test"]
+
+SPLITS: tuple[Split, ...] = get_args(Split)
+IMAGES_FILE = "images.npy"
+LABELS_FILE = "labels.npy"
+FACTS_FILE = "dataset.json"
+MANIFEST_FILE = "manifest.parquet"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Hand out images and labels of one split as slices of files mapped into memory.
+
+    Attributes:
+        classes: names, sorted; a label is an index into them.
+        image_px: side of every packed square, in pixels.
+        mean: of the train split per channel (RGB), 0..1.
+        std: of the train split per channel (RGB), 0..1.
+        hash: sha256 of the content: pixels, labels, splits, classes, size and fit; the same
+            for a folder and a zip of it.
+        splits: rows `[start, stop)` of each split.
+        counts: images per split and class.
+    """
+
+    folder: Path
+    classes: tuple[str, ...]
+    image_px: int
+    fit: Fit
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    hash: str
+    splits: Mapping[Split, tuple[int, int]]
+    counts: Mapping[Split, Mapping[str, int]]
+
+    @classmethod
+    def load(cls, folder: Path) -> "Dataset":
+        """Open a folder that `prepare` wrote; no image is read yet.
+
+        Raises:
+            DataError: the folder is missing, incomplete, or no dataset.
+        """
+        for name in (FACTS_FILE, IMAGES_FILE, LABELS_FILE):
+            if not (folder / name).is_file():
+                raise DataError(
+                    f"{folder} is no packed dataset: it has no {name}. "
+                    "Make it with `dvc repro prepare`, or restore it with `dvc checkout`."
+                )
+        try:
+            facts: dict[str, Any] = read_json(folder / FACTS_FILE)
+            mean_r, mean_g, mean_b = facts["mean"]
+            std_r, std_g, std_b = facts["std"]
+            dataset = cls(
+                folder=folder,
+                classes=tuple(facts["classes"]),
+                image_px=facts["image_px"],
+                fit=facts["fit"],
+                mean=(mean_r, mean_g, mean_b),
+                std=(std_r, std_g, std_b),
+                hash=facts["hash"],
+                splits={split: (facts["splits"][split][0], facts["splits"][split][1]) for split in SPLITS},
+                counts={split: facts["counts"][split] for split in SPLITS},
+            )
+            images, labels = dataset._mapped(IMAGES_FILE), dataset._mapped(LABELS_FILE)
+        except (ValueError, KeyError, IndexError, TypeError, EOFError) as error:
+            raise DataError(
+                f"{folder} is no packed dataset that this version reads ({type(error).__name__}: {error}). "
+                "Make it anew with `dvc repro --force prepare`."
+            ) from error
+        rows = max(stop for _, stop in dataset.splits.values())
+        if images.shape != (rows, dataset.image_px, dataset.image_px, 3) or labels.shape != (rows,):
+            raise DataError(
+                f"{folder} does not agree with itself: {FACTS_FILE} speaks of {rows:,} images of "
+                f"{dataset.image_px} px, {IMAGES_FILE} holds {images.shape}, {LABELS_FILE} {labels.shape}. "
+                "Make it anew with `dvc repro --force prepare`."
+            )
+        return dataset
+
+    def images(self, split: Split) -> npt.NDArray[np.uint8]:
+        """Map the images of a split: (n, image_px, image_px, 3) uint8 RGB, read-only."""
+        start, stop = self.splits[split]
+        images_u8: npt.NDArray[np.uint8] = self._mapped(IMAGES_FILE)[start:stop]
+        return images_u8
+
+    def labels(self, split: Split) -> npt.NDArray[np.int64]:
+        """Map the labels of a split: (n,) int64 indices into `classes`, read-only."""
+        start, stop = self.splits[split]
+        labels: npt.NDArray[np.int64] = self._mapped(LABELS_FILE)[start:stop]
+        return labels
+
+    def _mapped(self, name: str) -> npt.NDArray[Any]:
+        array: npt.NDArray[Any] = np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
+        return array

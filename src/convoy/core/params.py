@@ -1,0 +1,147 @@
+"""Strict reading of params.yaml: every key known, every value in range, nothing defaulted.
+
+params.yaml holds each value once, so a section's class declares types and ranges
+and never a default. The class lives beside the code that it configures; a stage
+reads only the sections that it depends on, as dvc.yaml states them.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from convoy.core.errors import RequestError
+
+PARAMS_FILE = Path("params.yaml")
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""Range that numpy, torch and Lightning all accept."""
+
+
+class Section(BaseModel):
+    """Describe one section of params.yaml: types, ranges, and no key beyond those declared."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+S = TypeVar("S", bound=Section)
+V = TypeVar("V")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Load a YAML mapping.
+
+    Raises:
+        RequestError: the file is missing, is not YAML, or is no mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RequestError(
+            f"{path} does not exist in {Path.cwd()}. Change to the repository's root and try again."
+        ) from error
+    except yaml.YAMLError as error:
+        raise RequestError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise RequestError(f"{path} must hold `key: value` lines; it holds {type(content).__name__}.")
+    return content
+
+
+def section(name: str, kind: type[S], path: Path = PARAMS_FILE) -> S:
+    """Read one section.
+
+    Raises:
+        RequestError: listing every unknown, missing or out-of-range key of the section.
+    """
+    content = read_yaml(path)
+    if name not in content:
+        raise RequestError(
+            f"{path} has no section `{name}`{did_you_mean(name, content)}. Add it, or restore it: git checkout {path}"
+        )
+    return check(name, kind, content[name], path)
+
+
+def value(name: str, kind: Any, path: Path = PARAMS_FILE) -> Any:  # noqa: ANN401 (as wide as YAML)
+    """Read one top-level value, such as `seed`, as the annotated type `kind`.
+
+    Raises:
+        RequestError: the key is missing or its value is out of range.
+    """
+    content = read_yaml(path)
+    if name not in content:
+        raise RequestError(
+            f"{path} has no key `{name}`{did_you_mean(name, content)}. Add it, or restore it: git checkout {path}"
+        )
+    try:
+        return TypeAdapter(kind).validate_python(content[name], strict=True)
+    except ValidationError as error:
+        lines = [f"{name} is {content[name]!r}: {detail['msg'].lower()}" for detail in error.errors()]
+        raise RequestError(f"{path}: {'; '.join(lines)}") from error
+
+
+def check(name: str, kind: type[S], content: Mapping[str, Any], path: Path = PARAMS_FILE) -> S:
+    """Validate a mapping against a section's class; `name` prefixes the keys in messages.
+
+    Raises:
+        RequestError: listing every unknown, missing or out-of-range key.
+    """
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        lines = [f"  {_explain(name, kind, detail)}" for detail in error.errors()]
+        raise RequestError(f"{path} cannot be used:\n" + "\n".join(lines)) from error
+
+
+def digest(content: Mapping[str, Any]) -> str:
+    """Hash values independently of order, comments and layout; 64 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Phrase the nearest known spelling as `; did you mean x?`, or list what there is."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"; did you mean `{near[0]}`?" if near else f"; there are: {', '.join(names)}"
+
+
+def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested mappings into `a.b.c` keys, as MLflow and `dvc exp run -S` spell them."""
+    flat: dict[str, Any] = {}
+    for key, item in content.items():
+        name = f"{prefix}{key}"
+        if isinstance(item, Mapping):
+            flat |= flatten(item, f"{name}.")
+        else:
+            flat[name] = item
+    return flat
+
+
+def _explain(name: str, kind: type[Section], detail: ErrorDetails) -> str:
+    """Turn one pydantic error into a line that names the key, what was found and what is allowed."""
+    where = [str(part) for part in detail["loc"]]
+    key = ".".join([name, *where])
+    if detail["type"] == "extra_forbidden":
+        parent = ".".join([name, *where[:-1]])
+        siblings = [f"{parent}.{sibling}" for sibling in _keys_at(kind, where[:-1])]
+        return f"unknown key {key}{did_you_mean(key, siblings)}"
+    if detail["type"] == "value_error" and not where:  # a rule about several keys
+        return f"{name}: {detail['ctx']['error']}"
+    if detail["type"] == "missing":
+        return f"missing key {key}: add it (git diff {PARAMS_FILE} shows what it was)"
+    return f"{key} is {detail['input']!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+
+
+def _keys_at(kind: type[Section], where: list[str]) -> list[str]:
+    """List the keys allowed at a place inside a section."""
+    for part in where:
+        inner = kind.model_fields[part].annotation
+        if not (isinstance(inner, type) and issubclass(inner, Section)):
+            return []
+        kind = inner
+    return list(kind.model_fields)

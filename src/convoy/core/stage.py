@@ -1,0 +1,92 @@
+"""Run a stage script: known errors become one message and an exit code, a stop stays a stop."""
+
+import hashlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import yaml
+
+from convoy.core.errors import ConvoyError
+
+REPOSITORY = "CONVOY_REPOSITORY"
+"""Variable that names the repository whose store, outbox and checkpoints are used from another working tree."""
+
+INTERRUPTED = 1
+"""Exit code of a stage that was stopped by Ctrl-C or SIGTERM: the run failed."""
+
+
+def main(work: Callable[[], None]) -> NoReturn:
+    """Call a stage's work and exit as the design says: 0 done, 1 failed, 2 wrongly asked.
+
+    SIGTERM, which CI systems and `dvc queue kill` send, ends a run like Ctrl-C does.
+    """
+    quiet_third_parties()
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        work()
+    except ConvoyError as error:
+        print(f"\nERROR in {_name()}: {error}", file=sys.stderr, flush=True)
+        if os.environ.get("DVC_STAGE") and Path("dvc.lock").exists():
+            print(
+                "DVC removed this stage's earlier outputs before it ran; `dvc checkout --force` brings them back.",
+                file=sys.stderr,
+                flush=True,
+            )
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print(
+            f"\n{_name()} was stopped. `dvc repro` runs it again, a training from its last checkpoint; "
+            "`dvc checkout --force` brings earlier outputs back.",
+            file=sys.stderr,
+            flush=True,
+        )
+        sys.exit(INTERRUPTED)
+    sys.exit(0)
+
+
+def repository() -> Path:
+    """Locate the repository that owns the tracking store and the checkpoints.
+
+    DVC runs a queued experiment in a temporary copy and names the real repository
+    in `DVC_ROOT`; a retraining runs in a worktree and names the repository that called
+    it in `CONVOY_REPOSITORY`; elsewhere it is the current folder.
+    """
+    named = os.environ.get(REPOSITORY) or os.environ.get("DVC_ROOT")
+    return Path(named or Path.cwd()).resolve()
+
+
+def recorded(stage: str, path: Path, content: bytes) -> bool:
+    """Tell whether dvc.lock, here, records a file with this content among a stage's outputs."""
+    lock = Path("dvc.lock")
+    if not lock.exists():
+        return False
+    stages: dict[str, Any] = yaml.safe_load(lock.read_text(encoding="utf-8")).get("stages", {})
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()  # DVC's own content hash
+    outs = stages.get(stage, {}).get("outs", [])
+    return any(entry["path"] == path.as_posix() and entry.get("md5") == found for entry in outs)
+
+
+def quiet_third_parties() -> None:
+    """Switch off usage statistics that only environment variables can switch off, and progress noise.
+
+    Called by every entry point before it imports MLflow; importing Convoy changes nothing.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("DVC_NO_ANALYTICS", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _name() -> str:
+    return os.environ.get("DVC_STAGE") or Path(sys.argv[0]).name

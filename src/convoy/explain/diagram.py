@@ -1,0 +1,234 @@
+"""A network as a picture: its volumes, narrowing and deepening from the image to the classes.
+
+Each box is a volume: as tall as its height, as far into the page as its width, as thick as its depth. Lengths
+are in inches and follow the square root, so that 224 and 7 pixels, 3 and 2048 channels fit side by side.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Polygon
+
+from convoy.explain import figures
+from convoy.explain.rows import Row, Table
+from convoy.explain.table import tabulate
+from convoy.models.layer_types import ACTIVATIONS
+from convoy.models.spec import Spec
+
+_NORMS = ("norm", "local_response_norm", "LayerNorm", "LayerNorm2d")
+SHARING = {*ACTIVATIONS, *_NORMS, "dropout", "flatten", "parameter", "Permute"}
+"""Operations that leave the volume, or only its shape in memory: they share the box of what they follow."""
+
+TALLEST = 2.4
+THICKEST = 0.8
+THINNEST = 0.05
+THICK_CHANNELS = 64
+"""Fewest channels that the thickest box stands for: three of an image should look thin in a small network too."""
+SLANT = (0.32, 0.22)
+"""Right and up for each unit into the page."""
+LINE = 15.0
+"""Room for boxes in a line; longer networks are broken into lines of about equal length."""
+LETTER = 0.075
+TITLE_LETTER = 0.1
+"""Width of a letter of a caption and of the title."""
+BETWEEN = 0.22
+CLOSE = 0.07
+"""Space between boxes that share captions."""
+
+INK = "#1c2530"
+FAINT = "#5b6673"
+COLOURS = {
+    "image": "#9aa5b1",
+    "conv": "#4c86c6",
+    "pool": "#d9824a",
+    "dense": "#5a9e6f",
+    "unit": "#8a6fb8",
+}
+
+
+@dataclass(frozen=True)
+class Box:
+    """Hold what makes a volume, and the volume as (H, W, C); alike boxes stand close, under one caption."""
+
+    caption: str
+    colour: str
+    volume: tuple[int, int, int]
+    flat: bool = False
+
+
+def draw(spec: Spec, classes: int, image_px: int, path: Path) -> Path:
+    """Draw a network into a PNG or SVG file.
+
+    Raises:
+        RequestError: another ending, or a file that cannot be written.
+        NetworkError: the images are too small, or layers do not fit each other.
+    """
+    figures.check_name(path)
+    return draw_table(tabulate(spec, classes, image_px), path)
+
+
+def draw_table(table: Table, path: Path) -> Path:
+    """Draw the network of a table; `path` ends in .png or .svg.
+
+    Raises:
+        RequestError: the file cannot be written.
+    """
+    lines = _lines(boxes(table))
+    scale = _Scale([box for line in lines for run in line for box in run])
+    tall = [
+        max(scale.size(box)[1] + scale.size(box)[2] * SLANT[1] for run in line for box in run)
+        for line in lines
+    ]
+    title = _title(table)
+    rooms = [sum(scale.room(run) for run in line) for line in lines]
+    width = max(*rooms, len(title) * TITLE_LETTER) + BETWEEN
+    height = sum(tall) + 0.75 * len(lines) + 0.45
+    figure = Figure(figsize=(width, height), facecolor="white")
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, width), ylim=(0, height))
+    axes.set_axis_off()
+    axes.text(BETWEEN, height - 0.28, title, color=INK, fontsize=11, parse_math=False)
+    top = height - 0.45
+    for line, room in zip(lines, tall, strict=True):
+        _draw_line(axes, line, scale, middle=top - 0.42 - room / 2)
+        top -= room + 0.75
+    return figures.write(figure, path)
+
+
+def boxes(table: Table) -> list[Box]:
+    """List the volumes from image to classes: one per unit that has weights or changes the volume."""
+    found = [Box("image", "image", (table.image_px, table.image_px, 3))]
+    flat = False
+    for unit in _units(table.rows):
+        row = _essence(unit)
+        flat = flat or row.operation in {"flatten", "dense"}
+        changes = row.output != found[-1].volume or row.total("parameters") > 0
+        if row.operation not in SHARING and changes:
+            found.append(Box(_caption(row), _colour(row), row.output, flat and row.output[:2] == (1, 1)))
+    return found
+
+
+def _units(rows: tuple[Row, ...]) -> Iterator[Row]:
+    """Take stages apart that only hold units; auxiliary heads are no part of what is served."""
+    for row in rows:
+        stage = row.operation in {"group", "repeat"} and all(part.parts for part in row.parts)
+        if stage or row.operation == "Sequential":
+            yield from _units(row.parts)
+        elif not row.auxiliary:
+            yield row
+
+
+def _essence(row: Row) -> Row:
+    """Take the one layer that matters, where all else that a unit holds shares its box."""
+    leading = [layer for layer in row.walk() if layer.operation not in SHARING]
+    return leading[0] if len(leading) == 1 else row
+
+
+def _caption(row: Row) -> str:
+    words = "residual" if row.operation == "add" else row.operation
+    words = "inception" if words == "concat" else words.replace("_", " ").strip()
+    if row.kernel is None:
+        return words
+    return f"{words}\n{row.kernel[0]}×{row.kernel[1]}"
+
+
+def _colour(row: Row) -> str:
+    if row.parts:
+        return "unit"
+    return next((kind for kind in ("pool", "dense", "conv") if kind in row.operation.lower()), "unit")
+
+
+def _title(table: Table) -> str:
+    return (
+        f"{table.name}: {table.image_px}×{table.image_px} RGB to {table.classes} classes, "
+        f"{table.parameters:,} parameters, {table.macs:,} MACs"
+    )
+
+
+class _Scale:
+    """Turn volumes into inches."""
+
+    def __init__(self, drawn: list[Box]) -> None:
+        self.side = max(max(box.volume[:2]) for box in drawn)
+        self.depth = max(THICK_CHANNELS, *(box.volume[2] for box in drawn if not box.flat))
+        self.row = max((box.volume[2] for box in drawn if box.flat), default=1)
+
+    def size(self, box: Box) -> tuple[float, float, float]:
+        """Give thickness, height and length into the page; a flat row is a thin bar, as tall as it is long."""
+        height, width, channels = box.volume
+        if box.flat:
+            return THINNEST, max(TALLEST * 0.6 * math.sqrt(channels / self.row), 3 * THINNEST), THINNEST
+        thickness = max(THICKEST * math.sqrt(channels / self.depth), THINNEST)
+        tall, deep = (max(TALLEST * math.sqrt(side / self.side), THINNEST) for side in (height, width))
+        return thickness, tall, deep
+
+    def extent(self, run: list[Box]) -> float:
+        """Give the width of boxes that stand close."""
+        thickness, _, deep = self.size(run[0])
+        return len(run) * thickness + (len(run) - 1) * CLOSE + deep * SLANT[0]
+
+    def room(self, run: list[Box]) -> float:
+        """Give the width that boxes and captions need, and the space before the next."""
+        words = [*_heading(run).split("\n"), _footing(run[0])]
+        return max(self.extent(run), max(map(len, words)) * LETTER) + BETWEEN
+
+
+def _lines(found: list[Box]) -> list[list[list[Box]]]:
+    """Break runs of alike boxes into lines that fit the page."""
+    scale = _Scale(found)
+    runs = [list(alike) for _, alike in groupby(found)]
+    whole = sum(map(scale.room, runs))
+    lines: list[list[list[Box]]] = [[] for _ in range(math.ceil(whole / LINE))]
+    passed = 0.0
+    for run in runs:
+        middle = passed + scale.room(run) / 2
+        lines[int(middle / whole * len(lines))].append(run)
+        passed += scale.room(run)
+    return [line for line in lines if line]
+
+
+def _heading(run: list[Box]) -> str:
+    times = f"{len(run)} × " if len(run) > 1 else ""
+    return times + run[0].caption
+
+
+def _footing(box: Box) -> str:
+    return str(box.volume[2]) if box.flat else "×".join(map(str, box.volume))
+
+
+def _draw_line(axes: Axes, line: list[list[Box]], scale: _Scale, *, middle: float) -> None:
+    """Draw boxes beside each other, centred on `middle`."""
+    left = BETWEEN
+    for run in line:
+        room = scale.room(run) - BETWEEN
+        x = left + (room - scale.extent(run)) / 2
+        thickness, tall, deep = scale.size(run[0])
+        rise = deep * SLANT[1]
+        bottom = middle - (tall + rise) / 2
+        for place, box in enumerate(run):
+            _draw_box(axes, (x + place * (thickness + CLOSE), bottom), scale.size(box), COLOURS[box.colour])
+        centre = left + room / 2
+        words: dict[str, Any] = {"ha": "center", "fontsize": 8, "parse_math": False}
+        axes.text(centre, bottom + tall + rise + 0.06, _heading(run), va="bottom", color=INK, **words)
+        axes.text(centre, bottom - 0.06, _footing(run[0]), va="top", color=FAINT, **words)
+        left += room + BETWEEN
+
+
+def _draw_box(axes: Axes, corner: tuple[float, float], size: tuple[float, float, float], colour: str) -> None:
+    """Draw front, top and right face, lit from above."""
+    x, y = corner
+    thickness, tall, deep = size
+    right, up = deep * SLANT[0], deep * SLANT[1]
+    front = [(x, y), (x + thickness, y), (x + thickness, y + tall), (x, y + tall)]
+    top = [front[3], front[2], (x + thickness + right, y + tall + up), (x + right, y + tall + up)]
+    side = [front[1], (x + thickness + right, y + up), top[2], front[2]]
+    for corners, light in ((front, 0.25), (top, 0.55), (side, 0.0)):
+        shade = tuple(part + (1 - part) * light for part in to_rgb(colour))
+        axes.add_patch(Polygon(corners, closed=True, facecolor=shade, edgecolor="white", linewidth=0.5))

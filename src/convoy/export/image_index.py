@@ -1,0 +1,68 @@
+"""images.parquet beside an exported model: which images its dataset had, by their pixels.
+
+So a later judgement can leave out test images that the model has seen, and say what changed
+between two deliveries, without either delivery.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from convoy.core.dataset import SPLITS
+from convoy.core.errors import DataError
+
+COLUMNS = ("pixels", "label", "split")
+
+
+@dataclass(frozen=True)
+class Images:
+    """Tell each image's label and part.
+
+    Attributes:
+        table: `convoy.data.split.pixel_hash` of an image to its class name and its part (train, val or test).
+    """
+
+    table: Mapping[str, tuple[str, str]]
+
+    @property
+    def seen(self) -> frozenset[str]:
+        """Name the images that the model has seen: those of train, and those of val, which chose its epoch."""
+        return frozenset(pixels for pixels, (_, split) in self.table.items() if split != "test")
+
+
+def write(manifest: Path, path: Path) -> None:
+    """Extract the images that a dataset uses from its manifest.
+
+    Raises:
+        DataError: the manifest is of a version that did not note pixels.
+    """
+    present = pq.read_schema(manifest).names
+    if not set(COLUMNS) <= set(present):
+        raise DataError(
+            f"{manifest} has no column `pixels`: an earlier version of Convoy wrote it. "
+            "Prepare again: dvc repro --force prepare"
+        )
+    table = pq.read_table(manifest, columns=list(COLUMNS))
+    used = table.filter(pc.is_valid(table.column("split")))
+    pq.write_table(used.sort_by("pixels"), path, compression="zstd")
+
+
+def load(path: Path) -> Images:
+    """Read what `write` wrote.
+
+    Raises:
+        DataError: the file is damaged or something else.
+    """
+    try:
+        content = pq.read_table(path, columns=list(COLUMNS)).to_pydict()
+    except (OSError, ValueError, KeyError) as error:  # pyarrow's errors derive from these
+        raise DataError(
+            f"{path} cannot be read ({type(error).__name__}). Make it again: dvc repro export"
+        ) from error
+    rows = list(zip(*(content[name] for name in COLUMNS), strict=True))
+    if any(split not in SPLITS or not label or not pixels for pixels, label, split in rows):
+        raise DataError(f"{path} names parts other than {', '.join(SPLITS)}. Make it again: dvc repro export")
+    return Images({pixels: (label, split) for pixels, label, split in rows})

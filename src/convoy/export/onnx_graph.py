@@ -1,0 +1,165 @@
+"""The deployable graph: raw pixels in, probabilities out, everything between inside.
+
+N images of H x W pixels; P, the side of the square that the network sees; K classes.
+"""
+
+import json
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import onnx
+import torch
+from onnx import TensorProto, compose, helper
+from torch import Tensor, nn
+
+from convoy import __version__
+from convoy.core import contract
+from convoy.core.dataset import Fit
+from convoy.core.errors import NetworkError
+from convoy.images import resize
+from convoy.models import trained
+from convoy.models.deployable import Deployable
+
+LARGEST_BYTES = 2**31 - 1
+"""What protobuf, and so one ONNX file, can hold."""
+
+
+class _Served(nn.Module):
+    """Add probabilities to a network; its attribute's name begins the constants' names in the graph."""
+
+    def __init__(self, deployable: Deployable) -> None:
+        super().__init__()
+        self.deployable = deployable
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Map (N, 3, P, P) pixels in 0..255 to (N, K) probabilities and logits."""
+        logits = self.deployable(pixels)
+        return logits.softmax(dim=1), logits
+
+
+def build(model: Path, out: Path, identity: Mapping[str, str]) -> None:
+    """Write `model.unproven.onnx`, from uint8 (N, H, W, 3) to (N, K) `probabilities` and `logits`.
+
+    It gets the name `model.onnx` from the proof alone, so what an earlier proof left is removed.
+
+    Args:
+        model: folder that training wrote.
+        out: folder to write into.
+        identity: `run_id`, `git_commit`, `data_hash`, `params_hash`; stored in the file.
+
+    Raises:
+        NetworkError: the network has an operation that ONNX has not, or is too large for one file.
+    """
+    if set(identity) != set(contract.IDENTITY):
+        raise ValueError(f"identity needs {contract.IDENTITY}, not {tuple(identity)}")
+    deployable, facts = trained.load(model)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in (contract.PROVEN, contract.UNPROVEN, contract.VERIFICATION, contract.CARD):
+        (out / name).unlink(missing_ok=True)
+    network = _translate(deployable, facts.image_px, facts.network)
+    joined = _join(resize.graph(facts.image_px, cast("Fit", facts.fit)), network, len(facts.classes))
+    properties = {
+        contract.CLASSES: json.dumps(facts.classes, ensure_ascii=False),
+        contract.IMAGE_PX: str(facts.image_px),
+        contract.FIT: facts.fit,
+        contract.VERSION: __version__,
+        contract.INPUT: contract.INPUT_IN_WORDS,
+        **{f"convoy.{key}": identity[key] for key in contract.IDENTITY},
+    }
+    helper.set_model_props(joined, properties)
+    size = joined.ByteSize()
+    if size > LARGEST_BYTES:
+        raise NetworkError(
+            f"network {facts.network} makes an ONNX file of {size / 1e9:.1f} GB; one file holds at most "
+            f"{LARGEST_BYTES / 1e9:.1f} GB. Choose a smaller network: network.name in params.yaml"
+        )
+    onnx.checker.check_model(joined, full_check=True)
+    onnx.save(joined, out / contract.UNPROVEN)
+
+
+def _translate(deployable: Deployable, image_px: int, name: str) -> onnx.ModelProto:
+    """Export float32 `pixels` (N, 3, P, P) to `probabilities` and `logits`.
+
+    Traced with two images: the exporter takes a size of 1 for a constant (pytorch#157621).
+    """
+    example = torch.zeros(2, 3, image_px, image_px)
+    talk = logging.getLogger("torch.onnx"), logging.getLogger("onnxscript")
+    levels = [logger.level for logger in talk]
+    for logger in talk:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecations inside the exporter, none of them the user's
+            program = torch.onnx.export(
+                _Served(deployable).eval(),
+                (example,),
+                dynamo=True,
+                verbose=False,
+                opset_version=resize.OPSET,
+                input_names=["pixels"],
+                output_names=[contract.PROBABILITIES, contract.LOGITS],
+                dynamic_shapes={"pixels": {0: torch.export.Dim("N", min=1)}},
+            )
+    except torch.onnx.OnnxExporterError as error:
+        cause = str(error.__cause__ or error).strip().splitlines()[0]
+        raise NetworkError(
+            f"network {name} cannot be exported to ONNX: {cause}. Choose layers that ONNX opset {resize.OPSET} "
+            "has, for any number of images."
+        ) from error
+    finally:
+        for logger, level in zip(talk, levels, strict=True):
+            logger.setLevel(level)
+    if program is None:
+        raise AssertionError("torch.onnx.export(dynamo=True) without a file name returns a program")
+    network = program.model_proto
+    if contract.MEAN not in {constant.name for constant in network.graph.initializer}:
+        raise NetworkError(
+            f"the exported graph of network {name} has no constant {contract.MEAN}, which the proof must find to "
+            "show that it notices a wrong one. Normalise in convoy/models/deployable.py alone."
+        )
+    images = network.graph.output[0].type.tensor_type.shape.dim[0]
+    if not images.dim_param:
+        raise NetworkError(
+            f"network {name} answers {images.dim_value} images however many there are: a layer has fixed the number "
+            "that it was traced with (pytorch#157621). Look for a reshape that counts images in its forward."
+        )
+    _forget_its_making(network)
+    network.ir_version = resize.IR_VERSION
+    return network
+
+
+def _forget_its_making(model: onnx.ModelProto) -> None:
+    """Remove the exporter's notes: stack traces with this machine's paths, in which equal models differ."""
+    graph = model.graph
+    for part in (
+        model,
+        graph,
+        *graph.node,
+        *graph.input,
+        *graph.output,
+        *graph.value_info,
+        *graph.initializer,
+    ):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    # Shapes of intermediate values are inferred again when the graph is whole.
+    graph.ClearField("value_info")
+
+
+def _join(pixels: onnx.ModelProto, network: onnx.ModelProto, classes: int) -> onnx.ModelProto:
+    """Put the geometry before the network, and name every dimension once."""
+    whole: onnx.ModelProto = compose.merge_models(
+        pixels,
+        network,
+        io_map=[("pixels", "pixels")],
+        name="convoy",
+        producer_name="convoy",
+        producer_version=__version__,
+    )
+    del whole.graph.output[:]
+    for name in (contract.PROBABILITIES, contract.LOGITS):
+        whole.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", classes]))
+    return whole

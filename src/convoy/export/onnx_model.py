@@ -1,0 +1,115 @@
+"""An exported model in onnxruntime: the one way in which the proof and every user run it.
+
+N images of H x W pixels; K classes.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from convoy.core import contract
+from convoy.core.errors import ProofError, RequestError
+
+CHUNK_IMAGES = 64
+"""Images that are read before they are answered."""
+CHUNK_BYTES = 32 * 2**20
+"""Pixels that are read before they are answered: the graph holds them as float32, at four times the size."""
+
+T = TypeVar("T")
+
+
+class Served:
+    """Answer raw pixels with probabilities.
+
+    Attributes:
+        classes: names, in the order of the probabilities.
+        properties: the file's metadata, with the run, commit, data and params that it comes from.
+    """
+
+    def __init__(self, model: Path | bytes, *, threads: int = 0) -> None:
+        """Open a model.
+
+        Args:
+            model: a file, or the bytes of one.
+            threads: of one operation; 0 leaves the number to onnxruntime.
+
+        Raises:
+            RequestError: there is no such file.
+            ProofError: the file is not complete ONNX, or no model of Convoy's.
+        """
+        name = str(model) if isinstance(model, Path) else "the model"
+        if isinstance(model, Path) and not model.is_file():
+            raise RequestError(
+                f"{name} does not exist. Make one with `dvc repro`: build/deploy/{contract.PROVEN}"
+            )
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # less would print errors that are raised as well
+        options.intra_op_num_threads = threads
+        try:
+            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's errors share no base class
+            raise ProofError(
+                f"{name} cannot be opened as ONNX, it is damaged or something else: {_first_line(error)}\n"
+                "Get it back with `dvc checkout`, or make it again: dvc repro export"
+            ) from error
+        self.properties: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+        self._refuse_strangers(name)
+        self.classes: tuple[str, ...] = tuple(json.loads(self.properties[contract.CLASSES]))
+
+    def __call__(self, images_u8: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Map (N, H, W, 3) RGB pixels to (N, K) probabilities."""
+        found: npt.NDArray[np.float32]
+        (found,) = self._session.run([contract.PROBABILITIES], {contract.IMAGE: images_u8})
+        return found
+
+    def mixed(self, images_u8: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
+        """Map (H, W, 3) images of any sizes to (N, K) probabilities; equal sizes share a batch."""
+        found = np.empty((len(images_u8), len(self.classes)), np.float32)
+        places: dict[tuple[int, ...], list[int]] = {}
+        for n, image_u8 in enumerate(images_u8):
+            places.setdefault(image_u8.shape, []).append(n)
+        for same in places.values():
+            found[same] = self(np.stack([images_u8[n] for n in same]))
+        return found
+
+    def _refuse_strangers(self, name: str) -> None:
+        wanted = [contract.CLASSES, contract.IMAGE_PX, contract.FIT, contract.VERSION]
+        missing = [f"the metadata {key}" for key in wanted if key not in self.properties]
+        if [node.name for node in self._session.get_inputs()] != [contract.IMAGE]:
+            missing.append(f"a single input `{contract.IMAGE}`")
+        if contract.PROBABILITIES not in [node.name for node in self._session.get_outputs()]:
+            missing.append(f"an output `{contract.PROBABILITIES}`")
+        if missing:
+            raise ProofError(
+                f"{name} is ONNX, but no model of Convoy's: it lacks {', '.join(missing)}. "
+                f"Use the one that `dvc repro` makes: build/deploy/{contract.PROVEN}"
+            )
+
+
+def chunks(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
+    """Cut a stream into lists that fit into memory: at most 64 items, and 32 MiB unless one item is larger.
+
+    Args:
+        items: consumed once, in order, no further ahead than one list.
+        size: bytes of an item.
+    """
+    chunk: list[T] = []
+    held = 0
+    for item in items:
+        weight = size(item)
+        if chunk and (len(chunk) == CHUNK_IMAGES or held + weight > CHUNK_BYTES):
+            yield chunk
+            chunk, held = [], 0
+        chunk.append(item)
+        held += weight
+    if chunk:
+        yield chunk
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

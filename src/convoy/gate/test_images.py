@@ -1,0 +1,156 @@
+"""Today's test images: the ones that a judgement is about, read from the delivered files."""
+
+import hashlib
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+from PIL import Image
+
+from convoy.core import console
+from convoy.core.dataset import MANIFEST_FILE, Dataset
+from convoy.core.errors import DataError
+from convoy.export.onnx_model import chunks
+from convoy.images.decode import decode
+from convoy.images.delivery import open_delivery
+
+THUMBNAIL_PX = 96
+"""Longer side of a thumbnail, in pixels; smaller images stay as they are."""
+
+COLUMNS = ("path", "sha256", "label", "pixels", "row")
+
+Placed = tuple[int, npt.NDArray[np.uint8]]
+"""A place among the test images, and the (H, W, 3) image there."""
+
+
+@dataclass(frozen=True)
+class Today:
+    """Hold what is known of each test image, and hand out the images themselves.
+
+    Attributes:
+        data: what was delivered.
+        classes: names of today's classes.
+        data_hash: of the dataset.
+        delivered: number of files that the dataset uses, of all splits.
+        paths: of the n test images, in the order of their pixels' hashes: the first ones are a fair sample.
+        sha256: of their files when they were prepared.
+        labels: their class names.
+        pixels: their `convoy.data.split.pixel_hash`.
+    """
+
+    data: Path
+    classes: tuple[str, ...]
+    data_hash: str
+    delivered: int
+    paths: tuple[str, ...]
+    sha256: tuple[str, ...]
+    labels: tuple[str, ...]
+    pixels: tuple[str, ...]
+
+    @classmethod
+    def load(cls, dataset_folder: Path, data: Path) -> "Today":
+        """Read a dataset's test split; no image is read yet.
+
+        Raises:
+            DataError: the folder is no dataset, or one of a version that did not note pixels.
+        """
+        dataset = Dataset.load(dataset_folder)
+        path = dataset_folder / MANIFEST_FILE
+        if not path.is_file():
+            raise DataError(
+                f"{path} does not exist. Make it with `dvc repro prepare`, or restore it with `dvc checkout`."
+            )
+        if "pixels" not in pq.read_schema(path).names:
+            raise DataError(
+                f"{path} has no column `pixels`: an earlier version of Convoy wrote it. "
+                "Prepare again: dvc repro --force prepare"
+            )
+        table = pq.read_table(path, columns=list(COLUMNS), filters=[("split", "=", "test")]).sort_by("row")
+        content = table.to_pydict()
+        return cls(
+            data=data,
+            classes=dataset.classes,
+            data_hash=dataset.hash,
+            delivered=sum(sum(images.values()) for images in dataset.counts.values()),
+            paths=tuple(content["path"]),
+            sha256=tuple(content["sha256"]),
+            labels=tuple(content["label"]),
+            pixels=tuple(content["pixels"]),
+        )
+
+    def read(self, places: Collection[int]) -> Iterator[list[Placed]]:
+        """Read images from their delivered files, a chunk that fits into memory at a time.
+
+        In the delivery's order, since an archive can only be read from its beginning.
+
+        Raises:
+            DataError: a delivered file is gone, or no longer the one that was prepared.
+        """
+        waiting = {self.paths[place]: place for place in places}
+        changed: list[str] = []
+
+        def images() -> Iterator[Placed]:
+            if not waiting:
+                return
+            for path, content in self._delivered(list(waiting)):
+                place = waiting.pop(path, None)
+                if place is None:
+                    continue
+                if hashlib.sha256(content).hexdigest() != self.sha256[place]:
+                    changed.append(path)
+                else:
+                    yield place, self._decoded(path, content)
+                if not waiting:
+                    return
+
+        yield from chunks(images(), lambda item: item[1].nbytes)
+        for paths, what in (
+            (list(waiting), "no longer delivered"),
+            (changed, "no longer the file that was prepared"),
+        ):
+            if paths:
+                raise DataError(
+                    f"{self.data}: {len(paths):,} of {len(places):,} test images are {what}, the first being {paths[0]}. "
+                    "The data changed since they were prepared; take them through the pipeline: dvc repro"
+                )
+
+    def thumbnails(self, paths: Collection[str]) -> dict[str, npt.NDArray[np.uint8]]:
+        """Give small (h, w, 3) versions of test images, the longer side being at most `THUMBNAIL_PX`.
+
+        Raises:
+            DataError: as `read` does.
+        """
+        place_of = {path: place for place, path in enumerate(self.paths)}
+        found = {}
+        for chunk in self.read([place_of[path] for path in paths]):
+            for place, image_u8 in chunk:
+                picture = Image.fromarray(image_u8)
+                picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+                found[self.paths[place]] = np.asarray(picture)
+        return found
+
+    def _decoded(self, path: str, content: bytes) -> npt.NDArray[np.uint8]:
+        try:
+            return decode(content).image_u8
+        except DataError as error:
+            raise DataError(
+                f"{self.data}: {path} was prepared, and now it {error}. Prepare again: dvc repro --force prepare"
+            ) from error
+
+    def _delivered(self, paths: list[str]) -> Iterator[tuple[str, bytes]]:
+        """Stream the files, of a folder the wanted ones alone, with progress."""
+        delivery = open_delivery(self.data)
+        if delivery.archive is not None:
+            yield from console.track(delivery.files(), "judge: read delivered files", self.delivered)
+            return
+        for path in console.track(paths, "judge: read test images", len(paths)):
+            try:
+                content = (delivery.path / path).read_bytes()
+            except FileNotFoundError:
+                continue  # `read` accounts for it
+            except OSError as error:
+                raise DataError(f"{delivery.path / path} cannot be read: {error.strerror}.") from error
+            yield path, content

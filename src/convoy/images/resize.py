@@ -1,0 +1,161 @@
+"""How an image of any size becomes the square that the network sees: one ONNX graph.
+
+`prepare` packs with it in onnxruntime and the exported model begins with it, so a packed
+pixel equals a served one. `exclude_outside=1` makes onnxruntime's antialiased Resize agree
+with `torch.nn.functional.interpolate(antialias=True)` and Pillow's BILINEAR; without it the
+border is off by up to 15/255.
+
+N: images in a batch, H and W: their size, P: side of the square, all in pixels.
+"""
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+from convoy.core.dataset import Fit
+
+OPSET = 20
+IR_VERSION = 10
+"""What the oldest supported onnxruntime reads."""
+
+
+def graph(image_px: int, fit: Fit) -> onnx.ModelProto:
+    """Build the graph from `image`, uint8 (N, H, W, 3), to `pixels`, float32 (N, 3, P, P), whole numbers 0..255.
+
+    squash resizes both sides to P; crop takes the square in the middle first (cropping
+    afterwards would resize a 1 x 100,000 panorama to P x 100,000 P); letterbox resizes the
+    longer side to P and pads with black, evenly, the odd pixel going right and below.
+
+    Args:
+        image_px: P.
+        fit: see above.
+    """
+    build = _Builder()
+    build.node("Transpose", ["image"], "geometry_planes", perm=[0, 3, 1, 2])
+    planes = "geometry_planes"
+    size = "geometry_square"
+    build.constant(size, [image_px, image_px])
+    if fit == "crop":
+        planes = _central_square(build, planes)
+    elif fit == "letterbox":
+        build.constant("geometry_side", [image_px])
+        size = _size_inside(build, planes)
+    build.node("Cast", [planes], "geometry_float", to=TensorProto.FLOAT)
+    build.node(
+        "Resize",
+        ["geometry_float", "", "", size],
+        "geometry_resized",
+        axes=[2, 3],
+        mode="linear",
+        antialias=1,
+        exclude_outside=1,
+        coordinate_transformation_mode="half_pixel",
+    )
+    build.node("Round", ["geometry_resized"], "geometry_rounded")
+    build.constant("geometry_black", 0.0)
+    build.constant("geometry_white", 255.0)
+    whole = "geometry_whole" if fit == "letterbox" else "pixels"
+    build.node("Clip", ["geometry_rounded", "geometry_black", "geometry_white"], whole)
+    if fit == "letterbox":
+        _padded(build, whole, size)
+    return build.model(image_px)
+
+
+class Geometry:
+    """Run the graph on single images, as `prepare` does for each; usable from many threads."""
+
+    def __init__(self, image_px: int, fit: Fit) -> None:
+        self.image_px = image_px
+        self.fit: Fit = fit
+
+    def __call__(self, image_u8: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Bring one (H, W, 3) uint8 image to (P, P, 3) uint8."""
+        (pixels,) = _session(self.image_px, self.fit).run(["pixels"], {"image": image_u8[np.newaxis]})
+        square_u8: npt.NDArray[np.uint8] = pixels[0].transpose(1, 2, 0).astype(np.uint8)
+        return square_u8
+
+
+@lru_cache(maxsize=8)
+def _session(image_px: int, fit: Fit) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors only
+    options.intra_op_num_threads = 1  # callers have a thread per image; small ones are slower with more
+    model = graph(image_px, fit).SerializeToString()
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+class _Builder:
+    """Collect nodes and constants of a graph under construction."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def constant(self, name: str, value: float | list[int]) -> str:
+        """Add int64 numbers or one float32."""
+        array = np.array(value, dtype=np.float32 if isinstance(value, float) else np.int64)
+        self.constants.append(numpy_helper.from_array(array, name))
+        return name
+
+    def node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:  # noqa: ANN401 (ONNX's own)
+        """Add a node, named as its output."""
+        self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
+        return output
+
+    def model(self, image_px: int) -> onnx.ModelProto:
+        """Close the graph and have onnx check it, shapes included."""
+        image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", "H", "W", 3])
+        pixels = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["N", 3, image_px, image_px])
+        body = helper.make_graph(self.nodes, "geometry", [image], [pixels], self.constants)
+        model = helper.make_model(
+            body,
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION,
+            producer_name="convoy",
+        )
+        onnx.checker.check_model(model, full_check=True)
+        return model
+
+
+def _central_square(build: _Builder, planes: str) -> str:
+    """Cut the largest square from the middle, before anything is computed on the rest."""
+    build.node("Shape", [planes], "geometry_size", start=2)  # [H, W]
+    build.node("ReduceMin", ["geometry_size"], "geometry_short", keepdims=1)  # [min(H, W)]
+    build.node("Sub", ["geometry_size", "geometry_short"], "geometry_spare")
+    build.node("Div", ["geometry_spare", build.constant("geometry_two", [2])], "geometry_from")
+    build.node("Add", ["geometry_from", "geometry_short"], "geometry_to")
+    axes = build.constant("geometry_axes", [2, 3])
+    return build.node("Slice", [planes, "geometry_from", "geometry_to", axes], "geometry_cropped")
+
+
+def _size_inside(build: _Builder, planes: str) -> str:
+    """Compute [height, width] after the longer side became P.
+
+    In whole numbers: max(1, (2 P side + longest) // (2 longest)), which rounds half up.
+    Resize's own keep_aspect_ratio_policy rounds the short side of 1 x 1000 down to zero.
+    """
+    build.constant("geometry_one", [1])
+    build.constant("geometry_two", [2])
+    build.node("Shape", [planes], "geometry_size", start=2)  # [H, W]
+    build.node("ReduceMax", ["geometry_size"], "geometry_long", keepdims=1)  # [max(H, W)]
+    build.node("Mul", ["geometry_size", "geometry_side"], "geometry_scaled")
+    build.node("Mul", ["geometry_scaled", "geometry_two"], "geometry_scaled_twice")
+    build.node("Add", ["geometry_scaled_twice", "geometry_long"], "geometry_numerator")
+    build.node("Mul", ["geometry_long", "geometry_two"], "geometry_denominator")
+    build.node("Div", ["geometry_numerator", "geometry_denominator"], "geometry_inside_or_zero")
+    return build.node("Max", ["geometry_inside_or_zero", "geometry_one"], "geometry_inside")
+
+
+def _padded(build: _Builder, whole: str, size: str) -> None:
+    """Pad with black to the square."""
+    build.node("Sub", ["geometry_square", size], "geometry_missing")
+    build.node("Div", ["geometry_missing", "geometry_two"], "geometry_before")
+    build.node("Sub", ["geometry_missing", "geometry_before"], "geometry_after")
+    build.node("Concat", ["geometry_before", "geometry_after"], "geometry_pads", axis=0)
+    axes = build.constant("geometry_axes", [2, 3])
+    build.node("Pad", [whole, "geometry_pads", "geometry_black", axes], "pixels")

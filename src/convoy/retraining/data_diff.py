@@ -1,0 +1,150 @@
+"""What changed in the data between two trainings, image by image, told by pixels and not by file names."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from convoy.export.image_index import Images
+
+MOST_EXAMPLES = 24
+"""Images of each kind that are kept as examples; the counts are of all."""
+
+
+@dataclass(frozen=True)
+class ClassChange:
+    """Count a class's images before and now, in all splits together."""
+
+    name: str
+    before: int
+    now: int
+
+    @property
+    def difference(self) -> int:
+        """Images more than before."""
+        return self.now - self.before
+
+
+@dataclass(frozen=True)
+class Example:
+    """Name an image that changed.
+
+    Attributes:
+        pixels: hash of its pixels.
+        path: where it lies in today's data; empty where it is gone or that is not known.
+        before: its label before; empty where it was not there.
+        now: its label now; empty where it is gone.
+        split: the part that it is in now, or was in before it went.
+    """
+
+    pixels: str
+    path: str
+    before: str
+    now: str
+    split: str
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Hold what changed; an image is the same where its pixels are.
+
+    Attributes:
+        before: images that the champion's dataset used; None where that is not known, and nothing is compared.
+        now: images that today's dataset uses.
+        classes: per class, in order of name; classes of either side.
+        added: images that are new.
+        gone: images that are no longer there.
+        relabelled: images of which the label alone changed, which is what poisoned labels look like.
+        moved: images that kept their label and are in another split.
+        relabels: label before, label now and number of images, the most frequent first.
+        added_examples: some of them, of each label by turns, in order of path; likewise the others.
+    """
+
+    before: int | None
+    now: int
+    classes: tuple[ClassChange, ...]
+    added: int = 0
+    gone: int = 0
+    relabelled: int = 0
+    moved: int = 0
+    relabels: tuple[tuple[str, str, int], ...] = ()
+    added_examples: tuple[Example, ...] = ()
+    gone_examples: tuple[Example, ...] = ()
+    relabelled_examples: tuple[Example, ...] = ()
+
+    @property
+    def none(self) -> bool:
+        """Tell whether every image is as it was."""
+        return self.before is not None and not (self.added or self.gone or self.relabelled or self.moved)
+
+    @property
+    def share_relabelled(self) -> float:
+        """Share of the images of both sides that carry another label now; 0 where both share none."""
+        both = self.now - self.added
+        return self.relabelled / both if both and self.before is not None else 0.0
+
+
+def changes(before: Images | None, now: Images, paths: Mapping[str, str] | None = None) -> Changes:
+    """Compare two datasets image by image.
+
+    Args:
+        before: what the champion was trained on; None where that is not known.
+        now: what the candidate was trained on.
+        paths: where each image lies today, by the hash of its pixels (`path` and `pixels` of
+            manifest.parquet); examples have no path without it.
+    """
+    places = paths or {}
+    labels = {pixels: label for pixels, (label, _) in now.table.items()}
+    counts = Counter(labels.values())
+    if before is None:
+        classes = tuple(ClassChange(name, 0, counts[name]) for name in sorted(counts))
+        return Changes(None, len(labels), classes)
+    old = {pixels: label for pixels, (label, _) in before.table.items()}
+    old_counts = Counter(old.values())
+    names = sorted({*counts, *old_counts})
+    added, gone = labels.keys() - old.keys(), old.keys() - labels.keys()
+    relabelled = [pixels for pixels in labels.keys() & old.keys() if labels[pixels] != old[pixels]]
+    moved = sum(
+        labels[pixels] == old[pixels] and now.table[pixels][1] != before.table[pixels][1]
+        for pixels in labels.keys() & old.keys()
+    )
+    pairs = Counter((old[pixels], labels[pixels]) for pixels in relabelled)
+
+    def examples(hashes: Iterable[str]) -> tuple[Example, ...]:
+        ordered = sorted(hashes, key=lambda pixels: (places.get(pixels, ""), pixels))
+        return tuple(
+            Example(
+                pixels,
+                places.get(pixels, ""),
+                old.get(pixels, ""),
+                labels.get(pixels, ""),
+                (now if pixels in labels else before).table[pixels][1],
+            )
+            for pixels in _of_each(ordered, lambda pixels: (old.get(pixels), labels.get(pixels)))
+        )
+
+    return Changes(
+        before=len(old),
+        now=len(labels),
+        classes=tuple(ClassChange(name, old_counts[name], counts[name]) for name in names),
+        added=len(added),
+        gone=len(gone),
+        relabelled=len(relabelled),
+        moved=moved,
+        relabels=tuple(
+            (was, became, images)
+            for (was, became), images in sorted(pairs.items(), key=lambda item: (-item[1], item[0]))
+        ),
+        added_examples=examples(added),
+        gone_examples=examples(gone),
+        relabelled_examples=examples(relabelled),
+    )
+
+
+def _of_each(ordered: Sequence[str], kind: Callable[[str], object]) -> list[str]:
+    """Choose examples of every kind by turns, so that one kind does not hide the others."""
+    turns: Counter[object] = Counter()
+    placed = []
+    for place, one in enumerate(ordered):
+        turns[kind(one)] += 1
+        placed.append((turns[kind(one)], place, one))
+    return [one for *_, one in sorted(placed)[:MOST_EXAMPLES]]

@@ -1,0 +1,137 @@
+"""Classify image files with an exported model: numpy, Pillow and onnxruntime, no torch."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from convoy.core.errors import DataError
+from convoy.export.onnx_model import Served, chunks
+from convoy.images.decode import FORMATS, decode
+from convoy.images.layout import is_litter
+
+Item = tuple[Path, npt.NDArray[np.uint8] | None, str | None]
+"""A file with its decoded image, or with the reason why there is none."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Hold what the model says of one file, or why it could not say anything.
+
+    Attributes:
+        path: the file.
+        reason: why there is no answer; None where there is one.
+        label: the most probable class.
+        probability: its probability, 0..1.
+        probabilities: of every class.
+    """
+
+    path: Path
+    reason: str | None = None
+    label: str | None = None
+    probability: float | None = None
+    probabilities: dict[str, float] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Give plain data: `path` with either `error`, or `class`, `probability` and `probabilities`."""
+        if self.reason is not None:
+            return {"path": str(self.path), "error": self.reason}
+        return {
+            "path": str(self.path),
+            "class": self.label,
+            "probability": self.probability,
+            "probabilities": self.probabilities,
+        }
+
+
+def predict(model: Path, paths: Sequence[Path]) -> Iterator[Prediction]:
+    """Answer every image, in the order given; folders are walked in order of name.
+
+    What cannot be answered is explained and does not stop the rest. Inside folders, files
+    that neither hold an image nor are named like one are passed over.
+
+    Raises:
+        RequestError: the model does not exist.
+        ProofError: the model cannot be opened, or is none of Convoy's.
+    """
+    return _answers(Served(model), paths)
+
+
+def show(predictions: Iterable[Prediction], *, as_json: bool) -> int:
+    """Print one line per file, plain or JSON, and return the exit code: 1 where a file had no answer."""
+    failed = 0
+    for one in predictions:
+        failed += one.reason is not None
+        if as_json:
+            print(json.dumps(one.as_json(), ensure_ascii=False), flush=True)
+        elif one.reason is not None:
+            print(f"{one.path}: ERROR: {one.reason}", flush=True)
+        else:
+            print(f"{one.path}: {one.label} {one.probability:.4f}", flush=True)
+    return 1 if failed else 0
+
+
+def _answers(served: Served, paths: Sequence[Path]) -> Iterator[Prediction]:
+    """Read ahead one chunk, so that images of equal size share a batch."""
+    read = (item for path in paths for item in _read(path))
+    for chunk in chunks(read, lambda item: 0 if item[1] is None else item[1].nbytes):
+        images_u8 = [image_u8 for _, image_u8, _ in chunk if image_u8 is not None]
+        answers = iter(served.mixed(images_u8))
+        for path, image_u8, reason in chunk:
+            if image_u8 is None:
+                yield Prediction(path, reason=reason)
+            else:
+                yield _prediction(path, next(answers), served.classes)
+
+
+def _prediction(path: Path, probabilities: npt.NDArray[np.float32], classes: Sequence[str]) -> Prediction:
+    if not np.isfinite(probabilities).all():
+        return Prediction(path, reason="the model answers with NaN")
+    best = int(probabilities.argmax())
+    return Prediction(
+        path,
+        label=classes[best],
+        probability=float(probabilities[best]),
+        probabilities={name: float(one) for name, one in zip(classes, probabilities, strict=True)},
+    )
+
+
+def _read(path: Path) -> Iterator[Item]:
+    """Decode a file, or every image below a folder."""
+    if not path.is_dir():
+        yield _decoded(path)
+        return
+    empty = True
+    for file in sorted(path.rglob("*")):
+        if is_litter(file.relative_to(path).as_posix()) or not file.is_file():
+            continue
+        item = _decoded(file)
+        if item[1] is not None or _means_an_image(file):
+            empty = False
+            yield item
+    if empty:
+        yield path, None, "holds no image"
+
+
+def _decoded(path: Path) -> Item:
+    try:
+        return path, decode(path.read_bytes()).image_u8, None
+    except DataError as error:
+        return path, None, str(error)
+    except OSError as error:
+        return path, None, f"cannot be read: {error.strerror}"
+
+
+def _means_an_image(path: Path) -> bool:
+    """Tell a broken image, which must not go unnoticed, from a file that is something else."""
+    try:
+        with Image.open(path, formats=FORMATS):
+            return True
+    except (OSError, Image.DecompressionBombError):
+        known = Image.registered_extensions()
+        return known.get(path.suffix.lower()) in FORMATS

@@ -1,0 +1,220 @@
+import functools
+import http.server
+import os
+import shutil
+import subprocess
+import sys
+import threading
+
+import pytest
+import yaml
+
+from convoy.commands.source import check, use
+from convoy.core.errors import DataError, RequestError
+from convoy.images.delivery import open_delivery
+
+
+def run(root, *command: str) -> str:
+    env = os.environ | {"DVC_NO_ANALYTICS": "1", "GIT_CONFIG_GLOBAL": os.devnull}
+    return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=True).stdout
+
+
+def dvc(root, *arguments: str) -> str:
+    return run(root, sys.executable, "-m", "dvc", *arguments)
+
+
+dvc_runs = pytest.mark.pipeline
+"""Each start of DVC takes a second."""
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory, pets):
+    """A repository whose data.dvc imports `first/`, made once."""
+    root = tmp_path_factory.mktemp("imported") / "repository"
+    for name, content in pets.items():
+        (root / "first" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "first" / name).write_bytes(content)
+    run(root, "git", "init", "-q")
+    dvc(root, "init", "-q")
+    dvc(root, "config", "core.analytics", "false")
+    use(str(root / "first"), root)
+    return root
+
+
+@pytest.fixture
+def repository(imported, tmp_path):
+    return shutil.copytree(imported, tmp_path / "repository", symlinks=True)
+
+
+def facts(root):
+    return yaml.safe_load((root / "data.dvc").read_text())
+
+
+def untouched(root, pets):
+    assert facts(root)["deps"][0]["path"] == "first"
+    assert "frozen" not in facts(root)
+    assert dict(open_delivery(root / "data").files()) == pets
+
+
+@dvc_runs
+def test_a_source_inside_the_repository_is_stored_relative_and_unfrozen(imported, pets):
+    untouched(imported, pets)
+    assert dvc(imported, "data", "status", "--json").count("uncommitted") == 0
+
+
+@dvc_runs
+def test_a_source_outside_the_repository_is_stored_absolute_with_a_warning(
+    repository, zipped, pets, tmp_path, monkeypatch
+):
+    zipped({name: content for name, content in pets.items() if name < "dog/2"}, name="mine.zip")
+    monkeypatch.chdir(tmp_path)
+    lines = use("mine.zip", repository)
+    assert facts(repository)["deps"][0]["path"] == str(tmp_path / "mine.zip")
+    assert "frozen" not in facts(repository)
+    assert lines[0] == f"data.dvc now imports {tmp_path / 'mine.zip'} (before: first)."
+    assert (
+        "lies outside the repository; another machine, such as CI or a colleague's, cannot fetch it"
+        in lines[1]
+    )
+    assert "`dvc repro` trains with it" in lines[2]
+    assert "`git checkout data.dvc && dvc checkout data.dvc` goes back to the committed one" in lines[3]
+    assert (repository / "data").is_file()
+    assert len(open_delivery(repository / "data").names()) < len(pets)
+
+
+@dvc_runs
+def test_a_url_makes_data_one_file_that_is_recognised_by_content(repository, zipped, pets, tmp_path):
+    served = tmp_path / "served"
+    served.mkdir()
+    zipped(pets, name="served/pets.zip")
+    handler = functools.partial(_Quiet, directory=str(served))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/pets.zip"
+        lines = use(url, repository)
+        server.shutdown()
+    assert facts(repository)["deps"][0]["path"] == url
+    assert not any("Warning" in line for line in lines)
+    assert dict(open_delivery(repository / "data").files()) == pets
+
+
+@dvc_runs
+def test_a_source_that_dvc_cannot_fetch_leaves_everything_as_it_was(repository, pets):
+    url = "http://127.0.0.1:9/pets.zip"
+    with pytest.raises(
+        DataError, match=r"DVC cannot import http://127.0.0.1:9/pets.zip: ERROR: .*"
+    ) as caught:
+        use(url, repository)
+    assert "Nothing has changed: data.dvc still imports first." in str(caught.value)
+    assert "dvc.org/support" not in str(caught.value)
+    untouched(repository, pets)
+    assert not list((repository / ".dvc" / "tmp").glob("convoy-*"))
+
+
+@dvc_runs
+def test_an_interruption_leaves_everything_as_it_was(repository, pets, monkeypatch):
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    shutil.copytree(repository / "first", repository / "second")
+    real = subprocess.run
+    calls = []
+
+    def run_but_not_unfreeze(command, **options):
+        calls.append(command[3])
+        return interrupt() if command[3] == "unfreeze" else real(command, **options)
+
+    monkeypatch.setattr(subprocess, "run", run_but_not_unfreeze)
+    with pytest.raises(KeyboardInterrupt):
+        use(str(repository / "second"), repository)
+    assert calls[-1] == "unfreeze"
+    untouched(repository, pets)
+
+
+@dvc_runs
+def test_data_that_dvc_does_not_know_is_not_thrown_away(repository):
+    (repository / "data" / "mine.png").write_bytes(b"x")
+    with pytest.raises(
+        DataError, match="data was changed since DVC fetched it, so its files may be nowhere else"
+    ):
+        use(str(repository / "first"), repository)
+    assert (repository / "data" / "mine.png").exists()
+    (repository / "data.dvc").unlink()
+    with pytest.raises(DataError, match=r"data is not from an import: there is no data.dvc"):
+        use(str(repository / "first"), repository)
+    assert (repository / "data" / "mine.png").exists()
+
+
+@dvc_runs
+def test_a_repository_dvc_cannot_judge_is_left_alone(repository, pets):
+    (repository / ".dvc" / "config").write_text("[nonsense\n")
+    with pytest.raises(DataError, match="`dvc data status --json` failed in"):
+        use(str(repository / "first"), repository)
+    untouched(repository, pets)
+
+
+@dvc_runs
+def test_a_path_that_does_not_exist_is_refused_with_the_nearest_name(repository, tmp_path):
+    (tmp_path / "my-images").mkdir()
+    with pytest.raises(RequestError, match=f"does not exist; did you mean {tmp_path}/my-images?"):
+        use(str(tmp_path / "my-imags"), repository)
+    with pytest.raises(RequestError, match=f"does not exist; did you mean {tmp_path}/my-images?"):
+        use(str(tmp_path / "my-image" / "train" / "cat"), repository)
+    with pytest.raises(
+        RequestError, match=f"does not exist; {tmp_path} holds no `qqqq`. Give a path, or a URL"
+    ):
+        use(str(tmp_path / "qqqq"), repository)
+
+
+@dvc_runs
+def test_the_fetched_copy_and_the_repository_itself_are_no_sources(repository):
+    with pytest.raises(
+        RequestError, match=r"lies in data/, which holds the fetched copy. Move it elsewhere first"
+    ):
+        use(str(repository / "data" / "cat"), repository)
+    for source in (repository, repository.parent):
+        with pytest.raises(RequestError, match="contains this repository"):
+            use(str(source), repository)
+
+
+def test_a_folder_without_dvc_is_refused(tmp_path):
+    with pytest.raises(RequestError, match=r"is no DVC repository. Change to the repository's root"):
+        use("anything", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_check_says_what_would_be_found_and_writes_nothing(folder, parts, settings, tmp_path):
+    files = parts | {
+        "train/cat/x.png": b"",
+        "train/dog/copy.png": parts["test/dog/0.png"],
+        "README.md": b"hi",
+    }
+    data = folder(files)
+    before = sorted(tmp_path.rglob("*"))
+    found = check(data, settings())
+    assert sorted(tmp_path.rglob("*")) == before
+    assert found["accepted"] is True
+    assert found["data"]["images"] == len(parts)
+    assert found["classes"] == ["cat", "dog"]
+    assert found["counts"]["train"] == {"cat": 5, "dog": 5}
+    assert found["cut"] == []
+    assert found["quarantined"] == [{"path": "train/cat/x.png", "reason": "is empty (0 bytes)"}]
+    assert found["left_out"] == [
+        {"path": "train/dog/copy.png", "reason": "its pixels are in test too: test/dog/0.png"}
+    ]
+    assert found["ignored"][0]["path"] == "README.md"
+    assert "quarantined: train/cat/x.png: is empty (0 bytes)" in found["lines"]
+
+
+def test_a_check_lists_every_unusable_file_and_says_that_it_would_be_refused(folder, pets, settings):
+    found = check(folder(pets | {f"cat/x{n}.png": b"" for n in range(20)}), settings())
+    assert found["accepted"] is False
+    assert len(found["quarantined"]) == 20
+    assert found["lines"][-1] == (
+        "`dvc repro` would refuse this: 20 of 100 files cannot be used, data.max_quarantined allows 10.0%."
+    )
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass

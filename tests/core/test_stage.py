@@ -1,0 +1,90 @@
+"""Exit codes and last words of a stage."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from convoy.core import stage
+from convoy.core.errors import DataError, RequestError
+
+
+@pytest.fixture(autouse=True)
+def _own_signal_handler() -> Iterator[None]:
+    """Give the process that runs the tests its handler back."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def fails_with(error: BaseException) -> None:
+    def work() -> None:
+        raise error
+
+    stage.main(work)
+
+
+@pytest.mark.parametrize(("error", "code"), [(RequestError("wrong key"), 2), (DataError("no images"), 1)])
+def test_a_known_error_is_one_message_and_its_exit_code(
+    error: Exception, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DVC_STAGE", "prepare")
+    with pytest.raises(SystemExit) as caught:
+        fails_with(error)
+    assert caught.value.code == code
+    said = capsys.readouterr().err
+    assert said.strip() == f"ERROR in prepare: {error}"
+
+
+def test_an_error_after_an_earlier_success_says_how_to_get_the_outputs_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DVC_STAGE", "prepare")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.lock").touch()
+    with pytest.raises(SystemExit):
+        fails_with(DataError("no images"))
+    assert "`dvc checkout --force` brings them back" in capsys.readouterr().err
+
+
+def test_an_unknown_error_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        fails_with(ZeroDivisionError())
+
+
+def test_sigterm_ends_a_stage_like_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)  # the system may hand the signal to another thread, and Python sees it a moment later
+
+    with pytest.raises(SystemExit) as caught:
+        stage.main(work)
+    assert caught.value.code == 1
+    assert "was stopped. `dvc repro` runs it again" in capsys.readouterr().err
+
+
+def test_done_is_zero() -> None:
+    with pytest.raises(SystemExit) as caught:
+        stage.main(lambda: None)
+    assert caught.value.code == 0
+
+
+def test_a_retraining_keeps_its_runs_in_the_repository_that_called_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "worktree"))
+    monkeypatch.setenv("CONVOY_REPOSITORY", str(tmp_path / "caller"))
+    assert stage.repository() == tmp_path / "caller"
+
+
+def test_the_repository_of_a_queued_experiment_is_the_real_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    assert stage.repository() == tmp_path.resolve()
+    monkeypatch.setenv("DVC_ROOT", "/elsewhere")
+    assert stage.repository() == Path("/elsewhere")

@@ -1,0 +1,89 @@
+"""The picture of a network's volumes."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from convoy.core.errors import NetworkError
+from convoy.explain.diagram import LINE, Box, boxes, draw
+from convoy.explain.table import tabulate
+from convoy.models import spec
+from convoy.models.spec import Spec
+
+SHIPPED = Path(__file__).parents[2] / "networks"
+DOTS_PER_INCH = 120
+
+
+def shown(name: str) -> list[Box]:
+    read = spec.load(name, SHIPPED)
+    px, classes = (read.made_for.image_px, read.made_for.classes) if read.made_for else (32, 10)
+    return boxes(tabulate(read, classes, px))
+
+
+def has_margins(path: Path) -> bool:
+    """Say whether nothing reaches the edge, where it would be cut off."""
+    with Image.open(path) as image:
+        ink = image.convert("L").point(lambda value: 255 * (value < 250)).getbbox()
+        assert ink is not None
+        return ink[0] > 0 and ink[1] > 0 and ink[2] < image.width and ink[3] < image.height
+
+
+def test_lenet5_is_its_eight_volumes():
+    assert [(box.caption, box.volume) for box in shown("lenet5")] == [
+        ("image", (32, 32, 3)),
+        ("conv\n5×5", (28, 28, 6)),
+        ("max pool\n2×2", (14, 14, 6)),
+        ("conv\n5×5", (10, 10, 16)),
+        ("max pool\n2×2", (5, 5, 16)),
+        ("dense", (1, 1, 120)),
+        ("dense", (1, 1, 84)),
+        ("dense", (1, 1, 10)),
+    ]
+
+
+def test_blocks_of_one_convolution_are_that_convolution_and_stages_are_taken_apart():
+    vgg = shown("vgg16")
+    assert [box.caption for box in vgg[:4]] == ["image", "conv\n3×3", "conv\n3×3", "max pool\n2×2"]
+    resnet = shown("resnet50")
+    assert sum(box.colour == "unit" for box in resnet) == 3 + 4 + 6 + 3
+    assert [box.volume for box in resnet[-3:]] == [(7, 7, 2048), (1, 1, 2048), (1, 1, 1000)]
+
+
+def test_auxiliary_heads_are_left_out():
+    assert [box.volume for box in shown("googlenet")].count((1, 1, 1000)) == 1
+
+
+@pytest.mark.parametrize("name", spec.names(SHIPPED))
+def test_every_shipped_network_is_drawn(name, tmp_path):
+    read = spec.load(name, SHIPPED)
+    px = read.made_for.image_px if read.made_for else 32
+    picture = draw(read, 10, px, tmp_path / "network.png")
+    assert has_margins(picture)
+    with Image.open(picture) as image:
+        assert image.width / DOTS_PER_INCH < 1.2 * LINE
+
+
+def test_the_title_of_a_short_network_fits_too(tmp_path):
+    read = Spec.model_validate({"name": "a_dense_layer_alone", "layers": ["flatten", {"dense": "classes"}]})
+    assert has_margins(draw(read, 10, 32, tmp_path / "network.png"))
+
+
+def test_an_svg_is_the_same_each_time(tmp_path):
+    read = spec.load("lenet5", SHIPPED)
+    first = draw(read, 10, 32, tmp_path / "new" / "a.svg").read_bytes()
+    assert first.startswith(b"<?xml")
+    assert draw(read, 10, 32, tmp_path / "b.svg").read_bytes() == first
+
+
+def test_torchvisions_networks_are_drawn_by_their_units(tmp_path):
+    read = Spec(name="mobilenet_v3_small", torchvision="mobilenet_v3_small")
+    drawn = boxes(tabulate(read, 10, 64))
+    assert [box.volume for box in drawn[:2]] == [(64, 64, 3), (32, 32, 16)]
+    assert sum(box.caption == "InvertedResidual" for box in drawn) == 11
+    assert draw(read, 10, 64, tmp_path / "network.png").stat().st_size > 10_000
+
+
+def test_images_that_are_too_small_are_refused(tmp_path):
+    with pytest.raises(NetworkError, match="does not take images of 12 px"):
+        draw(spec.load("lenet5", SHIPPED), 10, 12, tmp_path / "network.png")

@@ -1,0 +1,132 @@
+"""The networks that there are."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from convoy.explain import network_list
+from convoy.explain.network_list import Entry, Memory
+from convoy.models import spec, torchvision
+
+SHIPPED = Path(__file__).parents[2] / "networks"
+RESNET = Entry(
+    name="resnet18",
+    image_px=224,
+    classes=1000,
+    parameters=11_689_512,
+    auxiliary_parameters=0,
+    macs=1_814_073_344,
+    smallest_px=1,
+)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path
+
+
+@pytest.fixture
+def only_resnet(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A torchvision of one classifier, and what was measured of it."""
+    measured = []
+
+    def measure(name: str) -> Entry:
+        measured.append(name)
+        return RESNET
+
+    monkeypatch.setattr(torchvision, "names", lambda: ["resnet18"])
+    monkeypatch.setattr(network_list, "_measure", measure)
+    return measured
+
+
+def described(folder: Path, *, everything: bool = False) -> list[Entry]:
+    return network_list.entries(folder, 32, 10, everything=everything, quiet=True)
+
+
+def test_every_shipped_network_is_listed_with_its_numbers():
+    found = {entry.name: entry for entry in described(SHIPPED)}
+    assert list(found) == spec.names(SHIPPED)
+    assert all(entry.problem is None for entry in found.values())
+    assert found["alexnet"] == Entry(
+        name="alexnet",
+        image_px=224,
+        classes=1000,
+        parameters=61_100_840,
+        auxiliary_parameters=0,
+        macs=714_188_480,
+        smallest_px=63,
+    )
+    assert (found["lenet5"].image_px, found["lenet5"].classes, found["lenet5"].smallest_px) == (32, 10, 16)
+
+
+def test_a_network_that_takes_no_such_images_is_counted_for_the_smallest_that_it_takes(home):
+    large = "layers: [{conv: {filters: 2, kernel: 50}}, flatten, {dense: classes}]\n"
+    (home / "large.yaml").write_text(large, encoding="utf-8")
+    [entry] = described(home)
+    assert (entry.image_px, entry.smallest_px) == (50, 50)
+
+
+def test_a_broken_spec_says_what_is_wrong_and_does_not_stop_the_list(home):
+    (home / "broken.yaml").write_text("layers: [convolution, flatten]\n", encoding="utf-8")
+    (home / "cut.yaml").write_text("layers: [{dense: classes}]\n", encoding="utf-8")
+    (home / "fine.yaml").write_text("layers: [flatten, {dense: classes}]\n", encoding="utf-8")
+    broken, cut, fine = described(home)
+    assert "broken.yaml:1, layer 1: unknown layer `convolution`" in str(broken.problem)
+    assert "needs a flat row, but the volume 1×1×3 arrives" in str(cut.problem)
+    assert fine.parameters == (32 * 32 * 3 + 1) * 10
+    lines = network_list.lines([broken, cut, fine])
+    assert lines[2].split()[:2] == ["fine", "30,730"]
+    assert lines[-2].startswith("broken: ")
+    assert "needs a flat row" in lines[-1]
+
+
+def test_torchvisions_classifiers_come_on_request_and_are_measured_once(home, only_resnet, monkeypatch):
+    assert described(home) == []
+    first = described(home, everything=True)
+    monkeypatch.setattr(torchvision, "names", None)  # the second time needs no torchvision
+    assert described(home, everything=True) == first
+    assert [entry.name for entry in first] == ["torchvision:resnet18"]
+    assert only_resnet == ["resnet18"]
+
+
+def test_a_one_line_spec_is_remembered_too(home, only_resnet):
+    (home / "mine.yaml").write_text("torchvision: resnet18\n", encoding="utf-8")
+    assert described(home) == described(home) == [RESNET.model_copy(update={"name": "mine"})]
+    assert only_resnet == ["resnet18"]
+
+
+@pytest.mark.parametrize("content", ["{", '{"names": 3}', '{"networks": {"resnet18": {"macs": "many"}}}', ""])
+def test_a_damaged_memory_is_made_anew(home, only_resnet, content):
+    network_list.cache_file().parent.mkdir(parents=True)
+    network_list.cache_file().write_text(content, encoding="utf-8")
+    assert described(home, everything=True)[0].parameters == 11_689_512
+    assert json.loads(network_list.cache_file().read_text(encoding="utf-8"))["names"] == ["resnet18"]
+
+
+def test_a_memory_that_cannot_be_written_is_reported_and_stops_nothing(home, only_resnet, capsys):
+    (home / "cache").touch()  # where a folder should be
+    assert len(described(home, everything=True)) == 1
+    assert "cannot be written, so this is measured again next time" in capsys.readouterr().err
+
+
+def test_the_memory_lies_in_the_users_cache_unless_told(home, monkeypatch):
+    assert network_list.cache_file().parent == home / "cache" / "convoy"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(home))
+    assert network_list.cache_file().parent == home / ".cache" / "convoy"
+
+
+def test_progress_is_shown_unless_quiet(home, only_resnet, capsys):
+    Memory.recall(network_list.cache_file()).describe_all(quiet=True)
+    assert capsys.readouterr().out == ""
+    network_list.cache_file().unlink()
+    Memory.recall(network_list.cache_file()).describe_all(quiet=False)
+    assert "measuring torchvision's classifiers" in capsys.readouterr().out
+
+
+def test_measuring_gives_torchvisions_own_numbers_and_the_smallest_side():
+    assert network_list._measure("resnet18") == RESNET
+    squeezed = network_list._measure("squeezenet1_1")
+    assert (squeezed.parameters, squeezed.smallest_px, squeezed.image_px) == (1_235_496, 17, 224)

@@ -1,0 +1,66 @@
+"""What images.parquet keeps of a dataset, and how it is read again."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from convoy.core.errors import DataError
+from convoy.data import manifest
+from convoy.data.records import Record
+from convoy.export import image_index
+
+
+def record(name: str, label: str, split: str | None) -> Record:
+    return Record(f"{name}.png", "f" * 64, 4, 4, "RGB", name * 64, label, split, "ok" if split else "broken")
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    records = [
+        record("c", "cat", "test"),
+        record("a", "dog", "train"),
+        record("b", "cat", "val"),
+        record("d", "cat", None),
+    ]
+    manifest.write(tmp_path / "manifest.parquet", records, [2, 0, 1, -1])
+    image_index.write(tmp_path / "manifest.parquet", tmp_path / "images.parquet")
+    return tmp_path / "images.parquet"
+
+
+def test_every_used_image_is_kept_with_label_and_part_and_no_other(written: Path) -> None:
+    assert image_index.load(written).table == {
+        "a" * 64: ("dog", "train"),
+        "b" * 64: ("cat", "val"),
+        "c" * 64: ("cat", "test"),
+    }
+
+
+def test_validation_images_count_as_seen_and_test_images_do_not(written: Path) -> None:
+    assert image_index.load(written).seen == {"a" * 64, "b" * 64}
+
+
+def test_equal_datasets_give_equal_files(written: Path, tmp_path: Path) -> None:
+    image_index.write(tmp_path / "manifest.parquet", tmp_path / "again.parquet")
+    assert (tmp_path / "again.parquet").read_bytes() == written.read_bytes()
+
+
+def test_a_manifest_of_an_earlier_version_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"label": ["cat"], "split": ["train"]}), tmp_path / "manifest.parquet")
+    with pytest.raises(DataError, match=r"no column `pixels`.*Prepare again: dvc repro --force prepare"):
+        image_index.write(tmp_path / "manifest.parquet", tmp_path / "images.parquet")
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 no more", b"x" * 4000])
+def test_a_damaged_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "images.parquet").write_bytes(content)
+    with pytest.raises(DataError, match=r"images\.parquet cannot be read .*Make it again: dvc repro export"):
+        image_index.load(tmp_path / "images.parquet")
+
+
+def test_a_file_with_an_unknown_part_is_refused(tmp_path: Path) -> None:
+    columns = {"pixels": ["a" * 64], "label": ["cat"], "split": ["holdout"]}
+    pq.write_table(pa.table(columns), tmp_path / "images.parquet")
+    with pytest.raises(DataError, match=r"names parts other than train, val, test"):
+        image_index.load(tmp_path / "images.parquet")

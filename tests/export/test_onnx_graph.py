@@ -1,0 +1,125 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from convoy.core.errors import NetworkError
+from convoy.export import onnx_graph
+from convoy.images.resize import Geometry
+from convoy.models import trained
+
+IDENTITY = {"run_id": "r", "git_commit": "g", "data_hash": "d", "params_hash": "p"}
+
+
+@pytest.fixture(scope="module")
+def session(built):
+    return onnxruntime.InferenceSession(built.unproven, providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (12, 12), (37, 53), (200, 31)])
+@pytest.mark.parametrize("images", [1, 2, 5])
+def test_raw_pixels_of_any_number_and_size_get_what_the_trained_network_says(built, session, images, size):
+    images_u8 = np.random.default_rng(0).integers(0, 256, (images, *size, 3), dtype=np.uint8)
+    probabilities, logits = session.run(["probabilities", "logits"], {"image": images_u8})
+    packed_u8 = np.stack([Geometry(12, "squash")(image_u8) for image_u8 in images_u8])
+    model, _ = trained.load(built.home / "model")
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(packed_u8).permute(0, 3, 1, 2).float())
+    np.testing.assert_allclose(logits, expected.numpy(), atol=1e-4)
+    np.testing.assert_allclose(probabilities, expected.softmax(dim=1).numpy(), atol=1e-5)
+
+
+def test_every_dimension_that_may_vary_has_a_name(session):
+    (image,) = session.get_inputs()
+    assert (image.name, image.type, image.shape) == ("image", "tensor(uint8)", ["N", "H", "W", 3])
+    assert [(out.name, out.shape) for out in session.get_outputs()] == [
+        ("probabilities", ["N", 3]),
+        ("logits", ["N", 3]),
+    ]
+
+
+def test_the_file_says_what_it_is_and_where_it_comes_from(session):
+    properties = session.get_modelmeta().custom_metadata_map
+    assert json.loads(properties["convoy.classes"]) == ["Bär", "cat|dog", "x"]
+    assert properties["convoy.run_id"] == "run-7"
+    assert properties["convoy.git_commit"] == "c0ffee"
+    assert properties["convoy.data_hash"] == "d" * 64
+    assert properties["convoy.params_hash"] == "e" * 64
+    assert properties["convoy.version"] == "0.1.0"
+    assert properties["convoy.input"].startswith("uint8 pixels [N, height, width, 3]")
+    assert (properties["convoy.image_px"], properties["convoy.fit"]) == ("12", "squash")
+
+
+def test_no_path_of_the_machine_that_made_it_is_left_in_the_file(built):
+    content = built.unproven.read_bytes()
+    for trace in (b"forward", b"site-packages", str(Path.cwd()).encode(), b".py"):
+        assert trace not in content
+    model = onnx.load(built.unproven)
+    assert {opset.version for opset in model.opset_import} == {20}
+    assert model.ir_version == 10
+
+
+def test_equal_models_give_equal_bytes_and_what_was_there_before_goes(project):
+    before = project.unproven.read_bytes()
+    for name in ("model.onnx", "verification.json", "model_card.md", "model.unproven.onnx"):
+        (project.home / "deploy" / name).write_text("of an earlier export")
+    identity = {"run_id": "run-7", "git_commit": "c0ffee", "data_hash": "d" * 64, "params_hash": "e" * 64}
+    onnx_graph.build(project.home / "model", project.home / "deploy", identity)
+    assert project.unproven.read_bytes() == before
+    assert [path.name for path in (project.home / "deploy").iterdir()] == ["model.unproven.onnx"]
+
+
+def test_an_identity_with_a_part_missing_is_a_programming_error(built, tmp_path):
+    with pytest.raises(ValueError, match=r"identity needs .*'params_hash'.*, not \('run_id',\)"):
+        onnx_graph.build(built.home / "model", tmp_path, {"run_id": "r"})
+
+
+class _Untranslatable(nn.Module):
+    def forward(self, pixels):
+        return torch.linalg.eigvals(pixels.mean(dim=1)).real[:, :3]
+
+
+class _ForTwo(nn.Module):
+    def forward(self, pixels):
+        return pixels.reshape(2, -1)[:, :3]
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (_Untranslatable, r"^network miniature cannot be exported to ONNX: .*\. Choose layers"),
+        (_ForTwo, r"^network miniature answers 2 images however many there are: .*pytorch#157621"),
+    ],
+)
+def test_a_network_that_onnx_cannot_hold_is_named(built, tmp_path, monkeypatch, layer, message):
+    model, facts = trained.load(built.home / "model")
+    model.network = layer()
+    monkeypatch.setattr(trained, "load", lambda _: (model, facts))
+    with pytest.raises(NetworkError, match=message):
+        onnx_graph.build(built.home / "model", tmp_path, IDENTITY)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_too_large_for_one_file_is_refused(built, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_graph, "LARGEST_BYTES", 1000)
+    with pytest.raises(NetworkError, match=r"network miniature makes an ONNX file of .* GB.*network\.name"):
+        onnx_graph.build(built.home / "model", tmp_path, IDENTITY)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_without_the_constant_that_the_proof_shifts_is_refused(built, tmp_path, monkeypatch):
+    model, facts = trained.load(built.home / "model")
+    monkeypatch.setattr(type(model), "forward", lambda self, pixels: self.network(pixels / 255))
+    monkeypatch.setattr(trained, "load", lambda _: (model, facts))
+    with pytest.raises(NetworkError, match=r"miniature has no constant deployable\.mean.*deployable\.py"):
+        onnx_graph.build(built.home / "model", tmp_path, IDENTITY)
+
+
+def test_opening_the_model_prints_no_warning(built, capfd):
+    onnxruntime.InferenceSession(built.unproven, providers=["CPUExecutionProvider"])
+    assert capfd.readouterr().err == ""

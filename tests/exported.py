@@ -1,0 +1,166 @@
+"""A delivery of a few small images taken through the real pipeline to a proven model, once."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import convoy
+from convoy.core.dataset import Dataset
+from convoy.data.prepare import prepare
+from convoy.data.settings import DataParams
+from convoy.evaluation.evaluate import evaluate
+from convoy.evaluation.settings import EvaluateParams
+from convoy.export import onnx_graph
+from convoy.models import trained
+from convoy.models.spec import Spec
+
+IDENTITY = {"run_id": "run-7", "git_commit": "c0ffee", "data_hash": "d" * 64, "params_hash": "e" * 64}
+LAYERS = [
+    {"conv": {"filters": 6, "kernel": 3}},
+    "norm",
+    "relu",
+    {"max_pool": 2},
+    "flatten",
+    {"dense": "classes"},
+]
+PX = 12
+
+PROVE = """
+import json, sys
+from pathlib import Path
+from convoy.export.verify import prove
+from convoy.export.settings import ExportParams
+from convoy.core.errors import ConvoyError
+home, limits = Path(sys.argv[1]), ExportParams(**json.loads(sys.argv[2]))
+try:
+    found = prove(home / "deploy", home / "model", home / "data", home / "evaluation", limits)
+except ConvoyError as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+print(json.dumps({"metrics": found, "torch": "torch" in sys.modules}))
+"""
+
+
+@dataclass(frozen=True)
+class Proved:
+    """Hold how a proof ended: its message, or its metrics."""
+
+    message: str
+    metrics: dict
+    torch: bool
+
+
+@dataclass(frozen=True)
+class Project:
+    """Hold the folders of a pipeline run: data, dataset, model, evaluation, deploy."""
+
+    home: Path
+
+    @property
+    def unproven(self) -> Path:
+        return self.home / "deploy" / "model.unproven.onnx"
+
+    @property
+    def model(self) -> Path:
+        return self.home / "deploy" / "model.onnx"
+
+    def copy(self, home: Path) -> "Project":
+        shutil.copytree(self.home, home)
+        return Project(home)
+
+    def take(
+        self, classes: dict[str, list[np.ndarray]], fit: str = "squash", layers: list | None = None
+    ) -> "Project":
+        """Deliver, prepare, make a network with fresh weights, evaluate and build."""
+        for name, images_u8 in classes.items():
+            (self.home / "data" / name).mkdir(parents=True)
+            for n, image_u8 in enumerate(images_u8):
+                Image.fromarray(image_u8).save(self.home / "data" / name / f"{n:03}.png")
+        splits = {"val": 0.2, "test": 0.4}
+        params = DataParams.model_validate(
+            {"image_px": PX, "fit": fit, "splits": splits, "max_quarantined": 0.0}
+        )
+        prepare(self.home / "data", params, self.home / "dataset")
+        dataset = Dataset.load(self.home / "dataset")
+        facts = trained.ModelFacts(
+            network="miniature",
+            spec=Spec.model_validate({"name": "miniature", "layers": layers or LAYERS}),
+            classes=list(dataset.classes),
+            image_px=PX,
+            fit=fit,
+            mean=list(dataset.mean),
+            std=list(dataset.std),
+        )
+        torch.manual_seed(3)
+        trained.save(self.home / "model", trained.make(facts), facts)
+        self.measure_and_build()
+        return self
+
+    @staticmethod
+    def noisy(seed: int, images: int) -> list[np.ndarray]:
+        """Make images of several odd sizes, every third one of one size."""
+        rng = np.random.default_rng(seed)
+        sizes = [
+            (12, 12) if n % 3 else (int(rng.integers(5, 40)), int(rng.integers(5, 40))) for n in range(images)
+        ]
+        return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+
+    def measure_and_build(self) -> None:
+        params = EvaluateParams(batch_size=16, worst_images=2, feature_classes=1)
+        evaluate(self.home / "dataset", self.home / "model", params, self.home / "evaluation")
+        onnx_graph.build(self.home / "model", self.home / "deploy", IDENTITY)
+
+    def prove(self, **limits: float) -> Proved:
+        """Prove in a process of its own, as the pipeline does: this one has imported torch."""
+        chosen = {"max_label_flips": 0, "max_probability_gap": 1e-4, "latency_runs": 10} | limits
+        source = str(Path(convoy.__file__).parents[1])
+        done = subprocess.run(
+            [sys.executable, "-c", PROVE, str(self.home), json.dumps(chosen)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"PYTHONPATH": source},
+        )
+        if done.returncode:
+            return Proved(done.stderr, {}, torch=False)
+        last = json.loads(done.stdout.splitlines()[-1])
+        return Proved("", last["metrics"], torch=last["torch"])
+
+
+THREE_CLASSES = {"Bär": 40, "cat|dog": 30, "x": 30}
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Everything up to the unproven graph. Read only: tests that change something copy it."""
+    project = Project(tmp_path_factory.mktemp("built"))
+    return project.take(
+        {name: project.noisy(n, images) for n, (name, images) in enumerate(THREE_CLASSES.items())}
+    )
+
+
+@pytest.fixture(scope="session")
+def proved(built: Project, tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Proved]:
+    """A copy that was proven, with what the proof returned. Read only."""
+    project = built.copy(tmp_path_factory.mktemp("proved") / "project")
+    return project, project.prove()
+
+
+@pytest.fixture
+def project(built: Project, tmp_path: Path) -> Project:
+    """A copy of everything up to the unproven graph, to be changed."""
+    return built.copy(tmp_path / "project")
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Project:
+    """A project to which nothing was delivered yet."""
+    return Project(tmp_path / "empty")

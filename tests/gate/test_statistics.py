@@ -1,0 +1,171 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
+from scipy.stats import binom, norm
+
+from convoy.gate import statistics
+
+
+def compare(fixed, broken, both_right, both_wrong, confidence=0.95):
+    ours = [True] * fixed + [False] * broken + [True] * both_right + [False] * both_wrong
+    theirs = [False] * fixed + [True] * broken + [True] * both_right + [False] * both_wrong
+    return statistics.compare(np.array(ours), np.array(theirs), confidence)
+
+
+def test_pairs_are_counted_as_they_are():
+    found = compare(5, 2, 80, 13)
+    assert (found.only_candidate, found.only_champion, found.both_right, found.both_wrong) == (5, 2, 80, 13)
+    assert found.images == 100
+    assert found.gain == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize(
+    ("fixed", "broken", "p"),
+    [
+        # Twice the tail of a fair coin, by hand: 2 * (sum of binomial coefficients) / 2^n, at most 1.
+        (6, 0, 2 * 1 / 64),
+        (5, 0, 2 * 1 / 32),
+        (7, 1, 2 * (8 + 1) / 256),
+        (1, 7, 2 * (8 + 1) / 256),
+        (9, 2, 2 * (55 + 11 + 1) / 2048),
+        (3, 3, 1.0),
+        (0, 0, 1.0),
+    ],
+)
+def test_the_test_is_mcnemar_s_exact_one(fixed, broken, p):
+    assert compare(fixed, broken, 50, 5).p_value == pytest.approx(p)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    fixed=st.integers(0, 60),
+    broken=st.integers(0, 60),
+    same=st.integers(0, 400),
+    confidence=st.sampled_from([0.5, 0.8, 0.9375, 0.95, 0.99, 0.9999]) | st.floats(0.5, 0.9999),
+)
+def test_the_interval_leaves_zero_out_exactly_where_the_test_finds_a_difference(
+    fixed, broken, same, confidence
+):
+    assume(fixed + broken + same)
+    found = compare(fixed, broken, same, 0, confidence)
+    assert (found.low > 0 or found.high < 0) == (found.p_value < 1 - confidence)
+    assert -1 <= found.low <= found.gain <= found.high <= 1
+
+
+def test_the_interval_follows_the_exact_test_where_the_score_test_is_the_stricter():
+    """So far out in the tail the normal approximation says 0.00018 where the exact test says 0.00012."""
+    for found in (compare(14, 0, 100, 6, 0.99985), compare(0, 14, 100, 6, 0.99985)):
+        assert found.p_value == pytest.approx(2 / 2**14)
+        assert found.low > 0 or found.high < 0
+
+
+def score_by_likelihood(fixed, broken, images, gain):
+    """Tango's score for a gain, the share of broken pairs found by maximising the likelihood instead of by a formula."""
+
+    def unlikely(share):
+        both = share + gain, share, 1 - gain - 2 * share
+        counts = fixed, broken, images - fixed - broken
+        return -sum(n * math.log(max(p, 1e-300)) for n, p in zip(counts, both, strict=True) if n)
+
+    low, high = max(0.0, -gain), (1 - gain) / 2
+    share = minimize_scalar(unlikely, bounds=(low, high), method="bounded", options={"xatol": 1e-12}).x
+    return (fixed - broken - images * gain) / math.sqrt(images * (2 * share + gain * (1 - gain)))
+
+
+@pytest.mark.parametrize(
+    ("fixed", "broken", "images"), [(0, 0, 50), (1, 0, 44), (0, 2, 60), (3, 2, 80), (25, 20, 400)]
+)
+def test_without_a_difference_the_interval_is_at_least_the_score_interval(fixed, broken, images):
+    low, high = statistics.gain_interval(fixed, broken, images, 0.95)
+    z = norm.isf(0.025)
+    for bound, limit in ((low, z), (high, -z)):
+        score = score_by_likelihood(fixed, broken, images, bound)
+        assert abs(score) >= abs(limit) - 1e-4
+        assert score * limit > 0
+
+
+def test_no_difference_on_few_images_is_no_proof_of_equality():
+    """Clopper-Pearson alone would call two models equal that agree on ten images."""
+    few_low, few_high = statistics.gain_interval(0, 0, 10, 0.95)
+    many_low, many_high = statistics.gain_interval(0, 0, 10_000, 0.95)
+    assert few_low < -0.2
+    assert few_high > 0.2
+    assert -0.001 < many_low < 0 < many_high < 0.001
+
+
+def test_the_interval_holds_the_true_gain_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    images, shares = 300, (0.06, 0.04, 0.9)
+    draws = rng.multinomial(images, shares, 400)
+    held = [
+        low <= shares[0] - shares[1] <= high
+        for low, high in (statistics.gain_interval(int(b), int(c), images, 0.95) for b, c, _ in draws)
+    ]
+    assert np.mean(held) >= 0.93
+
+
+def exact_power(images, fixed, broken, confidence):
+    """Probability that the exact test finds the difference, over every number of pairs that may differ."""
+    pairs = np.arange(images + 1)
+    weight = binom.pmf(pairs, images, fixed + broken)
+    likely = pairs[weight > 1e-9]
+    total = 0.0
+    for n in likely:
+        b = np.arange(n + 1)
+        p = np.minimum(1, 2 * binom.sf(np.maximum(b, n - b) - 1, n, 0.5)) if n else np.ones(1)
+        total += (
+            weight[n] * binom.pmf(b, n, fixed / (fixed + broken))[(p < 1 - confidence) & (2 * b > n)].sum()
+        )
+    return total
+
+
+@pytest.mark.parametrize(
+    ("fixed", "broken", "confidence"),
+    [(0.05, 0.01, 0.95), (0.1, 0.05, 0.95), (0.03, 0.0, 0.95), (0.04, 0.02, 0.99), (0.2, 0.1, 0.8)],
+)
+def test_so_many_images_show_a_gain_in_four_cases_of_five(fixed, broken, confidence):
+    images = statistics.images_needed(fixed - broken, fixed + broken, confidence)
+    assert 0.74 <= exact_power(images, fixed, broken, confidence) <= 0.88
+    assert exact_power(images // 2, fixed, broken, confidence) < 0.6
+
+
+def test_power_as_simulated_agrees():
+    rng = np.random.default_rng(1)
+    images = statistics.images_needed(0.05, 0.07, 0.95)
+    draws = rng.multinomial(images, (0.06, 0.01, 0.93), 500)
+    shown = [compare(b, c, images - b - c, 0).low > 0 for b, c, _ in draws.tolist()]
+    assert 0.72 <= np.mean(shown) <= 0.88
+
+
+def test_the_number_of_images_is_connor_s():
+    # By hand: (1.959964 * sqrt(0.15) + 0.841621 * sqrt(0.15 - 0.0025))^2 / 0.0025 = 468.7
+    assert statistics.images_needed(0.05, 0.15, 0.95) == 469
+
+
+def test_where_a_split_could_show_a_gain_and_there_is_none_no_number_is_given():
+    found = compare(5, 5, 80, 10)
+    assert found.showable
+    assert found.images_needed is None
+
+
+def test_a_split_on_which_the_champion_makes_few_mistakes_can_show_no_gain():
+    found = compare(2, 3, 52, 3)  # 5 mistakes: all mended gives p = 2 / 32
+    assert not found.showable
+    assert found.images_needed == statistics.images_needed(5 / 60, 5 / 60, 0.95)
+    assert compare(3, 3, 51, 3).showable  # 6 mistakes: p = 2 / 64
+
+
+def test_a_champion_without_a_mistake_needs_more_images_by_its_interval():
+    found = compare(0, 0, 60, 0)
+    assert not found.showable
+    assert 100 < found.images_needed < 200
+    assert compare(0, 0, 600, 0).images_needed > 1000
+
+
+def test_the_number_is_never_below_what_the_test_needs_at_all():
+    # Everything is mended: Connor's formula alone says 4 images, on which p is 2 / 16.
+    assert statistics.images_needed(1.0, 1.0, 0.95) == 6

@@ -1,0 +1,252 @@
+import gzip
+import io
+import stat
+import tarfile
+import zipfile
+
+import pytest
+
+from convoy.core.errors import DataError
+from convoy.images import archive
+from convoy.images.archive import kind_of, members, names
+
+TARS = ("", "gz", "bz2", "xz")
+
+
+def read(path):
+    kind = kind_of(path)
+    assert kind
+    return dict(members(path, kind))
+
+
+def list_and_read(path):
+    """Give the message with which both ways through an archive refuse it."""
+    with pytest.raises(DataError) as listing:
+        list(names(path, kind_of(path)))
+    with pytest.raises(DataError) as reading:
+        list(members(path, kind_of(path)))
+    assert str(listing.value) == str(reading.value)
+    return str(listing.value)
+
+
+def special(name, kind, link=""):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, link
+    return info
+
+
+def test_a_zip_is_read_member_by_member(zipped, pets):
+    path = zipped(pets)
+    assert kind_of(path) == "zip"
+    assert read(path) == pets
+    assert list(names(path, "zip")) == list(pets)
+
+
+@pytest.mark.parametrize("compression", TARS)
+def test_a_tar_is_read_whatever_its_compression(tarred, pets, compression):
+    path = tarred(pets, compression)
+    assert kind_of(path) == ("tar." + compression).rstrip(".")
+    assert read(path) == pets
+
+
+def test_names_with_spaces_and_other_scripts_survive(zipped, tarred):
+    files = {"Äpfel und Birnen/grüne 1.png": b"1", "猫/ねこ.PNG": b"2"}
+    assert read(zipped(files)) == files
+    assert read(tarred(files)) == files
+
+
+def test_any_other_file_is_no_archive(tmp_path):
+    path = tmp_path / "x.zip"
+    for content in (b"", b"hello", b"\x89PNG\r\n", b"\0" * 2000):
+        path.write_bytes(content)
+        assert kind_of(path) is None
+
+
+@pytest.mark.parametrize(
+    ("magic", "name"),
+    [(b"7z\xbc\xaf\x27\x1c", "7z"), (b"Rar!\x1a\x07\0", "RAR"), (b"\x28\xb5\x2f\xfd", "zstd")],
+)
+def test_an_archive_of_another_kind_is_named(tmp_path, magic, name):
+    path = tmp_path / "x"
+    path.write_bytes(magic + b"0" * 600)
+    with pytest.raises(DataError, match=rf"x is a {name} archive; zip and tar .gz, bz2, xz. are read"):
+        kind_of(path)
+
+
+def test_a_compressed_file_that_is_no_tar_is_refused(tmp_path):
+    path = tmp_path / "cat.png.gz"
+    path.write_bytes(gzip.compress(b"x" * 5000))
+    with pytest.raises(DataError, match="is a compressed file but no tar archive"):
+        kind_of(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("../x.png", "leaves"), ("a/../../x.png", "leaves"), ("/etc/x.png", "absolute")]
+)
+def test_a_member_that_points_out_of_the_archive_is_refused_by_name(zipped, tarred, name, why):
+    for path in (zipped({"a/1.png": b"1", name: b"x"}), tarred({"a/1.png": b"1", name: b"x"})):
+        message = list_and_read(path)
+        assert f"holds `{name}`" in message
+        assert why in message
+        assert archive.REPACK in message
+
+
+def test_a_windows_path_that_escapes_is_refused_as_well(zipped):
+    assert "holds `../x.png`, which leaves" in list_and_read(zipped({"..\\x.png": b"x"}))
+    assert "holds `C:/x.png`, an absolute path" in list_and_read(zipped({"C:\\x.png": b"x"}))
+    assert read(zipped({"cat\\1.png": b"x"})) == {"cat/1.png": b"x"}
+
+
+@pytest.mark.parametrize(
+    ("info", "what"),
+    [
+        (special("cat/2.png", tarfile.SYMTYPE, "/etc/passwd"), "a link"),
+        (special("cat/2.png", tarfile.LNKTYPE, "cat/1.png"), "a link"),
+        (special("cat/2.png", tarfile.CHRTYPE), "a device"),
+        (special("cat/2.png", tarfile.BLKTYPE), "a device"),
+        (special("cat/2.png", tarfile.FIFOTYPE), "a device"),
+    ],
+)
+def test_links_and_devices_in_a_tar_are_refused_by_name(tarred, info, what):
+    assert f"holds `cat/2.png`, {what}; only plain files are read" in list_and_read(
+        tarred({"cat/1.png": b"1"}, "gz", (info,))
+    )
+
+
+def test_a_link_or_a_device_in_a_zip_is_refused_by_name(tmp_path):
+    for mode, what in ((stat.S_IFLNK, "a link"), (stat.S_IFCHR, "a device")):
+        path = tmp_path / what
+        entry = zipfile.ZipInfo("cat/1.png")
+        entry.external_attr = (mode | 0o777) << 16
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr(entry, "/etc/passwd")
+        assert f"holds `cat/1.png`, {what}" in list_and_read(path)
+
+
+def test_a_sparse_file_in_a_tar_is_refused(tmp_path):
+    info = tarfile.TarInfo("cat/huge.png")
+    info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(10**13)}
+    content = b"0\n".ljust(512, b"\0")
+    info.size = len(content)
+    path = tmp_path / "sparse.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as file:
+        file.addfile(info, io.BytesIO(content))
+    assert "a sparse file" in list_and_read(path)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+@pytest.mark.parametrize("compression", TARS)
+def test_a_truncated_tar_says_so(tarred, pets, compression, share):
+    path = tarred(pets, compression)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    assert "is truncated or damaged" in list_and_read(path)
+
+
+def test_a_tar_cut_between_two_members_says_so(tarred, pets):
+    path = tarred(pets, "")
+    with tarfile.open(path) as file:
+        cut = file.getmembers()[30].offset
+    path.write_bytes(path.read_bytes()[:cut])
+    assert "is truncated or damaged" in list_and_read(path)
+
+
+def test_a_tar_with_a_damaged_header_says_so(tarred, pets):
+    path = tarred(pets, "")
+    with tarfile.open(path) as file:
+        place = file.getmembers()[30].offset
+    content = bytearray(path.read_bytes())
+    content[place : place + 8] = b"\xff" * 8
+    path.write_bytes(content)
+    assert "is truncated or damaged" in list_and_read(path)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.9])
+def test_a_truncated_zip_says_so(zipped, pets, share):
+    path = zipped(pets)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    assert "is truncated or damaged" in list_and_read(path)
+
+
+def test_a_zip_with_damaged_content_says_so(zipped):
+    path = zipped({"cat/1.png": bytes(range(256)) * 9})
+    content = bytearray(path.read_bytes())
+    content[60] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="is truncated or damaged"):
+        read(path)
+
+
+@pytest.mark.parametrize("compression", ["gz", "bz2", "xz"])
+def test_a_tar_with_damaged_compressed_bytes_says_so(tarred, pets, compression):
+    path = tarred(pets, compression)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 20] = b"\xaa" * 20
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"truncated or damaged|no tar archive, or damaged"):
+        read(path)
+
+
+def test_damage_where_a_bz2_archive_begins_says_so(tarred, pets):
+    path = tarred(pets, "bz2")
+    content = bytearray(path.read_bytes())
+    content[4:10] = b"\0" * 6  # where its first block begins
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"is truncated or damaged \(Invalid data stream\)"):
+        kind_of(path)
+
+
+def test_an_encrypted_zip_says_so(zipped):
+    path = zipped({"cat/1.png": b"1"})
+    content = bytearray(path.read_bytes())
+    content[6] |= 1
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(content)
+    assert "is encrypted (cat/1.png). Deliver it without a password" in list_and_read(path)
+
+
+def test_a_zip_packed_by_an_unknown_method_says_so(zipped):
+    path = zipped({"cat/1.png": b"1"})
+    content = bytearray(path.read_bytes())
+    content[8] = content[content.index(b"PK\x01\x02") + 10] = 97
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="is packed in a way that is not read"):
+        read(path)
+
+
+def test_a_bomb_is_stopped_by_what_it_unfolds_to(zipped, tarred, monkeypatch):
+    monkeypatch.setattr(archive, "FREE_BYTES", 10_000)
+    bomb = {f"cat/{n}.png": b"\0" * 1_000_000 for n in range(4)}
+    for path in (zipped(bomb), tarred(bomb, "gz"), tarred(bomb, "xz")):
+        with pytest.raises(DataError, match="unfolds to more than 200 times its size: a decompression bomb"):
+            read(path)
+
+
+def test_a_small_archive_may_unfold_a_lot(zipped):
+    assert len(read(zipped({"cat/1.bmp": b"\0" * 5_000_000}))["cat/1.bmp"]) == 5_000_000
+
+
+def test_a_member_larger_than_any_image_is_refused(zipped, tarred, monkeypatch):
+    monkeypatch.setattr(archive, "MAX_MEMBER_BYTES", 1000)
+    for path in (zipped({"cat/1.png": b"\0" * 1001}), tarred({"cat/1.png": b"\0" * 1001})):
+        with pytest.raises(
+            DataError, match=r"holds `cat/1.png`, more than 1,000 bytes: no image is that large"
+        ):
+            read(path)
+    assert read(zipped({"cat/1.png": b"\0" * 1000}))
+
+
+def test_too_many_members_are_refused(zipped, tarred, monkeypatch):
+    monkeypatch.setattr(archive, "MAX_MEMBERS", 3)
+    files = {f"cat/{n}.png": b"" for n in range(4)}
+    for path in (zipped(files), tarred(files)):
+        assert "holds more than 3 members" in list_and_read(path)
+
+
+def test_a_header_that_asks_for_much_memory_is_refused(tmp_path):
+    info = tarfile.TarInfo("cat/1.png")
+    info.pax_headers = {"comment": "x" * (archive.MAX_HEADER_BYTES + 1)}
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as file:
+        file.addfile(info)
+    with pytest.raises(DataError, match=r"truncated or damaged .a header of"):
+        list(names(path, "tar"))

@@ -1,0 +1,234 @@
+"""Modules of layers: each computes what its line of the spec says, with weights of its own."""
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.modules import activation
+
+from convoy.core.errors import NetworkError
+from convoy.models import modules
+from convoy.models.layer_types import ACTIVATIONS, OVER_CHANNELS
+from convoy.models.parser import Reader
+from convoy.models.shapes import chain
+
+NUMPYS = {"zeros": "constant", "replicate": "edge", "reflect": "reflect", "circular": "wrap"}
+GIVEN = {"approximate": "tanh", "lower": 0.1, "upper": 0.2, "min_val": -0.5, "max_val": 0.5}
+"""Arguments of activations that 0.3 does not fit."""
+
+
+def module(line, volume=(4, 5, 5)):
+    steps = chain(Reader().layers([line]), volume, 2)
+    return modules.network(steps, auxiliary=False)[0]
+
+
+def test_the_words_for_activations_are_all_of_torchs_that_take_one_tensor():
+    with_a_query_key_and_value = {"MultiheadAttention"}
+
+    assert {name for name, _ in ACTIVATIONS.values()} == set(activation.__all__) - with_a_query_key_and_value
+
+
+@pytest.mark.parametrize("word", ACTIVATIONS)
+def test_an_activation_is_torchs_with_its_arguments(word):
+    name, arguments = ACTIVATIONS[word]
+    kind = getattr(nn, name)
+    given = {argument: GIVEN.get(argument, 0.3) for argument in arguments}
+    extra = {"dim": 1} if word in OVER_CHANNELS else {}
+    image = torch.randn(3, 4, 5, 5)
+
+    made = module({word: given}).eval()
+
+    unsaid = {
+        "inplace",
+        "dim",
+        "num_parameters",
+        "device",
+        "dtype",
+        "min_value",
+        "max_value",
+        "args",
+        "kwargs",
+    }
+    assert set(arguments) == set(inspect.signature(kind).parameters) - unsaid
+    assert type(made) is kind
+    assert torch.equal(made(image), kind(**given, **extra).eval()(image))
+    if word != "threshold":
+        assert torch.equal(module(word).eval()(image), kind(**extra).eval()(image))
+    if word != "softmax2d":
+        assert module({word: given}, volume=(6,))(image[:, 0, 0, :].repeat(1, 2)[:, :6]).shape[0] == 3
+
+
+def test_softmax_and_its_kin_look_at_all_channels_of_a_place():
+    made = module("softmax")(torch.randn(2, 4, 5, 5))
+
+    torch.testing.assert_close(made.sum(dim=1), torch.ones(2, 5, 5))
+
+
+def test_a_prelu_starts_at_a_quarter_unless_told():
+    assert module("prelu").weight.tolist() == [0.25]
+    assert module({"prelu": 0.1}).weight.tolist() == [pytest.approx(0.1)]
+
+
+@pytest.mark.parametrize("mode", NUMPYS)
+@pytest.mark.parametrize(
+    ("padding", "kernel", "stride", "pads"),
+    [
+        (2, 3, 1, ((2, 2), (2, 2))),
+        ([1, 3], 3, 2, ((1, 1), (3, 3))),
+        ("same", 3, 1, ((1, 1), (1, 1))),
+        ("same", 4, 1, ((1, 2), (1, 2))),
+        ("same", [3, 2], 2, ((1, 1), (0, 0))),
+        ("same", [5, 6], 3, ((1, 2), (2, 2))),
+    ],
+)
+def test_a_convolution_pads_as_by_hand(mode, padding, kernel, stride, pads):
+    volume = (2, 5, 8)
+    line = {"filters": 3, "kernel": kernel, "stride": stride, "padding": padding, "padding_mode": mode}
+    made = module({"conv": line}, volume)
+    image = torch.rand(1, *volume)
+
+    padded = torch.from_numpy(np.pad(image.numpy(), ((0, 0), (0, 0), *pads), NUMPYS[mode]))
+
+    weight, bias = made.parameters()
+    torch.testing.assert_close(made(image), functional.conv2d(padded, weight, bias, stride))
+
+
+def test_same_padding_puts_the_odd_pixel_at_the_end():
+    made = module({"conv": {"filters": 1, "kernel": 2, "padding": "same", "bias": False}}, (3, 2, 2))
+    with torch.no_grad():
+        made.conv.weight.fill_(1)
+        image = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).expand(1, 3, 2, 2)
+
+        assert made(image).squeeze().tolist() == [[30, 18], [21, 12]]
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("kernel", [1, 2, 3, 4, 7])
+def test_same_padding_makes_a_side_of_input_over_stride_rounded_up(stride, kernel):
+    for side in (1, 7, 8, 9):
+        made = module(
+            {"conv": {"filters": 2, "kernel": kernel, "stride": stride, "padding": "same"}}, (1, side, side)
+        )
+
+        assert made(torch.zeros(1, 1, side, side)).shape[2:] == (-(-side // stride),) * 2
+
+
+def test_a_convolution_without_bias_has_none():
+    assert module({"conv": {"filters": 2, "kernel": 1, "bias": False}}).bias is None
+    assert module({"conv": {"filters": 2, "kernel": 1}}).bias is not None
+
+
+def test_a_dense_layer_has_the_units_and_the_bias_that_it_is_given():
+    dense = module({"dense": {"units": 7, "bias": False}}, (5,))
+
+    assert (dense.in_features, dense.out_features, dense.bias) == (5, 7, None)
+    assert module({"dense": "classes"}, (5,)).out_features == 2
+
+
+def test_local_response_norm_is_the_papers_with_alpha_divided_by_the_size():
+    size, alpha, beta, k = 5, 5e-4, 0.75, 2.0
+    image = torch.rand(1, 9, 2, 2, dtype=torch.float64) * 50
+    squares = [image[:, max(c - 2, 0) : c + 3].square().sum(dim=1) for c in range(9)]
+    by_hand = image / (k + alpha / size * torch.stack(squares, dim=1)) ** beta
+
+    made = module({"local_response_norm": {"size": size, "alpha": alpha, "beta": beta, "k": k}}, (9, 2, 2))
+
+    torch.testing.assert_close(made(image), by_hand)
+
+
+def test_a_norm_is_batch_norm_with_its_epsilon():
+    norm = module({"norm": {"eps": 0.01}})
+
+    assert (type(norm), norm.num_features, norm.eps, norm.momentum) == (nn.BatchNorm2d, 4, 0.01, 0.1)
+
+
+def test_dropout_drops_its_share_in_training_alone():
+    dropout = module({"dropout": 0.25}, (10_000,))
+    row = torch.ones(1, 10_000)
+
+    assert (dropout(row) == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert torch.equal(dropout.eval()(row), row)
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ({"adaptive_avg_pool": [2, 3]}, nn.AdaptiveAvgPool2d((2, 3))),
+        ({"adaptive_max_pool": 2}, nn.AdaptiveMaxPool2d(2)),
+        ("global_avg_pool", nn.AdaptiveAvgPool2d(1)),
+        ({"max_pool": {"kernel": [2, 1], "stride": [1, 2]}}, nn.MaxPool2d((2, 1), (1, 2))),
+        ({"avg_pool": {"kernel": 2, "ceil": True}}, nn.AvgPool2d(2, 2, ceil_mode=True)),
+        ("flatten", nn.Flatten()),
+    ],
+)
+def test_a_pooling_layer_is_torchs(line, kind):
+    image = torch.randn(2, 4, 5, 5)
+
+    assert torch.equal(module(line)(image), kind(image))
+
+
+def test_each_repetition_has_weights_of_its_own_and_its_number_for_a_name():
+    repeat = module({"repeat": {"times": 3, "layers": [{"conv": {"filters": 4, "kernel": 1}}, "relu"]}})
+    weights = [part.conv1.weight for part in repeat]
+
+    assert [name for name, _ in repeat.named_children()] == ["0", "1", "2"]
+    assert len({id(weight) for weight in weights}) == 3
+    assert not torch.equal(weights[0], weights[1])
+
+
+@pytest.mark.parametrize(
+    ("line", "label", "name"),
+    [
+        ({"relu": {"name": "train"}}, "layer 1 (relu)", "train"),
+        ({"group": {"layers": ["relu"], "name": "forward"}}, "layer 1 (group)", "forward"),
+        ({"group": {"layers": [{"tanh": {"name": "append"}}]}}, "layer 1 (group), layer 1 (tanh)", "append"),
+        ({"branches": {"double": ["relu"], "half": []}}, "layer 1 (branches)", "double"),
+        (
+            {"residual": [{"relu": {"name": "children"}}]},
+            "layer 1 (residual), body layer 1 (relu)",
+            "children",
+        ),
+    ],
+)
+def test_a_name_that_torchs_modules_have_for_something_else_is_refused(line, label, name):
+    with pytest.raises(NetworkError) as caught:
+        module(line)
+
+    assert str(caught.value) == f"{label}: torch's modules have a `{name}` of their own. Choose another name."
+
+
+def test_a_relu_writes_over_a_volume_that_nothing_else_needs():
+    conv = {"conv": {"filters": 4, "kernel": 3, "padding": 1}}
+    head = ["flatten", {"dense": "classes"}]
+    network = [
+        conv,
+        "relu",  # straight after a convolution: over its volume
+        {"residual": ["relu", conv]},  # the shortcut needs what arrives
+        "relu",
+        {"branches": [["relu"], ["relu"]]},  # so does the other branch
+        {"auxiliary": {"weight": 0.3, "layers": head}},
+        "relu",  # the head needs what arrives
+        "sigmoid",
+        "relu",  # the sigmoid goes backward by what it made
+        *head,
+    ]
+    made = modules.network(chain(Reader().layers(network), (3, 6, 6), 2), auxiliary=True).double()
+    over = {name for name, module in made.named_modules() if getattr(module, "inplace", False)}
+    image = torch.randn(2, 3, 6, 6, dtype=torch.float64, requires_grad=True)
+
+    def gradients():
+        answer = made(image)
+        return torch.autograd.grad(
+            answer.logits.sum() + answer.auxiliary[0][1].sum(), [image, *made.parameters()]
+        )
+
+    found = gradients()
+    for module in made.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+
+    assert over == {"relu1", "relu2"}
+    assert all(torch.equal(one, other) for one, other in zip(found, gradients(), strict=True))

@@ -1,0 +1,146 @@
+"""Runs and registered models as sources of weights: found, or refused with what there is instead."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from convoy.core.errors import NetworkError, RequestError
+from convoy.tracking import lookup, store
+
+FILES = ("weights.pt", "model.json")
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make MLflow's tables once: that takes seconds."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def client(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    for name in ("DVC_ROOT", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    return store.connect()
+
+
+def run(client: MlflowClient, tmp_path: Path, files: tuple[str, ...] = FILES) -> str:
+    name = f"e{len(client.search_experiments())}"
+    experiment = client.create_experiment(name, artifact_location=(tmp_path / "a rtifacts").as_uri())
+    run_id = str(client.create_run(experiment, run_name="first").info.run_id)
+    for file in files:
+        (tmp_path / file).write_text(file)
+        client.log_artifact(run_id, str(tmp_path / file), "weights")
+    return run_id
+
+
+def test_a_run_leads_to_its_artifacts_and_they_can_be_fetched(client: MlflowClient, tmp_path: Path) -> None:
+    run_id = run(client, tmp_path)
+    found = lookup.find(f"runs:/{run_id}", FILES)
+    assert found.resolved == f"runs:/{run_id}"
+    assert found.folder == tmp_path / "a rtifacts" / run_id / "artifacts" / "weights"
+    assert found.address == str(found.folder)
+    found.download(tmp_path / "out" / "here")
+    assert sorted(path.name for path in (tmp_path / "out" / "here").iterdir()) == sorted(FILES)
+
+
+def test_a_version_and_an_alias_lead_to_the_run_that_made_them(client: MlflowClient, tmp_path: Path) -> None:
+    client.create_registered_model("convoy")
+    runs = [run(client, tmp_path) for _ in range(2)]
+    for run_id in runs:
+        client.create_model_version("convoy", "somewhere", run_id)
+    client.set_registered_model_alias("convoy", "champion", "1")
+    champion = lookup.find("models:/convoy@champion", FILES)
+    assert (champion.resolved, champion.run) == ("models:/convoy/1", runs[0])
+    assert lookup.find("models:/convoy/2", FILES).run == runs[1]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("runs:/0badc0de", r"has no run `0badc0de`; the latest are: \w{32} \(first\)"),
+        ("models:/convoi@champion", r"no registered model `convoi`; did you mean `convoy`\?"),
+        ("models:/convoy@champoin", r"convoy has no alias `champoin`; did you mean `champion`\?"),
+        ("models:/other@champion", "other has no alias `champion`; it has none"),
+        ("models:/convoy/7", "convoy has the versions 1$"),
+        ("models:/other/1", "other has the versions none$"),
+    ],
+)
+def test_what_does_not_exist_is_refused_with_what_does(
+    client: MlflowClient, tmp_path: Path, asked: str, said: str
+) -> None:
+    run_id = run(client, tmp_path)
+    for name in ("convoy", "other"):
+        client.create_registered_model(name)
+    client.create_model_version("convoy", "somewhere", run_id)
+    client.set_registered_model_alias("convoy", "champion", "1")
+    with pytest.raises(RequestError, match=said) as caught:
+        lookup.find(asked, FILES)
+    assert store.uri() in str(caught.value)
+
+
+def test_an_empty_store_says_that_it_is_empty(client: MlflowClient) -> None:
+    with pytest.raises(RequestError, match="has no run `12`; the latest are: none"):
+        lookup.find("runs:/12", FILES)
+    with pytest.raises(RequestError, match=r"has no `models:/convoy/1`: no model is registered there"):
+        lookup.find("models:/convoy/1", FILES)
+
+
+def test_a_run_without_weights_is_refused(client: MlflowClient, tmp_path: Path) -> None:
+    run_id = run(client, tmp_path, files=FILES[:1])
+    with pytest.raises(
+        NetworkError,
+        match=rf"run {run_id} has no weights\.pt and model\.json among its artifacts in weights/: it failed before its "
+        r"end, or was made before .* dvc repro --force train",
+    ):
+        lookup.find(f"runs:/{run_id}", FILES)
+
+
+def test_a_version_without_a_run_is_refused(client: MlflowClient) -> None:
+    client.create_registered_model("convoy")
+    client.create_model_version("convoy", "somewhere")
+    with pytest.raises(NetworkError, match="models:/convoy/1 names no run that it comes from"):
+        lookup.find("models:/convoy/1", FILES)
+
+
+def test_a_server_that_is_down_is_named(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    for asked in ("runs:/12", "models:/convoy@champion"):
+        with pytest.raises(
+            NetworkError,
+            match=rf"{asked} cannot be looked up: http://127\.0\.0\.1:9 answered .*\nStart the tracking server, or let "
+            "MLFLOW_TRACKING_URI name",
+        ):
+            lookup.find(asked, FILES)
+
+
+def test_artifacts_that_are_gone_are_said_so(client: MlflowClient, tmp_path: Path) -> None:
+    found = lookup.find(f"runs:/{run(client, tmp_path)}", FILES)
+    shutil.rmtree(tmp_path / "a rtifacts")
+    with pytest.raises(NetworkError, match=rf"the artifacts of run {found.run} cannot be fetched: "):
+        found.download(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("uri", "address", "secret"),
+    [
+        ("s3://bucket/0/12/artifacts", "s3://bucket/0/12/artifacts/weights", False),
+        (
+            "mlflow-artifacts:/0/12/artifacts",
+            "https://runs.example/api/2.0/mlflow-artifacts/artifacts/0/12/artifacts/weights",
+            True,
+        ),
+    ],
+)
+def test_artifacts_elsewhere_have_an_address_without_a_password(
+    monkeypatch: pytest.MonkeyPatch, uri: str, address: str, *, secret: bool
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@runs.example")
+    found = lookup._located("runs:/12", "12", uri)
+    assert (found.folder, found.address, found.secret) == (None, address, secret)

@@ -1,0 +1,433 @@
+"""What the store has once a journal is delivered, and that a second delivery changes nothing."""
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from mlflow.entities import Run as StoredRun
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
+
+from convoy.core import files, params
+from convoy.tracking import mlflow_writer, outbox, stages, store
+from convoy.tracking.journal import Sent
+from convoy.tracking.names import usable
+from convoy.tracking.run import Run
+
+Deliver = Callable[[], None]
+
+ORDER = {"runs": "run_uuid", "metrics": "key, step, timestamp, value", "params": "key", "tags": "key"}
+
+
+def stored(run: Run, client: MlflowClient) -> StoredRun:
+    found = store.find(run.reference.run_id, client)
+    assert found is not None
+    return found
+
+
+def rows(workplace: Path) -> dict[str, list[Any]]:
+    """Everything that a delivery could double, without what says when it was."""
+    with closing(sqlite3.connect(workplace / "mlflow.db")) as database:
+        return {
+            table: database.execute(f"SELECT * FROM {table} WHERE 1=1 ORDER BY {order}").fetchall()  # noqa: S608
+            if table != "tags"
+            else database.execute(
+                "SELECT * FROM tags WHERE key <> 'convoy.heartbeat' ORDER BY key"
+            ).fetchall()
+            for table, order in ORDER.items()
+        } | {
+            table: database.execute(f"SELECT count(*) FROM {table}").fetchall()  # noqa: S608
+            for table in ("inputs", "datasets", "logged_models", "logged_model_metrics", "latest_metrics")
+        }
+
+
+def artifacts(run: StoredRun) -> dict[str, bytes]:
+    root = Path(run.info.artifact_uri.removeprefix("file://"))
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()
+    }
+
+
+def graph(path: Path) -> Path:
+    """Write the smallest ONNX file that has Convoy's input and one output."""
+    image = onnx.helper.make_tensor_value_info("image", onnx.TensorProto.UINT8, ["n", "h", "w", 3])
+    answer = onnx.helper.make_tensor_value_info("probabilities", onnx.TensorProto.FLOAT, ["n", 2])
+    value = onnx.numpy_helper.from_array(np.zeros((1, 2), np.float32), "value")
+    node = onnx.helper.make_node("Constant", [], ["probabilities"], value=value)
+    made = onnx.helper.make_model(
+        onnx.helper.make_graph([node], "g", [image], [answer]), producer_name="by hand"
+    )
+    # The producer's name a second time, at the end: MLflow would write it once, where it belongs.
+    path.write_bytes(made.SerializeToString() + b"\x12\x07by hand")
+    return path
+
+
+def a_whole_run(workplace: Path) -> Run:
+    """Log something of every kind, as a pipeline does."""
+    dataset = workplace / "build/dataset"
+    dataset.mkdir(parents=True, exist_ok=True)
+    (dataset / "dataset.json").write_text('{"hash": "d"}')
+    report = workplace / "evaluation"
+    (report / "inner").mkdir(parents=True, exist_ok=True)
+    (report / "report.html").write_text("report")
+    (report / "inner/picture.svg").write_text("picture")
+    with stages.training("d" * 64) as run:
+        run.log_dataset("d" * 64, dataset)
+        run.log_points([("train/loss", 1.0 / step, step, 1000 + step) for step in range(1, 40)])
+        run.log_result({"best": {"epoch": 39}, "train": {"loss": 1 / 39}})
+    with stages.continuing("export", "d" * 64):
+        pass
+    with stages.finishing("export") as last:
+        last.log_file(report, "evaluation")
+        last.log_file(report / "report.html")
+        (workplace / "images.parquet").write_text("images")
+        last.log_onnx(graph(workplace / "model.onnx"), workplace / "images.parquet")
+    return run
+
+
+def test_a_run_arrives_with_params_points_files_model_and_status(
+    workplace: Path, client: MlflowClient, deliver: Deliver
+) -> None:
+    run = a_whole_run(workplace)
+    deliver()
+    found = stored(run, client)
+    assert (found.info.status, found.info.run_name) == ("FINISHED", stages.run_name())
+    assert found.info.end_time >= found.info.start_time
+    assert (
+        client.get_experiment(found.info.experiment_id).tags["mlflow.experimentKind"]
+        == "custom_model_development"
+    )
+    assert {"train.lr", "export.latency_runs"} <= set(found.data.params)
+    history = client.get_metric_history(found.info.run_id, "train/loss")
+    assert [(point.step, point.timestamp) for point in history] == [
+        (step, 1000 + step) for step in range(1, 40)
+    ]
+    assert found.data.metrics["best/epoch"] == 39
+    assert found.inputs.dataset_inputs[0].dataset.digest == "d" * 32
+    kept = artifacts(found)
+    assert {
+        "evaluation/report.html",
+        "evaluation/inner/picture.svg",
+        "report.html",
+        "pipeline/params.yaml",
+        "pipeline/data.dvc",
+    } <= set(kept)
+    model = client.get_logged_model(found.outputs.model_outputs[0].model_id)
+    folder = Path(model.artifact_location.removeprefix("file://"))
+    assert (
+        files.sha256(folder / "model.onnx")
+        == files.sha256(workplace / "model.onnx")
+        == found.data.tags["convoy.onnx_sha256"]
+    )
+    assert {metric.key for metric in model.metrics or []} >= {"best/epoch"}
+    assert (folder / "MLmodel").read_text().count("image")
+    assert (folder / "images.parquet").read_text() == "images", "what belongs to the model is beside it"
+    assert not outbox.journals(workplace / "outbox"), "what is delivered is removed"
+
+
+@pytest.mark.parametrize("note", ["lost", "behind"])
+def test_a_second_delivery_changes_nothing(
+    workplace: Path, client: MlflowClient, deliver: Deliver, monkeypatch: pytest.MonkeyPatch, note: str
+) -> None:
+    run = a_whole_run(workplace)
+    monkeypatch.setattr("convoy.tracking.uploader.Rounds._remove", lambda *_: None)
+    deliver()
+    before, kept = rows(workplace), artifacts(stored(run, client))
+    path = workplace / "outbox" / run.reference.run_id / "sent.json"
+    if note == "lost":
+        path.unlink()
+    else:
+        Sent(entries=1, mlflow_run_id=stored(run, client).info.run_id).save(path.parent)
+    deliver()
+    assert rows(workplace) == before
+    assert artifacts(stored(run, client)) == kept
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "create_run",
+        "log_batch",
+        "log_artifact",
+        "log_inputs",
+        "create_logged_model",
+        "log_model_artifacts",
+        "finalize_logged_model",
+        "log_outputs",
+        "set_terminated",
+        "search_runs",
+        "get_run",
+    ],
+)
+def test_wherever_a_delivery_breaks_off_the_next_one_makes_it_whole(
+    workplace: Path, client: MlflowClient, deliver: Deliver, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    run = a_whole_run(workplace)
+    real = getattr(MlflowClient, name)
+    calls = 0
+
+    def breaking(self: MlflowClient, *args: Any, **kwargs: Any) -> Any:
+        """Do the work of the first call and lose its answer; lose the question of the third."""
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise MlflowException("broken off before")
+        answer = real(self, *args, **kwargs)
+        if calls == 1:
+            raise MlflowException("broken off after")
+        return answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, name, breaking)
+        for _ in range(3):
+            deliver()
+    deliver()
+    assert calls
+    found = stored(run, client)
+    assert len(client.search_runs([found.info.experiment_id])) == 1
+    assert found.info.status == "FINISHED"
+    assert len(client.get_metric_history(found.info.run_id, "train/loss")) == 39
+    assert len(found.outputs.model_outputs) == 1
+    logged = client.search_logged_models([found.info.experiment_id])
+    assert [model.status for model in logged] == ["READY"]
+    assert rows(workplace)["datasets"] == [(1,)]
+    assert not outbox.journals(workplace / "outbox")
+
+
+def test_what_is_tried_again_does_not_pile_up(
+    workplace: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stages.standalone("a", {}) as run:
+        run.log_metrics({"train/loss": 1.0}, 1)
+    sent = mlflow_writer.Delivery(workplace / "outbox" / run.reference.run_id)
+    sent.look()
+    sizes: list[int] = []
+
+    def refuse(self: MlflowClient, run_id: str, metrics: Any = (), params: Any = (), tags: Any = ()) -> None:
+        sizes.append(len(metrics))
+        raise MlflowException("not now")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", refuse)
+        for _ in range(3):
+            with pytest.raises(MlflowException):
+                sent.deliver()
+    assert sizes == [1, 1, 1]
+    sent.deliver()
+    assert stored(run, client).data.metrics == {"train/loss": 1.0}
+
+
+def test_many_points_take_few_calls(
+    client: MlflowClient, deliver: Deliver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stages.standalone("many", {}) as run:
+        for step in range(1, 1501):
+            run.log_metrics({"step/loss": 1.0, "step/lr": 0.1}, step)
+    sizes: list[int] = []
+    real = MlflowClient.log_batch
+
+    def count(self: MlflowClient, run_id: str, metrics: Any = (), params: Any = (), tags: Any = ()) -> Any:
+        sizes.append(len(metrics))
+        return real(self, run_id, metrics, params, tags)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", count)
+    deliver()
+    assert sorted(size for size in sizes if size) == [1000, 1000, 1000]
+    assert len(client.get_metric_history(stored(run, client).info.run_id, "step/lr")) == 1500
+
+
+def test_a_result_adds_no_point_to_a_curve(client: MlflowClient, deliver: Deliver) -> None:
+    with stages.training("d" * 64) as run:
+        run.log_metrics({"val/loss": 2.0}, 1)
+        run.log_metrics({"val/loss": 1.0}, 2)
+        run.log_result({"val": {"loss": 1.0}, "best": {"epoch": 2}})
+    deliver()
+    found = stored(run, client)
+    assert found.info.status == "RUNNING"
+    history = client.get_metric_history(found.info.run_id, "val/loss")
+    assert [(point.step, point.value) for point in history] == [(1, 2.0), (2, 1.0)]
+    assert found.data.metrics["best/epoch"] == 2
+
+
+def test_a_run_that_mlflow_opened_is_joined_and_what_was_typed_there_stays(
+    client: MlflowClient, deliver: Deliver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = client.create_run("0").info.run_id
+    used = str(params.read_yaml(params.PARAMS_FILE)["train"]["lr"])
+    client.log_param(opened, "train.lr", f"{used}0")
+    monkeypatch.setenv("MLFLOW_RUN_ID", opened)
+    with stages.training("d" * 64) as run:
+        pass
+    with stages.training("d" * 64) as another:
+        pass
+    deliver()
+    found = client.get_run(opened)
+    assert found.data.tags["convoy.run_id"] == run.reference.run_id
+    assert found.info.run_name == stages.run_name()
+    assert found.data.params["train.lr"] == f"{used}0"
+    assert found.data.tags["param.train.lr"] == used
+    assert stored(another, client).info.run_id != opened
+
+
+@pytest.mark.parametrize("offered", ["of another store", "another's", "deleted"])
+def test_a_run_that_cannot_be_joined_is_not(
+    client: MlflowClient, deliver: Deliver, monkeypatch: pytest.MonkeyPatch, offered: str
+) -> None:
+    opened = client.create_run("0", tags={"convoy.run_id": "x"} if offered == "another's" else {}).info.run_id
+    if offered == "deleted":
+        client.delete_run(opened)
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32 if offered == "of another store" else opened)
+    with stages.training("d" * 64) as run:
+        pass
+    deliver()
+    assert stored(run, client).info.run_id != opened
+
+
+def test_a_training_that_goes_on_is_running_again_and_leaves_no_double_and_no_hole(
+    client: MlflowClient, deliver: Deliver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stages.training("d" * 64) as run:
+        run.log_points([("train/loss", 1.0, 1, 11), ("train/loss", 0.9, 2, 12)])
+        run.end("KILLED")
+    deliver()
+    assert stored(run, client).info.status == "KILLED"
+    assert not outbox.journals(Path("outbox"))
+    offered = client.create_run("0").info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", offered)
+    with stages.training("d" * 64, resumed=run.reference.run_id) as again:
+        # Computed anew from an older checkpoint: the second point is in the store already.
+        again.log_points([("train/loss", 0.8, 2, 99), ("train/loss", 0.7, 3, 100)])
+        again.log_result({"train": {"loss": 0.7, "seconds": 5.0}})
+    deliver()
+    found = stored(again, client)
+    assert found.info.status == "RUNNING"
+    history = client.get_metric_history(found.info.run_id, "train/loss")
+    assert [(point.step, point.value) for point in history] == [(1, 1.0), (2, 0.9), (3, 0.7)]
+    assert found.data.metrics["train/seconds"] == 5.0
+    assert client.get_run(offered).data.tags["convoy.continues"] == run.reference.run_id
+    assert len(client.search_runs([found.info.experiment_id])) == 1
+
+
+def test_a_training_that_goes_on_is_created_if_the_store_never_had_it(
+    client: MlflowClient, deliver: Deliver
+) -> None:
+    with stages.training("d" * 64, resumed="20260101-000000-abcdef") as run:
+        run.log_points([("train/loss", 0.7, 3, 100)])
+    deliver()
+    found = stored(run, client)
+    assert found.data.tags["convoy.run_id"] == "20260101-000000-abcdef"
+    assert found.data.metrics["train/loss"] == 0.7
+
+
+def test_a_scheduled_run_waits_as_such(client: MlflowClient, deliver: Deliver) -> None:
+    with stages.training("d" * 64) as run:
+        run.end("SCHEDULED")
+    deliver()
+    assert stored(run, client).info.status == "SCHEDULED"
+
+
+def test_a_trial_stands_under_its_sweep(client: MlflowClient, deliver: Deliver) -> None:
+    with (
+        stages.standalone("sweep", {}) as sweep,
+        stages.standalone("trial 0", {"convoy.trial": "0"}, sweep.reference) as trial,
+    ):
+        pass
+    deliver()
+    assert stored(trial, client).data.tags["mlflow.parentRunId"] == stored(sweep, client).info.run_id
+    assert stored(trial, client).data.tags["convoy.trial"] == "0"
+
+
+def test_a_trial_waits_for_its_sweep_and_goes_alone_if_that_is_nowhere(
+    workplace: Path, client: MlflowClient, deliver: Deliver
+) -> None:
+    with stages.standalone("sweep", {}) as sweep, stages.standalone("trial 0", {}, sweep.reference) as trial:
+        pass
+    sent = mlflow_writer.Delivery(workplace / "outbox" / trial.reference.run_id)
+    sent.look()
+    with pytest.raises(mlflow_writer.Waiting):
+        sent.deliver()
+    (workplace / "outbox" / sweep.reference.run_id).rename(workplace / "lost")
+    deliver()
+    assert "mlflow.parentRunId" not in stored(trial, client).data.tags
+
+
+ODD = {
+    "learning rate (max)": "1",
+    "a/../b": "2",
+    "/absolute": "3",
+    "../up": "4",
+    "": "5",
+    "ü/ß": "6",
+    "n" * 300: "7",
+    "a,b": "8",
+    "a;b": "9",
+}
+
+
+def test_params_of_every_kind_arrive_and_none_throws(client: MlflowClient, deliver: Deliver) -> None:
+    long = "x" * (MAX_PARAM_VAL_LENGTH + 1)
+    most = "y" * MAX_PARAM_VAL_LENGTH
+    with stages.standalone("odd", {"convoy.long": "t" * (MAX_TAG_VAL_LENGTH + 1)}) as run:
+        run.log_params({"same": 0.02, "changed": 0.02, "nested": {"list": [1, 2], "none": None}})
+        run.log_params({"same": 0.02, "changed": "0.020", "long": long, "most": most})
+        run.log_params(ODD)
+        run.log_params({f"p{number}": number for number in range(250)})
+        run.log_metrics({"acc (top-1)": 0.5, "nan": float("nan"), "inf": float("inf")})
+    deliver()
+    found = stored(run, client)
+    assert found.data.params["same"] == "0.02"
+    assert found.data.params["changed"] == "0.02"
+    assert found.data.tags["param.changed"] == "0.020"
+    assert found.data.params["nested.list"] == "[1, 2]"
+    assert found.data.params["most"] == most
+    assert "long" not in found.data.params
+    assert found.data.tags["param.long"] == f"{len(long):,} characters, in params/long.txt"
+    kept = artifacts(found)
+    assert kept["params/long.txt"].decode() == long
+    assert len(kept["tags/convoy.long.txt"]) == MAX_TAG_VAL_LENGTH + 1
+    assert [found.data.params[usable(name)] for name in ODD] == list(ODD.values())
+    assert found.data.params["p249"] == "249"
+    assert found.data.metrics[usable("acc (top-1)")] == 0.5
+    assert found.info.status == "FINISHED"
+
+
+def test_a_store_with_other_limits_refuses_one_param_and_gets_the_rest(
+    client: MlflowClient, deliver: Deliver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_batch, real_param = MlflowClient.log_batch, MlflowClient.log_param
+
+    def batch(self: MlflowClient, run_id: str, metrics: Any = (), params: Any = (), tags: Any = ()) -> Any:
+        if any(len(param.value) > 500 for param in params):
+            raise MlflowException("too long", error_code=1000)
+        return real_batch(self, run_id, metrics, params, tags)
+
+    def param(self: MlflowClient, run_id: str, key: str, value: str) -> Any:
+        if len(value) > 500:
+            raise MlflowException("too long", error_code=1000)
+        return real_param(self, run_id, key, value)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", batch)
+    monkeypatch.setattr(MlflowClient, "log_param", param)
+    with stages.standalone("old server", {}) as run:
+        run.log_params({"short": 1, "long": "x" * 501})
+    deliver()
+    found = stored(run, client)
+    assert found.data.params == {"short": "1"}
+    assert found.data.tags["param.long"] == "501 characters, in params/long.txt"
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_name_becomes_one_that_no_other_becomes(name: str) -> None:
+    assert usable(usable(name)) == usable(name)
+    assert len({usable(other) for other in ODD}) == len(ODD)
+
+
+@pytest.mark.parametrize("name", ["train.lr", "val/loss", "a b", "a:b", "klasse/ö"])
+def test_a_usable_name_stays(name: str) -> None:
+    assert usable(name) == name

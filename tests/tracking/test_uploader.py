@@ -1,0 +1,387 @@
+"""The courier as a process: it outlives stages, survives kills, and keeps what a store does not take."""
+
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import filelock
+import pytest
+from mlflow.tracking import MlflowClient
+
+from clones import kill_couriers
+from convoy.tracking import outbox, schema, stages, store, uploader
+from convoy.tracking.journal import FILE, Journal, Sent, state
+from convoy.tracking.run import Run
+
+Deliver = Callable[[], None]
+
+STAGE = """
+import sys, time
+from pathlib import Path
+from convoy.tracking import outbox, stages
+with stages.training("d" * 64) as run:
+    for step in range(1, int(sys.argv[1]) + 1):
+        run.log_metrics({"step/loss": 1 / step, "step/lr": 0.1}, step)
+    run.log_file(Path("params.yaml"), "weights")
+    while not outbox.is_at_work(outbox.folder()):
+        time.sleep(0.05)
+    run.end("FINISHED")
+print(run.reference.run_id)
+"""
+
+
+def stage(repository: Path, folder: Path, points: int = 10, **env: str) -> str:
+    """Run what a stage does in a process of its own; return the run's id."""
+    done = subprocess.run(
+        [sys.executable, "-c", STAGE, str(points)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(repository / "src"), **env},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.split()[-1]
+
+
+def wait(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def left(workplace: Path) -> bool:
+    return not outbox.is_at_work(workplace / "outbox")
+
+
+@pytest.mark.usefixtures("courier")
+def test_a_stage_ends_before_its_courier_which_delivers_and_leaves(
+    workplace: Path, repository: Path, client: MlflowClient
+) -> None:
+    run_id = stage(repository, workplace)
+    assert not left(workplace), "the stage waited for its courier, or its pipes were held open"
+    wait(lambda: left(workplace))
+    found = store.find(run_id, client)
+    assert found
+    assert found.info.status == "FINISHED"
+    assert "delivered" in (workplace / "outbox/courier.log").read_text()
+
+
+@pytest.mark.usefixtures("courier")
+def test_the_temporary_workspace_of_an_experiment_may_go_at_once(
+    workplace: Path, repository: Path, client: MlflowClient, tmp_path: Path
+) -> None:
+    workspace = tmp_path / "temporary"
+    workspace.mkdir()
+    shutil.copy(workplace / "params.yaml", workspace)
+    for folder in (workplace, workspace):
+        shutil.copytree(repository / "src", folder / "src")
+    run_id = stage(workspace, workspace, DVC_ROOT=str(workplace))
+    shutil.rmtree(workspace)
+    wait(lambda: left(workplace))
+    assert store.find(run_id, client), (workplace / "outbox/courier.log").read_text()
+
+
+@pytest.mark.usefixtures("courier")
+def test_a_courier_that_is_killed_again_and_again_leaves_no_double_and_no_hole(
+    workplace: Path, repository: Path, client: MlflowClient
+) -> None:
+    run_id = stage(repository, workplace, points=3_000)
+    folder = workplace / "outbox" / run_id
+    kills = 0
+    for _ in range(3):
+        before = Sent.load(folder).entries
+        wait(lambda more=before + 1: Sent.load(folder).entries >= more or not folder.exists())
+        kills += not left(workplace)
+        kill_couriers(workplace)
+        if not folder.exists():
+            break
+        outbox.start_courier(workplace / "outbox")
+    wait(lambda: not folder.exists())
+    assert kills >= 2, "it was done before it was killed"
+    found_run = store.find(run_id, client)
+    assert found_run
+    assert found_run.info.status == "FINISHED"
+    for name in ("step/loss", "step/lr"):
+        history = client.get_metric_history(found_run.info.run_id, name)
+        assert [point.step for point in history] == list(range(1, 3_001))
+    assert len(client.search_runs([found_run.info.experiment_id])) == 1
+
+
+@pytest.mark.usefixtures("courier")
+def test_a_second_courier_leaves_at_once(workplace: Path, repository: Path) -> None:
+    where = workplace / "outbox"
+    where.mkdir()
+    with outbox.courier_lock(where):
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", "-m", "convoy.tracking.courier"],
+            cwd=workplace,
+            env={**os.environ, "PYTHONPATH": str(repository / "src")},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    assert "mlflow" not in done.stderr
+
+
+@pytest.mark.usefixtures("courier")
+def test_the_store_of_a_new_repository_is_made_before_its_first_run(workplace: Path) -> None:
+    (workplace / "mlflow.db").unlink()
+    outbox.prepare_store(workplace / "outbox")
+    wait((workplace / "mlflow.db").exists)
+    schema.check(store.uri())  # whole from the moment at which it is there
+    wait(lambda: store.connect().get_experiment_by_name("convoy") is not None)
+    assert not list(workplace.glob(".mlflow.db*"))
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, uri: str = "http://me:s3cret@127.0.0.1:9") -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+
+
+def test_what_a_store_refuses_is_kept_and_said_once(
+    workplace: Path, deliver: Deliver, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(monkeypatch)
+    with stages.training("d" * 64) as run:
+        run.log_metrics({"train/loss": 1.0}, 1)
+        deliver()
+    with stages.continuing("export", "d" * 64):
+        deliver()
+    with stages.finishing("export"):
+        deliver()
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Not tracked yet")]
+    [line] = said
+    run_id = run.reference.run_id
+    assert line.startswith("Not tracked yet: http://me:***@127.0.0.1:9 answered API request")
+    assert line.endswith(f"Run {run_id} is kept in outbox/{run_id}; `convoy sync` delivers it.")
+    assert "s3cret" not in line
+    assert "s3cret" not in (workplace / "outbox" / run_id / "sent.json").read_text()
+    assert state(workplace / "outbox" / run_id).ended == "FINISHED"
+
+
+def test_what_was_kept_is_delivered_once_the_store_is_back(
+    workplace: Path, empty_store: Path, deliver: Deliver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"sqlite:///{workplace}/server/mlflow.db"
+    failing(monkeypatch, uri)
+    (workplace / "server").write_text("no folder")
+    with stages.standalone("kept", {}) as run:
+        run.log_metrics({"train/loss": 1.0}, 1)
+    deliver()
+    folder = workplace / "outbox" / run.reference.run_id
+    assert "File exists" in Sent.load(folder).error
+    (workplace / "server").unlink()
+    (workplace / "server").mkdir()
+    shutil.copy(empty_store, workplace / "server/mlflow.db")
+    deliver()
+    assert not folder.exists()
+    found = store.find(run.reference.run_id, MlflowClient(uri))
+    assert found
+    assert found.data.metrics == {"train/loss": 1.0}
+
+
+def test_a_store_of_an_older_mlflow_is_left_alone_and_the_command_is_named(
+    workplace: Path, deliver: Deliver
+) -> None:
+    with closing(sqlite3.connect(workplace / "mlflow.db")) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
+    before = (workplace / "mlflow.db").read_bytes()
+    with stages.standalone("kept", {}) as run:
+        pass
+    deliver()
+    error = Sent.load(workplace / "outbox" / run.reference.run_id).error
+    assert "was written by an older MLflow" in error
+    assert f"cp {workplace}/mlflow.db" in error
+    assert f"mlflow db upgrade sqlite:///{workplace}/mlflow.db" in error
+    assert (workplace / "mlflow.db").read_bytes() == before
+
+
+def test_one_store_that_fails_keeps_no_other_from_its_runs(
+    workplace: Path, client: MlflowClient, deliver: Deliver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with monkeypatch.context() as patch:
+        failing(patch)
+        with stages.standalone("refused", {}) as refused:
+            pass
+    with stages.standalone("taken", {}) as taken:
+        pass
+    deliver()
+    assert store.find(taken.reference.run_id, client)
+    assert outbox.journals(workplace / "outbox") == [workplace / "outbox" / refused.reference.run_id]
+
+
+def test_a_run_that_was_deleted_in_mlflow_is_not_made_again_and_the_reason_is_kept(
+    workplace: Path, client: MlflowClient, deliver: Deliver
+) -> None:
+    with stages.training("d" * 64) as run:
+        deliver()
+        found = store.find(run.reference.run_id, client)
+        assert found
+        client.delete_run(found.info.run_id)
+        run.log_metrics({"train/loss": 1.0}, 1)
+        deliver()
+    assert "deleted" in Sent.load(workplace / "outbox" / run.reference.run_id).error
+    assert store.find(run.reference.run_id, client) is None
+
+
+def a_rounds(workplace: Path) -> uploader.Rounds:
+    lock = outbox.courier_lock(workplace / "outbox")
+    lock.acquire()
+    return uploader.Rounds(workplace / "outbox", lock)
+
+
+def test_a_store_that_fails_is_paused_longer_each_time_and_tried_at_once_when_somebody_waits(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploader, "BATCH_SECONDS", -1.0)
+    failing(monkeypatch)
+    with stages.training("d" * 64) as run:
+        courier = a_rounds(workplace)
+        clock = [1000.0]
+        monkeypatch.setattr(uploader.time, "monotonic", lambda: clock[0])
+        tries = []
+        for second in range(40):
+            clock[0] = 1000.0 + second
+            before = Sent.load(workplace / "outbox" / run.reference.run_id).tried_ms
+            monkeypatch.setattr("convoy.tracking.mlflow_writer.time.time", lambda now=second: 1e9 + now)
+            courier.round()
+            if Sent.load(workplace / "outbox" / run.reference.run_id).tried_ms != before:
+                tries.append(second)
+        assert tries == [0, 1, 3, 7, 15, 31]
+        (workplace / "outbox/wake").touch()
+        clock[0] += 1
+        monkeypatch.setattr("convoy.tracking.mlflow_writer.time.time", lambda: 2e9)
+        courier.round()
+        assert Sent.load(workplace / "outbox" / run.reference.run_id).tried_ms == 2_000_000_000_000
+
+
+def test_a_courier_leaves_when_the_last_writer_is_gone_and_one_last_try_failed(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch)
+    with stages.standalone("a", {}) as first, stages.standalone("b", {}) as second:
+        courier = a_rounds(workplace)
+        courier.round()
+        assert not courier._leaves(), "somebody still writes"
+    courier.round()
+    assert courier._leaves()
+    assert left(workplace), "it let go of its lock"
+    assert all(Sent.load(workplace / "outbox" / run.reference.run_id).error for run in (first, second))
+
+
+def test_a_run_that_opens_while_the_courier_is_about_to_leave_keeps_it(workplace: Path) -> None:
+    (workplace / "outbox").mkdir()
+    courier = a_rounds(workplace)
+    courier.round()
+    with stages.training("d" * 64):
+        assert not courier._leaves()
+
+
+def test_a_journal_that_goes_on_before_it_is_removed_is_kept(workplace: Path) -> None:
+    with stages.standalone("a", {}) as run:
+        pass
+    courier = a_rounds(workplace)
+    courier.round()
+    [delivery] = courier._deliveries.values()
+    with stages.training("d" * 64, resumed=run.reference.run_id):
+        courier._remove(delivery)
+    assert (workplace / "outbox" / run.reference.run_id / FILE).exists()
+
+
+def test_an_outbox_that_was_removed_is_not_made_again(workplace: Path) -> None:
+    with stages.training("d" * 64):
+        courier = a_rounds(workplace)
+        courier.round()
+    shutil.rmtree(workplace / "outbox")
+    courier.round()
+    assert courier._leaves()
+    assert not (workplace / "outbox").exists()
+
+
+def test_a_journal_whose_first_entry_was_never_written_holds_nothing_up(workplace: Path) -> None:
+    (workplace / "outbox/a").mkdir(parents=True)
+    (workplace / "outbox/a" / FILE).write_bytes(b'{"kind":"op')
+    courier = a_rounds(workplace)
+    courier.round()
+    assert courier._leaves()
+
+
+def a_run() -> Run:
+    with stages.standalone("a", {}) as run:
+        pass
+    return run
+
+
+def test_waiting_says_why_something_is_not_delivered(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "START_SECONDS", 0.0)
+    run_id = a_run().reference.run_id
+    [sentence] = outbox.settle([run_id], workplace / "outbox", None).values()
+    assert "nothing: the courier ended early, outbox/courier.log says why" in sentence
+    with outbox.courier_lock(workplace / "outbox"):
+        [sentence] = outbox.settle([run_id], workplace / "outbox", 0.1).values()
+    assert "too slowly: not everything within 0 s" in sentence
+    assert outbox.settle(["never opened"], workplace / "outbox", None) == {}
+
+
+def test_a_long_wait_says_how_far_it_is(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id = a_run().reference.run_id
+    clock = [0.0]
+    monkeypatch.setattr(outbox.time, "monotonic", lambda: clock[0])
+    progress = outbox.Progress(workplace / "outbox", [run_id])
+    progress.show([run_id])
+    clock[0] = 3.0
+    Sent(entries=1, size=progress._size[run_id] // 2).save(workplace / "outbox" / run_id)
+    progress.show([run_id])
+    said = capsys.readouterr().out
+    assert re.fullmatch(r"deliver 1 run\(s\): \d of \d kB of entries, 3 s left\n", said), said
+
+
+def test_a_courier_that_cannot_be_started_stops_no_stage(
+    workplace: Path, courier: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(outbox, "_start", refuse)
+    with stages.standalone("a", {}) as run:
+        pass
+    assert capsys.readouterr().out == (
+        "No courier could be started ([Errno 12] Cannot allocate memory); `convoy sync` delivers what is kept in outbox/.\n"
+    )
+    assert state(workplace / "outbox" / run.reference.run_id).ended == "FINISHED"
+
+
+def test_a_lock_that_nobody_lets_go_of_stops_no_stage(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(outbox, "HELD_SECONDS", 0.0)
+    (workplace / "outbox").mkdir()
+    with filelock.FileLock(workplace / "outbox/outbox.lock"), stages.training("d" * 64) as run:
+        run.log_metrics({"train/loss": 1.0}, 1)
+    assert "is not wholly tracked: The file lock" in capsys.readouterr().out
+
+
+def test_a_journal_of_another_version_keeps_nobody_from_the_others(
+    workplace: Path, client: MlflowClient, deliver: Deliver
+) -> None:
+    foreign = Journal(workplace / "outbox/20200101-000000-abcdef")
+    for entry in ({"kind": "open", "uri": store.uri()}, {"kind": "points"}, {"kind": "new"}, {"kind": "end"}):
+        foreign.append(entry)
+    with stages.standalone("a", {}) as run:
+        pass
+    deliver()
+    assert store.find(run.reference.run_id, client)
+    assert Sent.load(foreign.folder).error == "KeyError: 'tags'"

@@ -1,0 +1,76 @@
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from convoy.training.data import Batcher, Batches, shuffled
+
+
+def identified(count):
+    """Make images whose every pixel is their own row number, with labels that are its square."""
+    rows = np.arange(count)
+    images_u8 = np.broadcast_to(rows[:, None, None, None], (count, 4, 4, 3)).astype(np.uint8)
+    return images_u8, rows**2
+
+
+def in_order(count, batch_size):
+    return Batches(*identified(count), batch_size, lambda: np.arange(count))
+
+
+def test_an_epoch_shows_every_image_once_with_its_label():
+    batches = Batches(*identified(50), 8, lambda: shuffled(50, seed=1, epoch=0))
+
+    rows = torch.cat([batch.pixels_u8[:, 0, 0, 0] for batch in batches]).tolist()
+    labels = torch.cat([batch.labels for batch in batches]).tolist()
+
+    assert sorted(rows) == list(range(50))
+    assert labels == [row**2 for row in rows]
+    assert rows != sorted(rows)
+
+
+def test_batches_differ_in_size_by_one_at_most():
+    assert [len(batch.labels) for batch in in_order(17, 8)] == [6, 6, 5]
+    assert [len(batch.labels) for batch in in_order(16, 8)] == [8, 8]
+    assert [len(batch.labels) for batch in in_order(3, 8)] == [3]
+
+
+def test_the_length_is_the_number_of_batches():
+    for count in (1, 7, 8, 9, 33):
+        batches = in_order(count, 8)
+        assert len(batches) == len(list(batches))
+
+
+def test_batches_are_whole_tensors_in_channels_last_memory_numbered_from_zero():
+    first, second = in_order(8, 4)
+
+    assert first.pixels_u8.shape == (4, 3, 4, 4)
+    assert first.pixels_u8.dtype == torch.uint8
+    assert first.pixels_u8.is_contiguous(memory_format=torch.channels_last)
+    assert (first.step, second.step) == (0, 1)
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    assert np.array_equal(shuffled(30, seed=1, epoch=2), shuffled(30, seed=1, epoch=2))
+    assert not np.array_equal(shuffled(30, seed=1, epoch=2), shuffled(30, seed=1, epoch=3))
+    assert not np.array_equal(shuffled(30, seed=1, epoch=2), shuffled(30, seed=2, epoch=2))
+
+
+def test_training_batches_are_augmented_as_seed_epoch_and_step_say(dataset, params):
+    def batch_of(seed=1, epoch=0, step=0, training=True):
+        batcher = Batcher(dataset, params(), seed)
+        batcher.trainer = SimpleNamespace(training=training, current_epoch=epoch)
+        plain = next(iter(Batcher(dataset, params(), 1).val_dataloader()))._replace(step=step)
+        return batcher.on_after_batch_transfer(plain, 0).pixels_u8
+
+    plain = batch_of(training=False)
+    assert torch.equal(batch_of(), batch_of())
+    for other in (plain, batch_of(seed=2), batch_of(epoch=1), batch_of(step=1)):
+        assert not torch.equal(batch_of(), other)
+
+
+def test_validation_batches_come_in_order(dataset, params):
+    batches = Batcher(dataset, params(batch_size=5), seed=1).val_dataloader()
+
+    assert np.array_equal(torch.cat([batch.labels for batch in batches]).numpy(), dataset.labels("val"))
+    pixels_u8 = torch.cat([batch.pixels_u8 for batch in batches]).permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(pixels_u8, dataset.images("val"))

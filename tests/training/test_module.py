@@ -1,0 +1,327 @@
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch.nn.functional import cross_entropy
+
+from convoy.models.spec import Spec
+from convoy.models.trained import ModelFacts
+from convoy.training.data import Batch, Batcher
+from convoy.training.fit import fit
+from convoy.training.optim import rate
+
+STACK = ["conv1", "residual1", "conv2", "dense1"]
+
+
+class Look(pl.Callback):
+    """Note at every step what trains, how fast, and which norms follow the batch."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        network = pl_module.model.network
+        names = {value: name for name, value in network.named_parameters()}
+        self.steps.append(
+            {
+                "epoch": trainer.current_epoch,
+                "with_grad": {name for value, name in names.items() if value.grad is not None},
+                "wants_grad": {name for value, name in names.items() if value.requires_grad},
+                "rates": {
+                    names[value]: group["lr"] for group in optimizer.param_groups for value in group["params"]
+                },
+                "batch_norms": {
+                    name
+                    for name, module in network.named_modules()
+                    if name.endswith("norm1") and module.training
+                }
+                | {name for name, module in network.named_modules() if name == "norm2" and module.training},
+            }
+        )
+
+    def trained_blocks(self):
+        """List the blocks that have gradients, for each epoch."""
+        found = {}
+        for step in self.steps:
+            assert step["with_grad"] == step["wants_grad"]
+            found.setdefault(step["epoch"], {name.split(".")[0] for name in step["with_grad"]} & set(STACK))
+        return [[name for name in STACK if name in names] for names in found.values()]
+
+
+def state(classifier):
+    return {name: value.clone() for name, value in classifier.model.network.state_dict().items()}
+
+
+def moved(before, after):
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_each_epoch_trains_the_blocks_that_its_plan_says(stack, params, classifier, train):
+    look = Look()
+    made = classifier(
+        stack, params(epochs=4, transfer={"freeze": 2, "release": {"residual1": 1, "conv1": 3}})
+    )
+
+    train(made, look)
+
+    assert look.trained_blocks() == [STACK[2:], STACK[1:], STACK[1:], STACK]
+
+
+def test_the_first_phase_holds_before_the_optimizer_is_made(stack, params, classifier):
+    made = classifier(stack, params(transfer={"freeze": "residual1"}))
+
+    trained = {name for name, value in made.model.network.named_parameters() if value.requires_grad}
+    assert {name.split(".")[0] for name in trained} == {"conv2", "norm2", "dense1"}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_neither_momentum_nor_weight_decay_moves_a_frozen_block(stack, params, classifier, train, optimizer):
+    made = classifier(
+        stack, params(epochs=2, optimizer=optimizer, weight_decay=1.0, transfer={"freeze": "residual1"})
+    )
+    before = state(made)
+
+    train(made)
+
+    weights = {name for name, _ in made.model.network.named_parameters()}
+    frozen = {name for name in weights if name.startswith(("conv1", "norm1", "residual1"))}
+    assert moved(before, state(made)) & weights == weights - frozen
+
+
+def test_with_adapt_the_statistics_of_frozen_blocks_follow_the_new_images(stack, params, classifier, train):
+    made = classifier(stack, params(epochs=1, transfer={"freeze": 3}))
+    before = state(made)
+
+    train(made)
+
+    changed = moved(before, state(made))
+    for norm in ("norm1", "residual1.body.norm1", "norm2"):
+        assert {f"{norm}.running_mean", f"{norm}.running_var", f"{norm}.num_batches_tracked"} <= changed
+        assert not {f"{norm}.weight", f"{norm}.bias"} & changed
+
+
+class CallTrain(pl.Callback):
+    """Switch everything to training in the middle of an epoch, as Lightning 1 did and other callbacks do."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        pl_module.train()
+
+
+@pytest.mark.parametrize("callbacks", [[], [CallTrain()]], ids=["as it is", "with train() called"])
+def test_frozen_norms_hold_statistics_scale_and_shift_also_in_blocks_that_train(
+    stack, params, classifier, train, callbacks
+):
+    look = Look()
+    made = classifier(stack, params(epochs=3, transfer={"freeze": 1, "release": 1, "batch_norm": "frozen"}))
+    before = state(made)
+
+    train(made, look, *callbacks)
+
+    norms = {name for name in before if "norm" in name}
+    assert len(norms) == 15
+    assert moved(before, state(made)) == before.keys() - norms
+    assert all(step["batch_norms"] == set() for step in look.steps)
+
+
+def test_a_norm_in_the_head_is_never_frozen(params, classifier, train):
+    layers = [
+        {"conv": {"filters": 4, "kernel": 3}},
+        "norm",
+        {"conv": {"filters": 3, "kernel": 3}},
+        "norm",
+        "global_avg_pool",
+        "flatten",
+    ]
+    spec = Spec.model_validate({"name": "all_convolutional", "layers": layers})
+    made = classifier(spec, params(epochs=2, transfer={"freeze": 1, "batch_norm": "frozen"}))
+    before = state(made)
+
+    train(made)
+
+    assert moved(before, state(made)) == {name for name in before if name.startswith(("conv2", "norm2"))}
+
+
+def test_frozen_norms_inside_a_torchvision_network_hold_still(params, classifier, train):
+    spec = Spec(name="mine", torchvision="shufflenet_v2_x0_5")
+    made = classifier(spec, params(epochs=1, transfer={"batch_norm": "frozen"}))
+    before = state(made)
+
+    train(made)
+
+    norms = {name.rpartition(".")[0] for name in before if name.endswith("running_mean")}
+    held = {name for name in before if name.rpartition(".")[0] in norms}
+    assert len(norms) == 56
+    assert moved(before, state(made)) == before.keys() - held
+
+
+def test_evaluation_and_training_mode_come_and_go_around_frozen_norms(stack, params, classifier):
+    made = classifier(stack, params(transfer={"batch_norm": "frozen"}))
+    network = made.model.network
+
+    for mode in (True, False, True):
+        assert made.train(mode) is made
+        assert network.conv1.training is network.relu1.training is mode
+        assert network.norm1.training is network.norm2.training is False
+    assert classifier(stack, params()).model.network.norm1.training
+
+
+def test_each_block_learns_at_its_share_of_the_schedule(stack, params, classifier, train):
+    look = Look()
+    made = classifier(stack, params(epochs=2, lr=0.2, transfer={"freeze": 1, "release": 1, "lr_factor": 0.5}))
+
+    train(made, look)
+
+    share = rate("one_cycle", 0.2, 6)
+    assert len(look.steps) == 6
+    for number, step in enumerate(look.steps):
+        head = pytest.approx(0.2 * share(number))
+        assert step["rates"]["dense1.weight"] == step["rates"]["dense1.bias"] == head
+        assert step["rates"]["norm2.weight"] * 2 == step["rates"]["conv2.weight"] * 2 == head
+        assert step["rates"]["residual1.body.norm1.bias"] * 4 == head
+        assert step["rates"]["conv1.weight"] * 8 == head
+
+
+def test_the_table_says_what_the_optimizer_does(dataset, stack, params, out, starting, capsys):
+    look = Look()
+    transfer = {"freeze": 2, "release": 1, "lr_factor": 0.3}
+
+    fit(
+        dataset,
+        stack,
+        params(epochs=3, transfer=transfer),
+        1,
+        out,
+        callbacks=[look],
+        starting=starting(stack),
+    )
+
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(tuple(STACK))]
+    assert [row[0] for row in rows] == STACK
+    for epoch in range(3):
+        first = next(step for step in look.steps if step["epoch"] == epoch)
+        for row in rows:
+            weight = next(name for name in first["rates"] if name.startswith(row[0]) and "weight" in name)
+            done = f"{first['rates'][weight]:.3g}" if weight in first["with_grad"] else "frozen"
+            assert row[-3 + epoch] == done
+
+
+class Kill(pl.Callback):
+    """End a training in the middle of an epoch."""
+
+    class KilledError(Exception):
+        pass
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == (self.epoch, 1):
+            raise self.KilledError
+
+
+@pytest.mark.parametrize("batch_norm", ["adapt", "frozen"])
+@pytest.mark.parametrize("killed_in", [1, 2, 3])
+def test_a_resumed_training_is_in_the_phase_where_it_was_and_ends_with_the_same_weights(
+    stack, params, classifier, train, tmp_path, killed_in, batch_norm
+):
+    transfer = {"freeze": 3, "release": 1, "lr_factor": 0.5, "batch_norm": batch_norm}
+    chosen = params(epochs=4, augment=[], transfer=transfer)
+    whole, rest = Look(), Look()
+    uninterrupted = classifier(stack, chosen)
+    train(uninterrupted, whole)
+    keeper = ModelCheckpoint(dirpath=tmp_path, filename="last", enable_version_counter=False)
+    with pytest.raises(Kill.KilledError):
+        train(classifier(stack, chosen), Kill(killed_in), keeper)
+
+    resumed = classifier(stack, chosen)
+    train(resumed, rest, resume=tmp_path / "last.ckpt")
+
+    assert whole.trained_blocks() == [STACK[3:], STACK[2:], STACK[1:], STACK]
+    assert rest.trained_blocks() == whole.trained_blocks()[killed_in:]
+    assert rest.steps == [step for step in whole.steps if step["epoch"] >= killed_in]
+    assert moved(state(uninterrupted), state(resumed)) == set()
+
+
+def test_every_parameter_is_in_one_group_from_the_first_step_on(stack, params, classifier, train):
+    made = classifier(stack, params(epochs=1, transfer={"freeze": 3}))
+
+    trainer = train(made)
+
+    grouped = [value for group in trainer.optimizers[0].param_groups for value in group["params"]]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == set(made.model.network.parameters())
+
+
+@pytest.fixture
+def aside():
+    """A network with two auxiliary heads, of weights 0.3 and 0.5, the first with a norm."""
+    head = ["global_avg_pool", "flatten", {"dense": "classes"}]
+    conv = {"conv": {"filters": 4, "kernel": 3}}
+    layers = [
+        conv,
+        "norm",
+        {"auxiliary": {"weight": 0.3, "layers": [conv, "norm", *head]}},
+        conv,
+        {"auxiliary": {"weight": 0.5, "layers": head}},
+        *head,
+    ]
+    return Spec.model_validate({"name": "aside", "layers": layers})
+
+
+def test_auxiliary_heads_add_their_smoothed_losses_by_weight(dataset, params, classifier, aside):
+    made = classifier(aside, params(label_smoothing=0.2))
+    logged = {}
+    made.log = lambda name, value, **_: logged.update({name: value})
+    batch = next(iter(Batcher(dataset, params(), 1).val_dataloader()))
+
+    loss = made.training_step(batch, 0)
+
+    answer = made.model(batch.pixels_u8.float())
+    (first, early), (second, late) = answer.auxiliary
+    assert (first, second) == (0.3, 0.5)
+    of = [cross_entropy(logits, batch.labels, label_smoothing=0.2) for logits in (answer.logits, early, late)]
+    assert torch.allclose(logged["train/loss"].compute(), loss)
+    torch.testing.assert_close(loss, of[0] + 0.3 * of[1] + 0.5 * of[2])
+    right = (answer.logits.argmax(1) == batch.labels).float().mean()
+    assert float(logged["train/accuracy"].compute()) == pytest.approx(float(right))
+
+
+def test_auxiliary_heads_train_at_the_heads_rate_however_much_is_frozen(params, classifier, train, aside):
+    look = Look()
+    made = classifier(
+        aside, params(epochs=1, transfer={"freeze": 2, "lr_factor": 0.1, "batch_norm": "frozen"})
+    )
+    before = state(made)
+
+    train(made, look)
+
+    trained = {name for name in before if name.startswith(("auxiliary", "dense1"))}
+    assert moved(before, state(made)) == trained
+    assert sum("norm1" in name for name in trained) == 5
+    rates = look.steps[0]["rates"]
+    assert rates["auxiliary1.conv1.weight"] == rates["auxiliary2.dense1.bias"] == rates["dense1.weight"]
+    assert rates["conv2.weight"] == pytest.approx(rates["dense1.weight"] / 10)
+
+
+def test_a_checkpoint_carries_the_facts_as_text(dataset, stack, params, out, resumable):
+    fit(dataset, stack, params(epochs=1), 1, out, resumable=resumable())
+
+    [path] = out.parent.glob("checkpoints/*/step-*.ckpt")
+    content = torch.load(path, weights_only=True)
+    facts = ModelFacts.model_validate_json(content["convoy"])
+    assert (facts.network, facts.classes, facts.mean) == (
+        "stack",
+        ["blue", "green", "red"],
+        list(dataset.mean),
+    )
+
+
+def test_an_answer_without_auxiliary_heads_gives_the_plain_loss(dataset, stack, params, classifier):
+    made = classifier(stack, params())
+    made.log = lambda *_, **__: None
+    pixels_u8 = torch.from_numpy(dataset.images("val").copy()).permute(0, 3, 1, 2)
+    batch = Batch(pixels_u8, torch.from_numpy(dataset.labels("val").copy()), 0)
+
+    loss = made.training_step(batch, 0)
+
+    assert torch.equal(loss, cross_entropy(made.model(pixels_u8.float()), batch.labels, label_smoothing=0.1))
