@@ -36,7 +36,7 @@ from convoy.data.settings import DataParams
 from convoy.models import spec
 from convoy.tracking import outbox, stages
 from convoy.tracking.run import Run
-from convoy.training.checkpoints import Kept
+from convoy.training.checkpoints import CheckpointStore
 from convoy.training.fit import fit
 from convoy.training.resume import Resumable
 from convoy.training.settings import CheckpointParams, TrainParams
@@ -115,7 +115,7 @@ class Bench:
 
     def _train(self, kind: str) -> Trial:
         """Train as pipelines/train.py does; the checkpoints are written without tracking too."""
-        kept = Kept(
+        kept = CheckpointStore(
             Path("checkpoints").absolute(),
             f"{time.time_ns():016x}",
             CheckpointParams(every_s=EVERY_S, keep=1, keep_days=1, time_budget_min=0),
@@ -162,7 +162,7 @@ class Bench:
     def _deliver(self, trial: Trial, wait: float, others: set[int]) -> None:
         """Give the store time to have everything, then stop the courier, which would go on trying."""
         ended = time.monotonic()
-        if not outbox.settle([trial.run_id], outbox.folder(), wait):
+        if not outbox.wait_until_uploaded([trial.run_id], outbox.folder(), wait):
             trial.delivered_s = time.monotonic() - ended
         for courier in psutil.Process().children():
             if courier.pid not in others:

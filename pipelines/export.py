@@ -51,10 +51,10 @@ def prove() -> None:
         files.write_json(METRICS / "export.json", metrics)
         run.log_result(metrics)
         run.set_tags(meter.tags())
-        beside = [OUT / name for name in (contract.VERIFICATION, contract.CARD, contract.IMAGES)]
+        beside = [OUT / name for name in (contract.VERIFICATION, contract.MODEL_CARD, contract.IMAGES)]
         for path in beside[:2]:
             run.log_file(path, "deploy")
-        run.log_onnx(OUT / contract.PROVEN, *beside)
+        run.log_onnx(OUT / contract.VERIFIED, *beside)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def main() -> None:
     if done.returncode:
         # In a CI job nobody delivers after this process has ended.
         ended = [path.name for path in outbox.journals(where) if state(path).ended]
-        outbox.say_once(outbox.settle(ended, where, outbox.WAIT_SECONDS), where)
+        outbox.say_once(outbox.wait_until_uploaded(ended, where, outbox.WAIT_SECONDS), where)
         raise PipelineError(f"`dvc {' '.join([*command, *target])}` failed; the message above says where.")
     if not target:
         from convoy.tracking.sync import sync  # noqa: PLC0415 (a second saved where DVC fails first)

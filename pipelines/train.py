@@ -38,14 +38,16 @@ def main() -> None:
     from convoy.explain.curves import draw
     from convoy.models import trained
     from convoy.training import inputs, pretrained
-    from convoy.training.checkpoints import Kept
+    from convoy.training.checkpoints import CheckpointStore
     from convoy.training.fit import TRANSFER, fit
     from convoy.training.resume import Resumable
 
     weights = pretrained.read(chosen.weights, network)
     dataset = Dataset.load(DATASET)
     given = inputs.digest(dataset, network, weights, train, seed)
-    kept = Kept(stage.repository() / "checkpoints", given, params.section("checkpoints", CheckpointParams))
+    kept = CheckpointStore(
+        stage.repository() / "checkpoints", given, params.section("checkpoints", CheckpointParams)
+    )
     with kept.alone():
         if kept.is_recorded(REFERENCE):
             kept.clear()

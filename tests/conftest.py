@@ -11,7 +11,7 @@ from mlflow.tracking import MlflowClient
 from clones import REPOSITORY, Clone, clone_working_tree
 from convoy.core import stage
 
-pytest_plugins = ("servers", "embedded", "deliveries", "network_specs", "exported")
+pytest_plugins = ("servers", "tracking_store", "deliveries", "network_specs", "exported")
 
 stage.quiet_third_parties()
 

@@ -66,7 +66,7 @@ class Project:
 
     @property
     def unproven(self) -> Path:
-        return self.home / "deploy" / "model.unproven.onnx"
+        return self.home / "deploy" / "model.unverified.onnx"
 
     @property
     def model(self) -> Path:

@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from convoy.core import params
-from convoy.core.console import say
+from convoy.core import params, yaml
+from convoy.core.console import info
 from convoy.core.errors import RequestError
 from convoy.data.settings import DataParams
 from convoy.energy.settings import EnergyParams
@@ -16,7 +15,7 @@ from convoy.evaluation.settings import EvaluateParams
 from convoy.export.settings import ExportParams
 from convoy.gate.settings import GateParams
 from convoy.models import fitting, spec
-from convoy.repo.tracked import untracked
+from convoy.repo.git import untracked
 from convoy.sweep.settings import SweepParams
 from convoy.tracking.settings import TrackingParams
 from convoy.training.network_settings import NetworkParams
@@ -66,7 +65,7 @@ def check(overrides: Mapping[str, str], path: Path = params.PARAMS_FILE) -> None
         RequestError: naming the key, the nearest valid one or the allowed range.
         NetworkError: the network does not take images of `data.image_px`.
     """
-    content = params.read_yaml(path)
+    content = yaml.read(path)
     known = {*MAPPINGS, *(key for key in params.flatten(content) if not key.startswith("sweep.space."))}
     for key, typed in overrides.items():
         if key not in known:
@@ -75,7 +74,7 @@ def check(overrides: Mapping[str, str], path: Path = params.PARAMS_FILE) -> None
         place: dict[str, Any] = content
         for parent in parents:
             place = place[parent]
-        place[last] = yaml.safe_load(typed)
+        place[last] = yaml.load(typed)
     expected = ["seed", *SECTIONS]
     for key in content:
         if key not in expected:
@@ -98,6 +97,6 @@ def _check_network(name: str, image_px: int) -> None:
     """Check a spec, and that it takes images of this size; say so where a queued experiment would lack it."""
     network = spec.load(name)
     if note := untracked(spec.FOLDER / f"{name}.yaml"):
-        say(note)
+        info(note)
     if network.torchvision is None:  # torchvision's own would cost the import of torch
         fitting.placed(network, ANY_CLASSES, image_px)

@@ -38,9 +38,11 @@ def test_the_network_is_that_of_params_unless_another_is_named(
 
 
 def test_help_teaches_with_an_example() -> None:
-    shown = CliRunner().invoke(weights, ["use", "--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output
-    assert "Example: convoy weights use imagenet --network resnet18" in shown
-    assert "models:/NAME@ALIAS" in shown
+    without_credentials = (
+        CliRunner().invoke(weights, ["use", "--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output
+    )
+    assert "Example: convoy weights use imagenet --network resnet18" in without_credentials
+    assert "models:/NAME@ALIAS" in without_credentials
 
 
 @pytest.mark.parametrize(

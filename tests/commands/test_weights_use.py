@@ -16,12 +16,11 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from mlflow.tracking import MlflowClient
 from torch import nn
 
 from convoy.commands.pinning import use
-from convoy.core import files
+from convoy.core import files, yaml
 from convoy.core.errors import ConvoyError, NetworkError, RequestError
 from convoy.models import torchvision
 from convoy.models.spec import Spec
@@ -94,7 +93,7 @@ def pin(root: Path, name: str) -> dict[str, Any]:
 
 
 def imported(root: Path, name: str) -> str:
-    content = yaml.safe_load((root / "weights" / f"{name}.dvc").read_text())
+    content = yaml.load((root / "weights" / f"{name}.dvc").read_text())
     assert "frozen" not in content
     return str(content["deps"][0]["path"])
 
@@ -443,7 +442,7 @@ def test_a_server_without_steady_etags_gives_a_copy(
     monkeypatch.setattr(Server, "unsteady", True)
     lines = use("runs:/12", "mine", root)
     assert "since DVC cannot import it (its server gives a file another ETag at every request)" in lines[1]
-    assert "deps" not in yaml.safe_load((root / "weights" / "runs-12.dvc").read_text())
+    assert "deps" not in yaml.load((root / "weights" / "runs-12.dvc").read_text())
     assert not list((root / "weights" / "runs-12").glob("*.dvc"))
     assert dvc(root, "status", "--json").strip() == "{}"
 

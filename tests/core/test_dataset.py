@@ -71,7 +71,7 @@ def test_a_folder_whose_files_disagree_is_refused(packed):
 
 def test_reading_imports_numpy_and_little_else():
     heavy = ("torch", "onnx", "onnxruntime", "pyarrow", "PIL", "pydantic", "mlflow")
-    code = f"import sys, convoy.data.dataset; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, convoy.core.dataset; print([m for m in {heavy} if m in sys.modules])"
     env = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     assert (
         subprocess.run(

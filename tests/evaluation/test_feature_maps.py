@@ -11,7 +11,7 @@ from torch import nn
 from convoy.core.errors import NetworkError
 from convoy.evaluation import feature_maps, feature_page
 from convoy.models import build, torchvision
-from convoy.models.deployable import Deployable
+from convoy.models.deployable import NormalizedModel
 from convoy.models.spec import Spec
 
 HEAD = ["global_avg_pool", "flatten", {"dense": "classes"}]
@@ -23,7 +23,7 @@ def noise(px):
 
 
 def deployable(network, mean=(0.5, 0.4, 0.3)):
-    return Deployable(network.eval(), mean, [0.25] * 3)
+    return NormalizedModel(network.eval(), mean, [0.25] * 3)
 
 
 def of(layers, px=32, **more):

@@ -15,7 +15,7 @@ SHIPPED = Path(__file__).parents[2] / "networks"
 DOTS_PER_INCH = 120
 
 
-def shown(name: str) -> list[Box]:
+def without_credentials(name: str) -> list[Box]:
     read = spec.load(name, SHIPPED)
     px, classes = (read.made_for.image_px, read.made_for.classes) if read.made_for else (32, 10)
     return boxes(tabulate(read, classes, px))
@@ -30,7 +30,7 @@ def has_margins(path: Path) -> bool:
 
 
 def test_lenet5_is_its_eight_volumes():
-    assert [(box.caption, box.volume) for box in shown("lenet5")] == [
+    assert [(box.caption, box.volume) for box in without_credentials("lenet5")] == [
         ("image", (32, 32, 3)),
         ("conv\n5×5", (28, 28, 6)),
         ("max pool\n2×2", (14, 14, 6)),
@@ -43,15 +43,15 @@ def test_lenet5_is_its_eight_volumes():
 
 
 def test_blocks_of_one_convolution_are_that_convolution_and_stages_are_taken_apart():
-    vgg = shown("vgg16")
+    vgg = without_credentials("vgg16")
     assert [box.caption for box in vgg[:4]] == ["image", "conv\n3×3", "conv\n3×3", "max pool\n2×2"]
-    resnet = shown("resnet50")
+    resnet = without_credentials("resnet50")
     assert sum(box.colour == "unit" for box in resnet) == 3 + 4 + 6 + 3
     assert [box.volume for box in resnet[-3:]] == [(7, 7, 2048), (1, 1, 2048), (1, 1, 1000)]
 
 
 def test_auxiliary_heads_are_left_out():
-    assert [box.volume for box in shown("googlenet")].count((1, 1, 1000)) == 1
+    assert [box.volume for box in without_credentials("googlenet")].count((1, 1, 1000)) == 1
 
 
 @pytest.mark.parametrize("name", spec.names(SHIPPED))

@@ -4,10 +4,10 @@ import numpy as np
 import onnx
 import pytest
 
-from convoy.core.errors import DataError, ProofError
+from convoy.core.errors import DataError, VerificationError
 from convoy.export import checks
 from convoy.export.measured import Measured
-from convoy.export.onnx_model import Served
+from convoy.export.onnx_model import OnnxModel
 from convoy.export.settings import ExportParams
 from convoy.images.resize import Geometry
 
@@ -17,7 +17,7 @@ GEOMETRY = Geometry(12, "squash")
 
 @pytest.fixture(scope="module")
 def served(built):
-    return Served(built.unproven)
+    return OnnxModel(built.unproven)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,9 @@ def test_a_file_that_decoded_when_it_was_prepared_and_no_longer_does_is_named(
         raise DataError("cannot be decoded: this Pillow is older")
 
     monkeypatch.setattr(checks, "decode", decode)
-    with pytest.raises(ProofError, match=r"\.png was prepared, and now it cannot be decoded: this Pillow"):
+    with pytest.raises(
+        VerificationError, match=r"\.png was prepared, and now it cannot be decoded: this Pillow"
+    ):
         checks.from_files(served, built.home / "data", measured, GEOMETRY, LIMITS)
 
 
@@ -74,7 +76,7 @@ def test_a_graph_that_resizes_otherwise_is_caught_by_odd_sizes(built):
     (resize,) = [node for node in graph.graph.node if node.op_type == "Resize"]
     (outside,) = [attribute for attribute in resize.attribute if attribute.name == "exclude_outside"]
     outside.i = 0  # onnxruntime's default
-    assert not checks.odd_sizes(Served(graph.SerializeToString()), GEOMETRY, LIMITS).within
+    assert not checks.odd_sizes(OnnxModel(graph.SerializeToString()), GEOMETRY, LIMITS).within
 
 
 def test_a_faithful_graph_passes_odd_sizes(served):
@@ -90,7 +92,7 @@ def test_a_graph_whose_mean_cannot_be_found_has_no_control(built, measured, samp
     (mean,) = [one for one in graph.graph.initializer if one.name == "deployable.mean"]
     mean.name = "renamed"
     onnx.save(graph, tmp_path / "renamed.onnx")
-    with pytest.raises(ProofError, match=r"no constant deployable\.mean.*dvc repro --force export"):
+    with pytest.raises(VerificationError, match=r"no constant deployable\.mean.*dvc repro --force export"):
         checks.negative_control(tmp_path / "renamed.onnx", measured, sample, LIMITS)
 
 

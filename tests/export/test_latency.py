@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from convoy.core.errors import ProofError
+from convoy.core.errors import VerificationError
 from convoy.export import latency
 
 
@@ -25,6 +25,7 @@ def test_figures_are_milliseconds_and_images_per_second(monkeypatch):
 
 def test_a_timing_process_that_fails_is_reported_with_its_last_words(tmp_path):
     with pytest.raises(
-        ProofError, match=r"timing of .*gone\.onnx \(onnx\) failed with exit code 1:\n[^$]*does not exist"
+        VerificationError,
+        match=r"timing of .*gone\.onnx \(onnx\) failed with exit code 1:\n[^$]*does not exist",
     ):
         latency.measure(tmp_path / "gone.onnx", tmp_path, 12, 10)

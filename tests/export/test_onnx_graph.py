@@ -66,12 +66,12 @@ def test_no_path_of_the_machine_that_made_it_is_left_in_the_file(built):
 
 def test_equal_models_give_equal_bytes_and_what_was_there_before_goes(project):
     before = project.unproven.read_bytes()
-    for name in ("model.onnx", "verification.json", "model_card.md", "model.unproven.onnx"):
+    for name in ("model.onnx", "verification.json", "model_card.md", "model.unverified.onnx"):
         (project.home / "deploy" / name).write_text("of an earlier export")
     identity = {"run_id": "run-7", "git_commit": "c0ffee", "data_hash": "d" * 64, "params_hash": "e" * 64}
     onnx_graph.build(project.home / "model", project.home / "deploy", identity)
     assert project.unproven.read_bytes() == before
-    assert [path.name for path in (project.home / "deploy").iterdir()] == ["model.unproven.onnx"]
+    assert [path.name for path in (project.home / "deploy").iterdir()] == ["model.unverified.onnx"]
 
 
 def test_an_identity_with_a_part_missing_is_a_programming_error(built, tmp_path):

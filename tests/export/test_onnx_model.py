@@ -3,13 +3,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from convoy.core.errors import ProofError, RequestError
-from convoy.export.onnx_model import CHUNK_BYTES, Served, chunks
+from convoy.core.errors import RequestError, VerificationError
+from convoy.export.onnx_model import CHUNK_BYTES, OnnxModel, chunks
 
 
 @pytest.fixture(scope="module")
 def served(built):
-    return Served(built.unproven)
+    return OnnxModel(built.unproven)
 
 
 def test_classes_and_origin_come_from_the_file_alone(served):
@@ -31,7 +31,7 @@ def test_no_images_have_no_answers(served):
 
 def test_a_file_that_is_not_there_is_a_wrong_request(tmp_path):
     with pytest.raises(RequestError, match=r"nothing\.onnx does not exist\. Make one with `dvc repro`"):
-        Served(tmp_path / "nothing.onnx")
+        OnnxModel(tmp_path / "nothing.onnx")
 
 
 @pytest.mark.parametrize("share", [0, 0.3, 0.99], ids=["empty", "third", "nearly whole"])
@@ -39,8 +39,8 @@ def test_a_truncated_model_is_refused(built, tmp_path, share):
     content = built.unproven.read_bytes()
     broken = tmp_path / "model.onnx"
     broken.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(ProofError, match=r"model\.onnx cannot be opened as ONNX.*\n.*dvc checkout"):
-        Served(broken)
+    with pytest.raises(VerificationError, match=r"model\.onnx cannot be opened as ONNX.*\n.*dvc checkout"):
+        OnnxModel(broken)
 
 
 def test_a_model_of_someone_elses_is_refused_with_what_it_lacks(tmp_path):
@@ -49,11 +49,11 @@ def test_a_model_of_someone_elses_is_refused_with_what_it_lacks(tmp_path):
     model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.save(model, tmp_path / "theirs.onnx")
     with pytest.raises(
-        ProofError,
+        VerificationError,
         match=r"theirs\.onnx is ONNX, but no model of Convoy's: it lacks the metadata convoy\.classes, .*"
         r"a single input `image`, an output `probabilities`\. Use the one that `dvc repro` makes",
     ):
-        Served(tmp_path / "theirs.onnx")
+        OnnxModel(tmp_path / "theirs.onnx")
 
 
 def test_chunks_are_bounded_in_number_and_in_bytes_and_lose_nothing():

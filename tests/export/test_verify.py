@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from PIL import Image
 
 from convoy.core import files
-from convoy.core.errors import ProofError
+from convoy.core.errors import VerificationError
 from convoy.export import latency, verify
 from convoy.export.settings import ExportParams
 from convoy.export.verify import prove
@@ -40,7 +40,7 @@ def prove_here(monkeypatch):
                 home / "evaluation",
                 LIMITS.model_copy(update=limits),
             )
-        except ProofError as error:
+        except VerificationError as error:
             assert not project.model.exists()
             return str(error)
         assert project.model.is_file()
@@ -68,7 +68,7 @@ def test_the_proof_never_imports_torch(proved):
 def test_the_proof_refuses_a_process_that_has_imported_torch(built):
     assert torch
     home = built.home
-    with pytest.raises(ProofError, match=r"torch is imported .*export\.py prove"):
+    with pytest.raises(VerificationError, match=r"torch is imported .*export\.py prove"):
         prove(home / "deploy", home / "model", home / "data", home / "evaluation", LIMITS)
 
 
@@ -124,14 +124,16 @@ def test_a_graph_that_answers_otherwise_is_refused_with_its_worst_image(project)
     project.model.write_bytes(b"an older proof's")
     _shift_mean(project.unproven, 0.1)
     outcome = project.prove()
-    assert outcome.message.startswith("ProofError: the exported graph does not answer as it was measured.")
+    assert outcome.message.startswith(
+        "VerificationError: the exported graph does not answer as it was measured."
+    )
     assert "whole test split from delivered files" in outcome.message
     assert "export.max_probability_gap is 0.0001" in outcome.message
     paths = pq.read_table(project.home / "evaluation" / "predictions.parquet").column("path").to_pylist()
     assert outcome.message.split("Worst image: ")[1].splitlines()[0] in paths
     assert "  expected " in outcome.message
     assert project.unproven.is_file()
-    assert sorted(path.name for path in (project.home / "deploy").iterdir()) == ["model.unproven.onnx"]
+    assert sorted(path.name for path in (project.home / "deploy").iterdir()) == ["model.unverified.onnx"]
 
 
 def test_a_flip_is_allowed_only_when_params_allow_it(project, prove_here):
@@ -210,7 +212,7 @@ def test_a_graph_of_other_classes_is_refused(project, prove_here):
 def test_proving_again_leaves_what_was_proven_alone(proved):
     project, _ = proved
     message = project.prove().message
-    assert "model.unproven.onnx does not exist, so there is nothing to prove" in message
+    assert "model.unverified.onnx does not exist, so there is nothing to prove" in message
     assert project.model.is_file()
     assert (project.home / "deploy" / "verification.json").is_file()
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from world import TEST, World, by_turns, deliver
+from gate_project import TEST, World, by_turns, deliver
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,9 @@ import onnx
 import pytest
 
 import convoy
-from convoy.core.errors import ProofError
+from convoy.core.errors import VerificationError
 from convoy.gate import answers
-from convoy.gate.contender import Unreadable
+from convoy.gate.contender import UnavailableModel
 from convoy.gate.judge import judge
 from verdicts import breaches, criterion, said
 
@@ -44,7 +44,7 @@ def test_the_first_candidate_is_refused_where_it_breaks_a_limit(world):
 
 
 def test_a_champion_that_cannot_be_read_does_not_stand_in_the_way(world):
-    gone = Unreadable("convoy/3", "its file is gone from the store", 0.93)
+    gone = UnavailableModel("convoy/3", "its file is gone from the store", 0.93)
     found = judge(world.contender("convoy/7", range(6)), gone, world.today, world.limits())
     assert found.verdict == "promote"
     assert found.champion == "convoy/3"
@@ -58,7 +58,7 @@ def test_a_champion_that_cannot_be_read_does_not_stand_in_the_way(world):
 
 
 def test_a_candidate_far_below_what_an_unreadable_champion_once_reached_is_refused(world):
-    gone = Unreadable("convoy/3", "its file is gone", 0.99)
+    gone = UnavailableModel("convoy/3", "its file is gone", 0.99)
     found = judge(world.contender("convoy/7", range(30)), gone, world.today, world.limits())
     assert found.verdict == "refuse"
     assert breaches(found) == ["champion_drop"]
@@ -74,7 +74,7 @@ def test_a_candidate_far_below_what_an_unreadable_champion_once_reached_is_refus
 
 
 def test_an_unreadable_champion_of_unknown_accuracy_leaves_the_limits(world):
-    gone = Unreadable("convoy/3", "its file is gone", None)
+    gone = UnavailableModel("convoy/3", "its file is gone", None)
     found = judge(world.contender("convoy/7", range(30)), gone, world.today, world.limits())
     assert found.verdict == "promote"
     assert "its recorded accuracy is unknown" in criterion(found, "champion_drop").note
@@ -153,7 +153,7 @@ BROKEN = {
 def test_a_candidate_that_gives_no_answers_gets_no_verdict(world, champion, breaking):
     remedy = "Make and prove it again with `dvc repro --force export`, then `convoy register`"
     with pytest.raises(
-        ProofError, match=f"(?s)there is no verdict on convoy/7: .*{BROKEN[breaking]}.*{remedy}"
+        VerificationError, match=f"(?s)there is no verdict on convoy/7: .*{BROKEN[breaking]}.*{remedy}"
     ):
         judge(breaking(world.contender("convoy/7")), champion, world.today, world.limits())
 

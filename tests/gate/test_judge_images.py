@@ -2,7 +2,7 @@
 
 import pytest
 
-import chosen
+import fixed_models as chosen
 from convoy.core.errors import DataError
 from convoy.gate.judge import judge
 from verdicts import breaches, criterion, said

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from convoy.core.errors import ProofError
+from convoy.core.errors import VerificationError
 from convoy.gate.judge import judge
-from convoy.gate.result import Judgement
+from convoy.gate.result import GateResult
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,7 @@ def judgement(world):
 
 
 def test_a_judgement_survives_json(judgement):
-    again = Judgement.from_json(json.loads(json.dumps(judgement.as_json())))
+    again = GateResult.from_json(json.loads(json.dumps(judgement.as_json())))
     assert again == judgement
     assert again.flips
     assert again.comparison
@@ -25,7 +25,7 @@ def test_a_judgement_survives_json(judgement):
 
 def test_a_first_judgement_without_a_champion_survives_json(world):
     first = judge(world.contender("convoy/1"), None, world.today, world.limits(max_ece=None))
-    assert Judgement.from_json(first.as_json()) == first
+    assert GateResult.from_json(first.as_json()) == first
 
 
 @pytest.mark.parametrize("figure", [math.nan, math.inf])
@@ -45,8 +45,10 @@ def test_what_is_no_number_is_not_written(judgement, figure):
     ],
 )
 def test_a_damaged_judgement_is_refused_where_it_is_wrong(judgement, key, value, complaint):
-    with pytest.raises(ProofError, match=f"(?s)no judgement that this version.*{complaint}.*convoy promote"):
-        Judgement.from_json(judgement.as_json() | {key: value})
+    with pytest.raises(
+        VerificationError, match=f"(?s)no judgement that this version.*{complaint}.*convoy promote"
+    ):
+        GateResult.from_json(judgement.as_json() | {key: value})
 
 
 def test_the_conditions_name_what_the_figures_depend_on(judgement):

@@ -8,7 +8,7 @@ from convoy.gate import latency
 IMAGES = [np.full((4, 4, 3), n, np.uint8) for n in range(200)]
 
 
-class Clock:
+class TrainingTimer:
     """Time that passes only while a model answers."""
 
     def __init__(self):
@@ -28,7 +28,7 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch):
-    clock = Clock()
+    clock = TrainingTimer()
     monkeypatch.setattr(latency.time, "perf_counter", lambda: clock.now)
     return clock
 

@@ -19,20 +19,20 @@ from convoy.gate.names import short, visible
         ("👩\u200d🔬", "👩\u200d🔬"),
     ],
 )
-def test_what_cannot_be_seen_is_spelled_out(name, shown):
-    assert visible(name) == shown
+def test_what_cannot_be_seen_is_spelled_out(name, without_credentials):
+    assert visible(name) == without_credentials
 
 
 @given(st.text())
 def test_nothing_that_is_shown_breaks_a_line_or_turns_its_direction(name):
-    shown = visible(name)
-    assert len(shown.splitlines()) <= 1
-    assert not {unicodedata.category(sign) for sign in shown if sign not in "\u200c\u200d"} & {
+    without_credentials = visible(name)
+    assert len(without_credentials.splitlines()) <= 1
+    assert not {unicodedata.category(sign) for sign in without_credentials if sign not in "\u200c\u200d"} & {
         "Cc",
         "Cf",
         "Cs",
     }
-    shown.encode()
+    without_credentials.encode()
 
 
 def test_a_long_name_keeps_both_its_ends():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import judged
+import gate_results as judged
 from convoy.gate import page, plots
 from convoy.gate.names import visible
 from convoy.gate.result import ClassFigures
@@ -60,8 +60,8 @@ class Parsed(HTMLParser):
 
 @pytest.fixture
 def read(tmp_path):
-    def written(judgement, shown=()):
-        page.write(tmp_path / "verdict.html", judgement, shown)
+    def written(judgement, without_credentials=()):
+        page.write(tmp_path / "verdict.html", judgement, without_credentials)
         return Parsed((tmp_path / "verdict.html").read_text(encoding="utf-8"))
 
     return written
@@ -76,8 +76,8 @@ def read(tmp_path):
     ],
 )
 def test_the_page_begins_with_the_verdict_and_its_reasons(read, verdict, headline):
-    shown = read(judged.judgement(verdict=verdict))
-    assert shown.text.startswith(
+    without_credentials = read(judged.judgement(verdict=verdict))
+    assert without_credentials.text.startswith(
         f"{headline} {verdict} {headline} Promote convoy/8: it is better. Every limit holds. What was asked"
     )
 
@@ -86,21 +86,21 @@ def test_every_criterion_stands_with_figure_limit_outcome_and_note_the_breached_
     fallen = judged.criterion(
         "class_drop", figure=0.83, limit=0.2, sense="at most", unit="points", held=False, note="`3`"
     )
-    shown = read(judged.judgement(verdict="refuse", criteria=(*judged.CRITERIA, fallen)))
-    _, first, *others = shown.rows["criteria"]
+    without_credentials = read(judged.judgement(verdict="refuse", criteria=(*judged.CRITERIA, fallen)))
+    _, first, *others = without_credentials.rows["criteria"]
     assert first == ["Class drop", "83.0 points", "at most 20 points", "breached", "`3`"]
     assert others[0][:4] == ["Proof", NOTHING, NOTHING, "held"]
     assert others[-1] == ["Size mb", "1.21 MB", "none", "not asked", "no limit set"]
     assert len(others) == len(judged.CRITERIA)
-    assert "1 of 8 breached; one is enough to refuse." in shown.text
-    assert shown.classes["criteria"][1] == "breached"
+    assert "1 of 8 breached; one is enough to refuse." in without_credentials.text
+    assert without_credentials.classes["criteria"][1] == "breached"
 
 
 def test_the_comparison_stands_in_words_and_in_figures(read):
-    shown = read(judged.judgement())
-    assert "Is the candidate better? Both answered the same 357 images." in shown.text
-    assert "p = 0.0042, b = 14, c = 2" in shown.text
-    assert shown.rows["gain"] == [
+    without_credentials = read(judged.judgement())
+    assert "Is the candidate better? Both answered the same 357 images." in without_credentials.text
+    assert "p = 0.0042, b = 14, c = 2" in without_credentials.text
+    assert without_credentials.rows["gain"] == [
         ["Model", "Right", "Of images", "Accuracy", "95 % interval (Wilson)"],
         ["convoy/7", "329", "357", "92.16 %", "88.90 % to 94.52 %"],
         ["convoy/8", "341", "357", "95.52 %", "92.84 % to 97.22 %"],
@@ -109,8 +109,8 @@ def test_the_comparison_stands_in_words_and_in_figures(read):
 
 def test_every_class_stands_with_both_recalls_and_their_difference(read):
     figures = (*judged.classes()[:1], *judged.without_champion().classes[1:2])
-    shown = read(judged.judgement(classes=figures))
-    assert shown.rows["classes"][1:] == [
+    without_credentials = read(judged.judgement(classes=figures))
+    assert without_credentials.rows["classes"][1:] == [
         ["0", "30", "90.0 %", "80.0 %", "\N{MINUS SIGN}10.0"],
         ["1", "31", NOTHING, "82.5 %", NOTHING],
     ]
@@ -119,28 +119,37 @@ def test_every_class_stands_with_both_recalls_and_their_difference(read):
 def test_a_rise_and_a_fall_of_a_class_have_their_colours(read):
     recalls = {"risen": (0.9, 0.8), "fallen": (0.8, 0.9), "equal": (0.8, 0.8), "new": (0.8, None)}
     figures = tuple(ClassFigures(name, 10, *both) for name, both in recalls.items())
-    shown = read(judged.judgement(classes=figures, flips=(), criteria=()))
-    colours = [value for tag, name, value in shown.attributes if (tag, name) == ("td", "class")]
+    without_credentials = read(judged.judgement(classes=figures, flips=(), criteria=()))
+    colours = [value for tag, name, value in without_credentials.attributes if (tag, name) == ("td", "class")]
     assert colours[:4] == ["good", "bad", "", ""]
 
 
 def test_flips_of_both_kinds_stand_with_label_and_both_answers(read):
-    shown = read(judged.judgement())
-    assert shown.rows["flips"][0] == ["File", "Label", "Champion", "Probability", "Candidate", "Probability"]
-    assert shown.rows["flips"][1] == ["0/broken_0000.png", "0", "0", "0.61", "3", "0.72"]
-    assert ["0/fixed_0000.png", "0", "3", "0.61", "0", "0.72"] in shown.rows["flips"]
-    assert len(shown.rows["flips"]) == 2 + 2 + 14
-    assert "Only the champion is right: 2 File" in shown.text
+    without_credentials = read(judged.judgement())
+    assert without_credentials.rows["flips"][0] == [
+        "File",
+        "Label",
+        "Champion",
+        "Probability",
+        "Candidate",
+        "Probability",
+    ]
+    assert without_credentials.rows["flips"][1] == ["0/broken_0000.png", "0", "0", "0.61", "3", "0.72"]
+    assert ["0/fixed_0000.png", "0", "3", "0.61", "0", "0.72"] in without_credentials.rows["flips"]
+    assert len(without_credentials.rows["flips"]) == 2 + 2 + 14
+    assert "Only the champion is right: 2 File" in without_credentials.text
 
 
 def test_flips_that_are_not_listed_are_counted(read):
-    shown = read(judged.judgement(comparison=judged.comparison(0, 250, 101, 6), flips=judged.flips(100, 100)))
-    assert "Only the candidate is right: 250, the 100 surest listed" in shown.text
+    without_credentials = read(
+        judged.judgement(comparison=judged.comparison(0, 250, 101, 6), flips=judged.flips(100, 100))
+    )
+    assert "Only the candidate is right: 250, the 100 surest listed" in without_credentials.text
 
 
 def test_what_was_compared_and_how_is_stated(read):
-    shown = read(judged.judgement())
-    assert shown.rows["compared"] == [
+    without_credentials = read(judged.judgement())
+    assert without_credentials.rows["compared"] == [
         ["Candidate", f"convoy/8 {'a' * 64}"],
         ["Champion", f"convoy/7 {'b' * 64}"],
         ["Data", "c" * 64],
@@ -172,10 +181,17 @@ def test_a_first_champion_and_a_candidate_that_is_the_champion_have_their_page(r
 
 def test_pictures_are_inside_for_light_and_dark_and_nothing_is_fetched_or_run(read, tmp_path):
     judgement = judged.judgement()
-    shown = read(judgement, plots.draw(judgement, judged.thumbnails(judgement), tmp_path))
-    assert shown.tags["img"] == shown.tags["picture"] == shown.tags["source"] == 3
-    assert shown.tags["script"] == 0
-    sources = [value for _, name, value in shown.attributes if name in {"src", "srcset", "href"}]
+    without_credentials = read(judgement, plots.draw(judgement, judged.thumbnails(judgement), tmp_path))
+    assert (
+        without_credentials.tags["img"]
+        == without_credentials.tags["picture"]
+        == without_credentials.tags["source"]
+        == 3
+    )
+    assert without_credentials.tags["script"] == 0
+    sources = [
+        value for _, name, value in without_credentials.attributes if name in {"src", "srcset", "href"}
+    ]
     assert len(sources) == len(set(sources)) == 6
     assert all(value.startswith("data:image/png;base64,iVBOR") for value in sources)
     content = (tmp_path / "verdict.html").read_text(encoding="utf-8")
@@ -205,14 +221,14 @@ def test_no_name_becomes_markup(read):
             "conditions": {"confidence": 0.95, "key": "value"},
         }
     )
-    shown = read(hostile)
-    assert shown.tags == read(tame).tags
-    assert {name for _, name, _ in shown.attributes} <= {
+    without_credentials = read(hostile)
+    assert without_credentials.tags == read(tame).tags
+    assert {name for _, name, _ in without_credentials.attributes} <= {
         "charset", "class", "content", "id", "lang", "name", "scope", "title",
     }  # fmt: skip
     for name in judged.HOSTILE:
         if len(name) <= page.LONGEST_NAME:
-            assert visible(name) in [row[0] for row in shown.rows["classes"]]
+            assert visible(name) in [row[0] for row in without_credentials.rows["classes"]]
 
 
 def test_a_name_of_another_direction_is_kept_apart_from_its_line(read, tmp_path):

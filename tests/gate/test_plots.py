@@ -3,7 +3,7 @@ import pytest
 from matplotlib.colors import to_hex
 from PIL import Image
 
-import judged
+import gate_results as judged
 from convoy.core.errors import RequestError
 from convoy.gate import plots
 from convoy.gate.looks import DARK, LIGHT
@@ -13,8 +13,8 @@ NAMES = ["gain.png", "gain-dark.png", "classes.png", "classes-dark.png", "flips.
 
 
 def drawn(judgement, out, thumbnails=None):
-    shown = judged.thumbnails(judgement) if thumbnails is None else thumbnails
-    return [path.name for path in plots.draw(judgement, shown, out)]
+    without_credentials = judged.thumbnails(judgement) if thumbnails is None else thumbnails
+    return [path.name for path in plots.draw(judgement, without_credentials, out)]
 
 
 def words(figure):

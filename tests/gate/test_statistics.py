@@ -137,8 +137,8 @@ def test_power_as_simulated_agrees():
     rng = np.random.default_rng(1)
     images = statistics.images_needed(0.05, 0.07, 0.95)
     draws = rng.multinomial(images, (0.06, 0.01, 0.93), 500)
-    shown = [compare(b, c, images - b - c, 0).low > 0 for b, c, _ in draws.tolist()]
-    assert 0.72 <= np.mean(shown) <= 0.88
+    without_credentials = [compare(b, c, images - b - c, 0).low > 0 for b, c, _ in draws.tolist()]
+    assert 0.72 <= np.mean(without_credentials) <= 0.88
 
 
 def test_the_number_of_images_is_connor_s():

@@ -4,10 +4,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-import chosen
+import fixed_models as chosen
 from convoy.core.errors import DataError
 from convoy.export import onnx_model
-from convoy.gate.test_images import THUMBNAIL_PX, Today
+from convoy.gate.test_images import THUMBNAIL_PX, TestImages
 
 LABELS = [("ape", "bee")[n % 2] for n in range(30)]
 
@@ -53,7 +53,7 @@ def test_images_come_from_an_archive_as_well(small, tmp_path):
     with zipfile.ZipFile(archive, "w") as file:
         for path in sorted((small.home / "data").rglob("*.png")):
             file.write(path, path.relative_to(small.home / "data"))
-    today = Today.load(small.home / "dataset", archive)
+    today = TestImages.load(small.home / "dataset", archive)
     found = everything(today, [3, 7])
     assert sorted(found) == [3, 7]
     np.testing.assert_array_equal(found[7], chosen.image_u8(number(today.paths[7])))
@@ -68,7 +68,7 @@ def test_of_a_folder_only_the_files_that_are_asked_for_are_read(small):
 
 
 def test_nothing_asked_reads_nothing(small, tmp_path):
-    assert list(Today.load(small.home / "dataset", tmp_path / "gone").read([])) == []
+    assert list(TestImages.load(small.home / "dataset", tmp_path / "gone").read([])) == []
 
 
 def test_memory_holds_one_chunk_at_a_time(small, monkeypatch):
@@ -117,7 +117,7 @@ def test_a_file_that_no_longer_decodes_is_named(small, monkeypatch):
 
 def test_data_that_are_gone_say_how_to_fetch_them(small, tmp_path):
     with pytest.raises(DataError, match=r"gone does not exist\. Fetch it with `dvc repro`"):
-        everything(Today.load(small.home / "dataset", tmp_path / "gone"), [0])
+        everything(TestImages.load(small.home / "dataset", tmp_path / "gone"), [0])
 
 
 def test_a_dataset_without_a_manifest_is_refused(small):
@@ -125,14 +125,14 @@ def test_a_dataset_without_a_manifest_is_refused(small):
     with pytest.raises(
         DataError, match=r"manifest\.parquet does not exist\. Make it with `dvc repro prepare`"
     ):
-        Today.load(small.home / "dataset", small.home / "data")
+        TestImages.load(small.home / "dataset", small.home / "data")
 
 
 def test_a_manifest_of_an_earlier_version_is_refused(small):
     path = small.home / "dataset" / "manifest.parquet"
     pq.write_table(pq.read_table(path).drop_columns(["pixels"]), path)
     with pytest.raises(DataError, match=r"no column `pixels`: an earlier version.*dvc repro --force prepare"):
-        Today.load(small.home / "dataset", small.home / "data")
+        TestImages.load(small.home / "dataset", small.home / "data")
 
 
 def test_thumbnails_are_small_and_of_the_images_asked_for(small, monkeypatch):
@@ -141,6 +141,6 @@ def test_thumbnails_are_small_and_of_the_images_asked_for(small, monkeypatch):
     assert sorted(found) == sorted([today.paths[2], today.paths[9]])
     np.testing.assert_array_equal(found[today.paths[9]], chosen.image_u8(number(today.paths[9])))
     wide = np.zeros((300, 600, 3), np.uint8)
-    monkeypatch.setattr(Today, "_decoded", lambda *_: wide)
+    monkeypatch.setattr(TestImages, "_decoded", lambda *_: wide)
     assert today.thumbnails([today.paths[2]])[today.paths[2]].shape == (THUMBNAIL_PX // 2, THUMBNAIL_PX, 3)
     assert today.thumbnails([]) == {}

@@ -7,7 +7,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from convoy.core.files import sha256
-from small import FILES, Small, write_onnx
+from small_pipeline import FILES, Small, write_onnx
 
 FIRST = "20261123-100000-aaaaaa"
 SECOND = "20261123-110000-bbbbbb"
@@ -20,7 +20,7 @@ OTHER_DATA = "2e" * 32
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Small:
     """The pipeline, run once. Read only."""
-    small = Small(tmp_path_factory.mktemp("small") / "repository")
+    small = Small(tmp_path_factory.mktemp("small_pipeline") / "repository")
     for name, text in FILES.items():
         small.write(name, text)
     small.git("init", "-q", "-b", "main")
@@ -38,8 +38,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Small:
 @pytest.fixture
 def small(template: Small, tmp_path: Path) -> Small:
     """A copy in which the pipeline has run, for a test of its own."""
-    shutil.copytree(template.folder, tmp_path / "small", symlinks=True)
-    return Small(tmp_path / "small")
+    shutil.copytree(template.folder, tmp_path / "small_pipeline", symlinks=True)
+    return Small(tmp_path / "small_pipeline")
 
 
 @pytest.fixture(scope="session")

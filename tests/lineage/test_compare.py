@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from convoy import cli
 from convoy.core.errors import RequestError
-from small import Small
+from small_pipeline import Small
 
 FIRST = "20261123-100000-aaaaaa"
 SECOND = "20261123-110000-bbbbbb"

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import situations as of
 from dvc.repo import Repo
 
-import situations as of
 from convoy.lineage.why import explain
-from small import Small
+from small_pipeline import Small
 
 SITUATIONS = [
     of.nothing,

@@ -4,15 +4,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 from mlflow.tracking import MlflowClient
 
+from convoy.core import yaml
 from convoy.core.errors import RequestError
 from convoy.lineage import restore, trace
 from convoy.lineage.compare import only_run
 from convoy.repo import dvc, dvc_cache, outputs
 from convoy.repo.outputs import RestoreError
-from small import Small
+from small_pipeline import Small
 
 FIRST = "20261123-100000-aaaaaa"
 SECOND = "20261123-110000-bbbbbb"
@@ -34,7 +34,7 @@ def tag(traced: Small, run_id: str, key: str, value: str) -> None:
 
 def lose(traced: Small, name: str) -> str:
     """Remove an output's content from the cache; its md5."""
-    lock = yaml.safe_load((traced.folder / "dvc.lock").read_text())
+    lock = yaml.load((traced.folder / "dvc.lock").read_text())
     [md5] = [out["md5"] for stage in lock["stages"].values() for out in stage["outs"] if out["path"] == name]
     dvc_cache.of_repository(traced.folder).path(md5).unlink()
     return str(md5)

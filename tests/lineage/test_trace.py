@@ -12,7 +12,7 @@ from convoy.core.files import sha256
 from convoy.lineage import trace
 from convoy.lineage.runs import StoreError
 from convoy.tracking.journal import Journal
-from small import Small, write_onnx
+from small_pipeline import Small, write_onnx
 
 FIRST = "20261123-100000-aaaaaa"
 SECOND = "20261123-110000-bbbbbb"

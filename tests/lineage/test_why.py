@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
-
 import situations as of
+
 from convoy.core.errors import RequestError
 from convoy.lineage.why import explain, lines
-from small import Small
+from small_pipeline import Small
 
 
 def told(small: Small, stage: str = "") -> str:

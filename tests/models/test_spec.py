@@ -1,8 +1,8 @@
 from pathlib import Path
 
 import pytest
-import yaml
 
+from convoy.core import yaml
 from convoy.core.errors import RequestError
 from convoy.models import spec
 from convoy.models.build import assemble
@@ -16,7 +16,7 @@ LAYERS = "layers: [flatten, {dense: classes}]\n"
 def test_every_shipped_network_is_rebuilt_by_its_plain_data(name):
     shipped = spec.load(name, SHIPPED)
 
-    plain = yaml.safe_load(yaml.safe_dump(shipped.model_dump(mode="json"), sort_keys=False))
+    plain = yaml.load(yaml.dump(shipped.model_dump(mode="json")))
     rebuilt = spec.Spec.model_validate(plain)
 
     assert rebuilt.model_dump() == shipped.model_dump()

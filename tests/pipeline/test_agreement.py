@@ -48,9 +48,11 @@ def results(run: Run) -> dict[str, float]:
 def test_dvc_exp_show_has_the_params_and_metrics_of_the_runs(compared: Clone) -> None:
     stored = by_experiment(compared)
     _, head = answer(compared, "exp", "show")
-    shown = {one["name"]: one for one in (head, *(one["revs"][0] for one in head["experiments"]))}
-    assert shown.keys() == stored.keys()
-    for name, entry in shown.items():
+    without_credentials = {
+        one["name"]: one for one in (head, *(one["revs"][0] for one in head["experiments"]))
+    }
+    assert without_credentials.keys() == stored.keys()
+    for name, entry in without_credentials.items():
         run = stored[name]
         assert results(run) == measured(entry["data"]["metrics"]) | {"lr": run.data.metrics["lr"]}, name
         params = flat(entry["data"]["params"]["params.yaml"]["data"], ".")

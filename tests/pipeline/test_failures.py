@@ -26,7 +26,7 @@ def test_a_graph_beyond_the_limits_gets_no_final_name_and_fails_the_run(
     assert "export.max_probability_gap" in said
     assert "`dvc checkout --force` brings them back" in said
     assert not (clone.folder / "build/deploy/model.onnx").exists()
-    assert (clone.folder / "build/deploy/model.unproven.onnx").exists()
+    assert (clone.folder / "build/deploy/model.unverified.onnx").exists()
     assert runs(clone)[0].info.status == "FAILED"
     clone.run("git", "checkout", "params.yaml")
     clone.run("dvc", "checkout", "--force")

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-import yaml
 from mlflow.tracking import MlflowClient
 
 from clones import Clone, artifacts, runs
+from convoy.core import yaml
 from convoy.core.files import sha256
 from convoy.tracking import outbox
 
@@ -27,7 +27,7 @@ def test_a_fresh_clone_has_a_proven_model_after_one_command(finished: tuple[Clon
     deploy = metrics(clone, "export")["deploy"]
     assert deploy["label_flips"] == 0
     assert deploy["accuracy"] == metrics(clone, "evaluate")["test"]["accuracy"] > 0.95
-    assert not (clone.folder / "build/deploy/model.unproven.onnx").exists()
+    assert not (clone.folder / "build/deploy/model.unverified.onnx").exists()
     session = onnxruntime.InferenceSession(clone.folder / "build/deploy/model.onnx")
     probabilities = session.run(["probabilities"], {"image": np.zeros((3, 17, 29, 3), np.uint8)})[0]
     assert probabilities.shape == (3, 10)
@@ -40,7 +40,7 @@ def test_the_run_holds_params_metrics_identity_and_files(finished: tuple[Clone, 
     clone, _ = finished
     [run] = runs(clone)
     assert run.info.status == "FINISHED"
-    params = yaml.safe_load((clone.folder / "params.yaml").read_text())
+    params = yaml.load((clone.folder / "params.yaml").read_text())
     for key, value in (
         ("train.lr", params["train"]["lr"]),
         ("data.splits.val", params["data"]["splits"]["val"]),
@@ -87,7 +87,7 @@ def test_the_logged_model_is_the_proven_file_byte_for_byte(finished: tuple[Clone
     folder = Path(model.artifact_location.removeprefix("file://"))
     for name in ("model.onnx", "verification.json", "model_card.md", "images.parquet"):
         assert sha256(folder / name) == sha256(clone.folder / "build/deploy" / name)
-    description = yaml.safe_load((folder / "MLmodel").read_text())
+    description = yaml.load((folder / "MLmodel").read_text())
     assert "image" in description["signature"]["inputs"]
     assert description["saved_input_example_info"]
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from mlflow.tracking import MlflowClient
 
 from clones import REPOSITORY, Clone, clone_working_tree, kill_couriers
+from convoy.core import yaml
 
 pytestmark = pytest.mark.pipeline
 
@@ -41,14 +41,14 @@ SWAPPED = {"1": "7", "7": "1", "3": "8", "8": "3"}
 
 def steps() -> list[tuple[str, dict[str, str]]]:
     """List what retrain.yml runs in a shell, with the environment that it gives."""
-    content = yaml.safe_load((REPOSITORY / ".github/workflows/retrain.yml").read_text(encoding="utf-8"))
+    content = yaml.load((REPOSITORY / ".github/workflows/retrain.yml").read_text(encoding="utf-8"))
     found = [step for step in content["jobs"]["retrain"]["steps"] if "run" in step]
     return [(step["run"], step.get("env", {})) for step in found]
 
 
 def script() -> list[tuple[str, dict[str, str]]]:
     """List the same of GitLab's job, in which variables of the project need no line."""
-    job = yaml.safe_load((REPOSITORY / ".gitlab-ci.yml").read_text(encoding="utf-8"))["retrain"]
+    job = yaml.load((REPOSITORY / ".gitlab-ci.yml").read_text(encoding="utf-8"))["retrain"]
     own = {name: str(text) for name, text in job["variables"].items()}
     return [
         (line, own | {"MLFLOW_TRACKING_URI": "${{ secrets.MLFLOW_TRACKING_URI }}"}) for line in job["script"]
@@ -57,7 +57,7 @@ def script() -> list[tuple[str, dict[str, str]]]:
 
 def kept() -> list[str]:
     """List the paths that the job keeps for the next one however it ends."""
-    content = yaml.safe_load((REPOSITORY / ".github/workflows/retrain.yml").read_text(encoding="utf-8"))
+    content = yaml.load((REPOSITORY / ".github/workflows/retrain.yml").read_text(encoding="utf-8"))
     saving = [step for step in content["jobs"]["retrain"]["steps"] if "cache/save" in step.get("uses", "")]
     return [
         path

@@ -91,12 +91,12 @@ def test_a_spec_that_git_does_not_track_is_named_when_its_queued_experiment_fail
         "layers:\n  - flatten\n  - dense: classes\n", encoding="utf-8"
     )
 
-    shown = clone.run("convoy", "network", "show", "mine", PYTHONPATH=str(clone.folder / "src"))
+    without_credentials = clone.run("convoy", "network", "show", "mine", PYTHONPATH=str(clone.folder / "src"))
     clone.run("dvc", "exp", "run", "--queue", "--name", "mine", "-S", "network.name=mine")
     said = clone.run("dvc", "exp", "run", "--run-all")  # DVC ends with 0 whatever became of the queue
 
-    assert "networks/mine.yaml is not tracked by git" in shown
-    assert "Type: git add networks/mine.yaml" in shown
+    assert "networks/mine.yaml is not tracked by git" in without_credentials
+    assert "Type: git add networks/mine.yaml" in without_credentials
     assert re.search(
         r"failed to reproduce 'train': .* No such file or directory: .*networks/mine\.yaml", said
     )

@@ -26,7 +26,9 @@ TRAINING_SIDE = "Model registry"
 
 
 @pytest.fixture(scope="module")
-def shown(compared: Clone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[Run]]]:
+def without_credentials(
+    compared: Clone, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, list[Run]]]:
     """The address that `convoy ui` names, and the runs in its store, newest first."""
     clone = compared.copy(tmp_path_factory.mktemp("ui") / "clone")
     words = ("convoy", "ui", "--port", str(free_port()))
@@ -50,9 +52,9 @@ def text(number: float) -> str:
 
 
 def test_the_ui_opens_on_training_runs_with_the_columns_that_matter_first(
-    shown: tuple[str, list[Run]],
+    without_credentials: tuple[str, list[Run]],
 ) -> None:
-    address, stored = shown
+    address, stored = without_credentials
     with opened(address) as page:
         expect(page.get_by_role("link", name=BASELINE)).to_be_visible()
         assert tuple(page.locator("[col-id='attributes.`Run Name`'] a").all_inner_texts()) == NAMES
@@ -92,8 +94,10 @@ chosen => {
 """Keeps other columns in the browser, as MLflow's menu *Columns* does."""
 
 
-def test_charts_show_the_curves_and_results_that_the_runs_measured(shown: tuple[str, list[Run]]) -> None:
-    address, stored = shown
+def test_charts_show_the_curves_and_results_that_the_runs_measured(
+    without_credentials: tuple[str, list[Run]],
+) -> None:
+    address, stored = without_credentials
     client = MlflowClient(address)
     with opened(address) as page:
         page.get_by_role("link", name=BASELINE).wait_for()
@@ -121,8 +125,8 @@ def plot(page: Page, metric: str, mark: str, count: int) -> list[Any]:
     )
 
 
-def test_runs_stand_side_by_side_with_what_differs(shown: tuple[str, list[Run]]) -> None:
-    address, stored = shown
+def test_runs_stand_side_by_side_with_what_differs(without_credentials: tuple[str, list[Run]]) -> None:
+    address, stored = without_credentials
     chosen = [run for run in stored if run.info.run_name != BASELINE]
     with opened(address) as page:
         for run in chosen:
@@ -163,8 +167,8 @@ def cells(page: Page, title: str) -> list[str]:
     return [text.strip() for text in row.locator("td").all_inner_texts()]
 
 
-def test_a_run_shows_its_figures_pictures_and_report(shown: tuple[str, list[Run]]) -> None:
-    address, stored = shown
+def test_a_run_shows_its_figures_pictures_and_report(without_credentials: tuple[str, list[Run]]) -> None:
+    address, stored = without_credentials
     [run] = [run for run in stored if run.info.run_name == BASELINE]
     with opened(f"{address}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}") as page:
         expect(page.get_by_role("heading", name=BASELINE)).to_be_visible()

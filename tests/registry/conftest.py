@@ -9,7 +9,7 @@ from mlflow.tracking import MlflowClient
 
 from convoy.tracking import outbox, store, uploader
 from proxy import Proxy
-from shop import Shop, set_param
+from registry_project import Shop, set_param
 
 OUTER = (
     *("DVC_ROOT", "DVC_EXP_NAME", "DVC_STAGE", "CONVOY_REPOSITORY"),
@@ -26,7 +26,7 @@ def shop(empty_store: Path, repository: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     for name in OUTER:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(outbox, "start_courier", lambda *_, **__: None)
+    monkeypatch.setattr(outbox, "start_uploader", lambda *_, **__: None)
     return Shop(tmp_path, store.connect())
 
 
@@ -51,11 +51,11 @@ def delivered(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have what waits delivered by this process: a courier of its own takes seconds to start."""
     monkeypatch.setattr(uploader, "BATCH_SECONDS", -1.0)
 
-    def settle(runs: list[str], where: Path, seconds: float | None) -> dict[str, str]:
-        with outbox.courier_lock(where) as lock:
+    def wait_until_uploaded(runs: list[str], where: Path, seconds: float | None) -> dict[str, str]:
+        with outbox.uploader_lock(where) as lock:
             courier = uploader.Rounds(where, lock)
             courier.round()  # delivers
             courier.round()  # removes what is delivered
         return {}
 
-    monkeypatch.setattr(outbox, "settle", settle)
+    monkeypatch.setattr(outbox, "wait_until_uploaded", wait_until_uploaded)

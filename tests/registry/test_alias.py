@@ -10,7 +10,7 @@ from convoy.registry import log
 from convoy.registry.alias import move
 from convoy.registry.client import Registry, RegistryError, Version
 from proxy import Proxy
-from shop import Mortal, Shop
+from registry_project import Mortal, Shop
 
 
 def promote(shop: Shop, to: Version, expected: Version | None, **more: object) -> None:

@@ -13,7 +13,7 @@ from convoy.registry.artifacts import Gone
 from convoy.registry.client import CANDIDATE, CHAMPION, Registry, RegistryError
 from convoy.registry.refusal import account
 from proxy import Proxy
-from shop import Shop, write_proven
+from registry_project import Shop, write_proven
 
 
 def test_nothing_is_known_of_a_model_that_is_not_registered_yet(shop: Shop) -> None:

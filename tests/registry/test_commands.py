@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 from convoy.cli import app
 from convoy.registry import log
 from convoy.registry.alias import move
-from shop import Shop
+from registry_project import Shop
 
 
 def test_register_says_what_it_made_and_what_to_type_next(shop: Shop) -> None:

@@ -16,7 +16,7 @@ from convoy.registry import lock
 from convoy.registry.client import RegistryError
 from convoy.registry.lock import LEASE_S, Claim, held
 from convoy.repo import identity
-from shop import Mortal, Shop
+from registry_project import Mortal, Shop
 
 HOLDER = """
 import sys
@@ -67,7 +67,7 @@ def model(shop: Shop) -> None:
     shop.registry.create()
 
 
-class Clock:
+class TrainingTimer:
     """A clock that only sleeping moves; `then` is what happens meanwhile."""
 
     def __init__(self) -> None:
@@ -83,8 +83,8 @@ class Clock:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
+def clock(monkeypatch: pytest.MonkeyPatch) -> TrainingTimer:
+    clock = TrainingTimer()
     monkeypatch.setattr(lock, "time", clock)
     monkeypatch.setattr(lock, "POLL_S", 1.0)
     return clock
@@ -161,7 +161,7 @@ def test_a_tag_that_this_process_could_not_remove_does_not_keep_it_out(shop: Sho
 
 @pytest.mark.parametrize("ticket", [0, 1])
 def test_a_silent_holder_of_another_machine_is_waited_for_as_long_as_a_lease(
-    shop: Shop, clock: Clock, ticket: int, capsys: pytest.CaptureFixture[str]
+    shop: Shop, clock: TrainingTimer, ticket: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     leave(shop, "a", host="elsewhere", ticket=ticket)
     began = clock.now
@@ -174,14 +174,14 @@ def test_a_silent_holder_of_another_machine_is_waited_for_as_long_as_a_lease(
     assert "if it is dead, the lock is free in 57 s" in said
 
 
-def test_a_machine_of_the_same_name_is_another_machine(shop: Shop, clock: Clock) -> None:
+def test_a_machine_of_the_same_name_is_another_machine(shop: Shop, clock: TrainingTimer) -> None:
     leave(shop, "a", boot="another", process="1:1.0")
     began = clock.now
     with held(shop.registry, "rollback"):
         assert clock.now - began > LEASE_S
 
 
-def test_a_holder_of_another_machine_that_renews_its_tag_is_alive(shop: Shop, clock: Clock) -> None:
+def test_a_holder_of_another_machine_that_renews_its_tag_is_alive(shop: Shop, clock: TrainingTimer) -> None:
     leave(shop, "a", host="elsewhere")
     began = clock.now
 
@@ -197,7 +197,7 @@ def test_a_holder_of_another_machine_that_renews_its_tag_is_alive(shop: Shop, cl
         assert clock.now - began > 3 * LEASE_S
 
 
-def test_whoever_waits_renews_its_own_tag(shop: Shop, clock: Clock) -> None:
+def test_whoever_waits_renews_its_own_tag(shop: Shop, clock: TrainingTimer) -> None:
     leave(shop, "a", host="elsewhere")
     with held(shop.registry, "rollback"):
         [own] = shop.locks().values()
@@ -227,7 +227,9 @@ def test_a_lock_that_was_taken_away_says_so_before_anything_moves(shop: Shop) ->
             mine.check()
 
 
-def test_a_holder_that_stood_still_does_nothing_in_the_name_of_an_old_lock(shop: Shop, clock: Clock) -> None:
+def test_a_holder_that_stood_still_does_nothing_in_the_name_of_an_old_lock(
+    shop: Shop, clock: TrainingTimer
+) -> None:
     with held(shop.registry, "rollback") as mine:
         clock.sleep(lock.SAFE_S - 1)
         mine.check()
@@ -239,7 +241,7 @@ def test_a_holder_that_stood_still_does_nothing_in_the_name_of_an_old_lock(shop:
 
 
 def test_a_contender_that_chose_too_slowly_chooses_again(
-    shop: Shop, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    shop: Shop, clock: TrainingTimer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     contender = lock.Lock(shop.registry, "slow")
     write: Callable[[Claim], None] = contender._write
@@ -256,7 +258,9 @@ def test_a_contender_that_chose_too_slowly_chooses_again(
     contender.release()
 
 
-def test_a_contender_that_waits_and_stands_still_takes_a_later_ticket(shop: Shop, clock: Clock) -> None:
+def test_a_contender_that_waits_and_stands_still_takes_a_later_ticket(
+    shop: Shop, clock: TrainingTimer
+) -> None:
     leave(shop, "a", host="elsewhere")
     contender = lock.Lock(shop.registry, "slow")
 
@@ -271,7 +275,7 @@ def test_a_contender_that_waits_and_stands_still_takes_a_later_ticket(shop: Shop
     contender.release()
 
 
-def test_a_contender_whose_tag_was_cleared_while_it_waited_is_told(shop: Shop, clock: Clock) -> None:
+def test_a_contender_whose_tag_was_cleared_while_it_waited_is_told(shop: Shop, clock: TrainingTimer) -> None:
     leave(shop, "a", host="elsewhere")
 
     def clear() -> None:

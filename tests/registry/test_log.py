@@ -11,7 +11,7 @@ from convoy.registry.alias import move
 from convoy.registry.client import Version
 from convoy.registry.register import register
 from convoy.tracking import lookup, settings, ui, view
-from shop import Shop
+from registry_project import Shop
 
 
 def intend(shop: Shop, before: str, to: Version) -> log.Intent:
@@ -27,14 +27,14 @@ def test_an_entry_that_was_left_open_is_settled_by_where_the_alias_stands(shop: 
     intend(shop, "", first)
     intend(shop, "1", second)
     intend(shop, "2", third)
-    said = log.settle(shop.registry, "1")
+    said = log.wait_until_uploaded(shop.registry, "1")
     assert statuses(shop) == [
         ("FINISHED", "moved"),
         ("FAILED", "not moved"),
         ("FAILED", "not moved, or was moved since: it points to 1"),
     ]
     assert said[0] == "an earlier `promote convoy/1` was broken off: the alias had moved"
-    assert log.settle(shop.registry, "1") == []
+    assert log.wait_until_uploaded(shop.registry, "1") == []
 
 
 def test_a_move_settles_what_an_earlier_one_left_and_says_so(

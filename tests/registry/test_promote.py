@@ -13,15 +13,15 @@ import pytest
 
 from convoy.core import files
 from convoy.core.errors import RequestError
-from convoy.gate.contender import Contender
+from convoy.gate.contender import ModelUnderTest
 from convoy.registry import alias as champions
 from convoy.registry import promote
 from convoy.registry.client import CANDIDATE, CHAMPION, Registry, RegistryError, Version
 from convoy.retraining import outcome
 from convoy.tracking import model as models
 from convoy.tracking import store
-from shop import Shop
-from world import CLASSES, LIMITS, TEST, World, by_turns, deliver, write_limits
+from gate_project import CLASSES, LIMITS, TEST, World, by_turns, deliver, write_limits
+from registry_project import Shop
 
 FEW = range(12)
 """Images that a good model gets wrong; a better one fewer."""
@@ -31,7 +31,7 @@ OTHERS = range(60, 72)
 ALL_OF_CAT = range(2, TEST, 3)
 
 
-def publish(shop: Shop, contender: Contender, alias: str) -> Version:
+def publish(shop: Shop, contender: ModelUnderTest, alias: str) -> Version:
     """Register a contender as `convoy register` does, without a training: run, logged model, version, alias."""
     registry = Registry.open()
     registry.create()
@@ -96,7 +96,9 @@ def anywhere(request: pytest.FixtureRequest, small_world: World) -> Shop:
     return _in(request.getfixturevalue(request.param), small_world)
 
 
-Case = tuple[Callable[[World], Contender | None], Callable[[World], Contender], dict[str, object], str, str]
+Case = tuple[
+    Callable[[World], ModelUnderTest | None], Callable[[World], ModelUnderTest], dict[str, object], str, str
+]
 
 EQUAL = {"on_equal": "keep"}
 STAGED: dict[str, Case] = {

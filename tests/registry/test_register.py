@@ -8,14 +8,14 @@ from pathlib import Path
 import onnx
 import pytest
 
-from convoy.core import files, params
+from convoy.core import files, params, yaml
 from convoy.core.errors import RequestError
 from convoy.registry import artifacts, proven, remake
 from convoy.registry.client import CANDIDATE, CHAMPION, RegistryError
 from convoy.registry.proven import Proven
 from convoy.registry.register import register
 from convoy.tracking import outbox, stages, store
-from shop import Mortal, Shop, write_proven
+from registry_project import Mortal, Shop, write_proven
 
 ROOM = 5000
 
@@ -178,7 +178,7 @@ def test_a_store_that_lost_the_model_gets_a_new_version_of_the_same_file(
 def test_an_emptied_store_gets_the_run_again_with_what_the_outputs_say(
     shop: Shop, delivered: None, capsys: pytest.CaptureFixture[str], same_params: bool
 ) -> None:
-    digest = params.digest(params.read_yaml(shop.folder / "params.yaml"))
+    digest = params.digest(yaml.read(shop.folder / "params.yaml"))
     run_id = shop.export(params_hash=digest if same_params else "e" * 64)
     version = register()
     assert f"has no run {run_id}: it is made again from this workspace" in capsys.readouterr().out

@@ -7,7 +7,7 @@ from convoy.registry.alias import move
 from convoy.registry.client import CHAMPION, RegistryError, Version
 from convoy.registry.log import Entry, stack
 from convoy.registry.rollback import rollback
-from shop import Shop
+from registry_project import Shop
 
 
 def promote(shop: Shop, *versions: Version) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from convoy.retraining import processes
-from rounds import Programs, Rounds, make, standing_in
-from small import Small
+from retraining_rounds import Programs, Rounds, make, standing_in
+from small_pipeline import Small
 
 CI = (
     "GITHUB_ACTIONS", "GITLAB_CI", "GITHUB_STEP_SUMMARY", "GITHUB_RUN_ID", "CI_JOB_URL", "CI_COMMIT_BRANCH",
@@ -19,7 +19,7 @@ CI = (
 @pytest.fixture(scope="session")
 def committed(tmp_path_factory: pytest.TempPathFactory) -> Small:
     """The pipeline, committed; nothing has run. Read only."""
-    return make(tmp_path_factory.mktemp("rounds") / "repository")
+    return make(tmp_path_factory.mktemp("retraining_rounds") / "repository")
 
 
 @pytest.fixture(scope="session")

@@ -60,7 +60,9 @@ class Store:
         self.asked: list[str] = []
         self.held = held
         monkeypatch.setattr(outcome.Registry, "open", classmethod(lambda _: None))
-        monkeypatch.setattr(outcome.Kept, "of", classmethod(lambda _, __, version: self.of(version)))
+        monkeypatch.setattr(
+            outcome.ModelArtifacts, "of", classmethod(lambda _, __, version: self.of(version))
+        )
 
     def of(self, version: Version) -> "Store":
         self.asked.append(str(version))

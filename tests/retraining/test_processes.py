@@ -29,10 +29,10 @@ ROUND = """\
 import os, signal, sys
 from pathlib import Path
 from convoy.retraining import processes
-def stop(*_): raise running.Stopped
+def stop(*_): raise processes.Stopped
 signal.signal(signal.SIGTERM, stop)
 try:
-    running.stream([sys.executable, "waits.py"], Path.cwd(), os.environ)
+    processes.stream([sys.executable, "waits.py"], Path.cwd(), os.environ)
 except KeyboardInterrupt:
     print("stopped", flush=True)
 """

@@ -10,8 +10,8 @@ import pytest
 from convoy.core.errors import RequestError
 from convoy.retraining import prerequisites, publish, round  # noqa: A004 (the module's name)
 from convoy.retraining.publish import Forge
-from rounds import Programs, Rounds, state
-from small import Small
+from retraining_rounds import Programs, Rounds, state
+from small_pipeline import Small
 
 
 @dataclass

@@ -3,11 +3,11 @@ from urllib.parse import unquote
 
 import pytest
 
-import judged
+import gate_results as judged
 from convoy.gate.written import NOTHING
 from convoy.retraining import report, tables
 from convoy.retraining.facts import Identity
-from told import IDENTITY, JOB, ROUNDS, Read, read, round_of, stopped
+from report_examples import IDENTITY, JOB, ROUNDS, Read, read, round_of, stopped
 
 
 @pytest.mark.parametrize(
@@ -25,24 +25,30 @@ from told import IDENTITY, JOB, ROUNDS, Read, read, round_of, stopped
     ],
 )  # fmt: skip
 def test_a_report_begins_with_how_the_round_ended_and_who_serves(name, title, serving):
-    shown = read(ROUNDS[name])
-    assert shown.heads[0] == title
-    assert shown.paragraphs[title][0] == serving
+    without_credentials = read(ROUNDS[name])
+    assert without_credentials.heads[0] == title
+    assert without_credentials.paragraphs[title][0] == serving
 
 
 @pytest.mark.parametrize("name", ["promoted", "kept", "refused"])
 def test_where_the_gate_decided_its_reasons_follow(name):
-    shown = read(ROUNDS[name])
-    assert shown.paragraphs[shown.heads[0]][1:3] == ["Promote convoy/8: it is better.", "Every limit holds."]
+    without_credentials = read(ROUNDS[name])
+    assert without_credentials.paragraphs[without_credentials.heads[0]][1:3] == [
+        "Promote convoy/8: it is better.",
+        "Every limit holds.",
+    ]
 
 
 def test_a_failure_shows_the_error_line_by_line_and_the_last_lines_of_the_step():
-    shown = read(ROUNDS["failed"])
-    assert shown.blocks == ["The remote refused the branch:\n  ! [remote rejected]\n", "one\ntwo\n"]
-    assert ["push", "0.04 s", "failed"] in shown.tables["Minutes and energy"][0]
-    assert shown.heads[1] == "What to do next"
-    assert "PUSH=1 make retrain" in shown.lists["What to do next"][0]
-    assert "retrain/20261123-221005" in shown.lists["What to do next"][1]
+    without_credentials = read(ROUNDS["failed"])
+    assert without_credentials.blocks == [
+        "The remote refused the branch:\n  ! [remote rejected]\n",
+        "one\ntwo\n",
+    ]
+    assert ["push", "0.04 s", "failed"] in without_credentials.tables["Minutes and energy"][0]
+    assert without_credentials.heads[1] == "What to do next"
+    assert "PUSH=1 make retrain" in without_credentials.lists["What to do next"][0]
+    assert "retrain/20261123-221005" in without_credentials.lists["What to do next"][1]
 
 
 def test_without_push_the_command_to_try_again_has_none():
@@ -69,33 +75,36 @@ def test_a_report_says_what_to_do_next(name, advice):
 
 
 def test_the_verdict_stands_criterion_by_criterion_the_breached_first():
-    shown = read(ROUNDS["refused"])
-    (table,) = shown.tables["The verdict, criterion by criterion"]
+    without_credentials = read(ROUNDS["refused"])
+    (table,) = without_credentials.tables["The verdict, criterion by criterion"]
     assert table[:3] == [
         ["Criterion", "Found", "Limit", "Outcome", "Note"],
         ["Class drop", "83.0 points", "at most 20 points", "breached", ""],
         ["Proof", NOTHING, NOTHING, "held", "passed, of these bytes"],
     ]
     assert len(table) == 2 + len(judged.CRITERIA)
-    (said,) = shown.paragraphs["The verdict, criterion by criterion"]
+    (said,) = without_credentials.paragraphs["The verdict, criterion by criterion"]
     assert said.startswith("The gate's verdict on convoy/8: refuse. 1 of 8 criteria breached.")
     assert "**Class drop**" in report.body(ROUNDS["refused"])
 
 
 def test_poisoned_labels_are_said_at_the_top_and_listed_by_what_became_of_them():
-    shown = read(ROUNDS["refused"])
-    warning = shown.paragraphs[shown.heads[0]][-1]
+    without_credentials = read(ROUNDS["refused"])
+    warning = without_credentials.paragraphs[without_credentials.heads[0]][-1]
     assert warning.startswith(
         "Labels changed. 140 of the 200 images that were there before carry another label now (70.0 %)."
     )
-    relabels, examples, classes = shown.tables["Data"]
+    relabels, examples, classes = without_credentials.tables["Data"]
     assert relabels[:2] == [["Label before", "Label now", "Images"], ["0", "1", "20"]]
     assert len(relabels) == 8
     assert examples[0] == ["File today", "Pixels", "Label before", "Label now", "Part"]
     assert examples[1] == [NOTHING, "000000000000", "0", "1", "test"]
     assert ["0", "20", "0", "-20"] in classes
     assert ["7", "20", "40", "+20"] in classes
-    assert "200 images before, 200 now: 0 added, 0 gone, 140 relabelled" in shown.paragraphs["Data"][0]
+    assert (
+        "200 images before, 200 now: 0 added, 0 gone, 140 relabelled"
+        in without_credentials.paragraphs["Data"][0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -107,14 +116,14 @@ def test_poisoned_labels_are_said_at_the_top_and_listed_by_what_became_of_them()
     ],
 )  # fmt: skip
 def test_other_changes_of_the_data_are_counted_without_a_warning(name, said):
-    shown = read(ROUNDS[name])
-    assert shown.paragraphs["Data"][0].startswith(said)
+    without_credentials = read(ROUNDS[name])
+    assert without_credentials.paragraphs["Data"][0].startswith(said)
     assert "Labels changed" not in report.body(ROUNDS[name])
 
 
 def test_both_accuracies_and_the_gain_stand_with_their_intervals_and_the_test_in_words():
-    shown = read(ROUNDS["promoted"])
-    shares, recalls = shown.tables["Candidate against champion"]
+    without_credentials = read(ROUNDS["promoted"])
+    shares, recalls = without_credentials.tables["Candidate against champion"]
     assert shares == [
         ["Model", "Right", "Accuracy", "95 % interval"],
         ["convoy/7", "329 of 357", "92.16 %", "88.90 % to 94.52 %"],
@@ -122,7 +131,7 @@ def test_both_accuracies_and_the_gain_stand_with_their_intervals_and_the_test_in
         ["gain, in points", "", "+3.4", "+1.0 to +4.3"],
     ]
     assert recalls[1] == ["0", "30", "90.0 %", "80.0 %", "\N{MINUS SIGN}10.0"]
-    said = " ".join(shown.paragraphs["Candidate against champion"])
+    said = " ".join(without_credentials.paragraphs["Candidate against champion"])
     assert "p = 0.0042, b = 14, c = 2" in said
     assert "Test images judged: 357; left out: 12 in the champion's training." in said
     alone = read(ROUNDS["first"])
@@ -133,11 +142,11 @@ def test_both_accuracies_and_the_gain_stand_with_their_intervals_and_the_test_in
 
 
 def test_flipped_images_of_both_kinds_are_listed():
-    shown = read(ROUNDS["promoted"])
-    broken, fixed = shown.tables["Images that flipped"]
+    without_credentials = read(ROUNDS["promoted"])
+    broken, fixed = without_credentials.tables["Images that flipped"]
     assert broken[1] == ["0/broken_0000.png", "0", "0 0.61", "3 0.72"]
     assert fixed[1] == ["0/fixed_0000.png", "0", "3 0.61", "0 0.72"]
-    assert shown.paragraphs["Images that flipped"][:1] == ["Only the champion is right: 2"]
+    assert without_credentials.paragraphs["Images that flipped"][:1] == ["Only the champion is right: 2"]
 
 
 def test_minutes_and_energy_stand_per_step_and_per_stage():
@@ -172,13 +181,13 @@ def test_the_identity_names_every_part_that_there_is():
 
 
 def test_where_things_went_and_why_not_is_stated():
-    shown = read(ROUNDS["promoted"])
-    assert shown.lists["Where it went"] == [
+    without_credentials = read(ROUNDS["promoted"])
+    assert without_credentials.lists["Where it went"] == [
         "data and models: s3://team/store",
         "pull request: https://example.org/pull/12, opened",
         "branch: not done, PUSH=1 was not given; type: git push origin retrain/x",
     ]
-    assert "https://example.org/pull/12" in shown.links
+    assert "https://example.org/pull/12" in without_credentials.links
 
 
 def test_an_override_is_said_with_its_reason():
@@ -194,19 +203,19 @@ def test_pictures_are_relative_links_beside_the_report_and_dark_ones_are_left_ou
     report.write(
         tmp_path / "report.md", ROUNDS["refused"], [tmp_path / "with (a) space" / name for name in names]
     )
-    shown = Read((tmp_path / "report.md").read_text(encoding="utf-8"))
-    assert [unquote(source) for source in shown.images] == [
+    without_credentials = Read((tmp_path / "report.md").read_text(encoding="utf-8"))
+    assert [unquote(source) for source in without_credentials.images] == [
         f"with (a) space/{name}" for name in ("relabelled.png", "gain.png", "classes.png", "flips.png")
     ]
 
 
 def test_where_pictures_cannot_be_seen_the_job_is_linked_instead():
-    shown = read(ROUNDS["promoted"])
-    assert shown.images == []
-    assert JOB in shown.links
+    without_credentials = read(ROUNDS["promoted"])
+    assert without_credentials.images == []
+    assert JOB in without_credentials.links
     assert (
         "The pictures to this lie beside report.md, among the files of the job."
-        in shown.paragraphs["Images that flipped"]
+        in without_credentials.paragraphs["Images that flipped"]
     )
     assert "in build/retrain/." in " ".join(
         read(replace(ROUNDS["promoted"], job="")).paragraphs["Images that flipped"]

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-import judged
+import gate_results as judged
 from convoy.gate.names import short
 from convoy.retraining import escaped, report, tables
 from convoy.retraining.data_diff import changes
 from convoy.retraining.facts import Delivery, Identity, Step
-from told import IDENTITY, ROUNDS, Read, images, read, round_of
+from report_examples import IDENTITY, ROUNDS, Read, images, read, round_of
 
 
 def hostile_round():
@@ -35,17 +35,17 @@ def hostile_round():
 
 
 def test_no_text_of_others_becomes_markup():
-    shown = read(hostile_round())
+    without_credentials = read(hostile_round())
     allowed = {"<details>", "</details>", "<summary>", "</summary>", "<code>", "</code>"}
-    for raw in shown.raw:
+    for raw in without_credentials.raw:
         assert raw.strip() in allowed or raw.startswith("<details><summary>")
-    assert "<script" not in shown.html
-    assert "<img" not in shown.html
-    assert len(shown.links) == 1
-    assert unquote(shown.links[0]) == "https://example.org/)](x) [y](http://evil.example"
-    assert shown.html.count("<del>") == shown.html.count("<em>x") == 0
-    assert shown.heads == [
-        shown.heads[0],
+    assert "<script" not in without_credentials.html
+    assert "<img" not in without_credentials.html
+    assert len(without_credentials.links) == 1
+    assert unquote(without_credentials.links[0]) == "https://example.org/)](x) [y](http://evil.example"
+    assert without_credentials.html.count("<del>") == without_credentials.html.count("<em>x") == 0
+    assert without_credentials.heads == [
+        without_credentials.heads[0],
         "The verdict, criterion by criterion",
         "Data",
         "Candidate against champion",
@@ -58,18 +58,18 @@ def test_no_text_of_others_becomes_markup():
 
 
 def test_every_row_of_every_table_keeps_its_columns_whatever_the_names_are():
-    shown = read(hostile_round())
-    for found in shown.tables.values():
+    without_credentials = read(hostile_round())
+    for found in without_credentials.tables.values():
         for table in found:
             assert {len(row) for row in table} == {len(table[0])}
-    recalls = shown.tables["Candidate against champion"][1]
+    recalls = without_credentials.tables["Candidate against champion"][1]
     assert [row[0] for row in recalls[1:]] == [short(name, escaped.LONGEST_NAME) for name in judged.HOSTILE]
 
 
 def test_an_error_cannot_end_its_block():
-    shown = read(round_of("failed", reason="```\n# not a heading\n````\n<script>", step="push"))
-    assert shown.blocks[0] == "```\n# not a heading\n````\n<script>\n"
-    assert "# not a heading" not in shown.heads
+    without_credentials = read(round_of("failed", reason="```\n# not a heading\n````\n<script>", step="push"))
+    assert without_credentials.blocks[0] == "```\n# not a heading\n````\n<script>\n"
+    assert "# not a heading" not in without_credentials.heads
 
 
 @given(st.text(max_size=80))
@@ -90,9 +90,9 @@ def test_any_sentence_is_shown_as_it_is_in_a_cell_and_at_the_start_of_a_line(sen
     table = tables.table(("said", "after"), [(escaped.prose(sentence), "x")])
     (row,) = Read(f"# t\n\n{table}\n").tables["t"][0][1:]
     assert row == [expected, "x"]
-    shown = Read(f"# t\n\n{escaped.prose(sentence)}\n")
-    assert shown.paragraphs.get("t", [""]) == [expected]
-    assert not shown.raw
+    without_credentials = Read(f"# t\n\n{escaped.prose(sentence)}\n")
+    assert without_credentials.paragraphs.get("t", [""]) == [expected]
+    assert not without_credentials.raw
 
 
 def test_a_word_that_would_widen_the_page_is_cut_in_its_middle():
@@ -130,8 +130,10 @@ def enormous():
 def test_a_report_never_exceeds_what_a_pull_request_takes(verdict):
     text = report.body(replace(enormous(), verdict=verdict))
     assert len(text) <= report.MOST
-    shown = Read(text)
-    assert {"The verdict, criterion by criterion", "Identity", "What to do next"} <= set(shown.heads)
+    without_credentials = Read(text)
+    assert {"The verdict, criterion by criterion", "Identity", "What to do next"} <= set(
+        without_credentials.heads
+    )
     assert "more are not listed." in text
 
 

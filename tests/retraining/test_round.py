@@ -10,7 +10,7 @@ import pytest
 from convoy.registry import promote, register
 from convoy.retraining import prerequisites, processes, publish, round, trigger, worktree  # noqa: A004 (the module's name)
 from convoy.retraining.alone import alone
-from rounds import DownError, Programs, Rounds, state
+from retraining_rounds import DownError, Programs, Rounds, state
 
 STEPS = {
     "prerequisites": (prerequisites, "check"),

@@ -13,8 +13,8 @@ from convoy.core.errors import RequestError
 from convoy.retraining import trigger
 from convoy.retraining.processes import RoundError
 from convoy.retraining.worktree import pinned
-from rounds import Programs, Rounds
-from small import Small
+from retraining_rounds import Programs, Rounds
+from small_pipeline import Small
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from convoy.core import stage
 from convoy.repo import dvc
 from convoy.retraining import alone, worktree
 from convoy.retraining.alone import Busy
-from rounds import Programs, Rounds, state
+from retraining_rounds import Programs, Rounds, state
 
 
 def test_it_uses_the_cache_of_the_caller_and_links_nothing_into_reach_of_an_edit(trained: Rounds) -> None:

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from convoy.core.errors import RequestError
-from convoy.export.onnx_model import Served
+from convoy.export.onnx_model import OnnxModel
 from convoy.serving.predict import predict, show
 
 
@@ -40,7 +40,7 @@ def test_a_folder_is_walked_by_content_and_one_bad_file_does_not_stop_the_rest(b
 def test_a_prediction_is_the_most_probable_class_of_the_served_graph(built, folder):
     (one,) = predict(built.unproven, [folder / "b.png"])
     image_u8 = built.noisy(9, 1)[0]
-    served = Served(built.unproven)
+    served = OnnxModel(built.unproven)
     probabilities = served(image_u8[None])[0]
     assert one.label == served.classes[probabilities.argmax()]
     assert one.probability == pytest.approx(probabilities.max(), abs=1e-6)
@@ -82,7 +82,7 @@ def test_json_is_one_object_per_line(built, folder, capsys):
 
 
 def test_an_answer_that_is_no_number_is_an_error(built, folder, monkeypatch):
-    monkeypatch.setattr(Served, "__call__", lambda self, images_u8: images_u8[:, 0, 0] * float("nan"))
+    monkeypatch.setattr(OnnxModel, "__call__", lambda self, images_u8: images_u8[:, 0, 0] * float("nan"))
     (one,) = predict(built.unproven, [folder / "b.png"])
     assert one.reason == "the model answers with NaN"
 

@@ -5,7 +5,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-import yaml
+
+from convoy.core import yaml
 
 SOURCE = "src/convoy"
 # Code that changes no result: an edit of it reruns no stage.
@@ -56,7 +57,7 @@ def closure(root: Path, script: str) -> set[str]:
 
 
 def declared(root: Path, stage: str) -> set[str]:
-    deps = yaml.safe_load((root / "dvc.yaml").read_text())["stages"][stage]["deps"]
+    deps = yaml.load((root / "dvc.yaml").read_text())["stages"][stage]["deps"]
     return {dep for dep in deps if dep.startswith(("src/", "pipelines/"))}
 
 
@@ -87,7 +88,7 @@ def test_every_file_of_a_stage_s_packages_can_change_its_result(repository: Path
 def test_a_stage_runs_the_script_of_its_name_with_the_workspaces_own_source(
     repository: Path, stage: str
 ) -> None:
-    command = yaml.safe_load((repository / "dvc.yaml").read_text())["stages"][stage]["cmd"]
+    command = yaml.load((repository / "dvc.yaml").read_text())["stages"][stage]["cmd"]
     for line in [command] if isinstance(command, str) else command:
         assert shlex.split(line)[:3] == ["PYTHONPATH=src", "python", f"pipelines/{stage}.py"]
 
@@ -101,10 +102,10 @@ def test_package_files_hold_nothing_that_a_stage_could_depend_on(repository: Pat
 
 
 def test_train_depends_on_the_sections_that_decide_a_training(repository: Path) -> None:
-    stages = yaml.safe_load((repository / "dvc.yaml").read_text())["stages"]
+    stages = yaml.load((repository / "dvc.yaml").read_text())["stages"]
     assert stages["train"]["params"] == ["seed", "network", "train"]
 
 
 def test_no_stage_depends_on_a_run_reference(repository: Path) -> None:
-    stages = yaml.safe_load((repository / "dvc.yaml").read_text())["stages"]
+    stages = yaml.load((repository / "dvc.yaml").read_text())["stages"]
     assert not [dep for stage in stages.values() for dep in stage["deps"] if dep.startswith("build/runs")]

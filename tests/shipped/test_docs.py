@@ -10,7 +10,7 @@ import typer
 from dvc.cli.parser import get_main_parser
 
 from convoy import cli
-from convoy.core import params
+from convoy.core import params, yaml
 from convoy.explain.table import tabulate
 from convoy.models import spec
 from convoy.models.build import assemble
@@ -150,7 +150,7 @@ def test_bash_blocks_hold_commands_and_outputs_stand_elsewhere(repository: Path,
 
 @pytest.mark.parametrize("page", PAGES)
 def test_params_that_a_page_names_exist(repository: Path, page: str) -> None:
-    content = params.read_yaml(repository / "params.yaml")
+    content = yaml.read(repository / "params.yaml")
     flat = set(params.flatten(content))
     known = {".".join(key.split(".")[:end]) for key in flat for end in range(1, key.count(".") + 2)}
     text = (repository / page).read_text(encoding="utf-8")

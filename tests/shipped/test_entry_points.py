@@ -8,13 +8,13 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import yaml
 
 from clones import Clone
+from convoy.core import yaml
 
 
 def entry_points(repository: Path) -> dict[str, dict[str, object]]:
-    return yaml.safe_load((repository / "MLproject").read_text())["entry_points"]
+    return yaml.load((repository / "MLproject").read_text())["entry_points"]
 
 
 def targets(repository: Path) -> set[str]:
@@ -22,13 +22,13 @@ def targets(repository: Path) -> set[str]:
 
 
 def test_the_dag_is_prepare_train_evaluate_export(repository: Path) -> None:
-    stages = yaml.safe_load((repository / "dvc.yaml").read_text())["stages"]
+    stages = yaml.load((repository / "dvc.yaml").read_text())["stages"]
     assert list(stages) == ["prepare", "train", "evaluate", "export"]
     assert {path.stem for path in (repository / "pipelines").glob("*.py")} == {*stages, "repro", "retrain"}
 
 
 def test_mlproject_runs_the_stages_and_declares_no_value(repository: Path) -> None:
-    stages = set(yaml.safe_load((repository / "dvc.yaml").read_text())["stages"])
+    stages = set(yaml.load((repository / "dvc.yaml").read_text())["stages"])
     for name, entry in entry_points(repository).items():
         words = shlex.split(str(entry["command"]))
         script = "retrain" if name == "retrain" else "repro"
@@ -40,8 +40,8 @@ def test_mlproject_runs_the_stages_and_declares_no_value(repository: Path) -> No
 
 
 def test_the_environment_of_mlflow_run_is_the_lock(repository: Path) -> None:
-    project = yaml.safe_load((repository / "MLproject").read_text())
-    environment = yaml.safe_load((repository / project["python_env"]).read_text())
+    project = yaml.load((repository / "MLproject").read_text())
+    environment = yaml.load((repository / project["python_env"]).read_text())
     assert environment["dependencies"] == ["-r requirements.txt"]
 
 
@@ -96,7 +96,7 @@ def test_a_python_that_does_not_fit_is_refused_with_what_to_type(clone: Clone) -
 
 def test_workflows_call_make_targets_that_exist(repository: Path) -> None:
     for path in (repository / ".github/workflows").glob("*.yml"):
-        jobs = yaml.safe_load(path.read_text())["jobs"]
+        jobs = yaml.load(path.read_text())["jobs"]
         commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
         assert commands
         for command in commands:

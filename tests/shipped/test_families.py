@@ -21,7 +21,7 @@ from convoy.models import spec
 from convoy.models.fitting import smallest
 from convoy.training.fit import fit
 from convoy.training.settings import TrainParams
-from miniature import miniature
+from small_networks import miniature
 
 ROOT = Path(__file__).parents[2]
 CLASSES, EACH = ("0", "1", "7"), 24

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from convoy import preflight
-from convoy.core import params
+from convoy.core import yaml
 from convoy.core.errors import RequestError
 from convoy.gate.settings import GateParams
 
@@ -94,16 +94,16 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text("- 1\n")
     with pytest.raises(RequestError, match="must hold `key: value` lines; it holds list"):
-        params.read_yaml(path)
+        yaml.read(path)
 
 
 def test_a_file_that_is_no_yaml_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text("a: [1\n")
     with pytest.raises(RequestError, match="is not valid YAML"):
-        params.read_yaml(path)
+        yaml.read(path)
 
 
 def test_a_missing_file_says_where_to_go(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="Change to the repository's root"):
-        params.read_yaml(tmp_path / "params.yaml")
+        yaml.read(tmp_path / "params.yaml")

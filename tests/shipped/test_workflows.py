@@ -12,8 +12,9 @@ from typing import Any
 
 import check_jsonschema
 import pytest
-import yaml
 from click.testing import CliRunner, Result
+
+from convoy.core import yaml
 
 CI, RETRAIN, GITLAB = ".github/workflows/ci.yml", ".github/workflows/retrain.yml", ".gitlab-ci.yml"
 FILES = (CI, RETRAIN, GITLAB)
@@ -31,7 +32,7 @@ def targets(repository: Path) -> set[str]:
 
 def jobs(text: str) -> dict[str, dict[str, Any]]:
     """Map the names of jobs to them, on either forge; GitLab's with what they extend."""
-    content = yaml.safe_load(text)
+    content = yaml.load(text)
     if "jobs" in content:
         return dict(content["jobs"])
     whole = {name: job for name, job in content.items() if isinstance(job, dict) and name not in NO_JOB}
@@ -59,7 +60,7 @@ def expressions(text: str) -> Iterator[str]:
 
 def loose_ends(text: str) -> list[str]:
     """List what no schema can tell: jobs and stages that are not there, actions of no version, wrong expressions."""
-    content, own = yaml.safe_load(text), jobs(text)
+    content, own = yaml.load(text), jobs(text)
     found = []
     for name, job in own.items():
         needs = job.get("needs", [])
@@ -75,7 +76,7 @@ def loose_ends(text: str) -> list[str]:
 def wrong_expressions(text: str) -> list[str]:
     """List expressions of GitHub's that cannot be computed, and their words that stand for nothing."""
     own = jobs(text).values()
-    on = yaml.safe_load(text)[True]  # YAML 1.1 reads `on` as a yes
+    on = yaml.load(text)["on"]
     declared = {
         "inputs": set((on.get("workflow_dispatch") or {}).get("inputs", ())),
         "matrix": {key for job in own for key in job.get("strategy", {}).get("matrix", ())},
@@ -184,10 +185,10 @@ def test_both_forges_do_the_same(repository: Path) -> None:
 
 
 def test_a_round_comes_every_night_by_hand_and_when_data_come(repository: Path) -> None:
-    content = yaml.safe_load((repository / RETRAIN).read_text())
-    [night] = content[True]["schedule"]
+    content = yaml.load((repository / RETRAIN).read_text())
+    [night] = content["on"]["schedule"]
     assert re.fullmatch(r"\d+ \d+ \* \* \*", night["cron"])
-    assert content[True].keys() == {"schedule", "workflow_dispatch", "repository_dispatch"}
+    assert content["on"].keys() == {"schedule", "workflow_dispatch", "repository_dispatch"}
     assert content["permissions"] == {"contents": "write", "pull-requests": "write"}
     gitlab = jobs((repository / GITLAB).read_text())
     asked = [rule["if"] for name in ("retrain", "retrain-on-runner") for rule in gitlab[name]["rules"]]
@@ -213,7 +214,7 @@ def test_on_gitlab_a_round_pushes_with_the_token_of_the_project(repository: Path
 
 
 def test_a_round_is_never_cancelled_by_the_next(repository: Path) -> None:
-    concurrency = yaml.safe_load((repository / RETRAIN).read_text())["concurrency"]
+    concurrency = yaml.load((repository / RETRAIN).read_text())["concurrency"]
     assert concurrency == {"group": "retrain", "cancel-in-progress": False}
     for name in ("retrain", "retrain-on-runner"):
         job = jobs((repository / GITLAB).read_text())[name]
@@ -245,7 +246,7 @@ def test_what_a_round_leaves_is_kept_when_it_fails_or_takes_too_long(repository:
 
 def test_what_ci_keeps_is_nothing_that_git_would_see(repository: Path) -> None:
     cached = [
-        *(path for path in yaml.safe_load((repository / GITLAB).read_text())[".packages"]["paths"]),
+        *(path for path in yaml.load((repository / GITLAB).read_text())[".packages"]["paths"]),
         *(
             path
             for cache in jobs((repository / GITLAB).read_text())["retrain"]["cache"]

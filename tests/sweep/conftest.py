@@ -83,7 +83,7 @@ def here(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> H
     monkeypatch.chdir(tmp_path)
     for name in ("DVC_ROOT", "DVC_EXP_NAME", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(outbox, "start_courier", lambda *_, **__: None)
+    monkeypatch.setattr(outbox, "start_uploader", lambda *_, **__: None)
     (tmp_path / "params.yaml").write_text((repository / "params.yaml").read_text("utf-8"), encoding="utf-8")
     found = Here(tmp_path)
     found.sweep(SPACE)

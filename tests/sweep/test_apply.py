@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from convoy.core import params
+from convoy.core import yaml
 from convoy.core.errors import RequestError
 from convoy.sweep.apply import apply
 
@@ -26,7 +26,7 @@ def test_exactly_the_values_change_in_the_shipped_params(repository: Path, tmp_p
 
     assert len(changes) == len(values)
     assert changes[0] == "seed: 1 → 12345678901"
-    assert params.read_yaml(path)["train"]["augment"] == []
+    assert yaml.read(path)["train"]["augment"] == []
     lines = list(zip(before.splitlines(), after.splitlines(), strict=True))
     differ = [(old, new) for old, new in lines if old != new]
     assert len(differ) == len(values)
@@ -39,7 +39,7 @@ def test_exactly_the_values_change_in_the_shipped_params(repository: Path, tmp_p
 def test_values_that_stand_there_already_change_no_byte(repository: Path, tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_bytes((repository / "params.yaml").read_bytes())
-    content = params.read_yaml(path)
+    content = yaml.read(path)
     assert apply({"train.lr": content["train"]["lr"]}, path) == []
     assert path.read_bytes() == (repository / "params.yaml").read_bytes()
 

@@ -16,7 +16,7 @@ def test_mlflow_has_a_parent_and_a_child_per_trial_with_the_same_numbers(
         worker.main(study.folder, target, 1, {"run_id": parent.run_id, "training": parent.training})
 
     monkeypatch.setattr(run, "lead", lead)
-    monkeypatch.setattr(run.outbox, "settle", lambda *_: {})
+    monkeypatch.setattr(run.outbox, "wait_until_uploaded", lambda *_: {})
     (here.folder / "networks/large.yaml").write_text(
         "layers:\n  - conv: {filters: 8, kernel: 11}\n  - flatten\n  - dense: classes\n", encoding="utf-8"
     )
@@ -24,7 +24,7 @@ def test_mlflow_has_a_parent_and_a_child_per_trial_with_the_same_numbers(
     for target in (2, 4):
         run.sweep(target, 1, into_params=False, as_json=True)
         where = outbox.folder()
-        with outbox.courier_lock(where) as lock:
+        with outbox.uploader_lock(where) as lock:
             monkeypatch.setattr(uploader, "BATCH_SECONDS", -1.0)
             courier = uploader.Rounds(where, lock)
             courier.round()

@@ -42,7 +42,7 @@ def no_courier(here) -> Iterator[None]:
     """Hold the courier's lock, so that no worker starts one."""
     where = outbox.folder()
     where.mkdir()
-    with outbox.courier_lock(where):
+    with outbox.uploader_lock(where):
         yield
 
 

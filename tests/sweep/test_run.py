@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 import typer
-import yaml
 from typer.testing import CliRunner, Result
 
 from convoy import cli
-from convoy.core import params
-from convoy.core.console import say
+from convoy.core import yaml
+from convoy.core.console import info
 from convoy.core.errors import ConvoyError, DataError, RequestError, TrainingError
 from convoy.sweep import conflicts, run, worker
 from convoy.sweep.request import Request
@@ -28,12 +27,12 @@ def inside(monkeypatch: pytest.MonkeyPatch) -> None:
         worker.main(study.folder, target, 1, {"run_id": parent.run_id, "training": parent.training})
         show.update(run.Results.of(study.request, study.trials()))
 
-    def settle(*_: object) -> dict[str, str]:
-        say("deliver 3 run(s): 1 of 2 kB of entries")  # as it does where that takes long
+    def wait_until_uploaded(*_: object) -> dict[str, str]:
+        info("deliver 3 run(s): 1 of 2 kB of entries")  # as it does where that takes long
         return {}
 
     monkeypatch.setattr(run, "lead", lead)
-    monkeypatch.setattr(run.outbox, "settle", settle)
+    monkeypatch.setattr(run.outbox, "wait_until_uploaded", wait_until_uploaded)
 
 
 def convoy(*words: str) -> Result:
@@ -88,7 +87,7 @@ def test_the_best_values_go_into_params_and_nothing_else_does(here) -> None:
     done = convoy("--trials", "0", "--apply")
     after = (here.folder / "params.yaml").read_text(encoding="utf-8")
     assert done.output.rstrip().endswith("Train with them: dvc repro")
-    content = params.read_yaml(here.folder / "params.yaml")
+    content = yaml.read(here.folder / "params.yaml")
     assert {key: at(content, key) for key in best.values} == best.values
     changed = [old for old, new in zip(before.splitlines(), after.splitlines(), strict=True) if old != new]
     assert all(line.strip().startswith(("lr:", "batch_size:")) for line in changed)
@@ -206,6 +205,6 @@ def test_the_run_of_a_sweep_gathers_its_trials_and_goes_on_with_them(here) -> No
     tags = {
         key: value for entry in entries if entry["kind"] == "tags" for key, value in entry["tags"].items()
     }
-    assert yaml.safe_load(tags["best.train.lr"]) == best.values["train.lr"]
+    assert yaml.load(tags["best.train.lr"]) == best.values["train.lr"]
     kept = [entry for entry in entries if entry["kind"] == "files" and entry["folder"] == "sweep"]
     assert len(kept) == 6

@@ -11,7 +11,7 @@ from mlflow.tracking import MlflowClient
 from clones import kill_couriers
 from convoy.tracking import outbox, store, uploader
 
-START = outbox.start_courier
+START = outbox.start_uploader
 OUTER = ("DVC_ROOT", "DVC_EXP_NAME", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID")
 
 
@@ -24,7 +24,7 @@ def workplace(empty_store: Path, repository: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     for name in OUTER:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(outbox, "start_courier", lambda *_, **__: None)
+    monkeypatch.setattr(outbox, "start_uploader", lambda *_, **__: None)
     monkeypatch.setattr(outbox, "WAIT_SECONDS", 0.0)
     return tmp_path
 
@@ -41,7 +41,7 @@ def deliver(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], No
 
     def go() -> None:
         where = workplace / "outbox"
-        with outbox.courier_lock(where) as lock:
+        with outbox.uploader_lock(where) as lock:
             courier = uploader.Rounds(where, lock)
             courier.round()  # delivers
             courier.round()  # removes what is delivered
@@ -52,7 +52,7 @@ def deliver(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], No
 @pytest.fixture
 def courier(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let couriers start as they do for people; none outlives the test."""
-    monkeypatch.setattr(outbox, "start_courier", START)
+    monkeypatch.setattr(outbox, "start_uploader", START)
     monkeypatch.setattr(outbox, "WAIT_SECONDS", 30.0)
     yield
     kill_couriers(workplace)

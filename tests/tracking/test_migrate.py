@@ -12,8 +12,8 @@ from mlflow.tracking import MlflowClient
 from convoy.core.errors import MigrationError
 from convoy.tracking.migration.migrate import migrate
 from convoy.tracking.migration.report import Report
-from embedded import ODD, POINTS, by_name, fill, hashes, uri
 from proxy import Proxy
+from tracking_store import ODD, POINTS, by_name, fill, hashes, uri
 
 FILES = 6
 """Artifacts that `embedded.fill` makes, those of the model included."""

@@ -17,7 +17,7 @@ from convoy.core.errors import MigrationError, RequestError
 from convoy.tracking.migration import copies
 from convoy.tracking.migration.migrate import migrate
 from convoy.tracking.migration.report import Report
-from embedded import by_name, hashes, uri
+from tracking_store import by_name, hashes, uri
 
 FILES = 6
 """Artifacts that `embedded.fill` makes, those of the model included."""

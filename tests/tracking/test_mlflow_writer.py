@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
-from convoy.core import files, params
+from convoy.core import files, params, yaml
 from convoy.tracking import mlflow_writer, outbox, stages, store
 from convoy.tracking.journal import Sent
 from convoy.tracking.names import usable
@@ -259,7 +259,7 @@ def test_a_run_that_mlflow_opened_is_joined_and_what_was_typed_there_stays(
     client: MlflowClient, deliver: Deliver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = client.create_run("0").info.run_id
-    used = str(params.read_yaml(params.PARAMS_FILE)["train"]["lr"])
+    used = str(yaml.read(params.PARAMS_FILE)["train"]["lr"])
     client.log_param(opened, "train.lr", f"{used}0")
     monkeypatch.setenv("MLFLOW_RUN_ID", opened)
     with stages.training("d" * 64) as run:

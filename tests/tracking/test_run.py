@@ -11,8 +11,8 @@ from typing import Any
 import psutil
 import pytest
 
-from convoy.core import params
-from convoy.core.errors import Paused
+from convoy.core import params, yaml
+from convoy.core.errors import TrainingPaused, without_credentials
 from convoy.repo import identity
 from convoy.tracking import journal, outbox, settings, stages
 from convoy.tracking.journal import FILE, State, read, state
@@ -52,17 +52,17 @@ def test_the_default_store_lies_in_the_repository_also_for_a_queued_experiment(
 
 
 def test_a_password_is_shown_to_nobody() -> None:
-    assert settings.shown("http://me:s3cret@host/x answered") == "http://me:***@host/x answered"
-    assert settings.shown("sqlite:////a/mlflow.db") == "sqlite:////a/mlflow.db"
-    assert settings.shown("at https://ghp_s3cret@host/x.git") == "at https://***@host/x.git"
-    assert settings.shown("ssh://git@host/x.git") == "ssh://git@host/x.git"
+    assert without_credentials("http://me:s3cret@host/x answered") == "http://me:***@host/x answered"
+    assert without_credentials("sqlite:////a/mlflow.db") == "sqlite:////a/mlflow.db"
+    assert without_credentials("at https://ghp_s3cret@host/x.git") == "at https://***@host/x.git"
+    assert without_credentials("ssh://git@host/x.git") == "ssh://git@host/x.git"
 
 
 def test_a_training_names_itself_by_what_differs_and_says_what_it_is_made_of() -> None:
     with stages.training("d" * 64) as run:
         pass
     [opened] = entries(run, "open")
-    train = params.read_yaml(params.PARAMS_FILE)["train"]
+    train = yaml.read(params.PARAMS_FILE)["train"]
     assert opened["name"] == f"convnet · lr {train['lr']} · {train['epochs']} epochs"
     tags = opened["tags"]
     assert tags["convoy.run_id"] == tags["convoy.training"] == run.reference.run_id
@@ -90,7 +90,11 @@ def test_evaluate_continues_the_open_run_and_export_ends_it() -> None:
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(ValueError("broken"), "FAILED"), (KeyboardInterrupt(), "KILLED"), (Paused("later"), "SCHEDULED")],
+    [
+        (ValueError("broken"), "FAILED"),
+        (KeyboardInterrupt(), "KILLED"),
+        (TrainingPaused("later"), "SCHEDULED"),
+    ],
 )
 @pytest.mark.parametrize("stage", ["train", "evaluate", "alone"])
 def test_a_stage_that_ends_badly_ends_the_run_as_it_was(

@@ -14,7 +14,7 @@ from mlflow.entities import Run as StoredRun
 from mlflow.tracking import MlflowClient
 
 from clones import Clone
-from convoy.core import files, params
+from convoy.core import files, params, yaml
 from convoy.tracking import outbox, stages, sync
 from convoy.tracking.run import Run
 from proxy import Proxy
@@ -184,7 +184,7 @@ def test_a_slow_server_slows_no_writer_and_gets_everything(
             run.set_tags({"last": str(step)})
         answered = len(through.calls)
     assert answered < 100, "600 things were written while the server took that many calls"
-    assert not outbox.settle([run.reference.run_id], workplace / "outbox", None)
+    assert not outbox.wait_until_uploaded([run.reference.run_id], workplace / "outbox", None)
     found = one(client, run.reference.run_id)
     assert (found.info.status, found.data.tags["last"]) == ("FINISHED", "300")
     assert len(client.get_metric_history(found.info.run_id, "step/loss")) == 300
@@ -232,7 +232,7 @@ def test_two_runs_of_two_processes_at_once_arrive_apart(
     for writer in writers:
         writer.communicate("\n")
         assert writer.returncode == 0
-    assert not outbox.settle(ids, workplace / "outbox", None)
+    assert not outbox.wait_until_uploaded(ids, workplace / "outbox", None)
     for run_id, name, lr in zip(ids, ("first", "second"), (0.1, 0.2), strict=True):
         found = one(client, run_id)
         assert (found.info.run_name, found.info.status) == (name, "FINISHED")
@@ -256,7 +256,7 @@ def test_the_pipeline_tracks_on_a_server(
     run_id = files.read_json(clone.folder / "build/runs/export.json")["run_id"]
     found = one(client, run_id)
     assert found.info.status == "FINISHED"
-    trained = params.read_yaml(clone.folder / params.PARAMS_FILE)["train"]
+    trained = yaml.read(clone.folder / params.PARAMS_FILE)["train"]
     assert found.data.params["export.latency_runs"] == "10"
     assert float(found.data.params["train.lr"]) == trained["lr"]
     measured = files.read_json(clone.folder / "build/metrics/export.json")["deploy"]["accuracy"]

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from mlflow.tracking import MlflowClient
 
+from convoy.core import yaml
 from convoy.repo import identity
 from convoy.tracking import outbox, stages, store, sync
 
@@ -26,7 +26,7 @@ def test_a_lock_is_final_if_it_records_the_export_that_lies_here(
     path.write_text('{"run_id": "a"}')
     digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() if same else "0" * 32
     outs = [{"path": sync.LAST.as_posix(), "md5": digest}]
-    (tmp_path / "dvc.lock").write_text(yaml.safe_dump({"stages": {"export": {"outs": outs}}}))
+    (tmp_path / "dvc.lock").write_text(yaml.dump({"stages": {"export": {"outs": outs}}}))
     assert sync._workspace_lock_is_final() is final
 
 
@@ -45,7 +45,7 @@ def a_finished_run(workplace: Path) -> str:
         pass
     digest = hashlib.md5(sync.LAST.read_bytes(), usedforsecurity=False).hexdigest()
     outs = [{"path": sync.LAST.as_posix(), "md5": digest}]
-    (workplace / "dvc.lock").write_text(yaml.safe_dump({"stages": {"export": {"outs": outs}}}))
+    (workplace / "dvc.lock").write_text(yaml.dump({"stages": {"export": {"outs": outs}}}))
     return run.reference.run_id
 
 
@@ -54,7 +54,7 @@ def test_a_run_that_was_kept_is_delivered_and_gets_its_lock(
     workplace: Path, client: MlflowClient, courier: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(outbox, "start_courier", lambda *_: None)
+        patch.setattr(outbox, "start_uploader", lambda *_: None)
         patch.setattr(outbox, "WAIT_SECONDS", 0.0)
         run_id = a_finished_run(workplace)
     done = sync.sync()
@@ -72,7 +72,7 @@ def test_dead_runs_are_ended_here_and_in_the_store(
     workplace: Path, client: MlflowClient, courier: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(outbox, "start_courier", lambda *_: None)
+        patch.setattr(outbox, "start_uploader", lambda *_: None)
         with stages.training("d" * 64) as between:
             pass
         experiment = store.experiment(client, "convoy").experiment_id
@@ -112,7 +112,7 @@ def test_the_command_exits_with_1_and_the_reason_while_a_store_refuses_and_with_
     server.write_text("no folder")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{server}/mlflow.db")
     with monkeypatch.context() as patch:
-        patch.setattr(outbox, "start_courier", lambda *_: None)
+        patch.setattr(outbox, "start_uploader", lambda *_: None)
         with stages.standalone("kept", {}) as run:
             pass
     run_id = run.reference.run_id

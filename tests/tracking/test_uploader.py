@@ -103,7 +103,7 @@ def test_a_courier_that_is_killed_again_and_again_leaves_no_double_and_no_hole(
         kill_couriers(workplace)
         if not folder.exists():
             break
-        outbox.start_courier(workplace / "outbox")
+        outbox.start_uploader(workplace / "outbox")
     wait(lambda: not folder.exists())
     assert kills >= 2, "it was done before it was killed"
     found_run = store.find(run_id, client)
@@ -119,7 +119,7 @@ def test_a_courier_that_is_killed_again_and_again_leaves_no_double_and_no_hole(
 def test_a_second_courier_leaves_at_once(workplace: Path, repository: Path) -> None:
     where = workplace / "outbox"
     where.mkdir()
-    with outbox.courier_lock(where):
+    with outbox.uploader_lock(where):
         done = subprocess.run(
             [sys.executable, "-X", "importtime", "-m", "convoy.tracking.courier"],
             cwd=workplace,
@@ -234,7 +234,7 @@ def test_a_run_that_was_deleted_in_mlflow_is_not_made_again_and_the_reason_is_ke
 
 
 def a_rounds(workplace: Path) -> uploader.Rounds:
-    lock = outbox.courier_lock(workplace / "outbox")
+    lock = outbox.uploader_lock(workplace / "outbox")
     lock.acquire()
     return uploader.Rounds(workplace / "outbox", lock)
 
@@ -326,12 +326,12 @@ def test_waiting_says_why_something_is_not_delivered(
 ) -> None:
     monkeypatch.setattr(outbox, "START_SECONDS", 0.0)
     run_id = a_run().reference.run_id
-    [sentence] = outbox.settle([run_id], workplace / "outbox", None).values()
+    [sentence] = outbox.wait_until_uploaded([run_id], workplace / "outbox", None).values()
     assert "nothing: the courier ended early, outbox/courier.log says why" in sentence
-    with outbox.courier_lock(workplace / "outbox"):
-        [sentence] = outbox.settle([run_id], workplace / "outbox", 0.1).values()
+    with outbox.uploader_lock(workplace / "outbox"):
+        [sentence] = outbox.wait_until_uploaded([run_id], workplace / "outbox", 0.1).values()
     assert "too slowly: not everything within 0 s" in sentence
-    assert outbox.settle(["never opened"], workplace / "outbox", None) == {}
+    assert outbox.wait_until_uploaded(["never opened"], workplace / "outbox", None) == {}
 
 
 def test_a_long_wait_says_how_far_it_is(

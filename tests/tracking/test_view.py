@@ -91,11 +91,11 @@ def test_a_server_elsewhere_shows_the_view_at_the_address_that_is_printed(
     client.log_metric(run, "test/accuracy", 0.75)
     ui.show(free_port(), browser=True)  # not opened: this is no terminal
     [address] = re.findall(rf"{server}/#\S+", capsys.readouterr().out)
-    with opened(address) as shown:
-        header = shown.locator("[role=columnheader][col-id='metrics.`test/accuracy`']")
+    with opened(address) as without_credentials:
+        header = without_credentials.locator("[role=columnheader][col-id='metrics.`test/accuracy`']")
         expect(header).to_be_visible()
-        expect(shown.get_by_role("link", name="a training")).to_be_visible()
-        expect(shown.get_by_role("button", name=view.NAME)).to_be_visible()
+        expect(without_credentials.get_by_role("link", name="a training")).to_be_visible()
+        expect(without_credentials.get_by_role("button", name=view.NAME)).to_be_visible()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from convoy.models import trained
 from convoy.models.build import build
 from convoy.models.spec import Spec
 from convoy.models.trained import ModelFacts
-from convoy.training.checkpoints import Kept
+from convoy.training.checkpoints import CheckpointStore
 from convoy.training.data import Batcher
 from convoy.training.module import Classifier
 from convoy.training.points import Publish
@@ -161,7 +161,7 @@ def resumable(tmp_path: Path) -> Callable[..., Resumable]:
         **changes: Any,
     ) -> Resumable:
         limits = CheckpointParams(every_s=every_s, keep=5, keep_days=30.0, time_budget_min=time_budget_min)
-        kept = Kept(tmp_path / folder, "1" * 64, limits)
+        kept = CheckpointStore(tmp_path / folder, "1" * 64, limits)
         usual = {
             "kept": kept,
             "found": kept.newest(),

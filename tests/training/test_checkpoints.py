@@ -15,18 +15,18 @@ import torch
 
 from convoy.core import files
 from convoy.core.errors import TrainingError
-from convoy.training.checkpoints import Kept
+from convoy.training.checkpoints import CheckpointStore
 from convoy.training.settings import CheckpointParams
 
 INPUTS = "ab" * 32
 LIMITS = CheckpointParams(every_s=1.0, keep=3, keep_days=30.0, time_budget_min=0.0)
 
 
-def kept(root: Path, inputs: str = INPUTS) -> Kept:
-    return Kept(root, inputs, LIMITS)
+def kept(root: Path, inputs: str = INPUTS) -> CheckpointStore:
+    return CheckpointStore(root, inputs, LIMITS)
 
 
-def save(there: Kept, step: int, *, finished: bool = False) -> None:
+def save(there: CheckpointStore, step: int, *, finished: bool = False) -> None:
     there.save(
         lambda path: torch.save({"step": torch.tensor(step)}, path),
         run_id="run",
@@ -36,7 +36,7 @@ def save(there: Kept, step: int, *, finished: bool = False) -> None:
     )
 
 
-def names(there: Kept) -> list[str]:
+def names(there: CheckpointStore) -> list[str]:
     return sorted(path.name for path in there.folder.glob("step-*"))
 
 
@@ -160,9 +160,9 @@ def test_a_dead_process_holds_no_lock(tmp_path):
     code = f"""
 import time
 from pathlib import Path
-from convoy.training.checkpoints import Kept
+from convoy.training.checkpoints import CheckpointStore
 from convoy.training.settings import CheckpointParams
-with Kept(Path({str(tmp_path)!r}), {INPUTS!r}, CheckpointParams(every_s=1.0, keep=3, keep_days=30.0, time_budget_min=0.0)).alone():
+with CheckpointStore(Path({str(tmp_path)!r}), {INPUTS!r}, CheckpointParams(every_s=1.0, keep=3, keep_days=30.0, time_budget_min=0.0)).alone():
     print("held", flush=True)
     time.sleep(60)
 """

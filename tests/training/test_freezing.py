@@ -134,11 +134,11 @@ def test_the_table_shows_every_block_in_every_epoch(plan):
 def test_a_long_training_is_shown_by_its_ends_its_changes_and_some_epochs_between(plan, epochs, transfer):
     lines = plan(epochs=epochs, freeze=3, **transfer).table([0.1] * epochs).splitlines()
 
-    shown = [int(word) for word in lines[1].split()[3:]]
+    without_credentials = [int(word) for word in lines[1].split()[3:]]
     changes = [int(line.split("epoch ")[1].split()[0]) for line in lines[2:] if "epoch " in line]
-    assert len(shown) == COLUMNS
-    assert shown == sorted(set(shown))
-    assert {1, epochs, *changes} <= set(shown)
+    assert len(without_credentials) == COLUMNS
+    assert without_credentials == sorted(set(without_credentials))
+    assert {1, epochs, *changes} <= set(without_credentials)
     assert max(len(line) for line in lines) < 110
 
 

@@ -14,7 +14,7 @@ from convoy.core import files
 from convoy.core.errors import NetworkError, RequestError
 from convoy.models import torchvision
 from convoy.models.build import build
-from convoy.models.deployable import Deployable
+from convoy.models.deployable import NormalizedModel
 from convoy.models.spec import Spec
 from convoy.training.pretrained import Starting, graft, read
 from convoy.training.weight_pins import Pin
@@ -202,9 +202,9 @@ def test_the_input_transform_of_torchvisions_weights_comes_as_their_mean_and_std
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preset.mean, preset.std))
     wanted = first_input(theirs, (pixels / 255 - mean) / std)
     assert torch.allclose(
-        first_input(Deployable(network, published.mean, published.std), pixels), wanted, atol=1e-6
+        first_input(NormalizedModel(network, published.mean, published.std), pixels), wanted, atol=1e-6
     )
-    plain = first_input(Deployable(network, preset.mean, preset.std), pixels)
+    plain = first_input(NormalizedModel(network, preset.mean, preset.std), pixels)
     assert (plain - wanted).abs().max() > 0.1
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 
-from convoy.core.errors import Paused
+from convoy.core.errors import TrainingPaused
 from convoy.training.fit import fit
 from convoy.training.points import Point
 from convoy.training.resume import DirectIO, Resumable
@@ -183,10 +183,11 @@ def test_a_spent_time_budget_saves_and_says_where_the_next_goes_on(
     spent = {"time_budget_min": 1.0, "started": time.monotonic() - 61, "every_s": 3600.0}
     for step in (2, 3):
         with pytest.raises(
-            Paused, match=rf"checkpoints\.time_budget_min \(1\) is spent\. .*epoch 1 of 2, step {step} of 3"
+            TrainingPaused,
+            match=rf"checkpoints\.time_budget_min \(1\) is spent\. .*epoch 1 of 2, step {step} of 3",
         ):
             run("paused", resumable, **spent)
-    with pytest.raises(Paused, match=r"`dvc repro` goes on at epoch 2 of 2, step 1 of 3"):
+    with pytest.raises(TrainingPaused, match=r"`dvc repro` goes on at epoch 2 of 2, step 1 of 3"):
         run("paused", resumable, **spent)
     run("paused", resumable)
     assert_equal(tmp_path / "paused", tmp_path / "whole")

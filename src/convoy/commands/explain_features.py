@@ -113,16 +113,16 @@ def _told(image: str, facts: "ModelFacts", found: "Features") -> dict[str, Any]:
 
 def _say(facts: "ModelFacts", found: "Features", page: Path | None) -> None:
     """Print what was found in a few lines, and where the page is."""
-    from convoy.core.console import say
+    from convoy.core.console import info
     from convoy.evaluation.feature_page import likeliest
 
     (seen,) = found.images
     name, probability = likeliest(seen, facts.classes)[0]
-    say(f"{facts.network} says {name}, probability {probability:.4f}")
+    info(f"{facts.network} says {name}, probability {probability:.4f}")
     if not found.layers:
-        say("It has no convolution, so there are neither filters nor maps to see.")
+        info("It has no convolution, so there are neither filters nor maps to see.")
     for depth, layer in found.layers.items():
         channels, height, width = layer.volume
         strongest = ", ".join(str(one.channel) for one in seen.strongest[depth])
-        say(f"{depth:<7} {layer.name} {height}×{width}×{channels}: strongest channels {strongest}")
-    say(f"Page: {page}")
+        info(f"{depth:<7} {layer.name} {height}×{width}×{channels}: strongest channels {strongest}")
+    info(f"Page: {page}")

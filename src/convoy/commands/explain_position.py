@@ -43,7 +43,7 @@ def position(
 
     Example: convoy explain position --dataset build/dataset --seed 7 --picture shuffled.svg
     """
-    from convoy.core.console import say, track
+    from convoy.core.console import info, track
     from convoy.explain.figures import check_name
 
     if picture:
@@ -58,16 +58,16 @@ def position(
         print(json.dumps({"data": sheets.as_json(), **verdict.as_json()}, ensure_ascii=False))
     else:
         for line in _introduction(sheets):
-            say(line)
+            info(line)
         total = len(NETWORKS) * 2 * SEEDS
         verdict = conclude(list(track(trainings(sheets, seed), "trainings", total)), sheets, seed)
         for line in (*verdict.lines(), *_reasons()):
-            say(line)
+            info(line)
     out = picture if as_json else picture or PICTURE
     if out:
         draw(sheets, verdict, out)
     if not as_json:
-        say(f"Picture: {out}")
+        info(f"Picture: {out}")
     if not verdict.holds:
         raise typer.Exit(1)
 

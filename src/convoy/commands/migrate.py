@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from convoy.core.errors import without_credentials
+
 
 def migrate(
     target: Annotated[
@@ -33,7 +35,6 @@ def migrate(
 
     from convoy.core import stage
     from convoy.core.errors import MigrationError
-    from convoy.tracking import settings
     from convoy.tracking.migration.migrate import migrate as carry
     from convoy.tracking.migration.report import table
 
@@ -41,7 +42,7 @@ def migrate(
     # Progress is for people: a program that reads JSON shall find nothing else.
     with redirect_stdout(sys.stderr if as_json else sys.stdout):
         report = carry(target, source)
-    names = {"source": settings.shown(source), "target": settings.shown(target)}
+    names = {"source": without_credentials(source), "target": without_credentials(target)}
     if as_json:
         print(json.dumps({**names, **asdict(report)}, indent=2))
     else:

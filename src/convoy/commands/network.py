@@ -69,7 +69,7 @@ def network_show(
     from convoy.explain import network_text
     from convoy.explain.table import tabulate
     from convoy.models.spec import FOLDER
-    from convoy.repo.tracked import untracked
+    from convoy.repo.git import untracked
 
     if picture:
         from convoy.explain.diagram import draw_table
@@ -114,7 +114,7 @@ def network_list(
     from convoy.data.settings import DataParams
     from convoy.explain import network_list
     from convoy.models.spec import FOLDER
-    from convoy.repo.tracked import untracked
+    from convoy.repo.git import untracked
 
     otherwise = params.section("data", DataParams).image_px
     entries = network_list.entries(FOLDER, otherwise, CLASSES, everything=everything, quiet=as_json)

@@ -15,11 +15,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from convoy.core import files
-from convoy.core.console import say
+from convoy.core.console import info
 from convoy.core.errors import ConvoyError, NetworkError, RequestError
 from convoy.models import spec, torchvision
 from convoy.models.trained import FACTS, WEIGHTS
-from convoy.repo import dvc, identity
+from convoy.repo import dvc, git
 from convoy.training import sources, weight_files, weight_pins
 from convoy.training.weight_pins import FOLDER, Pin
 
@@ -147,7 +147,7 @@ def _local(asked: str, root: Path) -> Source:
     name = sources.canonical(asked, root)
     words = f"{path.parent.name}-{path.stem}"
     suffix = "" if folder else path.suffix or ".pt"
-    if root not in path.parents or identity.git("-C", str(root), "ls-files", "--", str(path)):
+    if root not in path.parents or git.ask(root, "ls-files", "--", str(path)):
         return Source(name, name, _slug(words, name, root), suffix, address)
     return Source(
         name,
@@ -171,7 +171,7 @@ def _slug(words: str, asked: str, root: Path) -> str:
 
 def _fetch(source: Source, root: Path, out: str) -> list[str]:
     """Import the source, or copy it where that does not do; say which, and why."""
-    say(f"fetch {source.address} into {out} …")
+    info(f"fetch {source.address} into {out} …")
     why = source.why_copy
     if not why:
         try:

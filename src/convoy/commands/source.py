@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from convoy.core import yaml
 from convoy.core.errors import DataError, RequestError
 from convoy.data.prepare import describe, metrics
 from convoy.data.records import IGNORED
@@ -139,9 +139,9 @@ def _check_replaceable(root: Path) -> None:
 def _current(root: Path) -> str:
     """Read the source in data.dvc; empty where there is none."""
     try:
-        content = yaml.safe_load((root / IMPORT).read_text(encoding="utf-8"))
+        content = yaml.load((root / IMPORT).read_text(encoding="utf-8"))
         return str(content["deps"][0]["path"])
-    except (FileNotFoundError, yaml.YAMLError, KeyError, IndexError, TypeError):
+    except (FileNotFoundError, RequestError, KeyError, IndexError, TypeError):
         return ""
 
 

@@ -1,9 +1,11 @@
-"""Progress for people: a bar with rate and ETA in a terminal, plain lines elsewhere."""
+"""Output for people: messages, progress (a bar in a terminal, plain lines elsewhere) and tables."""
 
+import io
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Self, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -15,57 +17,161 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 T = TypeVar("T")
 
 PLAIN_SECONDS = 5.0
-"""Shortest time between two plain progress lines, in seconds: a log should stay readable."""
+"""Shortest time between two plain progress lines, in seconds, so that a log stays readable."""
+
+
+def info(text: str) -> None:
+    """Print a status line and flush, so that a log file has it at once."""
+    print(text, flush=True)
 
 
 class RateColumn(ProgressColumn):
     """Show items per second."""
 
     def render(self, task: Task) -> Text:
-        """Render the current speed, blank until there is one."""
-        return Text(_rate(task.speed) if task.speed else "")
+        """Render the current rate; empty until it is known."""
+        return Text(rate(task.speed) if task.speed else "")
 
 
-def say(text: str) -> None:
-    """Print one line of news for people, at once even when a log file reads it."""
-    print(text, flush=True)
+class ProgressBar:
+    """Show how much of a task is done, how fast it goes and how long it takes: every progress display of Convoy.
+
+    In a terminal a bar; elsewhere a line at most every `plain_seconds`.
+
+    Example:
+        with ProgressBar("decode images", total=1000) as bar:
+            bar.advance(10)
+            bar.print("a line above the bar")
+    """
+
+    def __init__(
+        self,
+        description: str,
+        total: int | None = None,
+        *,
+        done: int = 0,
+        stderr: bool = False,
+        plain_seconds: float = PLAIN_SECONDS,
+    ) -> None:
+        """Prepare a display.
+
+        Args:
+            description: the activity, such as `decode images`.
+            total: number of items, if known.
+            done: items done before; they do not count in the rate.
+            stderr: print to standard error, where standard output holds JSON.
+            plain_seconds: interval of plain lines, in seconds; infinity: none.
+        """
+        self.description = description
+        self.total = total
+        self.done = done
+        self._before = done
+        self._stderr = stderr
+        self._plain_seconds = plain_seconds
+        self._started = self._printed = time.monotonic()
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Self:
+        """Show the bar, in a terminal."""
+        stream = sys.stderr if self._stderr else sys.stdout
+        if stream.isatty():
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                RateColumn(),
+                TimeRemainingColumn(compact=True),
+                console=Console(
+                    stderr=self._stderr, highlight=False, markup=False, emoji=False, soft_wrap=True
+                ),
+                transient=True,
+            )
+            self._bar.add_task(self.description, total=self.total, completed=self.done)
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Remove the bar."""
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
+
+    def advance(self, count: int = 1) -> None:
+        """Count items as done."""
+        self.update(done=self.done + count)
+
+    def update(self, *, description: str | None = None, done: int | None = None) -> None:
+        """Replace the description, or the number of items that are done."""
+        self.description = self.description if description is None else description
+        self.done = self.done if done is None else done
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], description=self.description, completed=self.done)
+            return
+        now = time.monotonic()
+        if now - self._printed >= self._plain_seconds:
+            self._printed = now
+            self.print(self._plain(now - self._started))
+
+    def print(self, line: str) -> None:
+        """Print a line; in a terminal it stands above the bar."""
+        if self._bar:
+            self._bar.console.print(line)
+        else:
+            print(line, file=sys.stderr if self._stderr else sys.stdout, flush=True)
+
+    def _plain(self, elapsed_s: float) -> str:
+        per_second = (self.done - self._before) / elapsed_s if elapsed_s else 0.0
+        if not per_second:
+            return f"{self.description}: {self.done:,}" + (f" of {self.total:,}" if self.total else "")
+        left = (
+            f" of {self.total:,}, {(self.total - self.done) / per_second:,.0f} s left" if self.total else ""
+        )
+        return f"{self.description}: {self.done:,}{left} ({rate(per_second)})"
 
 
 def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """Pass items through while showing how many went by, how fast, and how long is left.
+    """Yield items while showing progress.
 
     Args:
         items: anything iterable; consumed once, in order.
         what: the activity, such as `decode images`.
-        total: number of items, where it is known beforehand.
+        total: number of items, if known.
     """
-    if sys.stdout.isatty():
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            RateColumn(),
-            TimeRemainingColumn(compact=True),
-        )
-        with Progress(*columns, console=Console(), transient=True) as progress:
-            yield from progress.track(items, total=total, description=what)
-        return
-    started = spoke = time.monotonic()
-    for done, item in enumerate(items, start=1):
-        yield item
-        now = time.monotonic()
-        if now - spoke >= PLAIN_SECONDS:
-            spoke = now
-            rate = done / (now - started)
-            left = f" of {total:,}, {(total - done) / rate:,.0f} s left" if total else ""
-            say(f"{what}: {done:,}{left} ({_rate(rate)})")
+    with ProgressBar(what, total) as bar:
+        for item in items:
+            yield item
+            bar.advance()
 
 
-def _rate(per_second: float) -> str:
-    """Phrase a rate: whole numbers, but what takes seconds each shall not read as 0/s."""
+def rate(per_second: float) -> str:
+    """Format a rate: whole numbers, with decimals below 10 so that slow work does not read as 0/s."""
     return f"{per_second:,.0f}/s" if per_second >= 10 else f"{per_second:.2g}/s"
+
+
+def table(
+    header: Sequence[str], rows: Iterable[Sequence[object]], *, right: Collection[int] = (), indent: int = 0
+) -> str:
+    """Lay out rows in aligned columns, as plain text of any width.
+
+    Args:
+        header: titles of the columns; all empty: no title line.
+        rows: cells, as many as titles; shown by `str`.
+        right: indices of the columns aligned to the right, such as those of numbers.
+        indent: spaces before each line.
+    """
+    grid = Table(box=None, pad_edge=False, show_header=any(header), header_style="", padding=(0, 2, 0, 0))
+    for index, title in enumerate(header):
+        grid.add_column(Text(title), justify="right" if index in right else "left", no_wrap=True)
+    for row in rows:
+        grid.add_row(*(Text(str(cell)) for cell in row))
+    stream = io.StringIO()
+    Console(file=stream, width=10_000, color_system=None).print(grid)
+    return "\n".join(" " * indent + line.rstrip() for line in stream.getvalue().splitlines())

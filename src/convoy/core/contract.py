@@ -1,4 +1,4 @@
-"""The names that the exported graph and its users agree on."""
+"""Names that stages, files and stores agree on: files and metadata of the exported model, tags of MLflow runs."""
 
 from typing import Literal
 
@@ -7,12 +7,12 @@ PROBABILITIES = "probabilities"
 LOGITS = "logits"
 
 MEAN = "deployable.mean"
-"""The constant that holds the channel means, in 0..1 units; the proof's negative control shifts it."""
+"""The constant that holds the channel means, in 0..1 units; the negative control of verification shifts it."""
 
-UNPROVEN = "model.unproven.onnx"
-PROVEN = "model.onnx"
+UNVERIFIED = "model.unverified.onnx"
+VERIFIED = "model.onnx"
 VERIFICATION = "verification.json"
-CARD = "model_card.md"
+MODEL_CARD = "model_card.md"
 IMAGES = "images.parquet"
 
 CLASSES = "convoy.classes"
@@ -29,3 +29,20 @@ INPUT_IN_WORDS = (
     "uint8 pixels [N, height, width, 3] in 0..255, RGB, upright (EXIF orientation applied), transparency over "
     "white; any N, height and width from 1. Resizing, cropping or padding, and normalisation happen inside."
 )
+
+RUN_ID = "convoy.run_id"
+"""Tag of an MLflow run, and metadata key of an ONNX file: Convoy's own id of the run."""
+DATA_HASH = "convoy.data_hash"
+PARAMS_HASH = "convoy.params_hash"
+DATA_MD5 = "convoy.data_md5"
+LOCK = "convoy.lock"
+"""Tag of a run: SHA-256 of its final dvc.lock."""
+DVC_EXPERIMENT = "convoy.dvc_experiment"
+GIT_COMMIT = "mlflow.source.git.commit"
+GIT_DIRTY = "convoy.git_dirty"
+DIFF = "convoy.diff"
+TRAINING = "convoy.training"
+HOST = "convoy.host"
+OWNER = "convoy.owner"
+KIND = "convoy.kind"
+ONNX_SHA256 = "convoy.onnx_sha256"

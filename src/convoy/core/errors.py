@@ -1,42 +1,50 @@
-"""What Convoy raises when it knows what went wrong.
+"""The exceptions of Convoy. Each message names the cause, what exists instead and what to type next.
 
-Every message says what was wrong, what exists instead and what to type next.
-The exit code belongs to the class: 1, a check or a run failed; 2, the request
-itself was wrong.
+The exit code belongs to the class: 1, a check or a run failed; 2, the request was invalid.
 """
+
+import re
 
 
 class ConvoyError(Exception):
-    """Know the cause and say the remedy; anything else is a bug and keeps its traceback."""
+    """Report a known cause with its remedy; any other exception is a bug and keeps its traceback."""
 
     exit_code = 1
 
 
 class RequestError(ConvoyError):
-    """Refuse what was asked: an unknown key, a value out of range, a name that does not exist."""
+    """Invalid request: an unknown key, a value out of range, a name that does not exist."""
 
     exit_code = 2
 
 
 class DataError(ConvoyError):
-    """Refuse delivered data: unreadable, unsafe, too few classes, a split without a class."""
+    """Unusable delivery: unreadable, unsafe, too few classes, a split without a class."""
 
 
 class NetworkError(ConvoyError):
-    """Refuse a network that cannot take the images it is given."""
+    """The network does not accept the images."""
 
 
-class ProofError(ConvoyError):
-    """Refuse a deployable graph that does not do what was measured."""
+class VerificationError(ConvoyError):
+    """The exported model does not do what was measured."""
 
 
 class TrainingError(ConvoyError):
-    """Give a training up that cannot come to anything."""
+    """Training cannot continue, for example after a NaN loss."""
 
 
-class Paused(ConvoyError):  # noqa: N818 (what it says is no mistake of anybody)
-    """Stop a training that goes on later, from where it is."""
+class TrainingPaused(ConvoyError):  # noqa: N818 (not an error: the time budget is spent)
+    """Training stopped at its time budget and resumes from its checkpoint."""
+
+    exit_code = 1
 
 
 class MigrationError(ConvoyError):
-    """Give a migration up, or refuse to call it done; the same command goes on where it stopped."""
+    """The migration is incomplete; the same command continues where it stopped."""
+
+
+def without_credentials(text: str) -> str:
+    """Replace the password or token of every address in a text that people will see by `***`."""
+    hidden = re.sub(r"(://[^/\s:@]*):[^/\s@]+@", r"\1:***@", text)
+    return re.sub(r"(https?://)[^/\s:@]+@", r"\1***@", hidden)  # forges accept a token as the user's name

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from convoy.core import yaml
 from convoy.core.errors import RequestError
 
 PARAMS_FILE = Path("params.yaml")
@@ -31,26 +31,6 @@ class Section(BaseModel):
 
 
 S = TypeVar("S", bound=Section)
-V = TypeVar("V")
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Load a YAML mapping.
-
-    Raises:
-        RequestError: the file is missing, is not YAML, or is no mapping.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise RequestError(
-            f"{path} does not exist in {Path.cwd()}. Change to the repository's root and try again."
-        ) from error
-    except yaml.YAMLError as error:
-        raise RequestError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise RequestError(f"{path} must hold `key: value` lines; it holds {type(content).__name__}.")
-    return content
 
 
 def section(name: str, kind: type[S], path: Path = PARAMS_FILE) -> S:
@@ -59,7 +39,7 @@ def section(name: str, kind: type[S], path: Path = PARAMS_FILE) -> S:
     Raises:
         RequestError: listing every unknown, missing or out-of-range key of the section.
     """
-    content = read_yaml(path)
+    content = yaml.read(path)
     if name not in content:
         raise RequestError(
             f"{path} has no section `{name}`{did_you_mean(name, content)}. Add it, or restore it: git checkout {path}"
@@ -73,7 +53,7 @@ def value(name: str, kind: Any, path: Path = PARAMS_FILE) -> Any:  # noqa: ANN40
     Raises:
         RequestError: the key is missing or its value is out of range.
     """
-    content = read_yaml(path)
+    content = yaml.read(path)
     if name not in content:
         raise RequestError(
             f"{path} has no key `{name}`{did_you_mean(name, content)}. Add it, or restore it: git checkout {path}"

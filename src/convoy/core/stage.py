@@ -9,8 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-import yaml
-
+from convoy.core import yaml
 from convoy.core.errors import ConvoyError
 
 REPOSITORY = "CONVOY_REPOSITORY"
@@ -65,7 +64,7 @@ def recorded(stage: str, path: Path, content: bytes) -> bool:
     lock = Path("dvc.lock")
     if not lock.exists():
         return False
-    stages: dict[str, Any] = yaml.safe_load(lock.read_text(encoding="utf-8")).get("stages", {})
+    stages: dict[str, Any] = yaml.load(lock.read_text(encoding="utf-8")).get("stages", {})
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()  # DVC's own content hash
     outs = stages.get(stage, {}).get("outs", [])
     return any(entry["path"] == path.as_posix() and entry.get("md5") == found for entry in outs)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from convoy.core.console import say
+from convoy.core.console import info
 from convoy.core.dataset import FACTS_FILE, IMAGES_FILE, LABELS_FILE, MANIFEST_FILE, SPLITS
 from convoy.core.files import write_json
 from convoy.data import manifest, pack
@@ -48,7 +48,7 @@ def prepare(data: Path, params: DataParams, out: Path) -> dict[str, Any]:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     for line in describe(found, params):
-        say(line)
+        info(line)
     return metrics(found)
 
 

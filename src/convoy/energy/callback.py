@@ -6,7 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from convoy.core.console import say
+from convoy.core.console import info
 from convoy.energy.meter import Meter, Spent, spoken
 
 AFTER_SECONDS = 60.0
@@ -57,7 +57,7 @@ class TrainingEnergy(pl.Callback):
         )
         so_far = spoken(now.kwh, now.co2_kg).partition(",")[0]
         unless = " unless it stops early" if trainer.early_stopping_callback else ""
-        say(
+        info(
             f"energy so far {so_far}; the whole training will take about {whole}{unless} "
             f"({self._meter.word}; {self._meter.grid.name})"
         )

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from convoy.core import files
-from convoy.core.console import say
+from convoy.core.console import info
 from convoy.energy import grid
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class Meter:
     def _fail(self, reason: object) -> None:
         """Say once that there will be no figures, and why."""
         self._failed = True
-        say(f"Energy is left out: {reason!s:.300}. The {self.stage} stage goes on.")
+        info(f"Energy is left out: {reason!s:.300}. The {self.stage} stage goes on.")
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from convoy.core import files
-from convoy.core.console import say
+from convoy.core.console import info
 from convoy.energy.meter import rounded
 
 STAGES = ("prepare", "train", "evaluate", "export")
@@ -32,7 +32,7 @@ def with_total(metrics: Path, last: dict[str, Any]) -> dict[str, Any]:
         figures |= files.read_json(path).get("energy", {}) if path.exists() else {}
     absent = [name for name in STAGES if f"{name}_kwh" not in figures]
     if absent:
-        say(f"Energy of the run is left out: {metrics}/{absent[0]}.json has none.")
+        info(f"Energy of the run is left out: {metrics}/{absent[0]}.json has none.")
         return last
     total = {
         "kwh": rounded(sum(figures[f"{name}_kwh"] for name in STAGES)),

@@ -20,7 +20,7 @@ from convoy.core import console
 from convoy.core.errors import NetworkError
 from convoy.evaluation.inference import full_float32
 from convoy.models.assembled import Padded, Sum
-from convoy.models.deployable import Deployable
+from convoy.models.deployable import NormalizedModel
 from convoy.models.layer_types import ACTIVATIONS
 
 Depth = Literal["low", "middle", "high"]
@@ -106,7 +106,7 @@ class Features:
     images: list[Seen]
 
 
-def find(model: Deployable, images_u8: Sequence[npt.NDArray[np.uint8]]) -> Features:
+def find(model: NormalizedModel, images_u8: Sequence[npt.NDArray[np.uint8]]) -> Features:
     """Run images through a network and keep its filters and its strongest maps.
 
     Runs in float32 on the device where the model is, one image at a time.
@@ -151,7 +151,7 @@ def choose(layers: Sequence[Layer]) -> dict[Depth, Layer]:
     return dict(zip(depths, layers, strict=False))
 
 
-def _convolutions(model: Deployable, pixels: Tensor) -> list[Layer]:
+def _convolutions(model: NormalizedModel, pixels: Tensor) -> list[Layer]:
     """List the convolutions in the order in which they run, each followed as far as its map goes on."""
     trace = _Trace()
     with _watching(model.network, trace.note):
@@ -205,7 +205,7 @@ class _Trace:
         return self.layers[n]
 
 
-def _seen(model: Deployable, pixels: Tensor, layers: dict[Depth, Layer]) -> Seen:
+def _seen(model: NormalizedModel, pixels: Tensor, layers: dict[Depth, Layer]) -> Seen:
     depths = {layer.end: depth for depth, layer in layers.items()}
     volumes: dict[Depth, npt.NDArray[np.float32]] = {}
 
@@ -238,7 +238,7 @@ def _filters(network: nn.Module, name: str) -> npt.NDArray[np.float32]:
     return weights.transpose(0, 2, 3, 1)
 
 
-def _pixels(model: Deployable, image_u8: npt.NDArray[np.uint8]) -> Tensor:
+def _pixels(model: NormalizedModel, image_u8: npt.NDArray[np.uint8]) -> Tensor:
     """Make (1, 3, P, P) of (P, P, 3), on the model's device."""
     return torch.from_numpy(np.array(image_u8)).to(model.mean.device).permute(2, 0, 1).unsqueeze(0).float()
 

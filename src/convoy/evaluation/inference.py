@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from convoy.core import console
-from convoy.models.deployable import Deployable
+from convoy.models.deployable import NormalizedModel
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def full_float32() -> Iterator[None]:
 
 
 def probabilities(
-    model: Deployable, images_u8: npt.NDArray[np.uint8], batch_size: int
+    model: NormalizedModel, images_u8: npt.NDArray[np.uint8], batch_size: int
 ) -> npt.NDArray[np.float32]:
     """Predict on a GPU where there is one, else on the CPU.
 

@@ -33,9 +33,15 @@ def draw(image: GivenImage, filters: Sequence[GivenFilter], worked: Worked, out:
     Raises:
         RequestError: the file cannot be written.
     """
-    shown = min(len(filters), MOST_FILTERS)
-    figure = Figure(figsize=(5 * PANEL_IN, shown * PANEL_IN + 1.1), facecolor=PAPER, layout="constrained")
-    more = f" (the first {shown} of {len(filters)} filters)" if shown < len(filters) else ""
+    without_credentials = min(len(filters), MOST_FILTERS)
+    figure = Figure(
+        figsize=(5 * PANEL_IN, without_credentials * PANEL_IN + 1.1), facecolor=PAPER, layout="constrained"
+    )
+    more = (
+        f" (the first {without_credentials} of {len(filters)} filters)"
+        if without_credentials < len(filters)
+        else ""
+    )
     figure.suptitle(
         f"convolution with padding {worked.padding} and stride {worked.stride}: "
         f"{volume(image.values)} → {volume(worked.activation)}{more}",
@@ -45,8 +51,8 @@ def draw(image: GivenImage, filters: Sequence[GivenFilter], worked: Worked, out:
     figure.supxlabel(
         "framed: the largest sum and its window · red: below 0 · blue: above 0", color=INK, fontsize=10
     )
-    grid = figure.add_gridspec(shown, 5)
-    for row in range(shown):
+    grid = figure.add_gridspec(without_credentials, 5)
+    for row in range(without_credentials):
         panels = [figure.add_subplot(grid[row, column]) for column in range(5)]
         _draw_image(panels[0], image, worked)
         _draw_filter(panels[1], filters[row], worked.filters[row])
@@ -116,7 +122,7 @@ def _frame_largest(image: Axes, activation: Axes, worked: Worked, channel: int, 
 
 def _cells(axes: Axes, plane: Volume, colours: str, scale: Normalize) -> None:
     """Draw a matrix as coloured cells, each with its number where there is room."""
-    shown = axes.imshow(plane, cmap=colours, norm=scale, interpolation="nearest")
+    without_credentials = axes.imshow(plane, cmap=colours, norm=scale, interpolation="nearest")
     rows, columns = plane.shape
     labels = [[number(cell, DECIMALS) if np.isfinite(cell) else "" for cell in row] for row in plane]
     longest = max(len(label) for row in labels for label in row)
@@ -125,7 +131,7 @@ def _cells(axes: Axes, plane: Volume, colours: str, scale: Normalize) -> None:
     if size < SMALLEST_PT:
         return
     for (i, j), value in np.ndenumerate(plane):
-        red, green, blue, _ = shown.to_rgba(np.asarray(value))
+        red, green, blue, _ = without_credentials.to_rgba(np.asarray(value))
         ink = PAPER if 0.3 * red + 0.59 * green + 0.11 * blue < 0.5 else INK
         axes.text(j, i, labels[i][j], ha="center", va="center", color=ink, fontsize=size)
     axes.set_xticks(np.arange(0.5, columns - 1), minor=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from convoy.core import files
-from convoy.core.console import say, track
+from convoy.core.console import info, track
 from convoy.core.errors import ConvoyError
 from convoy.explain.table import tabulate
 from convoy.models import fitting, spec, torchvision
@@ -142,7 +142,7 @@ class Memory(BaseModel):
         if not self.names:
             self.names = torchvision.names()
         if not quiet and any(name not in self.networks for name in self.names):
-            say("measuring torchvision's classifiers, once for this version of torchvision")
+            info("measuring torchvision's classifiers, once for this version of torchvision")
             for name in track(self.names, "measure", len(self.names)):
                 self.describe(name)
         return [self.describe(name).model_copy(update={"name": f"torchvision:{name}"}) for name in self.names]

@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from convoy.core.dataset import Dataset
 from convoy.explain.position_verdict import CNN, DENSE, Pair, Verdict
 from convoy.models.build import build
-from convoy.models.deployable import Deployable
+from convoy.models.deployable import NormalizedModel
 from convoy.models.spec import Spec
 from convoy.training.augment import augment
 from convoy.training.optim import rate
@@ -181,7 +181,7 @@ def train(spec: Spec, sheets: Sheets, seed: int, *, shuffled: bool) -> float:
         network = build(spec, sheets.classes, sheets.px)
     pixels = sheets.learnt_u8.float() / 255
     mean, std = pixels.mean(dim=(0, 2, 3)), pixels.std(dim=(0, 2, 3))
-    model = Deployable(network, mean.tolist(), std.tolist()).to(memory_format=torch.channels_last)
+    model = NormalizedModel(network, mean.tolist(), std.tolist()).to(memory_format=torch.channels_last)
     order = sheets.order if shuffled else torch.arange(sheets.px**2)
     random = np.random.default_rng(seed)
     batches = -(-len(sheets.learnt_labels) // BATCH)

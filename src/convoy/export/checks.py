@@ -15,10 +15,10 @@ import onnx
 from onnx import numpy_helper
 
 from convoy.core import console, contract
-from convoy.core.errors import DataError, ProofError
+from convoy.core.errors import DataError, VerificationError
 from convoy.export.comparison import Comparison
 from convoy.export.measured import Measured
-from convoy.export.onnx_model import CHUNK_IMAGES, Served, chunks
+from convoy.export.onnx_model import CHUNK_IMAGES, OnnxModel, chunks
 from convoy.export.settings import ExportParams
 from convoy.images.decode import decode
 from convoy.images.delivery import open_delivery
@@ -44,7 +44,7 @@ class Sample:
 
 
 def from_files(
-    served: Served, data: Path, measured: Measured, geometry: Geometry, limits: ExportParams
+    served: OnnxModel, data: Path, measured: Measured, geometry: Geometry, limits: ExportParams
 ) -> tuple[Comparison, int, Sample]:
     """Answer every test image from its delivered file's bytes and compare with what was measured.
 
@@ -75,7 +75,7 @@ def from_files(
             try:
                 yield place, decode(content).image_u8
             except DataError as error:
-                raise ProofError(f"{data}: {path} was prepared, and now it {error}") from error
+                raise VerificationError(f"{data}: {path} was prepared, and now it {error}") from error
             if not waiting:
                 return
 
@@ -92,7 +92,9 @@ def from_files(
     return comparison, correct, Sample(np.array(kept), squares_u8)
 
 
-def in_batches(served: Served, measured: Measured, sample: Sample, limits: ExportParams) -> list[Comparison]:
+def in_batches(
+    served: OnnxModel, measured: Measured, sample: Sample, limits: ExportParams
+) -> list[Comparison]:
     """Answer the sample in batches of 1, 2, 7 and many: an exporter may have fixed a batch size."""
     return [
         _on_sample(Comparison(f"batches of {size}", limits), served, measured, sample, size)
@@ -100,7 +102,7 @@ def in_batches(served: Served, measured: Measured, sample: Sample, limits: Expor
     ]
 
 
-def odd_sizes(served: Served, geometry: Geometry, limits: ExportParams) -> Comparison:
+def odd_sizes(served: OnnxModel, geometry: Geometry, limits: ExportParams) -> Comparison:
     """Answer images of odd sizes, raw and packed as `prepare` packs: both answers must agree."""
     comparison = Comparison("odd image sizes, raw against packed", limits)
     px = geometry.image_px
@@ -128,19 +130,19 @@ def negative_control(
     graph = onnx.load(model)
     mean = next((one for one in graph.graph.initializer if one.name == contract.MEAN), None)
     if mean is None:
-        raise ProofError(
+        raise VerificationError(
             f"{model} has no constant {contract.MEAN}, so the proof cannot show that it notices a wrong one. "
             "Make it again: dvc repro --force export"
         )
     right = numpy_helper.to_array(mean)
     for shift in SHIFTS:
         mean.CopyFrom(numpy_helper.from_array((right + shift).astype(np.float32), contract.MEAN))
-        wrong = Served(graph.SerializeToString())
+        wrong = OnnxModel(graph.SerializeToString())
         comparison = Comparison(f"negative control: mean off by {shift:.4f}", limits)
         _on_sample(comparison, wrong, measured, sample, CHUNK_IMAGES)
         if not comparison.within:
             return shift, comparison
-    raise ProofError(
+    raise VerificationError(
         f"The proof has no power: a graph whose mean is off by {SHIFTS[-1]:g}, the whole range of a pixel, passes "
         f"the same comparison on {comparison.images} images (label flips {comparison.flips}, limit "
         f"{limits.max_label_flips}; largest probability gap {comparison.gap:.3g}, limit "
@@ -151,7 +153,7 @@ def negative_control(
 
 
 def _on_sample(
-    comparison: Comparison, served: Served, measured: Measured, sample: Sample, size: int
+    comparison: Comparison, served: OnnxModel, measured: Measured, sample: Sample, size: int
 ) -> Comparison:
     for start in range(0, len(sample.places), size):
         places = sample.places[start : start + size]
@@ -167,7 +169,7 @@ def _refuse_gone(data: Path, missing: list[str], changed: list[str], total: int)
         (changed, "no longer the file that was prepared"),
     ):
         if paths:
-            raise ProofError(
+            raise VerificationError(
                 f"{data}: {len(paths)} of {total} test images are {verdict}, the first being {paths[0]}. "
                 "The data changed since it was prepared; take it through the pipeline: dvc repro"
             )

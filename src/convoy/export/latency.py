@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 import convoy
-from convoy.core.errors import ProofError
+from convoy.core.errors import VerificationError
 
 BATCH = 32
 """Images per batch when throughput is measured."""
@@ -78,9 +78,9 @@ def _seconds(answer: Answer, images_u8: npt.NDArray[np.uint8], runs: int) -> lis
 
 
 def _onnx(path: Path) -> Answer:
-    from convoy.export.onnx_model import Served  # noqa: PLC0415 (each process pays for its own engine alone)
+    from convoy.export.onnx_model import OnnxModel  # noqa: PLC0415 (each process pays for its own engine alone)
 
-    return Served(path, threads=THREADS)
+    return OnnxModel(path, threads=THREADS)
 
 
 def _eager(path: Path) -> Answer:
@@ -107,7 +107,7 @@ def _in_own_process(kind: str, path: Path, image_px: int, runs: int) -> dict[str
     )
     if done.returncode:
         said = "\n".join(done.stderr.strip().splitlines()[-5:])
-        raise ProofError(f"timing of {path} ({kind}) failed with exit code {done.returncode}:\n{said}")
+        raise VerificationError(f"timing of {path} ({kind}) failed with exit code {done.returncode}:\n{said}")
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 

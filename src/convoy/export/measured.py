@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from convoy.core import files
-from convoy.core.errors import ProofError
+from convoy.core.errors import VerificationError
 
 PREDICTIONS = "predictions.parquet"
 SUMMARY = "summary.json"
@@ -44,7 +44,7 @@ class Measured:
         """
         for name in (PREDICTIONS, SUMMARY):
             if not (folder / name).is_file():
-                raise ProofError(
+                raise VerificationError(
                     f"{folder / name} does not exist. Measure the model first: dvc repro evaluate"
                 )
         summary = files.read_json(folder / SUMMARY)
@@ -57,7 +57,7 @@ class Measured:
         predicted = np.array([number[name] for name in table.column("predicted").to_pylist()])
         contradicting = np.flatnonzero(predicted != probabilities.argmax(axis=1))
         if len(contradicting):
-            raise ProofError(
+            raise VerificationError(
                 f"{folder / PREDICTIONS} contradicts itself: the predicted class of {paths[contradicting[0]]} is not "
                 "its most probable one. Measure again: dvc repro --force evaluate"
             )

@@ -21,7 +21,7 @@ from convoy.core.dataset import Fit
 from convoy.core.errors import NetworkError
 from convoy.images import resize
 from convoy.models import trained
-from convoy.models.deployable import Deployable
+from convoy.models.deployable import NormalizedModel
 
 LARGEST_BYTES = 2**31 - 1
 """What protobuf, and so one ONNX file, can hold."""
@@ -30,7 +30,7 @@ LARGEST_BYTES = 2**31 - 1
 class _Served(nn.Module):
     """Add probabilities to a network; its attribute's name begins the constants' names in the graph."""
 
-    def __init__(self, deployable: Deployable) -> None:
+    def __init__(self, deployable: NormalizedModel) -> None:
         super().__init__()
         self.deployable = deployable
 
@@ -41,7 +41,7 @@ class _Served(nn.Module):
 
 
 def build(model: Path, out: Path, identity: Mapping[str, str]) -> None:
-    """Write `model.unproven.onnx`, from uint8 (N, H, W, 3) to (N, K) `probabilities` and `logits`.
+    """Write `model.unverified.onnx`, from uint8 (N, H, W, 3) to (N, K) `probabilities` and `logits`.
 
     It gets the name `model.onnx` from the proof alone, so what an earlier proof left is removed.
 
@@ -57,7 +57,7 @@ def build(model: Path, out: Path, identity: Mapping[str, str]) -> None:
         raise ValueError(f"identity needs {contract.IDENTITY}, not {tuple(identity)}")
     deployable, facts = trained.load(model)
     out.mkdir(parents=True, exist_ok=True)
-    for name in (contract.PROVEN, contract.UNPROVEN, contract.VERIFICATION, contract.CARD):
+    for name in (contract.VERIFIED, contract.UNVERIFIED, contract.VERIFICATION, contract.MODEL_CARD):
         (out / name).unlink(missing_ok=True)
     network = _translate(deployable, facts.image_px, facts.network)
     joined = _join(resize.graph(facts.image_px, cast("Fit", facts.fit)), network, len(facts.classes))
@@ -77,10 +77,10 @@ def build(model: Path, out: Path, identity: Mapping[str, str]) -> None:
             f"{LARGEST_BYTES / 1e9:.1f} GB. Choose a smaller network: network.name in params.yaml"
         )
     onnx.checker.check_model(joined, full_check=True)
-    onnx.save(joined, out / contract.UNPROVEN)
+    onnx.save(joined, out / contract.UNVERIFIED)
 
 
-def _translate(deployable: Deployable, image_px: int, name: str) -> onnx.ModelProto:
+def _translate(deployable: NormalizedModel, image_px: int, name: str) -> onnx.ModelProto:
     """Export float32 `pixels` (N, 3, P, P) to `probabilities` and `logits`.
 
     Traced with two images: the exporter takes a size of 1 for a constant (pytorch#157621).

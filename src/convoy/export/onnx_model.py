@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from convoy.core import contract
-from convoy.core.errors import ProofError, RequestError
+from convoy.core.errors import RequestError, VerificationError
 
 CHUNK_IMAGES = 64
 """Images that are read before they are answered."""
@@ -23,7 +23,7 @@ CHUNK_BYTES = 32 * 2**20
 T = TypeVar("T")
 
 
-class Served:
+class OnnxModel:
     """Answer raw pixels with probabilities.
 
     Attributes:
@@ -45,7 +45,7 @@ class Served:
         name = str(model) if isinstance(model, Path) else "the model"
         if isinstance(model, Path) and not model.is_file():
             raise RequestError(
-                f"{name} does not exist. Make one with `dvc repro`: build/deploy/{contract.PROVEN}"
+                f"{name} does not exist. Make one with `dvc repro`: build/deploy/{contract.VERIFIED}"
             )
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # less would print errors that are raised as well
@@ -53,7 +53,7 @@ class Served:
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors share no base class
-            raise ProofError(
+            raise VerificationError(
                 f"{name} cannot be opened as ONNX, it is damaged or something else: {_first_line(error)}\n"
                 "Get it back with `dvc checkout`, or make it again: dvc repro export"
             ) from error
@@ -85,9 +85,9 @@ class Served:
         if contract.PROBABILITIES not in [node.name for node in self._session.get_outputs()]:
             missing.append(f"an output `{contract.PROBABILITIES}`")
         if missing:
-            raise ProofError(
+            raise VerificationError(
                 f"{name} is ONNX, but no model of Convoy's: it lacks {', '.join(missing)}. "
-                f"Use the one that `dvc repro` makes: build/deploy/{contract.PROVEN}"
+                f"Use the one that `dvc repro` makes: build/deploy/{contract.VERIFIED}"
             )
 
 

@@ -9,18 +9,18 @@ from typing import Any, cast
 
 from convoy.core import contract, files
 from convoy.core.dataset import Fit
-from convoy.core.errors import ProofError
+from convoy.core.errors import VerificationError
 from convoy.core.intervals import wilson
 from convoy.export import checks, latency, machine, model_card
 from convoy.export.comparison import Comparison
 from convoy.export.measured import Measured
-from convoy.export.onnx_model import Served
+from convoy.export.onnx_model import OnnxModel
 from convoy.export.settings import ExportParams
 from convoy.images.resize import Geometry
 
 
 def prove(deploy: Path, trained: Path, data: Path, evaluation: Path, params: ExportParams) -> dict[str, Any]:
-    """Check `model.unproven.onnx` over the whole test split and rename it to `model.onnx`.
+    """Check `model.unverified.onnx` over the whole test split and rename it to `model.onnx`.
 
     Writes `verification.json` and `model_card.md` beside it. On failure there is no
     `model.onnx`, and the unproven graph stays to be looked at.
@@ -39,14 +39,14 @@ def prove(deploy: Path, trained: Path, data: Path, evaluation: Path, params: Exp
         ProofError: naming the check that failed, its figures and the worst image.
     """
     _refuse_torch()
-    unproven, proven = deploy / contract.UNPROVEN, deploy / contract.PROVEN
+    unproven, proven = deploy / contract.UNVERIFIED, deploy / contract.VERIFIED
     if not unproven.is_file():
-        raise ProofError(
+        raise VerificationError(
             f"{unproven} does not exist, so there is nothing to prove. Build it: dvc repro export"
         )
-    for name in (contract.PROVEN, contract.VERIFICATION, contract.CARD):
+    for name in (contract.VERIFIED, contract.VERIFICATION, contract.MODEL_CARD):
         (deploy / name).unlink(missing_ok=True)
-    served = Served(unproven)
+    served = OnnxModel(unproven)
     measured = Measured.load(evaluation)
     _refuse_other_classes(served, measured, unproven, evaluation)
     geometry = Geometry(
@@ -77,7 +77,7 @@ def prove(deploy: Path, trained: Path, data: Path, evaluation: Path, params: Exp
         "hardware": machine.hardware(),
     }
     files.write_json(deploy / contract.VERIFICATION, verification)
-    model_card.write(deploy / contract.CARD, verification, measured.summary)
+    model_card.write(deploy / contract.MODEL_CARD, verification, measured.summary)
     unproven.rename(proven)
     return {
         "deploy": {
@@ -94,34 +94,34 @@ def prove(deploy: Path, trained: Path, data: Path, evaluation: Path, params: Exp
 def _refuse_torch() -> None:
     """Keep the proof to what a server has: with torch in the process it would show less than it says."""
     if "torch" in sys.modules:
-        raise ProofError(
+        raise VerificationError(
             "torch is imported in the process that proves the served graph, which must do without it. "
             "Run the proof by itself: python pipelines/export.py prove"
         )
 
 
-def _refuse_other_classes(served: Served, measured: Measured, unproven: Path, evaluation: Path) -> None:
+def _refuse_other_classes(served: OnnxModel, measured: Measured, unproven: Path, evaluation: Path) -> None:
     if served.classes != measured.classes:
-        raise ProofError(
+        raise VerificationError(
             f"{unproven} answers with the classes {', '.join(served.classes)}; {evaluation} measured "
             f"{', '.join(measured.classes)}. Bring both up to date: dvc repro"
         )
 
 
-def _insist(comparison: Comparison, served: Served, unproven: Path) -> None:
+def _insist(comparison: Comparison, served: OnnxModel, unproven: Path) -> None:
     if not comparison.within:
-        raise ProofError(
+        raise VerificationError(
             f"the exported graph does not answer as it was measured.\n{comparison.explain(served.classes)}\n"
-            f"{unproven} stays to be looked at (convoy predict {unproven} IMAGE); there is no {contract.PROVEN}. "
+            f"{unproven} stays to be looked at (convoy predict {unproven} IMAGE); there is no {contract.VERIFIED}. "
             "Measure and export once more with `dvc repro --force evaluate export`; if it stays, look for a layer "
             "that computes something else in ONNX, or raise the limit in params.yaml if the figures are good enough."
         )
 
 
-def _identity(served: Served, unproven: Path) -> dict[str, Any]:
+def _identity(served: OnnxModel, unproven: Path) -> dict[str, Any]:
     """Say which file was proven and what it comes from."""
     return {
-        "file": contract.PROVEN,
+        "file": contract.VERIFIED,
         "sha256": files.sha256(unproven),
         "bytes": unproven.stat().st_size,
         "input": served.properties[contract.INPUT],

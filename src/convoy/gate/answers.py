@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from convoy.core import files
 from convoy.core.errors import ConvoyError
-from convoy.export.onnx_model import Served
-from convoy.gate.contender import Contender
+from convoy.export.onnx_model import OnnxModel
+from convoy.gate.contender import ModelUnderTest
 
 SAMPLE_BYTES = 64 * 2**20
 """Most bytes of test images that are kept to be timed."""
@@ -29,7 +29,7 @@ class Answers:
         probability: (n,) of the most probable class.
     """
 
-    def __init__(self, contender: Contender, images: int, threads: int = 0) -> None:
+    def __init__(self, contender: ModelUnderTest, images: int, threads: int = 0) -> None:
         """Open the model.
 
         Raises:
@@ -68,7 +68,7 @@ class Answers:
         self.probability[list(where)] = found.max(axis=1)
 
 
-def opened(contender: Contender, threads: int) -> Served:
+def opened(contender: ModelUnderTest, threads: int) -> OnnxModel:
     """Open a model whose bytes are those that were registered.
 
     Raises:
@@ -82,7 +82,7 @@ def opened(contender: Contender, threads: int) -> Served:
             f"its file has other bytes than were registered (sha256 {sha256[:12]}…, not {contender.sha256[:12]}…)"
         )
     try:
-        return Served(contender.onnx, threads=threads)
+        return OnnxModel(contender.onnx, threads=threads)
     except (ConvoyError, ValueError, TypeError) as error:  # the last two: metadata that is no list of names
         raise NoAnswer(str(error).splitlines()[0]) from error
 

@@ -9,7 +9,7 @@ from convoy.export.image_index import Images
 
 
 @dataclass(frozen=True)
-class Contender:
+class ModelUnderTest:
     """Hold one model, with what is known of its making.
 
     Attributes:
@@ -31,7 +31,7 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Unreadable:
+class UnavailableModel:
     """Hold a champion that is registered, but whose file is gone or damaged.
 
     Attributes:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from convoy.gate.calibration import calibration_error
-from convoy.gate.contender import Contender, Unreadable
+from convoy.gate.contender import ModelUnderTest, UnavailableModel
 from convoy.gate.evidence import Facts
 from convoy.gate.names import visible
 from convoy.gate.result import Criterion, Sense, Unit
@@ -68,7 +68,7 @@ def ask(facts: Facts, limits: GateParams) -> tuple[Criterion, ...]:
     )
 
 
-def _proof(candidate: Contender) -> Criterion:
+def _proof(candidate: ModelUnderTest) -> Criterion:
     problem = _missing_proof(candidate.proof, candidate.sha256)
     title = "proof that what is served is what was measured"
     return _plain("proof", title, held=not problem, note=problem or "passed, of these bytes")
@@ -121,7 +121,7 @@ def _seen(facts: Facts) -> Criterion:
     title = "training images are known"
     if facts.candidate.images is None:
         return _plain("seen", title, held=False, note="which images the candidate was trained on is unknown")
-    if isinstance(facts.champion, Contender) and facts.champion.images is None:
+    if isinstance(facts.champion, ModelUnderTest) and facts.champion.images is None:
         note = "the champion's are not: some of these images may flatter it"
         return _plain("seen", title, held=True, note=note)
     return _plain("seen", title, held=True, note="of both" if facts.theirs else "of the candidate")
@@ -182,7 +182,7 @@ def _champion_drop(facts: Facts, limits: GateParams) -> Criterion:
     cannot be read the candidate stands in, which was trained on these data.
     """
     champion = facts.champion
-    unreadable = isinstance(champion, Unreadable)
+    unreadable = isinstance(champion, UnavailableModel)
     side = facts.ours if unreadable or facts.same else facts.theirs
     note = facts.no_comparison
     if champion is None or side is None:

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from convoy.core.intervals import wilson
-from convoy.gate.contender import Contender, Unreadable
+from convoy.gate.contender import ModelUnderTest, UnavailableModel
 from convoy.gate.latency import Timed
 from convoy.gate.result import ClassFigures, Comparison, Flip, Share
-from convoy.gate.test_images import Today
+from convoy.gate.test_images import TestImages
 
 KEPT = 100
 """Flipped images of each kind that a judgement names."""
@@ -62,9 +62,9 @@ class Facts:
         size_bytes: of the candidate's file.
     """
 
-    candidate: Contender
-    champion: Contender | Unreadable | None
-    today: Today
+    candidate: ModelUnderTest
+    champion: ModelUnderTest | UnavailableModel | None
+    today: TestImages
     labels: npt.NDArray[np.object_]
     paths: tuple[str, ...]
     ours: Side
@@ -78,14 +78,14 @@ class Facts:
     @property
     def same(self) -> bool:
         """Tell whether the candidate is the champion."""
-        return isinstance(self.champion, Contender) and self.champion.sha256 == self.candidate.sha256
+        return isinstance(self.champion, ModelUnderTest) and self.champion.sha256 == self.candidate.sha256
 
     @property
     def no_comparison(self) -> str:
         """Say why there is nothing to compare with; empty where there is."""
         if self.champion is None:
             return "there is no champion yet"
-        if isinstance(self.champion, Unreadable):
+        if isinstance(self.champion, UnavailableModel):
             return f"the champion {self.champion.name} cannot be read: {self.champion.reason}"
         return "the candidate is the champion" if self.same else ""
 

@@ -50,8 +50,10 @@ def draw(groups: Sequence[Group], look: Look) -> Figure | None:
     top = height  # inches above the lower edge
     for group in groups:
         images = "image" if group.total == 1 else "images"
-        shown = "" if len(group.cells) == group.total else f", of which {len(group.cells)} are shown"
-        heading = f"{group.title}: {group.total:,} {images}{shown}"
+        without_credentials = (
+            "" if len(group.cells) == group.total else f", of which {len(group.cells)} are shown"
+        )
+        heading = f"{group.title}: {group.total:,} {images}{without_credentials}"
         at = (EDGE / WIDTH, (top - EDGE) / height)
         figure.text(*at, heading, color=group.color, fontsize=12, weight="bold", va="top")
         for number, cell in enumerate(group.cells):

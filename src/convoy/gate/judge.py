@@ -10,23 +10,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from convoy.core.errors import ProofError
+from convoy.core.errors import VerificationError
 from convoy.export import machine
-from convoy.export.onnx_model import Served
+from convoy.export.onnx_model import OnnxModel
 from convoy.gate import criteria, latency, reasons, statistics
 from convoy.gate.answers import Answers, NoAnswer, Sample, opened
 from convoy.gate.calibration import BINS
-from convoy.gate.contender import Contender, Unreadable
+from convoy.gate.contender import ModelUnderTest, UnavailableModel
 from convoy.gate.evidence import Facts, Side
 from convoy.gate.latency import Timed
-from convoy.gate.result import Criterion, Judgement, Verdict
+from convoy.gate.result import Criterion, GateResult, Verdict
 from convoy.gate.settings import GateParams
-from convoy.gate.test_images import Today
+from convoy.gate.test_images import TestImages
 
 
 def judge(
-    candidate: Contender, champion: Contender | Unreadable | None, today: Today, limits: GateParams
-) -> Judgement:
+    candidate: ModelUnderTest,
+    champion: ModelUnderTest | UnavailableModel | None,
+    today: TestImages,
+    limits: GateParams,
+) -> GateResult:
     """Say whether a candidate should become champion, with every figure that this rests on.
 
     A champion that gives no answers is treated as unreadable: it must not stand in the way of
@@ -45,7 +48,7 @@ def judge(
     both = None
     if their_side is not None and places:
         both = statistics.compare(our_side.right, their_side.right, limits.confidence)
-    same = isinstance(champion, Contender) and champion.sha256 == candidate.sha256
+    same = isinstance(champion, ModelUnderTest) and champion.sha256 == candidate.sha256
     timed = None if same or not places else _time(candidate, champion, sample)
     facts = Facts(
         candidate=candidate,
@@ -67,13 +70,13 @@ def judge(
     their_share = our_share if same else None
     if their_side is not None:
         their_share = their_side.share(limits.confidence)
-    return Judgement(
+    return GateResult(
         verdict=verdict,
         reasons=tuple(said),
         candidate=candidate.name,
         champion=None if champion is None else champion.name,
         candidate_sha256=candidate.sha256,
-        champion_sha256=champion.sha256 if isinstance(champion, Contender) else None,
+        champion_sha256=champion.sha256 if isinstance(champion, ModelUnderTest) else None,
         data_hash=today.data_hash,
         images=len(places),
         excluded=excluded,
@@ -88,11 +91,11 @@ def judge(
 
 
 def _unseen(
-    candidate: Contender, champion: Contender | Unreadable | None, today: Today
+    candidate: ModelUnderTest, champion: ModelUnderTest | UnavailableModel | None, today: TestImages
 ) -> tuple[list[int], dict[str, int]]:
     """Choose the test images that neither was trained on; count the others by who was."""
     ours = candidate.images.seen if candidate.images else frozenset()
-    known = champion.images if isinstance(champion, Contender) else None
+    known = champion.images if isinstance(champion, ModelUnderTest) else None
     theirs = known.seen if known else frozenset()
     places = []
     excluded: dict[str, int] = {}
@@ -109,8 +112,11 @@ def _unseen(
 
 
 def _ask(
-    candidate: Contender, champion: Contender | Unreadable | None, today: Today, places: list[int]
-) -> tuple[Answers, Answers | None, Sample, Contender | Unreadable | None]:
+    candidate: ModelUnderTest,
+    champion: ModelUnderTest | UnavailableModel | None,
+    today: TestImages,
+    places: list[int],
+) -> tuple[Answers, Answers | None, Sample, ModelUnderTest | UnavailableModel | None]:
     """Have both answer every image in one pass; a champion that fails becomes an unreadable one."""
     sample = Sample(latency.IMAGES)
     try:
@@ -118,7 +124,7 @@ def _ask(
     except NoAnswer as error:
         raise _no_verdict(candidate, error) from error
     theirs: Answers | None = None
-    if isinstance(champion, Contender) and champion.sha256 != candidate.sha256:
+    if isinstance(champion, ModelUnderTest) and champion.sha256 != candidate.sha256:
         try:
             theirs = Answers(champion, len(places))
         except NoAnswer as error:
@@ -132,7 +138,7 @@ def _ask(
             ours.ask(numbers, paths, images_u8)
         except NoAnswer as error:
             raise _no_verdict(candidate, error) from error
-        if theirs is not None and isinstance(champion, Contender):
+        if theirs is not None and isinstance(champion, ModelUnderTest):
             try:
                 theirs.ask(numbers, paths, images_u8)
             except NoAnswer as error:
@@ -147,16 +153,18 @@ def _side(answers: Answers, labels: npt.NDArray[np.object_]) -> Side:
     return Side(answers.served.classes, names, answers.probability, np.asarray(names == labels, np.bool_))
 
 
-def _time(candidate: Contender, champion: Contender | Unreadable | None, sample: Sample) -> Timed:
-    models: list[Served] = [opened(candidate, latency.THREADS)]
-    if isinstance(champion, Contender):
+def _time(
+    candidate: ModelUnderTest, champion: ModelUnderTest | UnavailableModel | None, sample: Sample
+) -> Timed:
+    models: list[OnnxModel] = [opened(candidate, latency.THREADS)]
+    if isinstance(champion, ModelUnderTest):
         models.append(opened(champion, latency.THREADS))
     return latency.by_turns(models, sample.images_u8())
 
 
-def _relabelled(champion: Contender | Unreadable | None, today: Today) -> int:
+def _relabelled(champion: ModelUnderTest | UnavailableModel | None, today: TestImages) -> int:
     """Count today's test images that had another label when the champion was made."""
-    if not isinstance(champion, Contender) or champion.images is None:
+    if not isinstance(champion, ModelUnderTest) or champion.images is None:
         return 0
     before = champion.images.table
     return sum(
@@ -174,12 +182,12 @@ def _decide(facts: Facts, asked: tuple[Criterion, ...], limits: GateParams) -> t
         return "refuse", reasons.refuse(facts, breaches, limits)
     if facts.champion is None:
         return "promote", reasons.first(facts, limits)
-    if isinstance(facts.champion, Unreadable):
+    if isinstance(facts.champion, UnavailableModel):
         return "promote", reasons.in_its_place(facts, facts.champion, limits)
     return _against(facts, facts.champion, limits)
 
 
-def _against(facts: Facts, champion: Contender, limits: GateParams) -> tuple[Verdict, list[str]]:
+def _against(facts: Facts, champion: ModelUnderTest, limits: GateParams) -> tuple[Verdict, list[str]]:
     both = facts.comparison
     if both is None:
         raise AssertionError("without a test image the candidate is refused")
@@ -208,12 +216,12 @@ def _conditions(limits: GateParams, timed: Timed | None) -> dict[str, Any]:
     }
 
 
-def _unreadable(champion: Contender, error: NoAnswer) -> Unreadable:
-    return Unreadable(champion.name, str(error), champion.recorded_accuracy)
+def _unreadable(champion: ModelUnderTest, error: NoAnswer) -> UnavailableModel:
+    return UnavailableModel(champion.name, str(error), champion.recorded_accuracy)
 
 
-def _no_verdict(candidate: Contender, error: NoAnswer) -> ProofError:
-    return ProofError(
+def _no_verdict(candidate: ModelUnderTest, error: NoAnswer) -> VerificationError:
+    return VerificationError(
         f"there is no verdict on {candidate.name}: {error}. "
         "Make and prove it again with `dvc repro --force export`, then `convoy register`"
     )

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from convoy.core.console import track
-from convoy.export.onnx_model import Served
+from convoy.export.onnx_model import OnnxModel
 
 THREADS = 1
 """Of onnxruntime. As in `deploy.latency`: several would time each other's waiting."""
@@ -48,7 +48,7 @@ class Timed:
         return {"threads": THREADS, "rounds": ROUNDS, "images": self.images}
 
 
-def by_turns(models: Sequence[Served], images_u8: Sequence[npt.NDArray[np.uint8]]) -> Timed:
+def by_turns(models: Sequence[OnnxModel], images_u8: Sequence[npt.NDArray[np.uint8]]) -> Timed:
     """Time one or two models, opened with `THREADS`, on single (H, W, 3) images."""
     warm = [_seconds(models, image_u8) for image_u8 in images_u8[:WARM_UP]]
     each = float(np.sum(warm[-1]))
@@ -70,7 +70,7 @@ def by_turns(models: Sequence[Served], images_u8: Sequence[npt.NDArray[np.uint8]
 
 
 def _seconds(
-    models: Sequence[Served], image_u8: npt.NDArray[np.uint8], *, backwards: bool = False
+    models: Sequence[OnnxModel], image_u8: npt.NDArray[np.uint8], *, backwards: bool = False
 ) -> list[float]:
     """Time one call of each model; who goes first changes, since the second finds the image in the cache."""
     batch_u8 = image_u8[np.newaxis]

@@ -16,11 +16,11 @@ def visible(text: str) -> str:
 
 def short(text: str, longest: int) -> str:
     """Spell a name out and cut its middle where it is longer than `longest` characters; ends tell names apart."""
-    shown = visible(text)
-    if len(shown) <= longest:
-        return shown
+    without_credentials = visible(text)
+    if len(without_credentials) <= longest:
+        return without_credentials
     end = longest // 2
-    return f"{shown[: longest - end - 1]}…{shown[-end:]}"
+    return f"{without_credentials[: longest - end - 1]}…{without_credentials[-end:]}"
 
 
 def _hidden(sign: str) -> bool:

@@ -11,7 +11,7 @@ from convoy.core import files
 from convoy.gate import written
 from convoy.gate.looks import DARK_ENDING
 from convoy.gate.names import short, visible
-from convoy.gate.result import Judgement
+from convoy.gate.result import GateResult
 
 MOST_FLIPS = 100
 """Most images listed of each kind of flip; verdict.json beside the page has no more either."""
@@ -26,7 +26,7 @@ ALTERNATIVES = {
 """What a reader who cannot see a picture is told; the tables beside it have the figures."""
 
 
-def write(path: Path, judgement: Judgement, pictures: Sequence[Path]) -> None:
+def write(path: Path, judgement: GateResult, pictures: Sequence[Path]) -> None:
     """Write the page, with the pictures inside it.
 
     Args:

@@ -15,7 +15,7 @@ from convoy.gate import grid, written
 from convoy.gate.grid import Cell, Group
 from convoy.gate.looks import WIDTH, Look, twice
 from convoy.gate.names import short
-from convoy.gate.result import ClassFigures, Comparison, Judgement, Share
+from convoy.gate.result import ClassFigures, Comparison, GateResult, Share
 
 MOST_CLASSES = 40
 """Most classes that have room; of more, those are drawn that changed most."""
@@ -28,7 +28,7 @@ NEAR = 25
 
 
 def draw(
-    judgement: Judgement, thumbnails: Mapping[str, npt.NDArray[np.uint8]], out: Path
+    judgement: GateResult, thumbnails: Mapping[str, npt.NDArray[np.uint8]], out: Path
 ) -> tuple[Path, ...]:
     """Draw gain.png, classes.png and flips.png; one that would have nothing to show is left out, and removed.
 
@@ -50,7 +50,7 @@ def draw(
     )
 
 
-def _gain(judgement: Judgement, look: Look) -> Figure | None:
+def _gain(judgement: GateResult, look: Look) -> Figure | None:
     """Draw accuracies and, where there is a champion to compare with, the gain; each with its interval."""
     both, measured = judgement.comparison, written.shares(judgement)
     if not measured:
@@ -64,7 +64,9 @@ def _gain(judgement: Judgement, look: Look) -> Figure | None:
     return figure
 
 
-def _accuracies(place: Axes, measured: Sequence[tuple[str, Share]], judgement: Judgement, look: Look) -> None:
+def _accuracies(
+    place: Axes, measured: Sequence[tuple[str, Share]], judgement: GateResult, look: Look
+) -> None:
     """Draw the accuracies below each other, the candidate's last."""
     _bare(place, look, "Accuracy on the same images, in % (with its interval)")
     rows = list(reversed(measured))  # from the lower edge
@@ -113,7 +115,7 @@ def _percents(place: Axes, low: float, high: float) -> None:
     place.set_xticks([tick for tick in place.get_xticks() if max(ends[0], 0) <= tick <= min(ends[1], 100)])
 
 
-def _classes(judgement: Judgement, look: Look) -> Figure | None:
+def _classes(judgement: GateResult, look: Look) -> Figure | None:
     """Draw each class's recall under both, the champion's hollow, joined by a line."""
     shown = [one for one in judgement.classes if (one.candidate, one.champion) != (None, None)]
     if not shown:
@@ -159,7 +161,7 @@ def _most_changed(classes: Sequence[ClassFigures]) -> list[ClassFigures]:
 
 
 def _flips(
-    judgement: Judgement, thumbnails: Mapping[str, npt.NDArray[np.uint8]], look: Look
+    judgement: GateResult, thumbnails: Mapping[str, npt.NDArray[np.uint8]], look: Look
 ) -> Figure | None:
     """Draw images that one of the two gets wrong, broken ones first, with the label and both answers."""
     groups = []
@@ -184,7 +186,7 @@ def _answer(name: str, probability: float) -> str:
     return f"{short(name, 8)} {probability:.2f}"
 
 
-def _limit(place: Axes, judgement: Judgement, name: str, low: float, look: Look) -> float | None:
+def _limit(place: Axes, judgement: GateResult, name: str, low: float, look: Look) -> float | None:
     """Draw a limit where it is near the lowest figure; far below, it would push the figures together."""
     limit = next((one.limit for one in judgement.criteria if one.name == name), None)
     if limit is None or 100 * limit < low - NEAR:

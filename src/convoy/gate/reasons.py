@@ -1,6 +1,6 @@
 """A verdict in sentences, for people who were not there: figures, limits, and what to do next."""
 
-from convoy.gate.contender import Unreadable
+from convoy.gate.contender import UnavailableModel
 from convoy.gate.criteria import NUMBERED
 from convoy.gate.evidence import Facts
 from convoy.gate.result import Comparison, Criterion
@@ -55,7 +55,7 @@ def refuse(facts: Facts, breaches: list[Criterion], limits: GateParams) -> list[
         said += [_upper(_breach(one)) for one in breaches]
     if facts.comparison:
         said.append(f"Over all images, {_compared(facts, facts.comparison, limits, ours)}.")
-    unreadable = isinstance(facts.champion, Unreadable)
+    unreadable = isinstance(facts.champion, UnavailableModel)
     if unreadable:
         said.append(f"Nothing was compared: {facts.no_comparison}.")
     said += dict.fromkeys(
@@ -74,7 +74,7 @@ def first(facts: Facts, limits: GateParams) -> list[str]:
     ]
 
 
-def in_its_place(facts: Facts, champion: Unreadable, limits: GateParams) -> list[str]:
+def in_its_place(facts: Facts, champion: UnavailableModel, limits: GateParams) -> list[str]:
     """Promote where the champion cannot be read, loudly."""
     return [
         (

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from convoy.core.errors import ProofError
+from convoy.core.errors import VerificationError
 
 Verdict = Literal["promote", "keep", "refuse"]
 Unit = Literal["share", "points", "ms", "MB", "times", "images", ""]
@@ -116,7 +116,7 @@ class Flip:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class GateResult:
     """Hold the verdict on a candidate, with everything that it rests on.
 
     Attributes:
@@ -163,7 +163,7 @@ class Judgement:
         return content
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "Judgement":
+    def from_json(cls, content: Mapping[str, Any]) -> "GateResult":
         """Read what `as_json` gave.
 
         Raises:
@@ -173,7 +173,7 @@ class Judgement:
             text = json.dumps(content, allow_nan=False)
             return TypeAdapter(cls).validate_json(text, strict=True)
         except (ValidationError, ValueError, TypeError) as error:
-            raise ProofError(
+            raise VerificationError(
                 f"this is no judgement that this version of Convoy reads: {_first(error)}. "
                 "Judge again: convoy promote"
             ) from error

@@ -1,4 +1,4 @@
-"""Today's test images: the ones that a judgement is about, read from the delivered files."""
+"""TestImages's test images: the ones that a judgement is about, read from the delivered files."""
 
 import hashlib
 from collections.abc import Collection, Iterator
@@ -27,7 +27,7 @@ Placed = tuple[int, npt.NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
-class Today:
+class TestImages:
     """Hold what is known of each test image, and hand out the images themselves.
 
     Attributes:
@@ -51,7 +51,7 @@ class Today:
     pixels: tuple[str, ...]
 
     @classmethod
-    def load(cls, dataset_folder: Path, data: Path) -> "Today":
+    def load(cls, dataset_folder: Path, data: Path) -> "TestImages":
         """Read a dataset's test split; no image is read yet.
 
         Raises:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from convoy.gate.names import visible
-from convoy.gate.result import ClassFigures, Comparison, Criterion, Flip, Judgement, Share
+from convoy.gate.result import ClassFigures, Comparison, Criterion, Flip, GateResult, Share
 
 NOTHING = "\N{EN DASH}"
 """Stands where there is no figure."""
@@ -101,7 +101,7 @@ def ordered(criteria: Sequence[Criterion]) -> list[Criterion]:
     return sorted(criteria, key=lambda one: places[one.held])
 
 
-def headline(judgement: Judgement) -> str:
+def headline(judgement: GateResult) -> str:
     """Say in a few words what the verdict means for who serves."""
     candidate, champion = visible(judgement.candidate), visible(judgement.champion or "")
     if judgement.verdict == "promote":
@@ -113,7 +113,7 @@ def headline(judgement: Judgement) -> str:
     return stays[0].upper() + stays[1:] if not champion else stays
 
 
-def shares(judgement: Judgement) -> list[tuple[str, Share]]:
+def shares(judgement: GateResult) -> list[tuple[str, Share]]:
     """Give each model that was measured its accuracy, the champion first; a candidate that is the champion once."""
     found = []
     if (
@@ -127,7 +127,7 @@ def shares(judgement: Judgement) -> list[tuple[str, Share]]:
     return found
 
 
-def rivals(judgement: Judgement) -> bool:
+def rivals(judgement: GateResult) -> bool:
     """Tell whether there are recalls of a champion to stand beside the candidate's."""
     return any(one.champion is not None for one in judgement.classes)
 
@@ -139,7 +139,7 @@ def difference(one: ClassFigures) -> str:
     return gain(one.candidate - one.champion)
 
 
-def flips(judgement: Judgement) -> list[tuple[str, str, int, list[Flip]]]:
+def flips(judgement: GateResult) -> list[tuple[str, str, int, list[Flip]]]:
     """Give each kind of flip that there is: kind, title, how many, and those that the judgement names.
 
     It names only the first ones of each kind.
@@ -156,7 +156,7 @@ def flips(judgement: Judgement) -> list[tuple[str, str, int, list[Flip]]]:
     return found
 
 
-def compared(judgement: Judgement) -> list[str]:
+def compared(judgement: GateResult) -> list[str]:
     """Explain the comparison so that no statistics are needed to follow it, with the figures of one who has them."""
     both = judgement.comparison
     if both is None:

@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from convoy.core import files
+from convoy.core.errors import without_credentials
 from convoy.lineage.runs import COMMIT, Record, Records
 from convoy.repo import git
 from convoy.repo.dvc_cache import Cache
-from convoy.tracking.settings import shown
 
 DIFF = "pipeline/workspace.diff"
 HELD = 4
@@ -145,13 +145,13 @@ def _run(record: Record) -> Link:
 def _mlflow(record: Record, places: Places) -> Link:
     facts = [record.name, record.status, f"started {moment(record.started_ms)}"] if record.name else []
     if not record.waiting:
-        lacking = f"{shown(places.records.uri)} does not have this run; let MLFLOW_TRACKING_URI name the store that has it"
+        lacking = f"{without_credentials(places.records.uri)} does not have this run; let MLFLOW_TRACKING_URI name the store that has it"
         return Link("MLflow run", record.mlflow_run_id, tuple(facts), "" if record.mlflow_run_id else lacking)
     part = "part of it waits" if record.mlflow_run_id else "it waits"
     where = f"{part} in {record.waiting.parent.name}/{record.waiting.name}"
     if record.status == "RUNNING":  # it is being written
         return Link("MLflow run", record.mlflow_run_id, (*facts, where))
-    remedy = f"{where} to be delivered to {shown(record.destination)}; type: convoy sync"
+    remedy = f"{where} to be delivered to {without_credentials(record.destination)}; type: convoy sync"
     return Link("MLflow run", record.mlflow_run_id, tuple(facts), remedy)
 
 

@@ -6,12 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convoy.core import files
-from convoy.core.errors import RequestError
+from convoy.core.errors import RequestError, without_credentials
 from convoy.core.params import did_you_mean
 from convoy.lineage.runs import COMMIT, Record, Records
 from convoy.repo import git
 from convoy.repo.dvc_cache import Cache
-from convoy.tracking.settings import shown
 
 RUN_ID = re.compile(r"\d{4,8}(-\d{0,6}(-[0-9a-f]{0,6})?)?")
 HEX = re.compile(r"[0-9a-f]{4,64}")
@@ -93,7 +92,7 @@ def _version(text: str, match: re.Match[str], records: Records) -> Asked | None:
         if not text.startswith("models:/") and "/" in text:
             return None  # may be a path
         there = did_you_mean(model, models) if models else "; none is registered"
-        raise RequestError(f"{shown(records.uri)} has no registered model `{model}`{there}")
+        raise RequestError(f"{without_credentials(records.uri)} has no registered model `{model}`{there}")
     if alias:
         if alias not in models[model]:
             there = did_you_mean(alias, models[model]) if models[model] else "; it has none"
@@ -199,7 +198,7 @@ def _unknown(text: str, records: Records, root: Path) -> str:
     names += [*git.experiments(root), *records.models()]
     names += [alias for aliases in records.models().values() for alias in aliases]
     near = difflib.get_close_matches(text, dict.fromkeys(names), n=NEAREST, cutoff=0.6)
-    why = f"nothing is known of `{text}` in {shown(records.uri)}, git and DVC's cache"
+    why = f"nothing is known of `{text}` in {without_credentials(records.uri)}, git and DVC's cache"
     if near:
         return f"{why}. Nearest: {', '.join(near)}"
     if latest:

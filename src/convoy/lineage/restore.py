@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from convoy.core.console import say
+from convoy.core.console import info
 from convoy.core.errors import RequestError
 from convoy.lineage.chain import DIFF, Places
 from convoy.lineage.runs import COMMIT, Record
@@ -51,11 +51,11 @@ def restore(record: Record, places: Places, target: Path) -> None:
             if f"pipeline/{name}" in artifacts:
                 shutil.copyfile(_fetched(record, places, f"pipeline/{name}", clone), clone / name)
         freeze(clone / "data.dvc")
-        say(f"cloned at {said}")
+        info(f"cloned at {said}")
         supply(clone, places.root, f"run {record.run_id}")
         dvc.run(clone, "checkout", "--force")
         _check_state(clone, record, has_diff=DIFF in artifacts)
-        say("data and outputs are in place; `dvc status` finds nothing changed")
+        info("data and outputs are in place; `dvc status` finds nothing changed")
 
 
 def freeze(path: Path) -> None:

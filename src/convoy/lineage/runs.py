@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from convoy.core.errors import ConvoyError
+from convoy.core.errors import ConvoyError, without_credentials
 from convoy.lineage import waiting
 from convoy.lineage.waiting import COMMIT, Record, Version
 from convoy.tracking import schema
-from convoy.tracking.settings import LOG, shown
+from convoy.tracking.settings import LOG
 
 __all__ = ["COMMIT", "Record", "Records", "StoreError", "Version", "open_records"]
 
@@ -208,7 +208,7 @@ def _failure(error: Exception, uri: str) -> StoreError:
     from convoy.tracking import store  # noqa: PLC0415 (MLflow takes a second)
 
     return StoreError(
-        f"the tracking store {shown(uri)} cannot be asked: {store.explain(error)}\n"
+        f"the tracking store {without_credentials(uri)} cannot be asked: {store.explain(error)}\n"
         "Start its server, or let MLFLOW_TRACKING_URI name the store that has the runs."
     )
 

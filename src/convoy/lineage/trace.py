@@ -132,17 +132,17 @@ def _one(asked: Asked, record: Record, places: Places) -> Iterator[str]:
 def _many(asked: Asked) -> Iterator[str]:
     """List runs, newest first, each with what differs from the others."""
     yield f"{asked.kind} {asked.subject}: {len(asked.records)} runs, newest first"
-    shown = asked.records[:LISTED]
-    for record, differing in zip(shown, _differing(shown), strict=True):
+    without_credentials = asked.records[:LISTED]
+    for record, differing in zip(without_credentials, _differing(without_credentials), strict=True):
         versions = f"  {', '.join(map(str, record.versions))}" if record.versions else ""
         yield f"  {record.run_id or record.mlflow_run_id}  {record.status:<9} {moment(record.started_ms)}  {record.name}{versions}"
         if differing:
             yield f"      {differing}"
     if len(asked.records) > LISTED:
         yield f"  and {len(asked.records) - LISTED} older"
-    if len({record.tag("convoy.data_hash") for record in shown} - {""}) > 1:
+    if len({record.tag("convoy.data_hash") for record in without_credentials} - {""}) > 1:
         yield "Their data differ: metrics of runs on different data do not compare."
-    yield f"One of them: convoy trace {shown[0].run_id}   Two: convoy trace {shown[1].run_id} {shown[0].run_id}"
+    yield f"One of them: convoy trace {without_credentials[0].run_id}   Two: convoy trace {without_credentials[1].run_id} {without_credentials[0].run_id}"
 
 
 def _differing(records: tuple[Record, ...]) -> Iterator[str]:

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from convoy.core import files
-from convoy.core.console import say
+from convoy.core import files, yaml
+from convoy.core.console import info
 from convoy.lineage.runs import Record
 from convoy.repo import dvc
 from convoy.repo.outputs import RestoreError
@@ -73,7 +71,7 @@ def verify(clone: Path, record: Record) -> Verified:
         weights = Path(shutil.copy(clone / WEIGHTS, scratch))
         lock = Path(shutil.copy(clone / "dvc.lock", scratch))
         made_on = files.read_json(clone / PROOF)
-        say("training again, with everything that follows …")
+        info("training again, with everything that follows …")
         _dvc(clone, "repro", "--force", "--single-item", "train")
         _dvc(clone, "repro")
         again = measured(clone)
@@ -158,7 +156,7 @@ def _conditions(then: Mapping[str, Any], now: Mapping[str, Any], clone: Path) ->
     for name, old in then["versions"].items():
         if old != now["versions"].get(name):
             yield f"{name} {old} → {now['versions'].get(name, 'absent')}; the clone's requirements.txt is the lock of then"
-    precision = yaml.safe_load((clone / "params.yaml").read_text(encoding="utf-8"))["train"].get("precision")
+    precision = yaml.load((clone / "params.yaml").read_text(encoding="utf-8"))["train"].get("precision")
     if precision == "auto":
         yield "train.precision is auto: bf16 where the processor or GPU computes in it, else float32"
     yield "a GPU adds in an order that changes from run to run; a CPU's depends on its threads (OMP_NUM_THREADS)"

@@ -134,13 +134,13 @@ def lines(explained: dict[str, Any]) -> Iterator[str]:
     for one in stages:
         yield f"{one['stage']:<{width}}  {_verdict(one)}"
         # What an earlier stage is about to make again is told there.
-        shown = [
+        without_credentials = [
             change
             for change in one["changes"]
             if change.get("made_by") not in busy or change["state"] == "replaced"
         ]
-        names = max((len(change["name"]) for change in shown), default=0)
-        for change in shown:
+        names = max((len(change["name"]) for change in without_credentials), default=0)
+        for change in without_credentials:
             yield f"    {change['name']:<{names}}  {_change(change)}"
     if len(stages) > 1:
         yield ""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Deployable(nn.Module):
+class NormalizedModel(nn.Module):
     """Wrap a network so that it takes pixels as they are stored.
 
     Training, evaluation, timing and the exported graph all run this module, so that

@@ -13,7 +13,7 @@ from convoy.core import files
 from convoy.core.errors import NetworkError, RequestError
 from convoy.models.assembled import Auxiliary
 from convoy.models.build import build
-from convoy.models.deployable import Deployable
+from convoy.models.deployable import NormalizedModel
 from convoy.models.spec import Spec
 
 WEIGHTS = "weights.pt"
@@ -34,13 +34,13 @@ class ModelFacts(BaseModel):
     std: list[float]  # per channel, 0..1 units
 
 
-def make(facts: ModelFacts, *, auxiliary: bool = False) -> Deployable:
+def make(facts: ModelFacts, *, auxiliary: bool = False) -> NormalizedModel:
     """Build the network that the facts describe, with fresh weights; auxiliary heads are for training alone."""
     network = build(facts.spec, len(facts.classes), facts.image_px, auxiliary=auxiliary)
-    return Deployable(network, facts.mean, facts.std)
+    return NormalizedModel(network, facts.mean, facts.std)
 
 
-def save(folder: Path, model: Deployable, facts: ModelFacts) -> None:
+def save(folder: Path, model: NormalizedModel, facts: ModelFacts) -> None:
     """Write the weights, moved to the CPU and made contiguous, and the facts; auxiliary heads are left out."""
     folder.mkdir(parents=True, exist_ok=True)
     heads = tuple(
@@ -55,7 +55,7 @@ def save(folder: Path, model: Deployable, facts: ModelFacts) -> None:
     files.write_json(folder / FACTS, facts.model_dump(mode="json"))
 
 
-def load(folder: Path) -> tuple[Deployable, ModelFacts]:
+def load(folder: Path) -> tuple[NormalizedModel, ModelFacts]:
     """Rebuild a trained network on the CPU, in evaluation mode.
 
     Raises:

@@ -1,23 +1,15 @@
 """YAML that remembers its lines, so that an error can name one."""
 
-import re
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from convoy.core.errors import RequestError
-
-
-class _Loader(yaml.SafeLoader):
-    """Resolve scalars as YAML 1.2 does: 1e-3 is a number, which PyYAML takes for text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
 
 
 class LocatedList(list[Any]):
@@ -42,17 +34,17 @@ def read(path: Path) -> LocatedDict:
         RequestError: the file is not YAML, is no mapping, refers to itself, or has a key twice, naming file and line.
     """
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), _Loader)
-        if not isinstance(root, yaml.MappingNode):
+        root = YAML(typ="safe", pure=True).compose(path.read_text(encoding="utf-8"))
+        if not isinstance(root, MappingNode):
             raise RequestError(f"{path} must hold `key: value` lines, such as `layers:` and a list below it.")
         content = _read(root, path, (), {})
     except UnicodeDecodeError as error:
         raise RequestError(f"{path}: not valid YAML: it is no UTF-8 text ({error.reason})") from error
-    except yaml.MarkedYAMLError as error:
+    except MarkedYAMLError as error:
         mark = error.problem_mark
         line = f":{mark.line + 1}" if mark else ""
         raise RequestError(f"{path}{line}: not valid YAML: {error.problem}") from error
-    except yaml.YAMLError as error:  # a character that YAML does not have: no mark, several lines
+    except YAMLError as error:  # a character that YAML does not have: no mark, several lines
         raise RequestError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from error
     except RecursionError as error:
         raise RequestError(f"{path}: lists and mappings stand too deep in each other. Use blocks.") from error
@@ -92,7 +84,7 @@ def brief(value: object, depth: int = 2) -> str:
     return text if len(text) <= 80 else f"{text[:79]}…"
 
 
-def _read(node: yaml.Node, path: Path, inside: tuple[int, ...], done: dict[int, Any]) -> Any:  # noqa: ANN401 (as wide as YAML)
+def _read(node: Node, path: Path, inside: tuple[int, ...], done: dict[int, Any]) -> Any:  # noqa: ANN401 (as wide as YAML)
     """Turn a node into Python values.
 
     `inside` holds the nodes on the way, which an alias may lead back to; `done` what was read of
@@ -108,17 +100,17 @@ def _read(node: yaml.Node, path: Path, inside: tuple[int, ...], done: dict[int, 
     return done[id(node)]
 
 
-def _make(node: yaml.Node, path: Path, inside: tuple[int, ...], done: dict[int, Any]) -> Any:  # noqa: ANN401 (as wide as YAML)
-    if isinstance(node, yaml.SequenceNode):
+def _make(node: Node, path: Path, inside: tuple[int, ...], done: dict[int, Any]) -> Any:  # noqa: ANN401 (as wide as YAML)
+    if isinstance(node, SequenceNode):
         items = LocatedList(_read(item, path, inside, done) for item in node.value)
         items.lines = [item.start_mark.line + 1 for item in node.value]
         return items
-    if isinstance(node, yaml.MappingNode):
+    if isinstance(node, MappingNode):
         content = LocatedDict()
         content.lines = {}
         for key_node, value_node in node.value:
             at = key_node.start_mark.line + 1
-            if not isinstance(key_node, yaml.ScalarNode):
+            if not isinstance(key_node, ScalarNode):
                 raise RequestError(f"{path}:{at}: a key must be one word, found a list or a mapping.")
             key = str(key_node.value)
             if key in content:
@@ -129,7 +121,7 @@ def _make(node: yaml.Node, path: Path, inside: tuple[int, ...], done: dict[int, 
             content.lines[key] = at
         return content
     try:
-        return _Loader("").construct_object(node, deep=True)
+        return YAML(typ="safe", pure=True).constructor.construct_object(node, deep=True)
     except (
         ValueError
     ) as error:  # text that its tag, written or resolved, does not allow, such as the date 2024-13-45

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from convoy.core.console import say
+from convoy.core.console import info
 from convoy.core.errors import RequestError
 from convoy.registry import log
 from convoy.registry.client import (
@@ -65,8 +65,8 @@ def move(
     log.check_reason(reason)
     with held(registry, f"{kind} {to}") as lock:
         now = registry.aliases().get(CHAMPION, "")
-        for sentence in log.settle(registry, now):
-            say(sentence)
+        for sentence in log.wait_until_uploaded(registry, now):
+            info(sentence)
         _insist(registry, now, expected, to)
         intent = log.intend(registry, kind, now, to, reason=reason, files=files)
         try:
@@ -84,7 +84,7 @@ def move(
         try:
             log.end(registry, intent, log.MOVED)
         except RegistryError as error:
-            say(f"{CHAMPION} is {to}; the log will say so after the next promote or rollback: {error}")
+            info(f"{CHAMPION} is {to}; the log will say so after the next promote or rollback: {error}")
     return Moved(expected, to, kind, intent.run)
 
 

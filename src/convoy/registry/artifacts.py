@@ -16,7 +16,7 @@ from convoy.registry.client import ABSENT, Registry, Version
 from convoy.tracking import store
 
 DEPLOY = Path("build/deploy")
-BESIDE = (contract.VERIFICATION, contract.CARD, contract.IMAGES)
+BESIDE = (contract.VERIFICATION, contract.MODEL_CARD, contract.IMAGES)
 """What is kept beside model.onnx; models that an earlier Convoy logged have less of it."""
 
 NO_FILE = re.compile(
@@ -30,7 +30,7 @@ class Gone(Exception):  # noqa: N818 (its message says what happened)
 
 
 @dataclass(frozen=True)
-class Kept:
+class ModelArtifacts:
     """Hold the place of a model's files in the store.
 
     Attributes:
@@ -45,7 +45,7 @@ class Kept:
     _repository: Any
 
     @classmethod
-    def at(cls, registry: Registry, place: str, what: str) -> "Kept":
+    def at(cls, registry: Registry, place: str, what: str) -> "ModelArtifacts":
         """Look at what lies at an address; nothing where the model was deleted.
 
         Raises:
@@ -65,7 +65,7 @@ class Kept:
         return cls(registry, what, frozenset(one.path for one in there if not one.is_dir), repository)
 
     @classmethod
-    def of(cls, registry: Registry, version: Version) -> "Kept":
+    def of(cls, registry: Registry, version: Version) -> "ModelArtifacts":
         """Look at the files of a version."""
         place = registry.ask(
             f"say where {version} is kept",
@@ -76,7 +76,7 @@ class Kept:
     @property
     def has_model(self) -> bool:
         """Tell whether model.onnx is there."""
-        return contract.PROVEN in self.names
+        return contract.VERIFIED in self.names
 
     def take(self, sha256: str, folder: Path) -> None:
         """Fetch model.onnx and what is kept beside it.
@@ -86,13 +86,13 @@ class Kept:
             RegistryError: the store stopped answering.
         """
         if not self.has_model:
-            raise Gone(f"{contract.PROVEN} of {self.what} is not in the store any more")
-        for name in (contract.PROVEN, *BESIDE):
+            raise Gone(f"{contract.VERIFIED} of {self.what} is not in the store any more")
+        for name in (contract.VERIFIED, *BESIDE):
             if name in self.names:
                 self.bring(name, folder)
-        if (found := files.sha256(folder / contract.PROVEN)) != sha256:
+        if (found := files.sha256(folder / contract.VERIFIED)) != sha256:
             raise Gone(
-                f"{contract.PROVEN} of {self.what} has other bytes in the store than were logged: sha256 {found[:12]} "
+                f"{contract.VERIFIED} of {self.what} has other bytes in the store than were logged: sha256 {found[:12]} "
                 f"instead of {sha256[:12]}"
             )
 
@@ -139,7 +139,7 @@ def fetch(registry: Registry, version: Version, folder: Path) -> Path:
     if holds(DEPLOY, version.sha256):
         copy(DEPLOY, folder)
     else:
-        Kept.of(registry, version).take(version.sha256, folder)
+        ModelArtifacts.of(registry, version).take(version.sha256, folder)
     return folder
 
 
@@ -149,22 +149,22 @@ def has_file(registry: Registry, version: Version) -> bool:
     Raises:
         RegistryError: the store does not answer.
     """
-    return Kept.of(registry, version).has_model
+    return ModelArtifacts.of(registry, version).has_model
 
 
 def holds(folder: Path, sha256: str) -> bool:
     """Tell whether a folder has the proven file with these bytes, and its proof."""
     proof = folder / contract.VERIFICATION
-    if not (folder / contract.PROVEN).is_file() or not proof.is_file():
+    if not (folder / contract.VERIFIED).is_file() or not proof.is_file():
         return False
     try:
         said = files.read_json(proof)["model"]["sha256"]
     except (ValueError, LookupError, TypeError):  # a proof that was cut or edited proves nothing
         return False
-    return bool(said == sha256 and files.sha256(folder / contract.PROVEN) == sha256)
+    return bool(said == sha256 and files.sha256(folder / contract.VERIFIED) == sha256)
 
 
-def copy(source: Path, folder: Path, names: Iterable[str] = (contract.PROVEN, *BESIDE)) -> None:
+def copy(source: Path, folder: Path, names: Iterable[str] = (contract.VERIFIED, *BESIDE)) -> None:
     """Copy a model's files, those that there are."""
     for name in names:
         if (source / name).is_file():

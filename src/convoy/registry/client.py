@@ -10,7 +10,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from convoy.core import params
-from convoy.core.errors import ConvoyError, RequestError
+from convoy.core.errors import ConvoyError, RequestError, without_credentials
 from convoy.registry import refusal
 from convoy.tracking import schema, settings, store
 
@@ -78,7 +78,7 @@ class Registry:
     @property
     def address(self) -> str:
         """Name the store for people, without a password."""
-        return settings.shown(str(self.client.tracking_uri))
+        return without_credentials(str(self.client.tracking_uri))
 
     def aliases(self) -> dict[str, str]:
         """Map the aliases to numbers of versions, whether these exist or not."""

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import psutil
 
-from convoy.core.console import say
+from convoy.core.console import info
 from convoy.registry.client import Registry, RegistryError
 from convoy.repo import identity
 
@@ -145,7 +145,7 @@ class Lock:
             if now - spoke > SPEAK_S and not claim.is_of_this_machine():
                 spoke = now
                 left = LEASE_S - (now - self._seen[token][1])
-                say(f"waiting for {claim}; if it is dead, the lock is free in {left:.0f} s")
+                info(f"waiting for {claim}; if it is dead, the lock is free in {left:.0f} s")
             time.sleep(POLL_S)
             if time.monotonic() - self._written > SAFE_S:
                 self._choose()  # others may have passed over the old ticket

@@ -134,7 +134,7 @@ def end(registry: Registry, intent: Intent, outcome: str) -> None:
     registry.ask("write into the promotion log", write)
 
 
-def settle(registry: Registry, champion: str) -> list[str]:
+def wait_until_uploaded(registry: Registry, champion: str) -> list[str]:
     """End the entries that dead processes left, by where the alias stands; call it with the lock held.
 
     Args:

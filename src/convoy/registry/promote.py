@@ -13,11 +13,11 @@ from convoy.core import contract, files, params
 from convoy.core.errors import DataError, RequestError
 from convoy.export import image_index
 from convoy.gate import page, plots, written
-from convoy.gate.contender import Contender, Unreadable
+from convoy.gate.contender import ModelUnderTest, UnavailableModel
 from convoy.gate.judge import judge as judge_files
-from convoy.gate.result import Criterion, Judgement
+from convoy.gate.result import Criterion, GateResult
 from convoy.gate.settings import GateParams
-from convoy.gate.test_images import Today
+from convoy.gate.test_images import TestImages
 from convoy.registry import alias as champions
 from convoy.registry.artifacts import Gone, fetch
 from convoy.registry.client import (
@@ -48,7 +48,7 @@ class Judged:
         files: verdict.json, verdict.html and the pictures.
     """
 
-    judgement: Judgement
+    judgement: GateResult
     candidate: Version
     champion: Version | None
     files: tuple[Path, ...]
@@ -67,7 +67,7 @@ def judge(out: Path) -> Judged:
     """
     refuse_inside_experiment("promote")
     limits = params.section("gate", GateParams)
-    today = Today.load(DATASET, DATA)
+    today = TestImages.load(DATASET, DATA)
     registry = Registry.open()
     candidate = registry.alias(CANDIDATE)
     if candidate is None:
@@ -146,7 +146,7 @@ def lines(judged: Judged, *, moved: bool, dry_run: bool) -> Iterator[str]:
         yield "back:     convoy rollback"
 
 
-def tags(judgement: Judgement) -> dict[str, str]:
+def tags(judgement: GateResult) -> dict[str, str]:
     """Render a judgement as tags of the version: the verdict, why, against what, and each criterion."""
     told = {
         "gate.verdict": judgement.verdict,
@@ -170,21 +170,23 @@ def criterion(one: Criterion) -> str:
     return " ".join(said).removesuffix(":") + (f"; {one.note}" if one.note else "")
 
 
-def _opponent(registry: Registry, champion: Version | None, folder: Path) -> Contender | Unreadable | None:
+def _opponent(
+    registry: Registry, champion: Version | None, folder: Path
+) -> ModelUnderTest | UnavailableModel | None:
     """Fetch the champion; one that is gone or damaged must not keep every candidate out for ever."""
     if champion is None:
         return None
     try:
         return _contender(champion, fetch(registry, champion, folder))
     except Gone as gone:
-        return Unreadable(str(champion), str(gone), _accuracy(champion.tags))
+        return UnavailableModel(str(champion), str(gone), _accuracy(champion.tags))
 
 
-def _contender(version: Version, folder: Path) -> Contender:
+def _contender(version: Version, folder: Path) -> ModelUnderTest:
     known, proof = folder / contract.IMAGES, folder / contract.VERIFICATION
-    return Contender(
+    return ModelUnderTest(
         name=str(version),
-        onnx=folder / contract.PROVEN,
+        onnx=folder / contract.VERIFIED,
         sha256=version.sha256,
         images=_read(known, image_index.load),
         recorded_accuracy=_accuracy(version.tags),
@@ -209,7 +211,7 @@ def _accuracy(noted: Mapping[str, str]) -> float | None:
 
 
 def _write(
-    judgement: Judgement, thumbnails: Mapping[str, npt.NDArray[np.uint8]], out: Path
+    judgement: GateResult, thumbnails: Mapping[str, npt.NDArray[np.uint8]], out: Path
 ) -> tuple[Path, ...]:
     out.mkdir(parents=True, exist_ok=True)
     files.write_json(out / VERDICT, judgement.as_json())

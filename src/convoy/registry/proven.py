@@ -7,7 +7,7 @@ from typing import Any
 
 from convoy.core import contract, files
 from convoy.core.errors import RequestError
-from convoy.export.onnx_model import Served
+from convoy.export.onnx_model import OnnxModel
 from convoy.registry import artifacts
 from convoy.registry.client import RUN_ID, SHA256
 
@@ -44,7 +44,7 @@ class Proven:
             RequestError: it holds no proven model, with what to type.
             ProofError: the file is no model of Convoy's.
         """
-        onnx, proof = folder / contract.PROVEN, folder / contract.VERIFICATION
+        onnx, proof = folder / contract.VERIFIED, folder / contract.VERIFICATION
         for path in (onnx, proof):
             if not path.is_file():
                 raise RequestError(
@@ -57,7 +57,7 @@ class Proven:
                 f"{proof} is not the proof of {onnx} (sha256 {sha256[:12]}): one of them was changed since. Bring both "
                 "back: dvc checkout --force build/deploy; or make them again: dvc repro --force export"
             )
-        return cls(folder, sha256, files.read_json(proof), Served(onnx).classes)
+        return cls(folder, sha256, files.read_json(proof), OnnxModel(onnx).classes)
 
     @property
     def run_id(self) -> str:
@@ -93,7 +93,7 @@ class Proven:
 
     def description(self) -> str:
         """Give the model card, cut at the end of a line where it is too long."""
-        path = self.folder / contract.CARD
+        path = self.folder / contract.MODEL_CARD
         card = path.read_text(encoding="utf-8") if path.is_file() else ""
         if len(card) <= DESCRIPTION_CHARACTERS:
             return card

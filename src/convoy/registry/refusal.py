@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 from mlflow.exceptions import MlflowException
 
+from convoy.core.errors import without_credentials
 from convoy.tracking import settings, store
 
 NO_ACCOUNT = re.compile(r"401 Client Error|\(401\)")
@@ -24,7 +25,7 @@ def phrase(error: Exception, doing: str, uri: str, model: str) -> str:
         uri: address of the store; a password in it is not shown.
         model: name of the registered model.
     """
-    said, address, who = store.explain(error), settings.shown(uri), account(uri)
+    said, address, who = store.explain(error), without_credentials(uri), account(uri)
     code = error.error_code if isinstance(error, MlflowException) else ""
     if code == "UNAUTHENTICATED" or NO_ACCOUNT.search(said):
         return f"{address} does not let {who} in, so it could not be asked to {doing}; it answered: {said}\n{LOG_IN}"

@@ -4,11 +4,11 @@ import tempfile
 from pathlib import Path
 
 from convoy.core import stage
-from convoy.core.console import say
+from convoy.core.console import info
 from convoy.core.errors import RequestError
 from convoy.lineage import compare, trace
 from convoy.registry import artifacts, remake
-from convoy.registry.artifacts import Gone, Kept
+from convoy.registry.artifacts import Gone, ModelArtifacts
 from convoy.registry.client import (
     CANDIDATE,
     CHAMPION,
@@ -48,13 +48,13 @@ def _register(registry: Registry, proven: Proven) -> Version:
     registry.create()
     known = registry.by_sha256(proven.sha256)
     if known and artifacts.has_file(registry, known):
-        say(f"{known} is this file already: model.onnx {proven.sha256[:12]} of run {proven.run_id}")
+        info(f"{known} is this file already: model.onnx {proven.sha256[:12]} of run {proven.run_id}")
         version = known
     else:
         version = _add(registry, proven, known)
     if registry.aliases().get(CANDIDATE) != version.number:
         registry.point(CANDIDATE, version)
-    say(f"{CANDIDATE} is {version}, accuracy {proven.accuracy}")
+    info(f"{CANDIDATE} is {version}, accuracy {proven.accuracy}")
     return version
 
 
@@ -69,11 +69,11 @@ def _add(registry: Registry, proven: Proven, lost: Version | None) -> Version:
         if there and (lost is None or there.number != lost.number):
             return there
         version = registry.add(model.model_id, run.info.run_id, tags, proven.description())
-    say(f"{version} is registered: model.onnx {proven.sha256[:12]} of run {proven.run_id}")
+    info(f"{version} is registered: model.onnx {proven.sha256[:12]} of run {proven.run_id}")
     if lost:
-        say(f"it is the same file as {lost}, which the store has lost")
+        info(f"it is the same file as {lost}, which the store has lost")
         if registry.aliases().get(CHAMPION) == lost.number:
-            say(
+            info(
                 f'{lost} is the champion; to let {version} take its place: convoy promote --override "the file was lost"'
             )
     return version
@@ -108,7 +108,7 @@ def _of_run(registry: Registry, asked: str, folder: Path) -> Proven:
     if model is None:
         raise RegistryError(f"{registry.address} has not the model of run {record.run_id}. {restore}")
     try:
-        Kept.at(registry, str(model.artifact_location), f"run {record.run_id}").take(sha256, folder)
+        ModelArtifacts.at(registry, str(model.artifact_location), f"run {record.run_id}").take(sha256, folder)
     except Gone as gone:
         raise RegistryError(f"{gone}. {restore}") from gone
     if not artifacts.holds(folder, sha256):

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from mlflow.entities import LoggedModel, LoggedModelStatus, Metric, Run
 
-from convoy.core import params
-from convoy.core.console import say
+from convoy.core import params, yaml
+from convoy.core.console import info
 from convoy.core.files import read_json
 from convoy.registry import artifacts
-from convoy.registry.artifacts import Kept
+from convoy.registry.artifacts import ModelArtifacts
 from convoy.registry.client import SHA256, Registry, RegistryError
 from convoy.registry.proven import Proven
 from convoy.repo import identity
@@ -31,12 +31,12 @@ def deliver(run_id: str) -> None:
     where = outbox.folder()
     if not (where / run_id / FILE).exists():
         return
-    outbox.end_dead(where, where / run_id, between_stages=True)
+    outbox.close_orphan(where, where / run_id, between_stages=True)
     if not state(where / run_id).ended:
         raise RegistryError(
             f"run {run_id} is still being written, its pipeline has not ended. Register it when `dvc repro` is done."
         )
-    if reasons := outbox.settle([run_id], where, None):
+    if reasons := outbox.wait_until_uploaded([run_id], where, None):
         raise RegistryError("\n".join(reasons.values()))
 
 
@@ -49,7 +49,7 @@ def logged(registry: Registry, proven: Proven) -> tuple[Run, LoggedModel]:
     deliver(proven.run_id)
     run = find(registry, proven.run_id)
     if run is None:
-        say(
+        info(
             f"{registry.address} has no run {proven.run_id}: it is made again from this workspace (its curves are lost)"
         )
         _remake(proven)
@@ -61,8 +61,11 @@ def logged(registry: Registry, proven: Proven) -> tuple[Run, LoggedModel]:
                 "as it was when the run was made, or remove the run's folder from outbox/."
             )
     model = logged_model(registry, run, proven.sha256)
-    if model is None or not Kept.at(registry, str(model.artifact_location), f"run {proven.run_id}").has_model:
-        say(f"{registry.address} has lost the model of run {proven.run_id}: it is logged again")
+    if (
+        model is None
+        or not ModelArtifacts.at(registry, str(model.artifact_location), f"run {proven.run_id}").has_model
+    ):
+        info(f"{registry.address} has lost the model of run {proven.run_id}: it is logged again")
         model = _log_again(registry, run, proven, model)
     return run, model
 
@@ -109,7 +112,7 @@ def _remake(proven: Proven) -> None:
     It gets params only where params.yaml is as it was, and results only where they are of this run.
     """
     where = outbox.folder()
-    same_params = params.digest(params.read_yaml(params.PARAMS_FILE)) == proven.identity["params_hash"]
+    same_params = params.digest(yaml.read(params.PARAMS_FILE)) == proven.identity["params_hash"]
     reference = stages.latest(list(stages.STAGE_PARAMS))
     is_workspace = reference.run_id == proven.run_id
     training = reference.training if is_workspace else proven.run_id
@@ -138,7 +141,7 @@ def _remake(proven: Proven) -> None:
         journal = Journal(where / proven.run_id)
         journal.append(entry, sync=True)
     run = runs.Run(runs.Reference(proven.run_id, training), journal)
-    content = params.read_yaml(params.PARAMS_FILE)
+    content = yaml.read(params.PARAMS_FILE)
     for stage, sections in stages.STAGE_PARAMS.items():
         if same_params:
             run.log_params({key: content[key] for key in sections})

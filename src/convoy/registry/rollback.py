@@ -30,7 +30,7 @@ def rollback(reason: str, to: str = "") -> Moved:
         raise RequestError(f"{version} is the champion already; name another: convoy rollback --to VERSION")
     if not artifacts.has_file(registry, version):
         raise RegistryError(
-            f"{contract.PROVEN} of {version} is not in the store any more, so it cannot serve; nothing was moved. "
+            f"{contract.VERIFIED} of {version} is not in the store any more, so it cannot serve; nothing was moved. "
             f"Choose another: {_others(registry, version, number)}"
         )
     return move(registry, version, expected=_seen(registry, number), kind="rollback", reason=reason)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from convoy.core import yaml
 from convoy.core.errors import RequestError
-from convoy.core.params import flatten, read_yaml
+from convoy.core.params import flatten
 
 State = Literal["modified", "deleted", "new", "not in cache", "update available"]
 """DVC's words for a file or folder that is not what its stage was made of, or made."""
@@ -130,7 +131,7 @@ def commands(root: Path) -> dict[str, Any]:
     """Read the recorded command of every stage that ever ran."""
     if not (root / LOCK).exists():
         return {}
-    return {stage: entry.get("cmd") for stage, entry in (read_yaml(root / LOCK).get("stages") or {}).items()}
+    return {stage: entry.get("cmd") for stage, entry in (yaml.read(root / LOCK).get("stages") or {}).items()}
 
 
 def compare(stage: Any, made_by: Mapping[str, str], command: object) -> Found:  # noqa: ANN401

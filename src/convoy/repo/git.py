@@ -1,19 +1,82 @@
-"""Ask git about commits and earlier versions of files. Every call reads; none writes."""
+"""The one place that calls git."""
 
 import hashlib
+import os
+import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from convoy.core.errors import ConvoyError, without_credentials
+
 SEARCHED = 20
 """Latest commits of a file among which its earlier version is looked for."""
 
 
+class GitError(ConvoyError):
+    """Report that git failed, in its own words without passwords."""
+
+
+def run(root: Path, *words: str, env: Mapping[str, str] | None = None) -> str:
+    """Run git in `root`, which never prompts, and return its output without the last line break.
+
+    Args:
+        root: a folder in the working tree.
+        words: the arguments.
+        env: variables to add, such as `GIT_INDEX_FILE`.
+
+    Raises:
+        GitError: git ended with another exit code than 0, or is not on PATH.
+    """
+    try:
+        done = subprocess.run(  # noqa: S603 (no shell)
+            ["git", *words],  # noqa: S607 (git from PATH)
+            cwd=root,
+            env={**os.environ, "GIT_TERMINAL_PROMPT": "0", **(env or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise GitError("`git` is not on PATH. Install it, or add its folder to PATH.") from error
+    stdout, stderr = (stream.decode(errors="replace") for stream in (done.stdout, done.stderr))
+    if done.returncode:
+        verb = next((word for word in words if word[0] != "-" and "=" not in word), words[0])
+        reason = without_credentials((stderr.strip() or stdout.strip())[-2000:])
+        raise GitError(f"`git {verb}` failed: {reason or f'exit code {done.returncode}'}")
+    return stdout.strip("\n")
+
+
 def ask(root: Path, *words: str) -> str:
-    """Return what git answers, without the last line break; empty where it cannot."""
-    done = subprocess.run(["git", *words], cwd=root, capture_output=True, check=False)  # noqa: S603, S607 (own words, git from PATH as everywhere)
-    return done.stdout.decode(errors="replace").strip("\n") if done.returncode == 0 else ""
+    """Run git and return its output; empty if it fails."""
+    try:
+        return run(root, *words)
+    except GitError:
+        return ""
+
+
+def untracked(*paths: Path) -> str | None:
+    """Name which files of one folder git does not track, and the remedy; None if it tracks all.
+
+    DVC runs a queued experiment in a copy of the files that git tracks. Files that do not exist are
+    ignored, and all of them without git or outside a repository.
+    """
+    existing = [path for path in paths if path.is_file()]
+    if not existing or shutil.which("git") is None:
+        return None
+    folder = existing[0].parent
+    if ask(folder, "rev-parse", "--is-inside-work-tree") != "true":
+        return None
+    known = ask(folder, "ls-files", "-z", "--", *(path.name for path in existing)).split("\0")
+    unknown = [str(path) for path in existing if path.name not in known]
+    if not unknown:
+        return None
+    verb, them = ("is", "it") if len(unknown) == 1 else ("are", "them")
+    return (
+        f"{', '.join(unknown)} {verb} not tracked by git: a queued experiment (dvc exp run --queue) runs without {them}. "
+        f"Type: git add {' '.join(unknown)}"
+    )
 
 
 def contents(root: Path, names: Iterable[str]) -> dict[str, bytes]:

@@ -8,13 +8,13 @@ import getpass
 import os
 import secrets
 import socket
-import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
 
 from convoy import __version__
+from convoy.repo import git
 
 CHANGES = (".", ":(exclude,top)dvc.lock")
 """Paths, as git spells them, whose changes make a tree dirty."""
@@ -25,22 +25,16 @@ def mint_run_id() -> str:
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
-def git(*args: str) -> str:
-    """Ask git; empty where it cannot answer."""
-    done = subprocess.run(["git", *args], capture_output=True, text=True, check=False)  # noqa: S603, S607 (fixed words, git from PATH as everywhere)
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
 def git_state() -> dict[str, str]:
     """Name the commit that is checked out and whether files differ from it, new ones included.
 
     Empty where there is no git repository or no commit yet. `dvc.lock` does not count: DVC
     writes it while the pipeline runs, and each run has its final one.
     """
-    commit = git("rev-parse", "HEAD")
+    commit = git.ask(Path.cwd(), "rev-parse", "HEAD")
     if not commit:
         return {}
-    dirty = bool(git("status", "--porcelain", "--", *CHANGES))
+    dirty = bool(git.ask(Path.cwd(), "status", "--porcelain", "--", *CHANGES))
     return {"mlflow.source.git.commit": commit, "convoy.git_dirty": str(dirty).lower()}
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convoy.core import yaml
 from convoy.core.console import track
 from convoy.core.errors import ConvoyError
-from convoy.core.params import read_yaml
 from convoy.repo import dvc, dvc_cache, git
 from convoy.repo.dvc_cache import Cache
 
@@ -32,9 +32,9 @@ def wanted(clone: Path) -> list[Wanted]:
         (Path(name).parent, out)
         for name in names
         if not Path(name).is_relative_to(".dvc")
-        for out in read_yaml(clone / name).get("outs", [])
+        for out in yaml.read(clone / name).get("outs", [])
     ]
-    stages = read_yaml(clone / "dvc.lock").get("stages") or {}
+    stages = yaml.read(clone / "dvc.lock").get("stages") or {}
     outs += [(Path(), out) for stage in stages.values() for out in stage.get("outs", [])]
     return [Wanted((folder / out["path"]).as_posix(), out["md5"]) for folder, out in outs if "md5" in out]
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from convoy.gate.result import Judgement
+from convoy.gate.result import GateResult
 from convoy.retraining.data_diff import Changes
 
 Outcome = Literal["promoted", "kept", "refused", "nothing-new", "skipped", "failed"]
@@ -122,7 +122,7 @@ class Facts:
     champion: str = ""
     champion_before: str = ""
     override: str = ""
-    judgement: Judgement | None = None
+    judgement: GateResult | None = None
     changes: Changes | None = None
     energy: Mapping[str, Any] = field(default_factory=dict)
     steps: tuple[Step, ...] = ()

@@ -10,13 +10,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from convoy.core import contract, files, params
+from convoy.core import contract, files, params, yaml
 from convoy.core.errors import DataError
 from convoy.energy.total import STAGES
 from convoy.export import image_index
 from convoy.export.image_index import Images
-from convoy.gate.result import Judgement
-from convoy.registry.artifacts import Gone, Kept
+from convoy.gate.result import GateResult
+from convoy.registry.artifacts import Gone, ModelArtifacts
 from convoy.registry.client import Registry, Version
 from convoy.retraining import data_diff as data_changes
 from convoy.retraining import pictures, report
@@ -56,7 +56,7 @@ class Found:
     candidate: Version | None = None
     champion: Version | None = None
     champion_before: Version | None = None
-    judgement: Judgement | None = None
+    judgement: GateResult | None = None
     changes: Changes | None = None
     files: tuple[Path, ...] = ()
     pictures: tuple[Path, ...] = ()
@@ -86,7 +86,7 @@ def describe(found: Found, place: Path) -> None:
     found.made_of = {
         "data_md5": snapshot.data_md5(place / DATA),
         "data_hash": str(files.read_json(place / "build/dataset/dataset.json")["hash"]),
-        "params_hash": params.digest(params.read_yaml(place / params.PARAMS_FILE)),
+        "params_hash": params.digest(yaml.read(place / params.PARAMS_FILE)),
         "lock_sha256": files.sha256(place / "dvc.lock"),
         "run_id": version.run_id if version else "",
         "mlflow_run_id": version.mlflow_run_id if version else "",
@@ -109,7 +109,9 @@ def _images(version: Version) -> Images | None:
     """Fetch the list of a version's images alone; None where it has none that can be read."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            return image_index.load(Kept.of(Registry.open(), version).bring(contract.IMAGES, Path(folder)))
+            return image_index.load(
+                ModelArtifacts.of(Registry.open(), version).bring(contract.IMAGES, Path(folder))
+            )
         except (Gone, DataError):
             return None
 

@@ -4,10 +4,9 @@ import os
 import shutil
 from pathlib import Path
 
-from convoy.core.errors import RequestError
+from convoy.core.errors import RequestError, without_credentials
 from convoy.repo import dvc, git
 from convoy.retraining.publish import REMOTE
-from convoy.tracking.settings import shown
 
 
 def check(root: Path, *, push: bool) -> str:
@@ -59,7 +58,9 @@ def dvc_remote(root: Path) -> str:
 
     config = Config(str(root / ".dvc"))
     name = config["core"].get("remote")
-    return f"{name} ({shown(str(config['remote'].get(name, {}).get('url', '')))})" if name else ""
+    return (
+        f"{name} ({without_credentials(str(config['remote'].get(name, {}).get('url', '')))})" if name else ""
+    )
 
 
 def uncommitted(root: Path) -> str:

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from convoy.core.errors import ConvoyError
-from convoy.tracking.settings import shown
+from convoy.core.errors import ConvoyError, without_credentials
 
 TAIL = 40
 """Lines of a program that are kept for the report."""
@@ -54,7 +53,7 @@ def git(folder: Path, *words: str, env: Mapping[str, str] | None = None) -> str:
         check=False,
     )
     if done.returncode:
-        said = shown((done.stderr.strip() or done.stdout.strip())[-2000:])
+        said = without_credentials((done.stderr.strip() or done.stdout.strip())[-2000:])
         verb = next((word for word in words if word[0] != "-" and "=" not in word), words[0])
         raise RoundError(f"`git {verb}` failed: {said}", said)
     return done.stdout.strip()
@@ -84,7 +83,7 @@ def stream(words: Sequence[str], folder: Path, env: Mapping[str, str]) -> str:
     except BaseException as error:  # a stage that goes on in a worktree that is gone harms the next round
         _stop(process, told=not isinstance(error, Stopped))
         raise
-    said = shown("".join(tail))
+    said = without_credentials("".join(tail))
     if code:
         raise RoundError(f"`{Path(words[1]).name}` ended with exit code {code}", said)
     return said

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from convoy.core.errors import without_credentials
 from convoy.repo import dvc_graph, git
 from convoy.retraining import processes, report
 from convoy.retraining.facts import Facts
 from convoy.retraining.processes import RoundError
 from convoy.retraining.worktree import NO_HOOKS
-from convoy.tracking.settings import shown
 
 REMOTE = "origin"
 ROBOT = {"name": "Convoy", "email": "convoy@localhost"}
@@ -74,9 +74,9 @@ def push_data(place: Path, env: Mapping[str, str], python: str) -> None:
     except Exception as error:
         said = getattr(error, "log", "") or str(error)
         raise RoundError(
-            f"the DVC remote did not take the data and models: {shown(said.strip())[-600:]}\n"
+            f"the DVC remote did not take the data and models: {without_credentials(said.strip())[-600:]}\n"
             "`dvc push` tries by hand; `dvc remote list` and docs/data.md say what it needs.",
-            shown(said),
+            without_credentials(said),
         ) from error
 
 
@@ -112,7 +112,7 @@ def remote_answers(place: Path) -> str:
             store = repo.cloud.get_remote_odb(None, "fetch", hash_name="md5")
             store.fs.exists(store.path)
         except Exception as error:  # noqa: BLE001 (file systems raise what their libraries do)
-            return shown(" ".join(str(error).split()))[:300]
+            return without_credentials(" ".join(str(error).split()))[:300]
     return ""
 
 
@@ -136,7 +136,7 @@ def push_branch(root: Path, number: str, branch: str, options: tuple[str, ...] =
 
 def address(root: Path) -> str:
     """Name the git remote, without a password."""
-    return shown(git.ask(root, "remote", "get-url", REMOTE))
+    return without_credentials(git.ask(root, "remote", "get-url", REMOTE))
 
 
 def forge(root: Path) -> Forge | None:
@@ -210,5 +210,7 @@ def _gh(root: Path, words: list[str]) -> str:
         check=False,
     )
     if done.returncode:
-        raise RoundError(f"`gh {' '.join(words[:2])}` failed: {shown(done.stderr.strip()):.600}", done.stderr)
+        raise RoundError(
+            f"`gh {' '.join(words[:2])}` failed: {without_credentials(done.stderr.strip()):.600}", done.stderr
+        )
     return done.stdout.strip().rpartition("\n")[2]

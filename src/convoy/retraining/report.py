@@ -10,7 +10,7 @@ import jinja2
 
 from convoy.core import files
 from convoy.gate import written
-from convoy.gate.result import Judgement
+from convoy.gate.result import GateResult
 from convoy.retraining import advice, escaped, tables
 from convoy.retraining.facts import Delivery, Facts, Identity, Outcome, Step
 
@@ -130,7 +130,7 @@ def _reasons(facts: Facts) -> list[str]:
     return said if not facts.reason or facts.reason in said else [facts.reason, *said]
 
 
-def _left_out(judgement: Judgement | None) -> str:
+def _left_out(judgement: GateResult | None) -> str:
     """Count the test images that were not judged, by reason."""
     excluded = judgement.excluded if judgement else {}
     return ", ".join(f"{images:,} {escaped.prose(reason)}" for reason, images in excluded.items() if images)

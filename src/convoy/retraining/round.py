@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from convoy.core import params
-from convoy.core.console import say
+from convoy.core.console import info
 from convoy.core.errors import ConvoyError
 from convoy.gate.settings import GateParams
 from convoy.registry import log, promote, register
@@ -216,7 +216,7 @@ class Round:
         facts = outcome.facts(self.found, self.steps, verdict, reason, self.began)
         path = outcome.write(self.root, self.found, facts)
         head = facts.judgement.reasons[0] if facts.judgement and not reason else reason
-        say(f"\n{verdict.upper()}  {f'in step `{facts.step}`: ' if code else ''}{head}\nreport: {path}")
+        info(f"\n{verdict.upper()}  {f'in step `{facts.step}`: ' if code else ''}{head}\nreport: {path}")
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from convoy.core.console import say
+from convoy.core.console import info
 from convoy.retraining.facts import Step
 
 
@@ -41,7 +41,7 @@ class Steps:
         finally:
             seconds = time.monotonic() - began
             self.done.append(Step(name, round(seconds, 2), noted.text))
-            say(f"[retrain] {name:<16} {seconds:7.1f} s  {failed or noted.text}".rstrip())
+            info(f"[retrain] {name:<16} {seconds:7.1f} s  {failed or noted.text}".rstrip())
 
     @property
     def last(self) -> str:

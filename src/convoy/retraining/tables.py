@@ -8,7 +8,7 @@ from typing import Any
 from convoy.energy.meter import spoken
 from convoy.energy.total import STAGES
 from convoy.gate import written
-from convoy.gate.result import ClassFigures, Flip, Judgement
+from convoy.gate.result import ClassFigures, Flip, GateResult
 from convoy.retraining.data_diff import Changes, Example
 from convoy.retraining.escaped import code, link, prose
 from convoy.retraining.facts import Facts, Identity
@@ -47,7 +47,7 @@ def about(facts: Facts, sentence: int) -> str:
     return table(("Round", ""), rows)
 
 
-def criteria(judgement: Judgement, sentence: int) -> str:
+def criteria(judgement: GateResult, sentence: int) -> str:
     """List what was asked, what is breached first and in bold."""
     rows = []
     for one in written.ordered(judgement.criteria):
@@ -59,7 +59,7 @@ def criteria(judgement: Judgement, sentence: int) -> str:
     return table(("Criterion", ">Found", ">Limit", "Outcome", "Note"), rows)
 
 
-def shares(judgement: Judgement) -> str:
+def shares(judgement: GateResult) -> str:
     """List both accuracies and the gain, with their intervals."""
     rows = []
     for name, share in written.shares(judgement):
@@ -73,7 +73,7 @@ def shares(judgement: Judgement) -> str:
     return table(("Model", ">Right", ">Accuracy", interval), rows)
 
 
-def recalls(judgement: Judgement, most: int) -> str:
+def recalls(judgement: GateResult, most: int) -> str:
     """List classes: all, or those that fell furthest, and then the worst."""
     classes = list(judgement.classes)
     if len(classes) > most:
@@ -96,7 +96,7 @@ def recalls(judgement: Judgement, most: int) -> str:
     return _folded(table(head, rows, len(judgement.classes)), f"Recall of {len(rows):,} classes", len(rows))
 
 
-def flips(shown: Sequence[Flip]) -> str:
+def flips(without_credentials: Sequence[Flip]) -> str:
     """List images with label, both answers and their probabilities."""
     rows = [
         (
@@ -105,7 +105,7 @@ def flips(shown: Sequence[Flip]) -> str:
             f"{code(flip.champion)} {flip.champion_probability:.2f}",
             f"{code(flip.candidate)} {flip.candidate_probability:.2f}",
         )
-        for flip in shown
+        for flip in without_credentials
     ]
     return table(("File", "Label", "Champion", "Candidate"), rows)
 

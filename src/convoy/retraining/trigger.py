@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convoy.core import params
-from convoy.core.errors import RequestError
+from convoy.core import params, yaml
+from convoy.core.errors import RequestError, without_credentials
 from convoy.gate.settings import TRIGGER
 from convoy.repo import dvc_graph, git
 from convoy.retraining.processes import RoundError
 from convoy.retraining.worktree import DATA, follows_source
-from convoy.tracking.settings import shown
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def look(place: Path) -> Upstream:
             raise RequestError(f"DVC does not read {DATA}. `dvc status` says why.")
         if follows_source(place / DATA):
             source = imported.deps[0]
-            address = shown(str(source.def_path))
+            address = without_credentials(str(source.def_path))
             recorded, now, hint = _states(source, address)
         else:
             address = _address(place)
@@ -92,7 +91,7 @@ def _states(source: Any, address: str) -> tuple[str, str, str]:  # noqa: ANN401 
             return str(source.def_repo.get("rev_lock")), str(rev), ""
         recorded, now = _identity(source, source), _identity(source, None)
     except Exception as error:  # file systems raise what their libraries do
-        said = shown(" ".join(str(error).split()))[:500]
+        said = without_credentials(" ".join(str(error).split()))[:500]
         raise RoundError(
             f"the source of the data does not answer: {address}\n{type(error).__name__}: {said}\n"
             f"Is it there, and may this machine read it? `dvc update {DATA}` tries by hand; `convoy data use` points "
@@ -144,18 +143,18 @@ def _objects(place: Path, paths: list[str]) -> dict[str, str]:
 
 def _limits(place: Path) -> dict[str, Any]:
     """Read the gate's limits: changed ones ask for another verdict on the same model."""
-    limits = params.read_yaml(place / params.PARAMS_FILE).get("gate") or {}
+    limits = yaml.read(place / params.PARAMS_FILE).get("gate") or {}
     return {name: limit for name, limit in limits.items() if name != TRIGGER}
 
 
 def _address(place: Path) -> str:
-    deps = params.read_yaml(place / DATA).get("deps") or [{}]
-    return shown(str(deps[0].get("path", "")))
+    deps = yaml.read(place / DATA).get("deps") or [{}]
+    return without_credentials(str(deps[0].get("path", "")))
 
 
 def _still(place: Path) -> str:
     """Say why nobody looks at a source."""
-    if params.read_yaml(place / DATA).get("frozen"):
+    if yaml.read(place / DATA).get("frozen"):
         return f"`{DATA}` is frozen, so its source is not looked at. `dvc unfreeze {DATA}`, committed, changes that."
     return (
         f"`{DATA}` names files without a source, so new ones come only with a commit of it. "

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from contextlib import chdir, contextmanager, suppress
 from pathlib import Path
 
-from convoy.core import stage
-from convoy.core.params import read_yaml
+from convoy.core import stage, yaml
 from convoy.repo import dvc, dvc_cache, git, outputs
 from convoy.retraining import processes
 from convoy.retraining.processes import RoundError
@@ -86,7 +85,7 @@ def pinned(place: Path, *, has_remote: bool) -> list[str]:
 
 def follows_source(path: Path) -> bool:
     """Tell an import whose source is looked at from one that is frozen, and from files that `dvc add` tracks."""
-    content = read_yaml(path) if path.exists() else {}
+    content = yaml.read(path) if path.exists() else {}
     return bool(content.get("deps")) and not content.get("frozen", False)
 
 
@@ -130,7 +129,7 @@ def _is_registered(root: Path) -> bool:
 
 def _link_source(root: Path, place: Path) -> None:
     """Make a source inside the repository that git does not hold, such as a folder of images, reachable."""
-    content = read_yaml(place / DATA) if (place / DATA).exists() else {}
+    content = yaml.read(place / DATA) if (place / DATA).exists() else {}
     for dep in content.get("deps", []):
         path = str(dep.get("path", ""))
         if "://" in path or not path or Path(path).is_absolute():

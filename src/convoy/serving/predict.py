@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from convoy.core.errors import DataError
-from convoy.export.onnx_model import Served, chunks
+from convoy.export.onnx_model import OnnxModel, chunks
 from convoy.images.decode import FORMATS, decode
 from convoy.images.layout import is_litter
 
@@ -59,7 +59,7 @@ def predict(model: Path, paths: Sequence[Path]) -> Iterator[Prediction]:
         RequestError: the model does not exist.
         ProofError: the model cannot be opened, or is none of Convoy's.
     """
-    return _answers(Served(model), paths)
+    return _answers(OnnxModel(model), paths)
 
 
 def show(predictions: Iterable[Prediction], *, as_json: bool) -> int:
@@ -76,7 +76,7 @@ def show(predictions: Iterable[Prediction], *, as_json: bool) -> int:
     return 1 if failed else 0
 
 
-def _answers(served: Served, paths: Sequence[Path]) -> Iterator[Prediction]:
+def _answers(served: OnnxModel, paths: Sequence[Path]) -> Iterator[Prediction]:
     """Read ahead one chunk, so that images of equal size share a batch."""
     read = (item for path in paths for item in _read(path))
     for chunk in chunks(read, lambda item: 0 if item[1] is None else item[1].nbytes):

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
-from yaml.nodes import MappingNode, Node
+from ruamel.yaml import YAML
+from ruamel.yaml.nodes import MappingNode, Node
 
-from convoy.core import files, params
+from convoy.core import files, params, yaml
 from convoy.core.errors import RequestError
 from convoy.sweep.space import at, replaced, written
 
@@ -27,10 +27,8 @@ def apply(values: Mapping[str, Any], path: Path = params.PARAMS_FILE) -> list[st
         RequestError: the file cannot be written, or says another thing than it should afterwards.
     """
     text = path.read_text(encoding="utf-8")
-    content = json.loads(
-        json.dumps(params.read_yaml(path))
-    )  # what an anchor shares is two values from here on
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    content = json.loads(json.dumps(yaml.read(path)))  # what an anchor shares is two values from here on
+    root = YAML(typ="safe", pure=True).compose(text)
     changes = []
     places = [(_find(root, key.split(".")), key, value) for key, value in values.items()]
     for node, key, value in sorted(places, key=lambda place: place[0].start_mark.index, reverse=True):
@@ -42,7 +40,7 @@ def apply(values: Mapping[str, Any], path: Path = params.PARAMS_FILE) -> list[st
             raise RequestError(f"{path} writes {key} over several lines. Type its value yourself: {new}")
         changes.append(f"{key}: {old} → {new}")
         text = text[:start] + new + _padded(text[end:], len(new) - len(old))
-    if yaml.safe_load(text) != replaced(content, values):
+    if yaml.load(text) != replaced(content, values):
         raise RequestError(
             f"{path} is written in a way that hides where its values stand (anchors, perhaps). Type them yourself."
         )

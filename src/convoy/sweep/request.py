@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
-from convoy.core import files, params
+from convoy.core import files, params, yaml
 from convoy.core.dataset import Dataset
 from convoy.models import spec
 from convoy.sweep.settings import SweepParams
@@ -49,7 +49,7 @@ class Request(BaseModel):
             NetworkError: starting weights that are not pinned.
         """
         sweep = params.section("sweep", SweepParams, path)
-        everything = params.read_yaml(path)
+        everything = yaml.read(path)
         seed = params.value("seed", params.Seed, path)
         for name, kind in SECTIONS.items():
             params.section(name, kind, path)

@@ -129,7 +129,7 @@ def _deliver(study: Study) -> None:
     """See the runs delivered, or say once why they are not."""
     runs = [study.optuna.user_attrs[RUN], *(trial.user_attrs.get(RUN) for trial in study.trials())]
     where = outbox.folder()
-    left = outbox.settle([run for run in runs if run], where, outbox.WAIT_SECONDS)
+    left = outbox.wait_until_uploaded([run for run in runs if run], where, outbox.WAIT_SECONDS)
     outbox.say_once(dict(list(left.items())[:1]), where)
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import yaml
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -16,7 +15,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from convoy.core import params
+from convoy.core import params, yaml
 from convoy.core.errors import RequestError
 from convoy.sweep.settings import Range, SweepParams
 from convoy.training.network_settings import NetworkParams
@@ -140,8 +139,7 @@ def written(value: Any) -> str:  # noqa: ANN401 (as wide as YAML)
     """Write a value as params.yaml holds it, on one line."""
     if isinstance(value, float):
         return np.format_float_positional(value, trim="0")  # 1e-05 would be a word to YAML 1.1
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True)
-    return text.removesuffix("...\n").strip()
+    return yaml.dump(value, flow=True)
 
 
 def leaves(kind: type[params.Section], prefix: str) -> Iterator[str]:

@@ -28,7 +28,7 @@ def main() -> None:
     A process that is named on the command line is waited for as if it wrote to a journal.
     """
     where = Path.cwd() / "outbox"
-    lock = outbox.courier_lock(where)
+    lock = outbox.uploader_lock(where)
     try:
         lock.acquire(timeout=START_SECONDS)
     except filelock.Timeout:

@@ -41,11 +41,11 @@ def log(client: MlflowClient, run: Run, folder: Path, sha256: str, results: Iter
     named = [output.model_id for output in run.outputs.model_outputs] if run.outputs else []
     if model.model_id not in named:
         client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
-    shown = [
+    without_credentials = [
         Metric(one.key, one.value, one.timestamp, one.step, model_id=model.model_id, run_id=run.info.run_id)
         for one in results
     ]
-    client.log_batch(run.info.run_id, metrics=shown)
+    client.log_batch(run.info.run_id, metrics=without_credentials)
     return model
 
 
@@ -63,7 +63,7 @@ def _there(client: MlflowClient, run: Run, sha256: str) -> LoggedModel | None:
 
 def _upload(client: MlflowClient, run: Run, source: Path, sha256: str) -> LoggedModel:
     """Make MLflow's folder around the files and upload it."""
-    graph = onnx.load(source / contract.PROVEN)
+    graph = onnx.load(source / contract.VERIFIED)
     [image] = graph.graph.input
     answers: list[ColSpec | TensorSpec] = [
         TensorSpec(np.dtype(np.float32), (ANY, output.type.tensor_type.shape.dim[1].dim_value), output.name)

@@ -1,12 +1,12 @@
 """Name runs by what differs, so that a table of them can be read."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-import yaml
-
-from convoy.core import params
-from convoy.repo.identity import git
+from convoy.core import params, yaml
+from convoy.core.errors import RequestError
+from convoy.repo import git
 
 LEADING = ("network.name", "train.lr", "train.epochs")
 """What people change most; every name begins with them."""
@@ -23,7 +23,7 @@ def run_name(sections: Iterable[str]) -> str:
     Args:
         sections: of params.yaml, or top-level keys, that can make the run differ.
     """
-    now = params.flatten(params.read_yaml(params.PARAMS_FILE))
+    now = params.flatten(yaml.read(params.PARAMS_FILE))
     before = params.flatten(_committed())
     kept = tuple(sections)
     network, lr, epochs = (now[key] for key in LEADING)
@@ -40,8 +40,8 @@ def run_name(sections: Iterable[str]) -> str:
 def _committed() -> Mapping[str, Any]:
     """Read params.yaml as it was committed; nothing where there is none, or where it was no YAML."""
     try:
-        content = yaml.safe_load(git("show", f"HEAD:./{params.PARAMS_FILE}"))
-    except yaml.YAMLError:
+        content = yaml.load(git.ask(Path.cwd(), "show", f"HEAD:./{params.PARAMS_FILE}"))
+    except RequestError:
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convoy.core.console import say
+from convoy.core.console import info
 from convoy.repo import identity
 from convoy.tracking import outbox, settings, snapshot
 from convoy.tracking.journal import STAGE, Entry, Journal, state
@@ -62,11 +62,11 @@ def open_run(
         outbox.end_all_dead(where, but=reference.run_id)
         run = _write(reference, entry, where)
     except OSError as error:
-        say(untracked(reference.run_id, error))
+        info(untracked(reference.run_id, error))
         return Run(reference, None)
     if parent is None:
         _log_pipeline(run, dirty=facts.get("convoy.git_dirty") == "true")
-    outbox.start_courier(where)
+    outbox.start_uploader(where)
     return run
 
 
@@ -92,9 +92,9 @@ def continue_run(reference: Reference, stage: str, *, begun: bool) -> Run | None
             journal = Journal(where / reference.run_id)
             journal.append(entry)
     except OSError as error:
-        say(untracked(reference.run_id, error))
+        info(untracked(reference.run_id, error))
         return Run(reference, None)
-    outbox.start_courier(where)
+    outbox.start_uploader(where)
     return Run(reference, journal, found)
 
 

@@ -19,10 +19,11 @@ import psutil
 
 import convoy
 from convoy.core import stage
-from convoy.core.console import say
+from convoy.core.console import info
+from convoy.core.errors import without_credentials
 from convoy.repo import identity
 from convoy.tracking.journal import FILE, Journal, Sent, state
-from convoy.tracking.settings import SQLITE, shown, uri
+from convoy.tracking.settings import SQLITE, uri
 
 WAIT_SECONDS = 30.0
 """How long the last command of a pipeline waits for what it left to be delivered."""
@@ -63,14 +64,14 @@ def held(outbox: Path) -> Iterator[None]:
         yield
 
 
-def courier_lock(outbox: Path) -> filelock.BaseFileLock:
+def uploader_lock(outbox: Path) -> filelock.BaseFileLock:
     """Make the lock that says that a courier is at work; it is not taken yet."""
     return filelock.FileLock(outbox / "courier.lock", timeout=0)
 
 
 def is_at_work(outbox: Path) -> bool:
     """Tell whether a courier holds its lock."""
-    lock = courier_lock(outbox)
+    lock = uploader_lock(outbox)
     try:
         lock.acquire()
     except filelock.Timeout:
@@ -79,7 +80,7 @@ def is_at_work(outbox: Path) -> bool:
     return False
 
 
-def start_courier(outbox: Path, owner: str = "") -> None:
+def start_uploader(outbox: Path, owner: str = "") -> None:
     """Start a courier unless one is at work; it outlives this process and holds none of its pipes.
 
     Its code is the repository's own: an experiment's workspace is removed when the experiment ends.
@@ -92,7 +93,7 @@ def start_courier(outbox: Path, owner: str = "") -> None:
         if not is_at_work(outbox):
             _start(outbox, owner)
     except OSError as error:
-        say(
+        info(
             f"No courier could be started ({error!s:.300}); `convoy sync` delivers what is kept in {outbox.name}/."
         )
 
@@ -100,10 +101,10 @@ def start_courier(outbox: Path, owner: str = "") -> None:
 def prepare_store(outbox: Path) -> None:
     """Where the store is a file that does not exist yet, have a courier make it while the first stages work."""
     if uri().startswith(SQLITE) and not Path(uri().removeprefix(SQLITE)).exists():
-        start_courier(outbox, writer())
+        start_uploader(outbox, writer())
 
 
-def end_dead(outbox: Path, path: Path, *, between_stages: bool) -> bool:
+def close_orphan(outbox: Path, path: Path, *, between_stages: bool) -> bool:
     """End a journal whose writer is gone: after kill -9 nobody else does.
 
     Inside a stage the run was KILLED. Between stages it is FINISHED: DVC had the later ones in
@@ -136,7 +137,7 @@ def end_dead(outbox: Path, path: Path, *, between_stages: bool) -> bool:
 def end_all_dead(outbox: Path, but: str = "") -> list[str]:
     """End every journal whose writer is gone, but that of a run which goes on; name their runs."""
     others = [path for path in journals(outbox) if path.name != but]
-    return [path.name for path in others if end_dead(outbox, path, between_stages=True)]
+    return [path.name for path in others if close_orphan(outbox, path, between_stages=True)]
 
 
 def writer() -> str:
@@ -144,7 +145,7 @@ def writer() -> str:
     return identity.name(psutil.Process())
 
 
-def settle(runs: list[str], outbox: Path, seconds: float | None) -> dict[str, str]:
+def wait_until_uploaded(runs: list[str], outbox: Path, seconds: float | None) -> dict[str, str]:
     """Wait until ended runs are delivered or cannot be, showing progress after two seconds.
 
     Args:
@@ -161,7 +162,7 @@ def settle(runs: list[str], outbox: Path, seconds: float | None) -> dict[str, st
     if waiting:
         with suppress(OSError), held(outbox):  # a full disk: it is only a matter of time
             (outbox / WAKE).touch()
-        start_courier(outbox)
+        start_uploader(outbox)
     progress = Progress(outbox, waiting)
     while waiting:
         time.sleep(POLL_SECONDS)
@@ -180,7 +181,7 @@ def settle(runs: list[str], outbox: Path, seconds: float | None) -> dict[str, st
     return {run: _refusal(run, outbox, reason) for run, reason in reasons.items()}
 
 
-def complain(run: str, outbox: Path) -> None:
+def warn_once(run: str, outbox: Path) -> None:
     """Say once, of a run, that its store does not take it; nothing where all goes well."""
     if error := Sent.load(outbox / run).error:
         say_once({run: _refusal(run, outbox, error)}, outbox)
@@ -196,7 +197,7 @@ def say_once(sentences: Mapping[str, str], outbox: Path) -> None:
                 continue
             except OSError:  # a full disk: better twice than never
                 pass
-        say(sentence)
+        info(sentence)
 
 
 class Progress:
@@ -219,7 +220,7 @@ class Progress:
         done = self._done(waiting)
         rate = (done - self._start) / (now - self._began)
         left = f", {(total - done) / rate:,.0f} s left" if rate > 0 else ""
-        say(f"deliver {len(self._runs)} run(s): {done / 1e3:,.0f} of {total / 1e3:,.0f} kB of entries{left}")
+        info(f"deliver {len(self._runs)} run(s): {done / 1e3:,.0f} of {total / 1e3:,.0f} kB of entries{left}")
 
     def _done(self, waiting: list[str]) -> int:
         """Add up what is delivered; a journal that was removed is wholly so."""
@@ -249,7 +250,7 @@ def _start(outbox: Path, owner: str) -> None:
 
 def _refusal(run: str, outbox: Path, reason: str) -> str:
     """Phrase in one line what was not delivered, why, where it is kept and how it gets there."""
-    store = shown(state(outbox / run).opened.get("uri", "the store"))
+    store = without_credentials(state(outbox / run).opened.get("uri", "the store"))
     return (
         f"Not tracked yet: {store} answered {reason}. "
         f"Run {run} is kept in {outbox.name}/{run}; `convoy sync` delivers it."

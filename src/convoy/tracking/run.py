@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from convoy.core import files, params
-from convoy.core.console import say
+from convoy.core.console import info
 from convoy.tracking import outbox
 from convoy.tracking.journal import Journal, State
 
@@ -164,13 +164,13 @@ class Run:
         except (OSError, ValueError) as error:
             if not self._complained:
                 self._complained = True
-                say(untracked(self.reference.run_id, error))
+                info(untracked(self.reference.run_id, error))
 
     def _watch_courier(self) -> None:
         """Start another courier if the one at work was killed; a training may last for days."""
         if self._journal and time.monotonic() - self._watched > WATCH_SECONDS:
             self._watched = time.monotonic()
-            outbox.start_courier(self._journal.folder.parent)
+            outbox.start_uploader(self._journal.folder.parent)
 
 
 def untracked(run_id: str, error: Exception) -> str:

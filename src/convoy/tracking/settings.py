@@ -1,7 +1,6 @@
 """Section `tracking` of params.yaml, and the address of the store. Nothing here imports MLflow."""
 
 import os
-import re
 
 from pydantic import Field
 
@@ -30,9 +29,3 @@ def uri() -> str:
 def experiment() -> str:
     """Name the MLflow experiment."""
     return params.section("tracking", TrackingParams).experiment
-
-
-def shown(text: str) -> str:
-    """Hide the password or token of every address in a text that people will see."""
-    without = re.sub(r"(://[^/\s:@]*):[^/\s@]+@", r"\1:***@", text)
-    return re.sub(r"(https?://)[^/\s:@]+@", r"\1***@", without)  # forges take a token for a user's name

@@ -6,10 +6,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-import yaml
-
-from convoy.core import params
-from convoy.repo import identity
+from convoy.core import params, yaml
+from convoy.repo import git, identity
 
 DIFF = "workspace.diff"
 DIFF_BYTES = 10_000_000
@@ -20,7 +18,7 @@ PIPELINE = (params.PARAMS_FILE, Path("dvc.yaml"), Path("data.dvc"))
 
 def tags() -> dict[str, str]:
     """State commit, data as data.dvc names it, and params; what is not there is left out."""
-    said = {**identity.git_state(), "convoy.params_hash": params.digest(params.read_yaml(params.PARAMS_FILE))}
+    said = {**identity.git_state(), "convoy.params_hash": params.digest(yaml.read(params.PARAMS_FILE))}
     if data := data_md5(Path("data.dvc")):
         said["convoy.data_md5"] = data
     return said
@@ -30,7 +28,7 @@ def data_md5(path: Path) -> str:
     """Read the hash by which DVC keeps what was delivered; empty where an import is not fetched yet."""
     if not path.exists():
         return ""
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = yaml.load(path.read_text(encoding="utf-8"))
     return str(next((out["md5"] for out in content.get("outs", []) if "md5" in out), ""))
 
 
@@ -48,7 +46,7 @@ def diff(target: Path) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         index = Path(scratch) / "index"
         env = os.environ | {"GIT_INDEX_FILE": str(index)}
-        own = Path(identity.git("rev-parse", "--git-path", "index"))
+        own = Path(git.ask(Path.cwd(), "rev-parse", "--git-path", "index"))
         if own.is_file():
             shutil.copyfile(own, index)
         elif refused := _git(["read-tree", "HEAD"], env):
@@ -81,7 +79,7 @@ def _too_large(size: int) -> str:
 
 def _untracked_bytes() -> int:
     """Add up new files: git would read them whole before a diff shows how large it is."""
-    names = identity.git("ls-files", "--others", "--exclude-standard", "-z").split("\0")
+    names = git.ask(Path.cwd(), "ls-files", "--others", "--exclude-standard", "-z").split("\0")
     return sum(Path(name).lstat().st_size for name in names if name and Path(name).exists())
 
 

@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from convoy.core import params
-from convoy.core.errors import Paused, RequestError
+from convoy.core import params, yaml
+from convoy.core.errors import RequestError, TrainingPaused
 from convoy.core.files import read_json
 from convoy.repo import identity
 from convoy.tracking import naming, outbox
@@ -43,7 +43,7 @@ def expect() -> None:
     where = outbox.folder()
     with suppress(OSError):  # a full disk; it is said where the run is opened
         where.mkdir(exist_ok=True)
-        outbox.start_courier(where, outbox.writer())
+        outbox.start_uploader(where, outbox.writer())
 
 
 @contextmanager
@@ -85,7 +85,7 @@ def finishing(stage: str) -> Iterator[Run]:
         run.set_tags({STAGE: f"{stage} done"})
         run.end("FINISHED")
     where = outbox.folder()
-    outbox.say_once(outbox.settle([run.reference.run_id], where, outbox.WAIT_SECONDS), where)
+    outbox.say_once(outbox.wait_until_uploaded([run.reference.run_id], where, outbox.WAIT_SECONDS), where)
 
 
 @contextmanager
@@ -136,7 +136,7 @@ def exported_identity(run: Run, data_hash: str) -> dict[str, str]:
         "run_id": run.reference.run_id,
         "git_commit": identity.git_state().get("mlflow.source.git.commit", "none"),
         "data_hash": data_hash,
-        "params_hash": params.digest(params.read_yaml(params.PARAMS_FILE)),
+        "params_hash": params.digest(yaml.read(params.PARAMS_FILE)),
     }
 
 
@@ -168,7 +168,7 @@ def _writing(stage: str, run: Run, *, done: bool = True) -> Iterator[None]:
             if done:
                 run.set_tags({STAGE: f"{stage} done"})
     finally:
-        outbox.complain(run.reference.run_id, outbox.folder())
+        outbox.warn_once(run.reference.run_id, outbox.folder())
 
 
 @contextmanager
@@ -179,7 +179,7 @@ def _ending(run: Run) -> Iterator[None]:
     except KeyboardInterrupt:
         run.end("KILLED")
         raise
-    except Paused:
+    except TrainingPaused:
         run.end("SCHEDULED")
         raise
     except BaseException:
@@ -190,5 +190,5 @@ def _ending(run: Run) -> Iterator[None]:
 
 
 def _own_params(stage: str) -> dict[str, Any]:
-    content = params.read_yaml(params.PARAMS_FILE)
+    content = yaml.read(params.PARAMS_FILE)
     return {key: content[key] for key in STAGE_PARAMS[stage]}

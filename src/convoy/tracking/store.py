@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from convoy.core import stage
-from convoy.core.errors import ConvoyError
+from convoy.core.errors import ConvoyError, without_credentials
 from convoy.tracking import settings
 
 uri = settings.uri
@@ -101,5 +101,5 @@ def explain(error: Exception) -> str:
     """Phrase what a store said in one line for people, without passwords; Convoy's own words are not cut."""
     named = isinstance(error, (ConvoyError, MlflowException, OSError))
     said = str(error) if named else f"{type(error).__name__}: {error}"
-    text = settings.shown(" ".join(said.split()))
+    text = without_credentials(" ".join(said.split()))
     return text if isinstance(error, ConvoyError) else f"{text:.300}"

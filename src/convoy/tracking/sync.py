@@ -10,8 +10,8 @@ from mlflow.entities import Run as StoredRun
 from mlflow.tracking import MlflowClient
 
 from convoy.core import stage
-from convoy.core.errors import ConvoyError
-from convoy.repo.identity import git
+from convoy.core.errors import ConvoyError, without_credentials
+from convoy.repo import git
 from convoy.tracking import alive, outbox, schema, settings, store
 from convoy.tracking.journal import state
 from convoy.tracking.stages import RUNS, latest
@@ -62,7 +62,7 @@ def sync(seconds: float | None = None) -> Synced:
     where = outbox.folder()
     synced = Synced(ended=outbox.end_all_dead(where))
     waiting = [path.name for path in outbox.journals(where) if state(path).ended]
-    synced.failed = outbox.settle(waiting, where, seconds)
+    synced.failed = outbox.wait_until_uploaded(waiting, where, seconds)
     synced.delivered = [run for run in waiting if run not in synced.failed]
     try:
         schema.check(store.uri())
@@ -74,7 +74,7 @@ def sync(seconds: float | None = None) -> Synced:
             synced.completed = _attach_locks(client, found.experiment_id)
     except Exception as error:  # noqa: BLE001 (whatever the store throws; it has been said of each run already)
         if not synced.failed:
-            address = settings.shown(store.uri())
+            address = without_credentials(store.uri())
             synced.failed[address] = (
                 f"{address} answered {store.explain(error)}. Nothing is lost; type `convoy sync` when that is mended."
             )
@@ -100,7 +100,7 @@ def _attach_locks(client: MlflowClient, experiment_id: str) -> list[str]:
         tags = run.data.tags
         lock = LOCK.read_text(encoding="utf-8") if here and tags.get("convoy.run_id") == here else ""
         if not lock and tags.get("convoy.dvc_experiment") in commits:
-            lock = git("show", f"{commits[tags['convoy.dvc_experiment']]}:{LOCK}") + "\n"
+            lock = git.ask(Path.cwd(), "show", f"{commits[tags['convoy.dvc_experiment']]}:{LOCK}") + "\n"
         if lock:
             _attach(client, run, lock)
             completed.append(str(run.info.run_name))
@@ -128,6 +128,8 @@ def _workspace_lock_is_final() -> bool:
 
 def _experiment_commits() -> dict[str, str]:
     """Map the names of DVC experiments to their commits: refs/exps/<2>/<38>/<name>."""
-    lines = git("for-each-ref", "--format=%(refname:lstrip=4) %(objectname)", "refs/exps").splitlines()
+    lines = git.ask(
+        Path.cwd(), "for-each-ref", "--format=%(refname:lstrip=4) %(objectname)", "refs/exps"
+    ).splitlines()
     pairs = (line.rsplit(" ", 1) for line in lines if " " in line)
     return {name: commit for name, commit in pairs if name}

@@ -6,8 +6,8 @@ import sys
 import webbrowser
 from contextlib import closing
 
-from convoy.core.console import say
-from convoy.core.errors import NetworkError, RequestError
+from convoy.core.console import info
+from convoy.core.errors import NetworkError, RequestError, without_credentials
 from convoy.tracking import page, schema, settings, view
 
 HOST = "127.0.0.1"
@@ -37,7 +37,7 @@ def show(port: int, *, browser: bool) -> None:
     experiment_id, path = _prepared()
     if remote:
         address = uri.rstrip("/") + path
-        say(f"{settings.shown(uri)} keeps the runs; it shows them at\n{settings.shown(address)}")
+        info(f"{without_credentials(uri)} keeps the runs; it shows them at\n{without_credentials(address)}")
         _open(address, wanted=browser)
         return
     _serve(page.application(uri, experiment_id), port, browser=browser)
@@ -55,12 +55,12 @@ def _prepared() -> tuple[str, str]:
         experiment_id = store.experiment(client, settings.experiment()).experiment_id
         synced = sync(DELIVER_S)
         for line in (*synced.lines(), *synced.failed.values()):
-            say(line)
+            info(line)
         view.keep(client, experiment_id)
     except MlflowException as error:
         uri = settings.uri()
         raise NetworkError(
-            f"{settings.shown(uri)} cannot be used; it answered {store.explain(error)}\n"
+            f"{without_credentials(uri)} cannot be used; it answered {store.explain(error)}\n"
             "Start the tracking server, or let MLFLOW_TRACKING_URI name one that runs "
             "(without it, runs are kept in mlflow.db)."
         ) from error
@@ -75,7 +75,7 @@ def _serve(application: page.Application, port: int, *, browser: bool) -> None:
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             address = f"http://{HOST}:{port}"
-            say(f"The runs are at {address} (Ctrl-C ends the server)")
+            info(f"The runs are at {address} (Ctrl-C ends the server)")
             _open(address, wanted=browser)
 
     config = uvicorn.Config(application, HOST, port, log_level="warning", timeout_graceful_shutdown=STOP_S)

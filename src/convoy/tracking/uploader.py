@@ -12,7 +12,8 @@ from pathlib import Path
 
 from filelock import BaseFileLock
 
-from convoy.core.console import say
+from convoy.core.console import info
+from convoy.core.errors import without_credentials
 from convoy.repo import identity
 from convoy.tracking import alive, outbox, settings, store
 from convoy.tracking.mlflow_writer import Delivery, Waiting
@@ -70,7 +71,7 @@ class Rounds:
             store.make_file(store.uri())
             store.experiment(store.connect(), settings.experiment())
         except Exception as error:  # noqa: BLE001 (it is tried again with the first run)
-            _log(f"{settings.shown(store.uri())}: {store.explain(error)}")
+            _log(f"{without_credentials(store.uri())}: {store.explain(error)}")
 
     def round(self) -> None:
         """Look at every journal, and deliver what is due."""
@@ -101,7 +102,7 @@ class Rounds:
                 del self._deliveries[path.name]
             elif delivery.is_alive():
                 self._living = True
-            elif not delivery.state.ended and outbox.end_dead(self.where, path, between_stages=False):
+            elif not delivery.state.ended and outbox.close_orphan(self.where, path, between_stages=False):
                 delivery.look()
         if self._living:
             self._given_up.clear()
@@ -215,4 +216,4 @@ class Rounds:
 
 def _log(text: str) -> None:
     """Write a line to courier.log, which is this process's output."""
-    say(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {text}")
+    info(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {text}")

@@ -21,7 +21,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from convoy.core import files, stage
-from convoy.core.console import say
+from convoy.core.console import info
 from convoy.core.errors import TrainingError
 from convoy.training.settings import CheckpointParams
 
@@ -68,7 +68,7 @@ class Found:
     content: dict[str, Any]
 
 
-class Kept:
+class CheckpointStore:
     """Keep the checkpoints of the trainings with one set of inputs."""
 
     def __init__(self, root: Path, inputs: str, params: CheckpointParams) -> None:
@@ -109,14 +109,14 @@ class Kept:
             try:
                 found = self._load(path)
             except TrainingError as error:
-                say(f"{path} is not used: {error}.")
+                info(f"{path} is not used: {error}.")
                 refused = True
                 continue
             if refused:
-                say(f"The one before it is taken: step {found.note.step:,}.")
+                info(f"The one before it is taken: step {found.note.step:,}.")
             return found
         if refused:
-            say("No checkpoint is left that may be used: the training starts from its beginning.")
+            info("No checkpoint is left that may be used: the training starts from its beginning.")
         return None
 
     def save(self, write: Callable[[Path], None], **facts: Any) -> None:  # noqa: ANN401 (the fields of `Note`)

@@ -6,7 +6,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 
-class Clock(pl.Callback):
+class TrainingTimer(pl.Callback):
     """Count from the first step on; what a process did after its last checkpoint is lost with it, and its time too."""
 
     def __init__(self) -> None:

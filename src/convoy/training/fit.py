@@ -13,26 +13,26 @@ from pytorch_lightning.callbacks import EarlyStopping, WeightAveraging
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from convoy.core import files
-from convoy.core.console import say
+from convoy.core.console import info
 from convoy.core.dataset import Dataset
 from convoy.models import trained
-from convoy.models.deployable import Deployable
+from convoy.models.deployable import NormalizedModel
 from convoy.models.spec import Spec
 from convoy.models.trained import ModelFacts
 from convoy.training.best import MONITOR, Best
 from convoy.training.checkpoints import Found
-from convoy.training.clock import Clock
+from convoy.training.clock import TrainingTimer
 from convoy.training.data import Batcher
 from convoy.training.freezing import refuse_to_freeze
 from convoy.training.frozen import FrozenProof
 from convoy.training.history import History
 from convoy.training.module import Classifier
 from convoy.training.optim import rate
-from convoy.training.points import Points
+from convoy.training.points import MetricBuffer
 from convoy.training.precision import choose
 from convoy.training.pretrained import Grafted, Starting, graft
 from convoy.training.progress import TrainingProgress
-from convoy.training.resume import DirectIO, Resumable, Saving
+from convoy.training.resume import CheckpointCallback, DirectIO, Resumable
 from convoy.training.settings import TrainParams
 
 HISTORY = "history.csv"
@@ -94,11 +94,11 @@ def fit(
     classifier = Classifier(model.to(memory_format=torch.channels_last), params, facts)
     batcher = Batcher(dataset, params, seed)
     precision = choose(params.precision)
-    say(f"train {spec.name} ({_parameters(model):,} parameters) in {precision.why}")
+    info(f"train {spec.name} ({_parameters(model):,} parameters) in {precision.why}")
     plan = classifier.plan.table(_rates(params, len(batcher.train_dataloader())))
     for line in [*(grafted.lines() if grafted else []), *plan.splitlines()]:
-        say(line)
-    history, best, clock = History(out / HISTORY), Best(classifier), Clock()
+        info(line)
+    history, best, clock = History(out / HISTORY), Best(classifier), TrainingTimer()
     watchers: list[pl.Callback] = [
         history,
         TrainingProgress(len(dataset.labels("train"))),
@@ -111,8 +111,8 @@ def fit(
     ]
     saving = None
     if resumable:
-        points = Points(classifier, resumable.publish, resumable.step_interval)
-        saving = Saving(resumable, batcher, points)
+        points = MetricBuffer(classifier, resumable.publish, resumable.step_interval)
+        saving = CheckpointCallback(resumable, batcher, points)
         watchers += [points, saving]
     with _quiet():
         trainer = pl.Trainer(
@@ -133,7 +133,7 @@ def fit(
         )
         found = resumable.found if resumable else None
         if found:
-            say(_resumed(found))
+            info(_resumed(found))
         if found and found.note.finished:
             for watcher in watchers:
                 if watcher.state_key in found.content["callbacks"]:
@@ -221,7 +221,7 @@ def _early_stop(params: TrainParams) -> list[pl.Callback]:
     return [EarlyStopping(MONITOR, patience=params.early_stop, mode="min")] if params.early_stop else []
 
 
-def _parameters(model: Deployable) -> int:
+def _parameters(model: NormalizedModel) -> int:
     return sum(value.numel() for value in model.parameters())
 
 

@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from convoy.core.console import say
+from convoy.core.console import info
 from convoy.core.errors import TrainingError
 from convoy.training.module import Classifier
 
@@ -37,7 +37,7 @@ class FrozenProof(pl.Callback):
         self._compare(self.before.keys())
         if self.proven:
             together = hashlib.sha256("".join(self.proven[name] for name in sorted(self.proven)).encode())
-            say(
+            info(
                 f"frozen: {len(self.proven)} tensors unchanged while they were (sha256 {together.hexdigest()[:12]})"
             )
 

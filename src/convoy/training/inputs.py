@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from convoy.core import files, params
+from convoy.core import files, params, yaml
 from convoy.core.dataset import Dataset
 from convoy.models.spec import Spec
 from convoy.training.pretrained import Starting
@@ -27,7 +27,7 @@ def digest(dataset: Dataset, spec: Spec, starting: Starting | None, train: Train
 
 def code() -> dict[str, str]:
     """Map each file of code that `train` depends on, folders expanded, to its SHA-256."""
-    deps = params.read_yaml(PIPELINE)["stages"]["train"]["deps"]
+    deps = yaml.read(PIPELINE)["stages"]["train"]["deps"]
     found: dict[str, str] = {}
     for dep in sorted(dep for dep in deps if dep.startswith(("src/", "pipelines/"))):
         path = Path(dep)

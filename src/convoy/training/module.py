@@ -18,7 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from convoy.core.errors import TrainingError
 from convoy.models.assembled import WithAuxiliary
-from convoy.models.deployable import Deployable
+from convoy.models.deployable import NormalizedModel
 from convoy.models.trained import ModelFacts
 from convoy.training.blocks import blocks
 from convoy.training.data import Batch
@@ -37,7 +37,7 @@ class Classifier(pl.LightningModule):
     What is frozen follows from the epoch alone, so a resumed training is in the phase where it was.
     """
 
-    def __init__(self, model: Deployable, params: TrainParams, facts: ModelFacts) -> None:
+    def __init__(self, model: NormalizedModel, params: TrainParams, facts: ModelFacts) -> None:
         """Make the plan of `params.transfer` for the model's blocks; `facts` travel in every checkpoint.
 
         Raises:

@@ -29,7 +29,7 @@ class Point(NamedTuple):
 Publish = Callable[[Sequence[Point]], None]
 
 
-class Points(pl.Callback):
+class MetricBuffer(pl.Callback):
     """Collect each epoch's metrics, and loss and learning rate of every so many steps."""
 
     def __init__(self, classifier: Classifier, publish: Publish, step_interval: int) -> None:

@@ -8,7 +8,7 @@ from pytorch_lightning.utilities.types import STEP_OUTPUT
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from convoy.core.console import RateColumn, say
+from convoy.core.console import RateColumn, info
 from convoy.training.data import Batch
 
 
@@ -77,7 +77,7 @@ class TrainingProgress(pl.Callback):
         if self.bar:
             self.bar.console.print(line, highlight=False)
         else:
-            say(line)
+            info(line)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         """Take the bar away."""

@@ -10,12 +10,12 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 
-from convoy.core.console import say
-from convoy.core.errors import Paused
+from convoy.core.console import info
+from convoy.core.errors import TrainingPaused
 from convoy.training import randomness
-from convoy.training.checkpoints import Found, Kept
+from convoy.training.checkpoints import CheckpointStore, Found
 from convoy.training.data import Batch, Batcher
-from convoy.training.points import Points, Publish
+from convoy.training.points import MetricBuffer, Publish
 
 RANDOM = "convoy_random"
 """Key of a checkpoint under which the states of random numbers lie."""
@@ -34,7 +34,7 @@ class Resumable:
         started: `time.monotonic()` of the process's beginning, from which the time budget counts.
     """
 
-    kept: Kept
+    kept: CheckpointStore
     found: Found | None
     run_id: str
     publish: Publish
@@ -42,13 +42,13 @@ class Resumable:
     started: float
 
 
-class Saving(pl.Callback):
+class CheckpointCallback(pl.Callback):
     """Write a checkpoint every so many seconds, between two steps or after an epoch.
 
     Must stand last: what other callbacks did with the step belongs in the checkpoint.
     """
 
-    def __init__(self, resumable: Resumable, batcher: Batcher, points: Points) -> None:
+    def __init__(self, resumable: Resumable, batcher: Batcher, points: MetricBuffer) -> None:
         self.resumable = resumable
         self.batcher = batcher
         self.points = points
@@ -129,7 +129,7 @@ class Saving(pl.Callback):
             saved = self._save(trainer, first, finished=False)
             epoch, step = first
             where = f"epoch {epoch + 1} of {trainer.max_epochs}, step {step + 1} of {trainer.num_training_batches}"
-            raise Paused(
+            raise TrainingPaused(
                 f"checkpoints.time_budget_min ({self.resumable.kept.params.time_budget_min:g}) is spent. "
                 + (
                     f"The state is saved; `dvc repro` goes on at {where}."
@@ -154,7 +154,7 @@ class Saving(pl.Callback):
         except OSError as error:
             if not self.failed:
                 every = self.resumable.kept.params.every_s
-                say(
+                info(
                     f"The checkpoint could not be written to {self.resumable.kept.folder}: {error!s:.200}. The training "
                     f"goes on and tries again every {every:g} s; free some space. Its curves are published with it."
                 )
@@ -164,7 +164,7 @@ class Saving(pl.Callback):
             self.batcher.first = before
             self.saved = time.monotonic()  # after writing: a slow disk must not be all that there is to do
         if self.failed:
-            say("A checkpoint was written again.")
+            info("A checkpoint was written again.")
         self.failed = False
         self.points.flush()
         return True

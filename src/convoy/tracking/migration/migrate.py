@@ -15,8 +15,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from convoy.core.console import track
-from convoy.core.errors import MigrationError
-from convoy.tracking import settings, store
+from convoy.core.errors import MigrationError, without_credentials
+from convoy.tracking import store
 from convoy.tracking.migration import copies, logged_models, model_registry, rows, stores
 from convoy.tracking.migration.copies import Tree
 from convoy.tracking.migration.ids import Ids
@@ -43,7 +43,7 @@ def migrate(target: str, source: str) -> Report:
         except (MlflowException, OSError) as error:
             raise MigrationError(
                 f"stopped: {store.explain(error)}\n"
-                f"What {settings.shown(target)} has by now is kept; the same command goes on from there."
+                f"What {without_credentials(target)} has by now is kept; the same command goes on from there."
             ) from error
 
 

@@ -12,8 +12,8 @@ from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from convoy.core.errors import MigrationError, RequestError
-from convoy.tracking import schema, settings, store
+from convoy.core.errors import MigrationError, RequestError, without_credentials
+from convoy.tracking import schema, store
 from convoy.tracking.migration import rows
 from convoy.tracking.migration.copies import Tree, local
 
@@ -82,7 +82,7 @@ def open_source(uri: str) -> Iterator[Source]:
         answer(source.client, uri)
         if not rows.experiments(source.client):
             raise RequestError(
-                f"{settings.shown(uri)} has no experiments: there is nothing to migrate. "
+                f"{without_credentials(uri)} has no experiments: there is nothing to migrate. "
                 "Name the store that has them: convoy migrate TARGET --from URI"
             )
         yield source
@@ -98,11 +98,11 @@ def open_target(uri: str, source: Source) -> MlflowClient:
     scheme = urlsplit(uri).scheme
     if scheme not in ("http", "https", "sqlite"):
         raise RequestError(
-            f"{settings.shown(uri)} is no place to migrate to. Give the address of an MLflow server, such as "
+            f"{without_credentials(uri)} is no place to migrate to. Give the address of an MLflow server, such as "
             "https://mlflow.example.org (files go through it, not only rows), or sqlite:////PATH/mlflow.db"
         )
     if _same(uri, source.uri):
-        raise RequestError(f"{settings.shown(uri)} is the source itself. Name another store.")
+        raise RequestError(f"{without_credentials(uri)} is the source itself. Name another store.")
     schema.check(uri)
     client = store.connect(uri)
     answer(client, uri)
@@ -110,7 +110,7 @@ def open_target(uri: str, source: Source) -> MlflowClient:
         for run in source.client.search_runs([one.experiment_id], max_results=1):
             if _has(client, run.info.run_id):
                 raise RequestError(
-                    f"{settings.shown(uri)} has run {run.info.run_id} under the very id that it has in the source: "
+                    f"{without_credentials(uri)} has run {run.info.run_id} under the very id that it has in the source: "
                     "it is the same store under another address, or a copy of its database. Name another store."
                 )
     return client
@@ -133,7 +133,7 @@ def answer(client: MlflowClient, uri: str) -> None:
         client.search_experiments(max_results=1)
     except Exception as error:  # what the store's library raises
         raise MigrationError(
-            f"{settings.shown(uri)} cannot be reached; it answered {store.explain(error)}\n"
+            f"{without_credentials(uri)} cannot be reached; it answered {store.explain(error)}\n"
             "Start it, or correct the address; where it asks for a name, set MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD."
         ) from error

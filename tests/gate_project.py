@@ -5,10 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import yaml
 
-import chosen
-from convoy.core import files
+import fixed_models as chosen
+from convoy.core import files, yaml
 from convoy.data.prepare import prepare
 from convoy.data.settings import DataParams
 from convoy.data.split import pixel_hash
@@ -16,9 +15,9 @@ from convoy.export import checks
 from convoy.export.comparison import Comparison
 from convoy.export.image_index import Images
 from convoy.export.settings import ExportParams
-from convoy.gate.contender import Contender
+from convoy.gate.contender import ModelUnderTest
 from convoy.gate.settings import GateParams
-from convoy.gate.test_images import Today
+from convoy.gate.test_images import TestImages
 
 CLASSES = ("ape", "bee", "cat")
 TEST = 120
@@ -57,8 +56,8 @@ class World:
     made: int = field(default=0)
 
     @property
-    def today(self) -> Today:
-        return Today.load(self.home / "dataset", self.home / "data")
+    def today(self) -> TestImages:
+        return TestImages.load(self.home / "dataset", self.home / "data")
 
     def limits(self, **changes: object) -> GateParams:
         return GateParams.model_validate(LIMITS | changes)
@@ -80,7 +79,7 @@ class World:
         answers: Mapping[int, str] | None = None,
         seen: Collection[int] = (),
         **changes: object,
-    ) -> Contender:
+    ) -> ModelUnderTest:
         """Make a contender that is right but for the given images, answered with the next class.
 
         Args:
@@ -111,7 +110,7 @@ class World:
             "proof": proof(files.sha256(path)),
             "created_ms": 1_700_000_000_000 + int(name.split("/")[1]),
         }
-        return Contender(**(attributes | changes))
+        return ModelUnderTest(**(attributes | changes))
 
 
 def proof(sha256: str, **limits: float) -> dict:
@@ -144,6 +143,6 @@ def by_turns(test: int, classes: Sequence[str] = CLASSES) -> list[str]:
 
 def write_limits(path: Path, limits: Mapping[str, object]) -> None:
     """Type limits into a params.yaml."""
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = yaml.load(path.read_text(encoding="utf-8"))
     content["gate"] = dict(limits)
-    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    path.write_text(yaml.dump(content), encoding="utf-8")

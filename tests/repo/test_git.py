@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from convoy.repo.tracked import untracked
+from convoy.repo.git import untracked
 
 
 @pytest.fixture

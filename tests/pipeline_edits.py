@@ -1,6 +1,6 @@
 """What may happen to the small pipeline between two runs, each as a function that does it."""
 
-from small import Small
+from small_pipeline import Small
 
 
 def nothing(small: Small) -> None:

@@ -12,13 +12,13 @@ import pytest
 
 from convoy.core import files
 from convoy.core.errors import ConvoyError
-from convoy.gate.result import Judgement
+from convoy.gate.result import GateResult
 from convoy.registry.client import CANDIDATE, CHAMPION, Version
 from convoy.registry.log import Entry
 from convoy.registry.promote import Judged
 from convoy.retraining import outcome, processes, round  # noqa: A004 (the module's name)
 from convoy.tracking.run import now_ms
-from small import FILES, Small
+from small_pipeline import FILES, Small
 
 REPRO = """\
 import os, subprocess, sys
@@ -72,9 +72,9 @@ def make(folder: Path) -> Small:
     return small
 
 
-def judgement(verdict: str, candidate: Version, champion: Version | None) -> Judgement:
+def judgement(verdict: str, candidate: Version, champion: Version | None) -> GateResult:
     """Judge without looking."""
-    return Judgement(
+    return GateResult(
         verdict=verdict,  # type: ignore[arg-type] # any of its words
         reasons=(f"to {verdict} is what the test says.",),
         candidate=str(candidate),

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import binomtest
 
-from convoy.gate.result import ClassFigures, Comparison, Criterion, Flip, Judgement, Share
+from convoy.gate.result import ClassFigures, Comparison, Criterion, Flip, GateResult, Share
 
 DIGITS = tuple(str(digit) for digit in range(10))
 
@@ -104,9 +104,9 @@ def flips(fixed: int, broken: int, names: Sequence[str] = DIGITS) -> tuple[Flip,
     return (*(flip(n, "broken") for n in range(broken)), *(flip(n, "fixed") for n in range(fixed)))
 
 
-def judgement(**values: Any) -> Judgement:
+def judgement(**values: Any) -> GateResult:
     """Make a promotion for a gain of 14 to 2 on 357 images, changed as asked."""
-    return Judgement(
+    return GateResult(
         **{
             "verdict": "promote",
             "reasons": ("Promote convoy/8: it is better.", "Every limit holds."),
@@ -134,7 +134,7 @@ def judgement(**values: Any) -> Judgement:
     )
 
 
-def without_champion(**values: Any) -> Judgement:
+def without_champion(**values: Any) -> GateResult:
     lonely = tuple(ClassFigures(one.name, one.images, one.candidate, None) for one in classes())
     return judgement(
         champion=None,
@@ -148,7 +148,7 @@ def without_champion(**values: Any) -> Judgement:
     )
 
 
-def of_itself() -> Judgement:
+def of_itself() -> GateResult:
     """Judge a candidate that is the champion, with nothing measured."""
     return judgement(
         verdict="keep",
@@ -166,7 +166,7 @@ def of_itself() -> Judgement:
     )
 
 
-def hostile() -> Judgement:
+def hostile() -> GateResult:
     """Refuse, with every text that comes from a delivery being hostile."""
     said = " ".join(HOSTILE)
     return judgement(
@@ -181,7 +181,7 @@ def hostile() -> Judgement:
     )
 
 
-def thumbnails(judged: Judgement) -> dict[str, npt.NDArray[np.uint8]]:
+def thumbnails(judged: GateResult) -> dict[str, npt.NDArray[np.uint8]]:
     """Draw a gray of its own for each image that flipped."""
     return {
         flip.path: np.full((8, 8, 3), 10 + place, dtype=np.uint8) for place, flip in enumerate(judged.flips)

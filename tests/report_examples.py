@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from markdown_it import MarkdownIt
 
-import judged
+import gate_results as judged
 from convoy.export.image_index import Images
 from convoy.retraining import report
 from convoy.retraining.data_diff import changes

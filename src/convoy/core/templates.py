@@ -1,0 +1,35 @@
+"""The one Jinja environment: reports, pages and the model card are rendered from `*.j2` beside the code that fills them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jinja2
+
+Filter = Callable[..., Any]
+
+
+def render(
+    package: str, template: str, context: Mapping[str, Any], filters: Mapping[str, Filter] | None = None
+) -> str:
+    """Render a template of a package; HTML is escaped, a missing value is an error.
+
+    Args:
+        package: the package whose folder holds the template, such as `convoy.gate`.
+        template: its name, such as `verdict.html.j2`; may include `page.css.j2`, the style of every page.
+        context: values of the template's variables.
+        filters: further Jinja filters.
+
+    Raises:
+        jinja2.UndefinedError: the context lacks a value.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.ChoiceLoader(
+            [jinja2.PackageLoader(package, "."), jinja2.PackageLoader("convoy.core", ".")]
+        ),
+        autoescape=template.endswith(".html.j2"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= dict(filters or {})
+    return environment.get_template(template).render(context)
