@@ -1,74 +1,84 @@
-"""The `convoy` command: what it prints, and its exit codes."""
+"""The `convoy` command: help, what importing it costs, exit codes."""
 
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
-from convoy import __version__
+from convoy import __version__, cli
+
+SLOW = ("torch", "numpy", "pandas", "matplotlib", "mlflow", "dvc", "optuna", "onnxruntime", "PIL", "pydantic")
+"""Packages that take longer to import than `convoy --help` may run."""
 
 
-def convoy(repository: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    code = "from convoy.cli import main; main()"
+def python(repository: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code, *words],
+        [sys.executable, "-c", code, *arguments],
         cwd=repository,
-        env={"PYTHONPATH": str(repository / "src"), "COLUMNS": "120"},
+        env={"PYTHONPATH": str(repository / "src")},
         check=False,
         capture_output=True,
         text=True,
     )
 
 
-def test_the_version_is_printed(repository: Path) -> None:
-    assert convoy(repository, "--version").stdout.strip() == __version__
+def convoy(repository: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return python(repository, "from convoy.cli import main; main()", *arguments)
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        (),
-        ("data",),
-        ("data", "use"),
-        ("data", "check"),
-        ("network",),
-        ("network", "list"),
-        ("network", "show"),
-        ("weights",),
-        ("weights", "use"),
-        ("explain",),
-        ("explain", "convolution"),
-        ("explain", "features"),
-        ("explain", "position"),
-        ("predict",),
-        ("sweep",),
-        ("sync",),
-    ],
-)
-def test_help_teaches(repository: Path, words: tuple[str, ...]) -> None:
-    done = convoy(repository, *words, "--help")
-    assert done.returncode == 0
-    assert "Usage:" in done.stdout
+def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Walk all commands and subcommands."""
+    yield path
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, (*path, name))
+
+
+def test_the_version_is_printed() -> None:
+    assert CliRunner().invoke(cli.app, ["--version"]).stdout.strip() == __version__
+
+
+@pytest.mark.parametrize("path", list(commands(typer.main.get_command(cli.app))), ids=" ".join)
+def test_every_command_has_help(path: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(cli.app, [*path, "--help"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    assert f"{' '.join(path)} [OPTIONS]" in result.stdout
+
+
+def test_help_lists_every_command_in_the_order_of_the_work() -> None:
+    text = CliRunner().invoke(cli.app, ["--help"], env={"COLUMNS": "120", "TERMINAL_WIDTH": "120"}).stdout
+    listed = [line.split()[1] for line in text.splitlines() if line.startswith("│ ") and "--" not in line[:8]]
+    names = [name for name in listed if name in typer.main.get_command(cli.app).commands]
+    assert names == [name for panel in cli.COMMANDS.values() for name in panel]
+    titles = [line.split()[1] for line in text.splitlines() if line.startswith("╭─")]
+    assert titles == ["Options", *cli.COMMANDS]
+
+
+def test_help_imports_nothing_slow(repository: Path) -> None:
+    code = f"import sys, convoy.cli; print([name for name in {SLOW!r} if name in sys.modules])"
+    assert python(repository, code).stdout.strip() == "[]"
 
 
 def test_data_check_prints_json_for_programs(repository: Path) -> None:
-    done = convoy(repository, "data", "check", "samples/digits", "--json")
-    found = json.loads(done.stdout)
-    assert found["data"]["images"] == 1797
-    assert found["accepted"] is True
+    result = json.loads(convoy(repository, "data", "check", "samples/digits", "--json").stdout)
+    assert result["data"]["images"] == 1797
+    assert result["accepted"] is True
 
 
-def test_data_check_of_nothing_is_exit_1_without_a_traceback(repository: Path, tmp_path: Path) -> None:
-    done = convoy(repository, "data", "check", str(tmp_path))
-    assert done.returncode == 1
-    assert done.stderr.startswith("ERROR: ")
-    assert "Traceback" not in done.stderr
+def test_an_empty_folder_is_exit_1_without_a_traceback(repository: Path, tmp_path: Path) -> None:
+    result = convoy(repository, "data", "check", str(tmp_path))
+    assert result.returncode == 1
+    assert result.stderr.startswith("ERROR: ")
+    assert "Traceback" not in result.stderr
 
 
 def test_a_model_that_does_not_exist_is_exit_2(repository: Path) -> None:
-    done = convoy(repository, "predict", "no.onnx", "samples")
-    assert done.returncode == 2
-    assert "no.onnx" in done.stderr
-    assert "Traceback" not in done.stderr
+    result = convoy(repository, "predict", "no.onnx", "samples")
+    assert result.returncode == 2
+    assert "no.onnx" in result.stderr
+    assert "Traceback" not in result.stderr

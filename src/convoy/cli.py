@@ -1,10 +1,12 @@
-"""The `convoy` command. Each subcommand imports what it needs when it is called."""
+"""The `convoy` command. Each subcommand imports what it needs when it is called, so that `--help` is quick."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from convoy import __version__
 from convoy.commands.data import data
@@ -24,30 +26,29 @@ from convoy.commands.why import why
 from convoy.core import stage
 from convoy.core.errors import ConvoyError
 
+
+class InOrderOfWork(TyperGroup):
+    """List commands as `COMMANDS` does; Typer would list those without subcommands first."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401, ARG002 (Typer's signature)
+        """Name all commands, panel by panel."""
+        return [name for commands in COMMANDS.values() for name in commands]
+
+
 app = typer.Typer(
+    cls=InOrderOfWork,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Labelled images to a CNN classifier that is trained, compared, proven and served. "
-    "The pipeline itself runs by `dvc repro`.",
+    help="Train, compare, verify and serve image classifiers (CNNs) from labelled images. "
+    "`dvc repro` runs the pipeline itself.",
 )
 explain = typer.Typer(
-    no_args_is_help=True, help="See what a CNN does: a convolution by hand, features, why position matters."
+    no_args_is_help=True,
+    help="Show what a CNN computes: a convolution by hand, feature maps, why position matters.",
 )
 explain.command()(convolution)
 explain.command()(features)
 explain.command()(position)
-app.add_typer(data, name="data")
-app.add_typer(network, name="network")
-app.add_typer(weights, name="weights")
-app.add_typer(explain, name="explain")
-app.command()(migrate)
-app.command()(promote)
-app.command()(register)
-app.command()(rollback)
-app.command()(sweep)
-app.command()(ui)
-app.command()(trace)
-app.command()(why)
 
 
 def main() -> None:
@@ -62,24 +63,23 @@ def main() -> None:
 
 @app.callback(invoke_without_command=True)
 def root(
-    *, version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False
+    *, version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False
 ) -> None:
-    """Take the options that belong to no subcommand."""
+    """Handle the options that belong to no subcommand."""
     if version:
         print(__version__)
         raise typer.Exit
 
 
-@app.command()
 def predict(
-    model: Annotated[Path, typer.Argument(help="A proven model, such as build/deploy/model.onnx.")],
-    paths: Annotated[list[Path], typer.Argument(help="Images, or folders that are walked for images.")],
+    model: Annotated[Path, typer.Argument(help="A verified model, such as build/deploy/model.onnx.")],
+    paths: Annotated[list[Path], typer.Argument(help="Images, or folders that are searched for images.")],
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per file.")] = False,
 ) -> None:
-    """Classify images with MODEL in onnxruntime: one line per file, its class and probability.
+    """Classify images with MODEL in onnxruntime: one line per file with class and probability.
 
-    A file that cannot be read is reported and does not stop the rest; the exit code is then 1.
+    A file that cannot be read is reported and skipped; the exit code is then 1.
 
     Example: convoy predict build/deploy/model.onnx photos/
     """
@@ -89,17 +89,16 @@ def predict(
     raise typer.Exit(show(answer(model, paths), as_json=as_json))
 
 
-@app.command()
 def sync(
     *,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object with what was done.")
     ] = False,
 ) -> None:
-    """Complete the tracking store: deliver what was kept while it did not answer, end dead runs, attach dvc.lock.
+    """Complete the tracking store: upload pending runs, close those whose process died, attach dvc.lock.
 
-    Runs are written to outbox/ first and delivered while the pipeline works, so this is rarely
-    needed: after a tracking server was down, or a machine was switched off.
+    Runs are written to outbox/ first and uploaded while the pipeline works, so this is needed only
+    after a tracking server was unreachable or the machine was switched off.
 
     Example: convoy sync
     """
@@ -116,5 +115,24 @@ def sync(
     elif lines := synced.lines():
         print("\n".join(lines))
     elif not synced.failed:
-        print("nothing to deliver or complete")
+        print("nothing to upload or complete")
     tracking.require(synced)
+
+
+COMMANDS: dict[str, dict[str, typer.Typer | Callable[..., None]]] = {
+    "Data": {"data": data, "weights": weights},
+    "Network": {"network": network, "explain": explain},
+    "Run": {"sweep": sweep, "sync": sync},
+    "Compare": {"ui": ui, "trace": trace, "why": why},
+    "Promote": {"register": register, "promote": promote, "rollback": rollback},
+    "Serve": {"predict": predict},
+    "Maintain": {"migrate": migrate},
+}
+"""Panel of `convoy --help` to its commands, in the order of the work."""
+
+for panel, commands in COMMANDS.items():
+    for name, command in commands.items():
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name, rich_help_panel=panel)
+        else:
+            app.command(name, rich_help_panel=panel)(command)
