@@ -27,11 +27,11 @@ ENERGY = {
     "train_kwh": 0.0021, "train_co2_kg": 0.001, "train_how": "estimated",
     "kwh": 0.0024, "co2_kg": 0.0011, "how": "estimated",
 }  # fmt: skip
-DELIVERIES = (
+DELIVERIES = [
     Delivery("data and models", done=True, where="s3://team/store"),
     Delivery("pull request", done=True, where="https://example.org/pull/12", why="opened"),
     Delivery("branch", done=False, why="PUSH=1 was not given; type: git push origin retrain/x"),
-)
+]
 JOB = "https://example.org/runs/123"
 
 
@@ -45,20 +45,19 @@ def images(count, names=judged.DIGITS, poisoned=()):
     return Images({f"{n:064x}": (label(n), "test" if n % 5 == 0 else "train") for n in range(count)})
 
 
-def round_of(verdict, **values):
+def round_of(outcome, **values):
     ours = Facts(
-        verdict=verdict,
-        reason="",
+        outcome=outcome,
         started="2026-11-23T22:10:05Z",
         seconds=164.2,
         trigger="the data changed upstream",
         source="https://example.org/digits.zip",
         champion="convoy/7",
         champion_before="convoy/7",
-        judgement=judged.judgement(),
+        gate_result=judged.judgement(),
         changes=changes(images(200), images(260)),
         energy=ENERGY,
-        steps=(Step("look upstream", 1.3, "3 files differ"), Step("repro", 142.7), Step("push", 0.04)),
+        steps=[Step("look upstream", 1.3, "3 files differ"), Step("repro", 142.7), Step("push", 0.04)],
         identity=IDENTITY,
         push=True,
         deliveries=DELIVERIES,
@@ -67,23 +66,21 @@ def round_of(verdict, **values):
     return replace(ours, **values)
 
 
-def stopped(verdict, **values):
+def stopped(outcome, **values):
     """Make a round that ended before anything was trained."""
-    nothing = {"trigger": "", "judgement": None, "changes": None, "energy": {}, "identity": Identity()}
-    return round_of(
-        verdict, **{**nothing, "deliveries": (), "steps": (Step("look upstream", 1.3),), **values}
-    )
+    nothing = {"trigger": "", "gate_result": None, "changes": None, "energy": {}, "identity": Identity()}
+    return round_of(outcome, **{**nothing, "deliveries": [], "steps": [Step("look upstream", 1.3)], **values})
 
 
 ROUNDS = {
     "promoted": round_of("promoted", champion="convoy/8"),
     "first": round_of(
-        "promoted", champion="convoy/8", champion_before="", judgement=judged.without_champion(), changes=changes(None, images(9)),
+        "promoted", champion="convoy/8", champion_before="", gate_result=judged.without_champion(), changes=changes(None, images(9)),
     ),
-    "kept": round_of("kept", judgement=judged.judgement(verdict="keep"), changes=changes(images(9), images(9))),
+    "kept": round_of("kept", gate_result=judged.judgement(verdict="keep"), changes=changes(images(9), images(9))),
     "refused": round_of(
         "refused",
-        judgement=judged.judgement(
+        gate_result=judged.judgement(
             verdict="refuse",
             criteria=(
                 *judged.CRITERIA,
@@ -95,10 +92,10 @@ ROUNDS = {
     "nothing-new": stopped("nothing-new", reason="Data, params and code are those of convoy/7."),
     "skipped": stopped("skipped", reason="Another round runs since 21:00 UTC (process 4711)."),
     "failed": round_of(
-        "failed", reason="The remote refused the branch:\n  ! [remote rejected]", step="push", log="one\ntwo"
+        "failed", reason="The remote refused the branch:\n  ! [remote rejected]", log="one\ntwo"
     ),
     "no champion": round_of("kept", champion="", champion_before=""),
-    "failed early": stopped("failed", reason="MLFLOW_TRACKING_URI is not set.", step="look upstream", champion=""),
+    "failed early": stopped("failed", reason="MLFLOW_TRACKING_URI is not set.", champion=""),
 }  # fmt: skip
 
 

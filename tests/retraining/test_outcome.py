@@ -13,7 +13,7 @@ from convoy.core import contract
 from convoy.registry.artifacts import Gone
 from convoy.registry.client import Version
 from convoy.retraining import outcome
-from convoy.retraining.outcome import Found
+from convoy.retraining.facts import Facts
 
 VERSION = Version("convoy", "1", "0" * 64, "run-1", "mlflow-1", 0, {})
 
@@ -83,12 +83,12 @@ def test_data_are_compared_with_the_champion_s(tmp_path: Path, monkeypatch: pyte
         tmp_path / "before.parquet", {"aa": ("cat", "train"), "cc": ("dog", "test"), "dd": ("cat", "train")}
     )
     store = Store(monkeypatch, before)
-    found = Found(started="", push=False, champion_before=VERSION)
-    outcome.compare_data(found, tmp_path, tmp_path / "out")
+    facts = Facts(started="", push=False)
+    outcome.compare_data(facts, VERSION, tmp_path, tmp_path / "out")
     assert store.asked == ["convoy/1", contract.IMAGES]
-    assert found.changes
-    assert (found.changes.added, found.changes.gone, found.changes.relabelled) == (1, 1, 0)
-    assert found.changes.added_examples[0].path == "bb.png"
+    assert facts.changes
+    assert (facts.changes.added, facts.changes.gone, facts.changes.relabelled) == (1, 1, 0)
+    assert facts.changes.added_examples[0].path == "bb.png"
 
 
 def test_a_champion_whose_images_are_not_known_stops_nothing(
@@ -97,18 +97,18 @@ def test_a_champion_whose_images_are_not_known_stops_nothing(
     images(tmp_path / "build/deploy" / contract.IMAGES, {"aa": ("cat", "train")})
     images(tmp_path / "build/dataset/manifest.parquet", {"aa": ("cat", "train")})
     Store(monkeypatch, None)
-    found = Found(started="", push=False, champion_before=VERSION)
-    outcome.compare_data(found, tmp_path, tmp_path / "out")
-    assert found.changes
-    assert found.changes.before is None
+    facts = Facts(started="", push=False)
+    outcome.compare_data(facts, VERSION, tmp_path, tmp_path / "out")
+    assert facts.changes
+    assert facts.changes.before is None
 
 
 def test_the_page_of_the_job_is_linked(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("GITHUB_ACTIONS", "CI_JOB_URL"):
         monkeypatch.delenv(name, raising=False)
-    assert outcome._job() == ""
+    assert outcome.job_page() == ""
     monkeypatch.setenv("CI_JOB_URL", "https://gitlab.example/job/7")
-    assert outcome._job() == "https://gitlab.example/job/7"
+    assert outcome.job_page() == "https://gitlab.example/job/7"
     for name, text in {
         "GITHUB_ACTIONS": "true",
         "GITHUB_RUN_ID": "7",
@@ -116,4 +116,4 @@ def test_the_page_of_the_job_is_linked(monkeypatch: pytest.MonkeyPatch) -> None:
         "GITHUB_REPOSITORY": "a/b",
     }.items():
         monkeypatch.setenv(name, text)
-    assert outcome._job() == "https://github.com/a/b/actions/runs/7"
+    assert outcome.job_page() == "https://github.com/a/b/actions/runs/7"

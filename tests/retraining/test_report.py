@@ -52,7 +52,7 @@ def test_a_failure_shows_the_error_line_by_line_and_the_last_lines_of_the_step()
 
 
 def test_without_push_the_command_to_try_again_has_none():
-    assert "type make retrain;" in read(round_of("failed", push=False)).lists["What to do next"][0]
+    assert "run make retrain;" in read(round_of("failed", push=False)).lists["What to do next"][0]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_without_push_the_command_to_try_again_has_none():
     ],
 )  # fmt: skip
 def test_a_report_says_what_to_do_next(name, advice):
-    said = read(replace(ROUNDS[name], hints=("First `do this`.",))).lists["What to do next"]
+    said = read(replace(ROUNDS[name], hints=["First `do this`."])).lists["What to do next"]
     assert said[0] == "First do this."
     assert len(said) == 1 + len(advice)
     for part, sentence in zip(advice, said[1:], strict=True):
@@ -188,14 +188,6 @@ def test_where_things_went_and_why_not_is_stated():
         "branch: not done, PUSH=1 was not given; type: git push origin retrain/x",
     ]
     assert "https://example.org/pull/12" in without_credentials.links
-
-
-def test_an_override_is_said_with_its_reason():
-    facts = round_of(
-        "promoted", override="the *old* one is broken", judgement=judged.judgement(verdict="refuse")
-    )
-    said = " ".join(read(facts).paragraphs[read(facts).heads[0]])
-    assert "Overridden. The gate said refuse; the reason given: the *old* one is broken" in said
 
 
 def test_pictures_are_relative_links_beside_the_report_and_dark_ones_are_left_out(tmp_path):

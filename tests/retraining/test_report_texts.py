@@ -20,11 +20,10 @@ def hostile_round():
     every = judged.HOSTILE
     return round_of(
         "refused",
-        judgement=judged.hostile(),
+        gate_result=judged.hostile(),
         reason=said,
         trigger=said,
         source=said,
-        override=said,
         job="javascript:alert(1)",
         changes=changes(images(300, every), images(330, every, every[:9]), {f"{n:064x}": f"{every[n % len(every)]}/x.png" for n in range(330)}),
         steps=tuple(Step(name, 1, name) for name in every),
@@ -67,7 +66,7 @@ def test_every_row_of_every_table_keeps_its_columns_whatever_the_names_are():
 
 
 def test_an_error_cannot_end_its_block():
-    without_credentials = read(round_of("failed", reason="```\n# not a heading\n````\n<script>", step="push"))
+    without_credentials = read(round_of("failed", reason="```\n# not a heading\n````\n<script>"))
     assert without_credentials.blocks[0] == "```\n# not a heading\n````\n<script>\n"
     assert "# not a heading" not in without_credentials.heads
 
@@ -111,8 +110,7 @@ def enormous():
         "failed",
         reason="error\n" * 20_000,
         log="line\n" * 20_000,
-        step="push",
-        judgement=judged.judgement(
+        gate_result=judged.judgement(
             verdict="refuse",
             reasons=tuple(f"{n} {said}" for n in range(100)),
             criteria=tuple(judged.criterion("accuracy", title=said[:60], note=said) for _ in range(12)),
@@ -128,7 +126,7 @@ def enormous():
 
 @pytest.mark.parametrize("verdict", ["failed", "refused"])
 def test_a_report_never_exceeds_what_a_pull_request_takes(verdict):
-    text = report.body(replace(enormous(), verdict=verdict))
+    text = report.body(replace(enormous(), outcome=verdict))
     assert len(text) <= report.MOST
     without_credentials = Read(text)
     assert {"The verdict, criterion by criterion", "Identity", "What to do next"} <= set(
@@ -139,7 +137,7 @@ def test_a_report_never_exceeds_what_a_pull_request_takes(verdict):
 
 def test_what_is_cut_is_the_examples_and_never_the_verdict():
     many = [f"class {n}" for n in range(2000)]
-    facts = round_of("promoted", judgement=judged.judgement(classes=judged.classes(many)))
+    facts = round_of("promoted", gate_result=judged.judgement(classes=judged.classes(many)))
     full, cut = read(ROUNDS["promoted"]), read(facts)
     name = "The verdict, criterion by criterion"
     assert cut.tables[name] == full.tables[name]

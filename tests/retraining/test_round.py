@@ -170,22 +170,20 @@ def test_a_training_that_fails_is_reported_with_its_last_words(trained: Rounds) 
     assert trained.said["step"] == "repro"
     assert trained.said["reason"] == (
         "the pipeline failed: train: params cannot be used:\n  train.epochs is 0\n"
-        "The next round runs it again, a training from its checkpoint."
+        "The next round runs it again and resumes a training from its checkpoint."
     )
     assert "counting" in trained.report
     assert state(trained.root) == before
 
 
-def test_a_training_whose_time_is_over_is_told_as_paused(trained: Rounds) -> None:
+def test_a_training_whose_time_is_over_is_reported_as_paused(trained: Rounds) -> None:
     said = "checkpoints.time_budget_min (5) is spent. The state is saved; `dvc repro` goes on at epoch 3."
     trained.small.write("train.sh", f"echo 'ERROR in train: {said}' && exit 1\n")
     trained.small.commit("little time")
     assert trained.go() == 1
-    assert trained.said["reason"].startswith("paused: train: checkpoints.time_budget_min (5) is spent.")
-    assert "The next round goes on with the training, in the same run" in trained.said["reason"]
-    assert (
-        "Nothing has to be mended: the next round goes on. To start it now: `make retrain`" in trained.report
-    )
+    assert (trained.said["verdict"], trained.said["step"]) == ("paused", "repro")
+    assert trained.said["reason"].startswith("train: checkpoints.time_budget_min (5) is spent.")
+    assert "To start it now: `make retrain`" in trained.report
 
 
 def test_a_pipeline_that_ends_without_a_word_is_told_by_its_exit_code(
@@ -245,7 +243,7 @@ def test_a_round_that_is_interrupted_cleans_up_and_says_where(
     assert trained.go() == 1
     assert trained.said["step"] == "repro"
     assert trained.said["reason"].startswith("the round was stopped.")
-    assert "Nothing has to be mended" in trained.report
+    assert trained.said["verdict"] == "paused"
     assert state(trained.root) == before
 
 

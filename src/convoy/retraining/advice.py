@@ -3,14 +3,11 @@
 from convoy.retraining.escaped import code
 from convoy.retraining.facts import Facts
 
-GOES_ON = ("paused: ", "the round was stopped")
-"""How the reason begins where a round ended before its end and without a mistake."""
-
 
 def title(facts: Facts) -> str:
     """Say how the round ended, as Markdown."""
     mine = code(facts.identity.version) or "the candidate"
-    match facts.verdict:
+    match facts.outcome:
         case "promoted":
             after = f", after {code(facts.champion_before)}" if facts.champion_before else ""
             return f"Promoted: {mine} is the champion{after}"
@@ -22,15 +19,15 @@ def title(facts: Facts) -> str:
             return "Nothing new: nothing was trained"
         case "skipped":
             return "Skipped: another round runs"
-        case "failed":
-            where = f" in step {code(facts.step)}" if facts.step else ""
-            return f"Failed{where}"
+        case "failed" | "paused":
+            where = f" in step {code(facts.incomplete_step)}" if facts.incomplete_step else ""
+            return f"{facts.outcome.capitalize()}{where}"
 
 
 def serving(facts: Facts) -> str:
     """Say which version serves after the round, as Markdown."""
     if not facts.champion:
-        if facts.verdict in ("failed", "skipped"):  # the registry may not have been asked yet
+        if facts.outcome in ("failed", "paused", "skipped"):  # the registry may not have been asked yet
             return "No alias was moved: whatever served before goes on serving."
         return "There is no champion: nothing was served before, and nothing is now."
     if facts.champion == facts.champion_before:
@@ -44,9 +41,9 @@ def next_steps(facts: Facts) -> list[str]:
     return [*facts.hints, *_usual(facts)]
 
 
-def _usual(facts: Facts) -> list[str]:
+def _usual(facts: Facts) -> list[str]:  # noqa: PLR0911 (one per outcome)
     branch = facts.identity.branch
-    match facts.verdict:
+    match facts.outcome:
         case "promoted":
             return [
                 f"Merge {code(branch)}, so that `dvc.lock` on the main branch names what serves."
@@ -73,18 +70,17 @@ def _usual(facts: Facts) -> list[str]:
             return ["Nothing has to be done: the next round looks again."]
         case "skipped":
             return ["Nothing has to be done: the round that runs writes its own report."]
+        case "paused":
+            return [f"Nothing to fix: the next round resumes. To start it now: `{_again(facts)}`"]
         case "failed":
-            return _after_failure(facts)
+            return [
+                f"Fix the cause named above, then run `{_again(facts)}`; computed results come from the cache.",
+                *_kept_branch(facts.identity.branch),
+            ]
 
 
-def _after_failure(facts: Facts) -> list[str]:
-    again = "PUSH=1 make retrain" if facts.push else "make retrain"
-    if facts.reason.startswith(GOES_ON):
-        return [f"Nothing has to be mended: the next round goes on. To start it now: `{again}`"]
-    return [
-        f"Mend what the message says, then type `{again}`; what was computed comes from the cache.",
-        *_kept_branch(facts.identity.branch),
-    ]
+def _again(facts: Facts) -> str:
+    return "PUSH=1 make retrain" if facts.push else "make retrain"
 
 
 def _labels(facts: Facts) -> list[str]:

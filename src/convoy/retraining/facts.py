@@ -1,39 +1,40 @@
-"""What a round of retraining found and did, as its report tells it."""
+"""The record of one round of retraining: its outcome, its timed steps and everything that its report shows."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
-from convoy.gate.result import GateResult
+from convoy.core.console import info
+from convoy.gate.result import GateResult, Verdict
 from convoy.retraining.data_diff import Changes
 
-Outcome = Literal["promoted", "kept", "refused", "nothing-new", "skipped", "failed"]
+Outcome = Literal["promoted", "kept", "refused", "nothing-new", "skipped", "paused", "failed"]
+"""How a round ends. `paused`: stopped by its time budget or a signal, and continued by the next round."""
+
+DECIDED: Mapping[Verdict, Outcome] = {"promote": "promoted", "keep": "kept", "refuse": "refused"}
+"""Outcome of a round that reached a verdict."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Step:
-    """Name a step of the round and how long it took; a step that was not reached has none.
-
-    Attributes:
-        name: such as `look upstream`, as in `Facts.step`.
-        seconds: of wall time.
-        note: what came of it in a few words, such as `3 files changed`; may be empty.
-    """
+    """Record one step of a round: its name, seconds of wall time, and its result in a few words."""
 
     name: str
-    seconds: float
+    seconds: float = 0.0
     note: str = ""
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """Say of one thing that leaves this machine whether it did.
+    """Record whether one thing left this machine.
 
     Attributes:
-        what: in words that begin a line: `data and models`, `branch`, `pull request`.
+        what: subject of a line: `data and models`, `branch`, `pull request`.
         done: whether it is there now.
-        where: the remote or the address, without credentials (an https:// one becomes a link);
-            empty where it is nowhere.
+        where: the remote or the address, without credentials (an https:// address becomes a link); else empty.
         why: why it was not done, with the command that does it by hand; a remark where it was done.
     """
 
@@ -43,16 +44,16 @@ class Delivery:
     why: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Identity:
-    """Name what the candidate was made of and what came of it; a part that there is not (yet) is empty.
+    """Hold the ids that lead from the data to the candidate; empty until they exist.
 
     Attributes:
         commit: git commit whose code and params ran (HEAD of the caller).
-        branch: branch of this round, `retrain/...`.
-        lock_commit: commit on that branch which holds the final dvc.lock.
-        data_md5: what was delivered, as DVC names it (`md5` of the out in data.dvc, with `.dir`).
-        data_hash: as packed by prepare (`data_hash` of dataset.json, tag `convoy.data_hash`).
+        branch: branch of this round, `retrain/...`; empty where there is no such branch (any more).
+        lock_commit: commit on that branch that holds the final dvc.lock; empty where nothing changed.
+        data_md5: the delivery as DVC names it (`md5` of the out in data.dvc, with `.dir`).
+        data_hash: the packed dataset (`data_hash` of dataset.json, tag `convoy.data_hash`).
         params_hash: tag `convoy.params_hash` of the run.
         run_id: Convoy's id of the run.
         mlflow_run_id: MLflow's id of it.
@@ -74,60 +75,66 @@ class Identity:
     lock_sha256: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Facts:
-    """Hold everything that the report of a round says.
-
-    Every field but the first four may be left out where the round did not get that far.
+    """Record a round while it runs; verdict.json and report.md are written from it.
 
     Attributes:
-        verdict: how the round ended.
-        reason: why, in a sentence or two. For promoted, kept and refused it is `judgement.reasons[0]`
-            (leave it empty: the report takes it from there). For failed it is the error's message, whole,
-            several lines allowed; for nothing-new what was compared; for skipped who runs, and since when.
         started: when the round began, UTC, ISO 8601, such as `2026-11-23T22:10:05Z`.
-        seconds: of wall time, the whole round.
-        step: the step in which it ended, as named in `steps`; needed for failed, may be empty otherwise.
-        log: the last lines of the step that failed (such as the end of `dvc repro`'s output); may be
-            empty. Keep passwords out of it.
-        trigger: why this round trained, such as `the data changed upstream` or `convoy/6 is 93 days
-            old, more than gate.max_champion_age_days (90)`; empty where it did not.
-        source: where the data come from, as data.dvc has it; without credentials.
-        champion: the version that serves AFTER this round, such as `convoy/7`; empty where there is none.
-        champion_before: the one that served before it; empty where there was none.
-        override: the reason given to `--override`; empty as a rule.
-        judgement: the gate's; None where none was made.
-        changes: of the data, `changes.changes(champion's images, candidate's images, paths)`, and drawn by `retraining.pictures.draw`; None where
-            the round did not get to compare them.
-        energy: section `energy` of build/metrics/export.json in the worktree, joined with those of the other
-            stages' files (`train_kwh`, `train_co2_kg`, `train_how` for each stage; `kwh`, `co2_kg`, `how` of
-            all); {} where not metered.
-        steps: in the order in which they ran, the one that failed included.
-        identity: of the candidate.
         push: whether PUSH=1 was given.
-        deliveries: what was to leave this machine, in order; empty where nothing was to.
-        job: address of the CI job's page that has this report with its pictures; empty outside CI.
-        hints: sentences on what to do next that only the round knows, put before the usual ones, in
-            Markdown (put commands and names in backticks; they are not escaped).
+        outcome: how the round ended; `failed` until it did.
+        reason: why, in a sentence or two; several lines allowed. Empty for an outcome of the gate, whose reasons are in `gate_result`.
+        seconds: of wall time, the whole round.
+        log: the last lines of the failed step, such as the end of `dvc repro`'s output. Without credentials.
+        trigger: why this round trained, such as `the data changed upstream`; empty where it did not.
+        source: where the data come from, as data.dvc has it; without credentials.
+        champion: the version that serves now, such as `convoy/7`; empty where there is none.
+        champion_before: the version that served when the round began.
+        gate_result: the verdict with its figures; None before it is reached.
+        changes: difference between the champion's images and the candidate's; None before they are compared.
+        energy: sections `energy` of build/metrics/*.json joined (`train_kwh`, `train_co2_kg`, `train_how` for each
+            stage; `kwh`, `co2_kg`, `how` of all); {} where not metered.
+        files: verdict.html and the figures of the gate, and the figure of relabelled images.
+        steps: in the order in which they ran, a failed one included.
+        deliveries: what was to leave this machine, in order.
+        job: address of the CI job's page that has this report with its figures; empty outside CI.
+        hints: what to do next, as far as only the round can tell; Markdown, not escaped; shown before the usual advice.
     """
 
-    verdict: Outcome
-    reason: str
     started: str
-    seconds: float
-    step: str = ""
+    push: bool
+    outcome: Outcome = "failed"
+    reason: str = ""
+    seconds: float = 0.0
     log: str = ""
     trigger: str = ""
     source: str = ""
     champion: str = ""
     champion_before: str = ""
-    override: str = ""
-    judgement: GateResult | None = None
+    gate_result: GateResult | None = None
     changes: Changes | None = None
-    energy: Mapping[str, Any] = field(default_factory=dict)
-    steps: tuple[Step, ...] = ()
+    energy: dict[str, Any] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
+    steps: list[Step] = field(default_factory=list)
     identity: Identity = field(default_factory=Identity)
-    push: bool = False
-    deliveries: tuple[Delivery, ...] = ()
+    deliveries: list[Delivery] = field(default_factory=list)
     job: str = ""
-    hints: tuple[str, ...] = ()
+    hints: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[Step]:
+        """Time a step and print its line; a step that fails is recorded too."""
+        step, began, complete = Step(name), time.monotonic(), False
+        self.steps.append(step)
+        try:
+            yield step
+            complete = True
+        finally:  # after Ctrl-C too: the report names the step
+            step.seconds = round(time.monotonic() - began, 2)
+            text = step.note if complete else "failed"
+            info(f"[retrain] {name:<16} {step.seconds:7.1f} s  {text}".rstrip())
+
+    @property
+    def incomplete_step(self) -> str:
+        """Name the step in which the round failed or paused; empty where it ended as it should."""
+        return self.steps[-1].name if self.steps and self.outcome in ("failed", "paused") else ""

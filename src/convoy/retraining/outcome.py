@@ -3,8 +3,7 @@
 import os
 import shutil
 import tempfile
-import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,55 +14,18 @@ from convoy.core.errors import DataError
 from convoy.energy.total import STAGES
 from convoy.export import image_index
 from convoy.export.image_index import Images
-from convoy.gate.result import GateResult
 from convoy.registry.artifacts import Gone, ModelArtifacts
 from convoy.registry.client import Registry, Version
 from convoy.retraining import data_diff as data_changes
 from convoy.retraining import pictures, report
 from convoy.retraining.data_diff import Changes
-from convoy.retraining.facts import Delivery, Facts, Identity, Outcome
-from convoy.retraining.steps import Steps
+from convoy.retraining.facts import Facts
 from convoy.retraining.worktree import DATA, FOLDER
 from convoy.tracking import snapshot, store
 
 OUT = Path("build/retrain")
 VERDICT = "verdict.json"
 REPORT = "report.md"
-
-
-@dataclass
-class Found:
-    """Hold what a round knows so far; attributes are those of `Facts`.
-
-    Attributes:
-        base: commit of the caller.
-        lock_commit: that of the final dvc.lock; empty where nothing changed.
-        branch: that holds the round's commits; empty where there is none (any more).
-        candidate: the version that was judged.
-        files: of the judgement.
-        pictures: of the data.
-        made_of: identity of the candidate.
-    """
-
-    started: str
-    push: bool
-    base: str = ""
-    lock_commit: str = ""
-    branch: str = ""
-    source: str = ""
-    trigger: str = ""
-    log: str = ""
-    candidate: Version | None = None
-    champion: Version | None = None
-    champion_before: Version | None = None
-    judgement: GateResult | None = None
-    changes: Changes | None = None
-    files: tuple[Path, ...] = ()
-    pictures: tuple[Path, ...] = ()
-    energy: dict[str, Any] = field(default_factory=dict)
-    made_of: dict[str, str] = field(default_factory=dict)
-    deliveries: list[Delivery] = field(default_factory=list)
-    hints: list[str] = field(default_factory=list)
 
 
 def scratch(root: Path) -> Path:
@@ -77,32 +39,32 @@ def clear(root: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def describe(found: Found, place: Path) -> None:
-    """Take from the worktree what the candidate was made of, and what that used."""
-    version = found.candidate
+def describe(facts: Facts, candidate: Version, worktree: Path) -> None:
+    """Record what the candidate was made of, and the energy that its stages used."""
     for name in STAGES:
-        path = place / "build/metrics" / f"{name}.json"
-        found.energy |= files.read_json(path).get("energy", {}) if path.exists() else {}
-    found.made_of = {
-        "data_md5": snapshot.data_md5(place / DATA),
-        "data_hash": str(files.read_json(place / "build/dataset/dataset.json")["hash"]),
-        "params_hash": params.digest(yaml.read(place / params.PARAMS_FILE)),
-        "lock_sha256": files.sha256(place / "dvc.lock"),
-        "run_id": version.run_id if version else "",
-        "mlflow_run_id": version.mlflow_run_id if version else "",
-        "version": str(version or ""),
-        "onnx_sha256": version.sha256 if version else "",
-    }
+        path = worktree / "build/metrics" / f"{name}.json"
+        facts.energy |= files.read_json(path).get("energy", {}) if path.exists() else {}
+    facts.identity = replace(
+        facts.identity,
+        data_md5=snapshot.data_md5(worktree / DATA),
+        data_hash=str(files.read_json(worktree / "build/dataset/dataset.json")["hash"]),
+        params_hash=params.digest(yaml.read(worktree / params.PARAMS_FILE)),
+        lock_sha256=files.sha256(worktree / "dvc.lock"),
+        run_id=candidate.run_id,
+        mlflow_run_id=candidate.mlflow_run_id,
+        version=str(candidate),
+        onnx_sha256=candidate.sha256,
+    )
 
 
-def compare_data(found: Found, place: Path, out: Path) -> None:
-    """Compare today's images with those of the champion, which are kept with its model; draw what was relabelled."""
-    now = image_index.load(place / "build/deploy" / contract.IMAGES)
-    before = _images(found.champion_before) if found.champion_before else None
-    rows = pq.read_table(place / "build/dataset/manifest.parquet", columns=["path", "pixels"]).to_pydict()
+def compare_data(facts: Facts, champion: Version | None, worktree: Path, out: Path) -> None:
+    """Compare the images with the champion's, whose list is kept with its model; draw relabelled images into `out`."""
+    now = image_index.load(worktree / "build/deploy" / contract.IMAGES)
+    before = _images(champion) if champion else None
+    rows = pq.read_table(worktree / "build/dataset/manifest.parquet", columns=["path", "pixels"]).to_pydict()
     paths = dict(zip(rows["pixels"], rows["path"], strict=True))
-    found.changes = data_changes.changes(before, now, paths)
-    found.pictures = pictures.draw(found.changes, place / "build/dataset", out)
+    facts.changes = data_changes.changes(before, now, paths)
+    facts.files += pictures.draw(facts.changes, worktree / "build/dataset", out)
 
 
 def _images(version: Version) -> Images | None:
@@ -135,34 +97,7 @@ def forget_finished(root: Path, champion: Version | None) -> None:
             note.unlink(missing_ok=True)
 
 
-def facts(found: Found, steps: Steps, verdict: Outcome, reason: str, began: float) -> Facts:
-    """Put everything together for the report."""
-    return Facts(
-        verdict=verdict,
-        reason=reason,
-        started=found.started,
-        seconds=round(time.monotonic() - began, 2),
-        step=steps.last if verdict == "failed" else "",
-        log=found.log,
-        trigger=found.trigger,
-        source=found.source,
-        champion=str(found.champion or ""),
-        champion_before=str(found.champion_before or ""),
-        judgement=found.judgement,
-        changes=found.changes,
-        energy=found.energy,
-        steps=tuple(steps.done),
-        identity=Identity(
-            commit=found.base, branch=found.branch, lock_commit=found.lock_commit, **found.made_of
-        ),
-        push=found.push,
-        deliveries=tuple(found.deliveries),
-        job=_job(),
-        hints=tuple(found.hints),
-    )
-
-
-def write(root: Path, found: Found, told: Facts) -> Path:
+def write(root: Path, facts: Facts) -> Path:
     """Replace build/retrain/ by this round's verdict and report, and add the report to the job's summary.
 
     Returns:
@@ -170,9 +105,8 @@ def write(root: Path, found: Found, told: Facts) -> Path:
     """
     waiting = scratch(root)
     waiting.mkdir(parents=True, exist_ok=True)
-    files.write_json(waiting / VERDICT, _verdict(found, told))
-    drawn = [path for path in (*found.files, *found.pictures) if path.suffix == ".png"]
-    report.write(waiting / REPORT, told, drawn)
+    files.write_json(waiting / VERDICT, _verdict(facts))
+    report.write(waiting / REPORT, facts, [path for path in facts.files if path.suffix == ".png"])
     target = root / OUT
     if target.exists():
         shutil.rmtree(target)
@@ -180,29 +114,29 @@ def write(root: Path, found: Found, told: Facts) -> Path:
     shutil.move(waiting, target)
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         with Path(summary).open("a", encoding="utf-8") as file:
-            file.write(report.body(told) + "\n")
+            file.write(report.body(facts) + "\n")
     return OUT / REPORT
 
 
-def _verdict(found: Found, told: Facts) -> dict[str, Any]:
-    """Say for programs what the report says for people."""
-    judgement = told.judgement
+def _verdict(facts: Facts) -> dict[str, Any]:
+    """Lay the report's facts out for programs."""
+    result = facts.gate_result
     return {
-        "verdict": told.verdict,
-        "reason": told.reason or (judgement.reasons[0] if judgement else ""),
-        "step": told.step,
-        "trigger": told.trigger,
-        "started": told.started,
-        "seconds": told.seconds,
-        "steps": [{"name": one.name, "seconds": one.seconds, "note": one.note} for one in told.steps],
-        "candidate": str(found.candidate or ""),
-        "champion": told.champion,
-        "champion_before": told.champion_before,
-        "branch": told.identity.branch,
-        "identity": vars(told.identity),
-        "pushed": {one.what: one.done for one in told.deliveries},
-        "data": _counts(told.changes),
-        "judgement": judgement.as_json() if judgement else None,
+        "verdict": facts.outcome,
+        "reason": facts.reason or (result.reasons[0] if result else ""),
+        "step": facts.incomplete_step,
+        "trigger": facts.trigger,
+        "started": facts.started,
+        "seconds": facts.seconds,
+        "steps": [asdict(step) for step in facts.steps],
+        "candidate": facts.identity.version,
+        "champion": facts.champion,
+        "champion_before": facts.champion_before,
+        "branch": facts.identity.branch,
+        "identity": asdict(facts.identity),
+        "pushed": {delivery.what: delivery.done for delivery in facts.deliveries},
+        "data": _counts(facts.changes),
+        "judgement": result.as_json() if result else None,
     }
 
 
@@ -213,8 +147,8 @@ def _counts(found: Changes | None) -> dict[str, int | None] | None:
     return {name: getattr(found, name) for name in ("before", "now", "added", "gone", "relabelled", "moved")}
 
 
-def _job() -> str:
-    """Name the page of the CI job that this runs in; empty elsewhere."""
+def job_page() -> str:
+    """Return the address of this CI job's page; empty outside CI."""
     env = os.environ
     if env.get("GITHUB_ACTIONS") and env.get("GITHUB_RUN_ID"):
         return f"{env.get('GITHUB_SERVER_URL')}/{env.get('GITHUB_REPOSITORY')}/actions/runs/{env['GITHUB_RUN_ID']}"

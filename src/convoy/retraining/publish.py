@@ -157,7 +157,7 @@ def base(root: Path) -> str:
     return said.removeprefix("ref: refs/heads/") or "main"
 
 
-def propose(root: Path, place: Path, where: Forge, branch: str, *, title: str, told: Facts) -> str:
+def propose(root: Path, place: Path, where: Forge, branch: str, *, title: str, facts: Facts) -> str:
     """Open a pull or merge request for a branch that is pushed; return its address, where it is known.
 
     Args:
@@ -166,18 +166,18 @@ def propose(root: Path, place: Path, where: Forge, branch: str, *, title: str, t
         where: the forge.
         branch: that is pushed.
         title: of the request, in a line.
-        told: what the report says, which GitHub gets whole; a push option is one line.
+        facts: of the report, which GitHub gets whole; a push option is one line.
 
     Raises:
         RoundError: with the words of `gh` or git.
     """
     if where.kind == "github":
-        return _pull_request(root, where.base, branch, title, report.body(told))
+        return _pull_request(root, where.base, branch, title, report.body(facts))
     # GitLab opens one when a branch moves, so it gets a commit; what that says is the news itself.
     message = ["--quiet", "--allow-empty", "-m", title]
     processes.git(place, *_identity(place), *NO_HOOKS, "commit", *message)
-    said = " ".join(told.judgement.reasons[0].split()) if told.judgement else ""
-    line = f"{said} Report and pictures: {told.job}" if told.job else said
+    said = " ".join(facts.gate_result.reasons[0].split()) if facts.gate_result else ""
+    line = f"{said} Report and pictures: {facts.job}" if facts.job else said
     push_branch(
         root,
         processes.git(place, "rev-parse", "HEAD"),

@@ -96,7 +96,7 @@ def _render(facts: Facts, pictures: Mapping[str, str]) -> str:
         "link": escaped.link,
     }
     template = environment.get_template("report.md.j2")
-    judgement = facts.judgement
+    judgement = facts.gate_result
     text = ""
     for room in ROOMS:
         text = template.render(
@@ -125,8 +125,8 @@ def _render(facts: Facts, pictures: Mapping[str, str]) -> str:
 
 def _reasons(facts: Facts) -> list[str]:
     """List why the round ended as it did: in the gate's sentences where the gate decided."""
-    decided = facts.verdict in {"promoted", "kept", "refused"}
-    said = list(facts.judgement.reasons) if facts.judgement and decided else []
+    decided = facts.outcome in {"promoted", "kept", "refused"}
+    said = list(facts.gate_result.reasons) if facts.gate_result and decided else []
     return said if not facts.reason or facts.reason in said else [facts.reason, *said]
 
 

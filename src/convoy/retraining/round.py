@@ -21,24 +21,24 @@ from convoy.core.console import info
 from convoy.core.errors import ConvoyError
 from convoy.gate.settings import GateParams
 from convoy.registry import log, promote, register
-from convoy.registry.client import CANDIDATE, CHAMPION, Registry
+from convoy.registry.client import CANDIDATE, CHAMPION, Registry, Version
 from convoy.repo import git, identity
 from convoy.retraining import outcome, prerequisites, processes, publish, trigger, worktree
 from convoy.retraining.alone import Busy, alone
 from convoy.retraining.decide import INPUTS, SOURCE, Decision, decide
-from convoy.retraining.facts import Outcome
-from convoy.retraining.outcome import Found
+from convoy.retraining.facts import DECIDED, Facts, Outcome
 from convoy.retraining.processes import RoundError, Stopped
 from convoy.retraining.shipment import Shipment
-from convoy.retraining.steps import Steps
 from convoy.retraining.trigger import Upstream
-
-VERDICTS: dict[str, Outcome] = {"promote": "promoted", "keep": "kept", "refuse": "refused"}
 
 PAUSED = "checkpoints.time_budget_min"
 """Stands in the last words of a training that stopped because its time is over."""
 
-RUNS_AGAIN = "The next round runs it again, a training from its checkpoint."
+RUNS_AGAIN = "The next round runs it again and resumes a training from its checkpoint."
+
+
+class RoundPaused(RoundError):  # noqa: N818 (no error: the time budget is spent)
+    """The training stopped at its time budget; the next round resumes it."""
 
 
 def run(root: Path, *, push: bool) -> int:
@@ -62,8 +62,8 @@ class Round:
         """Begin; nothing is looked at yet."""
         self.root = root
         self.push = push
-        self.steps = Steps()
-        self.found = Found(started=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", push=push)
+        self.facts = Facts(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", push=push, job=outcome.job_page())
+        self.champion: Version | None = None
         self.began = time.monotonic()
         self.branch = f"retrain/{identity.mint_run_id()}"
         self.kept = False
@@ -79,13 +79,12 @@ class Round:
         except Busy as busy:
             verdict, reason, code = "skipped", f"{busy}.", 0
         except KeyboardInterrupt:
-            verdict, reason = (
-                "failed",
-                "the round was stopped. The next one goes on, a training from its checkpoint.",
-            )
+            verdict, reason = "paused", f"the round was stopped. {RUNS_AGAIN}"
+        except RoundPaused as pause:
+            verdict, reason, self.facts.log = "paused", str(pause), pause.log
         except ConvoyError as error:
             verdict, reason, code = "failed", str(error), error.exit_code
-            self.found.log = getattr(error, "log", "")
+            self.facts.log = getattr(error, "log", "")
         except Exception as error:  # noqa: BLE001 (a bug must not keep the report from being written)
             traceback.print_exc()
             verdict, reason = "failed", f"{type(error).__name__}: {error}"
@@ -93,12 +92,12 @@ class Round:
         return code
 
     def _alone(self) -> tuple[Outcome, str]:
-        with self.steps.step("prerequisites") as note:
+        with self.facts.step("prerequisites") as step:
             self.remote = prerequisites.check(self.root, push=self.push)
-            self.found.base = git.commit(self.root, "HEAD")
+            self.facts.identity.commit = git.commit(self.root, "HEAD")
             if said := prerequisites.uncommitted(self.root):
-                self.found.hints.append(said)
-            note(f"commit {self.found.base[:10]}")
+                self.facts.hints.append(said)
+            step.note = f"commit {self.facts.identity.commit[:10]}"
         with alone(self.root):
             outcome.clear(self.root)
             try:
@@ -107,23 +106,23 @@ class Round:
                 self._clean()
 
     def _in_worktree(self) -> tuple[Outcome, str]:
-        with self.steps.step("worktree") as note:
+        with self.facts.step("worktree") as step:
             place = worktree.create(self.root)
-            note(str(worktree.WORKTREE))
+            step.note = str(worktree.WORKTREE)
         with worktree.inside(self.root, place):
-            with self.steps.step("look upstream") as note:
+            with self.facts.step("look upstream") as step:
                 now = trigger.look(place)
-                self.found.source = now.address
+                self.facts.source = now.address
                 if now.hint:
-                    self.found.hints.append(now.hint)
+                    self.facts.hints.append(now.hint)
                 state = "not what data.dvc has taken" if now.changed else "as data.dvc has it"
-                note(f"{now.address or worktree.DATA}: {state}")
-            with self.steps.step("decide") as note:
+                step.note = f"{now.address or worktree.DATA}: {state}"
+            with self.facts.step("decide") as step:
                 decision = self._decide(now, place)
-                note(decision.why)
+                step.note = decision.why
             if not decision.trains:
                 return "nothing-new", f"{decision.why}."
-            self.found.trigger = decision.why
+            self.facts.trigger = decision.why
             self._train(place, now, decision)
             return self._judge_and_promote(place, now)
 
@@ -134,8 +133,8 @@ class Round:
         # One that points nowhere is repaired by this round, which registers.
         candidate = next((one for one in registry.versions() if one.number == number), None)
         champion = registry.alias(CHAMPION)
-        self.found.champion = champion
-        self.found.champion_before = champion
+        self.champion = champion
+        self.facts.champion = self.facts.champion_before = str(champion or "")
         since = champion.created_ms if champion else 0
         if champion:
             moves = [one for one in log.history(registry, champion.number) if one.moved]
@@ -146,77 +145,80 @@ class Round:
         env = {**os.environ, "PYTHONPATH": str(place / "src"), "DVC_NO_ANALYTICS": "1"}
         flags = ["--force"] if decision.aged else []
         if self.remote:
-            with self.steps.step("ask the remote") as note:
+            with self.facts.step("ask the remote") as step:
                 if said := publish.remote_answers(place):
                     if self.push:
                         raise RoundError(f"the DVC remote does not answer: {said}")
-                    self.found.hints.append(
+                    self.facts.hints.append(
                         f"The DVC remote did not answer ({said}); the round went on without it."
                     )
                 else:
                     flags.append("--pull")
-                note(said or "it answers")
-        with self.steps.step("take the data") as note:
+                step.note = said or "it answers"
+        with self.facts.step("take the data") as step:
             names = worktree.pinned(place, has_remote=bool(self.remote))
             if now.changed:
                 processes.stream([sys.executable, "-m", "dvc", "update", worktree.DATA], place, env)
-            note("new data" if now.changed else f"{', '.join(names) or worktree.DATA} as committed")
-        with self.steps.step("commit the data") as note:
+            step.note = "new data" if now.changed else f"{', '.join(names) or worktree.DATA} as committed"
+        with self.facts.step("commit the data") as step:
             # The model is to name the commit whose data.dvc it was made of.
             dated = git.ask(place, "show", "--no-patch", "--format=%cI", "HEAD")
             message = f"Take new data from {now.address}\n\nBy a round of retraining: {decision.why}."
             number = publish.commit(place, [worktree.DATA], message, dated=dated)
-            note(f"commit {number[:10]}" if number else "nothing to commit")
-        with self.steps.step("repro"):
+            step.note = f"commit {number[:10]}" if number else "nothing to commit"
+        with self.facts.step("repro"):
             if decision.aged:
-                outcome.forget_finished(self.root, self.found.champion)
+                outcome.forget_finished(self.root, self.champion)
             try:
                 processes.stream([sys.executable, "pipelines/repro.py", *flags], place, env)
             except RoundError as error:
                 raise _why_repro(error) from error
-        with self.steps.step("commit the lock") as note:
+        with self.facts.step("commit the lock") as step:
             message = f"Retrain\n\nWhy: {decision.why}."
             number = publish.commit(place, ["dvc.lock", worktree.DATA], message)
-            self.found.lock_commit = number
-            note(f"commit {number[:10]}" if number else "nothing to commit")
+            self.facts.identity.lock_commit = number
+            step.note = f"commit {number[:10]}" if number else "nothing to commit"
 
     def _judge_and_promote(self, place: Path, now: Upstream) -> tuple[Outcome, str]:
-        with self.steps.step("register") as note:
-            self.found.candidate = register.register()
-            outcome.describe(self.found, place)
-            note(str(self.found.candidate))
-        with self.steps.step("judge") as note:
+        with self.facts.step("register") as step:
+            candidate = register.register()
+            outcome.describe(self.facts, candidate, place)
+            step.note = str(candidate)
+        with self.facts.step("judge") as step:
             judged = promote.judge(outcome.scratch(self.root) / "gate")
-            self.found.judgement, self.found.files = judged.judgement, judged.files
-            outcome.compare_data(self.found, place, outcome.scratch(self.root))
-            note(judged.judgement.verdict)
-        shipment = Shipment(self.root, place, self.found, self.steps, self.branch, self.push, self.remote)
+            self.facts.gate_result, self.facts.files = judged.judgement, judged.files
+            outcome.compare_data(self.facts, self.champion, place, outcome.scratch(self.root))
+            step.note = judged.judgement.verdict
+        shipment = Shipment(self.root, place, self.facts, self.branch, self.push, self.remote)
         self.kept = shipment.leave()
-        with self.steps.step("promote") as note:
+        with self.facts.step("promote") as step:
             if promote.carry_out(judged):
-                self.found.champion = judged.candidate
+                self.facts.champion = str(judged.candidate)
             self.kept = True  # a verdict was carried out: the branch says on what
-            note(f"champion is {self.found.champion or 'none'}")
-        with self.steps.step("remember"):
+            step.note = f"champion is {self.facts.champion or 'none'}"
+        with self.facts.step("remember"):
             tags = {INPUTS: now.inputs, SOURCE: now.fingerprint}
             Registry.open().tag(judged.candidate, tags)
         if judged.judgement.verdict == "promote":
-            shipment.propose(outcome.facts(self.found, self.steps, "promoted", "", self.began))
-        return VERDICTS[judged.judgement.verdict], ""
+            self.facts.outcome, self.facts.seconds = "promoted", round(time.monotonic() - self.began, 2)
+            shipment.propose()
+        return DECIDED[judged.judgement.verdict], ""
 
     def _clean(self) -> None:
         """Leave the repository as it was; what came to an end keeps its branch."""
         worktree.remove(self.root)
-        if self.found.branch and not self.kept:
+        if self.facts.identity.branch and not self.kept:
             with suppress(RoundError):  # it was never made
-                processes.git(self.root, "branch", "--quiet", "-D", self.found.branch)
-            self.found.branch = ""
+                processes.git(self.root, "branch", "--quiet", "-D", self.facts.identity.branch)
+            self.facts.identity.branch = ""
 
     def _report(self, verdict: Outcome, reason: str, code: int) -> None:
-        facts = outcome.facts(self.found, self.steps, verdict, reason, self.began)
-        path = outcome.write(self.root, self.found, facts)
-        head = facts.judgement.reasons[0] if facts.judgement and not reason else reason
-        info(f"\n{verdict.upper()}  {f'in step `{facts.step}`: ' if code else ''}{head}\nreport: {path}")
+        facts = self.facts
+        facts.outcome, facts.reason, facts.seconds = verdict, reason, round(time.monotonic() - self.began, 2)
+        path = outcome.write(self.root, facts)
+        head = facts.gate_result.reasons[0] if facts.gate_result and not reason else reason
+        where = f"in step `{facts.incomplete_step}`: " if code else ""
+        info(f"\n{verdict.upper()}  {where}{head}\nreport: {path}")
 
 
 @contextmanager
@@ -243,7 +245,5 @@ def _why_repro(error: RoundError) -> RoundError:
     length = next((at for at, line in enumerate(rest) if not line.startswith(" ")), len(rest))
     said = "\n".join([lines[start].removeprefix("ERROR in "), *rest[:length]])
     if PAUSED in said and "spent" in said:
-        return RoundError(
-            f"paused: {said}\nThe next round goes on with the training, in the same run.", error.log
-        )
+        return RoundPaused(f"{said}\nThe next round resumes the training, in the same run.", error.log)
     return RoundError(f"the pipeline failed: {said}\n{RUNS_AGAIN}", error.log)

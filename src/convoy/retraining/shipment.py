@@ -8,9 +8,7 @@ from pathlib import Path
 from convoy.repo import git
 from convoy.retraining import processes, publish
 from convoy.retraining.facts import Delivery, Facts
-from convoy.retraining.outcome import Found
 from convoy.retraining.processes import RoundError
-from convoy.retraining.steps import Steps
 
 
 @dataclass
@@ -20,8 +18,7 @@ class Shipment:
     Attributes:
         root: the caller's repository.
         place: the worktree.
-        found: gets what was delivered, and the branch.
-        steps: of the round.
+        facts: record of the round; gets deliveries, and the branch.
         branch: its name, where there is something to keep on it.
         push: whether anything may leave this machine.
         remote: DVC's; empty where it has none.
@@ -29,8 +26,7 @@ class Shipment:
 
     root: Path
     place: Path
-    found: Found
-    steps: Steps
+    facts: Facts
     branch: str
     push: bool
     remote: str
@@ -41,23 +37,23 @@ class Shipment:
         Raises:
             RoundError: a remote did not take it.
         """
-        made = git.commit(self.place, "HEAD") != self.found.base
-        self.found.branch = self.branch if made else ""
+        made = git.commit(self.place, "HEAD") != self.facts.identity.commit
+        self.facts.identity.branch = self.branch if made else ""
         if not self.push:
             self._stay(made=made)
             return False
-        with self.steps.step("push data") as note:
+        with self.facts.step("push data") as step:
             env = {**os.environ, "DVC_NO_ANALYTICS": "1"}
             publish.push_data(self.place, env, sys.executable)
             self._done("data and models", self.remote)
-            note(self.remote)
+            step.note = self.remote
         if not made:
             self._not_done("branch", "nothing differs from the commit")
             return False
-        with self.steps.step("push branch") as note:
+        with self.facts.step("push branch") as step:
             publish.push_branch(self.root, git.commit(self.place, "HEAD"), self.branch)
             self._done("branch", publish.address(self.root))
-            note(self.branch)
+            step.note = self.branch
         return True
 
     def _stay(self, *, made: bool) -> None:
@@ -66,7 +62,7 @@ class Shipment:
         if not made:
             self._not_done("branch", "nothing differs from the commit")
             return
-        with self.steps.step("branch") as note:
+        with self.facts.step("branch") as step:
             processes.git(self.root, "branch", "--no-track", self.branch, git.commit(self.place, "HEAD"))
             by_hand = (
                 f"type: git push {publish.REMOTE} {self.branch}"
@@ -74,15 +70,15 @@ class Shipment:
                 else f"there is no git remote {publish.REMOTE}"
             )
             self._not_done("branch", f"PUSH=1 was not given, so it is in this repository alone; {by_hand}")
-            note(f"{self.branch}, in this repository")
+            step.note = f"{self.branch}, in this repository"
 
-    def propose(self, told: Facts) -> None:
+    def propose(self) -> None:
         """Propose the branch to be merged, once what it holds is promoted.
 
         Raises:
             RoundError: the request was not opened; the champion is the new one all the same.
         """
-        if not (self.push and self.found.branch):
+        if not (self.push and self.facts.identity.branch):
             return
         where = publish.forge(self.root)
         if where is None:
@@ -91,22 +87,24 @@ class Shipment:
                 "pull request", f"this is no CI system that Convoy knows; to merge by hand, type: {by_hand}"
             )
             return
-        with self.steps.step("propose") as note:
-            title = f"Retrained: {self.found.candidate} is champion"
+        with self.facts.step("propose") as step:
+            title = f"Retrained: {self.facts.identity.version} is champion"
             try:
-                there = publish.propose(self.root, self.place, where, self.branch, title=title, told=told)
+                there = publish.propose(
+                    self.root, self.place, where, self.branch, title=title, facts=self.facts
+                )
             except RoundError as error:
                 raise RoundError(
-                    f"{self.found.champion} is champion and its branch {self.branch} is pushed, but it is not "
+                    f"{self.facts.champion} is champion and its branch {self.branch} is pushed, but it is not "
                     f"proposed: {error}\nOpen the request by hand, into {where.base}.",
                     error.log,
                 ) from error
             what = "pull request" if where.kind == "github" else "merge request"
             self._done(what, there or publish.address(self.root))
-            note(there or f"into {where.base}")
+            step.note = there or f"into {where.base}"
 
     def _done(self, what: str, where: str) -> None:
-        self.found.deliveries.append(Delivery(what, done=True, where=where))
+        self.facts.deliveries.append(Delivery(what, done=True, where=where))
 
     def _not_done(self, what: str, why: str) -> None:
-        self.found.deliveries.append(Delivery(what, done=False, why=why))
+        self.facts.deliveries.append(Delivery(what, done=False, why=why))

@@ -40,8 +40,8 @@ def about(facts: Facts, sentence: int) -> str:
         rows.append(("trained because", prose(facts.trigger, sentence)))
     if facts.source:
         rows.append(("data from", code(facts.source, 200)))
-    if facts.step and facts.verdict != "failed":
-        rows.append(("ended in step", code(facts.step)))
+    if facts.incomplete_step and facts.outcome != "failed":
+        rows.append(("ended in step", code(facts.incomplete_step)))
     if facts.job:
         rows.append(("job", link(facts.job)))
     return table(("Round", ""), rows)
@@ -158,7 +158,7 @@ def steps(facts: Facts, sentence: int) -> str:
     """List the steps with the time that each took."""
     rows = []
     for one in facts.steps:
-        failed = "**failed**" if facts.verdict == "failed" and one.name == facts.step else ""
+        failed = "**failed**" if facts.outcome == "failed" and one.name == facts.incomplete_step else ""
         note = ": ".join(filter(None, (failed, prose(one.note, sentence))))
         rows.append((code(one.name), duration(one.seconds), note))
     return table(("Step", ">Time", ""), [*rows, ("together", duration(facts.seconds), "")] if rows else [])
