@@ -1,6 +1,6 @@
-# What people and CI type. Each target takes VENV=path to reuse an environment.
+# The commands of people and CI. Each target takes VENV=path to reuse an environment.
 VENV ?= .venv
-# The first that runs and fits: a name alone may be a launcher for a version that is not installed.
+# The first that runs and has a supported version: a name alone may be a launcher of a version that is not installed.
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
   $$name -c '$(FITS)' 2>/dev/null && echo $$name && break; done)
@@ -21,16 +21,16 @@ ONE_THREAD := OMP_NUM_THREADS=1
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-repro: $(READY) ## run the pipeline (dvc repro) and print what came of it
+repro: $(READY) ## run the pipeline (dvc repro) and print the results
 	@python pipelines/repro.py
 
-retrain: $(READY) ## train on what is new upstream, judge it against the champion, promote for cause; PUSH=1 pushes
+retrain: $(READY) ## train on new data, compare with the champion, promote a better model; PUSH=1 pushes
 	@python pipelines/retrain.py
 
-test: $(READY) ## every test that takes less than minutes; what CI runs
+test: $(READY) ## all tests except the slow ones; what CI runs (about ten minutes)
 	@$(ONE_THREAD) python -m pytest -n 2 --dist load --maxschedchunk 1 -m "not slow"
 
-test-long: $(READY) ## the tests that take minutes: CIFAR-10, the classics, the uv environment
+test-long: $(READY) ## the slow tests: CIFAR-10, the classic networks, the uv environment
 	@python -m pytest -m slow
 
 check: $(READY) ## lint, types and the fast tests
@@ -43,23 +43,23 @@ packages: ## install the Chromium and PostgreSQL that tests need (apt or brew)
 ui: $(READY) ## open the MLflow UI on the runs (http://127.0.0.1:5000)
 	@convoy ui --port $(or $(PORT),5000)
 
-bench: $(READY) ## measure the pipeline and write benchmarks/RESULTS.md
+bench: $(READY) ## time the pipeline and write benchmarks/RESULTS.md
 	@python benchmarks/run.py
 
-lock: $(READY) ## write requirements.txt anew from pyproject.toml
+lock: $(READY) ## resolve pyproject.toml into requirements.txt, with hashes
 	@echo "torch==2.14.1 torchvision==0.29.1" | tr " " "\n" | uv pip compile pyproject.toml --constraint - --extra dev --universal --python-version 3.11 --upgrade \
-	  --no-emit-index-url --no-header --no-annotate -o requirements.txt
+	  --generate-hashes --no-emit-index-url --no-header --no-annotate -o requirements.txt
 
 ifeq ($(origin VENV),file)
 $(READY): requirements.txt pyproject.toml
 	@"$(PYTHON)" -c '$(FITS)' 2>/dev/null || { echo "No Python 3.11 to 3.13 found (tried: $(or $(PYTHON),python3 and python3.11 to 3.13)). Install one, or type: make PYTHON=/path/to/python3.12 …"; exit 2; }
-	@echo "Installing the lock into $(VENV) (5 GB with CUDA; about two minutes) …"
+	@echo "Installing the locked packages into $(VENV) (5 GB with CUDA; about two minutes) …"
 	@$(PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 else
-# An environment that someone else made is used as it is.
+# An environment given by VENV= is used as it is.
 $(READY):
-	@test -x $(VENV)/bin/dvc || { echo "$(VENV) holds no environment with Convoy's lock. Type: make repro (which makes .venv), or give VENV=path of one that does."; exit 2; }
+	@test -x $(VENV)/bin/dvc || { echo "$(VENV) has no environment with Convoy's packages. Type: make repro (which creates .venv), or VENV=path of such an environment."; exit 2; }
 endif

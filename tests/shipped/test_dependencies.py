@@ -1,4 +1,4 @@
-"""dvc.yaml names exactly what each stage imports, so that an edit reruns what it can change."""
+"""dvc.yaml names exactly the packages that each stage imports, and imports between packages point one way."""
 
 import ast
 import shlex
@@ -109,3 +109,35 @@ def test_train_depends_on_the_sections_that_decide_a_training(repository: Path) 
 def test_no_stage_depends_on_a_run_reference(repository: Path) -> None:
     stages = yaml.load((repository / "dvc.yaml").read_text())["stages"]
     assert not [dep for stage in stages.values() for dep in stage["deps"] if dep.startswith("build/runs")]
+
+
+LEVELS = (
+    {"core"},
+    {"repo", "images", "energy"},
+    {"models", "data"},
+    {"training"},
+    {"evaluation", "tracking"},
+    {"export", "explain"},
+    {"serving", "gate", "sweep", "lineage"},
+    {"registry"},
+    {"retraining"},
+    {"preflight", "summary"},
+    {"commands"},
+    {"cli"},
+)
+"""Packages from the bottom up. A package imports only those of lower levels."""
+
+
+def test_imports_between_packages_point_one_way(repository: Path) -> None:
+    level = {name: index for index, names in enumerate(LEVELS) for name in names}
+    files = [path.relative_to(repository).as_posix() for path in (repository / SOURCE).rglob("*.py")]
+    arrows = {
+        (Path(file).parts[2].removesuffix(".py"), Path(target).parts[2].removesuffix(".py"))
+        for file in files
+        for target in imports(repository, file)
+        if target.endswith(".py")
+    }
+    between = {(user, used) for user, used in arrows if user not in {used, "__init__"}}
+    assert len(between) > 20
+    upward = {f"{user} imports {used}" for user, used in between if level[user] <= level[used]}
+    assert not upward

@@ -45,19 +45,35 @@ def test_the_environment_of_mlflow_run_is_the_lock(repository: Path) -> None:
     assert environment["dependencies"] == ["-r requirements.txt"]
 
 
-def test_the_lock_is_exact_universal_and_names_no_index(repository: Path) -> None:
-    lines = (repository / "requirements.txt").read_text().splitlines()
-    for line in lines:
-        assert re.match(r"^[a-z0-9._-]+==[^ ]+( ; .+)?$", line, re.IGNORECASE), (
-            f"not an exact version: {line}"
-        )
-    pinned = {line.partition("==")[0] for line in lines}
-    assert {"torch==2.14.1", "torchvision==0.29.1"} <= set(lines)
-    assert any("sys_platform == 'linux'" in line for line in lines), "platform markers"
+def locked(repository: Path) -> dict[str, str]:
+    """Map each package of the lock to its lines: exact version, marker, hashes."""
+    text = (repository / "requirements.txt").read_text().replace("\\\n", "")
+    entries = [line for line in text.splitlines() if line.strip()]
+    return {re.split(r"==|\[", line)[0]: line for line in entries}
+
+
+def test_the_lock_is_exact_universal_and_hashed_and_names_no_index(repository: Path) -> None:
+    packages = locked(repository)
+    assert len(packages) > 100
+    for line in packages.values():
+        assert re.match(
+            r"^[a-z0-9._\[\]-]+==[^ ]+( ; [^#]+?)?(\s+--hash=sha256:[0-9a-f]{64})+$", line, re.IGNORECASE
+        ), line[:80]
+    assert packages["torch"].startswith("torch==2.14.1 ")
+    assert packages["torchvision"].startswith("torchvision==0.29.1 ")
+    assert any("sys_platform == 'linux'" in line for line in packages.values()), "platform markers"
     project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
-    for requirement in wanted:
-        assert re.split(r"[<>=\[]", requirement)[0] in pinned, f"{requirement} is not in the lock"
+    for requirement in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+        assert re.split(r"[<>=!\[]", requirement)[0] in packages, f"{requirement} is not in the lock"
+    assert "--require-hashes -r requirements.txt" in (repository / "Makefile").read_text()
+
+
+def test_releases_known_to_be_malicious_are_excluded(repository: Path) -> None:
+    project = (repository / "pyproject.toml").read_text()
+    assert "pytorch-lightning>=2.6,!=2.6.2,!=2.6.3," in project
+    packages = locked(repository)
+    assert "lightning" not in packages
+    assert not re.match(r"pytorch-lightning==2\.6\.[23] ", packages["pytorch-lightning"])
 
 
 def test_every_dependency_earns_its_place_in_a_comment(repository: Path) -> None:
@@ -84,7 +100,8 @@ def test_an_environment_that_is_not_there_is_refused_with_what_to_type(
         text=True,
     )
     assert done.returncode
-    assert "holds no environment with Convoy's lock" in done.stdout
+    assert f"{tmp_path}/none has no environment" in done.stdout
+    assert "make repro" in done.stdout
 
 
 def test_a_python_that_does_not_fit_is_refused_with_what_to_type(clone: Clone) -> None:
