@@ -33,7 +33,7 @@ from convoy.data.prepare import prepare
 from convoy.data.settings import DataParams
 from convoy.energy.meter import Meter, metered
 from convoy.energy.settings import EnergyParams
-from convoy.evaluation.inference import probabilities
+from convoy.evaluation.inference import predict_probabilities
 from convoy.models import spec, trained
 from convoy.training.fit import fit
 from convoy.training.pretrained import Starting
@@ -210,7 +210,7 @@ def beginning(model: Path) -> Starting:
 def accuracy(dataset: Dataset, model: Path) -> float:
     """Give the share of test images that a model classifies correctly."""
     module, _ = trained.load(model)
-    found = probabilities(module, dataset.images("test"), 500).argmax(axis=1)
+    found = predict_probabilities(module, dataset.images("test"), 500).argmax(axis=1)
     return float((found == dataset.labels("test")).mean())
 
 

@@ -1,6 +1,7 @@
 """A dataset and a model of a few kilobytes, written by hand so that every figure can be checked by eye."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 from convoy.core import files
+from convoy.evaluation.evaluate import evaluate
+from convoy.evaluation.settings import EvaluateParams
 from convoy.models import trained
 from convoy.models.spec import Spec
 
@@ -20,7 +23,7 @@ BRIGHTNESS = [5, 250]
 
 @pytest.fixture(scope="session")
 def measured_things(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`dataset/`, and `model/` which says `light` for images above the middle: 4 of 40 labels are wrong."""
+    """`dataset/`, and `model/` which predicts `light` for images above mid-gray: 4 of 40 labels are wrong."""
     folder = tmp_path_factory.mktemp("evaluation")
     rng = np.random.default_rng(0)
     labels = np.arange(52) % 2
@@ -49,11 +52,9 @@ def measured_things(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         dataset / "manifest.parquet",
     )
-    spec = Spec.model_validate(
-        {"name": "thinking_by_brightness", "layers": ["flatten", {"dense": "classes"}]}
-    )
+    spec = Spec.model_validate({"name": "brightness", "layers": ["flatten", {"dense": "classes"}]})
     model_facts = trained.ModelFacts(
-        network="thinking_by_brightness",
+        network="brightness",
         spec=spec,
         classes=CLASSES,
         image_px=PX,
@@ -69,3 +70,11 @@ def measured_things(tmp_path_factory: pytest.TempPathFactory) -> Path:
         dense.weight[1] = 0.02
     trained.save(folder / "model", model, model_facts)
     return folder
+
+
+@pytest.fixture(scope="session")
+def evaluated(measured_things: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The folder that `evaluate` wrote, and the metrics that it returned. Read only."""
+    out = tmp_path_factory.mktemp("evaluated")
+    params = EvaluateParams(batch_size=16, worst_images=3, feature_classes=2)
+    return out, evaluate(measured_things / "dataset", measured_things / "model", params, out)

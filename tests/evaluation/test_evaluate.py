@@ -8,18 +8,11 @@ import torch
 
 from convoy.core import files
 from convoy.core.errors import DataError, NetworkError
-from convoy.evaluation import report
-from convoy.evaluation.evaluate import evaluate
+from convoy.core.intervals import wilson
+from convoy.evaluation.evaluate import confusion, evaluate, summarise
 from convoy.evaluation.settings import EvaluateParams
 
 PARAMS = EvaluateParams(batch_size=16, worst_images=3, feature_classes=2)
-
-
-@pytest.fixture(scope="module")
-def found(measured_things, tmp_path_factory):
-    out = tmp_path_factory.mktemp("out")
-    metrics = evaluate(measured_things / "dataset", measured_things / "model", PARAMS, out)
-    return out, metrics
 
 
 @pytest.fixture
@@ -27,16 +20,16 @@ def copied(measured_things, tmp_path):
     return shutil.copytree(measured_things, tmp_path / "copy")
 
 
-def test_accuracy_and_its_interval_are_measured_on_the_test_split(found):
-    _, metrics = found
+def test_accuracy_and_its_interval_are_measured_on_the_test_split(evaluated):
+    _, metrics = evaluated
     assert metrics["test"]["images"] == 40
     assert metrics["test"]["accuracy"] == 0.9
     assert metrics["test"]["accuracy_low"] == pytest.approx(0.7695, abs=5e-4)
     assert metrics["test"]["accuracy_high"] == pytest.approx(0.9604, abs=5e-4)
 
 
-def test_every_prediction_names_the_file_that_its_row_came_from(found):
-    table = pq.read_table(found[0] / "predictions.parquet").to_pylist()
+def test_every_prediction_has_the_source_file_of_its_row(evaluated):
+    table = pq.read_table(evaluated[0] / "predictions.parquet").to_pylist()
     assert [line["row"] for line in table] == list(range(40))
     assert [line["path"] for line in table] == [f"class/{row:02}.png" for row in range(12, 52)]
     assert [line["sha256"] for line in table] == [f"{row:064x}" for row in range(12, 52)]
@@ -46,62 +39,33 @@ def test_every_prediction_names_the_file_that_its_row_came_from(found):
     assert first["probabilities"][0] > 0.5
 
 
-def test_the_confusion_plot_has_a_line_per_image(found):
-    lines = (found[0] / "confusion.csv").read_text().splitlines()
+def test_the_confusion_plot_has_a_line_per_image(evaluated):
+    lines = (evaluated[0] / "confusion.csv").read_text().splitlines()
     assert lines[0] == "actual,predicted"
     assert len(lines) == 41
     assert lines.count("light & grey,<b>dark</b>") == 1
     assert lines.count("<b>dark</b>,light & grey") == 3
 
 
-def test_the_summary_says_what_was_measured_on_which_data(found):
-    summary = files.read_json(found[0] / "summary.json")
-    assert summary["network"] == "thinking_by_brightness"
+def test_the_summary_names_network_data_and_metrics(evaluated):
+    summary = files.read_json(evaluated[0] / "summary.json")
+    assert summary["network"] == "brightness"
     assert summary["data_hash"] == "0" * 64
     assert sum(summary["counts"]["test"].values()) == 40
     per_class = summary["test"].pop("per_class")
     assert set(per_class) == set(summary["classes"])
-    assert summary["test"] == found[1]["test"]
+    assert summary["test"] == evaluated[1]["test"]
 
 
-def test_the_report_needs_nothing_beside_itself(found):
-    page = (found[0] / "report.html").read_text(encoding="utf-8")
-    assert "90.00" in page
-    links = re.findall(r'(?:src|srcset|href)="([^"]*)"', page)
-    assert links
-    assert all(link.startswith("data:image/png;base64,") for link in links)
-    assert "url(" not in page
-    assert "<script" not in page
-
-
-def test_class_names_are_text_in_the_report_and_never_markup(found):
-    page = (found[0] / "report.html").read_text(encoding="utf-8")
-    assert "<b>dark</b>" not in page
-    assert "&lt;b&gt;dark&lt;/b&gt;" in page
-
-
-def test_the_report_shows_the_most_confident_mistakes_first_and_no_more_than_asked(found, measured_things):
-    page = (found[0] / "report.html").read_text(encoding="utf-8")
-    assert page.count("<figure>") == 3
-    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.05, 0.95], [0.6, 0.4]], np.float32)
-    images_u8 = np.zeros((4, 8, 8, 3), np.uint8)
-    labels = np.array([1, 0, 1, 1])
-    mistakes = report.most_confident_mistakes(images_u8, labels, probabilities, "wxyz", ["a", "b"], most=2)
-    assert [mistake.path for mistake in mistakes] == ["w", "x"]
-    assert mistakes[1].predicted == "b"
-    assert mistakes[1].probability == pytest.approx(0.8)
-    assert mistakes[1].probability_of_actual == pytest.approx(0.2)
-
-
-def test_features_are_drawn_for_the_first_test_image_of_each_class_in_the_order_of_the_classes(found):
-    page = (found[0] / "features.html").read_text(encoding="utf-8")
+def test_features_are_drawn_for_the_first_test_image_of_each_class_in_the_order_of_the_classes(evaluated):
+    page = (evaluated[0] / "features.html").read_text(encoding="utf-8")
     assert re.findall(r'title="(.*?)"', page) == ["class/13.png", "class/12.png"]
     assert page.index("class/13.png") > page.index("<h2>&lt;b&gt;dark&lt;/b&gt;</h2>")
     assert "the first test image of 2 of 2 classes" in page
 
 
 @pytest.mark.parametrize(("classes", "paths"), [(1, ["class/13.png"]), (0, None)])
-def test_features_are_drawn_for_no_more_classes_than_asked(measured_things, tmp_path, classes, paths):
+def test_features_are_drawn_for_no_more_classes_than_configured(measured_things, tmp_path, classes, paths):
     params = PARAMS.model_copy(update={"feature_classes": classes})
     evaluate(measured_things / "dataset", measured_things / "model", params, tmp_path)
     page = tmp_path / "features.html"
@@ -110,13 +74,13 @@ def test_features_are_drawn_for_no_more_classes_than_asked(measured_things, tmp_
         assert re.findall(r'title="(.*?)"', page.read_text(encoding="utf-8")) == paths
 
 
-def test_a_network_that_answers_with_nan_is_refused_by_name_before_anything_is_written(copied, tmp_path):
+def test_a_network_that_outputs_nan_is_refused_before_anything_is_written(copied, tmp_path):
     weights = copied / "model" / "weights.pt"
     state = torch.load(weights, weights_only=True)
     torch.save({name: tensor * float("nan") for name, tensor in state.items()}, weights)
     with pytest.raises(
         NetworkError,
-        match=r"network thinking_by_brightness answers with NaN for 40 of 40 .* class/12\.png.*train\.lr",
+        match=r"network brightness outputs NaN for 40 of 40 .* class/12\.png.*train\.lr",
     ):
         evaluate(copied / "dataset", copied / "model", PARAMS, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -129,9 +93,66 @@ def test_a_model_of_other_classes_is_refused(copied, tmp_path):
         evaluate(copied / "dataset", copied / "model", PARAMS, tmp_path / "out")
 
 
-def test_a_test_image_that_the_manifest_does_not_name_is_an_error(copied, tmp_path):
+def test_a_test_image_missing_in_the_manifest_is_an_error(copied, tmp_path):
     manifest = copied / "dataset" / "manifest.parquet"
     table = pq.read_table(manifest)
     pq.write_table(table.filter(np.array(table.column("row")) != 20), manifest)
     with pytest.raises(DataError, match=r"no delivered file for row 20 .*dvc repro --force prepare"):
         evaluate(copied / "dataset", copied / "model", PARAMS, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("correct", "images", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0000, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_the_interval_is_the_one_of_newcombe_1998_table_1_method_3(correct, images, low, high):
+    assert wilson(correct, images) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_the_interval_is_not_empty_when_every_image_is_right():
+    low, high = wilson(100, 100)
+    assert low == pytest.approx(0.963, abs=5e-4)
+    assert high == 1
+
+
+COUNTS = np.array([[2, 1, 0], [1, 1, 0], [1, 0, 0]])
+
+
+def test_precision_and_recall_match_a_count_by_hand():
+    summary = summarise(COUNTS, ["a", "b", "c"])
+    assert summary["accuracy"] == 0.5
+    assert summary["images"] == 6
+    assert summary["per_class"]["a"] == {"precision": 2 / 4, "recall": 2 / 3, "f1": 4 / 7, "images": 3}
+    assert summary["per_class"]["b"] == {"precision": 1 / 2, "recall": 1 / 2, "f1": 1 / 2, "images": 2}
+    assert summary["macro_f1"] == pytest.approx((4 / 7 + 1 / 2 + 0) / 3, abs=1e-15)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_ratio_without_images_is_zero_and_no_warning():
+    summary = summarise(np.array([[1, 0, 0], [1, 0, 0], [0, 0, 0]]), ["never predicted", "b", "neither"])
+    assert summary["per_class"]["b"]["precision"] == 0
+    assert summary["per_class"]["neither"] == {"precision": 0, "recall": 0, "f1": 0, "images": 0}
+
+
+def test_figures_equal_those_of_scikit_learn_to_the_last_digit():
+    """Computed by scikit-learn 1.9's precision_recall_fscore_support and confusion_matrix."""
+    labels = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2, 3])
+    predicted = np.array([0, 0, 1, 2, 1, 1, 0, 2, 1, 2])
+    summary = summarise(confusion(labels, predicted, 5), list("abcde"))
+    figures = {
+        name: [values[key] for key in ("precision", "recall", "f1", "images")]
+        for name, values in summary["per_class"].items()
+    }
+    assert figures == {
+        "a": [0.6666666666666666, 0.5, 0.5714285714285714, 4],
+        "b": [0.5, 0.6666666666666666, 0.5714285714285714, 3],
+        "c": [0.3333333333333333, 0.5, 0.4, 2],
+        "d": [0.0, 0.0, 0.0, 1],
+        "e": [0.0, 0.0, 0.0, 0],
+    }
+    assert summary["macro_f1"] == 0.30857142857142855
+
+
+def test_rows_of_the_confusion_are_actual_and_columns_predicted_whichever_classes_occur():
+    counts = confusion(np.array([0, 0, 1]), np.array([0, 2, 1]), 4)
+    assert counts.tolist() == [[1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]

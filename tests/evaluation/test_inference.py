@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from convoy.evaluation.inference import full_float32, probabilities
+from convoy.evaluation.inference import full_float32, predict_probabilities
 from convoy.models import trained
 
 
@@ -17,17 +17,17 @@ def images_u8():
 
 
 def test_the_batch_size_changes_no_answer_and_no_image_is_left_out(model, images_u8):
-    whole = probabilities(model, images_u8, 10)
+    whole = predict_probabilities(model, images_u8, 10)
     assert whole.shape == (10, 2)
     assert whole.dtype == np.float32
     for size in (1, 3, 64):
-        np.testing.assert_allclose(probabilities(model, images_u8, size), whole, atol=1e-6)
+        np.testing.assert_allclose(predict_probabilities(model, images_u8, size), whole, atol=1e-6)
 
 
 def test_what_training_computed_in_does_not_reach_the_measurement(model, images_u8):
-    expected = probabilities(model, images_u8, 10)
+    expected = predict_probabilities(model, images_u8, 10)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert np.array_equal(probabilities(model, images_u8, 10), expected)
+        assert np.array_equal(predict_probabilities(model, images_u8, 10), expected)
 
 
 def test_the_precision_that_was_set_before_is_set_again():
@@ -45,6 +45,6 @@ def test_the_precision_that_was_set_before_is_set_again():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_gives_the_processors_answers(model, images_u8, monkeypatch):
-    on_gpu = probabilities(model, images_u8, 4)
+    on_gpu = predict_probabilities(model, images_u8, 4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    np.testing.assert_allclose(probabilities(model, images_u8, 4), on_gpu, atol=1e-5)
+    np.testing.assert_allclose(predict_probabilities(model, images_u8, 4), on_gpu, atol=1e-5)

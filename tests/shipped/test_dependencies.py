@@ -1,6 +1,7 @@
 """dvc.yaml names exactly the packages that each stage imports, and imports between packages point one way."""
 
 import ast
+import re
 import shlex
 from pathlib import Path
 
@@ -12,6 +13,7 @@ SOURCE = "src/convoy"
 # Code that changes no result: an edit of it reruns no stage.
 EXEMPT = tuple(f"{SOURCE}/{package}/" for package in ("tracking", "energy", "repo", "explain"))
 SHARED = f"{SOURCE}/core"
+STYLE = f"{SOURCE}/evaluation"
 STAGES = ("prepare", "train", "evaluate", "export")
 
 
@@ -53,6 +55,9 @@ def closure(root: Path, script: str) -> set[str]:
         seen.add(file)
         if file.endswith(".py"):
             todo += imports(root, file)
+        elif file.endswith(".html.j2"):
+            included = re.findall(r'{% include "(.+?)" %}', (root / file).read_text(encoding="utf-8"))
+            todo += [f"{STYLE}/{name}" for name in included]
     return seen
 
 

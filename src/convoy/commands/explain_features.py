@@ -45,7 +45,7 @@ def features(
     content = _read(image)
 
     from convoy.evaluation.feature_maps import find
-    from convoy.evaluation.feature_page import Subject, write
+    from convoy.evaluation.report import Subject, write_features
     from convoy.models import trained
 
     network, facts = trained.load(model)
@@ -53,7 +53,7 @@ def features(
     found = find(network, [image_u8])
     if page:
         try:
-            write(page, facts.network, facts.classes, [Subject(str(image), image_u8)], found)
+            write_features(page, facts.network, facts.classes, [Subject(str(image), image_u8)], found)
         except OSError as error:
             raise RequestError(
                 f"The page {page} cannot be written: {error.strerror}. Name another place: --out {PAGE}"
@@ -86,7 +86,7 @@ def _as_served(image: Path, content: bytes, facts: "ModelFacts") -> "npt.NDArray
 
 def _told(image: str, facts: "ModelFacts", found: "Features") -> dict[str, Any]:
     """Give what the page shows as plain data; volumes are [H, W, C]."""
-    from convoy.evaluation.feature_page import likeliest
+    from convoy.evaluation.report import likeliest
 
     (seen,) = found.images
     return {
@@ -114,7 +114,7 @@ def _told(image: str, facts: "ModelFacts", found: "Features") -> dict[str, Any]:
 def _say(facts: "ModelFacts", found: "Features", page: Path | None) -> None:
     """Print what was found in a few lines, and where the page is."""
     from convoy.core.console import info
-    from convoy.evaluation.feature_page import likeliest
+    from convoy.evaluation.report import likeliest
 
     (seen,) = found.images
     name, probability = likeliest(seen, facts.classes)[0]

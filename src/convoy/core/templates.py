@@ -7,6 +7,9 @@ import jinja2
 
 Filter = Callable[..., Any]
 
+STYLE_PACKAGE = "convoy.evaluation"
+"""Holds `page.css.j2`, the style of every page; not core, since an edit to a colour must not retrain a model."""
+
 
 def render(
     package: str, template: str, context: Mapping[str, Any], filters: Mapping[str, Filter] | None = None
@@ -22,11 +25,10 @@ def render(
     Raises:
         jinja2.UndefinedError: the context lacks a value.
     """
+    packages = (package, STYLE_PACKAGE) if ".html." in template else (package,)
     environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader(
-            [jinja2.PackageLoader(package, "."), jinja2.PackageLoader("convoy.core", ".")]
-        ),
-        autoescape=template.endswith(".html.j2"),
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name, ".") for name in packages]),
+        autoescape=".html." in template,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -1,7 +1,9 @@
-"""Measure a trained model on the test split, which is used for nothing else."""
+"""Measure a trained model on the test split, which is used for nothing else.
+
+N images, K classes; labels and predictions are class numbers in 0..K-1.
+"""
 
 import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,27 +16,28 @@ import pyarrow.parquet as pq
 from convoy.core import files
 from convoy.core.dataset import MANIFEST_FILE, Dataset
 from convoy.core.errors import DataError, NetworkError
-from convoy.evaluation import feature_maps, feature_page, metrics, picture, report
-from convoy.evaluation.inference import probabilities
+from convoy.core.intervals import wilson
+from convoy.evaluation import feature_maps, report
+from convoy.evaluation.inference import predict_probabilities
 from convoy.evaluation.settings import EvaluateParams
 from convoy.models import trained
 
 
 def evaluate(dataset_folder: Path, model_folder: Path, params: EvaluateParams, out: Path) -> dict[str, Any]:
-    """Predict the test split in float32 and write what the predictions amount to.
+    """Predict the test split in float32; write predictions, metrics and reports.
 
     Writes `predictions.parquet` (a row per test image: row, path, sha256, label, predicted,
-    probabilities in class order), `summary.json` (classes, counts, accuracy, figures per class),
+    probabilities in class order), `summary.json` (classes, counts, metrics, also per class),
     `confusion.csv` (a line per image, for DVC's confusion plot), `confusion.png`, `report.html` and
-    `features.html` (what the network sees in the first test image of each class).
+    `features.html` (feature maps of the first test image of each class).
 
     Returns:
         `{"test": {"accuracy": …, "accuracy_low": …, "accuracy_high": …, "images": …,
         "macro_f1": …}}`.
 
     Raises:
-        DataError: the manifest does not name every test image.
-        NetworkError: the model knows other classes than the dataset, or answers with NaN.
+        DataError: a test image is missing in the manifest.
+        NetworkError: the classes of the model and of the dataset differ, or the model outputs NaN.
     """
     dataset = Dataset.load(dataset_folder)
     model, facts = trained.load(model_folder)
@@ -43,101 +46,113 @@ def evaluate(dataset_folder: Path, model_folder: Path, params: EvaluateParams, o
             f"{model_folder} was trained for the classes {', '.join(facts.classes)}; {dataset_folder} has "
             f"{', '.join(dataset.classes)}. Train on this dataset: dvc repro train"
         )
-    delivered = _delivered(dataset_folder / MANIFEST_FILE, *dataset.splits["test"])
-    labels = np.asarray(dataset.labels("test"))
-    found = probabilities(model, dataset.images("test"), params.batch_size)
-    _refuse_nan(found, delivered["path"], facts.network)
-    predicted = found.argmax(axis=1)
+    classes, labels, images_u8 = dataset.classes, np.asarray(dataset.labels("test")), dataset.images("test")
+    paths, sha256 = _sources(dataset_folder / MANIFEST_FILE, *dataset.splits["test"])
+    probabilities = predict_probabilities(model, images_u8, params.batch_size)
+    _refuse_nan(probabilities, paths, facts.network)
+    predicted = probabilities.argmax(axis=1)
+    counts = confusion(labels, predicted, len(classes))
+    summary = summarise(counts, classes)
 
     out.mkdir(parents=True, exist_ok=True)
-    _write_predictions(out / "predictions.parquet", delivered, labels, found, dataset.classes)
-    summary = metrics.summarise(labels, predicted, dataset.classes)
-    facts_of_data = {
+    names = np.array(classes, dtype=object)
+    per_class = pa.FixedSizeListArray.from_arrays(probabilities.ravel(), len(classes))
+    predictions = {
+        "row": pa.array(np.arange(len(labels))),
+        "path": paths,
+        "sha256": sha256,
+        "label": pa.array(names[labels], pa.string()),
+        "predicted": pa.array(names[predicted], pa.string()),
+        "probabilities": per_class.cast(pa.list_(pa.float32())),
+    }
+    pq.write_table(pa.table(predictions), out / "predictions.parquet")
+    with (out / "confusion.csv").open("w", encoding="utf-8", newline="") as file:
+        lines = csv.writer(file, lineterminator="\n")
+        lines.writerow(["actual", "predicted"])
+        lines.writerows(zip(names[labels], names[predicted], strict=True))
+    measured = {
         "network": facts.network,
         "data_hash": dataset.hash,
         "image_px": dataset.image_px,
         "fit": dataset.fit,
         "counts": dataset.counts,
     }
-    files.write_json(
-        out / "summary.json", facts_of_data | {"classes": list(dataset.classes), "test": summary}
-    )
-    files.write_text(out / "confusion.csv", _confusion_lines(labels, predicted, dataset.classes))
-    counts = metrics.confusion(labels, predicted, len(dataset.classes))
-    (out / "confusion.png").write_bytes(picture.draw(counts, dataset.classes))
+    files.write_json(out / "summary.json", measured | {"classes": list(classes), "test": summary})
     mistakes = report.most_confident_mistakes(
-        dataset.images("test"), labels, found, delivered["path"], dataset.classes, most=params.worst_images
+        images_u8, labels, probabilities, paths, classes, most=params.worst_images
     )
-    report.write(out / "report.html", facts_of_data, summary, counts, mistakes)
+    report.write_report(out / "report.html", measured, summary, counts, mistakes)
     if params.feature_classes:
-        subjects = _first_of_each_class(dataset, delivered["path"])[: params.feature_classes]
-        seen = feature_maps.find(model, [subject.image_u8 for subject in subjects])
-        feature_page.write(out / "features.html", facts.network, dataset.classes, subjects, seen)
+        _, first = np.unique(labels, return_index=True)
+        subjects = [
+            report.Subject(paths[n], np.array(images_u8[n]), actual=classes[labels[n]])
+            for n in first[: params.feature_classes]
+        ]
+        features = feature_maps.find(model, [subject.image_u8 for subject in subjects])
+        report.write_features(out / "features.html", facts.network, classes, subjects, features)
     # A hundred classes would fill `dvc exp show` with columns; summary.json and the report have them.
     return {"test": {name: value for name, value in summary.items() if name != "per_class"}}
 
 
-def _delivered(manifest: Path, start: int, stop: int) -> dict[str, list[str]]:
-    """Look up which delivered file each packed row of a split came from: paths and sha256, in row order."""
+def confusion(
+    labels: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], classes: int
+) -> npt.NDArray[np.int64]:
+    """Count images as (K, K): row = actual class, column = predicted class."""
+    return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
+
+
+def summarise(counts: npt.NDArray[np.int64], classes: Sequence[str]) -> dict[str, Any]:
+    """Compute accuracy with its interval, macro F1, and precision, recall, F1 and images of each class.
+
+    A ratio without images, such as the precision of a class that is never predicted, is 0.
+
+    Args:
+        counts: (K, K) as `confusion` returns it.
+        classes: K names.
+    """
+    correct, total = int(counts.trace()), int(counts.sum())
+    low, high = wilson(correct, total)
+    hits, actual, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
+    precision = hits / np.maximum(predicted, 1)
+    recall = hits / np.maximum(actual, 1)
+    f1 = 2 * hits / np.maximum(actual + predicted, 1)
+    return {
+        "accuracy": correct / total,
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "images": total,
+        "macro_f1": float(np.mean(f1)),
+        "per_class": {
+            name: {
+                "precision": float(precision[k]),
+                "recall": float(recall[k]),
+                "f1": float(f1[k]),
+                "images": int(actual[k]),
+            }
+            for k, name in enumerate(classes)
+        },
+    }
+
+
+def _sources(manifest: Path, start: int, stop: int) -> tuple[list[str], list[str]]:
+    """Look up path and SHA-256 of the delivered file behind each packed row of a split, in row order."""
     table = pq.read_table(manifest, columns=["row", "path", "sha256"]).to_pydict()
-    of_row = {row: n for n, row in enumerate(table["row"]) if start <= row < stop}
-    missing = [row for row in range(start, stop) if row not in of_row]
+    index = {row: n for n, row in enumerate(table["row"])}
+    missing = [row for row in range(start, stop) if row not in index]
     if missing:
         raise DataError(
-            f"{manifest} names no delivered file for row {missing[0]} and {len(missing) - 1} other rows of the "
+            f"{manifest} has no delivered file for row {missing[0]} and {len(missing) - 1} other rows of the "
             "test split. Prepare again: dvc repro --force prepare"
         )
-    return {key: [table[key][of_row[row]] for row in range(start, stop)] for key in ("path", "sha256")}
+    order = [index[row] for row in range(start, stop)]
+    return [table["path"][n] for n in order], [table["sha256"][n] for n in order]
 
 
-def _refuse_nan(found: npt.NDArray[np.float32], paths: list[str], network: str) -> None:
-    """Stop before a number that is none reaches a file: comparisons with NaN are silently false."""
-    bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
+def _refuse_nan(probabilities: npt.NDArray[np.float32], paths: list[str], network: str) -> None:
+    """Stop before NaN reaches a file: comparisons with NaN are silently false."""
+    bad = np.flatnonzero(~np.isfinite(probabilities).all(axis=1))
     if len(bad):
         raise NetworkError(
-            f"network {network} answers with NaN for {len(bad)} of {len(found)} test images, the first being "
-            f"{paths[bad[0]]}: its weights have diverged. Train with a smaller rate: dvc exp run -S train.lr=0.01"
+            f"network {network} outputs NaN for {len(bad)} of {len(probabilities)} test images, the first is "
+            f"{paths[bad[0]]}: its weights have diverged. Train with a lower rate: dvc exp run -S train.lr=0.01"
         )
-
-
-def _write_predictions(
-    path: Path,
-    delivered: dict[str, list[str]],
-    labels: npt.NDArray[np.int64],
-    found: npt.NDArray[np.float32],
-    classes: Sequence[str],
-) -> None:
-    names = np.array(classes, dtype=object)
-    table = pa.table(
-        {
-            "row": pa.array(np.arange(len(labels))),
-            "path": delivered["path"],
-            "sha256": delivered["sha256"],
-            "label": pa.array(names[labels], pa.string()),
-            "predicted": pa.array(names[found.argmax(axis=1)], pa.string()),
-            "probabilities": pa.FixedSizeListArray.from_arrays(found.ravel(), found.shape[1]).cast(
-                pa.list_(pa.float32())
-            ),
-        }
-    )
-    pq.write_table(table, path)
-
-
-def _first_of_each_class(dataset: Dataset, paths: Sequence[str]) -> list[feature_page.Subject]:
-    """Pick the first test image of each class, in the order of the classes."""
-    labels, images_u8 = dataset.labels("test"), dataset.images("test")
-    _, rows = np.unique(labels, return_index=True)
-    return [
-        feature_page.Subject(paths[n], np.array(images_u8[n]), actual=dataset.classes[labels[n]])
-        for n in rows
-    ]
-
-
-def _confusion_lines(
-    labels: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], classes: Sequence[str]
-) -> str:
-    lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(["actual", "predicted"])
-    writer.writerows((classes[a], classes[p]) for a, p in zip(labels, predicted, strict=True))
-    return lines.getvalue()

@@ -1,4 +1,4 @@
-"""Packed images to probabilities, in full float32.
+"""Predict class probabilities of packed images, in full float32.
 
 N images, P pixels a side, K classes.
 """
@@ -16,9 +16,9 @@ from convoy.models.deployable import NormalizedModel
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Compute matrix products and convolutions in IEEE float32 for a while, whatever training had set.
+    """Compute matrix products and convolutions in IEEE float32 within the context, whatever training set.
 
-    TF32 keeps 10 bits of the mantissa: enough to learn with, not to measure with.
+    TF32 keeps 10 bits of the mantissa: enough to train with, not to measure with.
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
@@ -33,26 +33,26 @@ def full_float32() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def probabilities(
+def predict_probabilities(
     model: NormalizedModel, images_u8: npt.NDArray[np.uint8], batch_size: int
 ) -> npt.NDArray[np.float32]:
-    """Predict on a GPU where there is one, else on the CPU.
+    """Predict on a GPU if there is one, else on the CPU.
 
     Args:
-        model: left in evaluation mode, on the device that was used.
+        model: is left in evaluation mode, on the device that was used.
         images_u8: (N, P, P, 3) RGB; read batch by batch, so it may be mapped from a file.
         batch_size: images per forward pass.
 
     Returns:
-        (N, K) probabilities; not finite where the network's answer is not.
+        (N, K) probabilities; not finite where the network's output is not.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device).eval()
-    found: list[npt.NDArray[np.float32]] = []
+    batches: list[npt.NDArray[np.float32]] = []
     starts = range(0, len(images_u8), batch_size)
     with torch.inference_mode(), full_float32():
         for start in console.track(starts, "predict batches", len(starts)):
             batch = torch.from_numpy(np.array(images_u8[start : start + batch_size]))
             pixels = batch.to(device).permute(0, 3, 1, 2).float()
-            found.append(model(pixels).softmax(dim=1).cpu().numpy())
-    return np.concatenate(found)
+            batches.append(model(pixels).softmax(dim=1).cpu().numpy())
+    return np.concatenate(batches)

@@ -1,4 +1,4 @@
-"""The measurement as one HTML page that needs nothing beside itself."""
+"""The pages of an evaluation, each one HTML file with everything inside: `report.html` and `features.html`."""
 
 import base64
 import io
@@ -7,28 +7,63 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
 from PIL import Image
 
-from convoy.core import files
-from convoy.evaluation import picture
+from convoy.core import files, templates
+from convoy.evaluation.feature_maps import ActivationMap, Features, ImageFeatures
 
 THUMBNAIL_PX = 128
-"""Largest side of a picture in the page, in pixels: two hundred of them should still open at once."""
+"""Largest side of a mistake in the report, in pixels: two hundred of them should still open at once."""
+LARGEST_IMAGE_PX = 224
+"""Largest side of an image in the features page, in pixels; larger ones are shrunk."""
+LARGEST_MAP = 112
+"""Largest side of a map in the features page, in cells; larger ones are shrunk."""
+MOST_FILTERS = 96
+"""Most filters drawn: transformers start with a thousand."""
+MOST_CLASSES = 5
+"""Most classes whose probability is listed with an image."""
+
+MOST_COUNTS = 20
+"""Most classes for which the cells of the confusion matrix have room for a number."""
+MOST_NAMES = 50
+"""Most classes for which its axes have room for every name."""
+LONGEST_NAME = 18
+"""Characters of a class name that an axis has room for."""
+
+TEXT = "#76818d"
+"""Colour of text on the transparent background, readable on white and on black."""
+CELLS = LinearSegmentedColormap.from_list("share", ["#eef2f6", "#1a5fb4"])
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """Hold one wrongly classified image with what was said about it."""
+    """Hold a misclassified image with the probabilities of the predicted class and of its label."""
 
     path: str
     actual: str
     predicted: str
-    probability: float  # of the predicted class
+    probability: float
     probability_of_actual: float
     image: str  # a PNG as data URI
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Name an image whose feature maps are drawn.
+
+    Attributes:
+        source: the file that it came from.
+        image_u8: (P, P, 3) RGB, as the network sees it.
+        actual: its class, where that is known.
+    """
+
+    source: str
+    image_u8: npt.NDArray[np.uint8]
+    actual: str | None = None
 
 
 def most_confident_mistakes(
@@ -40,22 +75,22 @@ def most_confident_mistakes(
     *,
     most: int,
 ) -> list[Mistake]:
-    """Pick the wrong answers that were given with the highest probability, highest first.
+    """Select the misclassified images with the highest predicted probability, highest first.
 
     These are where wrong labels and confusable classes show.
 
     Args:
-        images_u8: (N, P, P, 3) RGB; only the picked ones are read.
+        images_u8: (N, P, P, 3) RGB; only the selected ones are read.
         labels: (N,) class numbers.
         probabilities: (N, K).
         paths: N names for the images.
         classes: K names.
-        most: how many at most.
+        most: largest number of them.
     """
     predicted = probabilities.argmax(axis=1)
     wrong = np.flatnonzero(predicted != labels)
     confidence = probabilities[wrong, predicted[wrong]]
-    picked = wrong[np.argsort(-confidence, kind="stable")][:most]
+    selected = wrong[np.argsort(-confidence, kind="stable")][:most]
     return [
         Mistake(
             path=paths[n],
@@ -63,45 +98,130 @@ def most_confident_mistakes(
             predicted=classes[predicted[n]],
             probability=float(probabilities[n, predicted[n]]),
             probability_of_actual=float(probabilities[n, labels[n]]),
-            image=_thumbnail(images_u8[n]),
+            image=_png(images_u8[n], THUMBNAIL_PX, Image.Resampling.BICUBIC),
         )
-        for n in picked
+        for n in selected
     ]
 
 
-def write(
+def write_report(
     path: Path,
     facts: Mapping[str, Any],
     summary: Mapping[str, Any],
     counts: npt.NDArray[np.int64],
     mistakes: Sequence[Mistake],
 ) -> None:
-    """Write the page.
+    """Write the evaluation report, and `confusion.png` beside it.
 
     Args:
         path: the HTML file.
         facts: what was measured: network, data_hash, image_px, fit, counts per split and class.
-        summary: as `metrics.summarise` makes it.
+        summary: as `evaluate.summarise` returns it.
         counts: (K, K) confusion matrix.
-        mistakes: what `most_confident_mistakes` picked.
+        mistakes: as `most_confident_mistakes` selects them.
     """
     classes = list(summary["per_class"])
-    # Class names and paths come from the delivery: they are escaped, never markup.
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("convoy.evaluation", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    page = environment.get_template("report.html.j2").render(
-        facts=facts,
-        test=summary,
-        wrong=round(summary["images"] * (1 - summary["accuracy"])),
-        confused=_most_confused(counts, classes),
-        mistakes=mistakes,
-        light=_data_uri(picture.draw(counts, classes)),
-        dark=_data_uri(picture.draw(counts, classes, dark=True)),
-    )
-    files.write_text(path, page)
+    figure = draw_confusion(counts, classes)
+    path.with_name("confusion.png").write_bytes(figure)
+    context = {
+        "facts": facts,
+        "test": summary,
+        "wrong": round(summary["images"] * (1 - summary["accuracy"])),
+        "confused": _most_confused(counts, classes),
+        "mistakes": mistakes,
+        "confusion": _data_uri(figure),
+    }
+    files.write_text(path, templates.render("convoy.evaluation", "report.html.j2", context))
+
+
+def draw_confusion(counts: npt.NDArray[np.int64], classes: Sequence[str]) -> bytes:
+    """Draw (K, K) counts as a PNG with transparent background: rows are actual classes, shaded by their share of the row.
+
+    Shading by share shows a rare class's mistakes as clearly as a frequent one's.
+    """
+    total = len(classes)
+    side = min(max(3.6, 0.42 * total + 1.6), 12.0)
+    figure = Figure(figsize=(side, side), dpi=144, layout="constrained")
+    axes = figure.subplots()
+    # The square root lifts a share of 2 % out of the background, where mistakes are looked for.
+    shade = np.sqrt(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
+    axes.imshow(shade, cmap=CELLS, vmin=0, vmax=1)
+    axes.set_xlabel("predicted", color=TEXT, fontsize=12)
+    axes.set_ylabel("actual", color=TEXT, fontsize=12)
+    if total <= MOST_NAMES:
+        names = [name if len(name) <= LONGEST_NAME else f"{name[:9]}…{name[-8:]}" for name in classes]
+        upright = 0 if max(map(len, names)) <= 3 else 90
+        # A `$` would start a formula and swallow the rest of the name.
+        axes.set_xticks(range(total), names, rotation=upright, parse_math=False)
+        axes.set_yticks(range(total), names, parse_math=False)
+    axes.tick_params(colors=TEXT, length=0)
+    axes.spines[:].set_visible(False)
+    if total <= MOST_COUNTS:
+        for actual, predicted in np.argwhere(counts):
+            color = "#ffffff" if shade[actual, predicted] > 0.6 else "#1c2530"
+            count = f"{counts[actual, predicted]}"
+            axes.text(predicted, actual, count, ha="center", va="center", color=color, fontsize=9)
+    content = io.BytesIO()
+    # Without the metadata, the file would name the matplotlib that drew it and change with it.
+    figure.savefig(content, format="png", transparent=True, metadata={"Software": None})
+    return content.getvalue()
+
+
+def write_features(
+    path: Path, network: str, classes: Sequence[str], subjects: Sequence[Subject], features: Features
+) -> None:
+    """Write the page of a network's filters and feature maps.
+
+    Args:
+        path: the HTML file.
+        network: its name.
+        classes: K names.
+        subjects: the images, in the order of `features.images`.
+        features: as `feature_maps.find` returns them.
+    """
+    filters = () if features.filters is None else features.filters[:MOST_FILTERS]
+    context = {
+        "network": network,
+        "classes": len(classes),
+        "features": features,
+        "image_px": subjects[0].image_u8.shape[0],
+        "filters": [draw_filter(x.sum(axis=2, keepdims=True) if features.gray else x) for x in filters],
+        "subjects": [
+            {
+                "source": subject.source,
+                "name": subject.source.rsplit("/", 1)[-1],
+                "actual": subject.actual,
+                "png": _png(subject.image_u8, LARGEST_IMAGE_PX),
+                "predictions": likeliest(image, classes)[:MOST_CLASSES],
+                "maps": {
+                    depth: [{"channel": m.channel, "strength": m.strength, "png": draw_map(m)} for m in maps]
+                    for depth, maps in image.strongest.items()
+                },
+            }
+            for subject, image in zip(subjects, features.images, strict=True)
+        ],
+    }
+    files.write_text(path, templates.render("convoy.evaluation", "features.html.j2", context))
+
+
+def likeliest(image: ImageFeatures, classes: Sequence[str]) -> list[tuple[str, float]]:
+    """List classes with their probabilities, the largest first."""
+    order = np.argsort(-image.probabilities, kind="stable")
+    return [(classes[k], float(image.probabilities[k])) for k in order]
+
+
+def draw_filter(weights: npt.NDArray[np.float32]) -> str:
+    """Draw (KH, KW, 3 or 1) weights so that 0 is mid-gray and the largest of either sign is full."""
+    most = float(np.abs(weights).max()) or 1.0
+    shades = np.round(127.5 + 127.5 * weights / most).astype(np.uint8)
+    return _png(np.broadcast_to(shades, (*weights.shape[:2], 3)), max(weights.shape[:2]))
+
+
+def draw_map(activation: ActivationMap) -> str:
+    """Draw a map so that 0 and less is black, its strength and more white."""
+    values, strength = activation.values, activation.strength
+    shares = values / strength if strength > 0 else np.zeros_like(values)
+    return _png(np.round(255 * np.clip(shares, 0, 1)).astype(np.uint8), LARGEST_MAP)
 
 
 def _most_confused(counts: npt.NDArray[np.int64], classes: Sequence[str]) -> list[tuple[str, str, int]]:
@@ -112,11 +232,14 @@ def _most_confused(counts: npt.NDArray[np.int64], classes: Sequence[str]) -> lis
     return [(classes[a], classes[p], int(wrong[a, p])) for a, p in pairs if wrong[a, p]]
 
 
-def _thumbnail(image_u8: npt.NDArray[np.uint8]) -> str:
+def _png(
+    image_u8: npt.NDArray[np.uint8], largest: int, filter_: Image.Resampling = Image.Resampling.BOX
+) -> str:
+    """Encode (H, W) or (H, W, 3) as a data URI, shrunk to a largest side."""
     content = io.BytesIO()
-    thumbnail = Image.fromarray(np.asarray(image_u8))
-    thumbnail.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-    thumbnail.save(content, format="PNG")
+    picture = Image.fromarray(np.ascontiguousarray(image_u8))
+    picture.thumbnail((largest, largest), filter_)
+    picture.save(content, format="PNG", optimize=True)
     return _data_uri(content.getvalue())
 
 

@@ -8,8 +8,13 @@ from convoy.core.params import Section
 
 
 class EvaluateParams(Section):
-    """Configure the measurement on the test split; nothing here changes what is measured."""
+    """Configure the evaluation on the test split; nothing here changes a metric."""
 
-    batch_size: Annotated[int, Field(ge=1, le=65536)]
-    worst_images: Annotated[int, Field(ge=0, le=200)]
-    feature_classes: Annotated[int, Field(ge=0, le=1000)]
+    batch_size: Annotated[int, Field(ge=1, le=65536, description="images per forward pass")]
+    worst_images: Annotated[
+        int, Field(ge=0, le=200, description="most confident mistakes shown in the report")
+    ]
+    feature_classes: Annotated[
+        int,
+        Field(ge=0, le=1000, description="classes with an image in the page of feature maps, features.html"),
+    ]

@@ -1,0 +1,183 @@
+import base64
+import io
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from convoy.evaluation import feature_maps, report
+from feature_networks import HEAD, conv, features_of, from_layers, noise
+
+
+def page_of(model, tmp_path, px=32, classes=("cat", "dog"), **subject):
+    image_u8, features = features_of(model, px)
+    subjects = [report.Subject(**{"source": "some/image.png", "image_u8": image_u8} | subject)]
+    report.write_features(tmp_path / "page.html", "tiny", list(classes), subjects, features)
+    return (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def decoded(uri):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))))
+
+
+def links(page):
+    return ["".join(link) for link in re.findall(r'(?:src|srcset|href)="([^"]*)"|url\(([^)]*)\)', page)]
+
+
+@pytest.fixture(scope="module")
+def page(evaluated):
+    return (evaluated[0] / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_report_is_self_contained(page):
+    assert "90.00" in page
+    assert len(links(page)) == 1 + 3
+    assert all(link.startswith("data:image/png;base64,") for link in links(page))
+    assert "<script" not in page
+
+
+def test_class_names_are_escaped_in_the_report(page):
+    assert "<b>dark</b>" not in page
+    assert "&lt;b&gt;dark&lt;/b&gt;" in page
+
+
+def test_pages_are_readable_in_light_and_dark(evaluated, page):
+    for text in (page, (evaluated[0] / "features.html").read_text(encoding="utf-8")):
+        light, dark = (
+            re.search(r"--ink: (#\w+)", part)[1] for part in text.split("prefers-color-scheme: dark")[:2]
+        )
+        assert light != dark
+
+
+def test_the_report_shows_no_more_mistakes_than_configured(page):
+    assert page.count("<figure>") == 3
+
+
+def test_the_most_confident_mistakes_come_first():
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.05, 0.95], [0.6, 0.4]], np.float32)
+    images_u8 = np.zeros((4, 8, 8, 3), np.uint8)
+    labels = np.array([1, 0, 1, 1])
+    mistakes = report.most_confident_mistakes(images_u8, labels, probabilities, "wxyz", ["a", "b"], most=2)
+    assert [mistake.path for mistake in mistakes] == ["w", "x"]
+    assert mistakes[1].predicted == "b"
+    assert mistakes[1].probability == pytest.approx(0.8)
+    assert mistakes[1].probability_of_actual == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ["0", "1"],
+        ["costs $5", "$\\frac{$", "a name that is much longer than its axis"],
+        [f"class {k}" for k in range(300)],
+    ],
+    ids=["two", "formulas", "many"],
+)
+@pytest.mark.filterwarnings("error")
+def test_the_confusion_matrix_of_any_class_names_and_numbers_is_drawn(classes):
+    counts = np.eye(len(classes), dtype=np.int64) * 3
+    image = Image.open(io.BytesIO(report.draw_confusion(counts, classes)))
+    assert image.format == "PNG"
+    assert max(image.size) <= 2000
+
+
+def test_the_confusion_matrix_has_a_transparent_background_and_text_readable_on_black_and_white(evaluated):
+    image = Image.open(evaluated[0] / "confusion.png")
+    assert image.mode == "RGBA"
+    assert image.getpixel((0, 0))[3] == 0
+    luminance = [(x / 255) ** 2.2 for x in bytes.fromhex(report.TEXT.removeprefix("#"))]
+    text = 0.2126 * luminance[0] + 0.7152 * luminance[1] + 0.0722 * luminance[2]
+    assert 1.05 / (text + 0.05) > 3
+    assert (text + 0.05) / 0.05 > 3
+
+
+def test_equal_counts_give_equal_bytes():
+    counts = np.array([[3, 1], [0, 4]])
+    assert report.draw_confusion(counts, ["a", "b"]) == report.draw_confusion(counts, ["a", "b"])
+
+
+def test_the_features_page_is_self_contained_and_below_a_megabyte(tmp_path):
+    deep = [conv(16), "relu", conv(16), "relu", conv(16), "relu", *HEAD]
+    page = page_of(
+        from_layers(deep, px=224), tmp_path, px=224
+    )  # noise, and three volumes of full size: the worst case
+    assert len(links(page)) == 1 + 16 + 3 * 8
+    assert all(link.startswith("data:image/png;base64,") for link in links(page))
+    assert "<script" not in page
+    assert len(page) < 1_000_000
+
+
+def test_names_are_escaped_in_the_features_page(tmp_path):
+    page = page_of(
+        from_layers([conv(4), "relu", *HEAD]),
+        tmp_path,
+        classes=("<b>cat</b>", "a & b"),
+        source="<i>x</i>.png",
+    )
+    assert "&lt;b&gt;cat&lt;/b&gt;" in page
+    assert "<b>" not in page
+    assert "<i>" not in page
+
+
+def test_the_page_shows_the_image_as_the_network_sees_it(tmp_path):
+    image_u8 = noise(32)
+    page = page_of(from_layers([conv(4), "relu", *HEAD]), tmp_path, image_u8=image_u8)
+    np.testing.assert_array_equal(decoded(re.search(r"--image: url\(([^)]*)\)", page)[1]), image_u8)
+
+
+def test_a_map_is_black_at_0_and_below_and_white_at_its_largest_value():
+    values = np.array([[-1.0, 0.0], [1.0, 2.0]], np.float32)
+    drawn = decoded(report.draw_map(feature_maps.ActivationMap(0, 2.0, values)))
+    assert drawn.tolist() == [[0, 0], [128, 255]]
+    silent = decoded(report.draw_map(feature_maps.ActivationMap(0, 0.0, np.zeros((2, 2), np.float32))))
+    assert not silent.any()
+
+
+def test_a_filter_is_gray_at_0_and_full_at_its_largest_weight_of_either_sign():
+    weights = np.array([[[0.0, 0.5, -0.5]], [[0.25, 0, 0]]], np.float32)
+    assert decoded(report.draw_filter(weights))[:, 0].tolist() == [[128, 255, 0], [191, 128, 128]]
+
+
+def test_gray_images_show_the_sum_of_the_weights_over_the_colours(tmp_path):
+    model = from_layers([{"conv": {"filters": 1, "kernel": [1, 2]}}, *HEAD], mean=(0.3, 0.3, 0.3))
+    with torch.no_grad():
+        model.network.conv1.weight.copy_(torch.tensor([[1.0, 1, 0], [-2, -2, 0]]).T.view(1, 3, 1, 2))
+    page = page_of(model, tmp_path)
+    assert "training images are gray" in page
+    assert decoded(re.search(r'<img src="([^"]*)" alt="Filter 0"', page)[1]).tolist() == [
+        [[191] * 3, [0] * 3]
+    ]
+
+
+def test_filters_of_a_single_colour_are_drawn(tmp_path):
+    page = page_of(from_layers([conv(6, groups=3), "relu", *HEAD]), tmp_path)
+    assert "on one colour each" in page
+    assert page.count('alt="Filter') == 6
+
+
+def test_many_filters_are_cut_to_the_first(tmp_path):
+    page = page_of(from_layers([conv(97), "relu", *HEAD]), tmp_path)
+    assert re.search(r"The first 96 of\s+97 filters", page)
+    assert page.count('alt="Filter') == 96
+
+
+def test_the_page_of_a_network_without_convolutions_has_no_maps(tmp_path):
+    page = page_of(from_layers(["flatten", {"dense": "classes"}]), tmp_path)
+    assert "has no convolution, so there are no filters or maps to show" in page
+    assert "How to read the maps" not in page
+
+
+def test_a_transformers_page_explains_why_there_are_no_deeper_maps(tmp_path):
+    page = page_of(from_layers([{"conv": {"filters": 4, "kernel": 16, "stride": 16}}, *HEAD]), tmp_path)
+    assert re.search(r"has 1 convolution, so .* later layers process tokens", page, re.DOTALL)
+
+
+def test_a_known_class_marks_the_prediction_as_right_or_wrong(tmp_path):
+    model = from_layers([conv(4), "relu", *HEAD])
+    with torch.no_grad():
+        model.network.dense1.bias.copy_(torch.tensor([9.0, 0.0]))
+    assert 'class="top good"' in page_of(model, tmp_path, actual="cat")
+    assert 'class="top bad"' in page_of(model, tmp_path, actual="dog")
+    assert 'class="top"' in page_of(model, tmp_path)
