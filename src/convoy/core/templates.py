@@ -25,10 +25,11 @@ def render(
     Raises:
         jinja2.UndefinedError: the context lacks a value.
     """
-    packages = (package, STYLE_PACKAGE) if ".html." in template else (package,)
+    html = ".html." in template
+    packages = (package, STYLE_PACKAGE) if html else (package,)
     environment = jinja2.Environment(
         loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name, ".") for name in packages]),
-        autoescape=".html." in template,
+        autoescape=html,  # noqa: S701 (Markdown is no HTML)
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
