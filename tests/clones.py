@@ -67,7 +67,7 @@ class Clone:
     def stop(self, process: subprocess.Popen[str], how: signal.Signals) -> str:
         """Signal a command and all that it started, as a terminal does; return the rest of its output."""
         os.killpg(process.pid, how)
-        return process.communicate(timeout=60)[0]
+        return process.communicate(timeout=180)[0]  # a stage may take 45 s to save and end
 
     def run(self, *command: str, fails: bool = False, **env: str) -> str:
         """Run a command and return what it printed; `fails` says which outcome is expected."""

@@ -1,6 +1,7 @@
 """What every test needs: third parties quiet, and throw-away clones of this working tree."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from convoy.core import stage
 pytest_plugins = ("servers", "tracking_store", "deliveries", "network_specs", "exported")
 
 stage.quiet_third_parties()
+# Jobs started by `nohup … &` or some CI runners ignore SIGINT, and every process below them: Ctrl-C could not be tested.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

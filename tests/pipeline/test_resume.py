@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -34,8 +35,9 @@ def unbroken(finished: Clone, folder: Path, epochs: int = 30) -> Clone:
     return clone
 
 
-def kill_in_training(clone: Clone, seconds: float, *, only_stage: bool = False) -> str:
-    """Start `dvc repro`, and kill it some time after its training has begun; return what it said."""
+def kill_in_training(clone: Clone, *, saves: int = 0, seconds: float = 0.0, only_stage: bool = False) -> str:
+    """Start `dvc repro`, and kill it once its training has saved so many checkpoints; return the output."""
+    before = checkpoints(clone)
     process = clone.start("dvc", "repro")
     assert process.stdout
     said = []
@@ -43,6 +45,10 @@ def kill_in_training(clone: Clone, seconds: float, *, only_stage: bool = False) 
         said.append(line)
         if line.startswith("plan:"):
             break
+    until = time.monotonic() + 120
+    while len(checkpoints(clone) - before) < saves:
+        assert time.monotonic() < until, "no checkpoint was written"
+        time.sleep(0.01)
     time.sleep(seconds)
     if only_stage:
         for child in psutil.Process(process.pid).children(recursive=True):
@@ -50,8 +56,17 @@ def kill_in_training(clone: Clone, seconds: float, *, only_stage: bool = False) 
                 child.kill()
     else:
         os.killpg(process.pid, signal.SIGKILL)
-    rest, _ = process.communicate(timeout=60)
+    rest, _ = process.communicate(timeout=120)
     return "".join(said) + rest
+
+
+def checkpoints(clone: Clone) -> set[tuple[Path, int]]:
+    """Name the checkpoints that are complete, each with the time of its last change in ns."""
+    found = set()
+    for path in clone.folder.glob("checkpoints/*/step-*.json"):
+        with suppress(FileNotFoundError):  # an older one is removed after each save
+            found.add((path, path.stat().st_mtime_ns))
+    return found
 
 
 def newest_checkpoint(clone: Clone) -> Path | None:
@@ -87,13 +102,13 @@ def test_a_training_killed_three_times_ends_as_if_it_had_not_been(
     whole = unbroken(finished[0], tmp_path / "whole")
     clone = prepared(finished[0].copy(tmp_path / "clone"))
     before = len(runs(clone))
-    kill_in_training(clone, 0.8)
+    kill_in_training(clone, saves=3)
     newest = newest_checkpoint(clone)
     assert newest
     newest.write_bytes(newest.read_bytes()[:1000])  # as a loss of power may leave it
-    said = kill_in_training(clone, 0.5)
+    said = kill_in_training(clone, saves=1)
     assert f"{newest.name} is not used: it is truncated or damaged" in said
-    said = kill_in_training(clone, 0.3, only_stage=True)
+    said = kill_in_training(clone, saves=1, only_stage=True)
     assert "The training goes on in epoch" in said
     said = clone.run("dvc", "repro")
     assert "The training goes on in epoch" in said
@@ -110,7 +125,7 @@ def test_a_training_killed_twenty_times_at_random_ends_as_if_it_had_not_been(
     before = len(runs(clone))
     kills = 0
     while kills < 20:
-        kill_in_training(clone, chance.uniform(0, 1.2), only_stage=chance.random() < 0.3)
+        kill_in_training(clone, seconds=chance.uniform(0, 1.2), only_stage=chance.random() < 0.3)
         kills += 1
         newest = newest_checkpoint(clone)
         print(f"kill {kills}: {newest.name if newest else 'nothing saved'}", flush=True)
