@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of training")
     chosen = parser.parse_args()
     kinds = [kind for kind in KINDS if kind == NONE or kind in chosen.kinds]
-    stage.quiet_third_parties()
+    stage.silence_dependencies()
     torch.set_num_threads(chosen.threads)
     os.chdir(ROOT)
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:

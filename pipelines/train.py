@@ -25,7 +25,7 @@ REFERENCE = stages.RUNS / "train.json"
 
 def main() -> None:
     """Run the stage."""
-    seed = params.value("seed", params.Seed)
+    seed = params.seed()
     train = params.section("train", TrainParams)
     chosen = params.section("network", NetworkParams)
     tracking = params.section("tracking", TrackingParams)

@@ -14,7 +14,7 @@ from convoy.core import stage
 
 pytest_plugins = ("servers", "tracking_store", "deliveries", "network_specs", "exported")
 
-stage.quiet_third_parties()
+stage.silence_dependencies()
 # Jobs started by `nohup … &` or some CI runners ignore SIGINT, and every process below them: Ctrl-C could not be tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

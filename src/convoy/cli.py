@@ -53,7 +53,7 @@ explain.command()(position)
 
 def main() -> None:
     """Run a command; a known error is one message and its exit code."""
-    stage.quiet_third_parties()
+    stage.silence_dependencies()
     try:
         app()
     except ConvoyError as error:

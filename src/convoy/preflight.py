@@ -2,9 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from pydantic import TypeAdapter, ValidationError
 
 from convoy.core import params, yaml
 from convoy.core.console import info
@@ -67,14 +64,10 @@ def check(overrides: Mapping[str, str], path: Path = params.PARAMS_FILE) -> None
     """
     content = yaml.read(path)
     known = {*MAPPINGS, *(key for key in params.flatten(content) if not key.startswith("sweep.space."))}
-    for key, typed in overrides.items():
+    for key in overrides:
         if key not in known:
             raise RequestError(f"unknown key {key}{params.did_you_mean(key, known)}")
-        *parents, last = key.split(".")
-        place: dict[str, Any] = content
-        for parent in parents:
-            place = place[parent]
-        place[last] = yaml.load(typed)
+    content = yaml.replaced(content, {key: yaml.load(typed) for key, typed in overrides.items()})
     expected = ["seed", *SECTIONS]
     for key in content:
         if key not in expected:
@@ -82,12 +75,7 @@ def check(overrides: Mapping[str, str], path: Path = params.PARAMS_FILE) -> None
     for key in expected:
         if key not in content:
             raise RequestError(f"{path}: missing key {key}. Restore it: git checkout {path}")
-    try:
-        TypeAdapter(params.Seed).validate_python(content["seed"], strict=True)
-    except ValidationError as error:
-        raise RequestError(
-            f"{path}: seed is {content['seed']!r}: it must be a whole number from 0 to 2³²-1"
-        ) from error
+    params.check("", params.TopLevel, {"seed": content["seed"]}, path)
     for name, kind in SECTIONS.items():
         params.check(name, kind, content[name], path)
     _check_network(content["network"]["name"], content["data"]["image_px"])

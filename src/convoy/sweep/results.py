@@ -8,8 +8,8 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from convoy.core import yaml
 from convoy.sweep.request import Request
-from convoy.sweep.space import written
 from convoy.sweep.study import DIED, EPOCHS, REASON, begun
 
 STATES = {
@@ -89,7 +89,7 @@ class Results:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["trial", "state", self.request.sweep.metric, *keys, "epochs", "seconds", "reason"])
         for row in self.rows:
-            values = [written(row.values[key]) if key in row.values else "" for key in keys]
+            values = [yaml.inline(row.values[key]) if key in row.values else "" for key in keys]
             seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
             value = "" if row.value is None else repr(row.value)
             writer.writerow([row.number, row.state, value, *values, row.epochs, seconds, row.reason])
@@ -101,7 +101,7 @@ class Results:
         cells = [["trial", "state", self.request.sweep.metric, *keys, "epochs", "seconds", ""]]
         for row in self.rows:
             mark = "best" if row == self.best else row.reason.partition("\n")[0]
-            values = [written(row.values[key]) if key in row.values else "" for key in keys]
+            values = [yaml.inline(row.values[key]) if key in row.values else "" for key in keys]
             value = "" if row.value is None else f"{row.value:.4f}"
             seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
             cells.append([str(row.number), row.state, value, *values, epochs(row), seconds, mark])

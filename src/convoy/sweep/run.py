@@ -9,16 +9,15 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from convoy.core import files, params
+from convoy.core import files, params, yaml
 from convoy.core.dataset import Dataset
 from convoy.core.errors import RequestError, TrainingError
 from convoy.sweep import conflicts
-from convoy.sweep.apply import apply
 from convoy.sweep.leader import GO_ON, lead
 from convoy.sweep.request import DATASET, Request
 from convoy.sweep.results import Results
 from convoy.sweep.show import Show
-from convoy.sweep.space import describe, written
+from convoy.sweep.space import describe
 from convoy.sweep.study import FOLDER, JOURNAL, REQUEST, RUN, Study, folder_of
 from convoy.sweep.suggest import combinations
 from convoy.tracking import outbox, stages
@@ -89,7 +88,7 @@ def command(results: Results) -> str:
     """Give the command that trains with the best values without editing."""
     if results.best is None:
         raise RequestError(_nothing(results))
-    words = [f"{key}={written(value)}" for key, value in results.best.values.items()]
+    words = [f"{key}={yaml.inline(value)}" for key, value in results.best.values.items()]
     return "dvc exp run " + " ".join(f"-S {shlex.quote(word)}" for word in words)
 
 
@@ -143,7 +142,7 @@ def _publish(run: Run, study: Study, results: Results, *, picture: bool) -> None
     run.set_tags({"convoy.trials": str(results.done)})
     if results.best:
         run.log_metrics({"sweep/best_value": float(results.best.value or 0.0)})
-        run.set_tags({f"best.{key}": written(value) for key, value in results.best.values.items()})
+        run.set_tags({f"best.{key}": yaml.inline(value) for key, value in results.best.values.items()})
         run.set_tags({"best.trial": str(results.best.number)})
     with tempfile.TemporaryDirectory(dir=study.folder, prefix="out-") as scratch:
         table = Path(scratch) / "trials.csv"
@@ -173,7 +172,7 @@ def describe_space(request: Request) -> str:
     found = []
     for one in request.space:
         low, *_, high = one.ends()
-        span = " | ".join(map(written, one.choices)) or f"{written(low)} to {written(high)}"
+        span = " | ".join(map(yaml.inline, one.choices)) or f"{yaml.inline(low)} to {yaml.inline(high)}"
         found.append(f"{one.key} {span}")
     return ", ".join(found)
 
@@ -216,7 +215,7 @@ def _nothing(results: Results) -> str:
 def _apply(results: Results) -> list[str]:
     if results.best is None:
         raise RequestError(_nothing(results))
-    return apply(results.best.values)
+    return yaml.update(params.PARAMS_FILE, results.best.values)
 
 
 @contextlib.contextmanager

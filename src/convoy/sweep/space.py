@@ -1,13 +1,11 @@
 """The values that a sweep may try: which keys, in which ranges, each valid where it will stand."""
 
-import copy
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -110,36 +108,9 @@ def dimensions(sweep: SweepParams, content: Mapping[str, Any]) -> tuple[Dimensio
     return found
 
 
-def at(content: Mapping[str, Any], key: str) -> Any:  # noqa: ANN401 (as wide as YAML)
-    """Look a flat key up."""
-    place: Any = content
-    for part in key.split("."):
-        place = place[part]
-    return place
-
-
-def replaced(content: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy the content of params.yaml with other values under some flat keys."""
-    changed = copy.deepcopy(dict(content))
-    for key, value in values.items():
-        *parents, last = key.split(".")
-        place = changed
-        for parent in parents:
-            place = place[parent]
-        place[last] = value
-    return changed
-
-
 def describe(values: Mapping[str, Any]) -> str:
     """Name values by the last words of their keys, such as `lr 0.02 · batch_size 32`."""
-    return " · ".join(f"{key.rpartition('.')[2]} {written(value)}" for key, value in values.items())
-
-
-def written(value: Any) -> str:  # noqa: ANN401 (as wide as YAML)
-    """Write a value as params.yaml holds it, on one line."""
-    if isinstance(value, float):
-        return np.format_float_positional(value, trim="0")  # 1e-05 would be a word to YAML 1.1
-    return yaml.dump(value, flow=True)
+    return " · ".join(f"{key.rpartition('.')[2]} {yaml.inline(value)}" for key, value in values.items())
 
 
 def leaves(kind: type[params.Section], prefix: str) -> Iterator[str]:
@@ -189,24 +160,18 @@ def _dimension(key: str, values: Range | list[Any], content: Mapping[str, Any]) 
 
 
 def _check_value(key: str, value: Any, content: Mapping[str, Any]) -> None:  # noqa: ANN401 (as wide as YAML)
-    changed = replaced(content, {key: value})
+    changed = yaml.replaced(content, {key: value})
     try:
         if key == "seed":
-            params.check("seed", SeedOnly, {"seed": value})
+            params.check("", params.TopLevel, {"seed": value})
         else:
             name = key.partition(".")[0]
             params.check(name, SECTIONS[name], changed[name])
     except RequestError as error:
-        why = str(error).partition("\n")[2].strip().removeprefix("seed.")
+        why = str(error).partition("\n")[2].strip()
         raise RequestError(
             f"sweep.space: {why}. Give {key} other choices, or a range inside that."
         ) from error
-
-
-class SeedOnly(params.Section):
-    """Hold the one value of params.yaml that stands in no section."""
-
-    seed: params.Seed
 
 
 def _takes(key: str, value: float, content: Mapping[str, Any]) -> bool:

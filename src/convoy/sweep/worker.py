@@ -56,7 +56,7 @@ def _run() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C goes to the leader, who says SIGTERM
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=_end_with_the_leader, daemon=True).start()
-    stage.quiet_third_parties()
+    stage.silence_dependencies()
     folder, target, threads, parent = sys.argv[1:]
     try:
         main(Path(folder), int(target), int(threads), json.loads(parent))

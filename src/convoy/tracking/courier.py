@@ -33,7 +33,7 @@ def main() -> None:
         lock.acquire(timeout=START_SECONDS)
     except filelock.Timeout:
         return
-    stage.quiet_third_parties()
+    stage.silence_dependencies()
     # It tries again itself, and says in the meantime that it had to.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     _yield_cores()
