@@ -36,7 +36,7 @@ LONGEST_NAME = 18
 
 TEXT = "#76818d"
 """Colour of text on the transparent background, readable on white and on black."""
-CELLS = LinearSegmentedColormap.from_list("share", ["#eef2f6", "#1a5fb4"])
+CELLS = LinearSegmentedColormap.from_list("share", ["#dbe8f7", "#1a5fb4"])
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def draw_confusion(counts: npt.NDArray[np.int64], classes: Sequence[str]) -> byt
     axes = figure.subplots()
     # The square root lifts a share of 2 % out of the background, where mistakes are looked for.
     shade = np.sqrt(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
-    axes.imshow(shade, cmap=CELLS, vmin=0, vmax=1)
+    axes.imshow(np.ma.masked_equal(shade, 0), cmap=CELLS, vmin=0, vmax=1)
     axes.set_xlabel("predicted", color=TEXT, fontsize=12)
     axes.set_ylabel("actual", color=TEXT, fontsize=12)
     if total <= MOST_NAMES:
@@ -155,7 +155,7 @@ def draw_confusion(counts: npt.NDArray[np.int64], classes: Sequence[str]) -> byt
         axes.set_xticks(range(total), names, rotation=upright, parse_math=False)
         axes.set_yticks(range(total), names, parse_math=False)
     axes.tick_params(colors=TEXT, length=0)
-    axes.spines[:].set_visible(False)
+    axes.spines[:].set(color=TEXT, linewidth=0.5)
     if total <= MOST_COUNTS:
         for actual, predicted in np.argwhere(counts):
             color = "#ffffff" if shade[actual, predicted] > 0.6 else "#1c2530"
