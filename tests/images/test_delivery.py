@@ -1,10 +1,21 @@
+import hashlib
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from convoy.core.errors import DataError
+from convoy.images.decode import decode
 from convoy.images.delivery import open_delivery
+
+
+def prepared(files):
+    return {path: hashlib.sha256(content).hexdigest() for path, content in files.items()}
+
+
+def images_of(path, files):
+    return dict(open_delivery(path).images(prepared(files), "read", 100))
 
 
 def test_a_folder_and_every_archive_of_it_hand_out_the_same_files(folder, zipped, tarred, parts):
@@ -102,3 +113,52 @@ def test_a_file_name_that_is_no_utf8_is_refused(folder):
     Path(os.fsdecode(os.fsencode(data) + b"/cat/\xff.png")).write_bytes(b"1")
     with pytest.raises(DataError, match="a file name that is no UTF-8"):
         open_delivery(data).names()
+
+
+def test_prepared_images_are_decoded_again_from_a_folder_and_from_an_archive(folder, zipped, pets):
+    chosen = {path: pets[path] for path in ("dog/3.png", "cat/1.png", "cat/0.png")}
+    for path in (folder(pets), zipped(pets)):
+        images = images_of(path, chosen)
+        assert images.keys() == chosen.keys()
+        assert all(np.array_equal(image_u8, decode(pets[name]).image_u8) for name, image_u8 in images.items())
+    assert list(images_of(folder(pets), chosen)) == list(chosen)
+    assert list(images_of(zipped(pets), chosen)) == sorted(chosen)
+
+
+def test_only_the_chosen_files_of_a_folder_are_read(folder, pets):
+    data = folder(pets)
+    (data / "cat" / "2.png").unlink()
+    (data / "cat" / "2.png").mkdir()
+    assert list(images_of(data, {"cat/0.png": pets["cat/0.png"]})) == ["cat/0.png"]
+    with pytest.raises(DataError, match=r"cat/2.png cannot be read: Is a directory"):
+        images_of(data, {"cat/2.png": b""})
+
+
+def test_no_chosen_images_read_nothing(zipped, pets):
+    path = zipped(pets)
+    delivery = open_delivery(path)
+    path.unlink()
+    assert list(delivery.images({}, "read", 0)) == []
+
+
+@pytest.mark.parametrize("kind", ["folder", "zipped"])
+def test_images_that_are_gone_or_have_changed_are_counted_after_the_others(request, pets, kind):
+    chosen = {path: pets[path] for path in ("cat/0.png", "cat/1.png", "dog/2.png")}
+    write = request.getfixturevalue(kind)
+    gone = write({name: content for name, content in pets.items() if not name.startswith("cat/1")})
+    seen = []
+    with pytest.raises(DataError, match=r"1 of 3 images are no longer delivered .* is cat/1.png.*dvc repro"):
+        seen.extend(open_delivery(gone).images(prepared(chosen), "read", 80))
+    assert [path for path, _ in seen] == ["cat/0.png", "dog/2.png"]
+    changed = write(pets | {"dog/2.png": pets["dog/3.png"], "cat/0.png": b"x"})
+    with pytest.raises(DataError, match=r"2 of 3 images have changed .* is cat/0.png.*dvc repro"):
+        images_of(changed, chosen)
+
+
+def test_an_image_that_no_longer_decodes_is_named(folder, pets, monkeypatch):
+    def decode_nothing(_: bytes) -> None:
+        raise DataError("cannot be decoded: an older Pillow")
+
+    monkeypatch.setattr("convoy.images.delivery.decode", decode_nothing)
+    with pytest.raises(DataError, match=r"cat/0.png was prepared, but now it cannot be .*--force prepare"):
+        images_of(folder(pets), {"cat/0.png": pets["cat/0.png"]})

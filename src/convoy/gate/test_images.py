@@ -1,6 +1,5 @@
 """TestImages's test images: the ones that a judgement is about, read from the delivered files."""
 
-import hashlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +9,9 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 from PIL import Image
 
-from convoy.core import console
 from convoy.core.dataset import MANIFEST_FILE, Dataset
 from convoy.core.errors import DataError
 from convoy.export.onnx_model import chunks
-from convoy.images.decode import decode
 from convoy.images.delivery import open_delivery
 
 THUMBNAIL_PX = 96
@@ -89,33 +86,12 @@ class TestImages:
         Raises:
             DataError: a delivered file is gone, or no longer the one that was prepared.
         """
-        waiting = {self.paths[place]: place for place in places}
-        changed: list[str] = []
-
-        def images() -> Iterator[Placed]:
-            if not waiting:
-                return
-            for path, content in self._delivered(list(waiting)):
-                place = waiting.pop(path, None)
-                if place is None:
-                    continue
-                if hashlib.sha256(content).hexdigest() != self.sha256[place]:
-                    changed.append(path)
-                else:
-                    yield place, self._decoded(path, content)
-                if not waiting:
-                    return
-
-        yield from chunks(images(), lambda item: item[1].nbytes)
-        for paths, what in (
-            (list(waiting), "no longer delivered"),
-            (changed, "no longer the file that was prepared"),
-        ):
-            if paths:
-                raise DataError(
-                    f"{self.data}: {len(paths):,} of {len(places):,} test images are {what}, the first being {paths[0]}. "
-                    "The data changed since they were prepared; take them through the pipeline: dvc repro"
-                )
+        if not places:
+            return
+        index = {self.paths[place]: place for place in places}
+        sha256 = {path: self.sha256[place] for path, place in index.items()}
+        images = open_delivery(self.data).images(sha256, "judge: read test images", self.delivered)
+        yield from chunks(((index[path], image_u8) for path, image_u8 in images), lambda item: item[1].nbytes)
 
     def thumbnails(self, paths: Collection[str]) -> dict[str, npt.NDArray[np.uint8]]:
         """Give small (h, w, 3) versions of test images, the longer side being at most `THUMBNAIL_PX`.
@@ -131,26 +107,3 @@ class TestImages:
                 picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
                 found[self.paths[place]] = np.asarray(picture)
         return found
-
-    def _decoded(self, path: str, content: bytes) -> npt.NDArray[np.uint8]:
-        try:
-            return decode(content).image_u8
-        except DataError as error:
-            raise DataError(
-                f"{self.data}: {path} was prepared, and now it {error}. Prepare again: dvc repro --force prepare"
-            ) from error
-
-    def _delivered(self, paths: list[str]) -> Iterator[tuple[str, bytes]]:
-        """Stream the files, of a folder the wanted ones alone, with progress."""
-        delivery = open_delivery(self.data)
-        if delivery.archive is not None:
-            yield from console.track(delivery.files(), "judge: read delivered files", self.delivered)
-            return
-        for path in console.track(paths, "judge: read test images", len(paths)):
-            try:
-                content = (delivery.path / path).read_bytes()
-            except FileNotFoundError:
-                continue  # `read` accounts for it
-            except OSError as error:
-                raise DataError(f"{delivery.path / path} cannot be read: {error.strerror}.") from error
-            yield path, content

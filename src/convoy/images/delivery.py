@@ -1,13 +1,19 @@
 """What was delivered, recognised by content: a folder, an archive, or a folder with one archive in it."""
 
+import hashlib
 import os
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
+from convoy.core import console
 from convoy.core.errors import DataError
 from convoy.images import archive
+from convoy.images.decode import decode
 from convoy.images.layout import EXPECTED, is_litter
 
 
@@ -58,7 +64,54 @@ class Delivery:
                 if not is_litter(name):
                     yield name, content
             return
-        for name in _folder_names(self.path):
+        yield from self._read(_folder_names(self.path))
+
+    def images(
+        self, sha256: Mapping[str, str], activity: str, total: int
+    ) -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
+        """Decode files that were prepared earlier: yield each path with its (H, W, 3) uint8 image.
+
+        Of a folder only these files are read, in the order given; an archive is read from its start, in its own order.
+
+        Args:
+            sha256: delivered paths with the SHA-256 that their bytes had when they were prepared.
+            activity: for the progress display.
+            total: number of files in the delivery, for the progress through an archive.
+
+        Raises:
+            DataError: a file cannot be decoded; or, after the last image, some are missing or have changed.
+        """
+        if not sha256:
+            return
+        missing, changed = dict(sha256), []
+        if self.archive is None:
+            files, total = self._read(path for path in sha256 if (self.path / path).exists()), len(sha256)
+        else:
+            files = self.files()
+        for path, content in console.track(files, activity, total):
+            prepared = missing.pop(path, None)
+            if prepared is None:
+                continue
+            if hashlib.sha256(content).hexdigest() != prepared:
+                changed.append(path)
+                continue
+            try:
+                yield path, decode(content).image_u8
+            except DataError as error:
+                raise DataError(
+                    f"{self.path}: {path} was prepared, but now it {error}. Prepare again: dvc repro --force prepare"
+                ) from error
+            if not missing:
+                break
+        for paths, problem in ((list(missing), "are no longer delivered"), (changed, "have changed")):
+            if paths:
+                raise DataError(
+                    f"{self.path}: {len(paths):,} of {len(sha256):,} images {problem} since they were prepared, the first is "
+                    f"{paths[0]}. Run the pipeline on the current data: dvc repro"
+                )
+
+    def _read(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        for name in names:
             try:
                 content = (self.path / name).read_bytes()
             except OSError as error:
