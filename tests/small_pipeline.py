@@ -1,12 +1,14 @@
 """A small pipeline that runs in a second, with the parts of the real one: an import, stages, a spec that params name."""
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
+import pytest
 from onnx import TensorProto, helper
 
 from convoy.repo import dvc
@@ -84,6 +86,31 @@ class Small:
         self.git("add", "-A")
         self.git("commit", "-q", "-m", message)
         return self.git("rev-parse", "HEAD")
+
+
+@pytest.fixture(scope="session")
+def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    """The pipeline, run once and committed. Read only."""
+    small = Small(tmp_path_factory.mktemp("small_pipeline") / "repository")
+    for name, text in FILES.items():
+        small.write(name, text)
+    small.git("init", "-q", "-b", "main")
+    small.git("config", "user.name", "test")
+    small.git("config", "user.email", "test@example.invalid")
+    small.dvc("init", "-q")
+    small.dvc("import-url", "source", "data")
+    small.dvc("unfreeze", "data.dvc")
+    small.commit("pipeline")
+    assert "Running stage 'evaluate'" in small.repro()
+    small.commit("reproduced")
+    return small
+
+
+@pytest.fixture
+def small(reproduced: Small, tmp_path: Path) -> Small:
+    """A copy of the pipeline that has run, for a test that changes it."""
+    shutil.copytree(reproduced.folder, tmp_path / "small_pipeline", symlinks=True)
+    return Small(tmp_path / "small_pipeline")
 
 
 def write_onnx(path: Path, identity: dict[str, str]) -> None:

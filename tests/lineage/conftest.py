@@ -7,7 +7,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from convoy.core.files import sha256
-from small_pipeline import FILES, Small, write_onnx
+from small_pipeline import Small, write_onnx
 
 FIRST = "20261123-100000-aaaaaa"
 SECOND = "20261123-110000-bbbbbb"
@@ -18,35 +18,10 @@ OTHER_DATA = "2e" * 32
 
 
 @pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Small:
-    """The pipeline, run once. Read only."""
-    small = Small(tmp_path_factory.mktemp("small_pipeline") / "repository")
-    for name, text in FILES.items():
-        small.write(name, text)
-    small.git("init", "-q", "-b", "main")
-    small.git("config", "user.name", "test")
-    small.git("config", "user.email", "test@example.invalid")
-    small.dvc("init", "-q")
-    small.dvc("import-url", "source", "data")
-    small.dvc("unfreeze", "data.dvc")
-    small.commit("pipeline")
-    assert "Running stage 'evaluate'" in small.repro()
-    small.commit("reproduced")
-    return small
-
-
-@pytest.fixture
-def small(template: Small, tmp_path: Path) -> Small:
-    """A copy in which the pipeline has run, for a test of its own."""
-    shutil.copytree(template.folder, tmp_path / "small_pipeline", symlinks=True)
-    return Small(tmp_path / "small_pipeline")
-
-
-@pytest.fixture(scope="session")
-def recorded(template: Small, tmp_path_factory: pytest.TempPathFactory) -> Small:
+def recorded(reproduced: Small, tmp_path_factory: pytest.TempPathFactory) -> Small:
     """The same with a store of three runs: one clean, one with changes that were not committed, one that failed."""
     folder = tmp_path_factory.mktemp("recorded") / "repository"
-    shutil.copytree(template.folder, folder, symlinks=True)
+    shutil.copytree(reproduced.folder, folder, symlinks=True)
     small = Small(folder)
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     experiment = client.create_experiment("convoy", artifact_location=(folder.parent / "artifacts").as_uri())

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import situations as of
 from dvc.repo import Repo
 
+import pipeline_edits as of
 from convoy.lineage.why import explain
 from small_pipeline import Small
 

@@ -10,8 +10,8 @@ from convoy.core import yaml
 from convoy.core.errors import RequestError
 from convoy.lineage import restore, trace
 from convoy.lineage.compare import only_run
-from convoy.repo import dvc, dvc_cache, outputs
-from convoy.repo.outputs import RestoreError
+from convoy.repo import dvc, dvc_cache
+from convoy.repo.dvc_cache import RestoreError
 from small_pipeline import Small
 
 FIRST = "20261123-100000-aaaaaa"
@@ -148,7 +148,7 @@ def test_data_that_are_nowhere_are_named_with_what_to_do(traced: Small, tmp_path
         restored(FIRST, tmp_path / "clone")
     assert left_beside(tmp_path / "clone") == []
     traced.dvc("remote", "add", "--default", "--local", "team", "../empty")
-    with pytest.raises(RestoreError, match=r"nor in a DVC remote(.|\n)*type `dvc push`"):
+    with pytest.raises(RestoreError, match=r"nor in a DVC remote(.|\n)*Type `dvc push`"):
         restored(FIRST, tmp_path / "clone")
     assert left_beside(tmp_path / "clone") == []
 
@@ -219,7 +219,7 @@ def test_an_interrupted_restore_leaves_nothing(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(restore, "supply", interrupt)
+    monkeypatch.setattr(restore, "fill_cache", interrupt)
     with pytest.raises(KeyboardInterrupt):
         restored(FIRST, tmp_path / "clone")
     assert left_beside(tmp_path / "clone") == []
@@ -231,7 +231,7 @@ def test_content_is_copied_where_it_cannot_be_linked(
     def refuse(*_: object) -> None:
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr(outputs.os, "link", refuse)
+    monkeypatch.setattr(dvc_cache.os, "link", refuse)
     clone = restored(FIRST, tmp_path / "clone")
     assert "Data and pipelines are up to date" in clone.repro()
     dvc.remove(clone.folder)

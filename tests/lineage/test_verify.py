@@ -10,7 +10,7 @@ from convoy.core import files
 from convoy.lineage import verify
 from convoy.lineage.runs import Record
 from convoy.repo import dvc
-from convoy.repo.outputs import RestoreError
+from convoy.repo.dvc_cache import RestoreError
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.steps": torch.tensor(3)}
 PROOF = {

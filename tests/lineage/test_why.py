@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-import situations as of
 
+import pipeline_edits as of
 from convoy.core.errors import RequestError
 from convoy.lineage.why import explain, lines
 from small_pipeline import Small

@@ -205,7 +205,7 @@ def test_a_repository_without_data_dvc_is_told_what_to_type(small: Small) -> Non
 
 def test_a_database_cannot_be_looked_at(small: Small) -> None:
     small.write("data.dvc", "deps:\n- db:\n    query: SELECT 1\n    file_format: csv\nouts:\n- path: data\n")
-    with pytest.raises(RequestError, match=r"imports from a database, which cannot be asked.*Export a file"):
+    with pytest.raises(RequestError, match=r"imports from a database.*Export a file"):
         trigger.look(small.folder)
 
 

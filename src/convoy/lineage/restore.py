@@ -13,7 +13,7 @@ from convoy.core.errors import RequestError
 from convoy.lineage.chain import DIFF, Places
 from convoy.lineage.runs import COMMIT, Record
 from convoy.repo import dvc, git
-from convoy.repo.outputs import RestoreError, supply
+from convoy.repo.dvc_cache import RestoreError, fill_cache
 
 FILES = ("params.yaml", "dvc.yaml", "data.dvc", "dvc.lock")
 """What a run keeps of its pipeline, in the folder `pipeline` of its artifacts."""
@@ -52,7 +52,7 @@ def restore(record: Record, places: Places, target: Path) -> None:
                 shutil.copyfile(_fetched(record, places, f"pipeline/{name}", clone), clone / name)
         freeze(clone / "data.dvc")
         info(f"cloned at {said}")
-        supply(clone, places.root, f"run {record.run_id}")
+        fill_cache(clone, places.root, f"run {record.run_id}")
         dvc.run(clone, "checkout", "--force")
         _check_state(clone, record, has_diff=DIFF in artifacts)
         info("data and outputs are in place; `dvc status` finds nothing changed")

@@ -15,7 +15,7 @@ from convoy.core import files, yaml
 from convoy.core.console import info
 from convoy.lineage.runs import Record
 from convoy.repo import dvc
-from convoy.repo.outputs import RestoreError
+from convoy.repo.dvc_cache import RestoreError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,4 +1,8 @@
-"""Run DVC, and replace what it imports so that a failure leaves everything as it was."""
+"""Run DVC, and read from its classes what its command line does not print.
+
+DVC has no public Python interface for the second half of this file, and may change it in any release: pyproject.toml
+pins the minor version, and tests/repo/test_dvc_contract.py names what changed. No other file imports DVC.
+"""
 
 import difflib
 import os
@@ -7,23 +11,26 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from convoy.core.errors import RequestError
+from convoy.core.errors import RequestError, without_credentials
+from convoy.repo import git
 
 
 class DvcError(Exception):
-    """Carry what DVC said when it failed."""
+    """Carry the error messages of DVC."""
 
 
 def run(root: Path, *arguments: str) -> str:
-    """Run DVC in `root` without its chatter and return what it printed.
+    """Run DVC in `root` and return its output.
 
     Raises:
         DvcError: DVC failed.
     """
-    done = subprocess.run(  # noqa: S603 (no shell; DVC judges the address)
+    done = subprocess.run(  # noqa: S603 (no shell; DVC checks the address)
         [sys.executable, "-m", "dvc", *arguments],
         cwd=root,
         env=os.environ | {"DVC_NO_ANALYTICS": "1"},
@@ -32,25 +39,27 @@ def run(root: Path, *arguments: str) -> str:
         check=False,
     )
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip() and "dvc.org/support" not in line]
-        raise DvcError("\n".join(said) or f"`dvc {' '.join(arguments)}` ended with {done.returncode}")
+        lines = [line for line in done.stderr.splitlines() if line.strip() and "dvc.org/support" not in line]
+        raise DvcError(
+            "\n".join(lines) or f"`dvc {' '.join(arguments)}` ended with exit code {done.returncode}"
+        )
     return done.stdout
 
 
 def check_repository(root: Path) -> None:
-    """Refuse a folder in which DVC has nothing to do.
+    """Refuse a folder that is not a DVC repository.
 
     Raises:
-        RequestError: `root` is no DVC repository.
+        RequestError: `root` has no folder `.dvc`.
     """
     if not (root / ".dvc").is_dir():
         raise RequestError(
-            f"{root} is no DVC repository. Change to the repository's root, or run `dvc init`."
+            f"{root} is not a DVC repository. Change to the repository's root, or run `dvc init`."
         )
 
 
 def locate(source: str, root: Path) -> tuple[Path, str]:
-    """Find a local source, and give its address as an import shall hold it.
+    """Find a local source, and its address for an import.
 
     Relative paths that leave the repository do not work in the workspaces that DVC makes
     for experiments, hence absolute ones.
@@ -63,7 +72,7 @@ def locate(source: str, root: Path) -> tuple[Path, str]:
         The resolved path, and its address: relative to `root` inside it, else absolute.
 
     Raises:
-        RequestError: nothing is there, or the path contains the repository.
+        RequestError: the path does not exist, or contains the repository.
     """
     path = Path(source).expanduser().absolute()
     if not path.exists():
@@ -72,13 +81,13 @@ def locate(source: str, root: Path) -> tuple[Path, str]:
         )
     resolved = path.resolve()
     if resolved == root or resolved in root.parents:
-        raise RequestError(f"{source} contains this repository. Name what is to be imported itself.")
+        raise RequestError(f"{source} contains this repository. Name the data themselves.")
     inside = root in resolved.parents
     return resolved, resolved.relative_to(root).as_posix() if inside else str(resolved)
 
 
 def unreachable(address: str) -> str:
-    """Warn of an import that works on this machine alone."""
+    """Warn of an import that works on this machine only."""
     return (
         f"Warning: {address} lies outside the repository; another machine, such as CI or a colleague's, cannot "
         "fetch it. For them use a URL or a bucket."
@@ -141,3 +150,199 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+# From here on: DVC's own classes.
+
+
+@dataclass(frozen=True)
+class ImportSource:
+    """Describe the source of an import, without downloading it.
+
+    Attributes:
+        address: without a password.
+        recorded: fingerprint of the data that were imported: DVC's hash of local files, ETag or version of remote
+            ones, commit of a git repository.
+        current: fingerprint of the source now.
+        has_fingerprint: False for a web server that sends no ETag: a change cannot be seen.
+    """
+
+    address: str
+    recorded: str
+    current: str
+    has_fingerprint: bool
+
+
+@dataclass(frozen=True)
+class StageInputs:
+    """List what a stage depends on, apart from outputs of other stages.
+
+    Attributes:
+        command: of dvc.yaml.
+        params: values of each params file.
+        files: path to git's id of the committed content, else DVC's hash; empty for a missing file.
+    """
+
+    command: Any
+    params: list[Any]
+    files: dict[str, str]
+
+
+def config(root: Path) -> Any:  # noqa: ANN401 (DVC has no types)
+    """Read DVC's configuration of a repository, all levels merged.
+
+    `dvc config` prints neither resolved paths nor the passwords that a clone needs, and takes 0.7 s where this takes 0.1.
+    """
+    from dvc.config import Config  # type: ignore[import-untyped] # noqa: PLC0415 (0.1 s)
+
+    return Config(str(root / ".dvc"))
+
+
+def default_remote(root: Path) -> tuple[str, str]:
+    """Read name and address of the default remote; both empty without one."""
+    settings = config(root)
+    name = settings["core"].get("remote") or ""
+    return name, str(settings["remote"].get(name, {}).get("url", ""))
+
+
+def import_source(root: Path, name: str) -> ImportSource:
+    """Compare an import with its source.
+
+    Args:
+        root: the repository.
+        name: of the .dvc file.
+
+    Raises:
+        RequestError: DVC cannot read the pipeline or the import, or the source is a database.
+        DvcError: the source does not answer.
+    """
+    with _opened(root) as repo:
+        stage = next((stage for stage in _stages(repo) if stage.addressing == name), None)
+        if stage is None:
+            raise RequestError(f"DVC does not read {name}. `dvc status` shows why.")
+        source = stage.deps[0]
+        address = without_credentials(str(source.def_path))
+        in_git = hasattr(source, "def_repo")
+        if not in_git and not source.fs:
+            raise RequestError(
+                f"{name} imports from a database, which has no fingerprint. Export a file there, and import that: "
+                "`convoy data use URL`"
+            )
+        try:
+            if in_git:
+                commit = source._make_fs(locked=False).repo.get_rev()  # noqa: SLF001 (what `dvc update` does)
+                return ImportSource(
+                    address, str(source.def_repo.get("rev_lock")), str(commit), has_fingerprint=True
+                )
+            if source.fs.version_aware:
+                path = source.fs.version_path(source.fs_path, None)
+                recorded, current = source.meta.version_id, source.fs.info(path).get("version_id")
+            else:
+                recorded, current = source.hash_info.value, source.get_hash().value
+            web = source.fs.protocol in ("http", "https")
+            return ImportSource(
+                address, str(recorded), str(current), not web or bool(source.get_meta().checksum)
+            )
+        except Exception as error:  # file systems raise what their libraries do
+            reason = without_credentials(" ".join(str(error).split()))[:500]
+            raise DvcError(f"{type(error).__name__}: {reason}") from error
+
+
+def stage_inputs(root: Path, skip: str = "") -> dict[str, StageInputs]:
+    """List the inputs of every stage, .dvc files included, in the order of `dvc repro`.
+
+    Args:
+        root: the repository.
+        skip: a .dvc file to leave out: hashing a source on a server would download it.
+
+    Raises:
+        RequestError: DVC cannot read the pipeline.
+    """
+    from dvc.dependency import ParamsDependency  # type: ignore[import-untyped] # noqa: PLC0415 (half a second)
+
+    def path_of(dep: Any) -> str:  # noqa: ANN401 (DVC has no types)
+        path = Path(dep.fs_path)
+        inside = dep.protocol == "local" and path.is_relative_to(root.resolve())
+        return path.relative_to(root.resolve()).as_posix() if inside else str(dep)
+
+    with _opened(root) as repo:
+        stages = _stages(repo)
+        made = {out.fs_path for stage in stages for out in stage.outs}
+        inputs = {}
+        for stage in (stage for stage in stages if stage.addressing != skip):
+            values = [dep.read_params() for dep in stage.deps if isinstance(dep, ParamsDependency)]
+            files = {
+                path_of(dep): dep
+                for dep in stage.deps
+                if not isinstance(dep, ParamsDependency) and dep.fs_path not in made
+            }
+            committed = git.objects(root, [path for path in files if "://" not in path and path[0] != "/"])
+            hashes = {
+                path: committed.get(path) or str(dep.get_hash().value if dep.exists else "")
+                for path, dep in files.items()
+            }
+            inputs[stage.addressing] = StageInputs(stage.cmd, values, hashes)
+        return inputs
+
+
+def check_remote(root: Path) -> str:
+    """Contact the default remote; return the reason where it does not answer, else nothing."""
+    with _opened(root) as repo:
+        try:
+            store = repo.cloud.get_remote_odb(None, "fetch", hash_name="md5")
+            store.fs.exists(store.path)
+        except Exception as error:  # noqa: BLE001 (file systems raise what their libraries do)
+            return without_credentials(" ".join(str(error).split()))[:300]
+    return ""
+
+
+def push_run_cache(root: Path) -> None:
+    """Push the entries of DVC's run cache that belong to this dvc.lock, so that another machine need not run the stages.
+
+    `dvc push --run-cache` would push those of every experiment that this machine ever ran, outputs included.
+    """
+    from dvc.stage.cache import (  # type: ignore[import-untyped] # noqa: PLC0415 (half a second)
+        RunCacheNotSupported,
+        _get_cache_hash,
+    )
+    from dvc.stage.serialize import to_single_stage_lockfile  # type: ignore[import-untyped] # noqa: PLC0415 (likewise)
+    from dvc_data.hashfile.db import HashFileDB  # noqa: PLC0415 (likewise)
+    from dvc_objects.fs.local import LocalFileSystem  # noqa: PLC0415 (likewise)
+
+    with _opened(root) as repo, tempfile.TemporaryDirectory() as scratch:
+        run_cache = Path(repo.stage_cache.cache_dir)
+        for stage in _stages(repo):
+            key = _get_cache_hash(to_single_stage_lockfile(stage), key=True) if stage.cmd else None
+            for entry in (run_cache / key[:2] / key).glob("*") if key else ():
+                copy = Path(scratch, "runs", entry.relative_to(run_cache))
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(entry.read_bytes())
+        try:
+            target = repo.cloud.get_remote_odb(None, "push --run-cache", hash_name="md5-dos2unix")
+            repo.stage_cache.transfer(HashFileDB(LocalFileSystem(), scratch), target)  # type: ignore[no-untyped-call] # DVC has no types
+        except RunCacheNotSupported:  # an HTTP remote keeps outputs only; another machine trains again
+            return
+
+
+@contextmanager
+def _opened(root: Path) -> Iterator[Any]:
+    """Open a repository as DVC's object, without DVC's lock.
+
+    Raises:
+        RequestError: DVC cannot read it; most often dvc.yaml is invalid.
+    """
+    from dvc.exceptions import DvcException  # type: ignore[import-untyped] # noqa: PLC0415 (half a second)
+    from dvc.repo import Repo  # type: ignore[import-untyped] # noqa: PLC0415 (likewise)
+
+    try:
+        with chdir(root), Repo() as repo:  # DVC names files relative to the current folder
+            yield repo
+    except DvcException as error:
+        raise RequestError(f"DVC cannot read the pipeline in {root}: {error}") from error
+
+
+def _stages(repo: Any) -> list[Any]:  # noqa: ANN401 (DVC has no types)
+    """List DVC's stages in the order of `dvc repro`."""
+    from dvc.repo.reproduce import get_active_graph, plan_repro  # type: ignore[import-untyped] # noqa: PLC0415 (half a second)
+
+    return list(plan_repro(get_active_graph(repo.index.graph)))

@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,6 +98,12 @@ def contents(root: Path, names: Iterable[str]) -> dict[str, bytes]:
             found[name] = rest[:size]
             rest = rest[size + 1 :]
     return found
+
+
+def objects(root: Path, paths: Sequence[str]) -> dict[str, str]:
+    """Map paths that HEAD contains to git's ids of their content."""
+    rows = ask(root, "ls-tree", "-z", "HEAD", "--", *paths).split("\0") if paths else []
+    return {path: facts.split()[2] for facts, _, path in (row.partition("\t") for row in rows if row)}
 
 
 def commit(root: Path, name: str) -> str:

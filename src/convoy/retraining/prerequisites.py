@@ -54,13 +54,8 @@ def _missing(root: Path, *, has_remote: bool) -> list[str]:
 
 def dvc_remote(root: Path) -> str:
     """Name DVC's default remote and its address, without a password; empty where it has none."""
-    from dvc.config import Config  # type: ignore[import-untyped] # noqa: PLC0415 (DVC takes half a second)
-
-    config = Config(str(root / ".dvc"))
-    name = config["core"].get("remote")
-    return (
-        f"{name} ({without_credentials(str(config['remote'].get(name, {}).get('url', '')))})" if name else ""
-    )
+    name, url = dvc.default_remote(root)
+    return f"{name} ({without_credentials(url)})" if name else ""
 
 
 def uncommitted(root: Path) -> str:

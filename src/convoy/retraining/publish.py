@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convoy.core.errors import without_credentials
-from convoy.repo import dvc_graph, git
+from convoy.repo import dvc, git
 from convoy.retraining import processes, report
 from convoy.retraining.facts import Facts
 from convoy.retraining.processes import RoundError
@@ -62,15 +62,14 @@ def _identity(place: Path) -> list[str]:
 def push_data(place: Path, env: Mapping[str, str], python: str) -> None:
     """Push what the worktree's dvc.lock names, and what DVC knows of the runs that made it.
 
-    The latter let another machine take these stages instead of running them. `dvc push --run-cache`
-    would push that of every experiment that this machine ever ran, outputs included.
+    The latter let another machine take these stages instead of running them.
 
     Raises:
         RoundError: with DVC's own words.
     """
     try:
         processes.stream([python, "-m", "dvc", "push"], place, env)
-        _push_runs(place)
+        dvc.push_run_cache(place)
     except Exception as error:
         said = getattr(error, "log", "") or str(error)
         raise RoundError(
@@ -80,40 +79,9 @@ def push_data(place: Path, env: Mapping[str, str], python: str) -> None:
         ) from error
 
 
-def _push_runs(place: Path) -> None:
-    """Copy the entries of DVC's run cache that belong to this dvc.lock."""
-    from dvc.stage.cache import (  # type: ignore[import-untyped] # noqa: PLC0415 (half a second that only a push needs)
-        RunCacheNotSupported,
-        _get_cache_hash,
-    )
-    from dvc.stage.serialize import to_single_stage_lockfile  # type: ignore[import-untyped] # noqa: PLC0415 (likewise)
-    from dvc_data.hashfile.db import HashFileDB  # noqa: PLC0415 (likewise)
-    from dvc_objects.fs.local import LocalFileSystem  # noqa: PLC0415 (likewise)
-
-    with dvc_graph.opened(place) as repo, tempfile.TemporaryDirectory() as scratch:
-        kept = Path(repo.stage_cache.cache_dir)
-        for one in dvc_graph.ordered(repo):
-            key = _get_cache_hash(to_single_stage_lockfile(one), key=True) if one.cmd else None
-            for entry in (kept / key[:2] / key).glob("*") if key else ():
-                copy = Path(scratch, "runs", entry.relative_to(kept))
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                copy.write_bytes(entry.read_bytes())
-        try:
-            target = repo.cloud.get_remote_odb(None, "push --run-cache", hash_name="md5-dos2unix")
-            repo.stage_cache.transfer(HashFileDB(LocalFileSystem(), scratch), target)  # type: ignore[no-untyped-call] # DVC has no types
-        except RunCacheNotSupported:  # an HTTP remote keeps outputs only; a runner then trains anew
-            return
-
-
 def remote_answers(place: Path) -> str:
     """Ask the DVC remote for something; say why it does not answer, empty where it does."""
-    with dvc_graph.opened(place) as repo:
-        try:
-            store = repo.cloud.get_remote_odb(None, "fetch", hash_name="md5")
-            store.fs.exists(store.path)
-        except Exception as error:  # noqa: BLE001 (file systems raise what their libraries do)
-            return without_credentials(" ".join(str(error).split()))[:300]
-    return ""
+    return dvc.check_remote(place)
 
 
 def push_branch(root: Path, number: str, branch: str, options: tuple[str, ...] = ()) -> None:

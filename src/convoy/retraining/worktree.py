@@ -10,7 +10,7 @@ from contextlib import chdir, contextmanager, suppress
 from pathlib import Path
 
 from convoy.core import stage, yaml
-from convoy.repo import dvc, dvc_cache, git, outputs
+from convoy.repo import dvc, dvc_cache, git
 from convoy.retraining import processes
 from convoy.retraining.processes import RoundError
 
@@ -34,7 +34,7 @@ def create(root: Path) -> Path:
     remove(root)
     place.parent.mkdir(parents=True, exist_ok=True)
     processes.git(root, *NO_HOOKS, "worktree", "add", "--quiet", "--detach", str(place), "HEAD")
-    outputs.configure(place, root, dvc_cache.of_repository(root).folder)
+    dvc_cache.configure(place, root, dvc_cache.of_repository(root).folder)
     _link_source(root, place)
     return place
 

@@ -1,0 +1,81 @@
+"""What Convoy uses of DVC's own classes and files exists, with the meaning that repo/dvc.py and repo/dvc_cache.py assume."""
+
+import json
+from pathlib import Path
+
+from convoy.repo import dvc, dvc_cache
+from small_pipeline import Small
+
+
+def test_the_configuration_resolves_relative_remotes_and_names_the_default(small: Small) -> None:
+    small.dvc("remote", "add", "--default", "team", "../remote")
+    small.dvc("remote", "add", "--local", "web", "https://example.invalid/data")
+    small.dvc("remote", "modify", "--local", "web", "user", "robot")
+    config = dvc.config(small.folder)
+    assert dvc.default_remote(small.folder) == ("team", str(small.folder.parent / "remote"))
+    assert Path(config.read("repo")["remote"]["team"]["url"]).resolve() == small.folder.parent / "remote"
+    assert config.read("local")["remote"]["web"]["user"] == "robot"
+
+
+def test_the_cache_is_laid_out_by_md5_and_lists_the_files_of_folders(reproduced: Small) -> None:
+    cache = dvc_cache.of_repository(reproduced.folder)
+    assert cache.folder == reproduced.folder / ".dvc/cache"
+    md5 = dvc_cache.required_outputs(reproduced.folder)["data"]
+    assert md5.endswith(".dir")
+    assert set(cache.members(md5)) == {"a.txt", "b.txt"}
+    assert cache.path(cache.members(md5)["a.txt"]).read_text() == "a\n"
+    assert cache.lacks(md5) == []
+
+
+def test_an_import_is_compared_with_its_source(small: Small) -> None:
+    before = dvc.import_source(small.folder, "data.dvc")
+    assert (before.address, before.has_fingerprint) == ("source", True)
+    assert before.recorded == before.current == dvc_cache.required_outputs(small.folder)["data"]
+    small.write("source/c.txt", "c\n")
+    after = dvc.import_source(small.folder, "data.dvc")
+    assert after.recorded == before.recorded != after.current
+
+
+def test_the_inputs_of_stages_are_commands_params_and_committed_files(reproduced: Small) -> None:
+    inputs = dvc.stage_inputs(reproduced.folder)
+    assert list(inputs) == ["data.dvc", "prepare", "train", "evaluate"], "the order of dvc repro"
+    train = inputs["train"]
+    assert train.command == "sh train.sh"
+    assert train.params == [{"net": {"name": "one"}, "fit": {"lr": 0.5, "steps": [1, 2]}}]
+    assert train.files == {
+        name: reproduced.git("rev-parse", f"HEAD:{name}") for name in ("nets/one.yaml", "train.sh")
+    }
+
+
+def test_a_remote_is_contacted_and_gets_the_run_cache_entries_of_this_lock_only(
+    small: Small, tmp_path: Path
+) -> None:
+    small.edit("params.yaml", "lr: 0.5", "lr: 0.25")
+    small.repro()
+    small.dvc("remote", "add", "--default", "store", str(tmp_path / "store"))
+    assert dvc.check_remote(small.folder) == ""
+    dvc.push_run_cache(small.folder)
+    entries = [path for path in (tmp_path / "store/runs").rglob("*") if path.is_file()]
+    assert len(entries) == 3, "one for each stage; the run with the other rate stays here"
+    small.dvc("remote", "modify", "store", "url", "s3://bucket")
+    for key, value in (
+        ("endpointurl", "http://127.0.0.1:9"),
+        ("access_key_id", "x"),
+        ("secret_access_key", "x"),
+    ):
+        small.dvc("remote", "modify", "store", key, value)
+    assert "127.0.0.1:9" in dvc.check_remote(small.folder)
+
+
+def test_status_json_lists_changed_inputs_params_outputs_and_commands(small: Small) -> None:
+    """`convoy why` reads this output of the public command line."""
+    small.edit("params.yaml", "lr: 0.5", "lr: 0.25")
+    small.edit("train.sh", "mkdir", "mkdir ")
+    small.edit("dvc.yaml", "sh evaluate.sh", "sh -e evaluate.sh")
+    small.remove("build/model")
+    status = json.loads(dvc.run(small.folder, "status", "--json"))
+    assert status["train"] == [
+        {"changed deps": {"train.sh": "modified", "params.yaml": {"fit": "modified"}}},
+        {"changed outs": {"build/model": "deleted"}},
+    ]
+    assert status["evaluate"] == [{"changed deps": {"build/model": "deleted"}}, "changed command"]
