@@ -23,8 +23,8 @@ from torch.nn.functional import cross_entropy
 from torchvision import models
 
 from convoy.models import spec
-from convoy.models.assembled import WithAuxiliary
 from convoy.models.build import build
+from convoy.models.modules import WithAuxiliary
 
 ROOT = Path(__file__).parents[1]
 PAIRS = 25

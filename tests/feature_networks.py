@@ -9,8 +9,8 @@ from torch import nn
 
 from convoy.evaluation import feature_maps
 from convoy.models import build, torchvision
-from convoy.models.deployable import NormalizedModel
 from convoy.models.spec import Spec
+from convoy.models.trained import NormalizedModel
 
 HEAD = ["global_avg_pool", "flatten", {"dense": "classes"}]
 RNG = np.random.default_rng(0)

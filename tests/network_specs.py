@@ -1,4 +1,4 @@
-"""Specs as text, read as the file networks/mine.yaml, which messages then name."""
+"""Specs as text, read as the file networks/mine.yaml, and the shipped ones."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +8,23 @@ import pytest
 
 from convoy.core.errors import NetworkError, RequestError
 from convoy.models import spec
-from convoy.models.fitting import placed
+from convoy.models.shapes import infer
 from convoy.models.spec import Spec
 
-Say = Callable[[str], str]
+SHIPPED = Path(__file__).parents[1] / "networks"
+HEAD = ("flatten", {"dense": "classes"})
+
+Message = Callable[[str], str]
+
+
+def network(*layers: object, **others: object) -> Spec:
+    return Spec.model_validate({"name": "mine", "layers": list(layers), **others})
+
+
+def made_for(name: str) -> tuple[Spec, int, int]:
+    """A shipped network with the classes and image side it was made for, else 10 classes and 32 px."""
+    shipped = spec.load(name, SHIPPED)
+    return shipped, *((shipped.made_for.classes, shipped.made_for.image_px) if shipped.made_for else (10, 32))
 
 
 @pytest.fixture
@@ -27,26 +40,26 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Spe
 
 
 @pytest.fixture
-def refusal(load: Callable[[str], Spec]) -> Say:
-    """What reading says to a spec that asks for something that there is not, which exits 2."""
+def refusal(load: Callable[[str], Spec]) -> Message:
+    """Message of the error, with exit code 2, about an invalid spec."""
 
-    def say(text: str) -> str:
+    def message(text: str) -> str:
         with pytest.raises(RequestError) as caught:
             load(text)
         assert caught.value.exit_code == 2
         return str(caught.value)
 
-    return say
+    return message
 
 
 @pytest.fixture
-def misfit(load: Callable[[str], Spec]) -> Say:
-    """What is said to layers that do not fit each other for 8 px and 4 classes, which exits 1."""
+def misfit(load: Callable[[str], Spec]) -> Message:
+    """Message of the error, with exit code 1, about layers that do not fit each other at 8 px and 4 classes."""
 
-    def say(text: str) -> str:
+    def message(text: str) -> str:
         with pytest.raises(NetworkError) as caught:
-            placed(load(text), 4, 8)
+            infer(load(text), 4, 8)
         assert caught.value.exit_code == 1
         return str(caught.value)
 
-    return say
+    return message

@@ -11,7 +11,7 @@ from convoy.energy.settings import EnergyParams
 from convoy.evaluation.settings import EvaluateParams
 from convoy.export.settings import ExportParams
 from convoy.gate.settings import GateParams
-from convoy.models import fitting, spec
+from convoy.models import shapes, spec
 from convoy.repo.git import untracked
 from convoy.sweep.settings import SweepParams
 from convoy.tracking.settings import TrackingParams
@@ -87,4 +87,4 @@ def _check_network(name: str, image_px: int) -> None:
     if note := untracked(spec.FOLDER / f"{name}.yaml"):
         info(note)
     if network.torchvision is None:  # torchvision's own would cost the import of torch
-        fitting.placed(network, ANY_CLASSES, image_px)
+        shapes.infer(network, ANY_CLASSES, image_px)

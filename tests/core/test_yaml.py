@@ -6,6 +6,7 @@ import pytest
 
 from convoy.core import yaml
 from convoy.core.errors import RequestError
+from convoy.core.yaml import line_of
 
 
 @pytest.fixture
@@ -25,11 +26,11 @@ def test_values_have_the_types_of_yaml_1_2(typed: str, value: object) -> None:
 @pytest.mark.parametrize(
     ("text", "facts"),
     [
-        ("a: 1\nb: 2\na: 3\n", (":3", '"a"', "twice")),
+        ("a: 1\nb: 2\na: 3\n", (":3", "`a`", "twice")),
         ("a:\n\tb: 1\n", (":2", "spaces, not tabs")),
         ("a: [1\n", (":2", "not valid YAML")),
         ("- 1\n- 2\n", ("list",)),
-        ("", ("NoneType",)),
+        ("", ("nothing",)),
     ],
 )
 def test_what_is_not_a_mapping_in_yaml_is_refused_with_its_line(
@@ -150,3 +151,112 @@ def test_a_full_disk_leaves_the_file(path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(RequestError, match="No space left on device"):
         yaml.update(path, {"train.lr": 0.2})
     assert yaml.read(path) == {"train": {"lr": 0.1}}
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(content: str | bytes) -> Path:
+        path = tmp_path / "some.yaml"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("written", ["1e-3", "1.0e-3", "0.001", "1E-3", "1000e-6", ".1e-2", "0.00001e2"])
+@pytest.mark.parametrize("read", [yaml.read, yaml.read_located])
+def test_a_power_of_ten_is_a_number_with_or_without_a_point(file, read, written):
+    assert read(file(f"lr: {written}\n")) == {"lr": 0.001}
+
+
+def test_a_number_that_dvc_writes_is_read_as_that_number(file):
+    assert yaml.read(file("train:\n  weight_decay: 5e-05\n"))["train"]["weight_decay"] == 0.00005
+    assert yaml.load(yaml.dump({"weight_decay": 0.00005})) == {"weight_decay": 0.00005}
+
+
+def test_text_that_only_starts_like_a_number_stays_text(file):
+    assert yaml.read(file("a: 1e3x\nb: '1e3'\nc: on\nd: 12:30\n")) == {
+        "a": "1e3x",
+        "b": "1e3",
+        "c": "on",
+        "d": "12:30",
+    }
+
+
+@pytest.mark.parametrize("read", [yaml.read, yaml.read_located])
+def test_windows_line_ends_are_read_like_others(file, read):
+    content = read(file("a: 1\r\nb: [1,\r\n  2]\r\nc: >\r\n  some\r\n  text\r\n"))
+
+    assert content == {"a": 1, "b": [1, 2], "c": "some text\n"}
+
+
+def test_every_key_and_item_has_its_line(file):
+    content = yaml.read_located(file("a: 1\r\nb:\r\n  - x\n  - {c: 2,\n     3: y}\n"))
+
+    assert content == {"a": 1, "b": ["x", {"c": 2, "3": "y"}]}
+    assert [line_of(content, "a"), line_of(content, "b")] == [1, 2]
+    assert [line_of(content["b"], 0), line_of(content["b"], 1)] == [3, 4]
+    assert [line_of(content["b"][1], "c"), line_of(content["b"][1], "3")] == [4, 5]
+
+
+def test_values_that_come_from_no_file_have_no_line():
+    assert [line_of(["x"], 0), line_of({"a": 1}, "a")] == [0, 0]
+
+
+@pytest.mark.parametrize("read", [yaml.read, yaml.read_located])
+@pytest.mark.parametrize(
+    ("content", "line", "fragments"),
+    [
+        ("layers: [relu\n", ":2", ["expected ',' or ']'"]),
+        ("layers: *a\n", ":1", ["undefined alias 'a'"]),
+        ("a: 1\nb: {c: 1,\n  c: 2}\n", ":3", ["`c` occurs twice"]),
+        ("layers:\n  - \x07\n", "", ["unacceptable character #x0007"]),
+        (b"layers:\n  - \xff\n", "", ["UTF-8", "byte 12"]),
+        ("", "", ["`key: value`", "nothing"]),
+        ("- relu\n", "", ["`key: value`", "a list"]),
+        ("relu\n", "", ["`key: value`", "a single value"]),
+        ("a: " + "[" * 500, "", ["nested too deeply"]),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_not_valid_is_refused_with_its_line(file, read, content, line, fragments):
+    path = file(content)
+
+    with pytest.raises(RequestError) as caught:
+        read(path)
+
+    message = str(caught.value)
+    assert message.removeprefix(f"{path}{line}")[0] in ": "
+    assert all(fragment in message for fragment in fragments)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "fragment"),
+    [
+        ("a: 1\nb: &x\n  - relu\n  - {c: *x}\n", 2, "an alias contains itself"),
+        ("a: 1\nb: !!int x\n", 2, "'x'"),
+        ("a: 1\nb: 2024-13-45\n", 2, "month must be in 1..12"),
+    ],
+)
+def test_a_value_that_cannot_be_made_is_refused_with_its_line(file, content, line, fragment):
+    path = file(content)
+
+    with pytest.raises(RequestError) as caught:
+        yaml.read_located(path)
+
+    assert str(caught.value).startswith(f"{path}:{line} is not valid YAML: ")
+    assert fragment in str(caught.value)
+
+
+@pytest.mark.parametrize("read", [yaml.read, yaml.read_located])
+def test_aliases_of_aliases_share_their_values_and_are_not_written_into_messages(file, read):
+    bomb = "[x]"
+    for number in range(30):
+        bomb = f"[&a{number} {bomb}, *a{number}]"
+
+    content = read(file(f"a: {bomb}\n"))
+    assert content["a"][0] is content["a"][1]
+
+    with pytest.raises(RequestError, match=r":3: the key `b` occurs twice") as caught:
+        read(file(f"a: {bomb}\nb: 1\nb: *a29\n"))
+    assert len(str(caught.value)) < 300

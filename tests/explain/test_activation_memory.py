@@ -8,8 +8,8 @@ from torch import nn
 
 from convoy.explain.activation_memory import kept_bytes
 from convoy.models import modules, spec
-from convoy.models.fitting import placed
 from convoy.models.layer_types import ACTIVATIONS
+from convoy.models.shapes import infer
 from convoy.models.spec import Spec
 
 SHIPPED = Path(__file__).parents[2] / "networks"
@@ -33,7 +33,7 @@ def saved(module: nn.Module, px: int, images: int, device: str = "meta") -> int:
 
 
 def by_rule_and_by_torch(network: Spec, px: int, images: int, device: str = "meta") -> tuple[int, int]:
-    steps = placed(network, 10, px)
+    steps = infer(network, 10, px)
     with torch.device(device):
         module = modules.network(steps, auxiliary=True).train()
     return images * kept_bytes(steps, px), saved(module, px, images, device)

@@ -14,9 +14,9 @@ from convoy.core.errors import NetworkError
 from convoy.explain.rows import Row, Table
 from convoy.explain.table import tabulate
 from convoy.models import modules, spec
-from convoy.models.assembled import Network
-from convoy.models.fitting import placed
 from convoy.models.layer_types import ACTIVATIONS
+from convoy.models.modules import Network
+from convoy.models.shapes import infer
 from convoy.models.spec import Spec
 
 SHIPPED = Path(__file__).parents[2] / "networks"
@@ -36,7 +36,7 @@ def published(name: str) -> tuple[Spec, int, int]:
 
 def module(read: Spec, classes: int, px: int) -> Network:
     with torch.device("meta"):
-        return modules.network(placed(read, classes, px), auxiliary=True)
+        return modules.network(infer(read, classes, px), auxiliary=True)
 
 
 def height_width_channels(made: torch.Tensor) -> tuple[int, int, int]:
@@ -162,7 +162,7 @@ def test_a_receptive_field_is_the_region_whose_gradients_are_not_zero(case):
     read = network(*SEEING[case], *END)
     table = tabulate(read, 4, px)
     seen = table.rows[len(SEEING[case]) - 1].receptive_field
-    whole = modules.network(placed(read, 4, px), auxiliary=False)
+    whole = modules.network(infer(read, 4, px), auxiliary=False)
     for value in whole.parameters():
         nn.init.constant_(value, 0.1)
     # Equal values tie in max pooling, which then sends its gradient to one of them.

@@ -1,5 +1,4 @@
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +8,8 @@ from convoy.core.errors import NetworkError
 from convoy.models import spec, torchvision
 from convoy.models.build import assemble, build
 from convoy.models.spec import Spec
+from network_specs import SHIPPED, network
 
-SHIPPED = Path(__file__).parents[2] / "networks"
 FAMILIES = [
     "alexnet",
     "convnext_tiny",
@@ -39,10 +38,6 @@ FAMILIES = [
 
 SMALL = ["convnet", "googlenet", "lenet5", "resnet18"]
 """Shipped networks that take 32 px and build in a moment."""
-
-
-def network(*layers: object) -> Spec:
-    return Spec.model_validate({"name": "mine", "layers": list(layers)})
 
 
 def parameters(module: nn.Module) -> int:
@@ -126,7 +121,7 @@ def test_a_norm_starts_without_effect_and_without_history():
     assert made.norm1.num_batches_tracked == 0
 
 
-def test_kaimings_start_has_the_spread_that_keeps_a_volumes_variance():
+def test_kaimings_start_has_the_spread_that_preserves_a_volumes_variance():
     layers = [
         {"conv": {"filters": 128, "kernel": 3, "padding": 1}},
         {"conv": {"filters": 256, "kernel": [1, 3]}},
@@ -134,7 +129,7 @@ def test_kaimings_start_has_the_spread_that_keeps_a_volumes_variance():
         {"dense": 100},
         {"dense": "classes"},
     ]
-    made = build(Spec.model_validate({"name": "mine", "layers": layers, "init": "kaiming"}), 50, 12)
+    made = build(network(*layers, init="kaiming"), 50, 12)
 
     spreads = [
         made.get_submodule(name).weight.std().item() for name in ("conv1", "conv2", "dense1", "dense2")
@@ -146,7 +141,7 @@ def test_kaimings_start_has_the_spread_that_keeps_a_volumes_variance():
 
 
 @pytest.mark.parametrize(("name", "px"), [("vgg19", 32), ("googlenet", 64), ("inception_v3", 299)])
-def test_a_deep_network_that_starts_as_kaimings_hears_its_input_before_it_is_trained(name, px):
+def test_a_deep_network_with_kaimings_start_responds_to_its_input_before_training(name, px):
     images = torch.randn(4, 3, px, px)
     spreads = {}
     for init in ("kaiming", "torch"):
@@ -191,7 +186,7 @@ def test_assembling_a_network_of_torchvision_allocates_no_weights(monkeypatch):
     ("name", "px", "layer", "smallest"),
     [
         ("alexnet", 32, "layer features.12 (MaxPool2d) cannot take the volume 1×1×256", 63),
-        ("vit_b_32", 30, "torchvision's vit_b_32 says: Input shape indivisible by patch size!", 32),
+        ("vit_b_32", 30, "torchvision's vit_b_32: Input shape indivisible by patch size!", 32),
     ],
 )
 def test_images_too_small_for_a_torchvision_network_are_refused_alike(name, px, layer, smallest):

@@ -1,4 +1,4 @@
-"""Modules of layers: each computes what its line of the spec says, with weights of its own."""
+"""Modules of layers: each computes what its line in the spec describes."""
 
 import inspect
 
@@ -11,17 +11,21 @@ from torch.nn.modules import activation
 
 from convoy.core.errors import NetworkError
 from convoy.models import modules
+from convoy.models.build import build
 from convoy.models.layer_types import ACTIVATIONS, OVER_CHANNELS
-from convoy.models.parser import Reader
+from convoy.models.modules import Auxiliary, Group, WithAuxiliary
+from convoy.models.parser import SpecParser
 from convoy.models.shapes import chain
+from network_specs import HEAD, network
 
+CONV = {"conv": {"filters": 4, "kernel": 3, "padding": 1}}
 NUMPYS = {"zeros": "constant", "replicate": "edge", "reflect": "reflect", "circular": "wrap"}
 GIVEN = {"approximate": "tanh", "lower": 0.1, "upper": 0.2, "min_val": -0.5, "max_val": 0.5}
 """Arguments of activations that 0.3 does not fit."""
 
 
 def module(line, volume=(4, 5, 5)):
-    steps = chain(Reader().layers([line]), volume, 2)
+    steps = chain(SpecParser().layers([line]), volume, 2)
     return modules.network(steps, auxiliary=False)[0]
 
 
@@ -197,25 +201,23 @@ def test_a_name_that_torchs_modules_have_for_something_else_is_refused(line, lab
     with pytest.raises(NetworkError) as caught:
         module(line)
 
-    assert str(caught.value) == f"{label}: torch's modules have a `{name}` of their own. Choose another name."
+    assert str(caught.value).startswith(f"{label}: `{name}` is an attribute of torch's modules")
 
 
 def test_a_relu_writes_over_a_volume_that_nothing_else_needs():
-    conv = {"conv": {"filters": 4, "kernel": 3, "padding": 1}}
-    head = ["flatten", {"dense": "classes"}]
-    network = [
-        conv,
+    layers = [
+        CONV,
         "relu",  # straight after a convolution: over its volume
-        {"residual": ["relu", conv]},  # the shortcut needs what arrives
+        {"residual": ["relu", CONV]},  # the shortcut needs what arrives
         "relu",
         {"branches": [["relu"], ["relu"]]},  # so does the other branch
-        {"auxiliary": {"weight": 0.3, "layers": head}},
+        {"auxiliary": {"weight": 0.3, "layers": HEAD}},
         "relu",  # the head needs what arrives
         "sigmoid",
         "relu",  # the sigmoid goes backward by what it made
-        *head,
+        *HEAD,
     ]
-    made = modules.network(chain(Reader().layers(network), (3, 6, 6), 2), auxiliary=True).double()
+    made = modules.network(chain(SpecParser().layers(layers), (3, 6, 6), 2), auxiliary=True).double()
     over = {name for name, module in made.named_modules() if getattr(module, "inplace", False)}
     image = torch.randn(2, 3, 6, 6, dtype=torch.float64, requires_grad=True)
 
@@ -232,3 +234,108 @@ def test_a_relu_writes_over_a_volume_that_nothing_else_needs():
 
     assert over == {"relu1", "relu2"}
     assert all(torch.equal(one, other) for one, other in zip(found, gradients(), strict=True))
+
+
+IMAGE = (3, 6, 6)
+
+
+def image():
+    return torch.randn(2, 3, 6, 6)
+
+
+def with_heads(*, auxiliary=True):
+    spec = network(
+        CONV,
+        {"auxiliary": {"weight": 0.3, "layers": HEAD}},
+        "relu",
+        {"auxiliary": {"weight": 0.4, "layers": [{"max_pool": 2}, *HEAD], "name": "late"}},
+        *HEAD,
+    )
+    return build(spec, classes=5, image_px=6, auxiliary=auxiliary)
+
+
+def test_a_residual_adds_what_arrives_through_its_shortcut():
+    residual = module(
+        {"residual": {"body": [CONV], "shortcut": [{"conv": {"filters": 4, "kernel": 1}}]}}, IMAGE
+    )
+    arrives = image()
+
+    total = residual.body.conv1(arrives) + residual.shortcut.conv1(arrives)
+
+    assert torch.equal(residual(arrives), total)
+
+
+def test_a_residual_without_a_shortcut_adds_what_arrives():
+    residual = module({"residual": ["tanh"]}, IMAGE)
+    arrives = image()
+
+    assert torch.equal(residual(arrives), arrives.tanh() + arrives)
+
+
+def test_branches_are_put_behind_each_other_in_their_order():
+    branches = module({"branches": {"wide": [CONV], "none": [], "odd": ["tanh"]}}, IMAGE)
+    arrives = image()
+
+    made = branches(arrives)
+
+    assert [name for name, _ in branches.named_children()] == ["wide", "none", "odd"]
+    assert torch.equal(made, torch.cat([branches.wide(arrives), arrives, arrives.tanh()], dim=1))
+
+
+def test_branches_that_end_flat_are_put_behind_each_other_too():
+    branches = module({"branches": [["flatten"], [{"max_pool": 2}, "flatten"]]}, IMAGE)
+
+    assert branches(image()).shape == (2, 108 + 27)
+
+
+def test_a_named_group_is_one_child_of_the_network():
+    group = module({"group": {"layers": ["relu", "tanh"], "name": "both"}}, IMAGE)
+
+    assert type(group) is Group
+    assert [name for name, _ in group.named_children()] == ["relu1", "tanh1"]
+
+
+def test_in_training_auxiliary_heads_answer_with_their_weights():
+    network = with_heads()
+    arrives = image()
+
+    answer = network.train()(arrives)
+
+    assert isinstance(answer, WithAuxiliary)
+    after_conv = network.conv1(arrives)
+    late = network.late(after_conv.relu())
+    assert [weight for weight, _ in answer.auxiliary] == [0.3, 0.4]
+    assert torch.equal(answer.auxiliary[0][1], network.auxiliary1(after_conv))
+    assert torch.equal(answer.auxiliary[1][1], late)
+    assert torch.equal(answer.logits, network.dense1(after_conv.relu().flatten(1)))
+
+
+def test_in_evaluation_auxiliary_heads_are_silent():
+    network = with_heads()
+    arrives = image()
+
+    answer = network.eval()(arrives)
+
+    assert isinstance(answer, torch.Tensor)
+    assert torch.equal(answer, network.train()(arrives).logits)
+
+
+def test_without_auxiliary_heads_training_answers_logits_alone():
+    network = with_heads(auxiliary=False)
+
+    assert [name for name, _ in network.named_children()] == ["conv1", "relu1", "flatten1", "dense1"]
+    assert not any(isinstance(part, Auxiliary) for part in network.modules())
+    assert network.train()(image()).shape == (2, 5)
+
+
+@pytest.mark.parametrize("head", ["auxiliary1", "late"])
+def test_an_auxiliary_head_trains_what_lies_before_it(head):
+    network = with_heads()
+    answer = network.train()(image())
+    which = ["auxiliary1", "late"].index(head)
+
+    answer.auxiliary[which][1].sum().backward()
+
+    assert network.conv1.weight.grad.abs().sum() > 0
+    assert getattr(network, head).dense1.weight.grad.abs().sum() > 0
+    assert network.dense1.weight.grad is None

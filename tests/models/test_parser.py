@@ -1,23 +1,33 @@
+"""The grammar of a spec: lines, arguments, named blocks, and errors with file and line."""
+
+import re
+from fnmatch import fnmatchcase
+
 import pytest
 
-from convoy.models.fitting import placed
-from convoy.models.layer_types import LAYERS
-from convoy.models.parser import ELSEWHERE, MOST_LAYERS, MOST_NESTED, Reader
+from convoy.models.layer_types import LAYERS, abbreviate
+from convoy.models.parser import MAX_DEPTH, MAX_LAYERS, SYNONYMS, SpecParser
+from convoy.models.shapes import infer
 from convoy.models.spec import Spec
 
 HERE = "networks/mine.yaml:1, layer 1"
 
 
-@pytest.mark.parametrize("word", ELSEWHERE.values())
-def test_what_other_libraries_call_a_layer_leads_to_a_word_that_there_is(word):
+@pytest.mark.parametrize("word", SYNONYMS.values())
+def test_every_synonym_leads_to_an_existing_word(word):
     assert word in LAYERS
+
+
+def pattern(message: str) -> str:
+    """Make a pattern of a message whose `…` stands for any text."""
+    return re.sub(r"([\[\]?])", r"[\1]", message).replace("…", "*")
 
 
 def at_first_line(layer: str) -> str:
     return f"layers: [{layer}, flatten, {{dense: classes}}]\n"
 
 
-def test_an_argument_that_stands_alone_is_the_first(load):
+def test_a_lone_value_is_the_first_argument(load):
     short = load("layers: [{max_pool: 2}, {prelu: 0.1}, flatten, {dense: classes}]")
     named = load(
         "layers: [{max_pool: {kernel: 2}}, {prelu: {init: 0.1}}, {flatten: {}}, {dense: {units: classes}}]"
@@ -26,8 +36,8 @@ def test_an_argument_that_stands_alone_is_the_first(load):
     assert short.model_dump() == named.model_dump()
 
 
-def test_every_argument_that_is_not_given_has_torchs_default():
-    conv, pool, norm, response = Reader().layers(
+def test_omitted_arguments_have_torchs_defaults():
+    conv, pool, norm, response = SpecParser().layers(
         [{"conv": {"filters": 2, "kernel": 3}}, {"max_pool": 2}, "norm", {"local_response_norm": 5}]
     )
 
@@ -46,10 +56,10 @@ def test_every_argument_that_is_not_given_has_torchs_default():
     assert response.model_dump()["local_response_norm"] == {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 1.0}
 
 
-def test_a_layer_remembers_the_line_it_was_read_from(load):
+def test_a_layer_has_the_location_it_was_read_from(load):
     mine = load("layers:\n  - conv:\n      filters: 2\n      kernel: 1\n  - flatten\n  - dense: classes\n")
 
-    assert [layer.place for layer in mine.layers] == [
+    assert [layer.location for layer in mine.layers] == [
         "networks/mine.yaml:2, layer 1 (conv)",
         "networks/mine.yaml:5, layer 2 (flatten)",
         "networks/mine.yaml:6, layer 3 (dense)",
@@ -57,7 +67,7 @@ def test_a_layer_remembers_the_line_it_was_read_from(load):
 
 
 @pytest.mark.parametrize(
-    ("layer", "said"),
+    ("layer", "message"),
     [
         ("{maxpool: 2}", ": unknown layer `maxpool`; did you mean `max_pool`?"),
         ("zzz", f": unknown layer `zzz`; there are: {', '.join(sorted(LAYERS))}"),
@@ -66,57 +76,49 @@ def test_a_layer_remembers_the_line_it_was_read_from(load):
         ("{Linear: 10}", ": unknown layer `Linear`; did you mean `dense`?"),
         ("BatchNorm2d", ": unknown layer `BatchNorm2d`; did you mean `norm`?"),
         ("rlu", ": unknown layer `rlu`; did you mean `relu`?"),
-        ("", " (flatten)"),
-        ("{relu: {}, flatten: {}}", ": expected one layer, such as `- relu` or `- conv: {filters: 6, kernel: 5}`, found {relu: {}, flatten: {}}"),
-        ("[relu]", ": expected one layer, such as `- relu` or `- conv: {filters: 6, kernel: 5}`, found ['relu']"),
-        ("5", ": expected one layer, such as `- relu` or `- conv: {filters: 6, kernel: 5}`, found 5"),
-        ("null", ": expected one layer, such as `- relu` or `- conv: {filters: 6, kernel: 5}`, found None"),
+        ("{relu: {}, flatten: {}}", ": expected one layer, … found {relu: {}, flatten: {}}"),
+        ("[relu]", ": expected one layer, … found ['relu']"),
+        ("5", ": expected one layer, … found 5"),
+        ("null", ": expected one layer, … found None"),
         ("{conv: {filter: 3, kernel: 3}}", " (conv): unknown argument `filter`; did you mean `filters`?"),
         ("{dense: {units: 3, word: conv}}", " (dense): unknown argument `word`; there are: bias, units"),
-        ("{dense: {units: 3, place: here}}", " (dense): unknown argument `place`; there are: bias, units"),
+        ("{dense: {units: 3, location: here}}", " (dense): unknown argument `location`; there are: bias, units"),
         ("{conv: 6}", " (conv): `kernel` is missing"),
-        ("{conv: }", " (conv): `filters` is None, but should be a valid integer; `kernel` is missing"),
+        ("{conv: }", " (conv): `filters` is None, … integer; `kernel` is missing"),
         ("{relu: 2}", " (relu) takes no arguments, found 2. Write `- relu`."),
         ("{relu: }", " (relu) takes no arguments, found None. Write `- relu`."),
+        ("{flatten: 1}", " (flatten) takes no arguments, found 1. Write `- flatten`."),
         ("{flatten: {start: 1}}", " (flatten): unknown argument `start`; it takes none"),
         ("{elu: {beta: 1}}", " (elu): unknown argument `beta`; there are: alpha"),
         ("{softplus: {bet: 1}}", " (softplus): unknown argument `bet`; did you mean `beta`?"),
-        ("{relu: {name: 3}}", " (relu): `name` is 3, but should be a valid string"),
-        ("{relu: {name: a.b}}", " (relu): `a.b` is no name: only letters, digits and _ make one"),
+        ("{relu: {name: 3}}", " (relu): `name` is 3, … string"),
+        ("{relu: {name: a.b}}", " (relu): `a.b` is not a name: …"),
         ("{repeat: 2}", " (repeat): `layers` is missing"),
-        ("{repeat: {times: 0, layers: [relu]}}", " (repeat): `times` is 0, but should be greater than or equal to 1"),
-        ("{repeat: {times: 2, layers: []}}", " (repeat), layers: expected a list with one layer per line, found []"),
-        ("{residual: {body: relu}}", " (residual), body layers: expected a list with one layer per line, found 'relu'"),
+        ("{repeat: {times: 0, layers: [relu]}}", " (repeat): `times` is 0, … 1"),
+        ("{repeat: {times: 2, layers: []}}", " (repeat), layers: expected a list … found []"),
+        ("{residual: {body: relu}}", " (residual), body layers: expected a list … found 'relu'"),
         ("{residual: {shortcut: [relu]}}", " (residual): `body` is missing"),
-        ("{group: {layers: [relu], block: a.b}}", " (group): `a.b` is no name: only letters, digits and _ make one"),
-        ("{branches: }", " (branches): expected two or more lists of layers, such as {narrow: [{conv: …}], wide: [{conv: …}]}, found None"),
-        ("{branches: [[relu]]}", " (branches): expected two or more lists of layers, such as {narrow: [{conv: …}], wide: [{conv: …}]}, found [['relu']]"),
-        ("{branches: {name: x, a: [relu]}}", " (branches): expected two or more lists of layers, such as {narrow: [{conv: …}], wide: [{conv: …}]}, found {name: 'x', a: ['relu']}"),
-        ("{branches: {a: relu, b: []}}", " (branches), a layers: expected a list with one layer per line, found 'relu'"),
-        ("{branches: {a-b: [relu], b: []}}", " (branches): `a-b` is no name: only letters, digits and _ make one"),
-        ("{auxiliary: {weight: 0, layers: [relu]}}", " (auxiliary): `weight` is 0, but should be greater than 0"),
-        ("{auxiliary: {weight: 10.5, layers: [relu]}}", " (auxiliary): `weight` is 10.5, but should be less than or equal to 10"),
+        ("{group: {layers: [relu], block: a.b}}", " (group): `a.b` is not a name: …"),
+        ("{branches: }", " (branches): expected two or more lists … found None"),
+        ("{branches: [[relu]]}", " (branches): expected two or more lists … found [['relu']]"),
+        ("{branches: {name: x, a: [relu]}}", " (branches): expected two or more lists … found {name: 'x', a: ['relu']}"),
+        ("{branches: {a: relu, b: []}}", " (branches), a layers: expected a list … found 'relu'"),
+        ("{branches: {a-b: [relu], b: []}}", " (branches): `a-b` is not a name: …"),
+        ("{auxiliary: {weight: 0, layers: [relu]}}", " (auxiliary): `weight` is 0, … greater than 0"),
+        ("{auxiliary: {weight: 10.5, layers: [relu]}}", " (auxiliary): `weight` is 10.5, … 10"),
         ("{auxiliary: {layers: [relu]}}", " (auxiliary): `weight` is missing"),
-        ("{residual: [{auxiliary: {weight: 1, layers: [relu]}}]}", " (residual), body layer 1 (auxiliary): an auxiliary head stands in the outermost list of layers. Move it there."),
-        ("{group: {layers: [{auxiliary: {weight: 1, layers: [relu]}}]}}", " (group), layer 1 (auxiliary): an auxiliary head stands in the outermost list of layers. Move it there."),
+        ("{residual: [{auxiliary: {weight: 1, layers: [relu]}}]}", " (residual), body layer 1 (auxiliary): … outermost list …"),
+        ("{group: {layers: [{auxiliary: {weight: 1, layers: [relu]}}]}}", " (group), layer 1 (auxiliary): … outermost list …"),
         ("{residual: [relu, {convv: 3}]}", " (residual), body layer 2: unknown layer `convv`; did you mean `conv`?"),
-        ("{branches: {a: [relu], b: [{residual: {body: [relu], shortcut: [{dense: 0}]}}]}}", " (branches), b layer 1 (residual), shortcut layer 1 (dense): `units` is 0, but should be greater than or equal to 1 or 'classes'"),
+        ("{branches: {a: [relu], b: [{residual: {body: [relu], shortcut: [{dense: 0}]}}]}}", " (branches), b layer 1 (residual), shortcut layer 1 (dense): `units` is 0, … 1 or 'classes'"),
     ],
 )  # fmt: skip
-def test_a_line_that_the_grammar_does_not_have_is_refused_with_its_place_and_what_may_be(
-    refusal, layer, said
-):
-    if layer:
-        assert refusal(at_first_line(layer)) == f"{HERE}{said}"
-    else:
-        assert (
-            refusal("layers: [{flatten: 1}]\n")
-            == f"{HERE}{said} takes no arguments, found 1. Write `- flatten`."
-        )
+def test_an_invalid_line_is_refused_with_its_location_and_the_alternatives(refusal, layer, message):
+    assert fnmatchcase(refusal(at_first_line(layer)), pattern(f"{HERE}{message}"))
 
 
 @pytest.mark.parametrize(
-    ("layer", "said"),
+    ("layer", "message"),
     [
         ("{conv: {filters: 0, kernel: 3}}", "`filters` is 0, but should be greater than or equal to 1"),
         ("{conv: {filters: 2.0, kernel: 3}}", "`filters` is 2.0, but should be a valid integer"),
@@ -149,11 +151,10 @@ def test_a_line_that_the_grammar_does_not_have_is_refused_with_its_place_and_wha
         ("{softshrink: -0.5}", "`lambd` is -0.5, but should be greater than or equal to 0"),
     ],
 )  # fmt: skip
-def test_a_value_out_of_range_is_refused_with_what_it_may_be(refusal, layer, said):
-    assert refusal(at_first_line(layer)).split("): ", 1) == [
-        f"{HERE} ({layer.strip('{').split(':')[0]}",
-        said,
-    ]
+def test_a_value_out_of_range_is_refused_with_the_allowed_ones(refusal, layer, message):
+    word = layer.strip("{").split(":")[0]
+
+    assert refusal(at_first_line(layer)) == f"{HERE} ({word}): {message}"
 
 
 @pytest.mark.parametrize("layers", ["[]", "relu", "", "{conv: 3}"])
@@ -163,7 +164,7 @@ def test_a_spec_without_a_list_of_layers_is_refused_at_the_line(refusal, layers)
     assert message.startswith("networks/mine.yaml:1, layers: expected a list with one layer per line, found ")
 
 
-def test_the_layers_of_a_spec_that_is_no_file_have_no_place():
+def test_errors_in_a_spec_without_a_file_name_the_layer_alone():
     with pytest.raises(Exception, match=r"^layer 2: unknown layer `reluu`; did you mean `relu`\?$"):
         Spec.model_validate({"name": "some", "layers": ["relu", "reluu"]})
 
@@ -179,14 +180,14 @@ def test_branches_are_numbered_or_named_and_an_empty_one_passes_on_what_arrives(
         """
     )
 
-    first, second, *_ = placed(mine, 2, 8)
+    first, second, *_ = infer(mine, 2, 8)
 
     assert [list(first.layer.branches), list(second.layer.branches)] == [
         ["branch1", "branch2"],
         ["left", "right"],
     ]
     assert [first.name, second.name] == ["branches1", "fork"]
-    assert [first.leaves, second.leaves] == [(5, 8, 8), (8, 8, 8)]
+    assert [first.output, second.output] == [(5, 8, 8), (8, 8, 8)]
 
 
 def test_a_branch_may_be_called_name(load):
@@ -198,29 +199,29 @@ def test_a_branch_may_be_called_name(load):
 @pytest.mark.parametrize(
     "layers",
     [
-        f"[{{repeat: {{times: {MOST_LAYERS}, layers: [relu]}}}}]",
+        f"[{{repeat: {{times: {MAX_LAYERS}, layers: [relu]}}}}]",
         "[{repeat: {times: 101, layers: [{repeat: {times: 99, layers: [relu]}}]}}]",
         "[{repeat: {times: 1000000000000, layers: [relu]}}]",
     ],
 )
 def test_more_layers_than_any_network_has_are_refused_before_they_are_made(refusal, layers):
-    assert refusal(f"layers: {layers}\n").endswith(": this is more than 10,000 layers. Repeat fewer blocks.")
+    assert "more than 10,000 layers" in refusal(f"layers: {layers}\n")
 
 
 def test_many_layers_are_taken_up_to_the_limit(load):
     mine = load(
-        f"layers: [{{repeat: {{times: {MOST_LAYERS - 3}, layers: [relu]}}}}, flatten, {{dense: classes}}]\n"
+        f"layers: [{{repeat: {{times: {MAX_LAYERS - 3}, layers: [relu]}}}}, flatten, {{dense: classes}}]\n"
     )
 
-    assert mine.layers[0].times == MOST_LAYERS - 3
+    assert mine.layers[0].times == MAX_LAYERS - 3
 
 
-def test_layers_that_blocks_make_of_blocks_are_counted(refusal):
+def test_layers_of_blocks_within_blocks_are_counted(refusal):
     blocks = "".join(f"  b{n}: {{layers: [{', '.join([f'b{n + 1}'] * 10)}]}}\n" for n in range(20))
 
     message = refusal(f"blocks:\n{blocks}  b20: {{layers: [relu]}}\nlayers: [b0]\n")
 
-    assert message.endswith(": this is more than 10,000 layers. Repeat fewer blocks.")
+    assert "more than 10,000 layers" in message
 
 
 def test_aliases_of_aliases_are_counted(refusal):
@@ -228,7 +229,7 @@ def test_aliases_of_aliases_are_counted(refusal):
     for n in range(9):
         bomb = f"[{{residual: &a{n} {bomb}}}, {', '.join([f'{{residual: *a{n}}}'] * 9)}]"
 
-    assert refusal(f"layers: {bomb}\n").endswith(": this is more than 10,000 layers. Repeat fewer blocks.")
+    assert "more than 10,000 layers" in refusal(f"layers: {bomb}\n")
 
 
 @pytest.mark.parametrize(
@@ -249,12 +250,224 @@ def nested(times: int) -> str:
     return f"layers: [{layer}, flatten, {{dense: classes}}]\n"
 
 
-def test_lists_of_layers_may_stand_in_each_other_up_to_a_limit(load, refusal):
-    assert placed(load(nested(MOST_NESTED - 1)), 2, 8)[0].leaves == (3, 8, 8)
+def test_lists_of_layers_may_be_nested_up_to_a_limit(load):
+    assert infer(load(nested(MAX_DEPTH - 1)), 2, 8)[0].output == (3, 8, 8)
 
 
 def test_lists_of_layers_deeper_than_the_limit_are_refused(refusal):
-    message = refusal(nested(MOST_NESTED))
+    message = refusal(nested(MAX_DEPTH))
 
     assert message.startswith("networks/mine.yaml:1, layer 1 (residual), body layer 1 (residual), ")
-    assert message.endswith(", body layers: more than 32 lists of layers stand in each other. Nest fewer.")
+    assert message.endswith(", body layers: nested more than 32 lists deep.")
+
+
+def names(steps):
+    return [step.name for step in steps]
+
+
+def outputs(steps):
+    return [step.output for step in steps]
+
+
+CONV_BLOCK = """
+    blocks:
+      unit:
+        takes: {filters, kernel: 3}
+        layers:
+          - conv: {filters: $filters, kernel: $kernel, padding: same}
+          - relu
+"""
+HEAD = """
+      - flatten
+      - dense: classes
+"""
+
+
+def test_a_block_becomes_a_group_with_its_arguments_and_defaults_filled_in(load):
+    mine = load(
+        CONV_BLOCK + "    layers:\n      - unit: {filters: 4}\n      - unit: {kernel: 1, filters: 5}" + HEAD
+    )
+
+    assert mine.model_dump(mode="json")["layers"][:2] == [
+        conv_group(4, 3),
+        conv_group(5, 1),
+    ]
+
+
+def conv_group(filters, kernel):
+    conv = {
+        "filters": filters,
+        "kernel": kernel,
+        "stride": 1,
+        "padding": "same",
+        "padding_mode": "zeros",
+        "dilation": 1,
+        "groups": 1,
+        "bias": True,
+    }
+    return {"group": {"layers": [{"conv": conv}, {"relu": {}}], "block": "unit"}}
+
+
+def test_a_lone_value_is_the_blocks_first_argument(load):
+    mine = load(CONV_BLOCK + "    layers:\n      - unit: 4\n      - unit: {filters: 4}" + HEAD)
+
+    first, second, *_ = mine.model_dump(mode="json")["layers"]
+
+    assert first == second
+
+
+def test_a_block_is_named_by_its_word_and_number_or_as_the_line_says(load):
+    mine = load(
+        CONV_BLOCK
+        + "    layers:\n      - unit: 4\n      - unit: {filters: 4, name: middle}\n      - unit: 4"
+        + HEAD
+    )
+
+    assert names(infer(mine, 2, 8)) == ["unit1", "middle", "unit3", "flatten1", "dense1"]
+
+
+def test_a_block_may_use_another_one_and_pass_arguments_on(load):
+    mine = load(
+        """
+        blocks:
+          inner: {takes: {filters}, layers: [{conv: {filters: $filters, kernel: 1}}]}
+          outer: {takes: {wide}, layers: [{inner: 2}, {inner: $wide}]}
+        layers: [{outer: 7}, flatten, {dense: classes}]
+        """
+    )
+
+    (inner,) = infer(mine, 2, 8)[0].parts
+
+    assert outputs(inner) == [(2, 8, 8), (7, 8, 8)]
+
+
+def test_layers_can_be_an_argument_and_may_use_the_block_that_takes_them(load):
+    mine = load(
+        """
+        blocks:
+          adding: {takes: {what}, layers: [{residual: $what}]}
+        layers:
+          - adding: {what: [relu, {adding: {what: [tanh]}}]}
+          - flatten
+          - dense: classes
+        """
+    )
+
+    outer = infer(mine, 2, 8)[0].parts[0][0]
+    body = outer.parts[0]
+
+    assert names(body) == ["relu1", "adding1"]
+    assert names(body[1].parts[0][0].parts[0]) == ["tanh1"]
+
+
+def test_a_block_can_choose_a_layer_by_its_argument(load):
+    mine = load(
+        "blocks: {then: {takes: {what: relu}, layers: [$what]}}\nlayers: [then, {then: tanh}, flatten, {dense: classes}]"
+    )
+
+    assert [names(step.parts[0]) for step in infer(mine, 2, 8)[:2]] == [["relu1"], ["tanh1"]]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "line", "message"),
+    [
+        ("{b: {takes: {x, y: 2}, layers: [{conv: {filters: $x, kernel: $y}}]}}", "{b: {y: 3}}", "layer 1 (b): `x` must be given. The block takes: x, y"),
+        ("{b: {takes: {x}, layers: [{dense: $x}]}}", "{b: {xs: 3}}", "layer 1 (b): unknown argument `xs`; did you mean `x`?"),
+        ("{b: {takes: {x}, layers: [{dense: $x}]}}", "{b: }", "layer 1 (b): `x` must be given. The block takes: x"),
+        ("{b: {layers: [relu]}}", "{b: {x: 3}}", "layer 1 (b): unknown argument `x`; it takes none"),
+        ("{b: {layers: [relu]}}", "{b: 3}", "layer 1 (b) takes no arguments, found 3. Write `- b`."),
+        ("{b: {takes: {x}, layers: [{dense: $x}]}}", "{b: {x: 3, name: b.c}}", "layer 1 (b): `b.c` is not a name: use only letters, digits and _"),
+        ("{b: {layers: relu}}", "b", "layer 1 (b), layers: expected a list with one layer per line, found 'relu'"),
+    ],
+)  # fmt: skip
+def test_wrong_use_of_a_block_is_refused_at_the_line_that_uses_it(refusal, blocks, line, message):
+    assert refusal(f"blocks: {blocks}\nlayers:\n  - {line}\n") == f"networks/mine.yaml:3, {message}"
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        ("[b]", "networks/mine.yaml:1, blocks: expected `name:` with `layers:` below it, found ['b']"),
+        ("\n  conv: {layers: [relu]}", "networks/mine.yaml:2, block `conv` has the name of a layer. Rename the block."),
+        ("\n  relu: {layers: [tanh]}", "networks/mine.yaml:2, block `relu` has the name of a layer. Rename the block."),
+        ("\n  a-b: {layers: [relu]}", "networks/mine.yaml:2, block `a-b`: a name has only letters, digits and _. Rename the block."),
+        ("\n  b: [relu]", "networks/mine.yaml:2, block `b` must have `layers:` and a list below it, found ['relu']"),
+        ("\n  b:\n    layers: [relu]\n    take: {x}", "networks/mine.yaml:4, block `b`: unknown key `take`; did you mean `takes`?"),
+        ("\n  b: {takes: [x], layers: [{dense: $x}]}", "networks/mine.yaml:2, block `b`: `takes` lists arguments, such as {filters, stride: 1} (`name` is reserved), found ['x']"),
+        ("\n  b: {takes: {name}, layers: [{dense: $name}]}", "networks/mine.yaml:2, block `b`: `takes` lists arguments, such as {filters, stride: 1} (`name` is reserved), found {name: None}"),
+        ("\n  b:\n    takes: {x: 1}\n    layers: [relu]", "networks/mine.yaml:3, block `b` takes `x`, but none of its layers uses `$x`. Use it, or remove it."),
+    ],
+)  # fmt: skip
+def test_an_invalid_block_is_refused_at_its_line(refusal, blocks, message):
+    assert refusal(f"blocks: {blocks}\nlayers: [flatten, {{dense: classes}}]\n") == message
+
+
+@pytest.mark.parametrize(
+    ("takes", "message"),
+    [
+        ("{filters}", "takes no argument `filter`; did you mean `filters`?"),
+        ("{}", "takes no argument `filter`; it takes none: add `takes: {filter}`"),
+    ],
+)
+def test_an_argument_that_the_block_does_not_take_is_refused_where_it_is_used(refusal, takes, message):
+    used = "[{dense: $filters}]" if takes == "{filters}" else "[relu]"
+    text = f"blocks:\n  b:\n    takes: {takes}\n    layers:\n      - residual: {used}\n      - dense: $filter\nlayers: [{{b: {{{'filters: 1' if takes != '{}' else ''}}}}}]\n"
+
+    assert refusal(text) == f"networks/mine.yaml:6, block `b` {message}"
+
+
+@pytest.mark.parametrize(
+    ("blocks", "cycle"),
+    [
+        ("a: {layers: [relu, {residual: [a]}]}", "a → a"),
+        ("a: {layers: [b]}\n  b: {layers: [{group: {layers: [a]}}]}", "a → b → a"),
+        ("a: {layers: [b]}\n  b: {layers: [c]}\n  c: {layers: [b]}", "b → c → b"),
+    ],
+)
+def test_a_block_that_contains_itself_is_refused_with_the_cycle(refusal, blocks, cycle):
+    message = refusal(f"blocks:\n  {blocks}\nlayers: [a]\n")
+
+    line = 1 + len(blocks.splitlines())
+    assert message.startswith(f"networks/mine.yaml:{line}, layer 1 (a), ")
+    assert message.endswith(f": block `{cycle[0]}` contains itself: {cycle}.")
+
+
+def test_a_block_that_passes_itself_on_as_an_argument_contains_itself(refusal):
+    message = refusal(
+        """
+        blocks:
+          adding: {takes: {what}, layers: [{residual: $what}]}
+          a: {layers: [{adding: {what: [relu, a]}}]}
+        layers: [a]
+        """
+    )
+
+    assert "block `a` contains itself: a → a." in message
+
+
+def test_aliases_of_aliases_in_a_block_cost_neither_time_nor_memory(refusal):
+    bomb = "[relu, relu]"
+    for n in range(30):
+        bomb = f"[&a{n} {bomb}, *a{n}]"
+
+    message = refusal(f"blocks: {{b: {{layers: {bomb}}}}}\nlayers: [b]\n")
+
+    assert message.startswith("networks/mine.yaml:1, layer 1 (b), layer 1: expected one layer")
+    assert len(message) < 400
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (3, "3"),
+        (None, "None"),
+        ([["relu"]], "[['relu']]"),
+        ({"a": 1, "b": [2]}, "{a: 1, b: [2]}"),
+        ([1, 2, 3, 4, 5], "[1, 2, 3, 4, …]"),
+        ({"a": 1, "b": 2, "c": 3, "d": 4, "e": 5}, "{a: 1, b: 2, c: 3, d: 4, …}"),
+        ([[[1]]], "[[[…]]]"),
+        ("x" * 100, "'" + "x" * 78 + "…"),
+    ],
+)
+def test_a_value_is_abbreviated_for_a_message(value, written):
+    assert abbreviate(value) == written

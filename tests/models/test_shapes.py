@@ -1,4 +1,4 @@
-"""Volumes by arithmetic against volumes by torch, on random layers."""
+"""Shapes by arithmetic: equal to torch's on random layers; images that are too small; layers that do not fit."""
 
 import pytest
 import torch
@@ -8,11 +8,21 @@ from torch import nn
 from torch.nn import functional
 
 from convoy.core.errors import NetworkError
-from convoy.models import modules
-from convoy.models.fitting import placed
+from convoy.data.settings import DataParams
+from convoy.models import modules, spec
 from convoy.models.layer_types import Conv, pair
-from convoy.models.parser import Reader
-from convoy.models.shapes import MisfitError, chain, describe, same_padding
+from convoy.models.parser import SpecParser
+from convoy.models.shapes import (
+    LARGEST_PX,
+    TooSmallError,
+    chain,
+    describe,
+    infer,
+    same_padding,
+    smallest_px,
+)
+from convoy.models.spec import Spec
+from network_specs import HEAD, SHIPPED, network
 
 MODES = {"zeros": "constant", "replicate": "replicate", "reflect": "reflect", "circular": "circular"}
 
@@ -61,7 +71,7 @@ images = st.tuples(st.sampled_from([1, 2, 3, 6]), st.integers(1, 9), st.integers
 
 
 def read(*given):
-    return Reader().layers(list(given))
+    return SpecParser().layers(list(given))
 
 
 def pads(conv, volume):
@@ -98,13 +108,13 @@ def by_torch(layer, volume, module):
     return image, made
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(st.one_of(convs(), pools()), images)
 def test_a_layer_takes_makes_and_refuses_what_torchs_does(given_layer, volume):
     (layer,) = read(given_layer)
     try:
         (step,) = chain((layer,), volume, 2)
-    except (MisfitError, NetworkError) as refusal:
+    except (TooSmallError, NetworkError) as refusal:
         assert isinstance(refusal, NetworkError) == ("groups" in str(refusal))  # noqa: PT017 (either may come, or none)
         with pytest.raises(RuntimeError):
             by_torch(layer, volume, None)
@@ -113,16 +123,16 @@ def test_a_layer_takes_makes_and_refuses_what_torchs_does(given_layer, volume):
 
     image, expected = by_torch(layer, volume, module)
 
-    assert step.leaves == tuple(expected.shape[1:])
+    assert step.output == tuple(expected.shape[1:])
     torch.testing.assert_close(module(image), expected)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(st.one_of(convs(), pools(), adaptive, others), min_size=1, max_size=5), images)
 def test_every_volume_on_the_way_through_a_network_is_that_of_torch(given_layers, volume):
     try:
         steps = chain(read(*given_layers), volume, 2)
-    except (MisfitError, NetworkError):
+    except (TooSmallError, NetworkError):
         return
     network = modules.network(steps, auxiliary=False)
     seen = []
@@ -131,8 +141,8 @@ def test_every_volume_on_the_way_through_a_network_is_that_of_torch(given_layers
 
     network.eval()(torch.rand((2, *volume)))
 
-    assert [step.leaves for step in steps] == seen
-    assert [step.arrives for step in steps] == [volume, *seen[:-1]]
+    assert [step.output for step in steps] == seen
+    assert [step.input for step in steps] == [volume, *seen[:-1]]
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
@@ -169,9 +179,9 @@ def test_each_repetition_branch_and_group_is_placed_with_what_arrives_at_it(load
         """
     )
 
-    steps = placed(mine, 4, 10)
+    steps = infer(mine, 4, 10)
 
-    assert [(step.name, step.leaves) for step in steps] == [
+    assert [(step.name, step.output) for step in steps] == [
         ("repeat1", (2, 4, 4)),
         ("branches1", (7, 4, 4)),
         ("halve", (7, 2, 2)),
@@ -180,32 +190,33 @@ def test_each_repetition_branch_and_group_is_placed_with_what_arrives_at_it(load
         ("flatten1", (16,)),
         ("dense1", (4,)),
     ]
-    assert [part[0].arrives for part in steps[0].parts] == [(3, 10, 10), (2, 8, 8), (2, 6, 6)]
+    assert [part[0].input for part in steps[0].parts] == [(3, 10, 10), (2, 8, 8), (2, 6, 6)]
     assert [len(part) for part in steps[1].parts] == [0, 1]
     assert [[step.name for step in part] for part in steps[3].parts] == [["conv1"], ["conv1", "norm1"]]
-    assert [step.leaves for step in steps[4].parts[0]] == [(16,), (4,)]
+    assert [step.output for step in steps[4].parts[0]] == [(16,), (4,)]
 
 
 @pytest.mark.parametrize(
-    ("layer", "said"),
+    ("layer", "label", "facts"),
     [
-        ("{dense: classes}", " (dense) needs a flat row, but the volume 8×8×3 arrives. Put `- flatten` before it."),
-        ("{residual: [{max_pool: 2}]}", " (residual) cannot add 8×8×3 to the 4×4×3 that its body makes. Give it a `shortcut` that makes 4×4×3, such as a conv with kernel 1."),
-        ("{residual: {body: [relu], shortcut: [{max_pool: 2}]}}", " (residual) cannot add 4×4×3 to the 8×8×3 that its body makes. Give it a `shortcut` that makes 8×8×3, such as a conv with kernel 1."),
-        ("{conv: {filters: 4, kernel: 1, groups: 2}}", " (conv): groups 2 must divide the 3 channels that arrive and the 4 filters"),
-        ("{conv: {filters: 4, kernel: 1, groups: 3}}", " (conv): groups 3 must divide the 3 channels that arrive and the 4 filters"),
-        ("glu", " (glu) halves the channels, but 8×8×3 arrives. Make their number even."),
-        ("{branches: {left: [{max_pool: 2}], right: [relu]}}", " (branches) cannot put its branches behind each other, since heights and widths differ: left 4×4×3, right 8×8×3. Give their layers the same strides, and padding `same`."),
-        ("{branches: {left: [flatten], right: [relu]}}", " (branches) cannot put its branches behind each other, since heights and widths differ: left a row of 192, right 8×8×3. Give their layers the same strides, and padding `same`."),
-        ("{auxiliary: {weight: 1, layers: [flatten, {dense: 5}]}}", " (auxiliary) ends in a row of 5, not in one number for each of the 4 classes. Let its last layers be `- flatten` and `- dense: classes`."),
-        ("{auxiliary: {weight: 1, layers: [relu]}}", " (auxiliary) ends in 8×8×3, not in one number for each of the 4 classes. Let its last layers be `- flatten` and `- dense: classes`."),
-        ("{group: {layers: [relu, {dense: 3}]}}", " (group), layer 2 (dense) needs a flat row, but the volume 8×8×3 arrives. Put `- flatten` before it."),
+        ("{dense: classes}", "(dense)", ["flat row", "8×8×3", "`- flatten` before"]),
+        ("{residual: [{max_pool: 2}]}", "(residual)", ["add 8×8×3 to the 4×4×3", "`shortcut` whose output is 4×4×3"]),
+        ("{residual: {body: [relu], shortcut: [{max_pool: 2}]}}", "(residual)", ["add 4×4×3 to the 8×8×3"]),
+        ("{conv: {filters: 4, kernel: 1, groups: 2}}", "(conv)", ["groups 2", "3 input channels"]),
+        ("{conv: {filters: 4, kernel: 1, groups: 3}}", "(conv)", ["groups 3", "4 filters"]),
+        ("glu", "(glu)", ["even number", "8×8×3"]),
+        ("{branches: {left: [{max_pool: 2}], right: [relu]}}", "(branches)", ["left 4×4×3, right 8×8×3", "padding `same`"]),
+        ("{branches: {left: [flatten], right: [relu]}}", "(branches)", ["left a row of 192, right 8×8×3"]),
+        ("{auxiliary: {weight: 1, layers: [flatten, {dense: 5}]}}", "(auxiliary)", ["a row of 5", "4 classes", "`- dense: classes`"]),
+        ("{auxiliary: {weight: 1, layers: [relu]}}", "(auxiliary)", ["8×8×3", "4 classes"]),
+        ("{group: {layers: [relu, {dense: 3}]}}", "(group), layer 2 (dense)", ["8×8×3"]),
     ],
 )  # fmt: skip
-def test_layers_that_do_not_fit_each_other_are_refused_with_place_and_remedy(misfit, layer, said):
-    assert (
-        misfit(f"layers: [{layer}, flatten, {{dense: classes}}]\n") == f"networks/mine.yaml:1, layer 1{said}"
-    )
+def test_layers_that_do_not_fit_each_other_are_refused_with_location_and_remedy(misfit, layer, label, facts):
+    message = misfit(f"layers: [{layer}, flatten, {{dense: classes}}]\n")
+
+    assert message.startswith(f"networks/mine.yaml:1, layer 1 {label}")
+    assert [fact for fact in facts if fact not in message] == []
 
 
 @pytest.mark.parametrize(
@@ -213,60 +224,168 @@ def test_layers_that_do_not_fit_each_other_are_refused_with_place_and_remedy(mis
     ["norm", "{max_pool: 2}", "{conv: {filters: 1, kernel: 1}}", "global_avg_pool", "{adaptive_avg_pool: 1}", "softmax2d",
      "{local_response_norm: 2}", "{branches: [[relu], [relu]]}"],
 )  # fmt: skip
-def test_a_flat_row_is_refused_by_what_needs_a_volume(misfit, word):
+def test_a_flat_row_is_refused_by_layers_that_need_a_volume(misfit, word):
     message = misfit(f"layers:\n  - flatten\n  - {word}\n  - dense: classes\n")
 
-    kind = word.strip("{").split(":")[0]
-    assert message == (
-        f"networks/mine.yaml:3, layer 2 ({kind}) needs a volume, but a row of 192 arrives. Put it before `- flatten`."
+    assert message.startswith(
+        f"networks/mine.yaml:3, layer 2 ({word.strip('{').split(':')[0]}) needs a volume"
     )
+    assert "a row of 192" in message
 
 
 @pytest.mark.parametrize(
-    "layer",
+    ("first", "second", "name"),
     [
-        "{relu: {name: twin}}",
-        "{conv: {filters: 1, kernel: 1, name: twin}}",
-        "{group: {layers: [relu], name: twin}}",
+        ("tanh: {name: twin}", "{relu: {name: twin}}", "twin"),
+        ("tanh: {name: twin}", "{conv: {filters: 1, kernel: 1, name: twin}}", "twin"),
+        ("tanh: {name: twin}", "{group: {layers: [relu], name: twin}}", "twin"),
+        ("relu", "{tanh: {name: relu1}}", "relu1"),
     ],
 )
-def test_two_layers_of_one_name_beside_each_other_are_refused(misfit, layer):
-    assert misfit(f"layers:\n  - tanh: {{name: twin}}\n  - {layer}\n").endswith(
-        ": another layer beside it is called `twin`. Give one of them another name."
-    )
-    assert misfit("layers:\n  - relu\n  - tanh: {name: relu1}\n") == (
-        "networks/mine.yaml:3, layer 2 (tanh): another layer beside it is called `relu1`. Give one of them another name."
-    )
+def test_two_layers_of_the_same_name_in_a_list_are_refused(misfit, first, second, name):
+    message = misfit(f"layers:\n  - {first}\n  - {second}\n")
+
+    assert message.startswith("networks/mine.yaml:3, layer 2 (")
+    assert f"is named `{name}`" in message
 
 
-def test_layers_in_different_lists_may_have_one_name(load):
+def test_layers_in_different_lists_may_have_the_same_name(load):
     mine = load(
         "layers: [{relu: {name: x}}, {group: {layers: [{tanh: {name: x}}]}}, flatten, {dense: classes}]\n"
     )
 
-    assert len(placed(mine, 2, 8)) == 4
+    assert len(infer(mine, 2, 8)) == 4
 
 
 @pytest.mark.parametrize(
-    ("layer", "volume", "said"),
+    ("layer", "volume", "message"),
     [
         ({"conv": {"filters": 1, "kernel": 5}}, (3, 4, 6), "4×6×3 (a window of 5 pixels does not fit into 4)"),
         ({"conv": {"filters": 1, "kernel": 3, "dilation": 3, "padding": 1}}, (3, 9, 4), "9×4×3 (a window of 7 pixels does not fit into 6)"),
         ({"conv": {"filters": 1, "kernel": 3, "padding": 2, "padding_mode": "reflect"}}, (3, 2, 9), "2×9×3 (a reflection of 2 pixels needs a longer side)"),
-        ({"conv": {"filters": 1, "kernel": 3, "padding": 3, "padding_mode": "circular"}}, (3, 2, 9), "2×9×3 (it cannot wrap around 3 pixels)"),
+        ({"conv": {"filters": 1, "kernel": 3, "padding": 3, "padding_mode": "circular"}}, (3, 2, 9), "2×9×3 (circular padding of 3 pixels needs a side as long)"),
         ({"max_pool": {"kernel": 4, "padding": 1}}, (3, 1, 9), "1×9×3 (a window of 4 pixels does not fit into 3)"),
     ],
 )  # fmt: skip
-def test_a_volume_too_small_is_refused_with_itself_and_the_reason(layer, volume, said):
+def test_a_volume_too_small_is_refused_with_its_sides_and_the_reason(layer, volume, message):
     word = next(iter(layer))
-    with pytest.raises(MisfitError) as caught:
+    with pytest.raises(TooSmallError) as caught:
         chain(read("relu", layer), volume, 2)
 
-    assert str(caught.value) == f"layer 2 ({word}) cannot take the volume {said}"
+    assert str(caught.value) == f"layer 2 ({word}) cannot take the volume {message}"
 
 
 def test_a_flat_row_stays_flat():
     steps = chain(read("flatten", "flatten", {"dropout": 0.1}, "relu", {"dense": 6}, "glu"), (2, 3, 4), 2)
 
-    assert [step.leaves for step in steps] == [(24,), (24,), (24,), (24,), (6,), (3,)]
+    assert [step.output for step in steps] == [(24,), (24,), (24,), (24,), (6,), (3,)]
     assert isinstance(modules.network(steps, auxiliary=False).dense1, nn.Linear)
+
+
+SMALLEST = {
+    "alexnet": 63,
+    "alexnet_2012": 63,
+    "convnet": 8,
+    "googlenet": 15,
+    "inception_v3": 299,
+    "lenet5": 16,
+    "resnet18": 1,
+    "resnet50": 1,
+    "vgg11": 32,
+    "vgg13": 32,
+    "vgg16": 32,
+    "vgg19": 32,
+}
+
+
+def refused(chosen: Spec, px: int, classes: int = 10) -> str:
+    with pytest.raises(NetworkError) as caught:
+        infer(chosen, classes, px)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", spec.names(SHIPPED))
+def test_the_smallest_side_of_a_shipped_network_works_and_none_below_it(name):
+    chosen = spec.load(name, SHIPPED)
+
+    assert smallest_px(chosen.layers, 10, 1) == SMALLEST[name]
+    assert infer(chosen, 10, SMALLEST[name])[-1].output == (10,)
+    for px in range(max(1, SMALLEST[name] - 3), SMALLEST[name]):
+        message = refused(chosen, px)
+        assert f"{name} does not take images of {px} px: " in message
+        assert f"The smallest that works is {SMALLEST[name]}: set data.image_px to it" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "px", "line", "cause"),
+    [
+        ("lenet5", 8, 9, "layer 4 (conv) cannot take the volume 2×2×6 (a window of 5 pixels does not fit into 2)"),
+        ("lenet5", 15, 11, "layer 6 (max_pool) cannot take the volume 1×1×16"),
+        ("alexnet", 62, 19, "layer 13 (max_pool) cannot take the volume 2×2×256"),
+        ("vgg11", 31, 26, "layer 13 (max_pool) cannot take the volume 1×1×512"),
+    ],
+)  # fmt: skip
+def test_images_too_small_are_refused_with_location_volume_and_the_smallest_side(name, px, line, cause):
+    message = refused(spec.load(name, SHIPPED), px)
+
+    assert message.startswith(
+        f"{name} does not take images of {px} px: {SHIPPED}/{name}.yaml:{line}, {cause}"
+    )
+    assert f"The smallest that works is {SMALLEST[name]}: set data.image_px to it" in message
+
+
+def test_images_that_only_an_auxiliary_head_cannot_take_are_refused_with_both_sides():
+    message = refused(spec.load("inception_v3", SHIPPED), 96)
+
+    assert "layer 16 (auxiliary), layer 1 (avg_pool) cannot take the volume 4×4×768" in message
+    assert "The smallest that works is 299" in message
+    assert "Without its auxiliary heads 96 works" in message
+
+
+def test_images_too_small_even_without_auxiliary_heads_are_refused_with_the_side_that_works_then():
+    assert "Without its auxiliary heads 75 works" in refused(spec.load("inception_v3", SHIPPED), 20)
+
+
+def test_a_layer_that_fits_at_no_size_is_refused_without_a_side():
+    giant = network({"conv": {"filters": 1, "kernel": LARGEST_PX + 1}}, *HEAD)
+
+    message = refused(giant, 1000)
+
+    assert "cannot take the volume 1000×1000×3 (a window of 1025 pixels does not fit into 1000)" in message
+    assert "No side up to 1024 works" in message
+
+
+def uneven(*rest):
+    halves = [[{"max_pool": 2}], [{"conv": {"filters": 1, "kernel": 1, "stride": 2, "padding": "same"}}]]
+    return network({"branches": halves}, {"conv": {"filters": 1, "kernel": 2}}, *rest)
+
+
+def test_a_side_at_which_branches_differ_does_not_count_as_working():
+    assert "The smallest that works is 4:" in refused(uneven(*HEAD), 2)
+    assert "different height or width: branch1 2×2×3, branch2 3×3×1" in refused(uneven(*HEAD), 5)
+
+
+def test_layers_that_fit_each_other_at_no_size_are_refused_for_the_mismatch_not_the_size():
+    never = network({"max_pool": 4}, {"dense": "classes"})
+
+    assert refused(never, 2).startswith("layer 2 (dense) needs a flat row, but its input is the volume 1×1×3")
+
+
+@pytest.mark.parametrize(
+    ("layers", "output"), [(["flatten", {"dense": 5}], "a row of 5"), (["relu"], "8×8×3")]
+)
+def test_a_network_that_does_not_end_in_classes_is_refused_with_the_remedy(layers, output):
+    message = refused(network(*layers), 8, classes=4)
+
+    assert message.startswith(f"mine ends in {output}, not in one number for each of the 4 classes.")
+    assert "`- dense: classes`" in message
+
+
+def test_the_search_for_a_side_ends_at_the_limit_of_params_yaml():
+    [limit] = [
+        constraint.le
+        for constraint in DataParams.model_fields["image_px"].metadata
+        if hasattr(constraint, "le")
+    ]
+
+    assert limit == LARGEST_PX

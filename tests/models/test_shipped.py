@@ -1,19 +1,17 @@
-"""The shipped networks are what they say: torchvision's twins to the bit, with the sizes in their comments."""
+"""The shipped networks: outputs equal to those of torchvision's twins, and the sizes in their comments."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
 from torchvision import models
 
 from convoy.models import modules, spec
-from convoy.models.assembled import WithAuxiliary
 from convoy.models.build import assemble
-from convoy.models.fitting import placed
-from convoy.models.shapes import Step, chain
+from convoy.models.modules import WithAuxiliary
+from convoy.models.shapes import Step, chain, infer
+from network_specs import SHIPPED
 
-SHIPPED = Path(__file__).parents[2] / "networks"
 PARAMETERS = {
     "alexnet": (61_100_840, 61_100_840),
     "alexnet_2012": (60_965_224, 60_965_224),
@@ -193,7 +191,7 @@ def test_every_volume_in_a_comment_is_the_one_that_its_line_makes(name):
     path = SHIPPED / f"{name}.yaml"
     shipped = spec.load(name, SHIPPED)
     px, classes, *_ = HEADER.search(path.read_text()).groups()
-    steps = list(every(placed(shipped, int(classes), int(px))))
+    steps = list(every(infer(shipped, int(classes), int(px))))
     checked = 0
 
     for line, text in enumerate(path.read_text().splitlines(), start=1):
@@ -201,15 +199,15 @@ def test_every_volume_in_a_comment_is_the_one_that_its_line_makes(name):
         if not found:
             continue
         arrives, leaves, made = found.groups()
-        here = [step for step in steps if step.layer.place.startswith(f"{path}:{line}, ")]
+        here = [step for step in steps if step.layer.location.startswith(f"{path}:{line}, ")]
         here = [
             step
             for step in here
-            if step.layer.place.count("layer ") == min(s.layer.place.count("layer ") for s in here)
+            if step.layer.location.count("layer ") == min(s.layer.location.count("layer ") for s in here)
         ]
         assert here, f"{path}:{line} makes no layer"
-        assert {written(step.leaves) for step in here} == {leaves or made}, f"{path}:{line}"
-        assert not arrives or {written(step.arrives) for step in here} == {arrives}, f"{path}:{line}"
+        assert {written(step.output) for step in here} == {leaves or made}, f"{path}:{line}"
+        assert not arrives or {written(step.input) for step in here} == {arrives}, f"{path}:{line}"
         checked += 1
 
     assert checked >= 4

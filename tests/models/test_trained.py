@@ -8,7 +8,7 @@ from torch import nn
 from convoy.core.errors import NetworkError
 from convoy.models import trained
 from convoy.models.spec import Spec
-from convoy.models.trained import ModelFacts
+from convoy.models.trained import ModelFacts, NormalizedModel
 
 LAYERS = [
     {"conv": {"filters": 4, "kernel": 3}},
@@ -69,7 +69,7 @@ def test_weights_with_code_in_them_are_refused(tmp_path):
     trained.save(tmp_path, trained.make(FACTS), FACTS)
     torch.save({"conv1.weight": Bomb()}, tmp_path / trained.WEIGHTS)
 
-    with pytest.raises(NetworkError, match=r"is no file of tensors alone and is not loaded.*dvc checkout"):
+    with pytest.raises(NetworkError, match=r"holds pickled code and is not loaded.*dvc checkout"):
         trained.load(tmp_path)
     assert not (tmp_path / "exploded").exists()
 
@@ -78,7 +78,7 @@ def test_weights_of_another_network_are_refused(tmp_path):
     trained.save(tmp_path, trained.make(FACTS), FACTS)
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / trained.WEIGHTS)
 
-    with pytest.raises(NetworkError, match=r"do not belong together(.|\n)*dvc checkout"):
+    with pytest.raises(NetworkError, match=r"weights\.pt does not match(.|\n)*dvc checkout"):
         trained.load(tmp_path)
 
 
@@ -88,12 +88,12 @@ def test_a_missing_model_is_refused_with_the_command_that_makes_it(tmp_path):
 
 
 @pytest.mark.parametrize("file", [trained.WEIGHTS, trained.FACTS])
-def test_half_a_file_is_refused(tmp_path, file):
+def test_a_truncated_file_is_refused(tmp_path, file):
     trained.save(tmp_path, trained.make(FACTS), FACTS)
     content = (tmp_path / file).read_bytes()
     (tmp_path / file).write_bytes(content[: len(content) // 2])
 
-    with pytest.raises(NetworkError, match=r"holds no model that this version reads(.|\n)*dvc checkout"):
+    with pytest.raises(NetworkError, match=r"holds no model that this version can read(.|\n)*dvc checkout"):
         trained.load(tmp_path)
 
 
@@ -103,7 +103,7 @@ def test_facts_with_a_layer_that_this_version_does_not_have_are_refused(tmp_path
     (tmp_path / trained.FACTS).write_text(facts)
 
     with pytest.raises(
-        NetworkError, match=r"holds no model that this version reads: layer 3: unknown layer `relu9`"
+        NetworkError, match=r"holds no model that this version can read: layer 3: unknown layer `relu9`"
     ):
         trained.load(tmp_path)
 
@@ -141,5 +141,26 @@ def test_auxiliary_heads_are_not_saved(tmp_path):
     assert trained.make(facts, auxiliary=True).network.late.weight == 0.3
 
 
-def test_a_model_is_made_without_auxiliary_heads_unless_asked():
+def test_auxiliary_heads_are_built_on_request_only():
     assert isinstance(trained.make(WITH_HEADS).train()(torch.zeros(2, 3, 8, 8)), torch.Tensor)
+
+
+def test_pixels_are_normalised_with_the_statistics_of_each_channel():
+    pixels = torch.tensor([255.0, 0.0, 51.0]).view(1, 3, 1, 1)
+
+    normalised = NormalizedModel(nn.Flatten(), mean=[0.5, 0.5, 0.1], std=[0.25, 0.5, 0.2])(pixels)
+
+    assert normalised.tolist()[0] == pytest.approx([2.0, -1.0, 0.5])
+
+
+def test_a_channel_that_never_varies_stays_finite():
+    pixels = torch.full((1, 3, 1, 1), 128.0)
+
+    normalised = NormalizedModel(nn.Flatten(), mean=[128 / 255, 0.0, 0.0], std=[0.0, 1.0, 1.0])(pixels)
+
+    assert normalised.isfinite().all()
+    assert normalised[0, 0] == 0
+
+
+def test_the_statistics_are_not_saved_with_the_weights():
+    assert not NormalizedModel(nn.Flatten(), [0.5] * 3, [0.5] * 3).state_dict()

@@ -14,7 +14,7 @@ from convoy.core import params, yaml
 from convoy.explain.table import tabulate
 from convoy.models import spec
 from convoy.models.build import assemble
-from convoy.models.fitting import smallest
+from convoy.models.shapes import smallest_px
 
 PAGES = (
     "README.md",
@@ -192,4 +192,4 @@ def test_the_figures_of_the_shipped_networks_are_right(repository: Path) -> None
         ]
         assert f"{found.parameters:,}" in row
         assert not found.auxiliary_parameters or f"{found.parameters + found.auxiliary_parameters:,}" in row
-        assert f"| {smallest(shipped.layers, 10, 1)} px |" in row
+        assert f"| {smallest_px(shipped.layers, 10, 1)} px |" in row

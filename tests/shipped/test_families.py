@@ -18,7 +18,7 @@ from convoy.evaluation.evaluate import evaluate
 from convoy.evaluation.settings import EvaluateParams
 from convoy.export import onnx_graph
 from convoy.models import spec
-from convoy.models.fitting import smallest
+from convoy.models.shapes import smallest_px
 from convoy.training.fit import fit
 from convoy.training.settings import TrainParams
 from small_networks import miniature
@@ -64,7 +64,7 @@ def test_a_miniature_of_every_shipped_network_becomes_a_proven_model(
 ) -> None:
     monkeypatch.chdir(ROOT)
     network = miniature(spec.load(name))
-    px = smallest(network.layers, len(CLASSES), 32)
+    px = smallest_px(network.layers, len(CLASSES), 32)
     data = params.section("data", DataParams).model_copy(update={"image_px": px})
     train = params.section("train", TrainParams)
     train = train.model_copy(update={"epochs": 3, "batch_size": 8, "precision": 32, "lr": 0.01})

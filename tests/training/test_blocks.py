@@ -4,8 +4,8 @@ from torch import nn
 
 from clones import REPOSITORY
 from convoy.core.errors import NetworkError
-from convoy.models.assembled import Auxiliary, Group
 from convoy.models.build import assemble
+from convoy.models.modules import Auxiliary, Group
 from convoy.models.spec import Spec, load, names
 from convoy.training.blocks import blocks
 

@@ -14,8 +14,8 @@ from convoy.core import files
 from convoy.core.errors import NetworkError, RequestError
 from convoy.models import torchvision
 from convoy.models.build import build
-from convoy.models.deployable import NormalizedModel
 from convoy.models.spec import Spec
+from convoy.models.trained import NormalizedModel
 from convoy.training.pretrained import Starting, graft, read
 from convoy.training.weight_pins import Pin
 

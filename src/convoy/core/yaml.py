@@ -3,19 +3,38 @@
 import copy
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.constructor import ConstructorError, DuplicateKeyError, SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import MappingNode, Node
+from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from convoy.core import files
 from convoy.core.errors import RequestError
+
+
+class LocatedList(list[Any]):
+    """A list that carries the line of each item in its file, from 1."""
+
+    lines: list[int]
+
+
+class LocatedDict(dict[str, Any]):
+    """A mapping that carries the line of each key in its file, from 1."""
+
+    lines: dict[str, int]
+
+
+def line_of(container: object, key: str | int) -> int:
+    """Return the line of an item; 0 where the container was not read from a file."""
+    if isinstance(container, LocatedList) and isinstance(key, int):
+        return container.lines[key]
+    return container.lines.get(str(key), 0) if isinstance(container, LocatedDict) else 0
 
 
 def load(text: str, name: str = "YAML text") -> Any:  # noqa: ANN401 (as wide as YAML)
@@ -28,7 +47,7 @@ def load(text: str, name: str = "YAML text") -> Any:  # noqa: ANN401 (as wide as
     Raises:
         RequestError: naming file and line of what is not valid YAML, or of a key that occurs twice.
     """
-    return copy.deepcopy(_parse(text, name))  # callers may change it
+    return copy.deepcopy(_parse_plain(text, name))  # callers may change it
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -37,8 +56,24 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         RequestError: the file does not exist, is not UTF-8 or valid YAML, or holds no mapping.
     """
+    return _mapping(path, load)
+
+
+def read_located(path: Path) -> LocatedDict:
+    """Load a YAML file like `read`, with the line of every key and list item; keys become strings.
+
+    Raises:
+        RequestError: as `read`, and for an alias that contains itself.
+    """
+    content = _mapping(path, partial(_parse, constructor=_LocatedConstructor))
+    if not isinstance(content, LocatedDict):
+        raise TypeError("_LocatedConstructor makes LocatedDicts")
+    return content
+
+
+def _mapping(path: Path, parse: Callable[[str, str], Any]) -> dict[str, Any]:
     try:
-        content = load(path.read_text(encoding="utf-8"), str(path))
+        content = parse(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError as error:
         raise RequestError(
             f"{path} does not exist in {Path.cwd()}. Change to the repository's root and try again."
@@ -46,7 +81,8 @@ def read(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise RequestError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     if not isinstance(content, dict):
-        raise RequestError(f"{path} must hold `key: value` lines; it holds {type(content).__name__}.")
+        kind = "a list" if isinstance(content, list) else "nothing" if content is None else "a single value"
+        raise RequestError(f"{path} must hold `key: value` lines; it holds {kind}.")
     return content
 
 
@@ -150,18 +186,64 @@ def _aligned(rest: str, longer: int) -> str:
     return " " * max(1, len(line) - len(comment) - longer) + comment + newline + below
 
 
+class _Constructor(SafeConstructor):
+    """Report a duplicate key without its values, which may be aliases of aliases and fill the memory."""
+
+    def check_mapping_key(self, node: Any, key_node: Any, mapping: Any, key: Any, value: Any) -> bool:  # noqa: ANN401, ARG002 (as ruamel declares it)
+        if key in mapping:
+            raise DuplicateKeyError(problem=f"the key `{key}` occurs twice", problem_mark=key_node.start_mark)
+        return True
+
+
+class _LocatedConstructor(_Constructor):
+    """Construct lists and mappings with their lines."""
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:  # noqa: ANN401, FBT001, FBT002 (as ruamel declares it)
+        if node in self.recursive_objects:
+            raise ConstructorError(problem="an alias contains itself", problem_mark=node.start_mark)
+        try:
+            return super().construct_object(node, deep=deep)
+        except ValueError as error:  # text that does not fit its tag, such as the date 2024-13-45
+            raise ConstructorError(problem=str(error), problem_mark=node.start_mark) from error
+
+    def located_list(self, node: SequenceNode) -> LocatedList:
+        items = LocatedList(self.construct_object(item, deep=True) for item in node.value)
+        items.lines = [_line(item) for item in node.value]
+        return items
+
+    def located_dict(self, node: MappingNode) -> LocatedDict:
+        plain = self.construct_mapping(node, deep=True)
+        content = LocatedDict({str(key): value for key, value in plain.items()})
+        content.lines = {str(self.construct_object(key)): _line(key) for key, _ in node.value}
+        return content
+
+
+_LocatedConstructor.add_constructor("tag:yaml.org,2002:seq", _LocatedConstructor.located_list)
+_LocatedConstructor.add_constructor("tag:yaml.org,2002:map", _LocatedConstructor.located_dict)
+
+
+def _line(node: Node) -> int:
+    return int(node.start_mark.line) + 1
+
+
 @lru_cache(maxsize=32)
-def _parse(text: str, name: str) -> Any:  # noqa: ANN401 (as wide as YAML)
+def _parse_plain(text: str, name: str) -> Any:  # noqa: ANN401 (as wide as YAML)
     """Parse; a stage reads params.yaml once per section, so the last documents are kept."""
+    return _parse(text, name, _Constructor)
+
+
+def _parse(text: str, name: str, constructor: type[SafeConstructor]) -> Any:  # noqa: ANN401 (as wide as YAML)
+    parser = YAML(typ="safe", pure=True)
+    parser.Constructor = constructor
     try:
-        return YAML(typ="safe", pure=True).load(text)
-    except DuplicateKeyError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        key = str(error.problem).partition("found duplicate key ")[2].partition(" with value")[0]
-        raise RequestError(f"{name}{line}: the key {key} occurs twice. Keep one of them.") from error
+        return parser.load(text)
     except MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        if isinstance(error, DuplicateKeyError):
+            raise RequestError(f"{name}{line}: {error.problem}. Keep one of them.") from error
         hint = " Indent with spaces, not tabs." if "\\t" in str(error.problem) else ""
         raise RequestError(f"{name}{line} is not valid YAML: {error.problem}.{hint}") from error
-    except (YAMLError, ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise RequestError(f"{name} is not valid YAML: lists and mappings are nested too deeply.") from error
+    except (YAMLError, ValueError) as error:
         raise RequestError(f"{name} is not valid YAML: {str(error).splitlines()[0]}") from error

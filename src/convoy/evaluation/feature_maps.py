@@ -19,9 +19,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from convoy.core import console
 from convoy.core.errors import NetworkError
 from convoy.evaluation.inference import full_float32
-from convoy.models.assembled import Padded, Sum
-from convoy.models.deployable import NormalizedModel
 from convoy.models.layer_types import ACTIVATIONS
+from convoy.models.modules import Padded, Sum
+from convoy.models.trained import NormalizedModel
 
 Depth = Literal["low", "middle", "high"]
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from convoy.core import console
-from convoy.models.deployable import NormalizedModel
+from convoy.models.trained import NormalizedModel
 
 
 @contextmanager

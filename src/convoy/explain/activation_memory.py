@@ -66,7 +66,7 @@ class _Ledger:
         if isinstance(layer, Residual | Branches):
             for part in step.parts:
                 self.run(part, given)
-            return self.make(prod(step.leaves))
+            return self.make(prod(step.output))
         if isinstance(layer, Auxiliary):
             self.run(step.parts[0], given)
             return given
@@ -78,7 +78,7 @@ class _Ledger:
         given.kept |= _keeps_input(layer, step)
         for elements, size in _extra(layer, step):
             self.make(elements, kept=True, size=size)
-        return self.make(prod(step.leaves), kept=layer.word in _KEEPS_RESULT)
+        return self.make(prod(step.output), kept=layer.word in _KEEPS_RESULT)
 
 
 def kept_bytes(steps: tuple[Step, ...], image_px: int) -> int:
@@ -96,15 +96,15 @@ def _keeps_input(layer: Layer, step: Step) -> bool:
     if isinstance(layer, Conv):
         return not _pads_first(layer, step) or layer.padding_mode in {"replicate", "reflect"}
     if isinstance(layer, AdaptivePool | GlobalAvgPool):
-        return step.leaves[1:] != (1, 1) or layer.word == "adaptive_max_pool"  # the mean of all needs nothing
+        return step.output[1:] != (1, 1) or layer.word == "adaptive_max_pool"  # the mean of all needs nothing
     return not isinstance(layer, Dropout) and layer.word not in {*_KEEPS_RESULT, "tanhshrink"}
 
 
 def _extra(layer: Layer, step: Step) -> list[tuple[int, int]]:
     """List further tensors that a layer keeps: elements, and bytes of each."""
-    made = prod(step.leaves)
+    made = prod(step.output)
     if isinstance(layer, Conv) and _pads_first(layer, step):
-        channels, height, width = step.arrives
+        channels, height, width = step.input
         (top, bottom), (left, right) = padding(layer, (height, width))
         return [(channels * (height + top + bottom) * (width + left + right), FLOAT)]
     if isinstance(layer, Pool | AdaptivePool) and "max" in layer.word:
@@ -113,12 +113,12 @@ def _extra(layer: Layer, step: Step) -> list[tuple[int, int]]:
         return [(made, FLOAT)]
     if isinstance(layer, LocalResponseNorm):
         # The squares with a margin in depth, their mean, and its power.
-        return [(made + (layer.size - 1) * prod(step.arrives[1:]), FLOAT), (made, FLOAT), (made, FLOAT)]
+        return [(made + (layer.size - 1) * prod(step.input[1:]), FLOAT), (made, FLOAT), (made, FLOAT)]
     return []
 
 
 def _pads_first(layer: Conv, step: Step) -> bool:
     """Say whether the padded volume is a tensor of its own: torch's convolution adds only zeros, and alike."""
-    added = padding(layer, (step.arrives[1], step.arrives[2]))
+    added = padding(layer, (step.input[1], step.input[2]))
     uneven = any(before != after for before, after in added)
     return uneven or (layer.padding_mode != "zeros" and any(max(axis) > 0 for axis in added))

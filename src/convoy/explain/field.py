@@ -47,7 +47,7 @@ def through(step: Step, field: Field) -> Field:
     if isinstance(layer, AdaptivePool):
         if pair(layer.side) == (1, 1):
             return None
-        sides = zip(step.arrives[1:], pair(layer.side), strict=True)
+        sides = zip(step.input[1:], pair(layer.side), strict=True)
         return _both(field, *(_adaptive(arriving, side) for arriving, side in sides))
     windows = _windows(layer, step)
     return _both(field, *windows) if windows else field
@@ -75,7 +75,7 @@ _Window = tuple[int, Fraction, int]
 
 def _windows(layer: Layer, step: Step) -> list[_Window]:
     if isinstance(layer, Conv):
-        added = padding(layer, (step.arrives[1], step.arrives[2]))
+        added = padding(layer, (step.input[1], step.input[2]))
         axes = zip(pair(layer.kernel), pair(layer.dilation), pair(layer.stride), added, strict=True)
         return [
             (dilation * (kernel - 1), Fraction(stride), before)

@@ -11,7 +11,7 @@ from convoy.core import files
 from convoy.core.console import info, track
 from convoy.core.errors import ConvoyError
 from convoy.explain.table import tabulate
-from convoy.models import fitting, spec, torchvision
+from convoy.models import shapes, spec, torchvision
 from convoy.models.spec import Spec
 
 
@@ -93,7 +93,7 @@ def _entry(name: str, folder: Path, memory: "Memory", otherwise: tuple[int, int]
         if read.torchvision is not None:
             return memory.describe(read.torchvision).model_copy(update={"name": name})
         wanted, classes = (read.made_for.image_px, read.made_for.classes) if read.made_for else otherwise
-        smallest = fitting.smallest(read.layers, classes, 1)
+        smallest = shapes.smallest_px(read.layers, classes, 1)
         image_px = wanted if read.made_for else max(wanted, smallest or 0)
         return _counted(read, classes, image_px, smallest)
     except ConvoyError as error:
@@ -166,9 +166,9 @@ class Memory(BaseModel):
 def _measure(name: str) -> Entry:
     from torchvision import models  # type: ignore[import-untyped]  # noqa: PLC0415 (a second that layers need not)
 
-    from convoy.models.build import smallest_of_torchvision  # noqa: PLC0415 (needs torch, as above)
+    from convoy.models.build import smallest_px_of_torchvision  # noqa: PLC0415 (needs torch, as above)
 
     published = models.get_model_weights(name).DEFAULT
     image_px, classes = published.transforms().crop_size[0], len(published.meta["categories"])
     read = Spec(name=name, torchvision=name)
-    return _counted(read, classes, image_px, smallest_of_torchvision(name, classes, 0))
+    return _counted(read, classes, image_px, smallest_px_of_torchvision(name, classes, 0))

@@ -20,8 +20,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from convoy.core.dataset import Dataset
 from convoy.explain.position_verdict import CNN, DENSE, Pair, Verdict
 from convoy.models.build import build
-from convoy.models.deployable import NormalizedModel
 from convoy.models.spec import Spec
+from convoy.models.trained import NormalizedModel
 from convoy.training.augment import augment
 from convoy.training.optim import rate
 

@@ -12,7 +12,7 @@ from typing import Any
 from convoy.explain.activation_memory import FLOAT, kept_bytes
 from convoy.explain.field import PIXEL, Field, through, widest
 from convoy.explain.rows import Row, Sides, Table
-from convoy.models import fitting
+from convoy.models import shapes
 from convoy.models.layer_types import (
     Activation,
     AdaptivePool,
@@ -46,7 +46,7 @@ def tabulate(spec: Spec, classes: int, image_px: int) -> Table:
         from convoy.explain.torchvision_table import watch  # noqa: PLC0415 (needs torch, which layers do not)
 
         return watch(spec, classes, image_px)
-    steps = fitting.placed(spec, classes, image_px)
+    steps = shapes.infer(spec, classes, image_px)
     rows, _ = _rows(steps, "", PIXEL)
     return Table(spec.name, image_px, classes, rows, kept_bytes(steps, image_px))
 
@@ -87,8 +87,8 @@ def _plain(step: Step, name: str, seen: Field) -> Row:
     row = Row(
         name,
         step.layer.word,
-        height_width_channels(step.leaves),
-        activation_bytes=FLOAT * prod(step.leaves),
+        height_width_channels(step.output),
+        activation_bytes=FLOAT * prod(step.output),
         receptive_field=_lengths(seen),
     )
     return replace(row, **_facts(step.layer, step))
@@ -108,8 +108,8 @@ def _side_by_side(step: Step, name: str, seen: Field) -> tuple[Row, Field]:
     row = Row(
         name,
         "concat" if isinstance(layer, Branches) else "add",
-        height_width_channels(step.leaves),
-        activation_bytes=FLOAT * prod(step.leaves),
+        height_width_channels(step.output),
+        activation_bytes=FLOAT * prod(step.output),
         receptive_field=_lengths(seen),
         parts=tuple(parts),
     )
@@ -168,16 +168,16 @@ def _flatten(layer: Flatten, step: Step) -> dict[str, Any]:  # noqa: ARG001 (as 
 
 @_facts.register(Norm)
 def _norm(layer: Norm, step: Step) -> dict[str, Any]:  # noqa: ARG001 (as dispatched)
-    return {"parameters": 2 * step.arrives[0]}
+    return {"parameters": 2 * step.input[0]}
 
 
 @_facts.register(Conv)
 def _conv(layer: Conv, step: Step) -> dict[str, Any]:
-    channels, *sides = step.arrives
+    channels, *sides = step.input
     weights = layer.filters * channels // layer.groups * prod(pair(layer.kernel))
     return {
         "parameters": weights + layer.filters * layer.bias,
-        "macs": weights * prod(step.leaves[1:]),
+        "macs": weights * prod(step.output[1:]),
         "kernel": pair(layer.kernel),
         "stride": pair(layer.stride),
         "padding": padding(layer, (sides[0], sides[1])),
@@ -198,5 +198,5 @@ def _pool(layer: Pool, step: Step) -> dict[str, Any]:  # noqa: ARG001 (as dispat
 
 @_facts.register(Dense)
 def _dense(layer: Dense, step: Step) -> dict[str, Any]:
-    weights = step.arrives[0] * step.leaves[0]
-    return {"parameters": weights + step.leaves[0] * layer.bias, "macs": weights}
+    weights = step.input[0] * step.output[0]
+    return {"parameters": weights + step.output[0] * layer.bias, "macs": weights}

@@ -21,7 +21,7 @@ from convoy.core.dataset import Fit
 from convoy.core.errors import NetworkError
 from convoy.images import resize
 from convoy.models import trained
-from convoy.models.deployable import NormalizedModel
+from convoy.models.trained import NormalizedModel
 
 LARGEST_BYTES = 2**31 - 1
 """What protobuf, and so one ONNX file, can hold."""
@@ -118,7 +118,7 @@ def _translate(deployable: NormalizedModel, image_px: int, name: str) -> onnx.Mo
     if contract.MEAN not in {constant.name for constant in network.graph.initializer}:
         raise NetworkError(
             f"the exported graph of network {name} has no constant {contract.MEAN}, which the proof must find to "
-            "show that it notices a wrong one. Normalise in convoy/models/deployable.py alone."
+            "show that it notices a wrong one. Normalise in convoy/models/trained.py only."
         )
     images = network.graph.output[0].type.tensor_type.shape.dim[0]
     if not images.dim_param:

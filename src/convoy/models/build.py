@@ -1,4 +1,4 @@
-"""Turn a spec into a torch module.
+"""Build a torch module from a spec.
 
 N images, C channels, H height, W width, K classes. A volume is (C, H, W) in code
 and H×W×C in messages; a flat row is (C,).
@@ -12,27 +12,26 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from convoy.models import modules, torchvision
-from convoy.models.fitting import LARGEST_PX, placed, too_small
-from convoy.models.shapes import MisfitError, Volume, describe
+from convoy.models.shapes import LARGEST_PX, TooSmallError, Volume, describe, infer, too_small
 from convoy.models.spec import Spec
 
 
 def build(spec: Spec, classes: int, image_px: int, *, auxiliary: bool = False) -> nn.Module:
-    """Make a network with fresh weights from torch's global random state.
+    """Build a network with fresh weights from torch's global random state.
 
     Args:
         spec: what to build.
         classes: K, the width of the head.
         image_px: side of the images, in pixels.
-        auxiliary: whether to make auxiliary heads too, as training does.
+        auxiliary: whether to build auxiliary heads, as training does.
 
     Returns:
         A module from (N, 3, image_px, image_px) normalised float32 to (N, K) logits; in training mode
         with auxiliary heads, to `WithAuxiliary`.
 
     Raises:
-        NetworkError: the images are too small, naming the layer, the volume that arrived and the
-            smallest side that works; or layers that do not fit each other at any size.
+        NetworkError: the images are too small, naming the layer, its input and the smallest side
+            that works; or layers that do not fit each other at any size.
     """
     network = assemble(spec, classes, image_px, auxiliary=auxiliary)
     if spec.torchvision is not None:
@@ -43,26 +42,26 @@ def build(spec: Spec, classes: int, image_px: int, *, auxiliary: bool = False) -
 
 
 def assemble(spec: Spec, classes: int, image_px: int, *, auxiliary: bool = False) -> nn.Module:
-    """Make a network on the meta device: every shape is known and no weight is allocated.
+    """Build a network on the meta device, without allocating weights.
 
     Raises:
         NetworkError: as `build` does.
     """
     if spec.torchvision is None:
-        steps = placed(spec, classes, image_px)
+        steps = infer(spec, classes, image_px)
         with torch.device("meta"):
             return modules.network(steps, auxiliary=auxiliary).eval()
     try:
         network = _skeleton(spec.torchvision, classes, image_px)
         _run_named(network, (3, image_px, image_px))
-    except MisfitError as misfit:
-        works = smallest_of_torchvision(spec.torchvision, classes, image_px)
-        raise too_small(spec, image_px, misfit, works) from misfit
+    except TooSmallError as error:
+        works = smallest_px_of_torchvision(spec.torchvision, classes, image_px + 1)
+        raise too_small(spec, image_px, error, works) from error
     return network
 
 
 def _initialise(network: nn.Module, spec: Spec) -> None:
-    """Give every layer its starting weights, in order."""
+    """Initialise every layer's weights, in order."""
     for module in network.modules():
         if spec.init == "kaiming" and isinstance(module, nn.Conv2d | nn.Linear):
             if isinstance(module, nn.Conv2d):
@@ -74,7 +73,7 @@ def _initialise(network: nn.Module, spec: Spec) -> None:
         elif callable(reset := getattr(module, "reset_parameters", None)):
             reset()
         elif any(True for _ in module.parameters(recurse=False)):
-            raise AssertionError(f"{type(module).__name__} has weights and no way to start them")
+            raise AssertionError(f"{type(module).__name__} has weights but no reset_parameters")
 
 
 def _skeleton(name: str, classes: int, image_px: int) -> nn.Module:
@@ -83,11 +82,11 @@ def _skeleton(name: str, classes: int, image_px: int) -> nn.Module:
         with _WeightlessMode():
             return torchvision.make(name, classes, image_px).to("meta").eval()
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise MisfitError(f"torchvision's {name} says: {_reason(error)}") from error
+        raise TooSmallError(f"torchvision's {name}: {_reason(error)}") from error
 
 
 class _WeightlessMode(TorchFunctionMode):
-    """Allocate no weights, yet compute what a constructor computes: RegNet derives its widths with tensors."""
+    """Put only weights on the meta device: RegNet's constructor computes its widths with real tensors."""
 
     def __torch_function__(
         self,
@@ -96,7 +95,7 @@ class _WeightlessMode(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401 (as torch declares it)
-        """Send what makes uninitialised or constant tensors to the meta device."""
+        """Make uninitialised and constant tensors on the meta device."""
         given = kwargs or {}
         if func in {torch.empty, torch.zeros, torch.ones} and given.get("device") is None:
             given = {**given, "device": "meta"}
@@ -104,11 +103,11 @@ class _WeightlessMode(TorchFunctionMode):
 
 
 def _run_named(network: nn.Module, volume: Volume) -> Volume:
-    """Run a torchvision network, watching which layer is at work when it fails."""
-    at_work: list[tuple[str, Volume]] = []
+    """Run a torchvision network; name the layer that fails and its input."""
+    running: list[tuple[str, Volume]] = []
 
     def enter(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _module, inputs: at_work.append((name, tuple(inputs[0].shape[1:])))
+        return lambda _module, inputs: running.append((name, tuple(inputs[0].shape[1:])))
 
     handles = [
         module.register_forward_pre_hook(enter(f"layer {name} ({type(module).__name__})"))
@@ -119,20 +118,20 @@ def _run_named(network: nn.Module, volume: Volume) -> Volume:
         with torch.no_grad():
             return tuple(network(torch.empty((2, *volume), device="meta")).shape[1:])
     except (RuntimeError, ValueError, AssertionError) as error:
-        name, arrived = at_work[-1] if at_work else ("its first layer", volume)
-        raise MisfitError(f"{name} cannot take the volume {describe(arrived)} ({_reason(error)})") from error
+        name, given = running[-1] if running else ("its first layer", volume)
+        raise TooSmallError(f"{name} cannot take the volume {describe(given)} ({_reason(error)})") from error
     finally:
         for handle in handles:
             handle.remove()
 
 
-def smallest_of_torchvision(name: str, classes: int, image_px: int) -> int | None:
-    """Find the next larger side that works; sides below one that is too small are not tried."""
-    network = None if torchvision.fixes_side(name) else _skeleton(name, classes, image_px)
-    for side in range(image_px + 1, LARGEST_PX + 1):
+def smallest_px_of_torchvision(name: str, classes: int, start: int) -> int | None:
+    """Find the smallest image side from `start` on, up to LARGEST_PX, that a torchvision network accepts."""
+    network = None if torchvision.fixes_side(name) else _skeleton(name, classes, start)
+    for side in range(start, LARGEST_PX + 1):
         try:
             _run_named(network or _skeleton(name, classes, side), (3, side, side))
-        except MisfitError:
+        except TooSmallError:
             continue
         return side
     return None

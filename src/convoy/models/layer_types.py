@@ -1,12 +1,13 @@
-"""The words of a spec: one class per kind of layer, with its arguments and their ranges.
+"""The layers of a spec: one class per kind of layer, with its arguments and their ranges.
 
-`reading.py` turns YAML into these, `volumes.py` knows the volume that each makes,
-`table/tabulate.py` its parameters, `layers.py` its torch module. To add a layer: a class
-here, its word in `LAYERS`, and a function of its own in those three; one with a window
-also wants a line in `table/field.py`, one with memory of its own in `table/kept.py`.
+`parser` turns YAML into these, `shapes` infers the volume that each makes, `modules` builds its torch module. To add
+a layer: a class here with its word in `LAYERS`, an entry in `shapes` and one in `modules`; a layer with a window also
+needs an entry in `explain/receptive_field.py`.
 """
 
 import math
+from collections.abc import Mapping
+from itertools import islice
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -18,8 +19,6 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-
-from convoy.models.yaml_lines import brief
 
 ACTIVATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "relu": ("ReLU", ()),
@@ -51,13 +50,13 @@ ACTIVATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "threshold": ("Threshold", ("threshold", "value")),
     "glu": ("GLU", ()),
 }
-"""Words for activations: the `torch.nn` class that each stands for, and that class's arguments."""
+"""Words for activations: the `torch.nn` class of each, and that class's arguments."""
 
 _LOW_AND_HIGH = {"hardtanh": ("min_val", -1.0, "max_val", 1.0), "rrelu": ("lower", 1 / 8, "upper", 1 / 3)}
-"""Activations with an argument that must lie below another one, with torch's defaults of both."""
+"""Activations with one argument that must be less than another, with torch's defaults of both."""
 
 OVER_CHANNELS = ("softmax", "softmin", "log_softmax", "glu")
-"""Activations that look at all channels of a place at once; torch calls that dim=1."""
+"""Activations over all channels of a pixel; torch's dim=1."""
 
 Count = Annotated[int, Field(ge=1)]
 Margin = Annotated[int, Field(ge=0)]
@@ -74,25 +73,26 @@ class Layer(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
     bodies: ClassVar[tuple[str, ...]] = ()
     """Arguments that are themselves lists of layers."""
-    itself: ClassVar[tuple[str, ...]] = ("word", "place", "name")
-    """Fields that are no arguments of the layer's own."""
 
-    word: str  # what the YAML line calls it
-    place: Annotated[str, Field(exclude=True)] = ""  # where it was read, such as networks/mine.yaml:12
+    word: str  # as in the YAML line
+    location: Annotated[str, Field(exclude=True)] = ""  # such as `networks/mine.yaml:12, layer 3 (conv)`
     name: Annotated[str, Field(pattern=NAME)] | None = None  # of the module; else word and number
 
     @classmethod
     def arguments(cls) -> list[str]:
-        """List the arguments; the first one may stand alone, as in `max_pool: 2`."""
-        return [name for name in cls.model_fields if name not in cls.itself]
+        """List the arguments; a line may give the first without its name, as in `max_pool: 2`."""
+        return [name for name in cls.model_fields if name not in ("word", "location", "name")]
 
     @model_serializer(mode="wrap")
     def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Give the grammar of the YAML file back, with every argument spelled out."""
+        """Serialise in the grammar of the YAML file, with every argument spelled out."""
         arguments = handler(self)
+        word = arguments.pop("word")
         if arguments["name"] is None:
             del arguments["name"]
-        return {arguments.pop("word"): arguments}
+        for inlined in ("values", "branches"):  # stand beside `name` in the line
+            arguments |= arguments.pop(inlined, {})
+        return {word: arguments}
 
 
 Layers = tuple[SerializeAsAny[Layer], ...]
@@ -136,15 +136,8 @@ class Activation(Layer):
 
     values: dict[str, Any] = {}
 
-    @model_serializer(mode="wrap")
-    def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Give the arguments back beside each other, as the line had them."""
-        arguments = handler(self)
-        kept = {"name": arguments["name"]} if arguments["name"] is not None else {}
-        return {arguments["word"]: kept | arguments["values"]}
-
     @model_validator(mode="after")
-    def _values_that_torch_takes(self) -> "Activation":
+    def _check_values(self) -> "Activation":
         for name, value in self.values.items():
             if name == "approximate":
                 fits, wanted = value in ("none", "tanh"), "'none' or 'tanh'"
@@ -152,7 +145,7 @@ class Activation(Layer):
                 fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
                 wanted = "a number"
             if not fits:
-                raise ValueError(f"`{name}` is {brief(value)}, but should be {wanted}")
+                raise ValueError(f"`{name}` is {abbreviate(value)}, but should be {wanted}")
         if self.word == "threshold" and len(self.values) < len(ACTIVATIONS[self.word][1]):
             raise ValueError("`threshold` and `value` must both be given")
         if self.word in _LOW_AND_HIGH:
@@ -168,15 +161,15 @@ class Activation(Layer):
 
 
 class Pool(Layer):
-    """Make one value of each window; windows do not overlap unless `stride` says so."""
+    """Reduce each window to one value; windows do not overlap unless `stride` is smaller than `kernel`."""
 
     kernel: Sides
     stride: Sides | None = None
     padding: Margins = 0
-    ceil: bool = False  # let a last window stand over the edge
+    ceil: bool = False  # allow a last window that extends beyond the edge
 
     @model_validator(mode="after")
-    def _at_most_half_padding(self) -> "Pool":
+    def _check_padding(self) -> "Pool":
         for margin, side in zip(pair(self.padding), pair(self.kernel), strict=True):
             if margin > side // 2:
                 raise ValueError(f"`padding` is {margin}, but at most half of the kernel ({side // 2}) fits")
@@ -184,7 +177,7 @@ class Pool(Layer):
 
 
 class AdaptivePool(Layer):
-    """Make a volume of given sides, whatever the sides that arrive."""
+    """Pool to given sides, whatever the input's."""
 
     side: Sides
 
@@ -204,14 +197,14 @@ class Flatten(Layer):
 
 
 class Dense(Layer):
-    """Connect every input to every output; `classes` makes as many outputs as the data has classes."""
+    """Connect every input to every output; `classes` stands for the number of classes of the data."""
 
     units: Count | Literal["classes"]
     bias: bool = True
 
 
 class Residual(Layer):
-    """Add what arrives to what `body` makes of it; `shortcut` fits what arrives to the body's volume."""
+    """Add the input to the output of `body`; `shortcut` fits the input to the body's volume."""
 
     bodies: ClassVar[tuple[str, ...]] = ("body", "shortcut")
 
@@ -220,22 +213,15 @@ class Residual(Layer):
 
 
 class Branches(Layer):
-    """Run lists of layers side by side and concatenate what they make in depth: the inception unit."""
+    """Run lists of layers in parallel and concatenate their outputs in depth: the inception unit."""
 
     branches: Annotated[
         dict[Annotated[str, Field(pattern=NAME)], Layers], Field(min_length=2)
     ]  # by name, in order
 
-    @model_serializer(mode="wrap")
-    def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Give the branches back under their names, as the line had them."""
-        arguments = handler(self)
-        kept = {"name": arguments["name"]} if arguments["name"] is not None else {}
-        return {arguments["word"]: kept | arguments["branches"]}
-
 
 class Repeat(Layer):
-    """Chain the same layers several times, each time with weights of their own."""
+    """Chain the same layers several times, each time with separate weights."""
 
     bodies: ClassVar[tuple[str, ...]] = ("layers",)
 
@@ -244,16 +230,18 @@ class Repeat(Layer):
 
 
 class Group(Layer):
-    """Chain layers under one name; a named block becomes this."""
+    """Chain layers under one name; named blocks expand to groups."""
 
     bodies: ClassVar[tuple[str, ...]] = ("layers",)
 
     layers: Layers
-    block: Annotated[str, Field(pattern=NAME)] | None = None  # that it was made from; names the module
+    block: Annotated[str, Field(pattern=NAME)] | None = (
+        None  # the named block it was expanded from; names the module
+    )
 
 
 class Auxiliary(Layer):
-    """Train what lies before by a head of its own, which adds `weight` times its loss; training only."""
+    """Attach an auxiliary head that adds `weight` times its loss to the training loss; absent after training."""
 
     bodies: ClassVar[tuple[str, ...]] = ("layers",)
 
@@ -283,5 +271,18 @@ LAYERS: dict[str, type[Layer]] = {
 
 
 def pair(sides: int | list[int]) -> tuple[int, int]:
-    """Give one number, or [height, width], as height and width."""
+    """Expand one number, or [height, width], to (height, width)."""
     return (sides, sides) if isinstance(sides, int) else (sides[0], sides[1])
+
+
+def abbreviate(value: object, depth: int = 2) -> str:
+    """Format a value for a message, shortened: aliases of aliases in YAML would fill the memory."""
+    shown = 4 if depth else 0
+    if isinstance(value, Mapping):
+        items = [f"{key}: {abbreviate(item, depth - 1)}" for key, item in islice(value.items(), shown)]
+        return f"{{{', '.join(items + ['…'] * (len(value) > len(items)))}}}"
+    if isinstance(value, list | tuple):
+        items = [abbreviate(item, depth - 1) for item in islice(value, shown)]
+        return f"[{', '.join(items + ['…'] * (len(value) > len(items)))}]"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"

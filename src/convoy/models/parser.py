@@ -1,10 +1,11 @@
-"""Turn what a spec's YAML holds into layers: named blocks are filled in, every error names its line.
+"""Turn the YAML of a spec into layers: expand named blocks, and report errors with file and line.
 
 A line is a word (`- relu`), a word with its first argument (`- max_pool: 2`), or a
 word with named arguments (`- conv: {filters: 6, kernel: 5}`).
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,15 +13,26 @@ from pydantic import ValidationError
 
 from convoy.core.errors import RequestError
 from convoy.core.params import did_you_mean
-from convoy.models import filling
-from convoy.models.filling import Block
-from convoy.models.layer_types import ACTIVATIONS, LAYERS, Activation, Auxiliary, Branches, Layer, Repeat
-from convoy.models.yaml_lines import LocatedDict, LocatedList, at, brief, line_of
+from convoy.core.yaml import LocatedDict, LocatedList, line_of
+from convoy.models.layer_types import (
+    ACTIVATIONS,
+    LAYERS,
+    NAME,
+    Activation,
+    Auxiliary,
+    Branches,
+    Layer,
+    Repeat,
+    abbreviate,
+)
 
-MOST_LAYERS = 10_000
+MAX_LAYERS = 10_000
 """Most layers of a network: far above any that trains, far below what blocks within blocks could make."""
 
-ELSEWHERE = {
+MAX_DEPTH = 32
+"""Most lists of layers within each other; Python's recursion limit, a few times higher, reports no line."""
+
+SYNONYMS = {
     "linear": "dense",
     "fc": "dense",
     "batchnorm2d": "norm",
@@ -32,130 +44,133 @@ ELSEWHERE = {
     "sequential": "group",
     "swish": "silu",
 }
-"""What other libraries call a layer, in lower case, for the message about an unknown word."""
+"""Names of layers in other libraries, in lower case, for the message about an unknown word."""
 
-MOST_NESTED = 32
-"""Most lists of layers within each other; Python's own limit, a few times higher, names no place."""
+_ARGUMENT_MARK = "$"
+
+
+@dataclass(frozen=True)
+class Block:
+    """A named block: its arguments with their defaults (None: required), and its layers as YAML."""
+
+    takes: Mapping[str, object]
+    layers: object
 
 
 @dataclass
-class Reader:
-    """Read the layers of one spec.
+class SpecParser:
+    """Parse the layers of one spec.
 
     Attributes:
-        file: named in messages; empty where the spec is no file.
+        file: named in messages; empty where the spec is not a file.
         blocks: the spec's named blocks.
     """
 
     file: str = ""
     blocks: dict[str, Block] = field(default_factory=dict)
-    _read: int = 0
-    _times: int = 1
-    _nested: int = 0
-    _inside: tuple[str, ...] = ()
+    _count: int = 0
+    _repeats: int = 1
+    _depth: int = 0
+    _open_blocks: tuple[str, ...] = ()
+    _argument_scopes: dict[int, tuple[object, tuple[str, ...]]] = field(default_factory=dict)
+    """Lists that are arguments of a block, by id, with the blocks around the line that gives them."""
 
-    def define(self, value: object, line: int = 0) -> None:
-        """Take the spec's `blocks:`.
+    def define_blocks(self, value: object, line: int = 0) -> None:
+        """Read the `blocks:` of a spec.
 
         Raises:
-            RequestError: as `filling.define` does.
+            RequestError: a block has the name of a layer or one that no module can have, a key other
+                than `takes` and `layers`, or an argument that none of its layers uses.
         """
-        self.blocks = filling.define(value, self.file, line)
+        if not isinstance(value, Mapping):
+            raise RequestError(
+                f"{self._at(line)}blocks: expected `name:` with `layers:` below it, found {abbreviate(value)}"
+            )
+        self.blocks = {name: self._block(name, body, line_of(value, name)) for name, body in value.items()}
 
-    def layers(self, value: object, where: str = "", line: int = 0) -> tuple[Layer, ...]:
-        """Read a list of layers; `where` leads to it in messages, such as `layer 3 (residual), body `.
+    def layers(self, value: object, path: str = "", line: int = 0) -> tuple[Layer, ...]:
+        """Parse a list of layers; `path` leads to it in messages, such as `layer 3 (residual), body `.
 
         Raises:
-            RequestError: naming file, line and layer, what was found and what is allowed.
+            RequestError: naming file, line and layer, the value found and the allowed ones.
         """
         if not isinstance(value, list | tuple) or not value:
             raise RequestError(
-                f"{at(self.file, line)}{where}layers: expected a list with one layer per line, found {brief(value)}"
+                f"{self._at(line)}{path}layers: expected a list with one layer per line, found {abbreviate(value)}"
             )
-        if self._nested == MOST_NESTED:
-            raise RequestError(
-                f"{at(self.file, line)}{where}layers: more than {MOST_NESTED} lists of layers stand in each other. Nest fewer."
-            )
-        outer = self._inside
-        if isinstance(value, LocatedList) and value.inside is not None:
-            self._inside = value.inside
-        self._nested += 1
+        if self._depth == MAX_DEPTH:
+            raise RequestError(f"{self._at(line)}{path}layers: nested more than {MAX_DEPTH} lists deep.")
+        outer = self._open_blocks
+        self._open_blocks = self._argument_scopes.get(id(value), (None, outer))[1]
+        self._depth += 1
         layers = tuple(
-            self._layer(item, f"{where}layer {n}", self._line(value, n - 1, item))
-            for n, item in enumerate(value, start=1)
+            self._layer(item, f"{path}layer {number}", _line_of_layer(value, number - 1))
+            for number, item in enumerate(value, start=1)
         )
-        self._nested -= 1
-        self._inside = outer
+        self._depth -= 1
+        self._open_blocks = outer
         return layers
 
-    def _line(self, container: object, place: int, item: object) -> int:
-        if isinstance(item, LocatedDict) and item.lines:
-            return min(item.lines.values())
-        return line_of(container, place)
+    def _at(self, line: int) -> str:
+        """Start a message with file and line, as far as they are known."""
+        return f"{self.file}:{line}, " if self.file and line else f"{self.file}, " if self.file else ""
 
     def _layer(self, item: object, label: str, line: int) -> Layer:
-        """Read one line of a spec."""
         if isinstance(item, Layer):
             return item
-        where = f"{at(self.file, line)}{label}"
-        word, given = _split(item, where)
-        self._read += self._times
-        if self._read > MOST_LAYERS:
-            raise RequestError(f"{where}: this is more than {MOST_LAYERS:,} layers. Repeat fewer blocks.")
+        location = f"{self._at(line)}{label}"
+        word, given = _split(item, location)
+        self._count += self._repeats
+        if self._count > MAX_LAYERS:
+            raise RequestError(f"{location}: more than {MAX_LAYERS:,} layers. Repeat fewer blocks.")
         if word in self.blocks:
-            return self._block(word, given, f"{label} ({word})", line)
+            return self._expanded(word, given, f"{label} ({word})", line)
         if word not in LAYERS:
-            raise RequestError(f"{where}: unknown layer `{word}`{self._nearest(word)}")
+            raise RequestError(f"{location}: unknown layer `{word}`{self._suggestion(word)}")
         kind, label = LAYERS[word], f"{label} ({word})"
-        where = f"{where} ({word})"
+        location = f"{self._at(line)}{label}"
         if issubclass(kind, Auxiliary) and ", " in label:
-            raise RequestError(
-                f"{where}: an auxiliary head stands in the outermost list of layers. Move it there."
-            )
+            raise RequestError(f"{location}: auxiliary heads belong in the outermost list of layers.")
         if issubclass(kind, Branches):
             arguments = self._branches(given, label, line)
         else:
-            arguments = self._arguments(given, kind, word, where)
-            self._bodies(kind, arguments, label, line)
-        try:
-            return kind.model_validate({"word": word, "place": where, **arguments})
-        except ValidationError as error:
-            raise RequestError(f"{where}: {_explain(error)}") from error
+            arguments = _arguments(given, kind, word, location)
+            self._parse_bodies(kind, arguments, label, line)
+        return _validated(kind, location, word=word, **arguments)
 
-    def _nearest(self, word: str) -> str:
-        meant = ELSEWHERE.get(word.lower(), word.lower())
-        return (
-            f"; did you mean `{meant}`?" if meant in LAYERS else did_you_mean(word, [*LAYERS, *self.blocks])
-        )
+    def _suggestion(self, word: str) -> str:
+        likely = SYNONYMS.get(word.lower(), word.lower())
+        if likely in LAYERS:
+            return f"; did you mean `{likely}`?"
+        return did_you_mean(word, [*LAYERS, *self.blocks])
 
-    def _bodies(self, kind: type[Layer], arguments: dict[str, Any], label: str, line: int) -> None:
-        """Read the arguments that are themselves lists of layers."""
-        times = arguments.get("times")
-        outer = self._times
+    def _parse_bodies(self, kind: type[Layer], arguments: dict[str, Any], label: str, line: int) -> None:
+        """Parse the arguments that are themselves lists of layers, in place."""
+        outer, times = self._repeats, arguments.get("times")
         if issubclass(kind, Repeat) and isinstance(times, int) and times > 0:
-            self._times *= times
+            self._repeats *= times
         for body in kind.bodies:
-            optional = not kind.model_fields[body].is_required()
-            if arguments.get(body) or (body in arguments and not optional):
-                arguments[body] = self.layers(
-                    arguments[body], f"{label}, {'' if body == 'layers' else f'{body} '}", line
-                )
-            elif body in arguments:
+            if body not in arguments:
+                continue
+            if arguments[body] or kind.model_fields[body].is_required():
+                path = f"{label}, {'' if body == 'layers' else f'{body} '}"
+                arguments[body] = self.layers(arguments[body], path, line)
+            else:
                 arguments[body] = ()
-        self._times = outer
+        self._repeats = outer
 
     def _branches(self, given: object, label: str, line: int) -> dict[str, Any]:
-        """Read branches from a list of lists, or from names with a list each; an empty list passes on what arrives."""
+        """Parse branches, a list of lists or a mapping of names to lists; an empty list passes its input on."""
         named: dict[str, object] = {}
         if isinstance(given, list | tuple):
-            named = {f"branch{n}": branch for n, branch in enumerate(given, start=1)}
+            named = {f"branch{number}": branch for number, branch in enumerate(given, start=1)}
         elif isinstance(given, Mapping):
             named = dict(given)
         arguments: dict[str, Any] = {"name": named.pop("name")} if isinstance(named.get("name"), str) else {}
         if len(named) < 2:
             raise RequestError(
-                f"{at(self.file, line)}{label}: expected two or more lists of layers, such as {{narrow: [{{conv: …}}], "
-                f"wide: [{{conv: …}}]}}, found {brief(given)}"
+                f"{self._at(line)}{label}: expected two or more lists of layers, such as "
+                f"{{narrow: [{{conv: …}}], wide: [{{conv: …}}]}}, found {abbreviate(given)}"
             )
         arguments["branches"] = {
             name: () if branch in ([], ()) else self.layers(branch, f"{label}, {name} ", line)
@@ -163,75 +178,164 @@ class Reader:
         }
         return arguments
 
-    def _block(self, word: str, given: object, label: str, line: int) -> Layer:
-        """Fill a named block's arguments in and make it a group."""
-        where = f"{at(self.file, line)}{label}"
-        block, outer = self.blocks[word], self._inside
-        if word in self._inside:
-            way = " → ".join((*outer[outer.index(word) :], word))
+    def _block(self, name: str, body: object, line: int) -> Block:
+        location = f"{self._at(line)}block `{name}`"
+        if name in LAYERS:
+            raise RequestError(f"{location} has the name of a layer. Rename the block.")
+        if not re.fullmatch(NAME, name):
+            raise RequestError(f"{location}: a name has only letters, digits and _. Rename the block.")
+        if not isinstance(body, Mapping) or "layers" not in body:
             raise RequestError(
-                f"{where}: block `{word}` contains itself: {way}. Let one of them use layers alone."
+                f"{location} must have `layers:` and a list below it, found {abbreviate(body)}"
             )
-        known = list(block.takes)
-        named = _named(given, known, word, where)
+        for key in body:
+            if key not in ("takes", "layers"):
+                raise RequestError(
+                    f"{self._at(line_of(body, key))}block `{name}`: unknown key `{key}`"
+                    f"{did_you_mean(key, ['takes', 'layers'])}"
+                )
+        takes = body.get("takes", {})
+        if not isinstance(takes, Mapping) or "name" in takes:
+            raise RequestError(
+                f"{location}: `takes` lists arguments, such as {{filters, stride: 1}} (`name` is reserved), "
+                f"found {abbreviate(takes)}"
+            )
+        used = _referenced(body["layers"], set())
+        for argument in takes:
+            if argument not in used:
+                raise RequestError(
+                    f"{self._at(line_of(takes, argument))}block `{name}` takes `{argument}`, but none of its layers "
+                    f"uses `${argument}`. Use it, or remove it."
+                )
+        return Block(dict(takes), body["layers"])
+
+    def _expanded(self, word: str, given: object, label: str, line: int) -> Layer:
+        """Fill in a named block's arguments and make it a group."""
+        location = f"{self._at(line)}{label}"
+        block, outer = self.blocks[word], self._open_blocks
+        if word in outer:
+            cycle = " → ".join((*outer[outer.index(word) :], word))
+            raise RequestError(f"{location}: block `{word}` contains itself: {cycle}.")
+        named = _named(given, list(block.takes), word, location)
         values = {**block.takes, **{key: value for key, value in named.items() if key != "name"}}
         missing = [f"`{name}`" for name, value in values.items() if value is None]
         if missing:
             raise RequestError(
-                f"{where}: {', '.join(missing)} must be given. The block takes: {', '.join(known)}"
+                f"{location}: {', '.join(missing)} must be given. The block takes: {', '.join(block.takes)}"
             )
-        for value in named.values():
-            if isinstance(value, LocatedList) and value.inside is None:
-                value.inside = outer  # layers as an argument are none of the block's own
-        filled = filling.fill(word, block, values, self.file)
-        self._inside = (*outer, word)
+        for value in named.values():  # a list of layers given as an argument may use the block itself
+            if isinstance(value, list | tuple):
+                self._argument_scopes.setdefault(id(value), (value, outer))
+        filled = _Substitution(word, values, self._at).of(block.layers)
+        self._open_blocks = (*outer, word)
         layers = self.layers(filled, f"{label}, ", line)
-        self._inside = outer
-        try:
-            return LAYERS["group"].model_validate(
-                {"word": "group", "place": where, "name": named.get("name"), "layers": layers, "block": word}
+        self._open_blocks = outer
+        group = LAYERS["group"]
+        return _validated(group, location, word="group", name=named.get("name"), layers=layers, block=word)
+
+
+@dataclass
+class _Substitution:
+    """Copy a block's raw layers, with their lines, putting values in place of `$argument`."""
+
+    block: str
+    values: Mapping[str, object]
+    at: Callable[[int], str]
+    done: dict[int, object] = field(default_factory=dict)  # shared by aliases, which would grow when copied
+
+    def of(self, raw: object) -> object:
+        """Copy a list or mapping; return anything else as it is.
+
+        Raises:
+            RequestError: the layers use an argument that the block does not take.
+        """
+        if id(raw) in self.done:
+            return self.done[id(raw)]
+        if isinstance(raw, list | tuple):
+            items = LocatedList(self._value(raw, index, item) for index, item in enumerate(raw))
+            items.lines = [line_of(raw, index) for index in range(len(raw))]
+            self.done[id(raw)] = items
+        elif isinstance(raw, Mapping):
+            content = LocatedDict({key: self._value(raw, key, item) for key, item in raw.items()})
+            content.lines = {key: line_of(raw, key) for key in raw}
+            self.done[id(raw)] = content
+        return self.done.get(id(raw), raw)
+
+    def _value(self, container: object, key: str | int, item: object) -> object:
+        if not (isinstance(item, str) and item.startswith(_ARGUMENT_MARK)):
+            return self.of(item)
+        name = item[1:]
+        if name not in self.values:
+            add = f"; it takes none: add `takes: {{{name}}}`"
+            raise RequestError(
+                f"{self.at(line_of(container, key))}block `{self.block}` takes no argument `{name}`"
+                f"{did_you_mean(name, self.values) if self.values else add}"
             )
-        except ValidationError as error:
-            raise RequestError(f"{where}: {_explain(error)}") from error
-
-    def _arguments(self, given: object, kind: type[Layer], word: str, where: str) -> dict[str, Any]:
-        """Name the arguments; one that stands alone is the first."""
-        activation = issubclass(kind, Activation)
-        known = list(ACTIVATIONS[word][1]) if activation else kind.arguments()
-        named = _named(given, known, word, where)
-        if not activation:
-            return dict(named)
-        values = {key: value for key, value in named.items() if key != "name"}
-        return {"values": values} | ({"name": named["name"]} if "name" in named else {})
+        return self.values[name]
 
 
-def _named(given: object, known: list[str], word: str, where: str) -> Mapping[str, Any]:
-    """Name the arguments of a line; one that stands alone is the first."""
-    if not isinstance(given, Mapping):
-        if not known:
-            raise RequestError(f"{where} takes no arguments, found {brief(given)}. Write `- {word}`.")
-        return {known[0]: given}
-    for argument in given:
-        if argument not in (*known, "name"):
-            hint = did_you_mean(argument, known) if known else "; it takes none"
-            raise RequestError(f"{where}: unknown argument `{argument}`{hint}")
-    return given
+def _line_of_layer(container: object, index: int) -> int:
+    """Prefer the line of the layer's word to that of its dash."""
+    item = container[index] if isinstance(container, list | tuple) else None
+    if isinstance(item, LocatedDict) and item.lines:
+        return min(item.lines.values())
+    return line_of(container, index)
 
 
-def _split(item: object, where: str) -> tuple[str, object]:
-    """Take a line apart into its word and what is given to it."""
+def _referenced(raw: object, seen: set[int]) -> set[str]:
+    """Collect the names used as `$name`, visiting what aliases share only once."""
+    if isinstance(raw, str) and raw.startswith(_ARGUMENT_MARK):
+        return {raw[1:]}
+    if not isinstance(raw, Mapping | list | tuple) or id(raw) in seen:
+        return set()
+    seen.add(id(raw))
+    items = raw.values() if isinstance(raw, Mapping) else raw
+    return {name for item in items for name in _referenced(item, seen)}
+
+
+def _split(item: object, location: str) -> tuple[str, object]:
+    """Split a line into its word and the word's arguments."""
     if isinstance(item, str):
         return item, {}
     if isinstance(item, Mapping) and len(item) == 1:
         word, given = next(iter(item.items()))
         return str(word), given
     raise RequestError(
-        f"{where}: expected one layer, such as `- relu` or `- conv: {{filters: 6, kernel: 5}}`, found {brief(item)}"
+        f"{location}: expected one layer, such as `- relu` or `- conv: {{filters: 6, kernel: 5}}`, "
+        f"found {abbreviate(item)}"
     )
 
 
+def _arguments(given: object, kind: type[Layer], word: str, location: str) -> dict[str, Any]:
+    if not issubclass(kind, Activation):
+        return dict(_named(given, kind.arguments(), word, location))
+    values = dict(_named(given, list(ACTIVATIONS[word][1]), word, location))
+    name = {"name": values.pop("name")} if "name" in values else {}
+    return {"values": values, **name}
+
+
+def _named(given: object, known: list[str], word: str, location: str) -> Mapping[str, Any]:
+    """Name the arguments of a line; a lone value is the first argument."""
+    if not isinstance(given, Mapping):
+        if not known:
+            raise RequestError(f"{location} takes no arguments, found {abbreviate(given)}. Write `- {word}`.")
+        return {known[0]: given}
+    for argument in given:
+        if argument not in (*known, "name"):
+            hint = did_you_mean(argument, known) if known else "; it takes none"
+            raise RequestError(f"{location}: unknown argument `{argument}`{hint}")
+    return given
+
+
+def _validated(kind: type[Layer], location: str, **arguments: object) -> Layer:
+    try:
+        return kind.model_validate({"location": location, **arguments})
+    except ValidationError as error:
+        raise RequestError(f"{location}: {_explain(error)}") from error
+
+
 def _explain(error: ValidationError) -> str:
-    """Say each wrong argument once, with all that it may be (a union reports every alternative)."""
+    """Report each wrong argument once, with every allowed form (a union reports each alternative)."""
     faults: dict[str, list[str]] = {}
     details = error.errors()
     lists = {detail["loc"][0] for detail in details if detail["loc"] and isinstance(detail["loc"][-1], int)}
@@ -245,12 +349,11 @@ def _explain(error: ValidationError) -> str:
         elif detail["type"] == "missing":
             faults.setdefault(f"`{argument}` is missing", [])
         elif detail["type"] == "string_pattern_mismatch":
-            faults.setdefault(f"`{detail['input']}` is no name: only letters, digits and _ make one", [])
+            faults.setdefault(f"`{detail['input']}` is not a name: use only letters, digits and _", [])
         else:
             if detail["type"] in {"list_type", "too_short", "too_long"}:
                 message = "[height, width]"
             verb = "holds" if argument in lists else "is"
-            faults.setdefault(f"`{argument}` {verb} {brief(detail['input'])}, but should be ", []).append(
-                message
-            )
-    return "; ".join(f"{fault}{' or '.join(dict.fromkeys(wanted))}" for fault, wanted in faults.items())
+            fault = f"`{argument}` {verb} {abbreviate(detail['input'])}, but should be "
+            faults.setdefault(fault, []).append(message)
+    return "; ".join(f"{fault}{' or '.join(dict.fromkeys(allowed))}" for fault, allowed in faults.items())

@@ -1,12 +1,15 @@
-"""Follow the volume through a network's layers, by arithmetic alone.
+"""Infer the volume that every layer of a spec takes and makes, by arithmetic, without torch.
 
-A volume is (C, H, W) in code and H×W×C in messages; a flat row is (C,). Shapes are those of
-torch's modules; tests/networks/test_volumes.py compares the two on random layers.
+Errors name file and line of the layer, and the smallest image side that works. A volume is (C, H, W) in code and
+H×W×C in messages; a flat row is (C,). Shapes equal those of torch's modules: tests/models/test_shapes.py compares
+the two on random layers.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import singledispatch
+from math import prod
+from typing import Any
 
 from convoy.core.errors import NetworkError
 from convoy.models.layer_types import (
@@ -28,46 +31,108 @@ from convoy.models.layer_types import (
     Residual,
     pair,
 )
+from convoy.models.spec import Spec
+
+LARGEST_PX = 1024
+"""Largest image side that the search for a working one tries: the upper limit of `data.image_px`."""
 
 Volume = tuple[int, ...]
-Image = tuple[int, int, int]
 
 
-class MisfitError(Exception):
-    """Carry the layer that could not take the volume that arrived, up to where a side that works is sought."""
+class TooSmallError(Exception):
+    """The volume is too small for a layer; callers turn this into a NetworkError with a side that works."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """Place one layer in a network.
+    """A layer within a network, with its shapes.
 
     Attributes:
         name: of the module, such as conv1; unique among its siblings.
-        layer: what the spec says.
-        arrives: the volume that comes in.
-        leaves: the volume that goes on; an auxiliary head's is what arrived.
+        layer: of the spec.
+        input: the volume that enters.
+        output: the volume passed on; for an auxiliary head its unchanged input.
         parts: the chains inside: body and shortcut, each branch, the layers of a group, each
-            repetition, those of an auxiliary head; none for a plain layer.
+            repetition, those of an auxiliary head; empty for a plain layer.
     """
 
     name: str
     layer: Layer
-    arrives: Volume
-    leaves: Volume
+    input: Volume
+    output: Volume
     parts: tuple[tuple["Step", ...], ...] = ()
 
 
-def chain(layers: tuple[Layer, ...], volume: Volume, classes: int, where: str = "") -> tuple[Step, ...]:
-    """Place layers one after the other, naming each by its word and its number among its kind.
+def infer(spec: Spec, classes: int, image_px: int) -> tuple[Step, ...]:
+    """Infer the shapes of a network made of layers.
+
+    Args:
+        spec: must not name a classifier of torchvision's.
+        classes: K, the width of the head.
+        image_px: side of the images, in pixels.
+
+    Raises:
+        NetworkError: the images are too small, naming the layer, its input and the
+            smallest side that works; or layers that do not fit each other at any size.
+    """
+    image = (3, image_px, image_px)
+    try:
+        steps = chain(spec.layers, image, classes)
+    except TooSmallError as error:
+        raise too_small(spec, image_px, error, smallest_px(spec.layers, classes, image_px + 1)) from error
+    _check_head(spec.name, _output(steps, image), classes)
+    return steps
+
+
+def smallest_px(layers: tuple[Layer, ...], classes: int, start: int) -> int | None:
+    """Find the smallest image side from `start` on, up to LARGEST_PX, that the layers accept.
+
+    Raises:
+        NetworkError: no side works, and at the first that is large enough the layers do not fit each other.
+    """
+    mismatch: NetworkError | None = None
+    for side in range(start, LARGEST_PX + 1):
+        try:
+            chain(layers, (3, side, side), classes)
+        except TooSmallError:
+            continue
+        except NetworkError as error:  # perhaps at this side only: branches may differ at odd sides
+            mismatch = mismatch or error
+            continue
+        return side
+    if mismatch:
+        raise mismatch
+    return None
+
+
+def too_small(spec: Spec, image_px: int, cause: Exception, works: int | None) -> NetworkError:
+    """Make the error about images that are too small, with the remedy."""
+    remedy = (
+        f"The smallest that works is {works}: set data.image_px to it, or choose another network.name."
+        if works
+        else f"No side up to {LARGEST_PX} works: correct the layer, or choose another network.name."
+    )
+    trunk = tuple(layer for layer in spec.layers if not isinstance(layer, Auxiliary))
+    if len(trunk) < len(spec.layers):
+        without_heads = smallest_px(trunk, 2, image_px)
+        if without_heads and without_heads != works:
+            remedy += (
+                f" Without its auxiliary heads {without_heads} works: remove them in a copy of the spec."
+            )
+    return NetworkError(f"{spec.name} does not take images of {image_px} px: {cause}. {remedy}")
+
+
+def chain(layers: tuple[Layer, ...], volume: Volume, classes: int, path: str = "") -> tuple[Step, ...]:
+    """Infer the shapes of consecutive layers, naming each by its word and its number among its kind.
 
     Args:
         layers: of the spec.
-        volume: what arrives at the first.
-        classes: K, which `dense: classes` makes.
-        where: leads to the layers in messages.
+        volume: input of the first.
+        classes: K, for `dense: classes`.
+        path: leads to the layers in messages.
 
     Raises:
-        MisfitError: the volume is too small for a layer.
+        TooSmallError: the volume is too small for a layer.
         NetworkError: a layer cannot take such a volume at any size.
     """
     steps: list[Step] = []
@@ -76,24 +141,17 @@ def chain(layers: tuple[Layer, ...], volume: Volume, classes: int, where: str = 
         kind = (layer.block or "group") if isinstance(layer, Group) else layer.word
         seen[kind] += 1
         name = layer.name or f"{kind}{seen[kind]}"
-        label = layer.place or f"{where}layer {number} ({layer.word})"
+        label = layer.location or f"{path}layer {number} ({layer.word})"
         if any(step.name == name for step in steps):
-            raise NetworkError(
-                f"{label}: another layer beside it is called `{name}`. Give one of them another name."
-            )
-        leaves, parts = _place(layer, volume, classes, label)
-        steps.append(Step(name, layer, volume, leaves, parts))
-        volume = leaves
+            raise NetworkError(f"{label}: another layer in this list is named `{name}`. Rename one of them.")
+        output, parts = _RULES[type(layer)](layer, volume, classes, label)
+        steps.append(Step(name, layer, volume, output, parts))
+        volume = output
     return tuple(steps)
 
 
-def leaving(steps: tuple[Step, ...], arrives: Volume) -> Volume:
-    """Give the volume that leaves a chain; an empty one passes on what arrives."""
-    return steps[-1].leaves if steps else arrives
-
-
 def describe(volume: Volume) -> str:
-    """Write a volume as H×W×C, a flat row as its length."""
+    """Format a volume as H×W×C, a flat row as its length."""
     if len(volume) == 1:
         return f"a row of {volume[0]}"
     return "×".join(str(side) for side in (*volume[1:], volume[0]))
@@ -105,8 +163,8 @@ def same_padding(side: int, kernel: int, stride: int, dilation: int) -> tuple[in
     return total // 2, total - total // 2
 
 
-def padding(layer: Conv, sides: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Give the pixels added above and below, left and right of an input of `sides` (height, width)."""
+def padding(layer: Conv, sides: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the pixels added (above, below), (left, right) of an input of `sides` (height, width)."""
     if layer.padding == "same":
         axes = zip(sides, pair(layer.kernel), pair(layer.stride), pair(layer.dilation), strict=True)
         vertical, horizontal = (same_padding(*axis) for axis in axes)
@@ -115,180 +173,159 @@ def padding(layer: Conv, sides: tuple[int, int]) -> tuple[tuple[int, int], tuple
     return (height, height), (width, width)
 
 
-Placed = tuple[Volume, tuple[tuple[Step, ...], ...]]
+def _output(steps: tuple[Step, ...], volume: Volume) -> Volume:
+    """Return the output of a chain; an empty chain passes its input on."""
+    return steps[-1].output if steps else volume
 
 
-@singledispatch
-def _place(layer: Layer, volume: Volume, classes: int, label: str) -> Placed:
-    """Say what leaves a layer, and place the layers inside it; one function below per layer class."""
-    raise NotImplementedError(f"{label}: {type(layer).__name__} for {volume}, {classes} classes")
+def _check_head(label: str, output: Volume, classes: int) -> None:
+    if output != (classes,):
+        raise NetworkError(
+            f"{label} ends in {describe(output)}, not in one number for each of the {classes} classes. "
+            "End it with `- flatten` and `- dense: classes`."
+        )
 
 
-@_place.register(Activation)
-def _activation(layer: Activation, volume: Volume, classes: int, label: str) -> Placed:  # noqa: ARG001 (as dispatched)
+def _deep(volume: Volume, label: str) -> Volume:
+    """Refuse a flat row."""
+    if len(volume) != 3:
+        raise NetworkError(
+            f"{label} needs a volume, but its input is {describe(volume)}. Put it before `- flatten`."
+        )
+    return volume
+
+
+def _window_misfit(label: str, volume: Volume, reason: str) -> TooSmallError:
+    return TooSmallError(f"{label} cannot take the volume {describe(volume)} ({reason})")
+
+
+_Inferred = tuple[Volume, tuple[tuple[Step, ...], ...]]
+"""A layer's output, and the chains inside it."""
+
+
+def _activation(layer: Activation, volume: Volume, _classes: int, label: str) -> _Inferred:
     if layer.word == "softmax2d":
         _deep(volume, label)
     if layer.word != "glu":
         return volume, ()
     if volume[0] % 2:
         raise NetworkError(
-            f"{label} halves the channels, but {describe(volume)} arrives. Make their number even."
+            f"{label} halves the channels and needs an even number, but its input is {describe(volume)}."
         )
     return (volume[0] // 2, *volume[1:]), ()
 
 
-@_place.register(Norm)
-@_place.register(LocalResponseNorm)
-def _norm(layer: Layer, volume: Volume, classes: int, label: str) -> Placed:  # noqa: ARG001 (as dispatched)
-    _deep(volume, label)
-    return volume, ()
-
-
-@_place.register(Dropout)
-def _dropout(layer: Dropout, volume: Volume, classes: int, label: str) -> Placed:  # noqa: ARG001 (as dispatched)
-    return volume, ()
-
-
-@_place.register(Conv)
-def _conv(layer: Conv, volume: Volume, classes: int, label: str) -> Placed:  # noqa: ARG001 (as dispatched)
+def _conv(layer: Conv, volume: Volume, _classes: int, label: str) -> _Inferred:
     channels, *sides = _deep(volume, label)
     if channels % layer.groups or layer.filters % layer.groups:
         raise NetworkError(
-            f"{label}: groups {layer.groups} must divide the {channels} channels that arrive and the {layer.filters} filters"
+            f"{label}: groups {layer.groups} must divide the {channels} input channels and the {layer.filters} filters"
         )
-    added = padding(layer, (sides[0], sides[1]))
-    made = []
+    output = []
+    added = padding(layer, tuple(sides))
     axes = zip(sides, pair(layer.kernel), pair(layer.stride), pair(layer.dilation), added, strict=True)
     for side, kernel, stride, dilation, (before, after) in axes:
         reach = dilation * (kernel - 1) + 1
-        if max(before, after) >= side and layer.padding_mode == "reflect":
-            raise MisfitError(
-                f"{label} cannot take the volume {describe(volume)} (a reflection of {max(before, after)} pixels needs "
-                "a longer side)"
-            )
-        if max(before, after) > side and layer.padding_mode == "circular":
-            raise MisfitError(
-                f"{label} cannot take the volume {describe(volume)} (it cannot wrap around {max(before, after)} pixels)"
-            )
-        if side + before + after < reach:
-            raise MisfitError(
-                f"{label} cannot take the volume {describe(volume)} (a window of {reach} pixels does not fit into "
-                f"{side + before + after})"
-            )
-        made.append((side + before + after - reach) // stride + 1)
-    return (layer.filters, *made), ()
+        widest = max(before, after)
+        if layer.padding_mode == "reflect" and widest >= side:
+            raise _window_misfit(label, volume, f"a reflection of {widest} pixels needs a longer side")
+        if layer.padding_mode == "circular" and widest > side:
+            raise _window_misfit(label, volume, f"circular padding of {widest} pixels needs a side as long")
+        room = side + before + after
+        if room < reach:
+            raise _window_misfit(label, volume, f"a window of {reach} pixels does not fit into {room}")
+        output.append((room - reach) // stride + 1)
+    return (layer.filters, *output), ()
 
 
-@_place.register(Pool)
-def _pool(layer: Pool, volume: Volume, classes: int, label: str) -> Placed:  # noqa: ARG001 (as dispatched)
+def _pool(layer: Pool, volume: Volume, _classes: int, label: str) -> _Inferred:
     channels, *sides = _deep(volume, label)
-    made = []
+    output = []
     strides = pair(layer.kernel if layer.stride is None else layer.stride)
     for side, kernel, stride, margin in zip(
         sides, pair(layer.kernel), strides, pair(layer.padding), strict=True
     ):
         room = side + 2 * margin - kernel
         if room < 0 and not (layer.ceil and room > -stride):
-            raise MisfitError(
-                f"{label} cannot take the volume {describe(volume)} (a window of {kernel} pixels does not fit into "
-                f"{side + 2 * margin})"
-            )
+            reason = f"a window of {kernel} pixels does not fit into {side + 2 * margin}"
+            raise _window_misfit(label, volume, reason)
         count = (-(-room // stride) if layer.ceil else room // stride) + 1
-        # torch drops a last window that would begin in the padding behind the image.
         if layer.ceil and (count - 1) * stride >= side + margin:
-            count -= 1
-        made.append(count)
-    return (channels, *made), ()
+            count -= 1  # torch drops a last window that would start in the padding behind the image
+        output.append(count)
+    return (channels, *output), ()
 
 
-@_place.register(AdaptivePool)
-def _adaptive(layer: AdaptivePool, volume: Volume, classes: int, label: str) -> Placed:  # noqa: ARG001 (as dispatched)
-    return (_deep(volume, label)[0], *pair(layer.side)), ()
-
-
-@_place.register(GlobalAvgPool)
-def _global(layer: GlobalAvgPool, volume: Volume, classes: int, label: str) -> Placed:  # noqa: ARG001 (as dispatched)
-    return (_deep(volume, label)[0], 1, 1), ()
-
-
-@_place.register(Flatten)
-def _flatten(layer: Flatten, volume: Volume, classes: int, label: str) -> Placed:  # noqa: ARG001 (as dispatched)
-    length = 1
-    for side in volume:
-        length *= side
-    return (length,), ()
-
-
-@_place.register(Dense)
-def _dense(layer: Dense, volume: Volume, classes: int, label: str) -> Placed:
+def _dense(layer: Dense, volume: Volume, classes: int, label: str) -> _Inferred:
     if len(volume) != 1:
         raise NetworkError(
-            f"{label} needs a flat row, but the volume {describe(volume)} arrives. Put `- flatten` before it."
+            f"{label} needs a flat row, but its input is the volume {describe(volume)}. Put `- flatten` before it."
         )
     return (classes if layer.units == "classes" else layer.units,), ()
 
 
-@_place.register(Residual)
-def _residual(layer: Residual, volume: Volume, classes: int, label: str) -> Placed:
+def _residual(layer: Residual, volume: Volume, classes: int, label: str) -> _Inferred:
     body = chain(layer.body, volume, classes, f"{label}, body ")
     shortcut = chain(layer.shortcut, volume, classes, f"{label}, shortcut ")
-    made, kept = leaving(body, volume), leaving(shortcut, volume)
-    if made != kept:
+    output, passed = _output(body, volume), _output(shortcut, volume)
+    if output != passed:
         raise NetworkError(
-            f"{label} cannot add {describe(kept)} to the {describe(made)} that its body makes. "
-            f"Give it a `shortcut` that makes {describe(made)}, such as a conv with kernel 1."
+            f"{label} cannot add {describe(passed)} to the {describe(output)} of its body. "
+            f"Add a `shortcut` whose output is {describe(output)}, such as a conv with kernel 1."
         )
-    return made, (body, shortcut)
+    return output, (body, shortcut)
 
 
-@_place.register(Branches)
-def _branches(layer: Branches, volume: Volume, classes: int, label: str) -> Placed:
+def _branches(layer: Branches, volume: Volume, classes: int, label: str) -> _Inferred:
     _deep(volume, label)
     parts = tuple(
         chain(layers, volume, classes, f"{label}, {name} ") for name, layers in layer.branches.items()
     )
-    made = dict(zip(layer.branches, (leaving(part, volume) for part in parts), strict=True))
-    if len({(len(volume), *volume[1:]) for volume in made.values()}) > 1:
-        found = ", ".join(f"{name} {describe(volume)}" for name, volume in made.items())
-        raise NetworkError(
-            f"{label} cannot put its branches behind each other, since heights and widths differ: {found}. "
-            "Give their layers the same strides, and padding `same`."
+    outputs = [_output(part, volume) for part in parts]
+    if len({(len(output), *output[1:]) for output in outputs}) > 1:
+        shapes = ", ".join(
+            f"{name} {describe(output)}" for name, output in zip(layer.branches, outputs, strict=True)
         )
-    first = next(iter(made.values()))
-    return (sum(volume[0] for volume in made.values()), *first[1:]), parts
+        raise NetworkError(
+            f"{label} cannot concatenate branches of different height or width: {shapes}. "
+            "Use the same strides in each, and padding `same`."
+        )
+    return (sum(output[0] for output in outputs), *outputs[0][1:]), parts
 
 
-@_place.register(Group)
-def _group(layer: Group, volume: Volume, classes: int, label: str) -> Placed:
+def _group(layer: Group, volume: Volume, classes: int, label: str) -> _Inferred:
     steps = chain(layer.layers, volume, classes, f"{label}, ")
-    return leaving(steps, volume), (steps,)
+    return _output(steps, volume), (steps,)
 
 
-@_place.register(Repeat)
-def _repeat(layer: Repeat, volume: Volume, classes: int, label: str) -> Placed:
+def _repeat(layer: Repeat, volume: Volume, classes: int, label: str) -> _Inferred:
     parts = []
     for _ in range(layer.times):
         parts.append(chain(layer.layers, volume, classes, f"{label}, "))
-        volume = leaving(parts[-1], volume)
+        volume = _output(parts[-1], volume)
     return volume, tuple(parts)
 
 
-@_place.register(Auxiliary)
-def _auxiliary(layer: Auxiliary, volume: Volume, classes: int, label: str) -> Placed:
+def _auxiliary(layer: Auxiliary, volume: Volume, classes: int, label: str) -> _Inferred:
     head = chain(layer.layers, volume, classes, f"{label}, ")
-    made = leaving(head, volume)
-    if made != (classes,):
-        raise NetworkError(
-            f"{label} ends in {describe(made)}, not in one number for each of the {classes} classes. "
-            "Let its last layers be `- flatten` and `- dense: classes`."
-        )
+    _check_head(label, _output(head, volume), classes)
     return volume, (head,)
 
 
-def _deep(volume: Volume, label: str) -> Image:
-    """Take channels, height and width of a volume, refusing a flat row."""
-    if len(volume) != 3:
-        raise NetworkError(
-            f"{label} needs a volume, but {describe(volume)} arrives. Put it before `- flatten`."
-        )
-    return volume[0], volume[1], volume[2]
+_RULES: dict[type[Layer], Callable[[Any, Volume, int, str], _Inferred]] = {
+    Activation: _activation,
+    Norm: lambda _layer, volume, _classes, label: (_deep(volume, label), ()),
+    LocalResponseNorm: lambda _layer, volume, _classes, label: (_deep(volume, label), ()),
+    Dropout: lambda _layer, volume, _classes, _label: (volume, ()),
+    Conv: _conv,
+    Pool: _pool,
+    AdaptivePool: lambda layer, volume, _classes, label: ((_deep(volume, label)[0], *pair(layer.side)), ()),
+    GlobalAvgPool: lambda _layer, volume, _classes, label: ((_deep(volume, label)[0], 1, 1), ()),
+    Flatten: lambda _layer, volume, _classes, _label: ((prod(volume),), ()),
+    Dense: _dense,
+    Residual: _residual,
+    Branches: _branches,
+    Group: _group,
+    Repeat: _repeat,
+    Auxiliary: _auxiliary,
+}

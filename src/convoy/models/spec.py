@@ -14,19 +14,20 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from convoy.core import yaml
 from convoy.core.errors import RequestError
 from convoy.core.params import did_you_mean
-from convoy.models import torchvision, yaml_lines
-from convoy.models.layer_types import Count, Layers
-from convoy.models.parser import Reader
-from convoy.models.yaml_lines import LocatedDict, brief, line_of
+from convoy.core.yaml import LocatedDict, line_of
+from convoy.models import torchvision
+from convoy.models.layer_types import Count, Layers, abbreviate
+from convoy.models.parser import SpecParser
 
 FOLDER = Path("networks")
 KEYS = ("layers", "blocks", "init", "twin", "made_for", "torchvision")
 
 
 class MadeFor(BaseModel):
-    """Say which images and classes a network was published for; what `convoy network show` takes unless told."""
+    """The images and classes that a network was published for: the defaults of `convoy network show`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -35,11 +36,11 @@ class MadeFor(BaseModel):
 
 
 class Spec(BaseModel):
-    """Describe a network: either layers, or the name of a torchvision classifier.
+    """A network: either layers, or the name of a torchvision classifier.
 
     Attributes:
-        init: how weights start. torch: as torch's layers do. kaiming: convolutions from N(0, 2 / fan out), dense
-            layers from N(0, 0.01), biases 0, as torchvision's VGG, which without norms does not learn otherwise.
+        init: initial weights. torch: the defaults of torch's layers. kaiming: convolutions from N(0, 2 / fan out),
+            dense layers from N(0, 0.01), biases 0, as in torchvision's VGG: deep networks without norms need it.
         twin: torchvision's classifier of exactly this structure, whose weights fit tensor by tensor.
     """
 
@@ -54,12 +55,12 @@ class Spec(BaseModel):
 
     @field_validator("layers", mode="before")
     @classmethod
-    def _read_layers(cls, value: object) -> object:
-        return Reader().layers(value)
+    def _parse_layers(cls, value: object) -> object:
+        return SpecParser().layers(value)
 
     @model_serializer(mode="wrap")
     def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out the alternative that is not in use."""
+        """Omit the alternative that is not in use."""
         return {key: value for key, value in handler(self).items() if value}
 
 
@@ -67,8 +68,8 @@ def load(name: str, folder: Path = FOLDER) -> Spec:
     """Read `folder/name.yaml`.
 
     Raises:
-        RequestError: no such network; a word, an argument or a value that the grammar does not
-            have, naming file and line; a torchvision name that torchvision does not have.
+        RequestError: the file does not exist; an unknown word or argument, or an invalid value, naming
+            file and line; an unknown classifier of torchvision's.
     """
     path = folder / f"{name}.yaml"
     if not path.is_file():
@@ -76,40 +77,40 @@ def load(name: str, folder: Path = FOLDER) -> Spec:
         hint = did_you_mean(name, known) if known else "; the folder has none"
         raise RequestError(
             f"there is no network `{name}` in {folder}/{hint}{'' if hint.endswith('?') else '.'} "
-            "Set network.name to one that is there, or add the file."
+            f"Set network.name to an existing network, or add {path}."
         )
-    content = yaml_lines.read(path)
+    content = yaml.read_located(path)
     _check_keys(content, path)
     if "torchvision" in content:
         torchvision.check(str(content["torchvision"]), f"{path}:{line_of(content, 'torchvision')}")
         return Spec(name=name, torchvision=str(content["torchvision"]))
-    reader = Reader(str(path))
+    parser = SpecParser(str(path))
     if "blocks" in content:
-        reader.define(content["blocks"], line_of(content, "blocks"))
-    layers = reader.layers(content["layers"], line=line_of(content, "layers"))
+        parser.define_blocks(content["blocks"], line_of(content, "blocks"))
+    layers = parser.layers(content["layers"], line=line_of(content, "layers"))
     others = {key: content[key] for key in ("init", "twin", "made_for") if key in content}
     try:
         return Spec.model_validate({"name": name, "layers": layers, **others})
     except ValidationError as error:
-        raise RequestError("\n".join(_fault(detail, content, path) for detail in error.errors())) from error
+        raise RequestError("\n".join(_explain(detail, content, path) for detail in error.errors())) from error
 
 
 def names(folder: Path = FOLDER) -> list[str]:
-    """List the networks that a folder describes."""
+    """List the networks of a folder."""
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
-def _fault(detail: ErrorDetails, content: LocatedDict, path: Path) -> str:
-    """Turn one pydantic error about a key other than `layers` into a line that names its place."""
+def _explain(detail: ErrorDetails, content: LocatedDict, path: Path) -> str:
+    """Turn one pydantic error about a key other than `layers` into a line with file and line."""
     first, *inner = (str(part) for part in detail["loc"])
     line = line_of(content[first], inner[0]) if inner else 0
-    where = f"{path}:{line or line_of(content, first)}"
+    location = f"{path}:{line or line_of(content, first)}"
     key = ".".join([first, *inner])
     if detail["type"] == "missing":
-        return f"{where}: `{key}` is missing"
+        return f"{location}: `{key}` is missing"
     if detail["type"] == "extra_forbidden":
-        return f"{where}: unknown key `{key}`{did_you_mean(inner[0], MadeFor.model_fields)}"
-    return f"{where}: `{key}` is {brief(detail['input'])}, but {detail['msg'].removeprefix('Input ')}"
+        return f"{location}: unknown key `{key}`{did_you_mean(inner[0], MadeFor.model_fields)}"
+    return f"{location}: `{key}` is {abbreviate(detail['input'])}, but {detail['msg'].removeprefix('Input ')}"
 
 
 def _check_keys(content: LocatedDict, path: Path) -> None:
@@ -121,8 +122,8 @@ def _check_keys(content: LocatedDict, path: Path) -> None:
     if "torchvision" in content and len(content) > 1:
         other = next(key for key in content if key != "torchvision")
         raise RequestError(
-            f"{path}:{line_of(content, other)}: `torchvision: {content['torchvision']}` is the whole network, but "
-            f"`{other}` stands beside it. Keep either `layers:` or `torchvision: NAME`."
+            f"{path}:{line_of(content, other)}: `{other}` cannot be combined with `torchvision:`, which names "
+            "a whole network. Keep either `layers:` or `torchvision: NAME`."
         )
     if "torchvision" not in content and "layers" not in content:
-        raise RequestError(f"{path} must hold either `layers:` or `torchvision: NAME`, one of the two.")
+        raise RequestError(f"{path} must have either `layers:` or `torchvision: NAME`.")

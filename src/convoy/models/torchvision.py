@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 _HEADS: dict[str, dict[str, Any]] = {
     # Auxiliary heads return tuples in training, and transform_input undoes a normalisation that only
-    # torchvision's own weights expect. init_weights is what both do unasked, after a warning.
+    # torchvision's own weights expect. init_weights is both constructors' default; passing it silences a warning.
     "googlenet": {"aux_logits": False, "transform_input": False, "init_weights": True},
     "inception_v3": {"aux_logits": False, "transform_input": False, "init_weights": True},
 }
@@ -20,40 +20,31 @@ _HALF = [0.5, 0.5, 0.5]
 
 
 class Pretrained(NamedTuple):
-    """Describe one of torchvision's published sets of ImageNet weights.
+    """A set of ImageNet weights that torchvision publishes."""
 
-    Attributes:
-        label: torchvision's own, such as `ResNet18_Weights.IMAGENET1K_V1`.
-        url: where they are.
-        sha256: first hexadecimal digits of the file's hash, which its name carries.
-        mean: of each channel, which the input is normalised with, in 0..1 units.
-        std: likewise.
-        classes: names in the order of the logits.
-    """
-
-    label: str
+    label: str  # torchvision's, such as `ResNet18_Weights.IMAGENET1K_V1`
     url: str
-    sha256: str
-    mean: list[float]
+    sha256: str  # first hexadecimal digits of the file's hash, from its name
+    mean: list[float]  # per channel, 0..1 units: how the input is normalised
     std: list[float]
-    classes: list[str]
+    classes: list[str]  # in the order of the logits
 
 
 def _models() -> Any:  # noqa: ANN401 (torchvision has no types)
-    """Import torchvision, a second that only networks from it should cost."""
+    """Import torchvision, which takes a second, only where it is needed."""
     from torchvision import models  # type: ignore[import-untyped]  # noqa: PLC0415
 
     return models
 
 
 def names() -> list[str]:
-    """List every classifier that the installed torchvision has."""
+    """List every classifier of the installed torchvision."""
     models = _models()
     return sorted(models.list_models(module=models))
 
 
 def check(name: str, where: str) -> None:
-    """Refuse a name that torchvision does not have; `where` leads to it in the message.
+    """Refuse an unknown classifier; `where` starts the message.
 
     Raises:
         RequestError: with the nearest spelling.
@@ -64,7 +55,7 @@ def check(name: str, where: str) -> None:
 
 
 def fixes_side(name: str) -> bool:
-    """Say whether a network of this family is made for one image side and takes no other."""
+    """Return whether networks of this family are built for one image side only."""
     return name.startswith(("vit_", "maxvit_"))
 
 
@@ -72,8 +63,7 @@ def make(name: str, classes: int, image_px: int) -> "nn.Module":
     """Build a classifier with fresh weights; nothing is downloaded.
 
     Raises:
-        ValueError, RuntimeError, AssertionError: torchvision's own, when the family fixes the side of
-            its images and cannot take this one.
+        ValueError, RuntimeError, AssertionError: torchvision's, when the family does not support this side.
     """
     extra = dict(_HEADS.get(name, {}))
     if name.startswith("vit_"):
@@ -84,30 +74,29 @@ def make(name: str, classes: int, image_px: int) -> "nn.Module":
 
 
 def pretrained(name: str, label: str | None = None) -> Pretrained:
-    """Look up weights of a classifier: the ones torchvision recommends, or those of a label.
+    """Look up a classifier's weights: those that torchvision recommends, or those of a label.
 
     Raises:
-        RequestError: torchvision has no such classifier: a spec names a twin that is none.
-        NetworkError: the installed torchvision has no weights under this label.
+        RequestError: torchvision has no such classifier: the spec's twin is wrong.
+        NetworkError: the installed torchvision has no weights of this label.
     """
     check(name, "ImageNet weights, as `twin:` in the spec names their network")
     models = _models()
     weights = models.get_model_weights(name)
-    known = {str(one): one for one in weights}
+    known = {str(entry): entry for entry in weights}
     if label is not None and label not in known:
         raise NetworkError(
             f"the installed torchvision has no weights `{label}` for {name}{did_you_mean(label, known)} "
-            "Pin those it has: convoy weights use imagenet"
+            "Pin the current ones: convoy weights use imagenet"
         )
     entry = known[label] if label is not None else weights.DEFAULT
     transforms = entry.transforms()
     mean, std = list(transforms.mean), list(transforms.std)
     if name in _HEADS:
-        # With these weights torchvision sets transform_input, which maps what is normalised with ImageNet's mean m and
-        # std s by x·s/0.5 + (m - 0.5)/0.5 (torchvision/models/googlenet.py, _transform_input). Both together are
-        # (pixel - 0.5)/0.5 exactly, so one normalisation does.
+        # With these weights torchvision sets transform_input, which maps pixels normalised with ImageNet's mean m and
+        # std s by x·s/0.5 + (m - 0.5)/0.5 (torchvision/models/googlenet.py, _transform_input). Together that is
+        # exactly (pixel - 0.5)/0.5.
         mean, std = list(_HALF), list(_HALF)
-    found = re.search(r"-([0-9a-f]{8,})\.pth$", entry.url)
-    return Pretrained(
-        str(entry), entry.url, found[1] if found else "", mean, std, list(entry.meta["categories"])
-    )
+    digits = re.search(r"-([0-9a-f]{8,})\.pth$", entry.url)
+    sha256 = digits[1] if digits else ""
+    return Pretrained(str(entry), entry.url, sha256, mean, std, list(entry.meta["categories"]))

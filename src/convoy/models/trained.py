@@ -1,27 +1,59 @@
-"""A trained network as files: `weights.pt`, tensors only, and `model.json`, what rebuilds the rest.
+"""A trained network: the module from pixels to logits, and its files `weights.pt` and `model.json`.
 
-Neither holds a time or a run's identity, so that equal training gives equal bytes.
+weights.pt holds tensors only, model.json everything else that rebuilds the network. Neither holds a time or a run's
+identity, so equal training gives equal bytes.
 """
 
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
 
 from convoy.core import files
 from convoy.core.errors import NetworkError, RequestError
-from convoy.models.assembled import Auxiliary
 from convoy.models.build import build
-from convoy.models.deployable import NormalizedModel
+from convoy.models.modules import Auxiliary
 from convoy.models.spec import Spec
 
 WEIGHTS = "weights.pt"
 FACTS = "model.json"
 
 
+class NormalizedModel(nn.Module):
+    """Normalise stored pixels, then run the network: the only place where pixels are normalised.
+
+    Training, evaluation, timing and the exported graph all run this module, so their normalisation cannot differ.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Wrap a network from (N, 3, H, W) normalised float32 to (N, K) logits.
+
+        Args:
+            network: to wrap.
+            mean: of each channel, in 0..1 units.
+            std: of each channel, in 0..1 units; the 0 of a constant channel is raised to 1/255, one
+                step of an 8-bit pixel.
+        """
+        super().__init__()
+        self.network = network
+        # Not persistent: model.json holds these values, weights.pt does not repeat them.
+        self.register_buffer("mean", _per_channel(mean), persistent=False)
+        self.register_buffer("std", _per_channel([max(value, 1 / 255) for value in std]), persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Map (N, 3, H, W) float32 pixels in 0..255 to (N, K) logits."""
+        logits: Tensor = self.network((pixels / 255 - self.mean) / self.std)
+        return logits
+
+
 class ModelFacts(BaseModel):
-    """Hold what must travel with weights to use them."""
+    """Everything that is needed to use weights: the content of model.json."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -35,13 +67,13 @@ class ModelFacts(BaseModel):
 
 
 def make(facts: ModelFacts, *, auxiliary: bool = False) -> NormalizedModel:
-    """Build the network that the facts describe, with fresh weights; auxiliary heads are for training alone."""
+    """Build the network with fresh weights; auxiliary heads are for training only."""
     network = build(facts.spec, len(facts.classes), facts.image_px, auxiliary=auxiliary)
     return NormalizedModel(network, facts.mean, facts.std)
 
 
 def save(folder: Path, model: NormalizedModel, facts: ModelFacts) -> None:
-    """Write the weights, moved to the CPU and made contiguous, and the facts; auxiliary heads are left out."""
+    """Write the weights, on the CPU and contiguous, and the facts; auxiliary heads are left out."""
     folder.mkdir(parents=True, exist_ok=True)
     heads = tuple(
         f"{name}." for name, module in model.network.named_children() if isinstance(module, Auxiliary)
@@ -59,7 +91,7 @@ def load(folder: Path) -> tuple[NormalizedModel, ModelFacts]:
     """Rebuild a trained network on the CPU, in evaluation mode.
 
     Raises:
-        NetworkError: the folder holds no model, or its files do not belong together.
+        NetworkError: the folder holds no model, or its two files do not match.
     """
     try:
         facts = ModelFacts.model_validate(files.read_json(folder / FACTS))
@@ -70,21 +102,28 @@ def load(folder: Path) -> tuple[NormalizedModel, ModelFacts]:
         ) from error
     except pickle.UnpicklingError as error:
         raise NetworkError(
-            f"{folder / WEIGHTS} is no file of tensors alone and is not loaded. "
-            f"Get it back with: dvc checkout {folder}"
+            f"{folder / WEIGHTS} holds pickled code and is not loaded. Restore it with: dvc checkout {folder}"
         ) from error
-    except (ValueError, RuntimeError, RequestError) as error:
-        # What pydantic, json and the grammar raise, and torch for half a file.
+    except (
+        ValueError,
+        RuntimeError,
+        RequestError,
+    ) as error:  # of pydantic and json, torch, and the spec parser
         raise NetworkError(
-            f"{folder} holds no model that this version reads: {error}\n"
-            f"Get it back with `dvc checkout {folder}`, or make it anew with `dvc repro --force train`."
+            f"{folder} holds no model that this version can read: {error}\n"
+            f"Restore it with `dvc checkout {folder}`, or train again with `dvc repro --force train`."
         ) from error
     model = make(facts)
     try:
         model.network.load_state_dict(state)
     except RuntimeError as error:
         raise NetworkError(
-            f"{folder / WEIGHTS} and {folder / FACTS} do not belong together: {error}\n"
-            f"Get both back with: dvc checkout {folder}"
+            f"{folder / WEIGHTS} does not match {folder / FACTS}: {error}\n"
+            f"Restore both with: dvc checkout {folder}"
         ) from error
     return model.eval(), facts
+
+
+def _per_channel(values: Sequence[float]) -> Tensor:
+    """Shape three values to broadcast over (N, 3, H, W)."""
+    return torch.tensor(list(values), dtype=torch.float32).view(1, 3, 1, 1)

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from convoy.core.errors import NetworkError
-from convoy.models.assembled import Auxiliary
+from convoy.models.modules import Auxiliary
 
 _FOLLOWS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU)
 """Layers with weights that shape what the layer before them made, and so belong to its block."""

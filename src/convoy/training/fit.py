@@ -16,9 +16,8 @@ from convoy.core import files
 from convoy.core.console import info
 from convoy.core.dataset import Dataset
 from convoy.models import trained
-from convoy.models.deployable import NormalizedModel
 from convoy.models.spec import Spec
-from convoy.models.trained import ModelFacts
+from convoy.models.trained import ModelFacts, NormalizedModel
 from convoy.training.best import MONITOR, Best
 from convoy.training.checkpoints import Found
 from convoy.training.clock import TrainingTimer

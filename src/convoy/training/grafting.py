@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from convoy.models.assembled import Auxiliary
+from convoy.models.modules import Auxiliary
 
 COUNTER = "num_batches_tracked"
 """A buffer of batch norms that files of old lack; nothing in Convoy computes with it."""

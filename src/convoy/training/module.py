@@ -17,9 +17,8 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from convoy.core.errors import TrainingError
-from convoy.models.assembled import WithAuxiliary
-from convoy.models.deployable import NormalizedModel
-from convoy.models.trained import ModelFacts
+from convoy.models.modules import WithAuxiliary
+from convoy.models.trained import ModelFacts, NormalizedModel
 from convoy.training.blocks import blocks
 from convoy.training.data import Batch
 from convoy.training.freezing import Plan
