@@ -1,6 +1,6 @@
-"""Export the served graph, then prove it: build/model/ + data/ + build/evaluation/ → build/deploy/.
+"""Export the served graph, then verify it: build/model/ + data/ + build/evaluation/ → build/deploy/.
 
-Two commands of one stage: `build` makes the graph under a temporary name; `prove`, in a
+Two commands of one stage: `build` makes the graph under a temporary name; `verify`, in a
 process that never imports torch, compares it with what was measured and renames it.
 """
 
@@ -20,33 +20,33 @@ DATASET = Path("build/dataset")
 MODEL = Path("build/model")
 OUT = Path("build/deploy")
 METRICS = Path("build/metrics")
-SPENT = OUT / "energy.json"
-"""What `build` used, for `prove` to add to its own."""
+BUILD_ENERGY = OUT / "energy.json"
+"""The energy that `build` used, to which `verify` adds its own."""
 
 
 def build() -> None:
     """Make the graph, with the identity of the run that exports it in its metadata."""
-    from convoy.export.onnx_graph import build as build_graph  # noqa: PLC0415 (torch: `prove` must not import it)
+    from convoy.export import onnx_graph  # noqa: PLC0415 (torch: `verify` must not import it)
 
     params.section("export", ExportParams)
     data_hash = Dataset.load(DATASET).hash
     country = params.section("energy", EnergyParams).country
     with stages.continuing("export", data_hash) as run, metered("export", country, gpu=False) as meter:
-        build_graph(MODEL, OUT, stages.exported_identity(run, data_hash))
+        onnx_graph.build(MODEL, OUT, stages.exported_identity(run, data_hash))
         image_index.write(DATASET / MANIFEST_FILE, OUT / contract.IMAGES)
-    meter.hand_over(SPENT)
+    meter.hand_over(BUILD_ENERGY)
 
 
-def prove() -> None:
-    """Prove the graph from the delivered files, log it as a model and end the run."""
-    from convoy.export.verify import prove as prove_graph  # noqa: PLC0415 (what only this command needs)
+def verify() -> None:
+    """Verify the graph from the delivered files, log it as a model and end the run."""
+    from convoy.export import verify  # noqa: PLC0415 (only this command needs it)
 
-    chosen = params.section("export", ExportParams)
+    limits = params.section("export", ExportParams)
     country = params.section("energy", EnergyParams).country
     with stages.finishing("export") as run:
         with metered("export", country, gpu=False) as meter:
-            meter.take_over(SPENT)
-            metrics = prove_graph(OUT, MODEL, Path("data"), Path("build/evaluation"), chosen)
+            meter.take_over(BUILD_ENERGY)
+            metrics = verify.verify(OUT, MODEL, Path("data"), Path("build/evaluation"), limits)
         metrics |= with_total(METRICS, meter.result())
         files.write_json(METRICS / "export.json", metrics)
         run.log_result(metrics)
@@ -58,4 +58,4 @@ def prove() -> None:
 
 
 if __name__ == "__main__":
-    stage.main({"build": build, "prove": prove}[sys.argv[1]])
+    stage.main({"build": build, "verify": verify}[sys.argv[1]])

@@ -1,4 +1,4 @@
-"""A delivery of a few small images taken through the real pipeline to a proven model, once."""
+"""A delivery of a few small images taken through the real pipeline to a verified model, once."""
 
 import json
 import os
@@ -34,24 +34,24 @@ LAYERS = [
 ]
 PX = 12
 
-PROVE = """
+VERIFY = """
 import json, sys
 from pathlib import Path
-from convoy.export.verify import prove
+from convoy.export.verify import verify
 from convoy.export.settings import ExportParams
 from convoy.core.errors import ConvoyError
 home, limits = Path(sys.argv[1]), ExportParams(**json.loads(sys.argv[2]))
 try:
-    found = prove(home / "deploy", home / "model", home / "data", home / "evaluation", limits)
+    metrics = verify(home / "deploy", home / "model", home / "data", home / "evaluation", limits)
 except ConvoyError as error:
     sys.exit(f"{type(error).__name__}: {error}")
-print(json.dumps({"metrics": found, "torch": "torch" in sys.modules}))
+print(json.dumps({"metrics": metrics, "torch": "torch" in sys.modules}))
 """
 
 
 @dataclass(frozen=True)
-class Proved:
-    """Hold how a proof ended: its message, or its metrics."""
+class Outcome:
+    """Hold the result of a verification: its error message, or its metrics."""
 
     message: str
     metrics: dict
@@ -65,7 +65,7 @@ class Project:
     home: Path
 
     @property
-    def unproven(self) -> Path:
+    def unverified(self) -> Path:
         return self.home / "deploy" / "model.unverified.onnx"
 
     @property
@@ -76,10 +76,10 @@ class Project:
         shutil.copytree(self.home, home)
         return Project(home)
 
-    def take(
+    def export(
         self, classes: dict[str, list[np.ndarray]], fit: str = "squash", layers: list | None = None
     ) -> "Project":
-        """Deliver, prepare, make a network with fresh weights, evaluate and build."""
+        """Deliver, prepare, make a network with fresh weights, evaluate and export."""
         for name, images_u8 in classes.items():
             (self.home / "data" / name).mkdir(parents=True)
             for n, image_u8 in enumerate(images_u8):
@@ -118,21 +118,21 @@ class Project:
         evaluate(self.home / "dataset", self.home / "model", params, self.home / "evaluation")
         onnx_graph.build(self.home / "model", self.home / "deploy", IDENTITY)
 
-    def prove(self, **limits: float) -> Proved:
-        """Prove in a process of its own, as the pipeline does: this one has imported torch."""
-        chosen = {"max_label_flips": 0, "max_probability_gap": 1e-4, "latency_runs": 10} | limits
+    def verify(self, **limits: float) -> Outcome:
+        """Verify in a process of its own, as the pipeline does: this one has imported torch."""
+        settings = {"max_label_flips": 0, "max_probability_gap": 1e-4, "latency_runs": 10} | limits
         source = str(Path(convoy.__file__).parents[1])
         done = subprocess.run(
-            [sys.executable, "-c", PROVE, str(self.home), json.dumps(chosen)],
+            [sys.executable, "-c", VERIFY, str(self.home), json.dumps(settings)],
             capture_output=True,
             text=True,
             check=False,
             env=os.environ | {"PYTHONPATH": source},
         )
         if done.returncode:
-            return Proved(done.stderr, {}, torch=False)
+            return Outcome(done.stderr, {}, torch=False)
         last = json.loads(done.stdout.splitlines()[-1])
-        return Proved("", last["metrics"], torch=last["torch"])
+        return Outcome("", last["metrics"], torch=last["torch"])
 
 
 THREE_CLASSES = {"Bär": 40, "cat|dog": 30, "x": 30}
@@ -140,23 +140,23 @@ THREE_CLASSES = {"Bär": 40, "cat|dog": 30, "x": 30}
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Everything up to the unproven graph. Read only: tests that change something copy it."""
+    """Everything up to the unverified graph. Read only: tests that change something copy it."""
     project = Project(tmp_path_factory.mktemp("built"))
-    return project.take(
+    return project.export(
         {name: project.noisy(n, images) for n, (name, images) in enumerate(THREE_CLASSES.items())}
     )
 
 
 @pytest.fixture(scope="session")
-def proved(built: Project, tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Proved]:
-    """A copy that was proven, with what the proof returned. Read only."""
-    project = built.copy(tmp_path_factory.mktemp("proved") / "project")
-    return project, project.prove()
+def verified(built: Project, tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Outcome]:
+    """A verified copy, with the outcome of its verification. Read only."""
+    project = built.copy(tmp_path_factory.mktemp("verified") / "project")
+    return project, project.verify()
 
 
 @pytest.fixture
 def project(built: Project, tmp_path: Path) -> Project:
-    """A copy of everything up to the unproven graph, to be changed."""
+    """A copy of everything up to the unverified graph, to be changed."""
     return built.copy(tmp_path / "project")
 
 

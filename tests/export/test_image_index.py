@@ -29,7 +29,7 @@ def written(tmp_path: Path) -> Path:
     return tmp_path / "images.parquet"
 
 
-def test_every_used_image_is_kept_with_label_and_part_and_no_other(written: Path) -> None:
+def test_every_used_image_is_kept_with_label_and_split(written: Path) -> None:
     assert image_index.load(written).table == {
         "a" * 64: ("dog", "train"),
         "b" * 64: ("cat", "val"),
@@ -46,7 +46,7 @@ def test_equal_datasets_give_equal_files(written: Path, tmp_path: Path) -> None:
     assert (tmp_path / "again.parquet").read_bytes() == written.read_bytes()
 
 
-def test_a_manifest_of_an_earlier_version_is_refused_with_the_way_out(tmp_path: Path) -> None:
+def test_a_manifest_of_an_earlier_version_is_refused_with_the_remedy(tmp_path: Path) -> None:
     pq.write_table(pa.table({"label": ["cat"], "split": ["train"]}), tmp_path / "manifest.parquet")
     with pytest.raises(DataError, match=r"no column `pixels`.*Prepare again: dvc repro --force prepare"):
         image_index.write(tmp_path / "manifest.parquet", tmp_path / "images.parquet")
@@ -55,12 +55,12 @@ def test_a_manifest_of_an_earlier_version_is_refused_with_the_way_out(tmp_path: 
 @pytest.mark.parametrize("content", [b"", b"PAR1 no more", b"x" * 4000])
 def test_a_damaged_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "images.parquet").write_bytes(content)
-    with pytest.raises(DataError, match=r"images\.parquet cannot be read .*Make it again: dvc repro export"):
+    with pytest.raises(DataError, match=r"images\.parquet cannot be read .*dvc repro export"):
         image_index.load(tmp_path / "images.parquet")
 
 
-def test_a_file_with_an_unknown_part_is_refused(tmp_path: Path) -> None:
+def test_a_file_with_an_unknown_split_is_refused(tmp_path: Path) -> None:
     columns = {"pixels": ["a" * 64], "label": ["cat"], "split": ["holdout"]}
     pq.write_table(pa.table(columns), tmp_path / "images.parquet")
-    with pytest.raises(DataError, match=r"names parts other than train, val, test"):
+    with pytest.raises(DataError, match=r"splits other than train, val, test"):
         image_index.load(tmp_path / "images.parquet")

@@ -5,25 +5,25 @@ from convoy.core.errors import VerificationError
 from convoy.export import latency
 
 
-def test_single_images_and_batches_are_timed_as_often_as_asked():
+def test_single_images_and_batches_are_timed_as_often_as_configured():
     seen = []
-    found = latency.time_answers(lambda images_u8: seen.append(images_u8.shape), 12, 64)
+    figures = latency.time_calls(lambda images_u8: seen.append(images_u8.shape), 12, 64)
     assert seen.count((1, 12, 12, 3)) == latency.WARM_UP + 64
     assert seen.count((latency.BATCH, 12, 12, 3)) == latency.WARM_UP + 3
-    assert found["latency_ms_p95"] >= found["latency_ms_p50"] > 0
-    assert found["images_per_second"] > 0
+    assert figures["latency_ms_p95"] >= figures["latency_ms_p50"] > 0
+    assert figures["images_per_second"] > 0
 
 
 def test_figures_are_milliseconds_and_images_per_second(monkeypatch):
     clock = iter(np.arange(1000) * 0.004)
     monkeypatch.setattr(latency.time, "perf_counter", lambda: next(clock))
-    found = latency.time_answers(lambda _: None, 8, 10)
-    assert found["latency_ms_p50"] == pytest.approx(4.0)
-    assert found["latency_ms_p95"] == pytest.approx(4.0)
-    assert found["images_per_second"] == pytest.approx(latency.BATCH / 0.004)
+    figures = latency.time_calls(lambda _: None, 8, 10)
+    assert figures["latency_ms_p50"] == pytest.approx(4.0)
+    assert figures["latency_ms_p95"] == pytest.approx(4.0)
+    assert figures["images_per_second"] == pytest.approx(latency.BATCH / 0.004)
 
 
-def test_a_timing_process_that_fails_is_reported_with_its_last_words(tmp_path):
+def test_a_timing_process_that_fails_is_reported_with_its_last_lines(tmp_path):
     with pytest.raises(
         VerificationError,
         match=r"timing of .*gone\.onnx \(onnx\) failed with exit code 1:\n[^$]*does not exist",

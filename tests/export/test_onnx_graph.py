@@ -1,4 +1,6 @@
+import contextlib
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -8,22 +10,23 @@ import pytest
 import torch
 from torch import nn
 
+import exported
 from convoy.core.errors import NetworkError
 from convoy.export import onnx_graph
 from convoy.images.resize import Geometry
 from convoy.models import trained
 
-IDENTITY = {"run_id": "r", "git_commit": "g", "data_hash": "d", "params_hash": "p"}
-
 
 @pytest.fixture(scope="module")
 def session(built):
-    return onnxruntime.InferenceSession(built.unproven, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(built.unverified, providers=["CPUExecutionProvider"])
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (12, 12), (37, 53), (200, 31)])
 @pytest.mark.parametrize("images", [1, 2, 5])
-def test_raw_pixels_of_any_number_and_size_get_what_the_trained_network_says(built, session, images, size):
+def test_raw_pixels_of_any_number_and_size_get_the_predictions_of_the_trained_network(
+    built, session, images, size
+):
     images_u8 = np.random.default_rng(0).integers(0, 256, (images, *size, 3), dtype=np.uint8)
     probabilities, logits = session.run(["probabilities", "logits"], {"image": images_u8})
     packed_u8 = np.stack([Geometry(12, "squash")(image_u8) for image_u8 in images_u8])
@@ -43,7 +46,7 @@ def test_every_dimension_that_may_vary_has_a_name(session):
     ]
 
 
-def test_the_file_says_what_it_is_and_where_it_comes_from(session):
+def test_the_metadata_hold_contract_and_provenance(session):
     properties = session.get_modelmeta().custom_metadata_map
     assert json.loads(properties["convoy.classes"]) == ["Bär", "cat|dog", "x"]
     assert properties["convoy.run_id"] == "run-7"
@@ -55,22 +58,21 @@ def test_the_file_says_what_it_is_and_where_it_comes_from(session):
     assert (properties["convoy.image_px"], properties["convoy.fit"]) == ("12", "squash")
 
 
-def test_no_path_of_the_machine_that_made_it_is_left_in_the_file(built):
-    content = built.unproven.read_bytes()
+def test_the_file_holds_no_path_of_the_machine_that_exported_it(built):
+    content = built.unverified.read_bytes()
     for trace in (b"forward", b"site-packages", str(Path.cwd()).encode(), b".py"):
         assert trace not in content
-    model = onnx.load(built.unproven)
+    model = onnx.load(built.unverified)
     assert {opset.version for opset in model.opset_import} == {20}
     assert model.ir_version == 10
 
 
-def test_equal_models_give_equal_bytes_and_what_was_there_before_goes(project):
-    before = project.unproven.read_bytes()
+def test_equal_models_give_equal_bytes_and_replace_an_earlier_export(project):
+    before = project.unverified.read_bytes()
     for name in ("model.onnx", "verification.json", "model_card.md", "model.unverified.onnx"):
         (project.home / "deploy" / name).write_text("of an earlier export")
-    identity = {"run_id": "run-7", "git_commit": "c0ffee", "data_hash": "d" * 64, "params_hash": "e" * 64}
-    onnx_graph.build(project.home / "model", project.home / "deploy", identity)
-    assert project.unproven.read_bytes() == before
+    onnx_graph.build(project.home / "model", project.home / "deploy", exported.IDENTITY)
+    assert project.unverified.read_bytes() == before
     assert [path.name for path in (project.home / "deploy").iterdir()] == ["model.unverified.onnx"]
 
 
@@ -79,7 +81,7 @@ def test_an_identity_with_a_part_missing_is_a_programming_error(built, tmp_path)
         onnx_graph.build(built.home / "model", tmp_path, {"run_id": "r"})
 
 
-class _Untranslatable(nn.Module):
+class _NotInOnnx(nn.Module):
     def forward(self, pixels):
         return torch.linalg.eigvals(pixels.mean(dim=1)).real[:, :3]
 
@@ -92,34 +94,51 @@ class _ForTwo(nn.Module):
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        (_Untranslatable, r"^network miniature cannot be exported to ONNX: .*\. Choose layers"),
-        (_ForTwo, r"^network miniature answers 2 images however many there are: .*pytorch#157621"),
+        (_NotInOnnx, r"^network miniature cannot be exported to ONNX: .*\. Choose layers"),
+        (_ForTwo, r"^network miniature accepts only batches of 2 images.*pytorch#157621"),
     ],
 )
-def test_a_network_that_onnx_cannot_hold_is_named(built, tmp_path, monkeypatch, layer, message):
+def test_a_network_that_cannot_be_exported_is_named(built, tmp_path, monkeypatch, layer, message):
     model, facts = trained.load(built.home / "model")
     model.network = layer()
     monkeypatch.setattr(trained, "load", lambda _: (model, facts))
     with pytest.raises(NetworkError, match=message):
-        onnx_graph.build(built.home / "model", tmp_path, IDENTITY)
+        onnx_graph.build(built.home / "model", tmp_path, exported.IDENTITY)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_network_too_large_for_one_file_is_refused(built, tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_graph, "LARGEST_BYTES", 1000)
-    with pytest.raises(NetworkError, match=r"network miniature makes an ONNX file of .* GB.*network\.name"):
-        onnx_graph.build(built.home / "model", tmp_path, IDENTITY)
+    size = built.unverified.stat().st_size
+    monkeypatch.setattr(onnx_graph, "LARGEST_BYTES", size - 1)
+    with pytest.raises(NetworkError, match=r"network miniature would have .* GB.*network\.name"):
+        onnx_graph.build(built.home / "model", tmp_path, exported.IDENTITY)
     assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(onnx_graph, "LARGEST_BYTES", size)
+    onnx_graph.build(built.home / "model", tmp_path, exported.IDENTITY)
+    assert (tmp_path / "model.unverified.onnx").stat().st_size == size
 
 
-def test_a_graph_without_the_constant_that_the_proof_shifts_is_refused(built, tmp_path, monkeypatch):
+def test_a_graph_without_the_constant_of_the_control_is_refused(built, tmp_path, monkeypatch):
     model, facts = trained.load(built.home / "model")
     monkeypatch.setattr(type(model), "forward", lambda self, pixels: self.network(pixels / 255))
     monkeypatch.setattr(trained, "load", lambda _: (model, facts))
-    with pytest.raises(NetworkError, match=r"miniature has no constant deployable\.mean.*deployable\.py"):
-        onnx_graph.build(built.home / "model", tmp_path, IDENTITY)
+    with pytest.raises(NetworkError, match=r"miniature has no constant deployable\.mean.*trained\.py"):
+        onnx_graph.build(built.home / "model", tmp_path, exported.IDENTITY)
+
+
+@pytest.mark.parametrize("layer", [None, _NotInOnnx])
+def test_the_exporters_log_levels_are_restored_after_success_and_failure(built, tmp_path, monkeypatch, layer):
+    model, facts = trained.load(built.home / "model")
+    model.network = layer() if layer else model.network
+    monkeypatch.setattr(trained, "load", lambda _: (model, facts))
+    monkeypatch.setattr(logging.getLogger("torch.onnx"), "level", logging.INFO)
+    monkeypatch.setattr(logging.getLogger("onnxscript"), "level", logging.DEBUG)
+    with contextlib.suppress(NetworkError):
+        onnx_graph.build(built.home / "model", tmp_path, exported.IDENTITY)
+    assert logging.getLogger("torch.onnx").level == logging.INFO
+    assert logging.getLogger("onnxscript").level == logging.DEBUG
 
 
 def test_opening_the_model_prints_no_warning(built, capfd):
-    onnxruntime.InferenceSession(built.unproven, providers=["CPUExecutionProvider"])
+    onnxruntime.InferenceSession(built.unverified, providers=["CPUExecutionProvider"])
     assert capfd.readouterr().err == ""

@@ -8,52 +8,68 @@ from convoy.export.onnx_model import CHUNK_BYTES, OnnxModel, chunks
 
 
 @pytest.fixture(scope="module")
-def served(built):
-    return OnnxModel(built.unproven)
+def model(built):
+    return OnnxModel(built.unverified)
 
 
-def test_classes_and_origin_come_from_the_file_alone(served):
-    assert served.classes == ("Bär", "cat|dog", "x")
-    assert served.properties["convoy.run_id"] == "run-7"
+def test_classes_and_provenance_come_from_the_file(model):
+    assert model.classes == ("Bär", "cat|dog", "x")
+    assert model.properties["convoy.run_id"] == "run-7"
 
 
-def test_images_of_mixed_sizes_are_answered_in_their_order(built, served):
+def test_images_of_mixed_sizes_are_predicted_in_their_order(built, model):
     images_u8 = built.noisy(4, 12)
-    found = served.mixed(images_u8)
+    predictions = model.predict_mixed(images_u8)
     assert len({image_u8.shape for image_u8 in images_u8}) > 2
-    for image_u8, probabilities in zip(images_u8, found, strict=True):
-        np.testing.assert_allclose(served(image_u8[np.newaxis])[0], probabilities, atol=1e-6)
+    for image_u8, probabilities in zip(images_u8, predictions, strict=True):
+        np.testing.assert_allclose(model(image_u8[np.newaxis])[0], probabilities, atol=1e-6)
 
 
-def test_no_images_have_no_answers(served):
-    assert served.mixed([]).shape == (0, 3)
+def test_no_images_give_no_predictions(model):
+    assert model.predict_mixed([]).shape == (0, 3)
 
 
-def test_a_file_that_is_not_there_is_a_wrong_request(tmp_path):
-    with pytest.raises(RequestError, match=r"nothing\.onnx does not exist\. Make one with `dvc repro`"):
+def test_a_missing_file_is_an_invalid_request(tmp_path):
+    with pytest.raises(RequestError, match=r"nothing\.onnx does not exist.*`dvc repro`"):
         OnnxModel(tmp_path / "nothing.onnx")
 
 
 @pytest.mark.parametrize("share", [0, 0.3, 0.99], ids=["empty", "third", "nearly whole"])
 def test_a_truncated_model_is_refused(built, tmp_path, share):
-    content = built.unproven.read_bytes()
+    content = built.unverified.read_bytes()
     broken = tmp_path / "model.onnx"
     broken.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(VerificationError, match=r"model\.onnx cannot be opened as ONNX.*\n.*dvc checkout"):
+    with pytest.raises(VerificationError, match=r"model\.onnx is not a valid ONNX file.*\n.*dvc checkout"):
         OnnxModel(broken)
 
 
-def test_a_model_of_someone_elses_is_refused_with_what_it_lacks(tmp_path):
+def test_a_model_that_convoy_did_not_export_is_refused_with_what_it_lacks(tmp_path):
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N"]) for name in ("x", "y")]
     body = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", value[:1], value[1:])
-    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    onnx.save(model, tmp_path / "theirs.onnx")
+    theirs = helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(theirs, tmp_path / "theirs.onnx")
     with pytest.raises(
         VerificationError,
-        match=r"theirs\.onnx is ONNX, but no model of Convoy's: it lacks the metadata convoy\.classes, .*"
-        r"a single input `image`, an output `probabilities`\. Use the one that `dvc repro` makes",
+        match=r"theirs\.onnx was not exported by Convoy.* convoy\.classes.* convoy\.image_px.* convoy\.fit"
+        r".* convoy\.version.* a single input `image`, an output `probabilities`.*build/deploy/model\.onnx",
     ):
         OnnxModel(tmp_path / "theirs.onnx")
+
+
+@pytest.mark.parametrize("key", ["classes", "image_px", "fit", "version"])
+def test_every_metadata_key_of_the_contract_is_required(built, key):
+    graph = onnx.load(built.unverified)
+    kept = [entry for entry in graph.metadata_props if entry.key != f"convoy.{key}"]
+    del graph.metadata_props[:]
+    graph.metadata_props.extend(kept)
+    with pytest.raises(VerificationError, match=rf"the metadata convoy\.{key}\."):
+        OnnxModel(graph.SerializeToString())
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_number_of_threads_reaches_onnxruntime(built, threads):
+    session = OnnxModel(built.unverified, threads=threads)._session
+    assert session.get_session_options().intra_op_num_threads == threads
 
 
 def test_chunks_are_bounded_in_number_and_in_bytes_and_lose_nothing():

@@ -1,3 +1,5 @@
+"""Verification as a whole, and each of its checks on a graph with exactly the fault that it detects."""
+
 import hashlib
 import json
 import shutil
@@ -14,66 +16,92 @@ from onnx import numpy_helper
 from PIL import Image
 
 from convoy.core import files
-from convoy.core.errors import VerificationError
+from convoy.core.errors import DataError, VerificationError
 from convoy.export import latency, verify
+from convoy.export.onnx_model import OnnxModel
 from convoy.export.settings import ExportParams
-from convoy.export.verify import prove
+from convoy.export.verify import Comparison, ReferencePredictions
+from convoy.images.resize import Geometry
 
 LIMITS = ExportParams(max_label_flips=0, max_probability_gap=1e-4, latency_runs=10)
+LOOSE = LIMITS.model_copy(update={"max_label_flips": 1000, "max_probability_gap": 1.0})
+GEOMETRY = Geometry(12, "squash")
 
 
 @pytest.fixture
-def prove_here(monkeypatch):
-    """Prove in this process, which has torch, and without timing: return the refusal, empty where there is none."""
+def error_of(monkeypatch):
+    """Verify a project in this process, which has torch, without timing; return the error message, or ""."""
     figures = {"latency_ms_p50": 1.0, "latency_ms_p95": 2.0, "images_per_second": 3.0}
     timed = {"image_px": 12, "runs": 10, "threads": 1, "batch": 32, "onnx": figures, "eager": figures}
     monkeypatch.setattr(latency, "measure", lambda *_: timed)
     monkeypatch.setattr(verify, "_refuse_torch", lambda: None)
 
-    def prove_project(project, **limits):
-        home = project.home
+    def run(project, error=VerificationError, **limits):
+        folders = (project.home / name for name in ("deploy", "model", "data", "evaluation"))
         try:
-            prove(
-                home / "deploy",
-                home / "model",
-                home / "data",
-                home / "evaluation",
-                LIMITS.model_copy(update=limits),
-            )
-        except VerificationError as error:
+            verify.verify(*folders, LIMITS.model_copy(update=limits))
+        except error as caught:
             assert not project.model.exists()
-            return str(error)
+            return str(caught)
         assert project.model.is_file()
         return ""
 
-    return prove_project
+    return run
 
 
-def test_a_faithful_graph_is_proven_and_gets_its_name_unchanged(built, proved):
-    project, outcome = proved
+@pytest.fixture(scope="module")
+def model(built):
+    return OnnxModel(built.unverified)
+
+
+@pytest.fixture(scope="module")
+def reference(built):
+    return ReferencePredictions.load(built.home / "evaluation")
+
+
+@pytest.fixture(scope="module")
+def sample(built, model, reference):
+    return verify.compare_from_files(model, built.home / "data", reference, GEOMETRY, LIMITS)[2]
+
+
+@pytest.fixture
+def predictions(project):
+    """The file of measured predictions of a project, to be changed."""
+    return project.home / "evaluation" / "predictions.parquet"
+
+
+def with_shifted_mean(path, shift):
+    graph = onnx.load(path)
+    (mean,) = [constant for constant in graph.graph.initializer if constant.name == "deployable.mean"]
+    mean.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(mean) + np.float32(shift), mean.name))
+    onnx.save(graph, path)
+
+
+def test_a_faithful_graph_is_renamed_unchanged(built, verified):
+    project, outcome = verified
     assert outcome.message == ""
-    assert not project.unproven.exists()
-    assert project.model.read_bytes() == built.unproven.read_bytes()
+    assert not project.unverified.exists()
+    assert project.model.read_bytes() == built.unverified.read_bytes()
     verification = files.read_json(project.home / "deploy" / "verification.json")
     assert verification["model"]["sha256"] == hashlib.sha256(project.model.read_bytes()).hexdigest()
     assert verification["model"]["identity"]["run_id"] == "run-7"
 
 
-def test_the_proof_never_imports_torch(proved):
-    project, outcome = proved
+def test_verification_never_imports_torch(verified):
+    project, outcome = verified
     assert outcome.torch is False
     assert files.read_json(project.home / "deploy" / "verification.json")["torch_imported"] is False
 
 
-def test_the_proof_refuses_a_process_that_has_imported_torch(built):
+def test_a_process_that_has_imported_torch_is_refused(built):
     assert torch
-    home = built.home
-    with pytest.raises(VerificationError, match=r"torch is imported .*export\.py prove"):
-        prove(home / "deploy", home / "model", home / "data", home / "evaluation", LIMITS)
+    folders = (built.home / name for name in ("deploy", "model", "data", "evaluation"))
+    with pytest.raises(VerificationError, match=r"torch is imported .*export\.py verify"):
+        verify.verify(*folders, LIMITS)
 
 
-def test_the_reported_figures_cover_the_whole_test_split(proved):
-    project, outcome = proved
+def test_the_metrics_cover_the_whole_test_split(verified):
+    project, outcome = verified
     deploy = outcome.metrics["deploy"]
     summary = files.read_json(project.home / "evaluation" / "summary.json")
     assert deploy["accuracy"] == summary["test"]["accuracy"]
@@ -85,59 +113,57 @@ def test_the_reported_figures_cover_the_whole_test_split(proved):
         assert deploy[f"{kind}images_per_second"] > 0
     checks = files.read_json(project.home / "deploy" / "verification.json")["checks"]
     assert checks[0]["images"] == summary["test"]["images"] > 20
-    assert [check["check"] for check in checks[1:]] == [
+    assert [check["check"] for check in checks] == [
+        "whole test split from delivered files",
         *(f"batches of {size}" for size in (1, 2, 7, 64)),
         "odd image sizes, raw against packed",
     ]
 
 
-def test_the_control_notices_a_mean_that_is_off_by_one_step_of_a_pixel(proved):
-    control = files.read_json(proved[0].home / "deploy" / "verification.json")["negative_control"]
+def test_the_control_detects_a_mean_that_is_off_by_one_step_of_a_pixel(verified):
+    control = files.read_json(verified[0].home / "deploy" / "verification.json")["negative_control"]
     assert control["caught"] is True
     assert control["mean_shift"] == pytest.approx(1 / 255)
     assert control["probability_gap"] > control["max_probability_gap"]
 
 
-def test_the_code_on_the_model_card_runs_and_names_a_class(proved, tmp_path):
-    project, _ = proved
+def test_the_code_on_the_model_card_runs_and_names_a_class(verified, tmp_path):
+    project, _ = verified
     card = (project.home / "deploy" / "model_card.md").read_text(encoding="utf-8")
     code = card.split("```python\n")[1].split("```")[0]
     assert len(code.splitlines()) == 6
     shutil.copy(project.model, tmp_path / "model.onnx")
     Image.fromarray(project.noisy(5, 1)[0]).save(tmp_path / "image.png")
-    said = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True
-    )
-    label, probability = said.stdout.rsplit(" ", 1)
+    ).stdout
+    label, probability = output.rsplit(" ", 1)
     assert label in {"Bär", "cat|dog", "x"}
     assert 1 / 3 <= float(probability) <= 1
 
 
-def test_the_model_card_keeps_class_names_inside_their_cells(proved):
-    card = (proved[0].home / "deploy" / "model_card.md").read_text(encoding="utf-8")
+def test_the_model_card_keeps_class_names_inside_their_cells(verified):
+    card = (verified[0].home / "deploy" / "model_card.md").read_text(encoding="utf-8")
     (row,) = [line for line in card.splitlines() if line.startswith("| cat")]
     assert row.startswith("| cat\\|dog | ")
     assert row.replace("\\|", "").count("|") == 7
 
 
-def test_a_graph_that_answers_otherwise_is_refused_with_its_worst_image(project):
-    project.model.write_bytes(b"an older proof's")
-    _shift_mean(project.unproven, 0.1)
-    outcome = project.prove()
-    assert outcome.message.startswith(
-        "VerificationError: the exported graph does not answer as it was measured."
-    )
-    assert "whole test split from delivered files" in outcome.message
-    assert "export.max_probability_gap is 0.0001" in outcome.message
+def test_a_graph_with_other_predictions_is_refused_with_its_worst_image(project):
+    project.model.write_bytes(b"of an earlier export")
+    with_shifted_mean(project.unverified, 0.1)
+    message = project.verify().message
+    assert message.startswith("VerificationError: ")
+    assert "whole test split from delivered files" in message
+    assert "export.max_probability_gap is 0.0001" in message
     paths = pq.read_table(project.home / "evaluation" / "predictions.parquet").column("path").to_pylist()
-    assert outcome.message.split("Worst image: ")[1].splitlines()[0] in paths
-    assert "  expected " in outcome.message
-    assert project.unproven.is_file()
-    assert sorted(path.name for path in (project.home / "deploy").iterdir()) == ["model.unverified.onnx"]
+    assert message.split("Worst image: ")[1].splitlines()[0] in paths
+    assert "  expected " in message
+    assert "dvc repro --force evaluate export" in message
+    assert [path.name for path in (project.home / "deploy").iterdir()] == ["model.unverified.onnx"]
 
 
-def test_a_flip_is_allowed_only_when_params_allow_it(project, prove_here):
-    predictions = project.home / "evaluation" / "predictions.parquet"
+def test_a_flip_is_allowed_only_by_params(project, predictions, error_of):
     table = pq.read_table(predictions).to_pydict()
     # Two classes of the first image change places: one flip, with a gap that the loose limit allows.
     first = table["probabilities"][0]
@@ -146,102 +172,211 @@ def test_a_flip_is_allowed_only_when_params_allow_it(project, prove_here):
     classes = files.read_json(project.home / "evaluation" / "summary.json")["classes"]
     table["predicted"][0] = classes[int(order[-2])]
     pq.write_table(pa.table(table), predictions)
-    refused = prove_here(project, max_probability_gap=0.999)
-    assert "1 of" in refused
-    assert f"Worst image: {table['path'][0]}" in refused
-    assert prove_here(project, max_label_flips=1, max_probability_gap=0.999) == ""
+    message = error_of(project, max_probability_gap=0.999)
+    assert "1 of" in message
+    assert f"Worst image: {table['path'][0]}" in message
+    assert error_of(project, max_label_flips=1, max_probability_gap=0.999) == ""
 
 
-def test_a_graph_that_answers_with_nan_is_refused(project, prove_here):
-    _shift_mean(project.unproven, float("nan"))
-    message = prove_here(project, max_probability_gap=1.0, max_label_flips=1000)
+def test_a_graph_that_outputs_nan_is_refused_by_any_limits(project, error_of):
+    with_shifted_mean(project.unverified, float("nan"))
+    message = error_of(project, max_probability_gap=1.0, max_label_flips=1000)
     assert "largest probability gap is inf" in message
-    assert "no numbers (NaN)" in message
+    assert "exported NaN" in message
 
 
-def test_limits_that_forgive_everything_are_no_proof(project, prove_here):
-    message = prove_here(project, max_probability_gap=1.0, max_label_flips=1000)
-    assert message.startswith("The proof has no power: a graph whose mean is off by 1,")
+def test_limits_that_accept_every_graph_are_refused(project, error_of):
+    message = error_of(project, max_probability_gap=1.0, max_label_flips=1000)
+    assert "mean is off by 1," in message
     assert "export.max_label_flips: 0" in message
-    assert not project.model.exists()
 
 
-def test_a_test_image_that_is_no_longer_delivered_is_named(project, prove_here):
-    path = pq.read_table(project.home / "evaluation" / "predictions.parquet").column("path")[4].as_py()
-    (project.home / "data" / path).unlink()
-    message = prove_here(project)
-    assert (
-        f"1 of {_test_images(project)} test images are no longer delivered, the first being {path}" in message
-    )
+@pytest.mark.parametrize("change", ["gone", "changed"])
+def test_a_test_image_that_is_gone_or_has_changed_is_named(project, predictions, error_of, change):
+    paths = pq.read_table(predictions).column("path").to_pylist()
+    if change == "gone":
+        (project.home / "data" / paths[4]).unlink()
+    else:
+        Image.new("RGB", (9, 9), "red").save(project.home / "data" / paths[4])
+    message = error_of(project, DataError)
+    assert f"1 of {len(paths)} images" in message
+    assert paths[4] in message
     assert "dvc repro" in message
 
 
-def test_a_test_image_that_changed_since_it_was_prepared_is_named(project, prove_here):
-    path = pq.read_table(project.home / "evaluation" / "predictions.parquet").column("path")[4].as_py()
-    Image.new("RGB", (9, 9), "red").save(project.home / "data" / path)
-    message = prove_here(project)
-    assert f"no longer the file that was prepared, the first being {path}" in message
-
-
-def test_predictions_that_contradict_themselves_are_refused(project, prove_here):
-    predictions = project.home / "evaluation" / "predictions.parquet"
+def test_inconsistent_predictions_are_refused(predictions, project, error_of):
     table = pq.read_table(predictions).to_pydict()
-    table["probabilities"][2] = table["probabilities"][2][::-1]
     table["predicted"] = ["x"] * len(table["predicted"])
     pq.write_table(pa.table(table), predictions)
-    assert "contradicts itself: the predicted class of" in prove_here(project)
+    message = error_of(project)
+    assert "predictions.parquet" in message
+    assert "dvc repro --force evaluate" in message
 
 
-def test_what_is_missing_is_named_with_the_command_that_makes_it(project, prove_here):
+def test_missing_inputs_are_named_with_the_command_that_makes_them(project, error_of):
     (project.home / "evaluation" / "summary.json").unlink()
-    message = prove_here(project)
-    assert "summary.json does not exist. Measure the model first: dvc repro evaluate" in message
-    project.unproven.unlink()
-    message = prove_here(project)
-    assert "there is nothing to prove. Build it: dvc repro export" in message
+    message = error_of(project)
+    assert "summary.json does not exist" in message
+    assert "dvc repro evaluate" in message
+    project.unverified.unlink()
+    message = error_of(project)
+    assert "model.unverified.onnx does not exist" in message
+    assert "dvc repro export" in message
 
 
-def test_a_graph_of_other_classes_is_refused(project, prove_here):
-    graph = onnx.load(project.unproven)
+def test_a_graph_of_other_classes_is_refused(project, error_of):
+    graph = onnx.load(project.unverified)
     (classes,) = [entry for entry in graph.metadata_props if entry.key == "convoy.classes"]
     classes.value = json.dumps(["a", "b", "c"])
-    onnx.save(graph, project.unproven)
-    assert "answers with the classes a, b, c;" in prove_here(project)
+    onnx.save(graph, project.unverified)
+    assert "has the classes a, b, c;" in error_of(project)
 
 
-def test_proving_again_leaves_what_was_proven_alone(proved):
-    project, _ = proved
-    message = project.prove().message
-    assert "model.unverified.onnx does not exist, so there is nothing to prove" in message
+def test_verifying_again_leaves_the_verified_model_alone(verified):
+    project, _ = verified
+    assert "model.unverified.onnx does not exist" in project.verify().message
     assert project.model.is_file()
     assert (project.home / "deploy" / "verification.json").is_file()
 
 
-def test_an_archive_is_proven_as_the_folder_is(project, prove_here):
+def test_an_archive_is_verified_like_its_folder(project, error_of):
     packed = shutil.make_archive(str(project.home / "packed"), "gztar", project.home / "data")
     shutil.rmtree(project.home / "data")
     shutil.move(packed, project.home / "data")
-    assert prove_here(project) == ""
+    assert error_of(project) == ""
 
 
-def test_two_classes_of_flat_gray_images_are_proven_with_letterbox(empty, prove_here):
-    """Gray leaves the statistics without spread and the answers without contrast: the control must still work."""
+def test_two_classes_of_flat_gray_images_are_verified_with_letterbox(empty, error_of):
+    """Gray leaves the statistics without spread and the predictions without contrast: the control must still work."""
     grays = [np.full((7 + n % 3, 20, 3), n, np.uint8) for n in range(0, 200, 2)]
-    empty.take({"dark": grays[:50], "light": grays[50:]}, fit="letterbox")
-    assert prove_here(empty) == ""
+    empty.export({"dark": grays[:50], "light": grays[50:]}, fit="letterbox")
+    assert error_of(empty) == ""
 
 
-def test_cropped_images_are_proven(empty, prove_here):
-    empty.take({name: empty.noisy(n, 15) for n, name in enumerate("ab")}, fit="crop")
-    assert prove_here(empty) == ""
+def test_cropped_images_are_verified(empty, error_of):
+    empty.export({name: empty.noisy(n, 15) for n, name in enumerate("ab")}, fit="crop")
+    assert error_of(empty) == ""
 
 
-def _shift_mean(model, shift):
-    graph = onnx.load(model)
-    (mean,) = [one for one in graph.graph.initializer if one.name == "deployable.mean"]
-    mean.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(mean) + np.float32(shift), mean.name))
-    onnx.save(graph, model)
+def test_the_sample_holds_test_images_as_they_were_packed(built, sample, reference):
+    images_u8 = np.load(built.home / "dataset" / "images.npy")[-len(reference.paths) :]
+    assert sample.paths == list(reference.paths)
+    assert np.array_equal(sample.squares_u8, images_u8)
+    assert np.array_equal(sample.probabilities, reference.probabilities)
 
 
-def _test_images(project):
-    return files.read_json(project.home / "evaluation" / "summary.json")["test"]["images"]
+def test_the_sample_stays_bounded(built, model, reference, monkeypatch):
+    monkeypatch.setattr(verify, "SAMPLE_BYTES", 5 * 12 * 12 * 3)
+    comparison, _, sample = verify.compare_from_files(model, built.home / "data", reference, GEOMETRY, LIMITS)
+    assert sample.paths == list(reference.paths[:5])
+    assert comparison.images == len(reference.paths)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 64])
+def test_a_graph_that_is_wrong_in_batches_of_one_size_is_detected(model, sample, size):
+    largest = min(size, len(sample.paths))
+
+    def wrong(images_u8):
+        probabilities = model(images_u8)
+        return probabilities[:, ::-1] if len(images_u8) == largest else probabilities
+
+    within = {check.name: check.within_limits for check in verify.compare_batches(wrong, sample, LIMITS)}
+    assert within[f"batches of {size}"] is False
+    assert all(check.within_limits for check in verify.compare_batches(model, sample, LIMITS))
+
+
+def test_a_graph_that_resizes_differently_is_detected_by_odd_sizes(built, model):
+    graph = onnx.load(built.unverified)
+    (resize,) = [node for node in graph.graph.node if node.op_type == "Resize"]
+    (outside,) = [attribute for attribute in resize.attribute if attribute.name == "exclude_outside"]
+    outside.i = 0  # onnxruntime's default
+    wrong = OnnxModel(graph.SerializeToString())
+    assert not verify.compare_odd_sizes(wrong, GEOMETRY, LIMITS).within_limits
+    faithful = verify.compare_odd_sizes(model, GEOMETRY, LIMITS)
+    assert faithful.within_limits
+    assert faithful.images == 14
+
+
+def test_a_graph_without_the_constant_of_the_control_is_refused(built, sample, tmp_path):
+    graph = onnx.load(built.unverified)
+    for node in graph.graph.node:
+        node.input[:] = ["renamed" if name == "deployable.mean" else name for name in node.input]
+    (mean,) = [constant for constant in graph.graph.initializer if constant.name == "deployable.mean"]
+    mean.name = "renamed"
+    onnx.save(graph, tmp_path / "renamed.onnx")
+    with pytest.raises(VerificationError, match=r"no constant deployable\.mean.*dvc repro --force export"):
+        verify.negative_control(tmp_path / "renamed.onnx", sample, LIMITS)
+
+
+def test_a_looser_limit_needs_a_larger_shift_to_be_exceeded(built, sample):
+    loose = LIMITS.model_copy(update={"max_label_flips": 1000})
+    sharp, _ = verify.negative_control(built.unverified, sample, loose)
+    blunt, detected = verify.negative_control(
+        built.unverified, sample, loose.model_copy(update={"max_probability_gap": 0.1})
+    )
+    assert sharp == pytest.approx(1 / 255)
+    assert blunt > sharp
+    assert detected.gap > 0.1
+
+
+def rows(*probabilities):
+    return np.array(probabilities, np.float32)
+
+
+@pytest.fixture
+def comparison():
+    return Comparison("all", LIMITS.model_copy(update={"max_probability_gap": 0.01}))
+
+
+def test_equal_predictions_are_within_any_limits(comparison):
+    same = rows([0.7, 0.3], [0.1, 0.9])
+    comparison.add(["a", "b"], same, same)
+    assert comparison.within_limits
+    assert (comparison.images, comparison.flips, comparison.gap) == (2, 0, 0.0)
+
+
+def test_figures_add_up_over_batches(comparison):
+    comparison.add(["a"], rows([0.6, 0.4]), rows([0.4, 0.6]))
+    comparison.add(["b", "c"], rows([0.9, 0.1], [0.5, 0.5]), rows([0.4, 0.6], [0.5, 0.5]))
+    assert (comparison.images, comparison.flips) == (3, 2)
+    assert comparison.gap == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("expected", "actual"), [([0.9, 0.1], [0.8, 0.2]), ([0.501, 0.499], [0.499, 0.501])], ids=["gap", "flip"]
+)
+def test_a_gap_or_a_flip_alone_exceeds_the_limits(comparison, expected, actual):
+    comparison.add(["a"], rows(expected), rows(actual))
+    assert not comparison.within_limits
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+@pytest.mark.parametrize("where", ["expected", "actual", "both"])
+def test_nan_and_infinity_exceed_all_limits(number, where):
+    comparison = Comparison("all", LOOSE)
+    probabilities = {"expected": rows([0.5, 0.5]), "actual": rows([0.5, 0.5])}
+    for key in ("expected", "actual") if where == "both" else (where,):
+        probabilities[key][0, 1] = number
+    with np.errstate(invalid="ignore"):
+        comparison.add(["a"], **probabilities)
+    assert not comparison.within_limits
+    assert "NaN" in comparison.explain(["x", "y"])
+
+
+def test_the_worst_image_is_a_flip_before_a_larger_gap_across_batches_and_inside_one(comparison):
+    batch = ["gap", "flip", "small"]
+    expected = rows([0.99, 0.01], [0.51, 0.49], [0.51, 0.49])
+    actual = rows([0.60, 0.40], [0.49, 0.51], [0.51, 0.49])
+    for n, name in enumerate(batch):
+        comparison.add([name], expected[n : n + 1], actual[n : n + 1])
+    together = Comparison("all", comparison.limits)
+    together.add(batch, expected, actual)
+    for check in (comparison, together):
+        figures, *worst = check.explain(["cat", "dog"]).splitlines()
+        assert "1 of 3 images" in figures
+        assert "gap is 0.39" in figures
+        assert worst == [
+            "Worst image: flip",
+            "  expected cat 0.510000, dog 0.490000",
+            "  exported dog 0.510000, cat 0.490000",
+        ]

@@ -29,7 +29,7 @@ def folder(built, tmp_path):
 def test_a_folder_is_walked_by_content_and_one_bad_file_does_not_stop_the_rest(built, folder):
     found = {
         one.path.relative_to(folder).as_posix(): one.label or one.reason
-        for one in predict(built.unproven, [folder])
+        for one in predict(built.unverified, [folder])
     }
     assert list(found) == ["a.jpg", "b.png", "deeper/no_suffix", "empty.png"]
     assert found["a.jpg"].startswith("cannot be decoded")
@@ -37,25 +37,25 @@ def test_a_folder_is_walked_by_content_and_one_bad_file_does_not_stop_the_rest(b
     assert {found["b.png"], found["deeper/no_suffix"]} <= {"Bär", "cat|dog", "x"}
 
 
-def test_a_prediction_is_the_most_probable_class_of_the_served_graph(built, folder):
-    (one,) = predict(built.unproven, [folder / "b.png"])
+def test_a_prediction_is_the_most_probable_class_of_the_model(built, folder):
+    (one,) = predict(built.unverified, [folder / "b.png"])
     image_u8 = built.noisy(9, 1)[0]
-    served = OnnxModel(built.unproven)
-    probabilities = served(image_u8[None])[0]
-    assert one.label == served.classes[probabilities.argmax()]
+    model = OnnxModel(built.unverified)
+    probabilities = model(image_u8[None])[0]
+    assert one.label == model.classes[probabilities.argmax()]
     assert one.probability == pytest.approx(probabilities.max(), abs=1e-6)
     assert sum(one.probabilities.values()) == pytest.approx(1, abs=1e-5)
 
 
-def test_a_path_that_was_named_is_answered_or_explained_in_its_order(built, folder, tmp_path):
+def test_every_given_path_gets_a_prediction_or_a_reason_in_its_order(built, folder, tmp_path):
     (tmp_path / "void").mkdir()
     paths = [tmp_path / "nowhere.png", folder / "b.png", folder / "readme.txt", tmp_path / "void"]
-    found = list(predict(built.unproven, paths))
+    found = list(predict(built.unverified, paths))
     assert [one.path for one in found] == paths
     assert found[0].reason == "cannot be read: No such file or directory"
     assert found[1].reason is None
     assert found[2].reason.startswith("is no image of a format that is read")
-    assert found[3].reason == "holds no image"
+    assert found[3].reason == "contains no images"
 
 
 def test_a_missing_model_is_reported_before_any_image_is_read(tmp_path):
@@ -63,28 +63,28 @@ def test_a_missing_model_is_reported_before_any_image_is_read(tmp_path):
         predict(tmp_path / "model.onnx", [tmp_path])
 
 
-def test_lines_are_for_people_and_the_exit_code_says_whether_all_were_answered(built, folder, capsys):
-    assert show(predict(built.unproven, [folder / "b.png"]), as_json=False) == 0
+def test_the_exit_code_is_1_if_a_file_has_no_prediction(built, folder, capsys):
+    assert show(predict(built.unverified, [folder / "b.png"]), as_json=False) == 0
     path, label, probability = capsys.readouterr().out.split(" ")
     assert path == f"{folder / 'b.png'}:"
     assert label in {"Bär", "cat|dog", "x"}
     assert 0 < float(probability) <= 1
-    assert show(predict(built.unproven, [folder]), as_json=False) == 1
+    assert show(predict(built.unverified, [folder]), as_json=False) == 1
     assert f"{folder / 'a.jpg'}: ERROR: cannot be decoded" in capsys.readouterr().out
 
 
 def test_json_is_one_object_per_line(built, folder, capsys):
-    assert show(predict(built.unproven, [folder]), as_json=True) == 1
+    assert show(predict(built.unverified, [folder]), as_json=True) == 1
     broken, good, *_ = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert set(broken) == {"path", "error"}
     assert set(good) == {"path", "class", "probability", "probabilities"}
     assert good["probability"] == max(good["probabilities"].values())
 
 
-def test_an_answer_that_is_no_number_is_an_error(built, folder, monkeypatch):
+def test_nan_is_an_error(built, folder, monkeypatch):
     monkeypatch.setattr(OnnxModel, "__call__", lambda self, images_u8: images_u8[:, 0, 0] * float("nan"))
-    (one,) = predict(built.unproven, [folder / "b.png"])
-    assert one.reason == "the model answers with NaN"
+    (one,) = predict(built.unverified, [folder / "b.png"])
+    assert one.reason == "the model outputs NaN"
 
 
 def test_predicting_imports_no_torch():

@@ -1,4 +1,4 @@
-"""Every shipped network goes from files to a proven ONNX model, as a miniature of itself."""
+"""Every shipped network goes from files to a verified ONNX model, as a miniature of itself."""
 
 import json
 import subprocess
@@ -28,15 +28,15 @@ CLASSES, EACH = ("0", "1", "7"), 24
 SIBLINGS = {"vgg11", "vgg13", "vgg19", "resnet18"}
 """Networks that differ from a shipped one in the number of layers alone."""
 IDENTITY = {"run_id": "run-7", "git_commit": "c0ffee", "data_hash": "d" * 64, "params_hash": "e" * 64}
-PROVE = """
+VERIFY = """
 import json, sys
 from pathlib import Path
 from convoy.core import params
-from convoy.export.verify import prove
+from convoy.export.verify import verify
 from convoy.export.settings import ExportParams
 home = Path(sys.argv[1])
 limits = params.section("export", ExportParams).model_copy(update={"latency_runs": 10})
-print(json.dumps(prove(home / "deploy", home / "model", home / "data", home / "evaluation", limits)["deploy"]))
+print(json.dumps(verify(home / "deploy", home / "model", home / "data", home / "evaluation", limits)["deploy"]))
 """
 
 
@@ -59,7 +59,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in spec.names(ROOT / "networks")
     ],
 )
-def test_a_miniature_of_every_shipped_network_becomes_a_proven_model(
+def test_a_miniature_of_every_shipped_network_becomes_a_verified_model(
     name: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
@@ -81,7 +81,7 @@ def test_a_miniature_of_every_shipped_network_becomes_a_proven_model(
     )
     onnx_graph.build(tmp_path / "model", tmp_path / "deploy", IDENTITY)
     done = subprocess.run(
-        [sys.executable, "-c", PROVE, str(tmp_path)],
+        [sys.executable, "-c", VERIFY, str(tmp_path)],
         env={
             "PYTHONPATH": str(Path(convoy.__file__).parents[1]),
             "PATH": "/usr/bin:/bin",

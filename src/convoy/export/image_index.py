@@ -1,6 +1,6 @@
-"""images.parquet beside an exported model: which images its dataset had, by their pixels.
+"""images.parquet beside an exported model: the images of its dataset, by a hash of their pixels.
 
-So a later judgement can leave out test images that the model has seen, and say what changed
+With it the gate leaves out test images that a model has seen, and a retraining reports what changed
 between two deliveries, without either delivery.
 """
 
@@ -19,17 +19,17 @@ COLUMNS = ("pixels", "label", "split")
 
 @dataclass(frozen=True)
 class Images:
-    """Tell each image's label and part.
+    """Map each image to its label and split.
 
     Attributes:
-        table: `convoy.data.split.pixel_hash` of an image to its class name and its part (train, val or test).
+        table: `convoy.data.split.pixel_hash` of an image to its class name and its split (train, val or test).
     """
 
     table: Mapping[str, tuple[str, str]]
 
     @property
     def seen(self) -> frozenset[str]:
-        """Name the images that the model has seen: those of train, and those of val, which chose its epoch."""
+        """Return the images that the model has seen: those of train, and those of val, which chose its epoch."""
         return frozenset(pixels for pixels, (_, split) in self.table.items() if split != "test")
 
 
@@ -37,7 +37,7 @@ def write(manifest: Path, path: Path) -> None:
     """Extract the images that a dataset uses from its manifest.
 
     Raises:
-        DataError: the manifest is of a version that did not note pixels.
+        DataError: the manifest has no pixel hashes: an earlier version wrote it.
     """
     present = pq.read_schema(manifest).names
     if not set(COLUMNS) <= set(present):
@@ -51,18 +51,18 @@ def write(manifest: Path, path: Path) -> None:
 
 
 def load(path: Path) -> Images:
-    """Read what `write` wrote.
+    """Read an index.
 
     Raises:
-        DataError: the file is damaged or something else.
+        DataError: the file is damaged or of another kind.
     """
     try:
         content = pq.read_table(path, columns=list(COLUMNS)).to_pydict()
     except (OSError, ValueError, KeyError) as error:  # pyarrow's errors derive from these
         raise DataError(
-            f"{path} cannot be read ({type(error).__name__}). Make it again: dvc repro export"
+            f"{path} cannot be read ({type(error).__name__}). Export again: dvc repro export"
         ) from error
     rows = list(zip(*(content[name] for name in COLUMNS), strict=True))
     if any(split not in SPLITS or not label or not pixels for pixels, label, split in rows):
-        raise DataError(f"{path} names parts other than {', '.join(SPLITS)}. Make it again: dvc repro export")
+        raise DataError(f"{path} has splits other than {', '.join(SPLITS)}. Export again: dvc repro export")
     return Images({pixels: (label, split) for pixels, label, split in rows})

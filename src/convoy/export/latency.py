@@ -1,34 +1,38 @@
-"""How fast the exported graph answers, beside eager torch on the same processor.
+"""Time the exported graph beside eager torch on the same processor, and name the conditions.
 
 Each is timed in its own process, so that neither waits for the other's threads, and on one
-thread: a figure per core can be compared between machines, and where other work runs beside,
-several threads would time each other's waiting (a busy 2-core machine made torch's 0.2 ms 96 ms).
+thread: a figure per core compares between machines, and on a busy machine several
+threads would time each other's waiting (a busy 2-core machine made torch's 0.2 ms 96 ms).
 `python -m convoy.export.latency onnx|eager PATH IMAGE_PX RUNS` prints JSON.
 """
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 
 import convoy
 from convoy.core.errors import VerificationError
 
+PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow")
 BATCH = 32
 """Images per batch when throughput is measured."""
 WARM_UP = 3
-"""Untimed calls before the timed ones: first calls allocate memory and choose kernels."""
+"""Untimed calls at the start: they allocate memory and choose kernels."""
 
 THREADS = 1
 
-Answer = Callable[[npt.NDArray[np.uint8]], object]
+Predict = Callable[[npt.NDArray[np.uint8]], object]
 
 
 def measure(model: Path, trained: Path, image_px: int, runs: int) -> dict[str, Any]:
@@ -38,14 +42,14 @@ def measure(model: Path, trained: Path, image_px: int, runs: int) -> dict[str, A
         model: the ONNX file.
         trained: folder that training wrote.
         image_px: side of the square images that both are given, in pixels.
-        runs: timed calls with one image; as many images again go through in batches.
+        runs: timed calls with a single image; about as many images again are timed in batches.
 
     Returns:
         Conditions (`threads`, `batch`, `runs`, `image_px`), and for `onnx` and `eager` each
         `latency_ms_p50`, `latency_ms_p95` (one image) and `images_per_second` (batches).
 
     Raises:
-        ProofError: with what the timing process said.
+        VerificationError: the timing process failed; with its last lines.
     """
     conditions = {"image_px": image_px, "runs": runs, "threads": THREADS, "batch": BATCH}
     return conditions | {
@@ -54,11 +58,11 @@ def measure(model: Path, trained: Path, image_px: int, runs: int) -> dict[str, A
     }
 
 
-def time_answers(answer: Answer, image_px: int, runs: int) -> dict[str, float]:
+def time_calls(predict: Predict, image_px: int, runs: int) -> dict[str, float]:
     """Time single images, then batches; the clock covers the call alone."""
     images_u8 = np.random.default_rng(0).integers(0, 256, (BATCH, image_px, image_px, 3), dtype=np.uint8)
-    single = _seconds(answer, images_u8[:1], runs)
-    batch = _seconds(answer, images_u8, max(3, runs // BATCH))
+    single = _seconds(predict, images_u8[:1], runs)
+    batch = _seconds(predict, images_u8, max(3, runs // BATCH))
     return {
         "latency_ms_p50": float(np.percentile(single, 50)) * 1e3,
         "latency_ms_p95": float(np.percentile(single, 95)) * 1e3,
@@ -66,55 +70,82 @@ def time_answers(answer: Answer, image_px: int, runs: int) -> dict[str, float]:
     }
 
 
-def _seconds(answer: Answer, images_u8: npt.NDArray[np.uint8], runs: int) -> list[float]:
+def _seconds(predict: Predict, images_u8: npt.NDArray[np.uint8], runs: int) -> list[float]:
     for _ in range(WARM_UP):
-        answer(images_u8)
+        predict(images_u8)
     seconds = []
     for _ in range(runs):
         start = time.perf_counter()
-        answer(images_u8)
+        predict(images_u8)
         seconds.append(time.perf_counter() - start)
     return seconds
 
 
-def _onnx(path: Path) -> Answer:
-    from convoy.export.onnx_model import OnnxModel  # noqa: PLC0415 (each process pays for its own engine alone)
+def _onnx(path: Path) -> Predict:
+    from convoy.export.onnx_model import OnnxModel  # noqa: PLC0415 (each process loads only its own engine)
 
     return OnnxModel(path, threads=THREADS)
 
 
-def _eager(path: Path) -> Answer:
-    import torch  # noqa: PLC0415 (each process pays for its own engine alone)
+def _eager(path: Path) -> Predict:
+    import torch  # noqa: PLC0415 (each process loads only its own engine)
 
     from convoy.models import trained  # noqa: PLC0415 (likewise)
 
     torch.set_num_threads(THREADS)
     model, _ = trained.load(path)
 
-    def answer(images_u8: npt.NDArray[np.uint8]) -> object:
+    def predict(images_u8: npt.NDArray[np.uint8]) -> object:
         with torch.inference_mode():
             return model(torch.from_numpy(images_u8).permute(0, 3, 1, 2).float()).softmax(dim=1).numpy()
 
-    return answer
+    return predict
 
 
 def _in_own_process(kind: str, path: Path, image_px: int, runs: int) -> dict[str, float]:
-    words = [sys.executable, "-m", "convoy.export.latency", kind, path, image_px, runs]
+    command = [sys.executable, "-m", "convoy.export.latency", kind, path, image_px, runs]
     source = str(Path(convoy.__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([source, os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run(  # noqa: S603 (this module, with our own words)
-        [str(word) for word in words], capture_output=True, text=True, check=False, env=environment
+    done = subprocess.run(  # noqa: S603 (this module, with fixed arguments)
+        [str(part) for part in command], capture_output=True, text=True, check=False, env=environment
     )
     if done.returncode:
-        said = "\n".join(done.stderr.strip().splitlines()[-5:])
-        raise VerificationError(f"timing of {path} ({kind}) failed with exit code {done.returncode}:\n{said}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+        lines = "\n".join(done.stderr.strip().splitlines()[-5:])
+        raise VerificationError(
+            f"timing of {path} ({kind}) failed with exit code {done.returncode}:\n{lines}"
+        )
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def versions() -> dict[str, str]:
+    """List the installed versions that a prediction depends on; imports none of them."""
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+
+
+def hardware() -> dict[str, Any]:
+    """Name processor, cores, memory in GiB and system."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count() or 1,
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _processor() -> str:
+    """Read the model's name from Linux; Python's own answer is often empty there."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _main(kind: str, path: str, image_px: str, runs: str) -> None:
     engine = {"onnx": _onnx, "eager": _eager}[kind]
-    print(json.dumps(time_answers(engine(Path(path)), int(image_px), int(runs))))
+    print(json.dumps(time_calls(engine(Path(path)), int(image_px), int(runs))))
 
 
 if __name__ == "__main__":

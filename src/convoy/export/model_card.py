@@ -1,12 +1,10 @@
-"""The model card: what someone who finds `model.onnx` must know, and nothing that was not measured."""
+"""The model card: what a user of `model.onnx` must know, and nothing that was not measured."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from convoy.core import files
+from convoy.core import files, templates
 
 
 def write(path: Path, verification: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
@@ -14,19 +12,11 @@ def write(path: Path, verification: Mapping[str, Any], summary: Mapping[str, Any
 
     Args:
         path: the file.
-        verification: as the proof found it.
-        summary: what evaluation knows of data and accuracy.
+        verification: content of verification.json.
+        summary: content of evaluation's summary.json.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("convoy.export", "."),
-        autoescape=False,  # noqa: S701 (Markdown for people and repositories, rendered by whoever shows it)
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["cell"] = _cell
-    page = environment.get_template("model_card.md.j2").render(proof=verification, data=summary)
-    files.write_text(path, page)
+    context = {"verification": verification, "data": summary}
+    files.write_text(path, templates.render("convoy.export", "model_card.md.j2", context, {"cell": _cell}))
 
 
 def _cell(text: str) -> str:

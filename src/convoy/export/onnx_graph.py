@@ -1,4 +1,4 @@
-"""The deployable graph: raw pixels in, probabilities out, everything between inside.
+"""Export a trained model as one ONNX graph: raw pixels in, probabilities out, preprocessing inside.
 
 N images of H x W pixels; P, the side of the square that the network sees; K classes.
 """
@@ -6,7 +6,8 @@ N images of H x W pixels; P, the side of the square that the network sees; K cla
 import json
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -24,11 +25,11 @@ from convoy.models import trained
 from convoy.models.trained import NormalizedModel
 
 LARGEST_BYTES = 2**31 - 1
-"""What protobuf, and so one ONNX file, can hold."""
+"""Limit of protobuf, and so of one ONNX file."""
 
 
-class _Served(nn.Module):
-    """Add probabilities to a network; its attribute's name begins the constants' names in the graph."""
+class _WithProbabilities(nn.Module):
+    """Add probabilities to a network; the attribute's name is the prefix of the constants' names in the graph."""
 
     def __init__(self, deployable: NormalizedModel) -> None:
         super().__init__()
@@ -43,7 +44,7 @@ class _Served(nn.Module):
 def build(model: Path, out: Path, identity: Mapping[str, str]) -> None:
     """Write `model.unverified.onnx`, from uint8 (N, H, W, 3) to (N, K) `probabilities` and `logits`.
 
-    It gets the name `model.onnx` from the proof alone, so what an earlier proof left is removed.
+    Only verification renames it to `model.onnx`, so files of an earlier export are removed.
 
     Args:
         model: folder that training wrote.
@@ -51,7 +52,7 @@ def build(model: Path, out: Path, identity: Mapping[str, str]) -> None:
         identity: `run_id`, `git_commit`, `data_hash`, `params_hash`; stored in the file.
 
     Raises:
-        NetworkError: the network has an operation that ONNX has not, or is too large for one file.
+        NetworkError: ONNX lacks an operation of the network, or the file would be too large.
     """
     if set(identity) != set(contract.IDENTITY):
         raise ValueError(f"identity needs {contract.IDENTITY}, not {tuple(identity)}")
@@ -59,7 +60,7 @@ def build(model: Path, out: Path, identity: Mapping[str, str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name in (contract.VERIFIED, contract.UNVERIFIED, contract.VERIFICATION, contract.MODEL_CARD):
         (out / name).unlink(missing_ok=True)
-    network = _translate(deployable, facts.image_px, facts.network)
+    network = _export(deployable, facts.image_px, facts.network)
     joined = _join(resize.graph(facts.image_px, cast("Fit", facts.fit)), network, len(facts.classes))
     properties = {
         contract.CLASSES: json.dumps(facts.classes, ensure_ascii=False),
@@ -73,28 +74,23 @@ def build(model: Path, out: Path, identity: Mapping[str, str]) -> None:
     size = joined.ByteSize()
     if size > LARGEST_BYTES:
         raise NetworkError(
-            f"network {facts.network} makes an ONNX file of {size / 1e9:.1f} GB; one file holds at most "
+            f"the ONNX file of network {facts.network} would have {size / 1e9:.1f} GB; the limit is "
             f"{LARGEST_BYTES / 1e9:.1f} GB. Choose a smaller network: network.name in params.yaml"
         )
     onnx.checker.check_model(joined, full_check=True)
     onnx.save(joined, out / contract.UNVERIFIED)
 
 
-def _translate(deployable: NormalizedModel, image_px: int, name: str) -> onnx.ModelProto:
+def _export(deployable: NormalizedModel, image_px: int, name: str) -> onnx.ModelProto:
     """Export float32 `pixels` (N, 3, P, P) to `probabilities` and `logits`.
 
     Traced with two images: the exporter takes a size of 1 for a constant (pytorch#157621).
     """
     example = torch.zeros(2, 3, image_px, image_px)
-    talk = logging.getLogger("torch.onnx"), logging.getLogger("onnxscript")
-    levels = [logger.level for logger in talk]
-    for logger in talk:
-        logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecations inside the exporter, none of them the user's
+        with _quiet_exporter():
             program = torch.onnx.export(
-                _Served(deployable).eval(),
+                _WithProbabilities(deployable).eval(),
                 (example,),
                 dynamo=True,
                 verbose=False,
@@ -109,40 +105,45 @@ def _translate(deployable: NormalizedModel, image_px: int, name: str) -> onnx.Mo
             f"network {name} cannot be exported to ONNX: {cause}. Choose layers that ONNX opset {resize.OPSET} "
             "has, for any number of images."
         ) from error
-    finally:
-        for logger, level in zip(talk, levels, strict=True):
-            logger.setLevel(level)
     if program is None:
         raise AssertionError("torch.onnx.export(dynamo=True) without a file name returns a program")
     network = program.model_proto
     if contract.MEAN not in {constant.name for constant in network.graph.initializer}:
         raise NetworkError(
-            f"the exported graph of network {name} has no constant {contract.MEAN}, which the proof must find to "
-            "show that it notices a wrong one. Normalise in convoy/models/trained.py only."
+            f"the exported graph of network {name} has no constant {contract.MEAN}, which the negative control of the "
+            "verification shifts. Normalise only in convoy/models/trained.py."
         )
     images = network.graph.output[0].type.tensor_type.shape.dim[0]
     if not images.dim_param:
         raise NetworkError(
-            f"network {name} answers {images.dim_value} images however many there are: a layer has fixed the number "
-            "that it was traced with (pytorch#157621). Look for a reshape that counts images in its forward."
+            f"network {name} accepts only batches of {images.dim_value} images: a layer has fixed the batch size "
+            "that it was traced with (pytorch#157621). Look for a reshape with the number of images in its forward."
         )
-    _forget_its_making(network)
+    _strip_exporter_metadata(network)
     network.ir_version = resize.IR_VERSION
     return network
 
 
-def _forget_its_making(model: onnx.ModelProto) -> None:
-    """Remove the exporter's notes: stack traces with this machine's paths, in which equal models differ."""
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Hide the exporter's progress and warnings, none of which the user can act on."""
+    loggers = logging.getLogger("torch.onnx"), logging.getLogger("onnxscript")
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _strip_exporter_metadata(model: onnx.ModelProto) -> None:
+    """Remove what the exporter notes: stack traces with this machine's paths, in which equal models differ."""
     graph = model.graph
-    for part in (
-        model,
-        graph,
-        *graph.node,
-        *graph.input,
-        *graph.output,
-        *graph.value_info,
-        *graph.initializer,
-    ):
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
     # Shapes of intermediate values are inferred again when the graph is whole.

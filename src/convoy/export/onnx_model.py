@@ -1,4 +1,4 @@
-"""An exported model in onnxruntime: the one way in which the proof and every user run it.
+"""Run an exported model in onnxruntime: verification, the gate and `convoy predict` all use this class.
 
 N images of H x W pixels; K classes.
 """
@@ -16,15 +16,15 @@ from convoy.core import contract
 from convoy.core.errors import RequestError, VerificationError
 
 CHUNK_IMAGES = 64
-"""Images that are read before they are answered."""
+"""Largest number of images in a chunk."""
 CHUNK_BYTES = 32 * 2**20
-"""Pixels that are read before they are answered: the graph holds them as float32, at four times the size."""
+"""Largest number of pixel bytes in a chunk: the graph holds them as float32, at four times the size."""
 
 T = TypeVar("T")
 
 
 class OnnxModel:
-    """Answer raw pixels with probabilities.
+    """Predict probabilities of raw pixels.
 
     Attributes:
         classes: names, in the order of the probabilities.
@@ -36,63 +36,61 @@ class OnnxModel:
 
         Args:
             model: a file, or the bytes of one.
-            threads: of one operation; 0 leaves the number to onnxruntime.
+            threads: per operation; 0 leaves the number to onnxruntime.
 
         Raises:
-            RequestError: there is no such file.
-            ProofError: the file is not complete ONNX, or no model of Convoy's.
+            RequestError: the file does not exist.
+            VerificationError: the file is not valid ONNX, or was not exported by Convoy.
         """
         name = str(model) if isinstance(model, Path) else "the model"
         if isinstance(model, Path) and not model.is_file():
-            raise RequestError(
-                f"{name} does not exist. Make one with `dvc repro`: build/deploy/{contract.VERIFIED}"
-            )
+            raise RequestError(f"{name} does not exist. `dvc repro` makes build/deploy/{contract.VERIFIED}.")
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # less would print errors that are raised as well
+        options.log_severity_level = 4  # a lower level would print errors that are raised as well
         options.intra_op_num_threads = threads
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors share no base class
             raise VerificationError(
-                f"{name} cannot be opened as ONNX, it is damaged or something else: {_first_line(error)}\n"
-                "Get it back with `dvc checkout`, or make it again: dvc repro export"
+                f"{name} is not a valid ONNX file: {_first_line(error)}\n"
+                "Restore it with `dvc checkout`, or export again: dvc repro export"
             ) from error
         self.properties: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
-        self._refuse_strangers(name)
+        self._require_contract(name)
         self.classes: tuple[str, ...] = tuple(json.loads(self.properties[contract.CLASSES]))
 
     def __call__(self, images_u8: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Map (N, H, W, 3) RGB pixels to (N, K) probabilities."""
-        found: npt.NDArray[np.float32]
-        (found,) = self._session.run([contract.PROBABILITIES], {contract.IMAGE: images_u8})
-        return found
+        probabilities: npt.NDArray[np.float32]
+        (probabilities,) = self._session.run([contract.PROBABILITIES], {contract.IMAGE: images_u8})
+        return probabilities
 
-    def mixed(self, images_u8: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
+    def predict_mixed(self, images_u8: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
         """Map (H, W, 3) images of any sizes to (N, K) probabilities; equal sizes share a batch."""
-        found = np.empty((len(images_u8), len(self.classes)), np.float32)
-        places: dict[tuple[int, ...], list[int]] = {}
+        probabilities = np.empty((len(images_u8), len(self.classes)), np.float32)
+        by_shape: dict[tuple[int, ...], list[int]] = {}
         for n, image_u8 in enumerate(images_u8):
-            places.setdefault(image_u8.shape, []).append(n)
-        for same in places.values():
-            found[same] = self(np.stack([images_u8[n] for n in same]))
-        return found
+            by_shape.setdefault(image_u8.shape, []).append(n)
+        for same in by_shape.values():
+            probabilities[same] = self(np.stack([images_u8[n] for n in same]))
+        return probabilities
 
-    def _refuse_strangers(self, name: str) -> None:
-        wanted = [contract.CLASSES, contract.IMAGE_PX, contract.FIT, contract.VERSION]
-        missing = [f"the metadata {key}" for key in wanted if key not in self.properties]
+    def _require_contract(self, name: str) -> None:
+        required = [contract.CLASSES, contract.IMAGE_PX, contract.FIT, contract.VERSION]
+        missing = [f"the metadata {key}" for key in required if key not in self.properties]
         if [node.name for node in self._session.get_inputs()] != [contract.IMAGE]:
             missing.append(f"a single input `{contract.IMAGE}`")
         if contract.PROBABILITIES not in [node.name for node in self._session.get_outputs()]:
             missing.append(f"an output `{contract.PROBABILITIES}`")
         if missing:
             raise VerificationError(
-                f"{name} is ONNX, but no model of Convoy's: it lacks {', '.join(missing)}. "
-                f"Use the one that `dvc repro` makes: build/deploy/{contract.VERIFIED}"
+                f"{name} was not exported by Convoy: it lacks {', '.join(missing)}. "
+                f"Use build/deploy/{contract.VERIFIED}, which `dvc repro` makes."
             )
 
 
 def chunks(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
-    """Cut a stream into lists that fit into memory: at most 64 items, and 32 MiB unless one item is larger.
+    """Split a stream into lists that fit into memory: at most 64 items, and 32 MiB unless one item is larger.
 
     Args:
         items: consumed once, in order, no further ahead than one list.

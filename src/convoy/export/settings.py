@@ -8,8 +8,17 @@ from convoy.core.params import Section
 
 
 class ExportParams(Section):
-    """Set how far the served graph may be from what was measured, and how long to time it."""
+    """Limit the differences between exported and measured predictions, and set the timed runs."""
 
-    max_label_flips: Annotated[int, Field(ge=0)]
-    max_probability_gap: Annotated[float, Field(ge=0, le=1)]
-    latency_runs: Annotated[int, Field(ge=10, le=10000)]
+    max_label_flips: Annotated[
+        int,
+        Field(
+            ge=0, description="test images whose class may differ between evaluation and the exported graph"
+        ),
+    ]
+    max_probability_gap: Annotated[
+        float, Field(ge=0, le=1, description="largest difference of any probability between the two")
+    ]
+    latency_runs: Annotated[
+        int, Field(ge=10, le=10000, description="timed single-image runs of onnxruntime and of eager torch")
+    ]

@@ -1,32 +1,54 @@
-"""Prove that what is served is what was measured, in a process that never imports torch.
+"""Verify that the exported graph predicts what was measured, in a process that never imports torch.
 
-A graph that passes gets the name `model.onnx`; so a file of that name has been proven.
+A graph that passes is renamed to `model.onnx`, so every file of that name has been verified.
+
+n images of H x W pixels; P, the side of the square that the network sees; K classes.
 """
 
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pyarrow.parquet as pq
+from onnx import numpy_helper
 
 from convoy.core import contract, files
 from convoy.core.dataset import Fit
 from convoy.core.errors import VerificationError
 from convoy.core.intervals import wilson
-from convoy.export import checks, latency, machine, model_card
-from convoy.export.comparison import Comparison
-from convoy.export.measured import Measured
-from convoy.export.onnx_model import OnnxModel
+from convoy.export import latency, model_card
+from convoy.export.onnx_model import CHUNK_IMAGES, OnnxModel, chunks
 from convoy.export.settings import ExportParams
+from convoy.images.delivery import open_delivery
 from convoy.images.resize import Geometry
 
+PREDICTIONS = "predictions.parquet"
+SUMMARY = "summary.json"
 
-def prove(deploy: Path, trained: Path, data: Path, evaluation: Path, params: ExportParams) -> dict[str, Any]:
+SAMPLE_IMAGES = 128
+SAMPLE_BYTES = 64 * 2**20
+"""Most test images, and most bytes of them, that are kept packed for the checks after the first."""
+
+BATCHES = (1, 2, 7, CHUNK_IMAGES)
+
+SHIFTS = (1 / 255, 0.1, 1.0)
+"""Errors of the negative control's mean, in 0..1 units: from one step of an 8-bit pixel to the whole range.
+The smallest error that the comparison detects is its sensitivity."""
+
+
+def verify(deploy: Path, trained: Path, data: Path, evaluation: Path, params: ExportParams) -> dict[str, Any]:
     """Check `model.unverified.onnx` over the whole test split and rename it to `model.onnx`.
 
     Writes `verification.json` and `model_card.md` beside it. On failure there is no
-    `model.onnx`, and the unproven graph stays to be looked at.
+    `model.onnx`, and the unverified graph stays for inspection.
 
     Args:
-        deploy: folder in which `graph.build` left the unproven graph.
+        deploy: folder in which `onnx_graph.build` left the unverified graph.
         trained: folder that training wrote, timed in eager torch by another process.
         data: what was delivered.
         evaluation: folder that evaluation wrote.
@@ -36,95 +58,312 @@ def prove(deploy: Path, trained: Path, data: Path, evaluation: Path, params: Exp
         `{"deploy": {"accuracy": …, "label_flips": …, "max_probability_gap": …, "latency_ms_p50": …, …}}`.
 
     Raises:
-        ProofError: naming the check that failed, its figures and the worst image.
+        VerificationError: naming the check that failed, its figures and the worst image.
+        DataError: a test image is no longer delivered, or has changed.
     """
     _refuse_torch()
-    unproven, proven = deploy / contract.UNVERIFIED, deploy / contract.VERIFIED
-    if not unproven.is_file():
-        raise VerificationError(
-            f"{unproven} does not exist, so there is nothing to prove. Build it: dvc repro export"
-        )
+    unverified = deploy / contract.UNVERIFIED
+    if not unverified.is_file():
+        raise VerificationError(f"{unverified} does not exist. Build it: dvc repro export")
     for name in (contract.VERIFIED, contract.VERIFICATION, contract.MODEL_CARD):
         (deploy / name).unlink(missing_ok=True)
-    served = OnnxModel(unproven)
-    measured = Measured.load(evaluation)
-    _refuse_other_classes(served, measured, unproven, evaluation)
-    geometry = Geometry(
-        int(served.properties[contract.IMAGE_PX]), cast("Fit", served.properties[contract.FIT])
-    )
+    model = OnnxModel(unverified)
+    reference = ReferencePredictions.load(evaluation)
+    if model.classes != reference.classes:
+        raise VerificationError(
+            f"{unverified} has the classes {', '.join(model.classes)}; {evaluation} was measured with "
+            f"{', '.join(reference.classes)}. Bring both up to date: dvc repro"
+        )
+    geometry = Geometry(int(model.properties[contract.IMAGE_PX]), cast("Fit", model.properties[contract.FIT]))
 
-    whole, correct, sample = checks.from_files(served, data, measured, geometry, params)
-    _insist(whole, served, unproven)
-    batches = checks.in_batches(served, measured, sample, params)
-    odd = checks.odd_sizes(served, geometry, params)
-    for comparison in (*batches, odd):
-        _insist(comparison, served, unproven)
-    shift, control = checks.negative_control(unproven, measured, sample, params)
-    timed = latency.measure(unproven, trained, geometry.image_px, params.latency_runs)
+    whole, correct, sample = compare_from_files(model, data, reference, geometry, params)
+    _require_within_limits(whole, model.classes, unverified)
+    comparisons = [whole, *compare_batches(model, sample, params), compare_odd_sizes(model, geometry, params)]
+    for comparison in comparisons[1:]:
+        _require_within_limits(comparison, model.classes, unverified)
+    shift, control = negative_control(unverified, sample, params)
+    timed = latency.measure(unverified, trained, geometry.image_px, params.latency_runs)
     _refuse_torch()
 
-    low, high = wilson(correct, whole.images)
+    accuracy, (low, high) = correct / whole.images, wilson(correct, whole.images)
     verification = {
-        "model": _identity(served, unproven),
-        "accuracy": correct / whole.images,
+        "model": {
+            "file": contract.VERIFIED,
+            "sha256": files.sha256(unverified),
+            "bytes": unverified.stat().st_size,
+            "input": model.properties[contract.INPUT],
+            "version": model.properties[contract.VERSION],
+            "identity": {key: model.properties[f"convoy.{key}"] for key in contract.IDENTITY},
+        },
+        "accuracy": accuracy,
         "accuracy_low": low,
         "accuracy_high": high,
-        "checks": [comparison.figures() for comparison in (whole, *batches, odd)],
-        "negative_control": checks.figures_of_control(shift, control),
+        "checks": [comparison.figures() for comparison in comparisons],
+        "negative_control": control.figures() | {"mean_shift": shift, "caught": True},
         "latency": timed,
         "torch_imported": False,
-        "versions": machine.versions(),
-        "hardware": machine.hardware(),
+        "versions": latency.versions(),
+        "hardware": latency.hardware(),
     }
     files.write_json(deploy / contract.VERIFICATION, verification)
-    model_card.write(deploy / contract.MODEL_CARD, verification, measured.summary)
-    unproven.rename(proven)
+    model_card.write(deploy / contract.MODEL_CARD, verification, reference.summary)
+    verified = unverified.rename(deploy / contract.VERIFIED)
     return {
         "deploy": {
-            "accuracy": correct / whole.images,
+            "accuracy": accuracy,
             "label_flips": whole.flips,
-            "max_probability_gap": max(comparison.gap for comparison in (whole, *batches, odd)),
+            "max_probability_gap": max(comparison.gap for comparison in comparisons),
             **timed["onnx"],
             **{f"eager_{name}": figure for name, figure in timed["eager"].items()},
-            "size_mb": proven.stat().st_size / 1e6,
+            "size_mb": verified.stat().st_size / 1e6,
         }
     }
 
 
+class Comparison:
+    """Count label flips and keep the largest probability gap, batch by batch: every check is one.
+
+    Attributes:
+        name: what is compared with what, in words.
+        images: number of images compared.
+        flips: images whose most probable class differs.
+        gap: largest difference of any probability of any image, 0..1; infinite for NaN.
+    """
+
+    def __init__(self, name: str, limits: ExportParams) -> None:
+        self.name = name
+        self.limits = limits
+        self.images = 0
+        self.flips = 0
+        self.gap = 0.0
+        # The image to inspect first: flipped, gap, name, expected and actual probabilities.
+        self._worst: tuple[bool, float, str, npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None
+
+    def add(
+        self, names: Sequence[str], expected: npt.NDArray[np.float32], actual: npt.NDArray[np.float32]
+    ) -> None:
+        """Compare (n, K) probabilities with (n, K) probabilities of the same n images, n >= 1."""
+        flipped = expected.argmax(axis=1) != actual.argmax(axis=1)
+        gaps = np.abs(expected - actual).max(axis=1)
+        # NaN exceeds no limit: without this it would pass.
+        gaps = np.where(np.isfinite(gaps), gaps, np.inf)
+        self.images += len(names)
+        self.flips += int(flipped.sum())
+        self.gap = max(self.gap, float(gaps.max()))
+        n = int(np.lexsort((gaps, flipped))[-1])
+        rank = bool(flipped[n]), float(gaps[n])  # a label flip outweighs any gap
+        if self._worst is None or rank > self._worst[:2]:
+            self._worst = (*rank, names[n], expected[n], actual[n])
+
+    @property
+    def within_limits(self) -> bool:
+        """Check both figures against the limits of params.yaml."""
+        return self.flips <= self.limits.max_label_flips and self.gap <= self.limits.max_probability_gap
+
+    def figures(self) -> dict[str, Any]:
+        """Return every figure beside its limit, as verification.json keeps them."""
+        return {
+            "check": self.name,
+            "images": self.images,
+            "label_flips": self.flips,
+            "max_label_flips": self.limits.max_label_flips,
+            "probability_gap": self.gap,
+            "max_probability_gap": self.limits.max_probability_gap,
+        }
+
+    def explain(self, classes: Sequence[str]) -> str:
+        """Describe the figures with their limits, and both predictions for the worst image."""
+        text = (
+            f"{self.name}: {self.flips} of {self.images} images change class "
+            f"(export.max_label_flips is {self.limits.max_label_flips}), the largest probability gap is {self.gap:.3g} "
+            f"(export.max_probability_gap is {self.limits.max_probability_gap:g})."
+        )
+        if self._worst:
+            _, _, name, expected, actual = self._worst
+            text += f"\nWorst image: {name}\n  expected {_top(expected, classes)}\n  exported {_top(actual, classes)}"
+        return text
+
+
+@dataclass(frozen=True)
+class ReferencePredictions:
+    """Hold the predictions that evaluation measured for every test image; n images, K classes.
+
+    Attributes:
+        paths: delivered files.
+        sha256: of the files when they were prepared.
+        labels: (n,) class numbers.
+        probabilities: (n, K), in the order of `classes`.
+        classes: K names.
+        summary: counts and metrics, as evaluation wrote them.
+    """
+
+    paths: tuple[str, ...]
+    sha256: tuple[str, ...]
+    labels: npt.NDArray[np.int64]
+    probabilities: npt.NDArray[np.float32]
+    classes: tuple[str, ...]
+    summary: dict[str, Any]
+
+    @classmethod
+    def load(cls, folder: Path) -> "ReferencePredictions":
+        """Read a folder that evaluation wrote.
+
+        Raises:
+            VerificationError: a file is missing, or a predicted class is not the most probable one.
+        """
+        for name in (PREDICTIONS, SUMMARY):
+            if not (folder / name).is_file():
+                raise VerificationError(
+                    f"{folder / name} does not exist. Measure the model first: dvc repro evaluate"
+                )
+        summary = files.read_json(folder / SUMMARY)
+        classes = tuple(summary["classes"])
+        table = pq.read_table(folder / PREDICTIONS)
+        column = table.column("probabilities").combine_chunks()
+        probabilities = np.asarray(column.flatten(), dtype=np.float32).reshape(len(table), len(classes))
+        number = {name: k for k, name in enumerate(classes)}
+        paths = table.column("path").to_pylist()
+        predicted = np.array([number[name] for name in table.column("predicted").to_pylist()])
+        contradicting = np.flatnonzero(predicted != probabilities.argmax(axis=1))
+        if len(contradicting):
+            raise VerificationError(
+                f"{folder / PREDICTIONS} is inconsistent: the predicted class of {paths[contradicting[0]]} is not "
+                "its most probable one. Measure again: dvc repro --force evaluate"
+            )
+        return cls(
+            paths=tuple(paths),
+            sha256=tuple(table.column("sha256").to_pylist()),
+            labels=np.array([number[name] for name in table.column("label").to_pylist()], dtype=np.int64),
+            probabilities=probabilities,
+            classes=classes,
+            summary=summary,
+        )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Hold some of the test images as the network sees them, with their measured probabilities."""
+
+    paths: list[str]
+    squares_u8: npt.NDArray[np.uint8]  # (n, P, P, 3)
+    probabilities: npt.NDArray[np.float32]  # (n, K)
+
+
+def compare_from_files(
+    model: OnnxModel, data: Path, reference: ReferencePredictions, geometry: Geometry, limits: ExportParams
+) -> tuple[Comparison, int, Sample]:
+    """Predict every test image from its delivered file's bytes and compare with what was measured.
+
+    Returns:
+        The comparison, the number of correct predictions, and a sample for the other checks.
+
+    Raises:
+        DataError: a delivered file is missing or has changed since it was prepared.
+    """
+    comparison = Comparison("whole test split from delivered files", limits)
+    row_of = {path: row for row, path in enumerate(reference.paths)}
+    delivered = sum(sum(images.values()) for images in reference.summary["counts"].values())
+    images = open_delivery(data).images(
+        dict(zip(reference.paths, reference.sha256, strict=True)), "verify test images", delivered
+    )
+    # Test rows are sorted by a hash of their pixels, so the first ones are a fair sample.
+    most = min(SAMPLE_IMAGES, max(1, SAMPLE_BYTES // (3 * geometry.image_px**2)))
+    sample: dict[int, npt.NDArray[np.uint8]] = {}
+    correct = 0
+    for chunk in chunks(images, lambda item: item[1].nbytes):
+        rows = np.array([row_of[path] for path, _ in chunk])
+        probabilities = model.predict_mixed([image_u8 for _, image_u8 in chunk])
+        comparison.add([path for path, _ in chunk], reference.probabilities[rows], probabilities)
+        correct += int((probabilities.argmax(axis=1) == reference.labels[rows]).sum())
+        sample |= {row_of[path]: geometry(image_u8) for path, image_u8 in chunk if row_of[path] < most}
+    paths = list(reference.paths[: len(sample)])
+    squares_u8 = np.stack([sample[row] for row in range(len(sample))])
+    return comparison, correct, Sample(paths, squares_u8, reference.probabilities[: len(sample)])
+
+
+def compare_batches(model: OnnxModel, sample: Sample, limits: ExportParams) -> list[Comparison]:
+    """Predict the sample in batches of 1, 2, 7 and many: an exporter may have fixed a batch size."""
+    return [_compare_sample(f"batches of {size}", model, sample, limits, size) for size in BATCHES]
+
+
+def compare_odd_sizes(model: OnnxModel, geometry: Geometry, limits: ExportParams) -> Comparison:
+    """Predict images of odd sizes, raw and packed as `prepare` packs them, and compare both."""
+    comparison = Comparison("odd image sizes, raw against packed", limits)
+    px = geometry.image_px
+    sizes = [(1, 1), (1, 7), (37, 53), (px, px), (px + 1, 2 * px - 1), (3 * px + 2, px), (480, 640)]
+    noise = np.random.default_rng(0)
+    for height, width in sizes:
+        images_u8 = noise.integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+        packed_u8 = np.stack([geometry(image_u8) for image_u8 in images_u8])
+        comparison.add([f"noise of {height} x {width} pixels"] * 2, model(packed_u8), model(images_u8))
+    return comparison
+
+
+def negative_control(path: Path, sample: Sample, limits: ExportParams) -> tuple[float, Comparison]:
+    """Find the smallest wrong mean that the comparison detects: a check that accepts a wrong graph is worthless.
+
+    Returns:
+        The shift of the mean in 0..1 units, and the comparison that detected it.
+
+    Raises:
+        VerificationError: not even the largest shift is detected.
+    """
+    graph = onnx.load(path)
+    mean = next((constant for constant in graph.graph.initializer if constant.name == contract.MEAN), None)
+    if mean is None:
+        raise VerificationError(
+            f"{path} has no constant {contract.MEAN}, which the negative control of the verification shifts. "
+            "Export again: dvc repro --force export"
+        )
+    correct_mean = numpy_helper.to_array(mean)
+    for shift in SHIFTS:
+        mean.CopyFrom(numpy_helper.from_array((correct_mean + shift).astype(np.float32), contract.MEAN))
+        wrong = OnnxModel(graph.SerializeToString())
+        comparison = _compare_sample(f"negative control: mean off by {shift:.4f}", wrong, sample, limits)
+        if not comparison.within_limits:
+            return shift, comparison
+    raise VerificationError(
+        f"The verification detects no error: a graph whose mean is off by {SHIFTS[-1]:g}, the whole range of a pixel, "
+        f"passes the same comparison on {comparison.images} images (label flips {comparison.flips}, limit "
+        f"{limits.max_label_flips}; largest probability gap {comparison.gap:.3g}, limit "
+        f"{limits.max_probability_gap:g}).\nEither the limits in params.yaml accept everything (the defaults are "
+        "export.max_label_flips: 0 and export.max_probability_gap: 0.0001), or the network ignores its input: see "
+        "build/evaluation/report.html, and train again."
+    )
+
+
+def _compare_sample(
+    name: str, model: OnnxModel, sample: Sample, limits: ExportParams, size: int = CHUNK_IMAGES
+) -> Comparison:
+    comparison = Comparison(name, limits)
+    for start in range(0, len(sample.paths), size):
+        part = slice(start, start + size)
+        comparison.add(sample.paths[part], sample.probabilities[part], model(sample.squares_u8[part]))
+    return comparison
+
+
+def _require_within_limits(comparison: Comparison, classes: Sequence[str], unverified: Path) -> None:
+    if not comparison.within_limits:
+        raise VerificationError(
+            f"the exported graph does not reproduce the measured predictions.\n{comparison.explain(classes)}\n"
+            f"{unverified} is kept for inspection (convoy predict {unverified} IMAGE); there is no {contract.VERIFIED}. "
+            "Measure and export again: `dvc repro --force evaluate export`. If it fails again, look for a layer "
+            "that computes something else in ONNX, or raise the limit in params.yaml if the figures are acceptable."
+        )
+
+
+def _top(probabilities: npt.NDArray[np.float32], classes: Sequence[str]) -> str:
+    """Format the three most probable classes."""
+    if not np.isfinite(probabilities).all():
+        return "NaN"
+    order = np.argsort(-probabilities, kind="stable")[:3]
+    return ", ".join(f"{classes[k]} {probabilities[k]:.6f}" for k in order)
+
+
 def _refuse_torch() -> None:
-    """Keep the proof to what a server has: with torch in the process it would show less than it says."""
+    """Keep verification to what a server has: with torch in the process it would show less than it claims."""
     if "torch" in sys.modules:
         raise VerificationError(
-            "torch is imported in the process that proves the served graph, which must do without it. "
-            "Run the proof by itself: python pipelines/export.py prove"
+            "torch is imported in the process that verifies the exported graph, which must run without it. "
+            "Verify in a process of its own: python pipelines/export.py verify"
         )
-
-
-def _refuse_other_classes(served: OnnxModel, measured: Measured, unproven: Path, evaluation: Path) -> None:
-    if served.classes != measured.classes:
-        raise VerificationError(
-            f"{unproven} answers with the classes {', '.join(served.classes)}; {evaluation} measured "
-            f"{', '.join(measured.classes)}. Bring both up to date: dvc repro"
-        )
-
-
-def _insist(comparison: Comparison, served: OnnxModel, unproven: Path) -> None:
-    if not comparison.within:
-        raise VerificationError(
-            f"the exported graph does not answer as it was measured.\n{comparison.explain(served.classes)}\n"
-            f"{unproven} stays to be looked at (convoy predict {unproven} IMAGE); there is no {contract.VERIFIED}. "
-            "Measure and export once more with `dvc repro --force evaluate export`; if it stays, look for a layer "
-            "that computes something else in ONNX, or raise the limit in params.yaml if the figures are good enough."
-        )
-
-
-def _identity(served: OnnxModel, unproven: Path) -> dict[str, Any]:
-    """Say which file was proven and what it comes from."""
-    return {
-        "file": contract.VERIFIED,
-        "sha256": files.sha256(unproven),
-        "bytes": unproven.stat().st_size,
-        "input": served.properties[contract.INPUT],
-        "version": served.properties[contract.VERSION],
-        "identity": {key: served.properties[f"convoy.{key}"] for key in contract.IDENTITY},
-    }

@@ -53,7 +53,7 @@ class Answers:
             NoAnswer: it fails on one, or answers what is no probability.
         """
         try:
-            found = self.served.mixed(images_u8)
+            found = self.served.predict_mixed(images_u8)
         except Exception as error:  # onnxruntime's errors share no base class
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise NoAnswer(

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from convoy.core.errors import VerificationError
-from convoy.export import machine
+from convoy.export.latency import hardware, versions
 from convoy.export.onnx_model import OnnxModel
 from convoy.gate import criteria, latency, reasons, statistics
 from convoy.gate.answers import Answers, NoAnswer, Sample, opened
@@ -211,8 +211,8 @@ def _conditions(limits: GateParams, timed: Timed | None) -> dict[str, Any]:
         "test": "McNemar, exact, two-sided",
         "ece_bins": BINS,
         "latency": timed.conditions() if timed else None,
-        "versions": machine.versions(),
-        "hardware": machine.hardware(),
+        "versions": versions(),
+        "hardware": hardware(),
     }
 
 

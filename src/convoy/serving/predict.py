@@ -10,22 +10,23 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from convoy.core.console import info
 from convoy.core.errors import DataError
 from convoy.export.onnx_model import OnnxModel, chunks
 from convoy.images.decode import FORMATS, decode
 from convoy.images.layout import is_litter
 
 Item = tuple[Path, npt.NDArray[np.uint8] | None, str | None]
-"""A file with its decoded image, or with the reason why there is none."""
+"""A file with its decoded image, or with the reason why it has none."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Hold what the model says of one file, or why it could not say anything.
+    """Hold the prediction for one file, or the reason why there is none.
 
     Attributes:
         path: the file.
-        reason: why there is no answer; None where there is one.
+        reason: why there is no prediction; None if there is one.
         label: the most probable class.
         probability: its probability, 0..1.
         probabilities: of every class.
@@ -38,7 +39,7 @@ class Prediction:
     probabilities: dict[str, float] | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Give plain data: `path` with either `error`, or `class`, `probability` and `probabilities`."""
+        """Return plain data: `path` with either `error`, or `class`, `probability` and `probabilities`."""
         if self.reason is not None:
             return {"path": str(self.path), "error": self.reason}
         return {
@@ -50,54 +51,54 @@ class Prediction:
 
 
 def predict(model: Path, paths: Sequence[Path]) -> Iterator[Prediction]:
-    """Answer every image, in the order given; folders are walked in order of name.
+    """Classify every image, in the order given; folders are walked in order of name.
 
-    What cannot be answered is explained and does not stop the rest. Inside folders, files
-    that neither hold an image nor are named like one are passed over.
+    A file that cannot be classified gets a reason and does not stop the rest. Inside folders, files
+    that neither hold an image nor are named like one are skipped.
 
     Raises:
         RequestError: the model does not exist.
-        ProofError: the model cannot be opened, or is none of Convoy's.
+        VerificationError: the model is not valid ONNX, or was not exported by Convoy.
     """
-    return _answers(OnnxModel(model), paths)
+    return _predictions(OnnxModel(model), paths)
 
 
 def show(predictions: Iterable[Prediction], *, as_json: bool) -> int:
-    """Print one line per file, plain or JSON, and return the exit code: 1 where a file had no answer."""
+    """Print one line per file, plain or JSON, and return the exit code: 1 if a file has no prediction."""
     failed = 0
-    for one in predictions:
-        failed += one.reason is not None
+    for prediction in predictions:
+        failed += prediction.reason is not None
         if as_json:
-            print(json.dumps(one.as_json(), ensure_ascii=False), flush=True)
-        elif one.reason is not None:
-            print(f"{one.path}: ERROR: {one.reason}", flush=True)
+            info(json.dumps(prediction.as_json(), ensure_ascii=False))
+        elif prediction.reason is not None:
+            info(f"{prediction.path}: ERROR: {prediction.reason}")
         else:
-            print(f"{one.path}: {one.label} {one.probability:.4f}", flush=True)
+            info(f"{prediction.path}: {prediction.label} {prediction.probability:.4f}")
     return 1 if failed else 0
 
 
-def _answers(served: OnnxModel, paths: Sequence[Path]) -> Iterator[Prediction]:
-    """Read ahead one chunk, so that images of equal size share a batch."""
+def _predictions(model: OnnxModel, paths: Sequence[Path]) -> Iterator[Prediction]:
+    """Read one chunk ahead, so that images of equal size share a batch."""
     read = (item for path in paths for item in _read(path))
     for chunk in chunks(read, lambda item: 0 if item[1] is None else item[1].nbytes):
         images_u8 = [image_u8 for _, image_u8, _ in chunk if image_u8 is not None]
-        answers = iter(served.mixed(images_u8))
+        probabilities = iter(model.predict_mixed(images_u8))
         for path, image_u8, reason in chunk:
             if image_u8 is None:
                 yield Prediction(path, reason=reason)
             else:
-                yield _prediction(path, next(answers), served.classes)
+                yield _prediction(path, next(probabilities), model.classes)
 
 
 def _prediction(path: Path, probabilities: npt.NDArray[np.float32], classes: Sequence[str]) -> Prediction:
     if not np.isfinite(probabilities).all():
-        return Prediction(path, reason="the model answers with NaN")
+        return Prediction(path, reason="the model outputs NaN")
     best = int(probabilities.argmax())
     return Prediction(
         path,
         label=classes[best],
         probability=float(probabilities[best]),
-        probabilities={name: float(one) for name, one in zip(classes, probabilities, strict=True)},
+        probabilities={name: float(share) for name, share in zip(classes, probabilities, strict=True)},
     )
 
 
@@ -111,11 +112,11 @@ def _read(path: Path) -> Iterator[Item]:
         if is_litter(file.relative_to(path).as_posix()) or not file.is_file():
             continue
         item = _decoded(file)
-        if item[1] is not None or _means_an_image(file):
+        if item[1] is not None or _is_meant_as_image(file):
             empty = False
             yield item
     if empty:
-        yield path, None, "holds no image"
+        yield path, None, "contains no images"
 
 
 def _decoded(path: Path) -> Item:
@@ -127,8 +128,8 @@ def _decoded(path: Path) -> Item:
         return path, None, f"cannot be read: {error.strerror}"
 
 
-def _means_an_image(path: Path) -> bool:
-    """Tell a broken image, which must not go unnoticed, from a file that is something else."""
+def _is_meant_as_image(path: Path) -> bool:
+    """Distinguish a damaged image, which must be reported, from a file of another kind."""
     try:
         with Image.open(path, formats=FORMATS):
             return True
