@@ -13,12 +13,15 @@ from pathlib import Path
 
 from convoy import preflight
 from convoy.core import stage
+from convoy.core.console import table
 from convoy.core.errors import ConvoyError, RequestError
-from convoy.summary import summary
+from convoy.core.files import read_json
+from convoy.energy.meter import spoken
 from convoy.tracking import outbox
 from convoy.tracking.journal import state
 
 DVC_FLAGS = ("--force", "--pull")
+METRICS = Path("build/metrics")
 
 
 class PipelineError(ConvoyError):
@@ -59,6 +62,28 @@ def main() -> None:
 
         outbox.say_once(sync(outbox.WAIT_SECONDS).failed, where)
         print(summary())
+
+
+def summary() -> str:
+    """Format accuracy, label flips and latency of the served graph, the energy used, and where the results are."""
+    test = read_json(METRICS / "evaluate.json")["test"]
+    exported = read_json(METRICS / "export.json")
+    deploy, energy = exported["deploy"], exported.get("energy", {})
+    lines = {
+        "served accuracy": f"{deploy['accuracy']:.2%} of {test['images']:,} test images, 95 % interval "
+        f"{test['accuracy_low']:.2%} to {test['accuracy_high']:.2%}",
+        "verification": f"{deploy['label_flips']} label flips, "
+        f"largest probability gap {deploy['max_probability_gap']:.1e}",
+        "latency": f"{deploy['latency_ms_p50']:.2f} ms (p95 {deploy['latency_ms_p95']:.2f}), "
+        f"eager torch {deploy['eager_latency_ms_p50']:.2f}",
+        "energy": f"{spoken(energy['kwh'], energy['co2_kg'])} ({energy['how']})"
+        if "kwh" in energy
+        else "not metered",
+        "report": "build/evaluation/report.html",
+        "model": "build/deploy/model.onnx (model_card.md beside it)",
+        "compare runs": "make ui",
+    }
+    return table(["", ""], lines.items())
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ BROKEN = {
     damaged: r"its file has other bytes than were registered \(sha256 \w{12}…, not \w{12}…\)",
     other_bytes: r"its file has other bytes than were registered",
     without_file: r"its file is gone \(.*model\d+\.onnx\)",
-    no_model_at_all: r"cannot be opened as ONNX",
+    no_model_at_all: r"is not a valid ONNX file",
     answers_nan: r"answers test/\w+/\d+\.png with nan, nan, nan, which are no probabilities",
     answers_below_zero: r"answers test/\w+/\d+\.png with .*-0\.\d+.*, which are no probabilities",
     answers_beyond_one: r"answers test/\w+/\d+\.png with .*, which are no probabilities",

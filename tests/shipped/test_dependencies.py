@@ -126,7 +126,7 @@ LEVELS = (
     {"serving", "gate", "sweep", "lineage"},
     {"registry"},
     {"retraining"},
-    {"preflight", "summary"},
+    {"preflight"},
     {"commands"},
     {"cli"},
 )
