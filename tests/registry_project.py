@@ -1,18 +1,22 @@
-"""A repository with a registered model whose versions are real, small ONNX files, made without a training."""
+"""A repository with a registered model whose versions are real, small ONNX files, made without a training; and a store in memory."""
 
 import json
 import re
 import secrets
 import sqlite3
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import RLock
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnx
 from mlflow.entities import LoggedModel, Run
 from mlflow.exceptions import MlflowException
+from mlflow.store.entities.paged_list import PagedList
 from mlflow.tracking import MlflowClient
 from onnx import TensorProto, helper, numpy_helper
 
@@ -23,7 +27,7 @@ from convoy.tracking import model, store
 CLASSES = ["Bär", "cat", "x"]
 
 
-def write_proven(
+def write_verified(
     folder: Path,
     run_id: str,
     *,
@@ -115,8 +119,86 @@ class Mortal:
         return call
 
 
+class MemoryClient:
+    """The part of MLflow's client that moves of the champion use, in memory; searches return pages of two."""
+
+    tracking_uri = "memory"
+    page = 2
+
+    def __init__(self) -> None:
+        self.aliases: dict[str, str] = {}
+        self.experiments: dict[str, SimpleNamespace] = {}
+        self.runs: list[SimpleNamespace] = []
+        self._lock = RLock()
+
+    def get_registered_model(self, name: str) -> SimpleNamespace:
+        return SimpleNamespace(name=name, aliases=dict(self.aliases), tags={})
+
+    def set_registered_model_alias(self, _: str, alias: str, number: str) -> None:
+        self.aliases[alias] = number
+
+    def get_experiment_by_name(self, name: str) -> SimpleNamespace | None:
+        return self.experiments.get(name)
+
+    def get_experiment(self, number: str) -> SimpleNamespace:
+        return next(one for one in self.experiments.values() if one.experiment_id == number)
+
+    def create_experiment(self, name: str, artifact_location: str | None, tags: Mapping[str, str]) -> str:
+        with self._lock:
+            if name in self.experiments:
+                raise MlflowException("exists")
+            number = str(len(self.experiments) + 1)
+            self.experiments[name] = SimpleNamespace(
+                experiment_id=number, lifecycle_stage="active", tags=dict(tags)
+            )
+            return number
+
+    def set_experiment_tag(self, number: str, key: str, text: str) -> None:
+        self.get_experiment(number).tags[key] = text
+
+    def create_run(
+        self, _: str, start_time: int = 0, tags: Mapping[str, str] = {}, run_name: str = ""
+    ) -> SimpleNamespace:
+        with self._lock:
+            info = {"run_id": f"run-{len(self.runs) + 1:03}", "run_name": run_name, "status": "RUNNING"}
+            run = SimpleNamespace(
+                info=SimpleNamespace(**info, start_time=start_time), data=SimpleNamespace(tags=dict(tags))
+            )
+            self.runs.append(run)
+            return run
+
+    def get_run(self, number: str) -> SimpleNamespace:
+        return next(run for run in self.runs if run.info.run_id == number)
+
+    def set_tag(self, number: str, key: str, text: str) -> None:
+        self.get_run(number).data.tags[key] = text
+
+    def set_terminated(self, number: str, status: str = "FINISHED") -> None:
+        self.get_run(number).info.status = status
+
+    def log_artifact(self, number: str, path: str) -> None:
+        pass
+
+    def search_runs(
+        self, _: Sequence[str], query: str, page_token: str | None = None, order_by: Sequence[str] = ()
+    ) -> PagedList[SimpleNamespace]:
+        assert order_by == ["attributes.start_time ASC"]
+        model = re.search(r"tags.`convoy.model` = '([^']*)'", query)
+        status = re.search(r"attributes.status = '(\w+)'", query)
+        assert model
+        with self._lock:
+            runs = [
+                run
+                for run in sorted(self.runs, key=lambda run: run.info.start_time)
+                if run.data.tags["convoy.model"] == model[1] and (not status or run.info.status == status[1])
+            ]
+        start = int(page_token or 0)
+        more = start + self.page < len(runs)
+        return PagedList(runs[start : start + self.page], str(start + self.page) if more else None)
+
+
 @dataclass
-class Shop:
+class RegistryProject:
     """A repository, the client of its store, and versions made without a training."""
 
     folder: Path
@@ -142,7 +224,7 @@ class Shop:
         sha256 = secrets.token_hex(32)
         if files:
             folder = self.folder / "made" / run_id
-            sha256 = write_proven(folder, run_id)
+            sha256 = write_verified(folder, run_id)
             self.client.log_artifacts(run.info.run_id, str(folder), "model")
         tags = {"convoy.onnx_sha256": sha256, "convoy.run_id": run_id, "convoy.accuracy": "0.9"}
         made = self.client.create_model_version(
@@ -162,7 +244,7 @@ class Shop:
         """Leave a proven model in build/deploy, as `dvc repro` does; return the id of its run, which no store has."""
         self._made += 1
         run_id = run_id or f"20261123-1000{self._made:02}-{secrets.token_hex(3)}"
-        write_proven(self.deploy, run_id, **facts)
+        write_verified(self.deploy, run_id, **facts)
         reference = {"run_id": run_id, "training": run_id}
         files.write_json(self.folder / "build/runs/export.json", reference)
         files.write_json(self.folder / "build/metrics/export.json", {"deploy": {"accuracy": 0.9}})
@@ -203,11 +285,6 @@ class Shop:
         """Let an alias point to version 99, as only the database can: MLflow takes a deleted version's aliases away."""
         with closing(sqlite3.connect(self.folder / "mlflow.db")) as database, database:
             database.execute("UPDATE registered_model_aliases SET version = 99 WHERE alias = ?", (alias,))
-
-    def locks(self) -> dict[str, str]:
-        """Read the tags of the lock."""
-        tags = self.client.get_registered_model(self.registry.model).tags
-        return {key: text for key, text in tags.items() if key.startswith("convoy.lock.")}
 
     def entries(self) -> list[tuple[str, str, dict[str, str]]]:
         """List the runs of the promotion log, oldest first: name, status, tags."""

@@ -177,7 +177,7 @@ class Rounds:
             return False
         before, after = self.champion(), judged.candidate.number
         self.aliases_[CHAMPION] = after
-        self.moves.append(Entry("m", "promote", before, after, "r", now_ms(), "u", "h", moved=True))
+        self.moves.append(Entry("run", "m", "promote", before, after, "r", now_ms()))
         return True
 
     def called(self, what: str) -> None:

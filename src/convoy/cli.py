@@ -15,9 +15,7 @@ from convoy.commands.explain_features import features
 from convoy.commands.explain_position import position
 from convoy.commands.migrate import migrate
 from convoy.commands.network import network
-from convoy.commands.promote import promote
-from convoy.commands.register import register
-from convoy.commands.rollback import rollback
+from convoy.commands.registry import promote, register, rollback
 from convoy.commands.sweep import sweep
 from convoy.commands.trace import trace
 from convoy.commands.ui import ui

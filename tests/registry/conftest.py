@@ -9,7 +9,7 @@ from mlflow.tracking import MlflowClient
 
 from convoy.tracking import outbox, store, uploader
 from proxy import Proxy
-from registry_project import Shop, set_param
+from registry_project import RegistryProject, set_param
 
 OUTER = (
     *("DVC_ROOT", "DVC_EXP_NAME", "DVC_STAGE", "CONVOY_REPOSITORY"),
@@ -18,7 +18,9 @@ OUTER = (
 
 
 @pytest.fixture
-def shop(empty_store: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
+def project(
+    empty_store: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> RegistryProject:
     """Work in an empty repository with the shipped params and a store of its own; no courier starts by itself."""
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     for name in ("params.yaml", "data.dvc"):
@@ -27,27 +29,27 @@ def shop(empty_store: Path, repository: Path, tmp_path: Path, monkeypatch: pytes
     for name in OUTER:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(outbox, "start_uploader", lambda *_, **__: None)
-    return Shop(tmp_path, store.connect())
+    return RegistryProject(tmp_path, store.connect())
 
 
 @pytest.fixture
-def served_shop(shop: Shop, server: str, monkeypatch: pytest.MonkeyPatch) -> Shop:
+def server_project(project: RegistryProject, server: str, monkeypatch: pytest.MonkeyPatch) -> RegistryProject:
     """The same on the tests' server, with a registered model of its own."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    set_param(shop.folder, "registered_model", f"shop-{secrets.token_hex(4)}")
-    return Shop(shop.folder, MlflowClient(server))
+    set_param(project.folder, "registered_model", f"model-{secrets.token_hex(4)}")
+    return RegistryProject(project.folder, MlflowClient(server))
 
 
 @pytest.fixture
-def through(served_shop: Shop, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
-    """Have Convoy ask the server through a proxy, which the shop's own client does not."""
+def through(server_project: RegistryProject, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
+    """Have Convoy ask the server through a proxy, which the project's own client does not."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.uri)
     return proxy
 
 
 @pytest.fixture
-def delivered(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def delivered(project: RegistryProject, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have what waits delivered by this process: a courier of its own takes seconds to start."""
     monkeypatch.setattr(uploader, "BATCH_SECONDS", -1.0)
 

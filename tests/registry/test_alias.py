@@ -1,4 +1,4 @@
-"""The alias `champion` moves under a lock, with an entry in the log, or not at all."""
+"""The alias `champion` moves with an entry in the log, or not at all, and goes back along earlier champions."""
 
 import contextlib
 from pathlib import Path
@@ -7,101 +7,105 @@ import pytest
 
 from convoy.core.errors import RequestError
 from convoy.registry import log
-from convoy.registry.alias import move
-from convoy.registry.client import Registry, RegistryError, Version
+from convoy.registry.alias import move, rollback
+from convoy.registry.client import CHAMPION, Registry, RegistryError, Version
 from proxy import Proxy
-from registry_project import Mortal, Shop
+from registry_project import Mortal, RegistryProject
 
 
-def promote(shop: Shop, to: Version, expected: Version | None, **more: object) -> None:
-    move(shop.registry, to, expected=expected, kind="promote", reason="better", **more)
+def promote(project: RegistryProject, to: Version, expected: Version | None, **more: object) -> None:
+    move(project.registry, to, expected=expected, kind="promote", reason="better", **more)
 
 
-@pytest.mark.parametrize("backend", ["shop", "served_shop"])
+@pytest.mark.parametrize("backend", ["project", "server_project"])
 def test_a_move_points_the_alias_and_leaves_an_entry_with_its_files(
     backend: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    shop = request.getfixturevalue(backend)
-    first, second = shop.versions(2, files=False)
-    promote(shop, first, None)
+    project = request.getfixturevalue(backend)
+    first, second = project.versions(2, files=False)
+    promote(project, first, None)
     verdict = tmp_path / "verdict.json"
     verdict.write_text("{}")
-    moved = move(shop.registry, second, expected=first, kind="override", reason="asked for", files=[verdict])
-    assert (shop.champion(), moved.before, moved.to) == (second.number, first, second)
-    assert shop.locks() == {}
-    (one, status, _), (two, _, tags) = shop.entries()
+    moved = move(
+        project.registry, second, expected=first, kind="override", reason="asked for", files=[verdict]
+    )
+    assert (project.champion(), moved.before, moved.to) == (second.number, first, second)
+    (one, status, _), (two, _, tags) = project.entries()
     assert (one, two, status) == (f"promote {first}", f"override {second}", "FINISHED")
     assert (tags["convoy.from"], tags["convoy.to"], tags["convoy.reason"]) == ("1", "2", "asked for")
     assert tags["convoy.outcome"] == "moved"
     assert {"mlflow.user", "convoy.host"} <= set(tags)
-    assert [entry.path for entry in shop.client.list_artifacts(moved.entry)] == ["verdict.json"]
+    assert [entry.path for entry in project.client.list_artifacts(moved.entry)] == ["verdict.json"]
 
 
-def test_a_decision_against_another_champion_moves_nothing(shop: Shop) -> None:
-    first, second, third = shop.versions(3, files=False)
-    promote(shop, first, None)
-    promote(shop, second, first)
+def test_a_decision_against_another_champion_moves_nothing(project: RegistryProject) -> None:
+    first, second, third = project.versions(3, files=False)
+    promote(project, first, None)
+    promote(project, second, first)
     with pytest.raises(
         RegistryError,
-        match=r"another was promoted since: champion was convoy/1 when this was decided, and is convoy/2 now",
+        match=r"another version was promoted since: champion was convoy/1 when this was decided, and is convoy/2 now",
     ):
-        promote(shop, third, first)
+        promote(project, third, first)
     with pytest.raises(RegistryError, match=r"champion was none when this was decided, and is convoy/2 now"):
-        promote(shop, third, None)
-    assert shop.champion() == second.number
-    assert len(shop.entries()) == 2
-    assert shop.locks() == {}
+        promote(project, third, None)
+    assert project.champion() == second.number
+    assert len(project.entries()) == 2
 
 
-def test_the_champion_is_not_promoted_again(shop: Shop) -> None:
-    [first] = shop.versions(1, files=False)
-    promote(shop, first, None)
-    with pytest.raises(RequestError, match=r"convoy/1 is the champion already; there is nothing to move"):
-        promote(shop, first, first)
+def test_the_champion_is_not_promoted_again(project: RegistryProject) -> None:
+    [first] = project.versions(1, files=False)
+    promote(project, first, None)
+    with pytest.raises(RequestError, match=r"convoy/1 is already the champion"):
+        promote(project, first, first)
 
 
 @pytest.mark.parametrize("name", ["DVC_STAGE", "DVC_EXP_NAME"])
-def test_an_experiment_moves_nothing(shop: Shop, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    [first] = shop.versions(1, files=False)
+def test_an_experiment_moves_nothing(
+    project: RegistryProject, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    [first] = project.versions(1, files=False)
     monkeypatch.setenv(name, "quick-fox")
     with pytest.raises(
         RequestError,
         match=rf"`convoy promote` does not work inside a DVC stage or experiment \({name} is quick-fox\)",
     ):
-        promote(shop, first, None)
-    assert shop.champion() == ""
+        promote(project, first, None)
+    assert project.champion() == ""
 
 
-def test_a_reason_that_stores_do_not_take_is_refused(shop: Shop) -> None:
-    [first] = shop.versions(1, files=False)
-    with pytest.raises(RequestError, match=r"the reason has 5,001 characters; stores take 5,000"):
-        move(shop.registry, first, expected=None, kind="override", reason="x" * 5001)
+def test_a_reason_too_long_for_stores_is_refused(project: RegistryProject) -> None:
+    [first] = project.versions(1, files=False)
+    with pytest.raises(RequestError, match=r"5,001 characters; at most 5,000"):
+        move(project.registry, first, expected=None, kind="override", reason="x" * 5001)
 
 
-def test_an_alias_that_something_else_moves_too_is_said(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = shop.versions(2, files=False)
-    point = shop.registry.__class__.point
+def test_an_alias_that_another_tool_moves_too_is_an_error(
+    project: RegistryProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = project.versions(2, files=False)
+    point = project.registry.__class__.point
 
     def meddle(registry: object, alias: str, version: Version) -> None:
         point(registry, alias, version)
         point(registry, alias, second)
 
-    monkeypatch.setattr(shop.registry.__class__, "point", meddle)
-    with pytest.raises(RegistryError, match=r"points to 2 right after it was moved to 1: something else"):
-        promote(shop, first, None)
-    [(_, status, tags)] = shop.entries()
+    monkeypatch.setattr(project.registry.__class__, "point", meddle)
+    with pytest.raises(RegistryError, match=r"points to 2 right after it was moved to 1"):
+        promote(project, first, None)
+    [(_, status, tags)] = project.entries()
     assert (status, tags["convoy.outcome"]) == ("FAILED", "not moved: it points to 2")
 
 
 def test_a_registry_that_dies_at_any_call_leaves_the_old_or_the_new_champion_and_a_true_log(
-    shop: Shop, tmp_path: Path
+    project: RegistryProject, tmp_path: Path
 ) -> None:
     verdict = tmp_path / "verdict.json"
     verdict.write_text("{}")
-    mortal = Mortal(shop.client)
+    mortal = Mortal(project.client)
     registry = Registry(mortal, "convoy")
-    champion, *others = shop.versions(3, files=False)
-    promote(shop, champion, None, files=[verdict])
+    champion, *others = project.versions(3, files=False)
+    promote(project, champion, None, files=[verdict])
     outcomes = set()
     for deaths in range(40):
         to = next(one for one in others if one != champion)
@@ -114,7 +118,7 @@ def test_a_registry_that_dies_at_any_call_leaves_the_old_or_the_new_champion_and
             said = ""
         died = mortal.dead
         mortal.revive()
-        stands = shop.champion()
+        stands = project.champion()
         assert stands in {champion.number, to.number}
         outcomes.add(stands == to.number)
         if not died:
@@ -122,35 +126,183 @@ def test_a_registry_that_dies_at_any_call_leaves_the_old_or_the_new_champion_and
         assert "did not answer" in said or stands == to.number
         assert "was not moved" not in said
         champion = to if stands == to.number else champion
-        told = [entry for entry in log.history(shop.registry, stands) if entry.moved]
+        told = [entry for entry in log.history(project.registry, stands) if entry.moved]
         assert told[-1].after == stands, "the log is true before anybody settles it"
     assert not died
     assert 12 < deaths < 39
     assert outcomes == {True, False}
-    statuses = [(status, tags["convoy.to"]) for _, status, tags in shop.entries()]
+    statuses = [(status, tags["convoy.to"]) for _, status, tags in project.entries()]
     assert "RUNNING" not in dict(statuses), "the last move settled what the deaths left"
-    assert [to for status, to in statuses if status == "FINISHED"][-1] == shop.champion()
-    assert shop.locks() == {}, "what died left no lock behind"
+    assert [to for status, to in statuses if status == "FINISHED"][-1] == project.champion()
 
 
 @pytest.mark.parametrize("call", ["registered-models/alias", "runs/update"])
 def test_a_server_that_dies_in_a_move_does_not_hold_the_next(
-    served_shop: Shop, through: Proxy, tmp_path: Path, call: str
+    server_project: RegistryProject, through: Proxy, tmp_path: Path, call: str
 ) -> None:
-    shop = served_shop
+    project = server_project
     verdict = tmp_path / "verdict.json"
     verdict.write_text("{}")
-    first, second, third = shop.versions(3, files=False)
-    promote(shop, first, None)
+    first, second, third = project.versions(3, files=False)
+    promote(project, first, None)
     through.die_at(call)
     with contextlib.suppress(RegistryError):  # after `runs/update` the move is done, and says so
-        promote(shop, second, first, files=[verdict])
+        promote(project, second, first, files=[verdict])
     assert call in through.calls[-1]
     through.accept()
-    assert shop.registry.alias("champion") == second, "it did what it did not answer"
-    promote(shop, third, second)
-    assert shop.champion() == third.number
-    assert shop.locks() == {}
-    moved = [tags["convoy.to"] for _, status, tags in shop.entries() if status == "FINISHED"]
+    assert project.registry.alias("champion") == second, "it did what it did not answer"
+    promote(project, third, second)
+    assert project.champion() == third.number
+    moved = [tags["convoy.to"] for _, status, tags in project.entries() if status == "FINISHED"]
     assert moved == [first.number, second.number, third.number]
-    assert "RUNNING" not in {status for _, status, _ in shop.entries()}
+    assert "RUNNING" not in {status for _, status, _ in project.entries()}
+
+
+def promote_all(project: RegistryProject, *versions: Version) -> None:
+    """Make versions champion, in order."""
+    for version in versions:
+        promote(project, version, project.registry.alias(CHAMPION))
+
+
+def entries(*moves: str) -> list[log.Entry]:
+    """Make a log from moves such as `1>2` (promoted) and `2<1` (rolled back)."""
+    made = []
+    for number, text in enumerate(moves):
+        before, kind, after = text[0].strip("<>"), "rollback" if "<" in text else "promote", text[-1]
+        made.append(log.Entry(str(number), str(number), kind, before, after, "", number))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("moves", "now", "champions"),
+    [
+        ([">1", "1>2", "2>3"], "3", "1 2 3"),
+        ([">1", "1>2", "2>3", "3<2"], "2", "1 2"),
+        ([">1", "1>2", "2>3", "3<2", "2<1"], "1", "1"),
+        ([">1", "1>2", "2>3", "3<2", "2>4"], "4", "1 2 4"),
+        ([">1", "1>2", "2>3", "3<1"], "1", "1"),
+        ([">1", "1>2", "2<7"], "7", "1 7"),
+        ([">1", "1>2", "2>3", "3<2", "2<1", "1<3"], "3", "1 2 3"),
+        ([">1", "1>2", "2>3", "3<2", "2<1", "1<2"], "2", "1 2"),
+        ([">1", "1>2", "2<1", "1>4", "4<2"], "2", "1 2"),
+        ([">1", "1>2", "2>3", "3<7", "7<3"], "3", "1 2 3"),
+        ([">1", "1>2", "2>1"], "1", "1 2 1"),
+        ([">1", "1>2", "2>1", "1<1"], "1", "1"),
+        ([">1", "1>2", "2>1", "1>3", "3<1"], "1", "1 2 1"),
+        ([">1", "1>2", "2>1", "1<2"], "2", "1 2"),
+        (["5>6"], "6", "5 6"),
+        ([">1", "1>2"], "9", "1 2 9"),
+        ([">1", "3>4"], "4", "1 3 4"),
+        ([], "2", "2"),
+        ([], "", ""),
+    ],
+)
+def test_the_champions_are_stacked_as_they_were_promoted_and_rolled_back(
+    moves: list[str], now: str, champions: str
+) -> None:
+    assert " ".join(log.champions(entries(*moves), now)) == champions
+
+
+def test_rolling_back_twice_goes_two_back_and_then_there_is_nothing_left(project: RegistryProject) -> None:
+    versions = project.versions(3)
+    promote_all(project, *versions)
+    moved = rollback("confuses 3 and 8")
+    assert (moved.before, moved.to, project.champion()) == (versions[2], versions[1], "2")
+    assert rollback("").to == versions[0]
+    with pytest.raises(
+        RequestError,
+        match=r"convoy/1 is the first champion .*: convoy rollback --to 3 \(or 2\)",
+    ):
+        rollback("")
+    assert project.champion() == "1"
+    name, status, tags = project.entries()[3]
+    assert (name, status) == ("rollback convoy/2", "FINISHED")
+    assert (tags["convoy.kind"], tags["convoy.from"], tags["convoy.to"]) == ("rollback", "3", "2")
+    assert tags["convoy.reason"] == "confuses 3 and 8"
+
+
+def test_a_given_version_needs_no_log(project: RegistryProject) -> None:
+    first, second = project.versions(2)
+    project.client.set_registered_model_alias("convoy", "champion", first.number)
+    assert rollback("by hand", to="2").to == second
+    assert rollback("", to="convoy/1").to == first
+
+
+def test_on_the_server_it_goes_back_as_well(server_project: RegistryProject) -> None:
+    first, second = server_project.versions(2)
+    promote_all(server_project, first, second)
+    assert rollback("slow").to == first
+    assert server_project.champion() == first.number
+
+
+def test_without_a_champion_nothing_is_rolled_back(project: RegistryProject) -> None:
+    for _ in range(2):
+        with pytest.raises(RequestError, match=r"convoy at sqlite:.* has no champion"):
+            rollback("")
+        project.versions(1)
+
+
+def test_a_version_that_does_not_exist_or_serves_already_is_refused(project: RegistryProject) -> None:
+    promote_all(project, *project.versions(2))
+    with pytest.raises(RequestError, match=r"convoy has no version 9; versions: 1, 2"):
+        rollback("", to="9")
+    with pytest.raises(RequestError, match=r"convoy has no version last; versions: 1, 2"):
+        rollback("", to="last")
+    with pytest.raises(RequestError, match=r"convoy/2 is already the champion"):
+        rollback("", to="2")
+
+
+def test_a_version_whose_file_is_gone_does_not_become_champion(project: RegistryProject) -> None:
+    versions = project.versions(3)
+    promote_all(project, *versions)
+    run = project.client.get_run(versions[1].mlflow_run_id)
+    project.lose(run)
+    with pytest.raises(
+        RegistryError,
+        match=r"model.onnx of convoy/2 is no longer in the store.*: convoy rollback --to 1",
+    ):
+        rollback("")
+    assert project.champion() == "3"
+    assert rollback("", to="1").to == versions[0]
+
+
+def test_a_previous_champion_that_was_deleted_is_reported_with_earlier_ones(project: RegistryProject) -> None:
+    promote_all(project, *project.versions(4))
+    project.client.delete_model_version("convoy", "3")
+    with pytest.raises(
+        RegistryError,
+        match=r"convoy/3, the champion before 4, was deleted; .* --to VERSION \(earlier champions: 2, 1\)",
+    ):
+        rollback("")
+
+
+def test_a_rollback_repairs_an_alias_that_points_nowhere(project: RegistryProject) -> None:
+    first, second = project.versions(2)
+    promote_all(project, first, second)
+    project.point_nowhere("champion")
+    with pytest.raises(RegistryError, match=r"the alias champion of convoy at .* points to version 99"):
+        project.registry.alias(CHAMPION)
+    assert rollback("the alias points nowhere").to == second
+    assert project.registry.alias(CHAMPION) == second
+
+
+def test_a_deleted_log_is_reported_with_the_command_that_restores_it(
+    project: RegistryProject,
+) -> None:
+    promote_all(project, *project.versions(2))
+    found = project.client.get_experiment_by_name("convoy promotions")
+    project.client.delete_experiment(found.experiment_id)
+    with pytest.raises(
+        RegistryError,
+        match=rf"`convoy promotions`, .* was deleted. .*mlflow experiments restore --experiment-id {found.experiment_id}",
+    ):
+        rollback("")
+    assert project.champion() == "2"
+
+
+def test_an_experiment_rolls_nothing_back(project: RegistryProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    promote_all(project, *project.versions(2))
+    monkeypatch.setenv("DVC_EXP_NAME", "quick-fox")
+    with pytest.raises(RequestError, match=r"`convoy rollback` does not work inside a DVC stage or experim"):
+        rollback("")
+    assert project.champion() == "2"

@@ -7,42 +7,42 @@ from typer.testing import CliRunner
 from convoy.cli import app
 from convoy.registry import log
 from convoy.registry.alias import move
-from registry_project import Shop
+from registry_project import RegistryProject
 
 
-def test_register_says_what_it_made_and_what_to_type_next(shop: Shop) -> None:
-    run = shop.train()
+def test_register_says_what_it_made_and_what_to_type_next(project: RegistryProject) -> None:
+    run = project.train()
     done = CliRunner().invoke(app, ["register"])
     assert done.exit_code == 0
     first, second, third = done.stdout.splitlines()
     assert first.startswith("convoy/1 is registered: model.onnx ")
     assert first.endswith(f"of run {run.data.tags['convoy.run_id']}")
     assert second == "candidate is convoy/1, accuracy 90.00% (85.00% to 95.00%)"
-    assert third == "To judge it against the champion, type: convoy promote"
+    assert third == "Next: convoy promote"
 
 
-def test_register_prints_one_json_object_and_its_news_beside_it(shop: Shop) -> None:
-    run = shop.train()
+def test_register_prints_one_json_object_and_its_news_beside_it(project: RegistryProject) -> None:
+    run = project.train()
     done = CliRunner().invoke(app, ["register", run.data.tags["convoy.run_id"], "--json"])
-    told = json.loads(done.stdout)
-    assert (told["model"], told["number"], told["mlflow_run_id"]) == ("convoy", "1", run.info.run_id)
+    printed = json.loads(done.stdout)
+    assert (printed["model"], printed["number"], printed["mlflow_run_id"]) == ("convoy", "1", run.info.run_id)
     assert "convoy/1 is registered" in done.stderr
 
 
-def test_rollback_says_where_it_went_and_how_to_take_it_back(shop: Shop) -> None:
-    first, second = shop.versions(2)
-    move(shop.registry, first, expected=None, kind="promote", reason="")
-    move(shop.registry, second, expected=first, kind="promote", reason="")
+def test_rollback_says_where_it_went_and_how_to_take_it_back(project: RegistryProject) -> None:
+    first, second = project.versions(2)
+    move(project.registry, first, expected=None, kind="promote", reason="")
+    move(project.registry, second, expected=first, kind="promote", reason="")
     done = CliRunner().invoke(app, ["rollback", "--reason", "slow"])
     assert done.stdout.splitlines() == [
         "champion is convoy/1 (before: convoy/2)",
-        "To take it back: convoy rollback --to 2",
+        "To undo: convoy rollback --to 2",
     ]
-    log.intend(shop.registry, "promote", "1", second, reason="", files=[])
+    log.create(project.registry, "interrupted", "promote", "1", second, "")
     done = CliRunner().invoke(app, ["rollback", "--to", "2", "--json"])
-    assert "an earlier `promote convoy/2` was broken off" in done.stderr
-    told = json.loads(done.stdout)
-    assert (told["before"]["number"], told["to"]["number"], told["kind"]) == ("1", "2", "rollback")
+    assert "an earlier promote of convoy/2 was interrupted" in done.stderr
+    printed = json.loads(done.stdout)
+    assert (printed["before"]["number"], printed["to"]["number"], printed["kind"]) == ("1", "2", "rollback")
 
 
 def test_their_help_teaches_by_an_example() -> None:

@@ -1,93 +1,386 @@
-"""The promotion log tells what happened, whatever died, and is not taken for trainings."""
+"""The promotion log is true whatever died, lets one process at a time move the alias, and is not taken for trainings."""
 
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from convoy.core.errors import ConvoyError, RequestError
 from convoy.lineage import runs, trace
-from convoy.registry import log
+from convoy.registry import alias, log
 from convoy.registry.alias import move
-from convoy.registry.client import Version
+from convoy.registry.client import Registry, RegistryError, Version
 from convoy.registry.register import register
+from convoy.repo import identity
 from convoy.tracking import lookup, settings, ui, view
-from registry_project import Shop
+from registry_project import MemoryClient, RegistryProject
+
+HOLDER = """
+import sys
+from convoy.registry import log
+from convoy.registry.client import Registry, Version
+with log.exclusive(Registry.open(), "promote", "", Version("convoy", "9", "", "", "", 0, {}), "") as entry:
+    print("holds", flush=True)
+    sys.stdin.readline()
+    entry.close(log.NOT_MOVED)
+"""
+
+MOVER = """
+import os, sys
+from convoy.core.errors import ConvoyError
+from convoy.registry.alias import move
+from convoy.registry.client import Registry
+registry = Registry.open()
+now, versions = registry.alias("champion"), registry.versions()
+print(os.getpid(), flush=True)
+sys.stdin.readline()
+try:
+    print(move(registry, versions[int(sys.argv[1])], expected=now, kind="promote", reason="").to)
+except ConvoyError as error:
+    print(error)
+"""
 
 
-def intend(shop: Shop, before: str, to: Version) -> log.Intent:
-    return log.intend(shop.registry, "promote", before, to, reason="better", files=[])
+def start(script: str, repository: Path, *words: str) -> "subprocess.Popen[str]":
+    """Start a process and wait for its first line."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *words],
+        env={**os.environ, "PYTHONPATH": str(repository / "src")},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    assert process.stdout.readline().strip() in ("holds", str(process.pid))
+    return process
 
 
-def statuses(shop: Shop) -> list[tuple[str, str]]:
-    return [(status, tags.get("convoy.outcome", "")) for _, status, tags in shop.entries()]
+def version(number: int) -> Version:
+    return Version("convoy", str(number), "0" * 64, "", "", 0, {})
 
 
-def test_an_entry_that_was_left_open_is_settled_by_where_the_alias_stands(shop: Shop) -> None:
-    first, second, third = shop.versions(3, files=False)
-    intend(shop, "", first)
-    intend(shop, "1", second)
-    intend(shop, "2", third)
-    said = log.wait_until_uploaded(shop.registry, "1")
-    assert statuses(shop) == [
+PARENT = identity.name(psutil.Process(os.getppid()))
+"""A living process that is not this one."""
+
+
+class Clock:
+    """A clock that only sleeping moves; `then` is called meanwhile."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.then: Callable[[], None] = lambda: None
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.then()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(log, "time", clock)
+    monkeypatch.setattr(log, "POLL_S", 1.0)
+    return clock
+
+
+class Memory:
+    """A registered model in memory."""
+
+    def __init__(self) -> None:
+        self.client = MemoryClient()
+        self.registry = Registry(self.client, "convoy")  # type: ignore[arg-type] # as much of a client as moves use
+
+    def entry(self, after: int = 9, **facts: object) -> str:
+        """Leave an open entry as another, living process of this machine does; return MLflow's id of it."""
+        entry = log.create(self.registry, f"move-{len(self.client.runs)}", "promote", "", version(after), "")
+        run = self.client.get_run(entry.run)
+        tags = {"convoy.owner": PARENT} | {f"convoy.{key}": str(text) for key, text in facts.items()}
+        run.data.tags |= tags
+        return entry.run
+
+    def status(self, run: str) -> str:
+        return str(self.client.get_run(run).info.status)
+
+    def outcomes(self) -> list[tuple[str, str]]:
+        return [(run.info.status, run.data.tags.get("convoy.outcome", "")) for run in self.client.runs]
+
+    def move(self, number: int, before: int = 0) -> alias.Moved:
+        expected = version(before) if before else None
+        return move(self.registry, version(number), expected=expected, kind="promote", reason="better")
+
+
+@pytest.fixture
+def memory(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Memory:
+    shutil.copy(repository / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return Memory()
+
+
+@pytest.mark.parametrize("backend", ["project", "server_project"])
+def test_of_two_processes_that_move_at_once_one_wins_and_the_error_of_the_other_names_it(
+    backend: str, request: pytest.FixtureRequest, repository: Path
+) -> None:
+    project = request.getfixturevalue(backend)
+    project.versions(2, files=False)
+    movers = [start(MOVER, repository, str(number)) for number in (0, 1)]
+    for mover in movers:
+        assert mover.stdin
+        mover.stdin.write("\n")
+        mover.stdin.flush()
+    printed = [mover.communicate()[0].strip() for mover in movers]
+    champion = f"{project.registry.model}/{project.champion()}"
+    assert printed.count(champion) == 1, printed
+    winner = printed.index(champion)
+    assert f"by process {movers[winner].pid} on {identity.host()} since 20" in printed[1 - winner]
+    statuses = [status for _, status, _ in project.entries()]
+    assert (statuses.count("FINISHED"), "RUNNING" in statuses) == (1, False)
+
+
+def test_of_many_threads_that_move_at_once_one_wins(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "POLL_S", 0.001)
+    monkeypatch.setattr(log, "WAIT_S", 20.0)
+    call = Registry.call
+
+    def attempt(number: int, before: int, errors: list[str]) -> None:
+        try:
+            memory.move(number, before)
+        except RegistryError as error:
+            errors.append(str(error))
+
+    def slow(*words: object) -> object:
+        time.sleep(random.random() / 300)  # noqa: S311 (no secret)
+        return call(*words)  # type: ignore[arg-type] # passed through
+
+    monkeypatch.setattr(Registry, "call", slow)
+    for before in range(0, 60, 3):
+        errors: list[str] = []
+        champion = int(memory.client.aliases.get("champion", "0"))
+        threads = [
+            threading.Thread(target=attempt, args=(before + number, champion, errors)) for number in (1, 2, 3)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(errors) == 2, errors
+        assert int(memory.client.aliases["champion"]) in range(before + 1, before + 4)
+    moves = log.history(memory.registry, memory.client.aliases["champion"])
+    assert [entry.before for entry in moves[1:]] == [entry.after for entry in moves[:-1]]
+    assert len(moves) == 20
+
+
+def test_a_process_that_was_killed_while_it_moves_the_alias_blocks_nobody(
+    project: RegistryProject, repository: Path
+) -> None:
+    [first] = project.versions(1, files=False)
+    holder = start(HOLDER, repository)
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    move(project.registry, first, expected=None, kind="promote", reason="")
+    assert project.champion() == "1"
+    assert [status for _, status, _ in project.entries()] == ["FAILED", "FINISHED"]
+
+
+def test_a_living_process_is_named_with_what_it_does_and_since_when(memory: Memory, clock: Clock) -> None:
+    memory.entry()
+    pid = PARENT.partition(":")[0]
+    owner = rf"`promote` of version 9 by process {pid} on {identity.host()} since 20\d\d-.* UTC"
+    with pytest.raises(RegistryError, match=owner):
+        memory.move(1)
+    assert clock.now - 1000 == pytest.approx(log.WAIT_S, abs=2)
+    assert len(memory.client.runs) == 1, "no entry of its own"
+    assert memory.client.aliases == {}
+
+
+def test_a_process_that_ends_soon_is_waited_for(memory: Memory, clock: Clock) -> None:
+    run = memory.entry()
+    clock.then = lambda: memory.client.set_terminated(run, "FAILED")
+    memory.move(1)
+    assert memory.client.aliases == {"champion": "1"}
+
+
+def test_entries_that_this_process_could_not_close_do_not_block_it(memory: Memory) -> None:
+    run = memory.entry(owner=identity.name(psutil.Process()))
+    memory.move(1)
+    assert memory.status(run) == "FAILED"
+
+
+def test_entries_and_lock_tags_of_an_earlier_convoy_block_nobody(
+    project: RegistryProject, memory: Memory
+) -> None:
+    run = memory.entry(machine="")
+    memory.move(1)
+    assert memory.status(run) == "FAILED"
+    [first] = project.versions(1, files=False)
+    claim = {"ticket": 1, "beat": 0, "host": identity.host(), "process": PARENT, "what": "promote convoy/9"}
+    project.client.set_registered_model_tag("convoy", "convoy.lock.a1b2c3d4", json.dumps(claim))
+    move(project.registry, first, expected=None, kind="promote", reason="")
+    assert project.champion() == "1"
+
+
+@pytest.mark.parametrize("facts", [{"host": "elsewhere"}, {"machine": "of the same name"}])
+def test_an_open_entry_of_another_machine_is_waited_for_as_long_as_a_lease(
+    memory: Memory, clock: Clock, capsys: pytest.CaptureFixture[str], facts: dict[str, str]
+) -> None:
+    run = memory.entry(**facts)
+    memory.move(1)
+    assert log.LEASE_S < clock.now - 1000 < log.LEASE_S + 5
+    assert memory.status(run) == "FAILED"
+    assert "if it is dead, the wait ends in 57 s" in capsys.readouterr().out
+
+
+def race(memory: Memory, monkeypatch: pytest.MonkeyPatch, age_ms: int) -> list[str]:
+    """Let another process create its entry between the first look and the own entry."""
+    create, others = log.create, []
+
+    def after_other(*words: object) -> log.Entry:
+        others.append(memory.entry())
+        own = create(*words)  # type: ignore[arg-type] # passed through
+        memory.client.get_run(others[0]).info.start_time = own.moment_ms - age_ms
+        return own
+
+    monkeypatch.setattr(alias.log, "create", after_other)
+    memory.entry = staticmethod(lambda entry=memory.entry: _restored(monkeypatch, create, entry))  # type: ignore[method-assign]
+    return others
+
+
+def _restored(patch: pytest.MonkeyPatch, create: object, entry: Callable[[], str]) -> str:
+    patch.setattr(log, "create", create)
+    return entry()
+
+
+def test_who_sees_an_older_entry_gives_up(
+    memory: Memory, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    race(memory, monkeypatch, age_ms=1)
+    with pytest.raises(RegistryError, match="another process is moving convoy's champion"):
+        memory.move(1)
+    assert clock.now == 1000
+    assert memory.outcomes() == [("RUNNING", ""), ("FAILED", "not moved")]
+    assert memory.client.aliases == {}
+
+
+def test_who_sees_a_younger_entry_waits_for_it(
+    memory: Memory, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = race(memory, monkeypatch, age_ms=-1)
+    clock.then = lambda: memory.client.set_terminated(others[0], "FAILED")
+    memory.move(1)
+    assert clock.now > 1000
+    assert memory.client.aliases == {"champion": "1"}
+
+
+def test_a_younger_entry_that_was_already_moving_the_alias_wins(
+    memory: Memory, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = race(memory, monkeypatch, age_ms=-1)
+
+    def finish() -> None:
+        memory.client.aliases["champion"] = "9"
+        memory.client.set_terminated(others[0], "FINISHED")
+
+    clock.then = finish
+    with pytest.raises(RegistryError, match=r"is convoy/9 now \(`promote` of version 9 by process \d+ on "):
+        memory.move(1)
+    assert memory.client.aliases == {"champion": "9"}
+    assert memory.outcomes()[1] == ("FAILED", "not moved")
+
+
+@pytest.mark.parametrize("loss", ["closed by another", "stalled"])
+def test_an_entry_that_others_may_take_for_dead_moves_nothing(
+    memory: Memory, clock: Clock, monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
+    def lose(entry: log.Move, _: object) -> None:
+        if loss == "stalled":
+            clock.now += log.SAFE_S + 1
+        else:
+            memory.client.set_terminated(entry.entry.run, "FAILED")
+
+    monkeypatch.setattr(log.Move, "attach", lose)
+    with pytest.raises(RegistryError, match=r"was lost after \d+ s.* unchanged; run the same command again"):
+        memory.move(1)
+    assert memory.client.aliases == {}
+    assert memory.outcomes() == [("FAILED", "not moved")]
+
+
+def test_entries_that_were_left_open_are_closed_by_where_the_alias_points(
+    memory: Memory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for before, after in (("", 1), ("1", 2), ("2", 3)):
+        memory.entry(after, machine="", **{"from": before})
+    memory.client.aliases["champion"] = "1"
+    memory.move(4, before=1)
+    assert memory.outcomes() == [
         ("FINISHED", "moved"),
         ("FAILED", "not moved"),
         ("FAILED", "not moved, or was moved since: it points to 1"),
+        ("FINISHED", "moved"),
     ]
-    assert said[0] == "an earlier `promote convoy/1` was broken off: the alias had moved"
-    assert log.wait_until_uploaded(shop.registry, "1") == []
+    assert "an earlier promote of convoy/1 was interrupted; the alias: moved" in capsys.readouterr().out
+    assert [entry.after for entry in log.history(memory.registry, "4")] == ["1", "4"]
 
 
-def test_a_move_settles_what_an_earlier_one_left_and_says_so(
-    shop: Shop, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("order", [1, -1], ids=["twin after", "twin before"])
+@pytest.mark.parametrize("status", ["RUNNING", "FAILED"])
+def test_a_move_that_a_dying_store_recorded_twice_counts_once(
+    memory: Memory, order: int, status: str
 ) -> None:
-    first, second = shop.versions(2, files=False)
-    intend(shop, "", first)
-    move(shop.registry, second, expected=None, kind="promote", reason="")
-    assert statuses(shop) == [("FAILED", "not moved"), ("FINISHED", "moved")]
-    assert "an earlier `promote convoy/1` was broken off: the alias had not moved" in capsys.readouterr().out
+    memory.move(1)
+    entry = memory.client.runs[0]
+    tags = {key: text for key, text in entry.data.tags.items() if key != "convoy.outcome"}
+    twin = memory.client.create_run("1", entry.info.start_time + order, tags)
+    twin.info.status = status
+    assert [one.after for one in log.history(memory.registry, "1")] == ["1"]
+    memory.move(2, before=1)
+    assert [one.after for one in log.history(memory.registry, "2")] == ["1", "2"]
+    assert "RUNNING" not in dict(memory.outcomes())
 
 
-def test_a_move_that_a_dying_store_wrote_down_twice_counts_once(shop: Shop) -> None:
-    first, second = shop.versions(2, files=False)
-    done = intend(shop, "", first)
-    log.end(shop.registry, done, log.MOVED)
-    entry = shop.client.get_run(done.run)
-    twin = {key: text for key, text in entry.data.tags.items() if key != "convoy.outcome"}
-    shop.client.create_run(entry.info.experiment_id, tags=twin)
-    move(shop.registry, second, expected=None, kind="promote", reason="")
-    told = log.history(shop.registry, "2")
-    assert [(one.after, one.moved) for one in told] == [("1", True), ("2", True)]
+def test_more_than_a_page_of_entries_is_read(memory: Memory) -> None:
+    for number in range(1, 6):
+        memory.move(number, before=number - 1)
+    assert MemoryClient.page < 5
+    assert [entry.after for entry in log.history(memory.registry, "5")] == list("12345")
 
 
-def test_entries_say_who_moved_it_when_where_and_why(shop: Shop) -> None:
-    [first] = shop.versions(1, files=False)
-    move(shop.registry, first, expected=None, kind="override", reason="ä reason")
-    [entry] = log.history(shop.registry, "1")
-    assert (entry.kind, entry.before, entry.after, entry.reason) == ("override", "", "1", "ä reason")
-    assert entry.moment_ms > first.created_ms - 1000
+def test_entries_record_who_moved_it_when_where_and_why(memory: Memory) -> None:
+    memory.move(1)
+    [entry] = log.history(memory.registry, "1")
+    assert (entry.kind, entry.before, entry.after, entry.reason) == ("promote", "", "1", "better")
+    assert abs(entry.moment_ms / 1000 - time.time()) < 60
+    assert (entry.host, entry.process) == (identity.host(), identity.name(psutil.Process()))
     assert entry.user
-    assert entry.host
 
 
-def test_another_model_s_moves_are_not_this_one_s(shop: Shop) -> None:
-    [first] = shop.versions(1, files=False)
-    move(shop.registry, first, expected=None, kind="promote", reason="")
-    shop.registry.client.create_registered_model("other")
-    other = type(shop.registry)(shop.client, "other")
+def test_moves_of_another_model_are_not_read(memory: Memory) -> None:
+    memory.move(1)
+    other = Registry(memory.client, "other")  # type: ignore[arg-type] # as above
     assert log.history(other, "") == []
 
 
-def test_the_log_is_not_taken_for_trainings(shop: Shop) -> None:
-    run = shop.train()
-    version = register()
-    entry = move(shop.registry, version, expected=None, kind="promote", reason="").entry
-    known = runs.open_records(settings.uri(), shop.folder)
-    assert entry not in {record.mlflow_run_id for record in known.latest(50)}
-    assert run.info.run_id in {record.mlflow_run_id for record in known.latest(50)}
-    found, _ = trace.look(version.sha256, shop.folder)
+def test_the_log_is_not_taken_for_trainings(project: RegistryProject) -> None:
+    run = project.train()
+    entry = move(project.registry, register(), expected=None, kind="promote", reason="").entry
+    known = runs.open_records(settings.uri(), project.folder)
+    latest = {record.mlflow_run_id for record in known.latest(50)}
+    assert (entry in latest, run.info.run_id in latest) == (False, True)
+    found, _ = trace.look(project.registry.version("1").sha256, project.folder)
     assert [record.mlflow_run_id for record in found.records] == [run.info.run_id]
     with pytest.raises(RequestError) as unknown:
-        trace.look("nothing", shop.folder)
+        trace.look("nothing", project.folder)
     assert "promote convoy/1" not in str(unknown.value)
     with pytest.raises(ConvoyError) as absent:
         lookup.find(f"runs:/{'0' * 32}", ("weights",))
@@ -95,12 +388,12 @@ def test_the_log_is_not_taken_for_trainings(shop: Shop) -> None:
     assert run.info.run_id in str(absent.value)
 
 
-def test_the_ui_opens_on_trainings_and_colours_no_entry_of_the_log(shop: Shop, tmp_path: Path) -> None:
-    run = shop.train()
-    [version] = shop.versions(1, files=False)
-    entry = move(shop.registry, version, expected=None, kind="promote", reason="").entry
+def test_the_ui_opens_on_trainings_and_colours_no_entry_of_the_log(project: RegistryProject) -> None:
+    run = project.train()
+    [only] = project.versions(1, files=False)
+    entry = move(project.registry, only, expected=None, kind="promote", reason="").entry
     experiment, path = ui._prepared()
     assert experiment == run.info.experiment_id
     assert f"/experiments/{experiment}/" in path
-    assert view.COLOUR not in shop.client.get_run(entry).data.tags
-    assert view.COLOUR in shop.client.get_run(run.info.run_id).data.tags
+    assert view.COLOUR not in project.client.get_run(entry).data.tags
+    assert view.COLOUR in project.client.get_run(run.info.run_id).data.tags

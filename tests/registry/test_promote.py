@@ -1,4 +1,4 @@
-"""The gate on a registry: every staged case with real ONNX files, on sqlite and on the server."""
+"""The gate on a registry: every verdict with real ONNX files on sqlite, a promotion on the server too."""
 
 import json
 import secrets
@@ -14,14 +14,14 @@ import pytest
 from convoy.core import files
 from convoy.core.errors import RequestError
 from convoy.gate.contender import ModelUnderTest
-from convoy.registry import alias as champions
 from convoy.registry import promote
+from convoy.registry.alias import move
 from convoy.registry.client import CANDIDATE, CHAMPION, Registry, RegistryError, Version
 from convoy.retraining import outcome
 from convoy.tracking import model as models
 from convoy.tracking import store
 from gate_project import CLASSES, LIMITS, TEST, World, by_turns, deliver, write_limits
-from registry_project import Shop
+from registry_project import RegistryProject
 
 FEW = range(12)
 """Images that a good model gets wrong; a better one fewer."""
@@ -31,14 +31,14 @@ OTHERS = range(60, 72)
 ALL_OF_CAT = range(2, TEST, 3)
 
 
-def publish(shop: Shop, contender: ModelUnderTest, alias: str) -> Version:
+def publish(project: RegistryProject, contender: ModelUnderTest, alias: str) -> Version:
     """Register a contender as `convoy register` does, without a training: run, logged model, version, alias."""
     registry = Registry.open()
     registry.create()
-    experiment = store.experiment(shop.client, "published").experiment_id
+    experiment = store.experiment(project.client, "published").experiment_id
     run_id = f"20261123-120000-{secrets.token_hex(3)}"
-    run = shop.client.create_run(experiment, tags={"convoy.run_id": run_id})
-    folder = shop.folder / "published" / run_id
+    run = project.client.create_run(experiment, tags={"convoy.run_id": run_id})
+    folder = project.folder / "published" / run_id
     folder.mkdir(parents=True)
     shutil.copy(contender.onnx, folder / "model.onnx")
     if contender.proof is not None:
@@ -48,8 +48,8 @@ def publish(shop: Shop, contender: ModelUnderTest, alias: str) -> Version:
         names = ("pixels", "label", "split")
         columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
         pq.write_table(pa.table(columns), folder / "images.parquet")
-    logged = models.log(shop.client, run, folder, contender.sha256, [])
-    shop.client.set_terminated(run.info.run_id)
+    logged = models.log(project.client, run, folder, contender.sha256, [])
+    project.client.set_terminated(run.info.run_id)
     tags = {"convoy.onnx_sha256": contender.sha256, "convoy.run_id": run_id}
     if contender.recorded_accuracy is not None:
         tags["convoy.accuracy"] = str(contender.recorded_accuracy)
@@ -64,13 +64,13 @@ def small_world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return deliver(tmp_path_factory.mktemp("promote"), by_turns(TEST), TEST)
 
 
-def _in(shop: Shop, world: World) -> Shop:
+def _in(project: RegistryProject, world: World) -> RegistryProject:
     """Put a world's data where the pipeline has them."""
-    (shop.folder / "build").mkdir(exist_ok=True)
-    (shop.folder / "build/dataset").symlink_to(world.home / "dataset")
-    (shop.folder / "data").symlink_to(world.home / "data")
-    write_limits(shop.folder / "params.yaml", LIMITS)
-    return shop
+    (project.folder / "build").mkdir(exist_ok=True)
+    (project.folder / "build/dataset").symlink_to(world.home / "dataset")
+    (project.folder / "data").symlink_to(world.home / "data")
+    write_limits(project.folder / "params.yaml", LIMITS)
+    return project
 
 
 @pytest.fixture(autouse=True)
@@ -86,14 +86,8 @@ def pictured() -> None:
 
 
 @pytest.fixture
-def here(shop: Shop, small_world: World) -> Shop:
-    return _in(shop, small_world)
-
-
-@pytest.fixture(params=["shop", "served_shop"])
-def anywhere(request: pytest.FixtureRequest, small_world: World) -> Shop:
-    """A repository whose registry is on sqlite, then one on the server."""
-    return _in(request.getfixturevalue(request.param), small_world)
+def here(project: RegistryProject, small_world: World) -> RegistryProject:
+    return _in(project, small_world)
 
 
 Case = tuple[
@@ -204,15 +198,18 @@ STAGED: dict[str, Case] = {
 }
 
 
-@pytest.mark.parametrize("case", STAGED)
+@pytest.mark.parametrize(
+    ("backend", "case"), [*(("project", case) for case in STAGED), ("server_project", "better")]
+)
 def test_the_verdict_moves_the_alias_or_leaves_it(
-    anywhere: Shop, small_world: World, case: str, tmp_path: Path
+    request: pytest.FixtureRequest, small_world: World, backend: str, case: str, tmp_path: Path
 ) -> None:
+    repository = _in(request.getfixturevalue(backend), small_world)
     make_champion, make_candidate, limits, verdict, breached = STAGED[case]
-    write_limits(anywhere.folder / "params.yaml", LIMITS | limits)
+    write_limits(repository.folder / "params.yaml", LIMITS | limits)
     champion = make_champion(small_world)
-    before = publish(anywhere, champion, CHAMPION) if champion else None
-    candidate = publish(anywhere, make_candidate(small_world), CANDIDATE)
+    before = publish(repository, champion, CHAMPION) if champion else None
+    candidate = publish(repository, make_candidate(small_world), CANDIDATE)
 
     judged = promote.judge(tmp_path / "gate")
     moved = promote.carry_out(judged)
@@ -220,7 +217,7 @@ def test_the_verdict_moves_the_alias_or_leaves_it(
     assert judged.judgement.verdict == verdict, judged.judgement.reasons
     assert moved == (verdict == "promote")
     serving = candidate.number if moved else before.number if before else ""
-    assert anywhere.champion() == serving
+    assert repository.champion() == serving
     tags = Registry.open().version(candidate.number).tags
     assert tags["gate.verdict"] == verdict
     assert tags["gate.reason"] == judged.judgement.reasons[0]
@@ -228,12 +225,12 @@ def test_the_verdict_moves_the_alias_or_leaves_it(
     assert states == set(breached.split())
     assert json.loads((tmp_path / "gate/verdict.json").read_text())["verdict"] == verdict
     assert (tmp_path / "gate/verdict.html").exists()
-    assert [status for _, status, _ in anywhere.entries()] == (["FINISHED"] if moved else [])
+    assert [status for _, status, _ in repository.entries()] == (["FINISHED"] if moved else [])
 
 
 @pytest.mark.parametrize("loss", ["gone", "other bytes"])
 def test_a_champion_that_is_gone_or_damaged_does_not_keep_candidates_out(
-    here: Shop, small_world: World, tmp_path: Path, loss: str
+    here: RegistryProject, small_world: World, tmp_path: Path, loss: str
 ) -> None:
     champion = publish(here, small_world.contender(wrong=MANY), CHAMPION)
     path = _stored(here, champion)
@@ -246,13 +243,13 @@ def test_a_champion_that_is_gone_or_damaged_does_not_keep_candidates_out(
     assert here.champion() == candidate.number
 
 
-def _stored(shop: Shop, version: Version) -> Path:
-    uri = shop.client.get_model_version_download_uri(version.model, version.number)
+def _stored(project: RegistryProject, version: Version) -> Path:
+    uri = project.client.get_model_version_download_uri(version.model, version.number)
     return Path(uri.removeprefix("file://")) / "model.onnx"
 
 
 def test_a_round_finds_the_champions_images_from_its_worktree(
-    here: Shop, small_world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    here: RegistryProject, small_world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There, MLflow's own default would be another store."""
     champion = publish(here, small_world.contender(wrong=MANY), CHAMPION)
@@ -267,24 +264,22 @@ def test_a_round_finds_the_champions_images_from_its_worktree(
 
 
 def test_a_candidate_whose_file_is_gone_gets_no_verdict(
-    here: Shop, small_world: World, tmp_path: Path
+    here: RegistryProject, small_world: World, tmp_path: Path
 ) -> None:
     candidate = publish(here, small_world.contender(wrong=FEW), CANDIDATE)
     _stored(here, candidate).unlink()
-    with pytest.raises(
-        RegistryError, match=r"cannot be judged: .*not in the store any more.*convoy register"
-    ):
+    with pytest.raises(RegistryError, match=r"cannot be judged: .*no longer in the store.*convoy register"):
         promote.judge(tmp_path)
     assert here.champion() == ""
 
 
-def test_without_a_candidate_it_says_how_to_register_one(here: Shop, tmp_path: Path) -> None:
+def test_without_a_candidate_it_says_how_to_register_one(here: RegistryProject, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"no version with the alias `candidate`.*convoy register"):
         promote.judge(tmp_path)
 
 
 def test_a_candidate_that_is_the_champion_is_left_where_it_is(
-    here: Shop, small_world: World, tmp_path: Path
+    here: RegistryProject, small_world: World, tmp_path: Path
 ) -> None:
     version = publish(here, small_world.contender(wrong=FEW), CHAMPION)
     Registry.open().point(CANDIDATE, version)
@@ -295,35 +290,33 @@ def test_a_candidate_that_is_the_champion_is_left_where_it_is(
 
 
 def test_a_verdict_against_a_champion_that_has_been_replaced_promotes_nothing(
-    here: Shop, small_world: World, tmp_path: Path
+    here: RegistryProject, small_world: World, tmp_path: Path
 ) -> None:
     publish(here, small_world.contender(wrong=MANY), CHAMPION)
     other = publish(here, small_world.contender("convoy/8", wrong=OTHERS), CANDIDATE)
     publish(here, small_world.contender("convoy/9", wrong=FEW), CANDIDATE)
     judged = promote.judge(tmp_path)
     registry = Registry.open()
-    champions.move(registry, other, expected=judged.champion, kind="override", reason="meanwhile")
-    with pytest.raises(RegistryError, match=r"another was promoted since: champion was .*/1 .* is .*/2 now"):
+    move(registry, other, expected=judged.champion, kind="override", reason="meanwhile")
+    with pytest.raises(RegistryError, match=r"promoted since: champion was .*/1 .* is .*/2 now"):
         promote.carry_out(judged)
     assert here.champion() == other.number
 
 
 def test_a_verdict_on_a_candidate_that_has_been_replaced_promotes_nothing(
-    here: Shop, small_world: World, tmp_path: Path
+    here: RegistryProject, small_world: World, tmp_path: Path
 ) -> None:
     publish(here, small_world.contender(wrong=MANY), CHAMPION)
     publish(here, small_world.contender("convoy/8", wrong=OTHERS), CANDIDATE)
     judged = promote.judge(tmp_path)
     publish(here, small_world.contender("convoy/9", wrong=FEW), CANDIDATE)
-    with pytest.raises(
-        RegistryError, match=r"/2 was judged, and the candidate is .*/3 by now.*convoy promote"
-    ):
+    with pytest.raises(RegistryError, match=r"/2 was judged, but the candidate is .*/3 now.*convoy promote"):
         promote.carry_out(judged)
     assert here.champion() == "1"
 
 
 def test_an_override_promotes_a_refused_candidate_and_is_recorded(
-    here: Shop, small_world: World, tmp_path: Path
+    here: RegistryProject, small_world: World, tmp_path: Path
 ) -> None:
     publish(here, small_world.contender(wrong=FEW), CHAMPION)
     candidate = publish(here, small_world.contender("convoy/8", wrong=MOST, certainty=0.4), CANDIDATE)
@@ -337,7 +330,9 @@ def test_an_override_promotes_a_refused_candidate_and_is_recorded(
     assert "the old one is withdrawn" in tags.values()
 
 
-def test_an_experiment_promotes_nothing(here: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_experiment_promotes_nothing(
+    here: RegistryProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DVC_EXP_NAME", "sandy-moth")
     with pytest.raises(
         RequestError, match=r"`convoy promote` does not work inside a DVC stage or experiment"
@@ -345,7 +340,9 @@ def test_an_experiment_promotes_nothing(here: Shop, tmp_path: Path, monkeypatch:
         promote.judge(tmp_path)
 
 
-def test_a_gate_without_limits_gives_no_verdict(here: Shop, small_world: World, tmp_path: Path) -> None:
+def test_a_gate_without_limits_gives_no_verdict(
+    here: RegistryProject, small_world: World, tmp_path: Path
+) -> None:
     publish(here, small_world.contender(wrong=FEW), CANDIDATE)
     none = {name: None for name in LIMITS if name.startswith(("min_", "max_"))}
     write_limits(here.folder / "params.yaml", LIMITS | none)
@@ -355,20 +352,20 @@ def test_a_gate_without_limits_gives_no_verdict(here: Shop, small_world: World, 
 
 
 def test_a_registry_that_goes_down_while_judging_leaves_the_champion(
-    served_shop: Shop, through: object, small_world: World, tmp_path: Path
+    server_project: RegistryProject, through: object, small_world: World, tmp_path: Path
 ) -> None:
-    here = _in(served_shop, small_world)
+    here = _in(server_project, small_world)
     publish(here, small_world.contender(wrong=MANY), CHAMPION)
     publish(here, small_world.contender("convoy/8", wrong=FEW), CANDIDATE)
     through.die_at("model-versions/set-tag")
-    with pytest.raises(RegistryError, match=r"(?s)did not answer when asked to tag .*Start its server"):
+    with pytest.raises(RegistryError, match=r"(?s)did not answer the request to tag .*Start its server"):
         promote.judge(tmp_path)
     assert here.champion() == "1"
     assert (tmp_path / "verdict.html").exists(), "the verdict is not lost"
 
 
 def test_people_are_told_the_verdict_the_limits_and_what_serves(
-    here: Shop, small_world: World, tmp_path: Path, pictured: None
+    here: RegistryProject, small_world: World, tmp_path: Path, pictured: None
 ) -> None:
     publish(here, small_world.contender(wrong=MANY), CHAMPION)
     publish(here, small_world.contender("convoy/8", wrong=FEW), CANDIDATE)
@@ -378,14 +375,16 @@ def test_people_are_told_the_verdict_the_limits_and_what_serves(
     assert dry[0].startswith("Promote convoy/2: ")
     assert any("held: 90.0 % (at least 50" in line for line in dry), dry
     assert {path.name for path in judged.files} >= {"verdict.json", "verdict.html", "gain.png", "flips.png"}
-    assert "serving:  convoy/1 is champion as before" in dry
-    assert "dry run:  to promote it, type: convoy promote" in dry
+    assert "serving:  convoy/1 is champion, unchanged" in dry
+    assert "dry run:  to promote it: convoy promote" in dry
     done = list(promote.lines(judged, moved=True, dry_run=False))
     assert "serving:  convoy/2 is champion (before: convoy/1)" in done
-    assert done[-2:] == [f"page:     {tmp_path}/verdict.html", "back:     convoy rollback"]
+    assert done[-2:] == [f"page:     {tmp_path}/verdict.html", "undo:     convoy rollback"]
 
 
-def test_a_tag_is_never_longer_than_stores_take(here: Shop, small_world: World, tmp_path: Path) -> None:
+def test_a_tag_is_never_longer_than_stores_take(
+    here: RegistryProject, small_world: World, tmp_path: Path
+) -> None:
     publish(here, small_world.contender("convoy/8", wrong=FEW), CANDIDATE)
     judgement = replace(promote.judge(tmp_path).judgement, reasons=("because " * 2000,))
     assert max(len(text) for text in promote.tags(judgement).values()) == promote.TAG_CHARACTERS

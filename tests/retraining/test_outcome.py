@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from convoy.core import contract
-from convoy.registry.artifacts import Gone
+from convoy.registry.artifacts import ArtifactMissing
 from convoy.registry.client import Version
 from convoy.retraining import outcome
 from convoy.retraining.facts import Facts
@@ -68,10 +68,10 @@ class Store:
         self.asked.append(str(version))
         return self
 
-    def bring(self, name: str, folder: Path) -> Path:
+    def download_file(self, name: str, folder: Path) -> Path:
         self.asked.append(name)
         if self.held is None:
-            raise Gone(f"{name} is not in the store")
+            raise ArtifactMissing(f"{name} is not in the store")
         return Path(shutil.copy(self.held, folder / name))
 
 

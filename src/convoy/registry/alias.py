@@ -1,13 +1,16 @@
-"""Move the alias `champion`. Nothing else in Convoy does."""
+"""Move the alias `champion`, forwards by a promotion or back by a rollback. Nothing else in Convoy moves it."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from convoy.core import contract
 from convoy.core.console import info
 from convoy.core.errors import RequestError
 from convoy.registry import log
+from convoy.registry.artifacts import ModelArtifacts
 from convoy.registry.client import (
     CHAMPION,
     Registry,
@@ -15,18 +18,17 @@ from convoy.registry.client import (
     Version,
     refuse_inside_experiment,
 )
-from convoy.registry.lock import held
 
 Kind = Literal["promote", "rollback", "override"]
 
 
 @dataclass(frozen=True)
 class Moved:
-    """State a move that happened.
+    """A completed move.
 
     Attributes:
-        before: the version that was champion; None where none was.
-        to: the version that is champion now.
+        before: the previous champion; None if there was none.
+        to: the champion now.
         kind: why it moved.
         entry: MLflow's id of the log's entry.
     """
@@ -46,72 +48,133 @@ def move(
     reason: str,
     files: Sequence[Path] = (),
 ) -> Moved:
-    """Let `champion` point to a version, under the lock, with an entry in the log.
+    """Point `champion` to a version, with an entry in the promotion log.
 
     Args:
         registry: that has the version.
         to: the version.
         expected: the champion that the decision was made against; only its number counts.
         kind: of the log's entry.
-        reason: in words, for the log.
+        reason: free text for the log.
         files: for the log, such as the verdict.
 
     Raises:
-        RequestError: it is the champion already, or an experiment asks.
-        RegistryError: another process moves it, another was promoted since, or the store stopped answering; the message
-            says whether the alias moved, as far as that is known.
+        RequestError: it is the champion already, or DVC runs this process.
+        RegistryError: another process moves the alias, another version was promoted since, or the store stopped
+            answering; the message says whether the alias moved, as far as that is known.
     """
     refuse_inside_experiment(kind if kind != "override" else "promote")
     log.check_reason(reason)
-    with held(registry, f"{kind} {to}") as lock:
-        now = registry.aliases().get(CHAMPION, "")
-        for sentence in log.wait_until_uploaded(registry, now):
-            info(sentence)
-        _insist(registry, now, expected, to)
-        intent = log.intend(registry, kind, now, to, reason=reason, files=files)
+    _require_expected(registry, expected, to)
+    with log.exclusive(registry, kind, expected.number if expected else "", to, reason.strip()) as entry:
         try:
-            lock.check()
-        except RegistryError:
-            log.end(registry, intent, log.NOT_MOVED)
+            now = _require_expected(registry, expected, to)
+            entry.close_abandoned(now)
+            entry.attach(files)
+            entry.check()
+        except BaseException:  # Ctrl-C as well: the alias has not moved
+            with suppress(RegistryError):  # the next move closes the entry
+                entry.close(log.NOT_MOVED)
             raise
-        stands = _point(registry, now, to)
-        if stands != to.number:
-            log.end(registry, intent, f"{log.NOT_MOVED}: it points to {stands or 'nothing'}")
+        actual = _point(registry, now, to)
+        if actual != to.number:
+            entry.close(f"{log.NOT_MOVED}: it points to {actual or 'nothing'}")
             raise RegistryError(
-                f"the alias {CHAMPION} of {registry.model} points to {stands or 'nothing'} right after it was moved to "
-                f"{to.number}: something else moves it too. Find out what does, then type the same command again."
+                f"the alias {CHAMPION} of {registry.model} points to {actual or 'nothing'} right after it was moved to "
+                f"{to.number}: something else moves it too. Find out what, then run the same command again."
             )
         try:
-            log.end(registry, intent, log.MOVED)
+            entry.close(log.MOVED)
         except RegistryError as error:
-            info(f"{CHAMPION} is {to}; the log will say so after the next promote or rollback: {error}")
-    return Moved(expected, to, kind, intent.run)
+            info(f"{CHAMPION} is {to}; the next promote or rollback completes the log: {error}")
+    return Moved(expected, to, kind, entry.entry.run)
 
 
-def _insist(registry: Registry, now: str, expected: Version | None, to: Version) -> None:
-    """Refuse a decision that was made against another champion than there is."""
-    wanted = expected.number if expected else ""
-    if now == to.number == wanted:
-        raise RequestError(f"{to} is the champion already; there is nothing to move.")
-    if now != wanted:
-        there = f"{registry.model}/{now}" if now else "none"
-        raise RegistryError(
-            f"another was promoted since: {CHAMPION} was {expected or 'none'} when this was decided, and is {there} now. "
-            "Nothing was moved; type the same command again to decide against that one."
+def rollback(reason: str, to: str = "") -> Moved:
+    """Move `champion` back to the previous champion, or to a given version.
+
+    Args:
+        reason: free text for the log.
+        to: number of a version; empty for the previous champion, as the log has it.
+
+    Raises:
+        RequestError: there is nothing to go back to, or no such version, or DVC runs this process.
+        RegistryError: the store does not answer or has lost the version's file, or another process moves the alias.
+    """
+    registry = Registry.open()
+    number = registry.aliases().get(CHAMPION, "")
+    if not number:
+        raise RequestError(
+            f"{registry.model} at {registry.address} has no champion, so there is nothing to roll back. "
+            "`convoy register` and `convoy promote` make the first one."
         )
+    version = registry.version(to.removeprefix(f"{registry.model}/")) if to else _previous(registry, number)
+    if version.number == number:
+        raise RequestError(f"{version} is already the champion; name another: convoy rollback --to VERSION")
+    if not ModelArtifacts.of(registry, version).has_model:
+        raise RegistryError(
+            f"{contract.VERIFIED} of {version} is no longer in the store, so it cannot serve; the champion is unchanged. "
+            f"Choose another version: {_suggest(registry, {number, version.number})}"
+        )
+    try:
+        champion = registry.version(number)
+    except RequestError:  # deleted: a rollback repairs an alias that points nowhere
+        champion = Version(registry.model, number, "", "", "", 0, {})
+    return move(registry, version, expected=champion, kind="rollback", reason=reason)
+
+
+def _previous(registry: Registry, number: str) -> Version:
+    """Find the champion before this one."""
+    champions = log.champions(log.history(registry, number), number)
+    if len(champions) < 2:
+        raise RequestError(
+            f"{registry.model}/{number} is the first champion in the promotion log, so there is no previous one. "
+            f"Name a version: {_suggest(registry, {number})}"
+        )
+    previous = champions[-2]
+    try:
+        return registry.version(previous)
+    except RequestError as error:
+        raise RegistryError(
+            f"{registry.model}/{previous}, the champion before {number}, was deleted; the champion is unchanged. "
+            f"Name another: convoy rollback --to VERSION (earlier champions: {', '.join(champions[-3::-1]) or 'none'})"
+        ) from error
+
+
+def _suggest(registry: Registry, excluded: set[str]) -> str:
+    """Give the command that rolls back to another version, newest first."""
+    numbers = [version.number for version in reversed(registry.versions()) if version.number not in excluded]
+    if not numbers:
+        return "there is no other; `convoy register` makes one"
+    return f"convoy rollback --to {numbers[0]}" + (f" (or {', '.join(numbers[1:6])})" if numbers[1:] else "")
+
+
+def _require_expected(registry: Registry, expected: Version | None, to: Version) -> str:
+    """Refuse a decision that was made against another champion than the present one; return its number."""
+    now, number = registry.aliases().get(CHAMPION, ""), expected.number if expected else ""
+    if now == to.number == number:
+        raise RequestError(f"{to} is already the champion; nothing to do.")
+    if now != number:
+        last = next((entry for entry in reversed(log.history(registry, now)) if entry.after == now), None)
+        raise RegistryError(
+            f"another version was promoted since: {CHAMPION} was {expected or 'none'} when this was decided, and is "
+            f"{f'{registry.model}/{now}' if now else 'none'} now{f' ({last.owner})' if last else ''}. The champion is "
+            "unchanged; run the same command again to decide against that one."
+        )
+    return now
 
 
 def _point(registry: Registry, before: str, to: Version) -> str:
     """Move the alias and read it back.
 
     Raises:
-        RegistryError: the store refused or stopped answering; the entry in the log stays open for the next command.
+        RegistryError: the store refused or stopped answering; the log's entry stays open for the next command.
     """
     try:
         registry.point(CHAMPION, to)
         return registry.aliases().get(CHAMPION, "")
     except RegistryError as error:
         raise RegistryError(
-            f"whether {CHAMPION} moved is not known, it is {f'{to.model}/{before}' if before else 'none'} or {to}: {error}\n"
-            "Once the store answers: `convoy trace champion` says which; the next promote or rollback completes the log."
+            f"whether {CHAMPION} moved is unknown, it is {f'{to.model}/{before}' if before else 'none'} or {to}: {error}\n"
+            "Once the store answers, `convoy trace champion` shows it; the next promote or rollback completes the log."
         ) from error

@@ -1,43 +1,54 @@
-"""Reach the registered model: its versions, and the aliases `candidate` and `champion` that point to them."""
+"""Read and change the registered model in MLflow: its versions, and the aliases `candidate` and `champion`."""
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from convoy.core import params
+from convoy.core.contract import KIND, ONNX_SHA256, RUN_ID
 from convoy.core.errors import ConvoyError, RequestError, without_credentials
-from convoy.registry import refusal
 from convoy.tracking import schema, settings, store
 
 CANDIDATE = "candidate"
 CHAMPION = "champion"
 
-SHA256 = "convoy.onnx_sha256"
-RUN_ID = "convoy.run_id"
-
 ABSENT = "RESOURCE_DOES_NOT_EXIST"
 EXISTS = "RESOURCE_ALREADY_EXISTS"
+
+DESCRIPTION = (
+    "Image classifiers that Convoy exported and verified. `candidate` is the version registered last, `champion` the "
+    "version that serves; only `convoy promote` and `convoy rollback` move it."
+)
+
+# Errors of artifact stores and databases carry no code of MLflow's, only these words.
+UNAUTHENTICATED = re.compile(r"401 Client Error|\(401\)")
+FORBIDDEN = re.compile(r"403 Client Error|\(403\)|AccessDenied|Permission denied|readonly database")
+
+LOG_IN = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN."
+
 T = TypeVar("T")
 
 
 class RegistryError(ConvoyError):
-    """Report a registry that does not answer, refuses, or contradicts itself."""
+    """The registry does not answer, refuses a request, or contradicts itself."""
 
 
 @dataclass(frozen=True)
 class Version:
-    """Name a version of the registered model.
+    """A version of the registered model.
 
     Attributes:
         model: name of the registered model.
         number: counted by MLflow from 1.
-        sha256: of its model.onnx; empty where Convoy did not register it.
-        run_id: Convoy's id of the run that it comes from.
+        sha256: of its model.onnx; empty if Convoy did not register it.
+        run_id: Convoy's id of the run that made it.
         mlflow_run_id: MLflow's.
         created_ms: milliseconds since 1970, UTC.
         tags: all of them.
@@ -52,12 +63,12 @@ class Version:
     tags: dict[str, str]
 
     def __str__(self) -> str:
-        """Spell it as MLflow's addresses do."""
+        """Format as in MLflow's URIs: `convoy/7`."""
         return f"{self.model}/{self.number}"
 
 
 class Registry:
-    """Ask one tracking store about one registered model; every refusal says what to do."""
+    """One registered model in one tracking store; every error names what to do."""
 
     def __init__(self, client: MlflowClient, model: str) -> None:
         """Take a client of the store and the name of the registered model."""
@@ -66,27 +77,49 @@ class Registry:
 
     @classmethod
     def open(cls) -> "Registry":
-        """Open the store of this repository and the model that params.yaml names; nothing is asked yet.
+        """Open the store of this repository and the model that params.yaml names, without contacting it.
 
         Raises:
-            RequestError: another MLflow wrote the store, or params.yaml names no model.
+            RequestError: another version of MLflow wrote the store, or params.yaml names no model.
         """
-        named = params.section("tracking", settings.TrackingParams).registered_model
+        model = params.section("tracking", settings.TrackingParams).registered_model
         schema.check(store.uri())
-        return cls(store.connect(), named)
+        return cls(store.connect(), model)
 
     @property
     def address(self) -> str:
-        """Name the store for people, without a password."""
+        """Address of the store, without a password."""
         return without_credentials(str(self.client.tracking_uri))
 
+    def registered(self) -> RegisteredModel | None:
+        """Read the registered model with its tags and aliases; None if it does not exist."""
+        return self._or_none(
+            f"read the registered model {self.model}", lambda: self.client.get_registered_model(self.model)
+        )
+
+    def create(self) -> None:
+        """Create the registered model if it does not exist."""
+        if self.registered():
+            return
+
+        def make() -> None:
+            try:
+                self.client.create_registered_model(
+                    self.model, tags={KIND: "image classifier"}, description=DESCRIPTION
+                )
+            except MlflowException as error:
+                if error.error_code != EXISTS:  # another process was faster
+                    raise
+
+        self.call(f"create the registered model {self.model}", make)
+
     def aliases(self) -> dict[str, str]:
-        """Map the aliases to numbers of versions, whether these exist or not."""
-        found = self.registered()
-        return {alias: str(number) for alias, number in found.aliases.items()} if found else {}
+        """Map aliases to numbers of versions, which may have been deleted."""
+        model = self.registered()
+        return {alias: str(number) for alias, number in model.aliases.items()} if model else {}
 
     def alias(self, alias: str) -> Version | None:
-        """Look up the version that an alias points to; None while there is no such model or alias.
+        """Look up the version that an alias points to; None if there is no such model or alias.
 
         Raises:
             RegistryError: it points to a version that does not exist.
@@ -94,77 +127,57 @@ class Registry:
         number = self.aliases().get(alias)
         if number is None:
             return None
-        found = self._version(number)
-        if found is None:
-            raise RegistryError(self._nowhere(alias, number))
-        return found
+        if version := self._version(number):
+            return version
+        remedy = (
+            "Point it to an existing version: convoy rollback --to VERSION"
+            if alias == CHAMPION
+            else "Registering the model of this workspace moves it: convoy register"
+        )
+        raise RegistryError(
+            f"the alias {alias} of {self.model} at {self.address} points to version {number}, which does not exist; "
+            f"versions: {self._numbers()}. {remedy}"
+        )
 
     def version(self, number: str) -> Version:
         """Look up a version.
 
         Raises:
-            RequestError: there is none of this number, with those that there are.
+            RequestError: it does not exist; names those that do.
         """
-        found = self._version(number) if number.isdecimal() else None
-        if found is None:
-            known = ", ".join(one.number for one in self.versions()) or "none"
-            raise RequestError(f"{self.model} has no version {number}; there are: {known}")
-        return found
+        version = self._version(number) if number.isdecimal() else None
+        if version is None:
+            raise RequestError(f"{self.model} has no version {number}; versions: {self._numbers()}")
+        return version
 
     def versions(self) -> list[Version]:
         """List the versions, oldest first."""
         return self._search(f"name = '{self.model}'")
 
-    def by_sha256(self, sha256: str) -> Version | None:
-        """Find the newest version with these bytes."""
-        found = self._search(f"name = '{self.model}' and tags.`{SHA256}` = '{sha256}'")
-        return found[-1] if found else None
+    def by_sha256(self, sha256: str) -> list[Version]:
+        """List the versions with these bytes, oldest first."""
+        return self._search(f"name = '{self.model}' and tags.`{ONNX_SHA256}` = '{sha256}'")
 
     def point(self, alias: str, version: Version) -> None:
-        """Let an alias point to a version."""
-        self.ask(
+        """Point an alias to a version."""
+        self.call(
             f"move the alias {alias} to {version}",
             lambda: self.client.set_registered_model_alias(self.model, alias, version.number),
         )
 
     def tag(self, version: Version, tags: Mapping[str, str]) -> None:
         """Set tags of a version."""
-        for key, text in tags.items():
-            self.ask(
-                f"tag {version}",
-                lambda key=key, text=text: self.client.set_model_version_tag(  # type: ignore[misc] # mypy reads no defaults of lambdas
-                    self.model, version.number, key, text
-                ),
-            )
 
-    def registered(self) -> RegisteredModel | None:
-        """Read the registered model with its tags and aliases; None while there is none."""
-        return self._unless_absent(
-            f"read the registered model {self.model}", lambda: self.client.get_registered_model(self.model)
-        )
+        def write() -> None:
+            for key, text in tags.items():
+                self.client.set_model_version_tag(self.model, version.number, key, text)
 
-    def create(self) -> None:
-        """Create the registered model where there is none."""
-        if self.registered():
-            return
-
-        def make() -> None:
-            try:
-                self.client.create_registered_model(
-                    self.model,
-                    tags={"convoy.kind": "image classifier"},
-                    description=DESCRIPTION,
-                )
-            except MlflowException as error:
-                if error.error_code != EXISTS:  # another process was faster
-                    raise
-
-        self.ask(f"create the registered model {self.model}", make)
+        self.call(f"tag {version}", write)
 
     def add(self, model_id: str, mlflow_run_id: str, tags: Mapping[str, str], description: str) -> Version:
-        """Add a version that is a logged model."""
+        """Add a logged model as a version."""
         with store.as_default(str(self.client.tracking_uri)):
-            made = self.ask(
+            created = self.call(
                 f"add a version to {self.model}",
                 lambda: self.client.create_model_version(
                     self.model,
@@ -175,98 +188,121 @@ class Registry:
                     model_id=model_id,
                 ),
             )
-        return _as_version(made)
+        return _as_version(created)
 
-    def ask(self, doing: str, call: Callable[[], T]) -> T:
-        """Ask the store.
+    def delete(self, version: Version) -> None:
+        """Delete a version."""
+        self.call(
+            f"delete {version}", lambda: self.client.delete_model_version(version.model, version.number)
+        )
+
+    def call(self, action: str, request: Callable[[], T]) -> T:
+        """Send a request to the store.
 
         Args:
-            doing: what is asked, as in `may not …`.
-            call: asks it.
+            action: what it does, as in `may not …`.
+            request: sends it.
 
         Raises:
             RegistryError: the store does not answer or refuses, with what to do.
         """
         try:
-            return call()
+            return request()
         except Exception as error:  # stores raise what their libraries do
-            raise self.failure(doing, error) from error
+            raise self.failure(action, error) from error
 
-    def failure(self, doing: str, error: Exception) -> RegistryError:
-        """Phrase why the store did not do what was asked."""
-        return RegistryError(refusal.phrase(error, doing, str(self.client.tracking_uri), self.model))
+    def failure(self, action: str, error: Exception) -> RegistryError:
+        """Describe an error: not logged in, no permission, refused, or no answer."""
+        uri = str(self.client.tracking_uri)
+        reason, user = store.explain(error), account(uri)
+        code = error.error_code if isinstance(error, MlflowException) else ""
+        if code == "UNAUTHENTICATED" or UNAUTHENTICATED.search(reason):
+            return RegistryError(
+                f"{self.address} rejects {user}, so Convoy could not {action}: {reason}\n{LOG_IN}"
+            )
+        if code == "PERMISSION_DENIED" or FORBIDDEN.search(reason):
+            if uri.startswith(settings.SQLITE):
+                return RegistryError(
+                    f"this user may not {action} in {self.address}: {reason}\n"
+                    "The owner of the file has to grant write access to it and its folder."
+                )
+            return RegistryError(
+                f"{user} may not {action} at {self.address}: {reason}\n"
+                f"Request the permission EDIT on the registered model `{self.model}` and on the experiments of this "
+                f"project from the server's administrator, or use another account. {LOG_IN}"
+            )
+        if isinstance(error, MlflowException) and store.refused(error):
+            return RegistryError(f"{self.address} refused to {action}: {reason}")
+        return RegistryError(
+            f"{self.address} did not answer the request to {action}: {reason}\n"
+            "Start its server, or set MLFLOW_TRACKING_URI to the store that has the models; then try again."
+        )
 
     def _search(self, query: str) -> list[Version]:
-        found: list[ModelVersion] = []
-        token: str | None = None
-        while True:
-            page = self.ask(
-                f"list the versions of {self.model}",
-                lambda token=token: self.client.search_model_versions(query, page_token=token),  # type: ignore[misc] # as above
-            )
-            found += page
-            if not (token := page.token):
-                return sorted(map(_as_version, found), key=lambda one: int(one.number))
+        def read() -> list[ModelVersion]:
+            page = self.client.search_model_versions(query)
+            versions = list(page)
+            while page.token:
+                page = self.client.search_model_versions(query, page_token=page.token)
+                versions += page
+            return versions
+
+        versions = map(_as_version, self.call(f"list the versions of {self.model}", read))
+        return sorted(versions, key=lambda version: int(version.number))
 
     def _version(self, number: str) -> Version | None:
-        found = self._unless_absent(
+        version = self._or_none(
             f"read {self.model}/{number}", lambda: self.client.get_model_version(self.model, number)
         )
-        return _as_version(found) if found else None
+        return _as_version(version) if version else None
 
-    def _unless_absent(self, doing: str, call: Callable[[], T]) -> T | None:
-        def look() -> T | None:
+    def _or_none(self, action: str, request: Callable[[], T]) -> T | None:
+        def read() -> T | None:
             try:
-                return call()
+                return request()
             except MlflowException as error:
                 if error.error_code != ABSENT:
                     raise
                 return None
 
-        return self.ask(doing, look)
+        return self.call(action, read)
 
-    def _nowhere(self, alias: str, number: str) -> str:
-        known = ", ".join(one.number for one in self.versions()) or "none"
-        remedy = (
-            "Let it point to one of them: convoy rollback --to VERSION"
-            if alias == CHAMPION
-            else "Register the model of this workspace, which moves it: convoy register"
-        )
-        return (
-            f"the alias {alias} of {self.model} at {self.address} points to version {number}, which does not exist; "
-            f"there are: {known}. {remedy}"
-        )
+    def _numbers(self) -> str:
+        return ", ".join(version.number for version in self.versions()) or "none"
 
 
-DESCRIPTION = (
-    "Image classifiers that Convoy exported and proved. `candidate` is the version registered last, `champion` the one "
-    "that serves: only `convoy promote` and `convoy rollback` move it."
-)
+def account(uri: str) -> str:
+    """Describe the account that requests are sent with."""
+    if name := os.environ.get("MLFLOW_TRACKING_USERNAME") or urlsplit(uri).username:
+        return f"the account `{name}`"
+    if os.environ.get("MLFLOW_TRACKING_TOKEN"):
+        return "the account of MLFLOW_TRACKING_TOKEN"
+    return "requests without an account (MLFLOW_TRACKING_USERNAME is not set)"
 
 
 def refuse_inside_experiment(command: str) -> None:
-    """Refuse to touch the aliases from a stage or an experiment: what is tried there is not what serves.
+    """Refuse to change aliases from a DVC stage or experiment, whose models are not meant to serve.
 
     Raises:
-        RequestError: DVC runs this.
+        RequestError: DVC runs this process.
     """
     inside = [name for name in ("DVC_STAGE", "DVC_EXP_NAME") if os.environ.get(name)]
     if inside:
         raise RequestError(
             f"`convoy {command}` does not work inside a DVC stage or experiment ({inside[0]} is "
-            f"{os.environ[inside[0]]}): experiments and sweeps never touch the aliases. Apply the experiment first "
-            f"(dvc exp apply NAME), then type `convoy {command}` in the repository."
+            f"{os.environ[inside[0]]}): experiments and sweeps never change the aliases. Apply the experiment first "
+            f"(dvc exp apply NAME), then run `convoy {command}` in the repository."
         )
 
 
-def _as_version(found: Any) -> Version:  # noqa: ANN401 (MLflow's client declares less than it gives)
-    tags = dict(found.tags)
+def _as_version(version: Any) -> Version:  # noqa: ANN401 (MLflow's client declares less than it gives)
+    tags = dict(version.tags)
     return Version(
-        model=found.name,
-        number=str(found.version),
-        sha256=tags.get(SHA256, ""),
+        model=version.name,
+        number=str(version.version),
+        sha256=tags.get(ONNX_SHA256, ""),
         run_id=tags.get(RUN_ID, ""),
-        mlflow_run_id=found.run_id or "",
-        created_ms=int(found.creation_timestamp or 0),
+        mlflow_run_id=version.run_id or "",
+        created_ms=int(version.creation_timestamp or 0),
         tags=tags,
     )

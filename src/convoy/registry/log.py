@@ -1,17 +1,34 @@
-"""Write down each move of `champion`, before and after: an MLflow run per move, in an experiment of their own.
+"""The promotion log: one MLflow run per move of `champion`, in an experiment of its own; it is also the lock.
 
-An entry is a run that is RUNNING from before the alias moves, and ends when it is known what came
-of it: FINISHED, the alias moved; FAILED, it did not. One that stays RUNNING was left by a process or
-store that died in between; where the alias stands tells which of both it was.
+An entry is RUNNING from before the alias moves until the outcome is known: FINISHED, the alias moved; FAILED, it did
+not. An entry left RUNNING by a process or store that died is closed by the next move: where the alias points shows
+whether it moved.
+
+MLflow has neither locks nor compare-and-set, on sqlite as on a server, but an entry that was created is seen by every
+later search. So a process creates its entry first and then reads the open entries of others: of two processes, the one
+whose entry was created second sees the other. Whoever sees an older open entry gives up; whoever sees a younger one
+waits until that process gives up or, if it was already past this point, has moved the alias. Clocks decide only which
+of two gives up.
+
+Entries of dead processes do not count. On this machine the process is looked up; an entry of another machine counts as
+dead after `LEASE_S` on the reader's own clock. So right before the alias moves, its entry must still be open and younger
+than half of that.
 """
 
+import os
 import secrets
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
+import psutil
 from mlflow.entities import Run
 
+from convoy.core import contract
+from convoy.core.console import info
 from convoy.core.errors import RequestError
 from convoy.registry.client import Registry, RegistryError, Version
 from convoy.repo import identity
@@ -22,262 +39,386 @@ SUFFIX = " promotions"
 
 MOVE = "convoy.move"
 MODEL = "convoy.model"
-KIND = "convoy.kind"
 FROM = "convoy.from"
 TO = "convoy.to"
 REASON = "convoy.reason"
 OUTCOME = "convoy.outcome"
+MACHINE = "convoy.machine"
 NOTE = "mlflow.note.content"
 
 LONGEST_REASON = 5000
-"""Characters of a reason that every store takes as a tag."""
+"""Longest reason, in characters, that every store accepts as a tag."""
 
 MOVED = "moved"
 NOT_MOVED = "not moved"
 
+LEASE_S = 60.0
+"""Seconds that an entry of another machine must stay open before its process counts as dead."""
+
+SAFE_S = LEASE_S / 2
+"""Age in seconds of an own entry from which the alias is not moved: another machine may soon count it as dead."""
+
+WAIT_S = 5.0
+"""Seconds that a living process is waited for; a move takes one."""
+
+POLL_S = 0.1
+REPORT_S = 2.0
+
+_MAKING: set[str] = set()
+"""Moves that this process is making; another open entry of this process is left from a store that did not answer."""
+
 
 @dataclass(frozen=True)
 class Entry:
-    """State one move of `champion`.
+    """One move of `champion`.
 
     Attributes:
+        run: MLflow's id of the entry.
         move: its own id; a store that died may have made two runs of one move.
         kind: `promote`, `rollback` or `override`.
-        before: number of the version that was champion; empty where none was.
+        before: number of the version that was champion; empty if there was none.
         after: number of the version that became champion.
-        reason: in words.
+        reason: free text.
         moment_ms: milliseconds since 1970, UTC.
         user: who moved it.
-        host: where.
-        moved: whether the alias did move.
+        host: on which machine.
+        status: MLflow's status of the run.
+        process: `pid:start`.
+        machine: boot and process namespace; a host name may be given to several machines.
     """
 
+    run: str
     move: str
     kind: str
     before: str
     after: str
     reason: str
     moment_ms: int
-    user: str
-    host: str
-    moved: bool
+    user: str = ""
+    host: str = ""
+    status: str = "FINISHED"
+    process: str = ""
+    machine: str = ""
+
+    @property
+    def owner(self) -> str:
+        """Name the command, process, host and start."""
+        since = datetime.fromtimestamp(self.moment_ms / 1000, UTC)
+        pid = self.process.partition(":")[0]
+        return f"`{self.kind}` of version {self.after} by process {pid} on {self.host} since {since:%Y-%m-%d %H:%M:%S} UTC"
+
+    def moved(self, champion: str) -> bool:
+        """Whether the alias did move; `champion` is the version that it points to now."""
+        return self.status == "FINISHED" or (self.status == "RUNNING" and champion == self.after)
+
+    def outcome(self, champion: str) -> str:
+        """Derive the outcome of an entry that was left open from where the alias points now."""
+        if champion == self.after:
+            return MOVED
+        if champion == self.before:
+            return NOT_MOVED
+        return f"{NOT_MOVED}, or was moved since: it points to {champion or 'nothing'}"
 
 
-@dataclass(frozen=True)
-class Intent:
-    """Hold an entry whose outcome is not known yet.
+class Move:
+    """An own, open entry of the log, while which no other process moves the alias."""
 
-    Attributes:
-        run: MLflow's id of the entry.
-        before: as in `Entry`.
-        after: as in `Entry`.
+    def __init__(self, others: "_Others", entry: Entry, began: float) -> None:
+        """Take the entry, and the monotonic time before it was created."""
+        self.registry = others.registry
+        self.entry = entry
+        self._others = others
+        self._began = began
+
+    def attach(self, files: Sequence[Path]) -> None:
+        """Add files, such as the verdict, to the entry."""
+
+        def write() -> None:
+            for path in files:
+                self.registry.client.log_artifact(self.entry.run, str(path))
+
+        self.registry.call("write the verdict into the promotion log", write)
+
+    def check(self) -> None:
+        """Make sure that the entry still counts: call this right before the alias moves.
+
+        Raises:
+            RegistryError: another process may have taken this one for dead.
+        """
+        run = self.registry.call(
+            "read the promotion log", lambda: self.registry.client.get_run(self.entry.run)
+        )
+        age_s = time.monotonic() - self._began
+        if run.info.status != "RUNNING" or age_s > SAFE_S:
+            raise RegistryError(
+                f"the right to move {self.registry.model}'s champion was lost after {age_s:.0f} s: this process or "
+                f"{self.registry.address} stalled. The champion is unchanged; run the same command again."
+            )
+
+    def close_abandoned(self, champion: str) -> None:
+        """Close the entries that dead processes left open.
+
+        Args:
+            champion: number of the version that the alias points to now; empty if there is none.
+        """
+        for entry in self._others.dead(self.entry):
+            outcome = entry.outcome(champion)
+            _close(self.registry, entry.run, outcome)
+            info(
+                f"an earlier {entry.kind} of {self.registry.model}/{entry.after} was interrupted; the alias: {outcome}"
+            )
+
+    def close(self, outcome: str) -> None:
+        """Close the entry with its outcome: `moved`, `not moved`, or why that is unknown."""
+        _close(self.registry, self.entry.run, outcome)
+
+
+@contextmanager
+def exclusive(registry: Registry, kind: str, before: str, to: Version, reason: str) -> Iterator[Move]:
+    """Write that the alias is about to move, and let no other process move it meanwhile.
+
+    The caller closes the entry.
+
+    Raises:
+        RegistryError: another process is moving the alias; names it. Or the store does not answer.
     """
+    move, others = secrets.token_hex(8), _Others(registry)
+    _MAKING.add(move)
+    try:
+        others.wait()
+        began = time.monotonic()
+        own = Move(others, create(registry, move, kind, before, to, reason), began)
+        try:
+            others.wait(own.entry)
+        except BaseException:  # Ctrl-C as well: an open entry keeps others waiting
+            with suppress(RegistryError):
+                own.close(NOT_MOVED)
+            raise
+        yield own
+    finally:
+        _MAKING.discard(move)
 
-    run: str
-    before: str
-    after: str
+
+class _Others:
+    """The open entries of other moves; remembers since when it has seen those of other machines."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+        self._first_seen: dict[str, float] = {}
+
+    def wait(self, own: Entry | None = None) -> None:
+        """Wait until no other living process has an open entry; for those of other machines only without an own entry.
+
+        Raises:
+            RegistryError: another process is still moving the alias, or created its entry before the own one.
+        """
+        began = reported = time.monotonic()
+        while other := next((entry for entry in self._open(own) if not self._is_dead(entry)), None):
+            now = time.monotonic()
+            is_older = own and (other.moment_ms, other.run) < (own.moment_ms, own.run)
+            if is_older or ((own or _is_local(other)) and now - began > WAIT_S):
+                raise RegistryError(
+                    f"another process is moving {self.registry.model}'s champion: {other.owner}. Run the same command "
+                    "again when it has ended."
+                )
+            if now - reported > REPORT_S and not _is_local(other):
+                reported = now
+                left = LEASE_S - (now - self._first_seen[other.run])
+                info(f"waiting for {other.owner}; if it is dead, the wait ends in {left:.0f} s")
+            time.sleep(POLL_S)
+
+    def dead(self, own: Entry) -> list[Entry]:
+        """List the open entries of dead processes."""
+        return [entry for entry in self._open(own) if self._is_dead(entry)]
+
+    def _open(self, own: Entry | None) -> list[Entry]:
+        return [entry for entry in _entries(self.registry, "RUNNING") if not own or entry.move != own.move]
+
+    def _is_dead(self, entry: Entry) -> bool:
+        if not entry.machine:  # of an earlier Convoy, whose moves another lock kept apart
+            return True
+        if not _is_local(entry):
+            now = time.monotonic()
+            return now - self._first_seen.setdefault(entry.run, now) > LEASE_S
+        if entry.process == identity.name(psutil.Process()):
+            return entry.move not in _MAKING
+        return not identity.is_alive(entry.process)
 
 
-def check_reason(reason: str) -> str:
-    """Take a reason as it is, unless stores do not.
+def check_reason(reason: str) -> None:
+    """Check that every store accepts a reason.
 
     Raises:
         RequestError: it is too long.
     """
     if len(reason) > LONGEST_REASON:
         raise RequestError(
-            f"the reason has {len(reason):,} characters; stores take {LONGEST_REASON:,}. Shorten it, or name a page."
+            f"the reason has {len(reason):,} characters; at most {LONGEST_REASON:,} can be stored. Shorten it, or link to "
+            "a page."
         )
-    return reason.strip()
 
 
-def intend(
-    registry: Registry, kind: str, before: str, to: Version, *, reason: str, files: Sequence[Path]
-) -> Intent:
-    """Write that the alias is about to move, with the files that say why.
+def create(registry: Registry, move: str, kind: str, before: str, to: Version, reason: str) -> Entry:  # noqa: PLR0917 (as in the log)
+    """Create an open entry.
 
     Raises:
         RegistryError: the store does not take it; then nothing may move.
     """
     process = identity.process_tags()
     tags = {
-        MOVE: secrets.token_hex(8),
+        MOVE: move,
         MODEL: registry.model,
-        KIND: kind,
+        contract.KIND: kind,
         FROM: before,
         TO: to.number,
         REASON: reason,
         NOTE: reason,
-        "convoy.onnx_sha256": to.sha256,
-        **{key: process[key] for key in ("mlflow.user", "convoy.host", "convoy.owner", "convoy.version")},
+        MACHINE: _machine(),
+        contract.ONNX_SHA256: to.sha256,
+        contract.OWNER: identity.name(psutil.Process()),
+        **{key: process[key] for key in ("mlflow.user", contract.HOST, contract.VERSION)},
     }
-    name = f"{kind} {to}"
 
-    def write() -> str:
-        experiment = _experiment(registry)
-        run = registry.client.create_run(experiment, now_ms(), tags, name)
-        for path in files:
-            registry.client.log_artifact(run.info.run_id, str(path))
-        return str(run.info.run_id)
+    def write() -> Run:
+        return registry.client.create_run(_experiment(registry), now_ms(), tags, f"{kind} {to}")
 
-    doing = "write the move into the promotion log, before which nothing moves"
-    return Intent(registry.ask(doing, write), before, to.number)
+    return _entry(registry.call("write the move into the promotion log, before which nothing moves", write))
 
 
-def end(registry: Registry, intent: Intent, outcome: str) -> None:
-    """Write what came of it: `moved`, `not moved`, or why that is not known."""
-
+def _close(registry: Registry, run: str, outcome: str) -> None:
     def write() -> None:
-        registry.client.set_tag(intent.run, OUTCOME, outcome)
-        registry.client.set_terminated(intent.run, "FINISHED" if outcome == MOVED else "FAILED")
+        registry.client.set_tag(run, OUTCOME, outcome)
+        registry.client.set_terminated(run, "FINISHED" if outcome == MOVED else "FAILED")
 
-    registry.ask("write into the promotion log", write)
-
-
-def wait_until_uploaded(registry: Registry, champion: str) -> list[str]:
-    """End the entries that dead processes left, by where the alias stands; call it with the lock held.
-
-    Args:
-        registry: whose log it is.
-        champion: number of the version that the alias points to now; empty where there is none.
-
-    Returns:
-        A sentence for each.
-    """
-    said = []
-    for run in _runs(registry, "attributes.status = 'RUNNING'"):
-        intent = Intent(run.info.run_id, run.data.tags[FROM], run.data.tags[TO])
-        outcome = _outcome(intent, champion)
-        end(registry, intent, outcome)
-        said.append(f"an earlier `{run.info.run_name}` was broken off: the alias had {outcome}")
-    return said
+    registry.call("write into the promotion log", write)
 
 
 def history(registry: Registry, champion: str) -> list[Entry]:
-    """Read the log, oldest move first.
+    """Read the moves that happened, oldest first.
 
     Args:
         registry: whose log it is.
-        champion: number of the version that the alias points to now: it tells what came of an entry left open.
+        champion: number of the version that the alias points to now: decides about entries left open.
     """
-    entries: dict[str, Entry] = {}
-    for run in _runs(registry):
-        entry = _entry(run, champion)
-        known = entries.get(entry.move)
-        if known is None or (entry.moved and not known.moved):
-            entries[entry.move] = entry
-    return sorted(entries.values(), key=lambda entry: entry.moment_ms)
+    moves: dict[str, Entry] = {}
+    for entry in _entries(registry):
+        if entry.moved(champion):
+            moves.setdefault(entry.move, entry)
+    return list(moves.values())
 
 
-def stack(entries: Sequence[Entry], champion: str) -> list[str]:
-    """Put the champions in order, the present one last: a rollback goes to the one before it.
+def champions(entries: Sequence[Entry], champion: str) -> list[str]:
+    """List the champions as a stack, the present one last: a rollback goes to the one before it.
 
-    A promotion puts its version on top. A rollback takes away all above its version; one to a
-    version that an earlier rollback took away puts back what is up to it. Moves that the log knows
-    nothing of, by hand or by another tool, count as promotions.
+    A promotion puts its version on top. A rollback removes all above its version; a rollback to a version that an
+    earlier rollback removed puts back what is up to it. Moves missing from the log, made by hand or by another tool,
+    count as promotions.
 
     Args:
-        entries: oldest first.
+        entries: moves that happened, oldest first.
         champion: number of the version that the alias points to now.
     """
-    champions: list[str] = []
-    undone: list[str] = []
+    stack: list[str] = []
+    removed: list[str] = []
 
     def put(number: str) -> None:
-        if number and champions[-1:] != [number]:
-            champions.append(number)
-            undone.clear()
+        if number and stack[-1:] != [number]:
+            stack.append(number)
+            removed.clear()
 
     for entry in entries:
-        if not entry.moved:
-            continue
         put(entry.before)
-        if entry.kind == "rollback":
-            _roll_back(champions, undone, entry.after)
-        else:
+        if entry.kind != "rollback":
             put(entry.after)
+        elif entry.after in stack[:-1]:
+            removed.append(stack.pop())
+            while stack[-1] != entry.after:
+                removed.append(stack.pop())
+        elif entry.after in removed:
+            while stack[-1:] != [entry.after]:
+                stack.append(removed.pop())
+        else:
+            stack[-1:] = [entry.after]
+            removed.clear()
     put(champion)
-    return champions
+    return stack
 
 
-def _roll_back(champions: list[str], undone: list[str], to: str) -> None:
-    """Move champions between the two stacks until `to` is on top; one in neither takes the place of the last."""
-    if to in champions[:-1]:
-        undone.append(champions.pop())
-        while champions[-1] != to:
-            undone.append(champions.pop())
-    elif to in undone:
-        while champions[-1:] != [to]:
-            champions.append(undone.pop())
-    else:
-        del champions[-1:]
-        champions.append(to)
-        undone.clear()
+def _entries(registry: Registry, status: str = "") -> Iterator[Entry]:
+    """Read the entries of this registered model, oldest first."""
+    name = settings.experiment() + SUFFIX
+    action = "read the promotion log"
+    experiment = registry.call(action, lambda: registry.client.get_experiment_by_name(name))
+    if experiment is None:
+        return
+    _require_active(experiment.lifecycle_stage, name, experiment.experiment_id)
+    query = f"tags.`{MODEL}` = '{registry.model}'" + (
+        f" and attributes.status = '{status}'" if status else ""
+    )
+    token: str | None = None
+    while True:
+        page = registry.call(
+            action,
+            lambda token=token: registry.client.search_runs(  # type: ignore[misc] # mypy reads no defaults of lambdas
+                [experiment.experiment_id], query, page_token=token, order_by=["attributes.start_time ASC"]
+            ),
+        )
+        yield from map(_entry, page)
+        if not (token := page.token):
+            return
 
 
-def _outcome(intent: Intent, champion: str) -> str:
-    if champion == intent.after:
-        return MOVED
-    if champion == intent.before:
-        return NOT_MOVED
-    return f"{NOT_MOVED}, or was moved since: it points to {champion or 'nothing'}"
-
-
-def _entry(run: Run, champion: str) -> Entry:
+def _entry(run: Run) -> Entry:
     tags = run.data.tags
-    before, after = tags.get(FROM, ""), tags[TO]
-    status = run.info.status
-    moved = status == "FINISHED" or (status == "RUNNING" and champion == after)
     return Entry(
+        run=str(run.info.run_id),
         move=tags[MOVE],
-        kind=tags[KIND],
-        before=before,
-        after=after,
+        kind=tags[contract.KIND],
+        before=tags.get(FROM, ""),
+        after=tags[TO],
         reason=tags.get(REASON, ""),
         moment_ms=int(run.info.start_time or 0),
         user=tags.get("mlflow.user", ""),
-        host=tags.get("convoy.host", ""),
-        moved=moved,
+        host=tags.get(contract.HOST, ""),
+        status=run.info.status,
+        process=tags.get(contract.OWNER, ""),
+        machine=tags.get(MACHINE, ""),
     )
-
-
-def _runs(registry: Registry, query: str = "") -> Iterator[Run]:
-    """Walk the entries of this registered model."""
-    name = settings.experiment() + SUFFIX
-    found = registry.ask("read the promotion log", lambda: registry.client.get_experiment_by_name(name))
-    if found is None:
-        return
-    _insist_active(found.lifecycle_stage, name, found.experiment_id)
-    mine = " and ".join(filter(None, [f"tags.`{MODEL}` = '{registry.model}'", query]))
-    token: str | None = None
-    while True:
-        page = registry.ask(
-            "read the promotion log",
-            lambda token=token: registry.client.search_runs(  # type: ignore[misc] # mypy reads no defaults of lambdas
-                [found.experiment_id], mine, page_token=token, order_by=["attributes.start_time ASC"]
-            ),
-        )
-        yield from page
-        if not (token := page.token):
-            return
 
 
 def _experiment(registry: Registry) -> str:
     """Find or create the experiment of the log."""
     name = settings.experiment() + SUFFIX
-    found = store.experiment(registry.client, name)
-    _insist_active(found.lifecycle_stage, name, found.experiment_id)
-    if settings.LOG not in found.tags:
-        registry.client.set_experiment_tag(found.experiment_id, settings.LOG, "promotions")
+    experiment = store.experiment(registry.client, name)
+    _require_active(experiment.lifecycle_stage, name, experiment.experiment_id)
+    if settings.LOG not in experiment.tags:
+        registry.client.set_experiment_tag(experiment.experiment_id, settings.LOG, "promotions")
         registry.client.set_experiment_tag(
-            found.experiment_id, NOTE, "What moved the alias champion, one run per move. Kept by Convoy."
+            experiment.experiment_id,
+            NOTE,
+            "Moves of the alias champion, one run per move. Written by Convoy.",
         )
-    return str(found.experiment_id)
+    return str(experiment.experiment_id)
 
 
-def _insist_active(lifecycle: str, name: str, number: str) -> None:
+def _require_active(lifecycle: str, name: str, number: str) -> None:
     if lifecycle != "active":
         raise RegistryError(
-            f"the experiment `{name}`, which is the promotion log, was deleted. Bring it back: "
+            f"the experiment `{name}`, which is the promotion log, was deleted. Restore it: "
             f"mlflow experiments restore --experiment-id {number}"
         )
+
+
+def _is_local(entry: Entry) -> bool:
+    """Whether the process of an entry can be looked up from here."""
+    return (entry.host, entry.machine) == (identity.host(), _machine())
+
+
+def _machine() -> str:
+    """Identify the running system and the namespace of its process numbers: a container has its own."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    system = boot.read_text(encoding="ascii").strip() if boot.exists() else f"{psutil.boot_time():.0f}"
+    try:
+        return f"{system} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115 (no path that exists)
+    except OSError:  # systems with only one
+        return system

@@ -1,119 +1,350 @@
-"""Make a proven model a version of the registered model, and let `candidate` point to it."""
+"""Register a verified model as a version of the registered model, and point `candidate` to it."""
 
+import json
 import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from convoy.core import stage
+from mlflow.entities import LoggedModel, LoggedModelStatus, Metric, Run
+
+from convoy.core import contract, files, params, stage, yaml
 from convoy.core.console import info
 from convoy.core.errors import RequestError
+from convoy.export.onnx_model import OnnxModel
 from convoy.lineage import compare, trace
-from convoy.registry import artifacts, remake
-from convoy.registry.artifacts import Gone, ModelArtifacts
+from convoy.registry import artifacts
+from convoy.registry.artifacts import ArtifactMissing, ModelArtifacts
 from convoy.registry.client import (
     CANDIDATE,
     CHAMPION,
-    SHA256,
     Registry,
     RegistryError,
     Version,
     refuse_inside_experiment,
 )
-from convoy.registry.lock import held
-from convoy.registry.proven import Proven
+from convoy.repo import identity
+from convoy.tracking import model as models
+from convoy.tracking import outbox, settings, stages, store
+from convoy.tracking import run as runs
+from convoy.tracking.journal import FILE, Journal, state
 
-DATA_MD5 = "convoy.data_md5"
+TAG_CHARACTERS = 5000
+"""Longest value of a tag that every store of MLflow accepts; some accept 100,000."""
+
+DESCRIPTION_CHARACTERS = 5000
+"""Width of the column for descriptions; PostgreSQL refuses more, sqlite does not."""
+
+CUT = "\n\n(Truncated: a registry accepts 5,000 characters. The whole card is `model_card.md` beside the model.)"
 
 
-def register(asked: str = "") -> Version:
-    """Register the workspace's proven model, or that of a run, and move the alias `candidate` to it.
+@dataclass(frozen=True)
+class VerifiedModel:
+    """A folder with a verified model.
 
-    A file that is registered already is not registered again, unless the store has lost it.
+    Attributes:
+        folder: has model.onnx, verification.json, model_card.md and images.parquet.
+        sha256: of model.onnx.
+        verification: content of verification.json.
+        classes: names, in the order of the probabilities.
+    """
+
+    folder: Path
+    sha256: str
+    verification: dict[str, Any]
+    classes: tuple[str, ...]
+
+    @classmethod
+    def read(cls, folder: Path) -> "VerifiedModel":
+        """Read a folder that `export` wrote.
+
+        Raises:
+            RequestError: it holds no verified model; names the next command.
+            VerificationError: Convoy did not export the file.
+        """
+        onnx, verification = folder / contract.VERIFIED, folder / contract.VERIFICATION
+        for path in (onnx, verification):
+            if not path.is_file():
+                raise RequestError(
+                    f"{path} does not exist, so there is no verified model to register. Make it: dvc repro "
+                    "(or restore it from DVC's cache: dvc checkout build/deploy; or name a run: convoy register RUN)"
+                )
+        sha256 = files.sha256(onnx)
+        if not artifacts.is_verified(folder, sha256):
+            raise RequestError(
+                f"{verification} is not the verification of {onnx} (sha256 {sha256[:12]}): one of them was changed since. "
+                "Restore both: dvc checkout --force build/deploy; or make them again: dvc repro --force export"
+            )
+        return cls(folder, sha256, files.read_json(verification), OnnxModel(onnx).classes)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """The run, commit, data and params that it comes from."""
+        return dict(self.verification["model"]["identity"])
+
+    @property
+    def run_id(self) -> str:
+        """Convoy's id of the run that exported it."""
+        return str(self.identity["run_id"])
+
+    @property
+    def accuracy(self) -> str:
+        """Format the verified accuracy with its interval."""
+        low, high = (float(self.verification[f"accuracy_{end}"]) for end in ("low", "high"))
+        return f"{self.verification['accuracy']:.2%} ({low:.2%} to {high:.2%})"
+
+    def tags(self) -> dict[str, str]:
+        """Give provenance and verified figures as tags; class names that do not fit are only counted."""
+        tags = {f"convoy.{key}": text for key, text in self.identity.items()}
+        tags |= {
+            contract.ONNX_SHA256: self.sha256,
+            contract.VERSION: str(self.verification["model"]["version"]),
+            "convoy.class_count": str(len(self.classes)),
+            "convoy.label_flips": str(self.verification["checks"][0]["label_flips"]),
+        }
+        for name in ("accuracy", "accuracy_low", "accuracy_high"):
+            tags[f"convoy.{name}"] = str(self.verification[name])
+        classes = json.dumps(self.classes, ensure_ascii=False)
+        return tags | ({contract.CLASSES: classes} if len(classes) <= TAG_CHARACTERS else {})
+
+    def description(self) -> str:
+        """Give the model card, cut at the end of a line if it is too long."""
+        path = self.folder / contract.MODEL_CARD
+        card = path.read_text(encoding="utf-8") if path.is_file() else ""
+        if len(card) <= DESCRIPTION_CHARACTERS:
+            return card
+        return card[: DESCRIPTION_CHARACTERS - len(CUT)].rpartition("\n")[0] + CUT
+
+
+def register(query: str = "") -> Version:
+    """Register the verified model of the workspace, or of a run, and point `candidate` to it.
+
+    A file that is already registered is not registered again, unless the store has lost it.
 
     Args:
-        asked: anything that `convoy trace` takes for one run; empty for build/deploy.
+        query: anything that `convoy trace` resolves to one run; empty for build/deploy.
 
     Raises:
-        RequestError: there is no proven model, or `asked` names no run or several.
+        RequestError: there is no verified model, or `query` matches no run or several.
         RegistryError: the store does not answer, refuses, or has lost the run's model.
     """
     refuse_inside_experiment("register")
     registry = Registry.open()
-    if not asked:
-        return _register(registry, Proven.read(artifacts.DEPLOY))
     with tempfile.TemporaryDirectory() as scratch:
-        return _register(registry, _of_run(registry, asked, Path(scratch)))
+        model = _of_run(registry, query, Path(scratch)) if query else VerifiedModel.read(artifacts.DEPLOY)
+        return _register(registry, model)
 
 
-def _register(registry: Registry, proven: Proven) -> Version:
+def _register(registry: Registry, model: VerifiedModel) -> Version:
     registry.create()
-    known = registry.by_sha256(proven.sha256)
-    if known and artifacts.has_file(registry, known):
-        info(f"{known} is this file already: model.onnx {proven.sha256[:12]} of run {proven.run_id}")
-        version = known
+    known = registry.by_sha256(model.sha256)[-1:]
+    if known and ModelArtifacts.of(registry, known[0]).has_model:
+        version = known[0]
+        info(f"{version} has this file already: model.onnx {model.sha256[:12]} of run {model.run_id}")
     else:
-        version = _add(registry, proven, known)
+        version = _add(registry, model, *known)
     if registry.aliases().get(CANDIDATE) != version.number:
         registry.point(CANDIDATE, version)
-    info(f"{CANDIDATE} is {version}, accuracy {proven.accuracy}")
+    info(f"{CANDIDATE} is {version}, accuracy {model.accuracy}")
     return version
 
 
-def _add(registry: Registry, proven: Proven, lost: Version | None) -> Version:
-    """Add a version; if another process has done so meanwhile, take that one."""
-    run, model = remake.logged(registry, proven)
-    tags = proven.tags()
-    if md5 := run.data.tags.get(DATA_MD5):
-        tags[DATA_MD5] = md5
-    with held(registry, f"register run {proven.run_id}"):
-        there = registry.by_sha256(proven.sha256)
-        if there and (lost is None or there.number != lost.number):
-            return there
-        version = registry.add(model.model_id, run.info.run_id, tags, proven.description())
-    info(f"{version} is registered: model.onnx {proven.sha256[:12]} of run {proven.run_id}")
+def _add(registry: Registry, model: VerifiedModel, lost: Version | None = None) -> Version:
+    """Add a version; if another process added the same file meanwhile, the version with the lower number stays."""
+    deliver(model.run_id)
+    run = _find_run(registry, model.run_id)
+    logged = _logged_model(registry, run, model.sha256) if run else None
+    if not (run and logged and _files(registry, logged, model.run_id).has_model):
+        run, logged = _repair(registry, model, run, logged)
+    tags = model.tags()
+    if md5 := run.data.tags.get(contract.DATA_MD5):
+        tags[contract.DATA_MD5] = md5
+
+    def same_file() -> list[Version]:
+        versions = registry.by_sha256(model.sha256)
+        return [version for version in versions if not lost or int(version.number) > int(lost.number)]
+
+    if earlier := same_file():
+        return earlier[0]
+    version = registry.add(logged.model_id, run.info.run_id, tags, model.description())
+    first = same_file()[0]
+    if first.number != version.number:
+        with suppress(RegistryError):  # a second version of the same file does no harm
+            registry.delete(version)
+        return first
+    info(f"{version} is registered: model.onnx {model.sha256[:12]} of run {model.run_id}")
     if lost:
         info(f"it is the same file as {lost}, which the store has lost")
         if registry.aliases().get(CHAMPION) == lost.number:
             info(
-                f'{lost} is the champion; to let {version} take its place: convoy promote --override "the file was lost"'
+                f'{lost} is the champion; to replace it by {version}: convoy promote --override "the file was lost"'
             )
     return version
 
 
-def _of_run(registry: Registry, asked: str, folder: Path) -> Proven:
-    """Have the proven model of a run here."""
-    found, _ = trace.look(asked, stage.repository())
-    record = compare.only_run(found)
-    sha256 = record.tag(SHA256)
+def _of_run(registry: Registry, query: str, folder: Path) -> VerifiedModel:
+    """Get the verified model of a run."""
+    traced, _ = trace.look(query, stage.repository())
+    record = compare.only_run(traced)
+    sha256 = record.tag(contract.ONNX_SHA256)
+    run_id = record.run_id or record.mlflow_run_id
     if not sha256:
+        status = "" if record.status == "FINISHED" else f"it is {record.status}, "
         raise RequestError(
-            f"run {record.run_id or record.mlflow_run_id} has no proven model: "
-            f"{'it is ' + record.status + ', ' if record.status != 'FINISHED' else ''}`export` has not ended in it. "
-            "Choose another run, or make its model: convoy trace "
-            f"{record.run_id or record.mlflow_run_id} shows what there is of it"
+            f"run {run_id} has no verified model: {status}`export` has not completed in it. Choose another run; "
+            f"`convoy trace {run_id}` shows what this one has"
         )
-    if found.sha256 and found.sha256 != sha256:
+    if traced.sha256 and traced.sha256 != sha256:
         raise RequestError(
-            f"{asked} has other bytes (sha256 {found.sha256[:12]}) than the model that run {record.run_id} proved "
-            f"({sha256[:12]}). To register that one: convoy register {record.run_id}"
+            f"{query} has other bytes (sha256 {traced.sha256[:12]}) than the model that run {run_id} verified "
+            f"({sha256[:12]}). To register that one: convoy register {run_id}"
         )
-    if artifacts.holds(artifacts.DEPLOY, sha256):
-        return Proven.read(artifacts.DEPLOY)
-    remake.deliver(record.run_id)
-    run = remake.find(registry, record.run_id)
-    model = remake.logged_model(registry, run, sha256) if run else None
+    if artifacts.is_verified(artifacts.DEPLOY, sha256):
+        return VerifiedModel.read(artifacts.DEPLOY)
+    deliver(run_id)
+    run = _find_run(registry, run_id)
+    logged = _logged_model(registry, run, sha256) if run else None
     restore = (
-        f"Bring it back and register it there: convoy trace {record.run_id} --restore ../restored && "
-        "cd ../restored && convoy register"
+        f"Restore it and register it there: convoy trace {run_id} --restore ../restored && cd ../restored && "
+        "convoy register"
     )
-    if model is None:
-        raise RegistryError(f"{registry.address} has not the model of run {record.run_id}. {restore}")
+    if logged is None:
+        raise RegistryError(f"{registry.address} does not have the model of run {run_id}. {restore}")
     try:
-        ModelArtifacts.at(registry, str(model.artifact_location), f"run {record.run_id}").take(sha256, folder)
-    except Gone as gone:
-        raise RegistryError(f"{gone}. {restore}") from gone
-    if not artifacts.holds(folder, sha256):
+        _files(registry, logged, run_id).download(sha256, folder)
+    except ArtifactMissing as missing:
+        raise RegistryError(f"{missing}. {restore}") from missing
+    if not artifacts.is_verified(folder, sha256):
         raise RequestError(
-            f"run {record.run_id} was exported by an earlier Convoy, which kept no proof beside the model. "
+            f"run {run_id} was exported by an earlier Convoy, which stored no verification beside the model. "
             "Export again: dvc repro --force export"
         )
-    return Proven.read(folder)
+    return VerifiedModel.read(folder)
+
+
+def deliver(run_id: str) -> None:
+    """Wait until a run that is still in the outbox is in the store.
+
+    Raises:
+        RegistryError: it is still being written, or its store does not take it.
+    """
+    where = outbox.folder()
+    if not (where / run_id / FILE).exists():
+        return
+    outbox.close_orphan(where, where / run_id, between_stages=True)
+    if not state(where / run_id).ended:
+        raise RegistryError(
+            f"run {run_id} is still being written, its pipeline has not ended. Register it when `dvc repro` is done."
+        )
+    if reasons := outbox.wait_until_uploaded([run_id], where, None):
+        raise RegistryError("\n".join(reasons.values()))
+
+
+def _find_run(registry: Registry, run_id: str) -> Run | None:
+    return registry.call(f"look up run {run_id}", lambda: store.find(run_id, registry.client))
+
+
+def _logged_model(registry: Registry, run: Run, sha256: str) -> LoggedModel | None:
+    """Find the model with these bytes that a run logged; None if it was deleted or its upload was interrupted."""
+    query = f"source_run_id = '{run.info.run_id}'"
+    logged = registry.call(
+        f"list the models of run {run.info.run_id}",
+        lambda: registry.client.search_logged_models([run.info.experiment_id], filter_string=query),
+    )
+    ready = (model for model in logged if model.status == LoggedModelStatus.READY)
+    return next((model for model in ready if model.tags.get(contract.ONNX_SHA256) == sha256), None)
+
+
+def _files(registry: Registry, logged: LoggedModel, run_id: str) -> ModelArtifacts:
+    return ModelArtifacts.at(registry, str(logged.artifact_location), f"run {run_id}")
+
+
+# Below: give back to a store what it has lost.
+
+
+def _repair(
+    registry: Registry, model: VerifiedModel, run: Run | None, logged: LoggedModel | None
+) -> tuple[Run, LoggedModel]:
+    """Recreate the run, or its logged model, that the store should have of a verified file.
+
+    Raises:
+        RegistryError: the store does not answer or does not take them.
+    """
+    if run is None:
+        info(
+            f"{registry.address} does not have run {model.run_id}: recreating it from this workspace, without its curves"
+        )
+        _rewrite_journal(model)
+        deliver(model.run_id)
+        run = _find_run(registry, model.run_id)
+        if run is None:
+            raise RegistryError(
+                f"run {model.run_id} was delivered to another store than {registry.address}. Set MLFLOW_TRACKING_URI "
+                "as it was when the run was made, or remove the run's folder from outbox/."
+            )
+        logged = _logged_model(registry, run, model.sha256)
+    if logged and _files(registry, logged, model.run_id).has_model:
+        return run, logged
+    info(f"{registry.address} has lost the model of run {model.run_id}: logging it again")
+    ended_ms = int(run.info.end_time or run.info.start_time or 0)
+    results = [
+        Metric(name, value, ended_ms, 0)
+        for name, value in run.data.metrics.items()
+        if name.startswith(("test/", "deploy/"))
+    ]
+
+    def write() -> LoggedModel:
+        if logged:
+            registry.client.delete_logged_model(logged.model_id)
+        with tempfile.TemporaryDirectory() as scratch:
+            artifacts.copy(model.folder, Path(scratch))
+            return models.log(registry.client, run, Path(scratch), model.sha256, results)
+
+    return run, registry.call(f"log the model of run {model.run_id}", write)
+
+
+def _rewrite_journal(model: VerifiedModel) -> None:
+    """Write a run's journal from its outputs.
+
+    It gets params only if params.yaml is unchanged, and results only if they are of this run.
+    """
+    where = outbox.folder()
+    content = yaml.read(params.PARAMS_FILE)
+    same_params = params.digest(content) == model.identity["params_hash"]
+    reference = stages.latest(list(stages.STAGE_PARAMS))
+    is_workspace = reference.run_id == model.run_id
+    training = reference.training if is_workspace else model.run_id
+    tags = identity.process_tags() | {
+        contract.RUN_ID: model.run_id,
+        contract.TRAINING: training,
+        contract.GIT_COMMIT: model.identity["git_commit"],
+        contract.DATA_HASH: model.identity["data_hash"],
+        contract.PARAMS_HASH: model.identity["params_hash"],
+        "convoy.remade": "from the DVC cache: the store had no such run",
+    }
+    entry = {
+        "kind": "open",
+        "time_ms": runs.now_ms(),
+        "uri": settings.uri(),
+        "experiment": settings.experiment(),
+        "name": stages.run_name(*stages.STAGE_PARAMS) if same_params else f"restored {model.run_id}",
+        "tags": tags,
+        "writer": outbox.writer(),
+        "resumed": False,
+        "parent": "",
+        "offered": "",
+    }
+    with outbox.held(where):
+        journal = Journal(where / model.run_id)
+        journal.append(entry, sync=True)
+    run = runs.Run(runs.Reference(model.run_id, training), journal)
+    for name, sections in stages.STAGE_PARAMS.items():
+        if same_params:
+            run.log_params({key: content[key] for key in sections})
+        path = stages.METRICS / f"{name}.json"
+        if is_workspace and path.exists():
+            run.log_result(files.read_json(path))
+    beside = [model.folder / name for name in artifacts.BESIDE if (model.folder / name).is_file()]
+    run.log_onnx(model.folder / contract.VERIFIED, *beside)
+    run.end("FINISHED")

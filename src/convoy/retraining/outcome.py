@@ -14,7 +14,7 @@ from convoy.core.errors import DataError
 from convoy.energy.total import STAGES
 from convoy.export import image_index
 from convoy.export.image_index import Images
-from convoy.registry.artifacts import Gone, ModelArtifacts
+from convoy.registry.artifacts import ArtifactMissing, ModelArtifacts
 from convoy.registry.client import Registry, Version
 from convoy.retraining import data_diff as data_changes
 from convoy.retraining import pictures, report
@@ -72,9 +72,9 @@ def _images(version: Version) -> Images | None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             return image_index.load(
-                ModelArtifacts.of(Registry.open(), version).bring(contract.IMAGES, Path(folder))
+                ModelArtifacts.of(Registry.open(), version).download_file(contract.IMAGES, Path(folder))
             )
-        except (Gone, DataError):
+        except (ArtifactMissing, DataError):
             return None
 
 

@@ -137,7 +137,7 @@ class Round:
         self.facts.champion = self.facts.champion_before = str(champion or "")
         since = champion.created_ms if champion else 0
         if champion:
-            moves = [one for one in log.history(registry, champion.number) if one.moved]
+            moves = log.history(registry, champion.number)
             since = next((one.moment_ms for one in reversed(moves) if one.after == champion.number), since)
         return decide(now, candidate, champion, since, limits.max_champion_age_days)
 
