@@ -153,9 +153,6 @@ class MemoryClient:
             )
             return number
 
-    def set_experiment_tag(self, number: str, key: str, text: str) -> None:
-        self.get_experiment(number).tags[key] = text
-
     def create_run(
         self, _: str, start_time: int = 0, tags: Mapping[str, str] = {}, run_name: str = ""
     ) -> SimpleNamespace:

@@ -389,15 +389,12 @@ def _entry(run: Run) -> Entry:
 def _experiment(registry: Registry) -> str:
     """Find or create the experiment of the log."""
     name = settings.experiment() + SUFFIX
-    experiment = store.experiment(registry.client, name)
+    tags = {
+        settings.LOG: "promotions",
+        NOTE: "Moves of the alias champion, one run per move. Written by Convoy.",
+    }
+    experiment = store.experiment(registry.client, name, tags)
     _require_active(experiment.lifecycle_stage, name, experiment.experiment_id)
-    if settings.LOG not in experiment.tags:
-        registry.client.set_experiment_tag(experiment.experiment_id, settings.LOG, "promotions")
-        registry.client.set_experiment_tag(
-            experiment.experiment_id,
-            NOTE,
-            "Moves of the alias champion, one run per move. Written by Convoy.",
-        )
     return str(experiment.experiment_id)
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mlflow.entities import Experiment, Run
@@ -63,7 +63,7 @@ def make_file(address: str) -> None:
             left.unlink(missing_ok=True)
 
 
-def experiment(client: MlflowClient, name: str) -> Experiment:
+def experiment(client: MlflowClient, name: str, tags: Mapping[str, str] = {}) -> Experiment:
     """Find or create an experiment, tagged as one of training runs, as MLflow's own interface does.
 
     MLflow would keep the artifacts of a local store in the current folder, which for a
@@ -73,7 +73,7 @@ def experiment(client: MlflowClient, name: str) -> Experiment:
         return found
     local = client.tracking_uri.startswith(("sqlite:", "file:"))
     artifacts = (stage.repository() / "mlartifacts").as_uri() if local else None
-    kind = {"mlflow.experimentKind": "custom_model_development"}
+    kind = {"mlflow.experimentKind": "custom_model_development", **tags}
     try:
         return client.get_experiment(client.create_experiment(name, artifact_location=artifacts, tags=kind))
     except MlflowException:
