@@ -115,7 +115,7 @@ class Bench:
 
     def _train(self, kind: str) -> Trial:
         """Train as pipelines/train.py does; the checkpoints are written without tracking too."""
-        kept = CheckpointStore(
+        store = CheckpointStore(
             Path("checkpoints").absolute(),
             f"{time.time_ns():016x}",
             CheckpointParams(every_s=EVERY_S, keep=1, keep_days=1, time_budget_min=0),
@@ -131,8 +131,8 @@ class Bench:
             if run:
                 run.log_dataset(self.dataset.hash, self.folder / "dataset")
             resumable = Resumable(
-                kept=kept,
-                found=None,
+                store=store,
+                checkpoint=None,
                 run_id=run.reference.run_id if run else "none",
                 publish=run.log_points if run else lambda _: None,
                 step_interval=1 if run else 0,

@@ -36,7 +36,7 @@ from convoy.energy.settings import EnergyParams
 from convoy.evaluation.inference import predict_probabilities
 from convoy.models import spec, trained
 from convoy.training.fit import fit
-from convoy.training.pretrained import Starting
+from convoy.training.pretrained import StartingWeights
 from convoy.training.settings import TrainParams
 
 ROOT = Path(__file__).parents[1]
@@ -113,7 +113,7 @@ def compare(  # noqa: PLR0917 (one arm of the experiment)
     count: int,
     name: str,
     train: TrainParams,
-    starting: Starting,
+    starting: StartingWeights,
     folder: Path,
     seeds: Sequence[int],
     country: str,
@@ -192,10 +192,10 @@ def subset(whole: Dataset, classes: Any, count: int | None, seed: int, out: Path
     return Dataset.load(out)
 
 
-def beginning(model: Path) -> Starting:
+def beginning(model: Path) -> StartingWeights:
     """Take a model that training wrote as the weights to start from."""
     module, facts = trained.load(model)
-    return Starting(
+    return StartingWeights(
         source=str(model),
         resolved=str(model),
         file=model / trained.WEIGHTS,

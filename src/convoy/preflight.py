@@ -15,8 +15,7 @@ from convoy.models import shapes, spec
 from convoy.repo.git import untracked
 from convoy.sweep.settings import SweepParams
 from convoy.tracking.settings import TrackingParams
-from convoy.training.network_settings import NetworkParams
-from convoy.training.settings import CheckpointParams, TrainParams
+from convoy.training.settings import CheckpointParams, NetworkParams, TrainParams
 
 SECTIONS: dict[str, type[params.Section]] = {
     "data": DataParams,

@@ -8,59 +8,52 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from convoy.commands import pinning
+from convoy.commands import weights as command
 from convoy.commands.weights import weights
 from convoy.core.errors import NetworkError, RequestError
 
 
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+def test_the_network_is_that_of_params_unless_an_option_names_it(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[tuple[Any, ...]] = []
 
-    def use(*arguments: Any) -> list[str]:
+    def pin(*arguments: Any) -> list[str]:
         calls.append(arguments)
         return ["pinned", "Next: git add weights"]
 
-    monkeypatch.setattr(pinning, "use", use)
-    return calls
-
-
-def test_the_network_is_that_of_params_unless_another_is_named(
-    asked: list[tuple[Any, ...]], repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    monkeypatch.setattr(command, "pin", pin)
     text = (repository / "params.yaml").read_text(encoding="utf-8")
     (tmp_path / "params.yaml").write_text(text.replace("name: convnet", "name: vgg16"), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     first = CliRunner().invoke(weights, ["use", "imagenet"])
     assert first.output == "pinned\nNext: git add weights\n"
     CliRunner().invoke(weights, ["use", "imagenet", "--network", "resnet18"])
-    assert asked == [("imagenet", "vgg16", tmp_path), ("imagenet", "resnet18", tmp_path)]
+    assert calls == [("imagenet", "vgg16", tmp_path), ("imagenet", "resnet18", tmp_path)]
 
 
-def test_help_teaches_with_an_example() -> None:
-    without_credentials = (
-        CliRunner().invoke(weights, ["use", "--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output
-    )
-    assert "Example: convoy weights use imagenet --network resnet18" in without_credentials
-    assert "models:/NAME@ALIAS" in without_credentials
+def test_help_has_an_example_and_the_forms_of_a_source() -> None:
+    text = CliRunner().invoke(weights, ["use", "--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output
+    assert "Example: convoy weights use imagenet --network resnet18" in text
+    assert "models:/NAME@ALIAS" in text
 
 
 @pytest.mark.parametrize(
-    ("source", "error", "code", "said"),
+    ("source", "error", "code", "reason"),
     [
         ("imagnet", RequestError, 2, "did you mean `imagenet`"),
         ("../junk.pth", NetworkError, 1, "cannot be pinned"),
     ],
 )
 @pytest.mark.pipeline
-def test_what_cannot_be_pinned_ends_with_the_exit_code_of_its_cause(
+def test_a_source_that_cannot_be_pinned_ends_with_the_exit_code_of_its_cause(
     tmp_path: Path,
     repository: Path,
     monkeypatch: pytest.MonkeyPatch,
     source: str,
     error: type[RequestError | NetworkError],
     code: int,
-    said: str,
+    reason: str,
 ) -> None:
     root = tmp_path / "repository"
     (root / ".dvc").mkdir(parents=True)
@@ -69,6 +62,6 @@ def test_what_cannot_be_pinned_ends_with_the_exit_code_of_its_cause(
     for name in ("DVC_ROOT", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(root)
-    with pytest.raises(error, match=said) as caught:
+    with pytest.raises(error, match=reason) as caught:
         typer.main.get_command(weights)(["use", source], standalone_mode=False)
     assert caught.value.exit_code == code

@@ -1,4 +1,4 @@
-"""`convoy weights use`: real DVC, a real HTTP server, a real tracking store; torchvision's address alone is made up."""
+"""`convoy weights use` with real DVC, a real HTTP server and a real tracking store; only torchvision's address is invented."""
 
 import functools
 import http.server
@@ -19,7 +19,7 @@ import torch
 from mlflow.tracking import MlflowClient
 from torch import nn
 
-from convoy.commands.pinning import use
+from convoy.commands.weights import pin
 from convoy.core import files, yaml
 from convoy.core.errors import ConvoyError, NetworkError, RequestError
 from convoy.models import torchvision
@@ -27,7 +27,7 @@ from convoy.models.spec import Spec
 from convoy.models.torchvision import Pretrained
 from convoy.tracking import lookup
 from convoy.tracking.store import connect
-from convoy.training.pretrained import read
+from convoy.training.pretrained import load
 
 pytestmark = pytest.mark.pipeline
 """Each start of DVC takes a second."""
@@ -88,8 +88,10 @@ def model(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def pin(root: Path, name: str) -> dict[str, Any]:
-    return files.read_json(root / "weights" / f"{name}.json")
+def meta(root: Path, name: str) -> dict[str, Any]:
+    content = yaml.load((root / "weights" / f"{name}.dvc").read_text())["meta"]["convoy"]
+    assert isinstance(content, dict)
+    return content
 
 
 def imported(root: Path, name: str) -> str:
@@ -153,7 +155,7 @@ def imagenet(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with serving(folder / "served") as address, pytest.MonkeyPatch.context() as patch:
         here = published(address, folder / "served")
         patch.setattr(torchvision, "pretrained", lambda *_: here)
-        lines = use("imagenet", "resnet18", root)
+        lines = pin("imagenet", "resnet18", root)
         patch.undo()
         yield root, here.url, lines
 
@@ -171,26 +173,30 @@ def test_imagenet_is_imported_by_its_url_and_read_from_the_pin(
     root, address, lines = imagenet
     monkeypatch.chdir(root)
     assert imported(root, "imagenet-resnet18.pth") == address
-    found = pin(root, "imagenet-resnet18")
-    assert found == {
-        "asked": "imagenet",
+    name = "imagenet-resnet18.pth"
+    sha256 = files.sha256(root / "weights" / name)
+    assert meta(root, name) == {
+        "source": "imagenet",
         "resolved": "ResNet18_Weights.IMAGENET1K_V1",
-        "fetched": address,
-        "file": "imagenet-resnet18.pth",
-        "sha256": files.sha256(root / "weights" / "imagenet-resnet18.pth"),
         "torchvision": "resnet18",
+        "sha256": {name: sha256},
     }
-    what = "weights/imagenet-resnet18"
-    assert lines == [
-        f"{what}.json pins imagenet as ResNet18_Weights.IMAGENET1K_V1: 2 tensors, sha256 {found['sha256'][:16]}…",
-        f"{what}.pth is an unfrozen import: `dvc repro` fetches it where it is missing, and sees a change.",
-        f"Warning: {address} is an address of this machine; no other can fetch it.",
+    assert f"weights/{name}.dvc pins imagenet as ResNet18_Weights.IMAGENET1K_V1: 2 tensors" in lines[0]
+    assert sha256[:16] in lines[0]
+    assert "unfrozen import" in lines[1]
+    assert lines[2].startswith(f"Warning: {address} is an address of this machine")
+    assert lines[3:] == [
         "Next: git add weights",
         "Then: dvc exp run -S network.weights=imagenet (or set it in params.yaml)",
     ]
-    started = read("imagenet", Spec(name="resnet18", torchvision="resnet18"))
-    assert started is not None
-    assert started.mean == [0.485, 0.456, 0.406]
+    assert sorted(path.name for path in (root / "weights").iterdir() if path.suffix != ".md") == [
+        ".gitignore",
+        name,
+        f"{name}.dvc",
+    ]
+    starting = load("imagenet", Spec(name="resnet18", torchvision="resnet18"))
+    assert starting is not None
+    assert starting.mean == [0.485, 0.456, 0.406]
 
 
 def test_a_fresh_clone_fetches_an_import_by_plain_repro(pinned: Path, tmp_path: Path) -> None:
@@ -210,12 +216,12 @@ def test_a_server_that_is_down_leaves_an_earlier_pin_as_it_was(
     gone = torchvision.pretrained("resnet18")._replace(url="http://127.0.0.1:9/resnet18-0badc0de.pth")
     monkeypatch.setattr(torchvision, "pretrained", lambda *_: gone)
     with pytest.raises(NetworkError, match=r"imagenet cannot be pinned: ERROR: (.|\n)*Nothing has changed"):
-        use("imagenet", "resnet18", pinned)
+        pin("imagenet", "resnet18", pinned)
     assert snapshot(pinned) == before
     assert not list((pinned / ".dvc" / "tmp").glob("convoy-*"))
 
 
-def test_a_file_with_another_hash_than_its_name_says_is_refused(
+def test_a_file_with_another_hash_than_in_its_name_is_refused(
     root: Path, served: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = snapshot(root)
@@ -223,58 +229,54 @@ def test_a_file_with_another_hash_than_its_name_says_is_refused(
     monkeypatch.setattr(torchvision, "pretrained", lambda *_: other)
     with pytest.raises(
         NetworkError,
-        match=r"imagenet cannot be pinned: http.*0badc0de\.pth gave another file than its name says: sha256 .*, not "
-        r"0badc0de…\nNothing has changed",
+        match=r"imagenet cannot be pinned: http.*0badc0de\.pth .*sha256 .*0badc0de…\nNothing has changed",
     ):
-        use("imagenet", "resnet18", root)
+        pin("imagenet", "resnet18", root)
     assert snapshot(root) == before
 
 
 def test_imagenet_for_a_network_of_ones_own_is_refused(root: Path) -> None:
-    with pytest.raises(
-        RequestError, match=r"no network of mine's structure.*There are for: resnet18, and for any"
-    ):
-        use("imagenet", "mine", root)
+    with pytest.raises(RequestError, match=r"structure of mine.*: resnet18, and for any"):
+        pin("imagenet", "mine", root)
 
 
 def test_a_checkpoint_outside_is_imported_with_a_warning_and_a_change_of_it_stops_a_training(
     root: Path, tmp_path: Path
 ) -> None:
     torch.save(tensors(), tmp_path / "best.ckpt")
-    lines = use("../best.ckpt", "mine", root)
+    lines = pin("../best.ckpt", "mine", root)
     slug = f"{tmp_path.name}-best"
     name = str(tmp_path.resolve() / "best.ckpt")
     assert imported(root, f"{slug}.ckpt") == name
-    assert pin(root, slug)["asked"] == name
+    assert meta(root, f"{slug}.ckpt")["source"] == name
     assert "lies outside the repository; another machine" in lines[2]
     assert lines[-1] == f"Then: dvc exp run -S network.weights={name} (or set it in params.yaml)"
-    assert read("../best.ckpt", SPEC) is not None
+    assert load("../best.ckpt", SPEC) is not None
     torch.save(tensors(1), tmp_path / "best.ckpt")
     dvc(root, "repro", f"weights/{slug}.ckpt.dvc")
-    with pytest.raises(NetworkError, match=r"is not what was pinned as .* its sha256 was"):
-        read(name, SPEC)
-    use("../best.ckpt", "mine", root)
-    assert read(name, SPEC) is not None
+    with pytest.raises(NetworkError, match=rf"differs from the file pinned for .*convoy weights use {name}$"):
+        load(name, SPEC)
+    pin("../best.ckpt", "mine", root)
+    assert load(name, SPEC) is not None
 
 
-def test_what_git_carries_is_imported_by_its_relative_path(root: Path) -> None:
+def test_what_git_tracks_is_imported_by_its_relative_path(root: Path) -> None:
     model(root / "starts" / "pets")
     commit(root)
-    lines = use("./starts/pets", "mine", root)
+    lines = pin("./starts/pets", "mine", root)
     assert imported(root, "starts-pets") == "../starts/pets"
     assert not any("Warning" in line for line in lines)
-    started = read("starts/pets", SPEC)
-    assert started is not None
-    assert started.classes == ["cat", "dog"]
+    starting = load("starts/pets", SPEC)
+    assert starting is not None
+    assert starting.classes == ["cat", "dog"]
 
 
-def test_what_git_does_not_carry_becomes_a_copy_that_an_experiments_workspace_has(root: Path) -> None:
+def test_what_git_does_not_track_becomes_a_copy_that_an_experiments_workspace_has(root: Path) -> None:
     model(root / "checkpoints" / "0a1b")
-    lines = use("checkpoints/0a1b", "mine", root)
-    assert lines[1].startswith(
-        "weights/checkpoints-0a1b is a copy under DVC, no import, since git does not carry check"
-    )
-    assert lines[2] == "Other machines get it by `dvc push` here and `dvc pull` there."
+    lines = pin("checkpoints/0a1b", "mine", root)
+    assert "weights/checkpoints-0a1b is a copy" in lines[1]
+    assert "git does not track checkpoints/0a1b" in lines[1]
+    assert "dvc push" in lines[2]
     (root / "dvc.yaml").write_text(
         "stages:\n  train:\n    cmd: ls weights/checkpoints-0a1b > out\n    deps: [weights]\n    outs: [out]\n"
     )
@@ -282,48 +284,48 @@ def test_what_git_does_not_carry_becomes_a_copy_that_an_experiments_workspace_ha
     shutil.rmtree(root / "checkpoints")
     dvc(root, "exp", "run", "--temp", "--name", "elsewhere")
     assert dvc(root, "exp", "list", "--name-only").strip() == "elsewhere"
-    assert read("checkpoints/0a1b", SPEC) is not None
+    assert load("checkpoints/0a1b", SPEC) is not None
 
 
-def test_a_single_checkpoint_that_git_does_not_carry_is_copied_too(root: Path) -> None:
+def test_a_single_checkpoint_that_git_does_not_track_is_copied_too(root: Path) -> None:
     model(root / "checkpoints" / "0a1b")
-    use("checkpoints/0a1b/weights.pt", "mine", root)
-    assert pin(root, "0a1b-weights")["file"] == "0a1b-weights.pt"
-    assert read("checkpoints/0a1b/weights.pt", SPEC) is not None
+    pin("checkpoints/0a1b/weights.pt", "mine", root)
+    assert list(meta(root, "0a1b-weights.pt")["sha256"]) == ["0a1b-weights.pt"]
+    assert load("checkpoints/0a1b/weights.pt", SPEC) is not None
 
 
 def test_sources_of_one_name_get_files_of_their_own(root: Path) -> None:
     for number, where in enumerate(("more", "again")):
         model(root / "checkpoints" / where / "one" / "model", seed=number)
-        use(f"checkpoints/{where}/one/model", "mine", root)
-    names = sorted(path.stem for path in (root / "weights").glob("*.json"))
+        pin(f"checkpoints/{where}/one/model", "mine", root)
+    names = sorted(path.stem for path in (root / "weights").glob("*.dvc"))
     assert len(names) == 2
     assert all(name.startswith("one-model") for name in names)
-    started = [read(f"./checkpoints/{where}/one/model", SPEC) for where in ("more", "again")]
-    assert started[0] is not None
-    assert started[1] is not None
-    assert not torch.equal(started[0].tensors["0.weight"], started[1].tensors["0.weight"])
+    starting = [load(f"./checkpoints/{where}/one/model", SPEC) for where in ("more", "again")]
+    assert starting[0] is not None
+    assert starting[1] is not None
+    assert not torch.equal(starting[0].tensors["0.weight"], starting[1].tensors["0.weight"])
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "said"),
+    ("make", "error", "reason"),
     [
         (lambda path: torch.save({"a": Bomb()}, path), NetworkError, r"holds pickled code \(posix\.mkdir\)"),
-        (lambda path: path.write_bytes(b"junk"), NetworkError, "no file of weights"),
+        (lambda path: path.write_bytes(b"junk"), NetworkError, "not a file of weights"),
         (
             lambda path: path.mkdir(),
             RequestError,
-            r"is no model's folder: it must hold weights\.pt and model\.json",
+            r"is not the folder of a model: it must hold weights\.pt and model\.json",
         ),
     ],
 )
 def test_what_is_no_weights_is_not_pinned(
-    root: Path, tmp_path: Path, make: Callable[[Path], Any], error: type[ConvoyError], said: str
+    root: Path, tmp_path: Path, make: Callable[[Path], Any], error: type[ConvoyError], reason: str
 ) -> None:
     before = snapshot(root)
     make(tmp_path / "w.pth")
-    with pytest.raises(error, match=said):
-        use("../w.pth", "mine", root)
+    with pytest.raises(error, match=reason):
+        pin("../w.pth", "mine", root)
     assert snapshot(root) == before
     assert not (root / "exploded").exists()
 
@@ -334,37 +336,52 @@ class Bomb:
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("source", "reason"),
     [
         ("imagnet", "did you mean `imagenet`"),
         ("none", r"`none` needs no pin: set network\.weights: none"),
-        ("./weights", r"lies in weights/, where pins are kept"),
+        ("./weights", r"is inside weights/"),
         ("./best.ckpt", r"\./best\.ckpt does not exist; .* holds no `best\.ckpt`"),
-        ("https://me:secret@example.com/w.pth", "carries a password, which git would keep"),
+        ("https://me:secret@example.com/w.pth", "contains a password"),
     ],
 )
-def test_what_cannot_be_a_source_is_refused(root: Path, asked: str, said: str) -> None:
-    with pytest.raises(RequestError, match=said):
-        use(asked, "mine", root)
+def test_what_cannot_be_a_source_is_refused(root: Path, source: str, reason: str) -> None:
+    with pytest.raises(RequestError, match=reason):
+        pin(source, "mine", root)
 
 
 def test_a_file_of_the_users_own_is_not_replaced(root: Path, tmp_path: Path) -> None:
     torch.save(tensors(), tmp_path / "best.ckpt")
     mine = root / "weights" / f"{tmp_path.name}-best.ckpt"
     mine.write_bytes(b"mine")
-    with pytest.raises(
-        RequestError, match=r"best\.ckpt exists and is no pin's\. Move it away, then try again"
-    ):
-        use("../best.ckpt", "mine", root)
+    with pytest.raises(RequestError, match=r"best\.ckpt exists and belongs to no pin\. Move it away"):
+        pin("../best.ckpt", "mine", root)
     assert mine.read_bytes() == b"mine"
+
+
+def test_pinning_again_replaces_the_pin_of_an_earlier_version(root: Path, tmp_path: Path) -> None:
+    torch.save(tensors(), tmp_path / "best.ckpt")
+    pin("../best.ckpt", "mine", root)
+    dvc_file = root / "weights" / f"{tmp_path.name}-best.ckpt.dvc"
+    content = yaml.load(dvc_file.read_text())
+    earlier = content.pop("meta")["convoy"]
+    dvc_file.write_text(yaml.dump(content))
+    ((file, sha256),) = earlier["sha256"].items()
+    old = {"asked": earlier["source"], "resolved": "x", "fetched": "x", "file": file, "sha256": sha256}
+    files.write_json(root / "weights" / f"{tmp_path.name}-best.json", old)
+    assert load("../best.ckpt", SPEC) is not None
+    lines = pin("../best.ckpt", "mine", root)
+    assert "(before: x)" in lines[0]
+    assert not list((root / "weights").glob("*.json"))
+    assert load("../best.ckpt", SPEC) is not None
 
 
 def test_any_url_can_be_pinned(root: Path, served: tuple[str, Path]) -> None:
     torch.save(tensors(), served[1] / "theirs.bin")
-    use(f"{served[0]}/theirs.bin", "mine", root)
-    started = read(f"{served[0]}/theirs.bin", SPEC)
-    assert started is not None
-    assert started.file.suffix == ".bin"
+    pin(f"{served[0]}/theirs.bin", "mine", root)
+    starting = load(f"{served[0]}/theirs.bin", SPEC)
+    assert starting is not None
+    assert starting.file.suffix == ".bin"
 
 
 def log(root: Path, artifacts: str | None = None, seed: int = 0) -> str:
@@ -385,18 +402,16 @@ def test_an_alias_becomes_the_version_that_it_stands_for_now(root: Path) -> None
         client.create_model_version("convoy", "somewhere", run_id)
         client.set_registered_model_alias("convoy", "champion", str(seed))
         if seed == 1:
-            first = use("models:/convoy@champion", "mine", root)
-    assert first[0].startswith(
-        "weights/models-convoy-champion.json pins models:/convoy@champion as models:/convoy/1: 2"
-    )
-    assert "since git does not carry the runs' artifacts" in first[1]
-    read_first = read("models:/convoy@champion", SPEC)
+            first = pin("models:/convoy@champion", "mine", root)
+    assert "pins models:/convoy@champion as models:/convoy/1: 2 tensors" in first[0]
+    assert "because git does not track the runs' artifacts" in first[1]
+    read_first = load("models:/convoy@champion", SPEC)
     assert read_first is not None
     assert read_first.resolved == "models:/convoy/1"
     assert torch.equal(read_first.tensors["0.weight"], tensors(1)["0.weight"])
-    second = use("models:/convoy@champion", "mine", root)
+    second = pin("models:/convoy@champion", "mine", root)
     assert "as models:/convoy/2 (before: models:/convoy/1)" in second[0]
-    again = read("models:/convoy@champion", SPEC)
+    again = load("models:/convoy@champion", SPEC)
     assert again is not None
     assert torch.equal(again.tensors["0.weight"], tensors(2)["0.weight"])
     assert again.mean == FACTS["mean"]
@@ -404,7 +419,7 @@ def test_an_alias_becomes_the_version_that_it_stands_for_now(root: Path) -> None
 
 def test_a_runs_artifacts_outside_the_repository_are_imported(root: Path, tmp_path: Path) -> None:
     run_id = log(root, artifacts=(tmp_path / "store").as_uri())
-    lines = use(f"runs:/{run_id}", "mine", root)
+    lines = pin(f"runs:/{run_id}", "mine", root)
     assert imported(root, f"runs-{run_id}") == f"{tmp_path.resolve()}/store/{run_id}/artifacts/weights"
     assert "lies outside the repository" in lines[2]
 
@@ -420,28 +435,31 @@ def proxied(served: tuple[str, Path], root: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_servers_artifacts_are_imported_file_by_file(root: Path, proxied: str) -> None:
-    use("runs:/12", "mine", root)
+    pin("runs:/12", "mine", root)
     for name in ("weights.pt", "model.json"):
         assert imported(root, f"runs-12/{name}") == f"{proxied}/{name}"
-    assert pin(root, "runs-12")["file"] == "runs-12/weights.pt"
-    assert read("runs:/12", SPEC) is not None
+    assert list(meta(root, "runs-12/weights.pt")["sha256"]) == ["runs-12/weights.pt", "runs-12/model.json"]
+    assert load("runs:/12", SPEC) is not None
 
 
 def test_what_dvc_may_not_fetch_is_downloaded_by_mlflow(
     root: Path, proxied: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Server, "guarded", True)
-    lines = use("runs:/12", "mine", root)
-    assert "weights/runs-12 is a copy under DVC, no import, since DVC cannot import it (ERROR: " in lines[1]
-    assert read("runs:/12", SPEC) is not None
+    lines = pin("runs:/12", "mine", root)
+    assert (
+        "weights/runs-12 is a copy under DVC, not an import, because DVC cannot import it (ERROR: "
+        in lines[1]
+    )
+    assert load("runs:/12", SPEC) is not None
 
 
 def test_a_server_without_steady_etags_gives_a_copy(
     root: Path, proxied: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Server, "unsteady", True)
-    lines = use("runs:/12", "mine", root)
-    assert "since DVC cannot import it (its server gives a file another ETag at every request)" in lines[1]
+    lines = pin("runs:/12", "mine", root)
+    assert "another ETag for the same file at every request" in lines[1]
     assert "deps" not in yaml.load((root / "weights" / "runs-12.dvc").read_text())
     assert not list((root / "weights" / "runs-12").glob("*.dvc"))
     assert dvc(root, "status", "--json").strip() == "{}"
@@ -453,7 +471,7 @@ def test_a_password_of_the_tracking_server_gets_into_no_file(
     found = lookup._located("runs:/12", "12", "http://me:secret@127.0.0.1:9/run")
     monkeypatch.setattr(lookup, "find", lambda *_: found)
     monkeypatch.setattr(lookup.Logged, "download", lambda _, target: model(target))
-    lines = use("runs:/12", "mine", root)
-    assert "since the tracking server asks for a password" in lines[1]
+    lines = pin("runs:/12", "mine", root)
+    assert "because the tracking server requires a password" in lines[1]
     assert not [name for name, content in snapshot(root).items() if b"secret" in content]
     assert "secret" not in "\n".join(lines)

@@ -199,7 +199,7 @@ def test_three_scheduled_rounds_on_runners_that_forget_everything(server: str, t
     state = killed_in_training(world)
     assert (world.versions(), world.champion(), len(world.branches())) == (1, "1", 1)
     verdict, said = world.round(steps(), state)
-    assert "The training goes on in epoch" in said
+    assert "Resuming from epoch" in said
     assert (verdict["verdict"], world.champion()) == ("promoted", "2"), verdict["reason"]
     comparison = verdict["judgement"]["comparison"]
     assert comparison["images"] == TEST

@@ -51,7 +51,7 @@ from convoy.sweep.request import Request
         ),
         ("seed: [1, -1]", r"seed is -1: input should be greater than or equal to 0"),
         ("network.name: [tiny, tinny]", r"there is no network `tinny` in networks/; did you mean `tiny`"),
-        ("network.weights: [none, imagenet]", r"torchvision has no network of tiny's structure"),
+        ("network.weights: [none, imagenet]", r"no ImageNet weights for the structure of tiny"),
         (
             "data.image_px: [16, 32]",
             r"data\.image_px needs another build/dataset.*dvc exp run --queue -S data\.image_px=",

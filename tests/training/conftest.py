@@ -12,19 +12,23 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import nn
 
+from convoy.core import files
 from convoy.core.dataset import Dataset
 from convoy.models import trained
 from convoy.models.build import build
 from convoy.models.spec import Spec
 from convoy.models.trained import ModelFacts
+from convoy.training import weight_pins
+from convoy.training.callbacks import Publish
 from convoy.training.checkpoints import CheckpointStore
-from convoy.training.data import Batcher
+from convoy.training.data import DataModule
 from convoy.training.module import Classifier
-from convoy.training.points import Publish
-from convoy.training.pretrained import Starting
+from convoy.training.pretrained import StartingWeights
 from convoy.training.resume import Resumable
 from convoy.training.settings import CheckpointParams, TrainParams
+from convoy.training.weight_pins import Pin
 
 COUNTS = {"train": 48, "val": 12, "test": 12}
 CLASSES = ["blue", "green", "red"]
@@ -92,17 +96,17 @@ def stack() -> Spec:
 
 
 @pytest.fixture(scope="session")
-def starting() -> Callable[[Spec], Starting]:
+def starting() -> Callable[[Spec], StartingWeights]:
     """Make starting weights that fit a network whole, statistics of norms included, from a seed of their own."""
 
-    def make(spec: Spec) -> Starting:
+    def make(spec: Spec) -> StartingWeights:
         network = build(spec, len(CLASSES), PX)
         random = torch.Generator().manual_seed(7)
         tensors = {
             name: torch.rand(value.shape, generator=random) if value.is_floating_point() else value + 9
             for name, value in network.state_dict().items()
         }
-        return Starting(
+        return StartingWeights(
             source="models:/convoy@champion",
             resolved="models:/convoy/3",
             file=Path("weights/champion/weights.pt"),
@@ -161,10 +165,10 @@ def resumable(tmp_path: Path) -> Callable[..., Resumable]:
         **changes: Any,
     ) -> Resumable:
         limits = CheckpointParams(every_s=every_s, keep=5, keep_days=30.0, time_budget_min=time_budget_min)
-        kept = CheckpointStore(tmp_path / folder, "1" * 64, limits)
+        store = CheckpointStore(tmp_path / folder, "1" * 64, limits)
         usual = {
-            "kept": kept,
-            "found": kept.newest(),
+            "store": store,
+            "checkpoint": store.newest(),
             "run_id": "run",
             "publish": publish,
             "step_interval": 1,
@@ -190,7 +194,8 @@ def classifier(dataset: Dataset) -> Callable[..., Classifier]:
             std=list(dataset.std),
         )
         torch.manual_seed(seed)
-        return Classifier(trained.make(facts, auxiliary=True), params, facts)
+        steps = len(DataModule(dataset, params, seed).train_dataloader())
+        return Classifier(trained.make(facts, auxiliary=True), params, facts, steps)
 
     return make
 
@@ -212,7 +217,28 @@ def train(dataset: Dataset) -> Callable[..., pl.Trainer]:
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            trainer.fit(classifier, datamodule=Batcher(dataset, classifier.params, 1), ckpt_path=resume)
+            trainer.fit(classifier, datamodule=DataModule(dataset, classifier.params, 1), ckpt_path=resume)
         return trainer
 
     return run
+
+
+@pytest.fixture
+def pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pin]:
+    """Pin the tensors of a network in `weights/` of an empty folder, which becomes the current one."""
+    monkeypatch.chdir(tmp_path)
+
+    def pin(source: str, network: nn.Module, facts: dict[str, Any] | None = None, **changes: str) -> Pin:
+        folder = tmp_path / "weights" / "x"
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(network.state_dict(), folder / "weights.pt")
+        if facts:
+            files.write_json(folder / "model.json", facts)
+        hashes = {f"x/{path.name}": files.sha256(path) for path in sorted(folder.iterdir(), reverse=True)}
+        made = Pin(**{"source": source, "resolved": source, "sha256": hashes} | changes)
+        dvc_file = tmp_path / "weights" / "x.dvc"
+        dvc_file.write_text("outs:\n- md5: 1c99296a7f99399cab9f382428fd2c94\n  path: x\n")
+        weight_pins.write(dvc_file, made)
+        return made
+
+    return pin

@@ -1,9 +1,10 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 
-from convoy.training.data import Batcher, Batches, shuffled
+from convoy.training.data import Batches, DataModule, augment, shuffled
 
 
 def identified(count):
@@ -57,10 +58,10 @@ def test_the_order_depends_on_seed_and_epoch_alone():
 
 def test_training_batches_are_augmented_as_seed_epoch_and_step_say(dataset, params):
     def batch_of(seed=1, epoch=0, step=0, training=True):
-        batcher = Batcher(dataset, params(), seed)
-        batcher.trainer = SimpleNamespace(training=training, current_epoch=epoch)
-        plain = next(iter(Batcher(dataset, params(), 1).val_dataloader()))._replace(step=step)
-        return batcher.on_after_batch_transfer(plain, 0).pixels_u8
+        data = DataModule(dataset, params(), seed)
+        data.trainer = SimpleNamespace(training=training, current_epoch=epoch)
+        plain = next(iter(DataModule(dataset, params(), 1).val_dataloader()))._replace(step=step)
+        return data.on_after_batch_transfer(plain, 0).pixels_u8
 
     plain = batch_of(training=False)
     assert torch.equal(batch_of(), batch_of())
@@ -69,8 +70,86 @@ def test_training_batches_are_augmented_as_seed_epoch_and_step_say(dataset, para
 
 
 def test_validation_batches_come_in_order(dataset, params):
-    batches = Batcher(dataset, params(batch_size=5), seed=1).val_dataloader()
+    batches = DataModule(dataset, params(batch_size=5), seed=1).val_dataloader()
 
     assert np.array_equal(torch.cat([batch.labels for batch in batches]).numpy(), dataset.labels("val"))
     pixels_u8 = torch.cat([batch.pixels_u8 for batch in batches]).permute(0, 2, 3, 1).numpy()
     assert np.array_equal(pixels_u8, dataset.images("val"))
+
+
+def images(count, side=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    nhwc = torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8, generator=generator)
+    return nhwc.permute(0, 3, 1, 2)
+
+
+def random(seed=0):
+    return np.random.default_rng(seed)
+
+
+def test_no_name_leaves_the_images_as_they_are():
+    batch = images(3)
+
+    assert torch.equal(augment(batch, [], 4, random()), batch)
+
+
+def test_crop_takes_a_window_of_each_image_in_a_frame_of_its_reflection():
+    batch = images(40)
+    frames = np.pad(batch.numpy(), ((0, 0), (0, 0), (2, 2), (2, 2)), mode="reflect")
+
+    cropped = augment(batch, ["crop"], 2, random()).numpy()
+
+    corners = set()
+    for frame, image in zip(frames, cropped, strict=True):
+        matches = [
+            (top, left)
+            for top in range(5)
+            for left in range(5)
+            if np.array_equal(frame[:, top : top + 6, left : left + 6], image)
+        ]
+        assert len(matches) == 1
+        corners.update(matches)
+    assert {top for top, _ in corners} == {left for _, left in corners} == {0, 1, 2, 3, 4}
+    assert any(top != left for top, left in corners), "rows and columns shift independently"
+
+
+def test_flip_mirrors_about_half_of_the_images_left_to_right():
+    batch = images(200)
+
+    flipped = augment(batch, ["flip"], 0, random())
+
+    mirrored = (flipped == batch.flip(3)).all(dim=(1, 2, 3))
+    kept = (flipped == batch).all(dim=(1, 2, 3))
+    assert (mirrored ^ kept).all()
+    assert 70 < mirrored.sum() < 130
+
+
+def test_crop_and_flip_together_still_show_every_image_whole_in_size():
+    batch = images(5)
+
+    changed = augment(batch, ["crop", "flip"], 3, random())
+
+    assert changed.shape == batch.shape
+    assert changed.dtype == torch.uint8
+    assert changed.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_equal_random_states_change_the_images_alike():
+    batch = images(20)
+
+    assert torch.equal(
+        augment(batch, ["crop", "flip"], 2, random(7)), augment(batch, ["crop", "flip"], 2, random(7))
+    )
+    assert not torch.equal(
+        augment(batch, ["crop", "flip"], 2, random(7)), augment(batch, ["crop", "flip"], 2, random(8))
+    )
+
+
+@pytest.mark.parametrize("padding", [5, 6, 17, 64])
+def test_a_shift_beyond_the_image_stays_within_reflections_of_it(padding):
+    batch = images(30)
+
+    changed = augment(batch, ["crop"], padding, random())
+
+    for before, after in zip(batch, changed, strict=True):
+        assert set(after.flatten().tolist()) <= set(before.flatten().tolist())

@@ -1,9 +1,176 @@
+"""Blocks of a network, the plan that freezes and releases them, and the check that frozen ones do not change."""
+
 import re
 
 import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import nn
 
-from convoy.core.errors import RequestError
-from convoy.training.freezing import COLUMNS, Plan
+from clones import REPOSITORY
+from convoy.core.errors import NetworkError, RequestError, TrainingError
+from convoy.models.build import assemble
+from convoy.models.modules import Auxiliary, Group
+from convoy.models.spec import Spec, load, names
+from convoy.training.fit import fit
+from convoy.training.freezing import COLUMNS, FrozenLayersCheck, Plan, blocks, sha256
+
+CLASSES = 7
+
+FAMILIES = {
+    "alexnet": 64,
+    "convnext_tiny": 32,
+    "densenet121": 32,
+    "efficientnet_b0": 32,
+    "googlenet": 32,
+    "inception_v3": 75,
+    "maxvit_t": 224,
+    "mnasnet0_5": 32,
+    "mobilenet_v3_small": 32,
+    "regnet_y_400mf": 32,
+    "resnet18": 32,
+    "shufflenet_v2_x0_5": 32,
+    "squeezenet1_1": 32,
+    "swin_t": 32,
+    "vgg11_bn": 32,
+    "vit_b_16": 32,
+}
+
+
+def from_layers(*layers):
+    spec = Spec.model_validate({"name": "some", "layers": list(layers)})
+    return assemble(spec, CLASSES, 16, auxiliary=True)
+
+
+def contents(network):
+    return {block.name: list(block.modules) for block in blocks(network)}
+
+
+def conv(filters):
+    return {"conv": {"filters": filters, "kernel": 3, "padding": 1}}
+
+
+def test_a_norm_and_what_has_no_weights_belong_to_the_layer_before_them():
+    network = from_layers(
+        conv(4), "norm", "relu", {"max_pool": 2}, conv(4), "prelu", "norm", "flatten", {"dense": "classes"}
+    )
+
+    assert contents(network) == {
+        "conv1": ["conv1", "norm1", "relu1", "max_pool1"],
+        "conv2": ["conv2", "prelu1", "norm2", "flatten1"],
+        "dense1": ["dense1"],
+    }
+
+
+def test_what_comes_before_the_first_weights_belongs_to_the_first_block():
+    network = from_layers({"avg_pool": 2}, "norm", conv(4), "flatten", {"dense": "classes"})
+
+    assert contents(network) == {
+        "conv1": ["avg_pool1", "norm1", "conv1", "flatten1"],
+        "dense1": ["dense1"],
+    }
+
+
+def test_units_are_blocks_as_a_whole_and_plain_chains_are_not():
+    network = nn.Sequential()
+    network.stem = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    network.stage = nn.Sequential(
+        Group(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)), nn.Sequential(nn.Conv2d(4, 4, 3))
+    )
+    network.head = nn.Linear(4, 2)
+
+    assert contents(network) == {
+        "stem.0": ["stem.0", "stem.1"],
+        "stage.0": ["stage.0"],
+        "stage.1.0": ["stage.1.0"],
+        "head": ["head"],
+    }
+
+
+def test_the_blocks_of_a_residual_network_are_its_residual_units():
+    network = assemble(Spec(name="resnet", torchvision="resnet18"), CLASSES, 32)
+
+    units_and_ends = list(contents(network))
+
+    units = [f"layer{stage}.{unit}" for stage in (1, 2, 3, 4) for unit in (0, 1)]
+    assert units_and_ends == ["conv1", *units, "fc"]
+    assert contents(network)["conv1"] == ["conv1", "bn1", "relu", "maxpool"]
+    assert contents(network)["layer4.1"] == ["layer4.1", "avgpool"]
+
+
+def test_an_auxiliary_head_is_in_no_block():
+    aside = {"auxiliary": {"weight": 0.3, "layers": ["flatten", {"dense": "classes"}]}}
+    network = from_layers(conv(4), aside, "norm", conv(5), "flatten", {"dense": "classes"})
+
+    assert isinstance(network.auxiliary1, Auxiliary)
+    assert contents(network) == {
+        "conv1": ["conv1", "norm1"],
+        "conv2": ["conv2", "flatten1"],
+        "dense1": ["dense1"],
+    }
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_parameter_of_a_torchvision_network_is_in_one_block_and_the_head_is_the_last(name):
+    network = assemble(Spec(name="some", torchvision=name), CLASSES, FAMILIES[name])
+
+    parts = [block.parameters() for block in blocks(network)]
+
+    found = [(key, id(value)) for part in parts for key, value in part.items()]
+    assert len(found) == len(set(found))
+    assert dict(found) == {key: id(value) for key, value in network.named_parameters()}
+    assert all(parts)
+    answering = [any(value.shape[0] == CLASSES for value in part.values()) for part in parts]
+    assert answering == [False] * (len(parts) - 1) + [True]
+    assert {key.rpartition(".")[2] for key in parts[-1]} <= {"weight", "bias"}
+
+
+def test_a_parameter_of_the_network_itself_is_in_the_first_block():
+    network = assemble(Spec(name="some", torchvision="vit_b_16"), CLASSES, 32)
+
+    first = blocks(network)[0]
+
+    assert set(first.parameters()) == {"class_token", "conv_proj.weight", "conv_proj.bias"}
+
+
+def test_batch_norms_are_found_at_any_depth():
+    network = from_layers(conv(4), "norm", {"residual": [conv(4), "norm"]}, "flatten", {"dense": "classes"})
+
+    assert [list(block.batch_norms()) for block in blocks(network)] == [
+        ["norm1"],
+        ["residual1.body.norm1"],
+        [],
+    ]
+
+
+def test_a_network_without_weights_is_refused():
+    with pytest.raises(NetworkError, match=r"no weights, so there is nothing to train\. Add a conv"):
+        blocks(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+
+
+def test_blocks_hold_the_networks_own_modules_and_parameters():
+    network = torch.nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 2))
+
+    first, head = blocks(network)
+
+    assert first.modules["0"] is network[0]
+    assert head.parameters()["1.weight"] is network[1].weight
+
+
+@pytest.mark.parametrize("name", names(REPOSITORY / "networks"))
+def test_every_parameter_of_a_shipped_network_is_in_one_block_or_an_auxiliary_head(name):
+    spec = load(name, REPOSITORY / "networks")
+    network = assemble(spec, CLASSES, spec.made_for.image_px if spec.made_for else 64, auxiliary=True)
+
+    parts = [block.parameters() for block in blocks(network)]
+
+    found = [key for part in parts for key in part]
+    aside = [key for key, _ in network.named_parameters() if key.startswith("auxiliary")]
+    assert len(parts) >= 4
+    assert sorted(found + aside) == sorted(key for key, _ in network.named_parameters())
+    assert [value.shape[0] for value in parts[-1].values()] == [CLASSES, CLASSES]
+
 
 RESNET = ("conv1", "layer1.0", "layer1.1", "layer2.0", "layer2.1", "fc")
 
@@ -56,14 +223,14 @@ def test_the_rate_falls_by_the_factor_with_every_block_towards_the_image(plan):
 
 
 @pytest.mark.parametrize(
-    ("transfer", "said"),
+    ("transfer", "reason"),
     [
         (
             {"freeze": 6},
-            r"freeze: 6 holds all 6 blocks of resnet, its head `fc` included.*At most 5, or `layer2.1`",
+            r"freeze: 6 freezes all 6 blocks of resnet, the head `fc` included.*At most 5, or `layer2.1`",
         ),
-        ({"freeze": 9}, r"freeze: 9 holds all 6 blocks of resnet.*At most 5"),
-        ({"freeze": "fc"}, r"freeze: fc holds all 6 blocks of resnet.*At most 5"),
+        ({"freeze": 9}, r"freeze: 9 freezes all 6 blocks of resnet.*At most 5"),
+        ({"freeze": "fc"}, r"freeze: fc freezes all 6 blocks of resnet.*At most 5"),
         ({"freeze": "layr1.1"}, r"freeze: resnet has no block `layr1.1`; did you mean `layer1.1`\?"),
         ({"freeze": "layr1.1"}, r"from image to head: conv1, layer1.0, layer1.1, layer2.0, layer2.1, fc"),
         ({"freeze": "layer"}, r"resnet has no block `layer`"),
@@ -84,15 +251,15 @@ def test_the_rate_falls_by_the_factor_with_every_block_towards_the_image(plan):
         ),
     ],
 )
-def test_a_plan_that_does_not_fit_the_network_or_the_epochs_is_refused(plan, transfer, said):
-    with pytest.raises(RequestError, match=re.compile(said, re.DOTALL)) as caught:
+def test_a_plan_that_does_not_fit_the_network_or_the_epochs_is_refused(plan, transfer, reason):
+    with pytest.raises(RequestError, match=re.compile(reason, re.DOTALL)) as caught:
         plan(**transfer)
 
     assert caught.value.exit_code == 2
 
 
 def test_a_network_of_one_block_can_freeze_none(plan):
-    with pytest.raises(RequestError, match=r"which must learn\. At most 0\.$"):
+    with pytest.raises(RequestError, match=r"which must train\. At most 0\.$"):
         plan(blocks=("dense1",), freeze=1)
     assert plan(blocks=("dense1",)).frozen(0) == (False,)
 
@@ -102,9 +269,9 @@ def test_releases_without_frozen_blocks_change_nothing(plan):
     assert plan(release=30).frozen(0) == (False,) * 6
 
 
-def test_a_plan_that_changes_nothing_is_said_in_one_line(plan):
-    said = "plan: nothing is frozen, all 6 blocks (conv1 to fc) train at the same learning rate"
-    assert plan().table([0.1] * 10) == said
+def test_a_plan_that_changes_nothing_is_one_line(plan):
+    (line,) = plan().table([0.1] * 10).splitlines()
+    assert "all 6 blocks (conv1 to fc)" in line
 
 
 def test_the_table_shows_every_block_in_every_epoch(plan):
@@ -112,13 +279,12 @@ def test_the_table_shows_every_block_in_every_epoch(plan):
         epochs=4, blocks=("conv1", "conv2", "dense1"), freeze=2, release=2, lr_factor=0.1, batch_norm="frozen"
     ).table([0.01, 0.1, 0.05, 0.002])
 
-    assert table.splitlines() == [
-        "plan: learning rate of each block at the first step of an epoch",
+    assert table.splitlines()[1:] == [
         "block          trains from       1       2       3       4",
         "conv1          never        frozen  frozen  frozen  frozen",
         "conv2          epoch 3      frozen  frozen   0.005  0.0002",
         "dense1 (head)  epoch 1        0.01     0.1    0.05   0.002",
-        "batch norms: frozen except in the head, statistics, scale and shift",
+        "batch norms: frozen except in the head (statistics, scale and shift)",
     ]
 
 
@@ -134,11 +300,11 @@ def test_the_table_shows_every_block_in_every_epoch(plan):
 def test_a_long_training_is_shown_by_its_ends_its_changes_and_some_epochs_between(plan, epochs, transfer):
     lines = plan(epochs=epochs, freeze=3, **transfer).table([0.1] * epochs).splitlines()
 
-    without_credentials = [int(word) for word in lines[1].split()[3:]]
+    shown = [int(word) for word in lines[1].split()[3:]]
     changes = [int(line.split("epoch ")[1].split()[0]) for line in lines[2:] if "epoch " in line]
-    assert len(without_credentials) == COLUMNS
-    assert without_credentials == sorted(set(without_credentials))
-    assert {1, epochs, *changes} <= set(without_credentials)
+    assert len(shown) == COLUMNS
+    assert shown == sorted(set(shown))
+    assert {1, epochs, *changes} <= set(shown)
     assert max(len(line) for line in lines) < 110
 
 
@@ -158,3 +324,153 @@ def test_more_changes_than_columns_are_still_each_named_with_their_epoch(plan):
 def test_any_reason_to_look_makes_a_table(plan, freeze):
     for transfer in ({"freeze": freeze}, {"lr_factor": 0.9}, {"batch_norm": "frozen"}):
         assert len(plan(**transfer).table([0.1] * 10).splitlines()) >= 8
+
+
+class Nudge(pl.Callback):
+    """Change a tensor a little, once, in an epoch."""
+
+    def __init__(self, name, epoch=0):
+        self.name, self.epoch = name, epoch
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == (self.epoch, 0):
+            tensor = pl_module.model.network.state_dict()[self.name]
+            tensor.add_(1e-6 if tensor.is_floating_point() else 1)
+
+
+class StopAfter(pl.Callback):
+    """Let a training end with an epoch."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        trainer.should_stop = trainer.current_epoch == self.epoch
+
+
+class FollowImages(pl.Callback):
+    """Let one norm's statistics follow the images, as a network that switches its own modes would."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        pl_module.model.network.norm2.train()
+
+
+@pytest.fixture
+def transfer(dataset, stack, params, out, starting):
+    """Train `stack` from starting weights for three epochs; keywords are those of `train.transfer`."""
+
+    def run(*callbacks, epochs=3, **plan):
+        chosen = params(epochs=epochs, transfer=plan)
+        return fit(dataset, stack, chosen, 1, out, callbacks=callbacks, starting=starting(stack))
+
+    return run
+
+
+def reported(capsys):
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("frozen:")]
+
+
+@pytest.mark.parametrize(
+    ("plan", "count"),
+    [
+        ({"freeze": 1}, 4),  # conv1 and norm1, weight and bias each
+        ({"freeze": 2, "release": 1}, 8),
+        ({"batch_norm": "frozen"}, 15),  # three norms of five tensors
+        ({"freeze": 3, "release": 2, "batch_norm": "frozen"}, 21),  # and three convolutions
+    ],
+)
+def test_frozen_tensors_are_reported_as_unchanged(transfer, capsys, plan, count):
+    transfer(**plan)
+
+    (line,) = reported(capsys)
+    assert re.fullmatch(rf"frozen: {count} tensors unchanged while frozen \(sha256 [0-9a-f]{{12}}\)", line)
+
+
+def test_without_frozen_tensors_nothing_is_reported(transfer, capsys):
+    transfer(lr_factor=0.5)
+
+    assert reported(capsys) == []
+
+
+def test_a_frozen_weight_that_changed_fails_the_training_by_name(transfer, out):
+    with pytest.raises(TrainingError, match=r"^1 frozen tensors changed: residual1\.body\.conv1\.weight\."):
+        transfer(Nudge("residual1.body.conv1.weight", epoch=2), freeze=2)
+    assert not (out / "weights.pt").exists()
+
+
+def test_a_weight_that_changed_before_its_release_is_found_at_the_release(transfer):
+    seen = []
+
+    class Count(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            seen.append(trainer.current_epoch)
+
+    with pytest.raises(TrainingError, match=r"changed: norm1\.weight\."):
+        transfer(Nudge("norm1.weight"), Count(), freeze=1, release=1)
+    assert seen == [0]
+
+
+def test_a_weight_may_change_once_it_is_released(transfer, capsys):
+    transfer(Nudge("norm1.weight", epoch=1), freeze=1, release=1)
+
+    assert reported(capsys)[0].startswith("frozen: 4 tensors")
+
+
+def test_frozen_statistics_that_followed_the_images_fail_the_training_by_name(transfer):
+    names = ["norm2.num_batches_tracked", "norm2.running_mean", "norm2.running_var"]
+    with pytest.raises(
+        TrainingError, match=rf"^3 frozen tensors changed: {', '.join(names)}\..*batch_norm to adapt"
+    ):
+        transfer(FollowImages(), epochs=1, batch_norm="frozen")
+
+
+@pytest.mark.parametrize("name", ["running_mean", "running_var", "num_batches_tracked", "weight"])
+def test_every_part_of_a_frozen_norm_is_watched_also_in_a_released_block(transfer, name):
+    with pytest.raises(TrainingError, match=rf"^1 frozen tensors changed: norm1\.{name}\."):
+        transfer(Nudge(f"norm1.{name}", epoch=2), freeze=1, release=1, batch_norm="frozen")
+
+
+def test_with_adapt_statistics_may_follow_the_images(transfer, capsys):
+    transfer(FollowImages(), freeze=3)
+
+    assert reported(capsys)[0].startswith("frozen: 12 tensors")
+
+
+def test_a_resumed_run_checks_what_the_checkpoint_brought(stack, params, classifier, train, tmp_path, capsys):
+    chosen = params(epochs=3, transfer={"freeze": 2, "release": 1})
+    keeper = ModelCheckpoint(dirpath=tmp_path, filename="last", enable_version_counter=False)
+    train(classifier(stack, chosen), StopAfter(0), keeper)
+
+    other = classifier(stack, chosen, seed=2)
+    before = other.model.network.conv1.weight.clone()
+    train(other, FrozenLayersCheck(other.model.network, other.frozen), resume=tmp_path / "last.ckpt")
+
+    assert not torch.equal(other.model.network.conv1.weight, before)
+    assert reported(capsys)[0].startswith("frozen: 4 tensors")  # the other block was released before
+    another = classifier(stack, chosen, seed=2)
+    with pytest.raises(TrainingError, match=r"changed: conv1\.weight\."):
+        train(
+            another,
+            FrozenLayersCheck(another.model.network, another.frozen),
+            Nudge("conv1.weight", epoch=1),
+            resume=tmp_path / "last.ckpt",
+        )
+
+
+def test_the_same_weights_have_the_same_hash_and_others_another(transfer, capsys):
+    lines = []
+    for plan in ({"freeze": 1}, {"freeze": 1, "lr_factor": 0.1}, {"freeze": 2}):
+        transfer(**plan, epochs=1)
+        lines += reported(capsys)
+
+    assert lines[0] == lines[1] != lines[2]
+
+
+def test_a_hash_depends_on_the_values_and_not_on_their_order_in_memory():
+    values = torch.arange(48, dtype=torch.float32).reshape(2, 3, 2, 4)
+
+    assert sha256(values) == sha256(values.contiguous(memory_format=torch.channels_last))
+    assert sha256(values) != sha256(values + 1)
+    assert sha256(values) != sha256(torch.where(values == 47, 47.00001, values))
+    assert sha256(torch.tensor(3)) != sha256(torch.tensor(4))
+    assert len(sha256(values.bfloat16())) == 64

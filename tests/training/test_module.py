@@ -6,9 +6,9 @@ from torch.nn.functional import cross_entropy
 
 from convoy.models.spec import Spec
 from convoy.models.trained import ModelFacts
-from convoy.training.data import Batch, Batcher
+from convoy.training.data import Batch, DataModule
 from convoy.training.fit import fit
-from convoy.training.optim import rate
+from convoy.training.optim import lr_schedule
 
 STACK = ["conv1", "residual1", "conv2", "dense1"]
 
@@ -171,10 +171,10 @@ def test_each_block_learns_at_its_share_of_the_schedule(stack, params, classifie
 
     train(made, look)
 
-    share = rate("one_cycle", 0.2, 6)
+    factor = lr_schedule("one_cycle", 0.2, 6)
     assert len(look.steps) == 6
     for number, step in enumerate(look.steps):
-        head = pytest.approx(0.2 * share(number))
+        head = pytest.approx(0.2 * factor(number))
         assert step["rates"]["dense1.weight"] == step["rates"]["dense1.bias"] == head
         assert step["rates"]["norm2.weight"] * 2 == step["rates"]["conv2.weight"] * 2 == head
         assert step["rates"]["residual1.body.norm1.bias"] * 4 == head
@@ -272,7 +272,7 @@ def test_auxiliary_heads_add_their_smoothed_losses_by_weight(dataset, params, cl
     made = classifier(aside, params(label_smoothing=0.2))
     logged = {}
     made.log = lambda name, value, **_: logged.update({name: value})
-    batch = next(iter(Batcher(dataset, params(), 1).val_dataloader()))
+    batch = next(iter(DataModule(dataset, params(), 1).val_dataloader()))
 
     loss = made.training_step(batch, 0)
 
@@ -284,6 +284,23 @@ def test_auxiliary_heads_add_their_smoothed_losses_by_weight(dataset, params, cl
     torch.testing.assert_close(loss, of[0] + 0.3 * of[1] + 0.5 * of[2])
     right = (answer.logits.argmax(1) == batch.labels).float().mean()
     assert float(logged["train/accuracy"].compute()) == pytest.approx(float(right))
+
+
+def test_the_training_loss_weighs_each_image_alike(dataset, stack, params, classifier):
+    made = classifier(stack, params())
+    torch.nn.init.constant_(made.model.network.dense1.bias[:1], 5.0)  # certain of the first class
+    logged = {}
+    made.log = lambda name, value, **_: logged.update({name: value})
+    pixels_u8 = torch.from_numpy(dataset.images("val").copy()).permute(0, 3, 1, 2)
+    labels = torch.from_numpy(dataset.labels("val").copy())
+
+    first, others = (
+        made.training_step(Batch(pixels_u8[rows], labels[rows], 0), 0).item()
+        for rows in (labels == 0, labels > 0)
+    )
+
+    assert others > 2 * first
+    assert float(logged["train/loss"].compute()) == pytest.approx((4 * first + 8 * others) / 12)
 
 
 def test_auxiliary_heads_train_at_the_heads_rate_however_much_is_frozen(params, classifier, train, aside):

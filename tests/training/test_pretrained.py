@@ -1,6 +1,9 @@
-"""Weights that were pinned, read and grafted: what a training starts from, tensor by tensor."""
+"""Starting weights: files as others write them, tensor by tensor onto a network, and pinned ones."""
 
+import argparse
 import json
+import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,14 +13,218 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from convoy.core import files
 from convoy.core.errors import NetworkError, RequestError
 from convoy.models import torchvision
 from convoy.models.build import build
 from convoy.models.spec import Spec
 from convoy.models.trained import NormalizedModel
-from convoy.training.pretrained import Starting, graft, read
+from convoy.training import pretrained
+from convoy.training.pretrained import MisfitError, StartingWeights, WeightFacts, graft, pair, read_file
 from convoy.training.weight_pins import Pin
+
+TENSORS = {"conv1.weight": torch.arange(6.0).view(2, 3), "conv1.bias": torch.ones(2)}
+FACTS = {"classes": ["a"], "mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 1.0]}
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    def save(content: object, **how: Any) -> Path:
+        torch.save(content, tmp_path / "w.pth", **how)
+        return tmp_path / "w.pth"
+
+    return save
+
+
+def prefixed(*prefixes: str) -> dict[str, torch.Tensor]:
+    return {f"{prefix}{name}": tensor for prefix in prefixes for name, tensor in TENSORS.items()}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        TENSORS,
+        {"state_dict": TENSORS, "epoch": 3, "optimizer": {"lr": 0.1}},
+        {"model": TENSORS, "epoch": 3},
+        {"model_state_dict": TENSORS},
+        prefixed("module."),
+        {"state_dict": prefixed("model.network.")},
+        {"state_dict": prefixed("model._orig_mod.")},
+        {"state_dict": prefixed("_orig_mod.module.")},
+        TENSORS | {"epoch": 3},
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_tensors_are_found_wherever_checkpoints_keep_them(
+    write: Callable[..., Path], content: object, *, zipped: bool
+) -> None:
+    tensors, facts = read_file(write(content, _use_new_zipfile_serialization=zipped))
+    assert list(tensors) == list(TENSORS)
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in TENSORS.items())
+    assert facts is None
+
+
+def test_a_checkpoint_of_convoys_brings_its_facts_and_only_its_network(write: Callable[..., Path]) -> None:
+    state = prefixed("model.network.") | {"val_accuracy.tp": torch.zeros(1)}
+    tensors, facts = read_file(write({"state_dict": state, "convoy": json.dumps(FACTS | {"fit": "crop"})}))
+    assert list(tensors) == list(TENSORS)
+    assert facts == WeightFacts(**FACTS)
+
+
+def test_names_that_only_some_tensors_begin_with_are_kept(write: Callable[..., Path]) -> None:
+    mixed = {"model.weight": torch.zeros(1), "head.weight": torch.zeros(1)}
+    assert list(read_file(write(mixed))[0]) == list(mixed)
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("exploded",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [(Bomb(), r"posix\.mkdir"), ({"hyper": argparse.Namespace()}, r"argparse\.Namespace")],
+)
+def test_pickled_code_is_refused_by_name_and_never_runs(
+    write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, content: object, named: str, *, zipped: bool
+) -> None:
+    path = write({"conv1.weight": torch.zeros(1), "x": content}, _use_new_zipfile_serialization=zipped)
+    monkeypatch.chdir(path.parent)
+    with pytest.raises(
+        NetworkError,
+        match=rf"w\.pth holds pickled code \({named}\).*torch\.save\(network\.state_dict",
+    ):
+        read_file(path)
+    assert not (path.parent / "exploded").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_plain_pickle_is_refused_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "w.pkl"
+    path.write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(NetworkError, match=r"w\.pkl holds a pickle of more than tensors.*weights_only"):
+        read_file(path)
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("content", [b"<html>404</html>", bytes(range(1, 200))])
+def test_a_file_that_is_not_one_of_weights_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "w.pth"
+    path.write_bytes(content)
+    with pytest.raises(NetworkError, match=r"w\.pth is not a file of weights"):
+        read_file(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("share", [0, 0.5, 0.99])
+def test_a_truncated_file_is_refused(write: Callable[..., Path], share: float, *, zipped: bool) -> None:
+    path = write({"w": torch.zeros(5000)}, _use_new_zipfile_serialization=zipped)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(
+        NetworkError,
+        match=r"w\.pth is damaged .*: .+\n.*convoy weights use SOURCE",
+    ):
+        read_file(path)
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NetworkError, match=r"is damaged .*Is a directory"):
+        read_file(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"epoch": 3, "state_dict": {}}, r"holds no tensors \(its keys: epoch, state_dict\)"),
+        ({}, r"holds no tensors \(its keys: none\)"),
+        ({str(n): n for n in range(9)}, r"its keys: 0, 1, 2, 3, 4, …\)"),
+        (torch.zeros(3), r"holds a Tensor, not tensors by name"),
+    ],
+)
+def test_a_file_without_tensors_by_name_is_refused(
+    write: Callable[..., Path], content: object, reason: str
+) -> None:
+    with pytest.raises(NetworkError, match=reason + r".*torch\.save\(network\.state_dict"):
+        read_file(write(content))
+
+
+@pytest.mark.parametrize("text", ["{", '{"classes": ["a"]}'])
+def test_facts_that_cannot_be_read_are_refused(write: Callable[..., Path], text: str) -> None:
+    with pytest.raises(NetworkError, match=r"w\.pth does not hold classes, mean and std"):
+        read_file(write({"state_dict": TENSORS, "convoy": text}))
+
+
+def zeros(**shapes: tuple[int, ...]) -> dict[str, Tensor]:
+    return {name.replace("__", "."): torch.zeros(shape) for name, shape in shapes.items()}
+
+
+def test_names_win_over_order() -> None:
+    own = zeros(a__weight=(2, 2), b__weight=(2, 2))
+    given = zeros(b__weight=(2, 2), a__weight=(2, 2))
+    assert pair(own, given, []) == {"a.weight": "a.weight", "b.weight": "b.weight"}
+
+
+def test_other_names_are_paired_in_order() -> None:
+    own = zeros(a__weight=(2, 3), a__bias=(2,))
+    given = zeros(features__0__weight=(2, 3), features__0__bias=(2,))
+    assert pair(own, given, []) == {"a.weight": "features.0.weight", "a.bias": "features.0.bias"}
+
+
+def test_kinds_must_agree_even_where_shapes_do() -> None:
+    own = zeros(norm__weight=(4,), norm__bias=(4,))
+    with pytest.raises(MisfitError, match=r"^tensor 1 is bn\.bias 4$") as caught:
+        pair(own, zeros(bn__bias=(4,), bn__weight=(4,)), [])
+    assert caught.value.expected == "norm.weight 4"
+
+
+def test_the_first_shape_that_differs_is_named() -> None:
+    own = zeros(conv1__weight=(64, 3, 7, 7))
+    with pytest.raises(MisfitError, match=r"^tensor 1 is features\.0\.weight 64×3×3×3$") as caught:
+        pair(own, zeros(features__0__weight=(64, 3, 3, 3)), [])
+    assert caught.value.expected == "conv1.weight 64×3×7×7"
+
+
+def test_missing_and_surplus_tensors_are_misfits() -> None:
+    with pytest.raises(MisfitError, match=r"^tensor 2 is missing$") as caught:
+        pair(zeros(a__weight=(1,), b__weight=(1,)), zeros(x__weight=(1,)), [])
+    assert caught.value.expected == "b.weight 1"
+    with pytest.raises(MisfitError, match=r"^tensor 2 is y\.weight 1$") as caught:
+        pair(zeros(a__weight=(1,)), zeros(a__weight=(1,), y__weight=(1,)), [])
+    assert caught.value.expected == "nothing more"
+
+
+def test_the_width_of_a_head_may_differ_and_nothing_else_of_it() -> None:
+    own = zeros(a__weight=(4, 3), fc__weight=(10, 4), fc__bias=(10,))
+    given = zeros(x__weight=(4, 3), y__weight=(7, 4), y__bias=(7,))
+    pairs = pair(own, given, ["fc.weight", "fc.bias"])
+    assert pairs == {"a.weight": "x.weight", "fc.weight": "y.weight", "fc.bias": "y.bias"}
+    with pytest.raises(MisfitError, match=r"y\.weight 7×5"):
+        pair(own, given | {"y.weight": torch.zeros(7, 5)}, ["fc.weight", "fc.bias"])
+
+
+def test_the_counters_of_batch_norms_come_along_where_a_file_has_them() -> None:
+    own = zeros(n__running_mean=(3,), n__num_batches_tracked=())
+    old = zeros(bn__running_mean=(3,))
+    new = zeros(bn__running_mean=(3,), bn__num_batches_tracked=())
+    assert pair(own, old, []) == {"n.running_mean": "bn.running_mean"}
+    assert pair(own, new, [])["n.num_batches_tracked"] == "bn.num_batches_tracked"
+
+
+@pytest.mark.parametrize(
+    "name", ["aux1.conv.weight", "aux.fc.bias", "AuxLogits.fc.weight", "auxiliary2.dense1.bias"]
+)
+def test_auxiliary_heads_are_recognised_by_their_names(name: str) -> None:
+    assert pretrained.AUXILIARY.match(name)
+
+
+def test_a_layer_that_is_only_named_like_an_auxiliary_head_is_copied() -> None:
+    network = nn.Sequential()
+    network.aux = nn.Linear(3, 3)
+    network.auxiliary_like = nn.Linear(3, 7)
+    grafted = graft(network, starting(network, LETTERS), LETTERS)
+    assert grafted.copied == ("aux.weight", "aux.bias", "auxiliary_like.weight", "auxiliary_like.bias")
+
 
 PX = 16
 LETTERS = list("abcdefg")
@@ -55,8 +262,8 @@ class Theirs(nn.Module):
         return self.fc(self.body(self.stem(images)))
 
 
-def starting(network: nn.Module, classes: list[str] | None = None, spec: Spec = SPEC) -> Starting:
-    return Starting(
+def starting(network: nn.Module, classes: list[str] | None = None, spec: Spec = SPEC) -> StartingWeights:
+    return StartingWeights(
         source="imagenet",
         resolved="imagenet",
         file=Path("weights/x.pth"),
@@ -68,7 +275,7 @@ def starting(network: nn.Module, classes: list[str] | None = None, spec: Spec = 
     )
 
 
-def test_another_authors_tensors_give_that_authors_logits() -> None:
+def test_tensors_of_another_implementation_give_its_logits() -> None:
     theirs = Theirs().eval()
     ours = build(SPEC, 7, PX).eval()
     images = torch.randn(3, 3, PX, PX)
@@ -76,10 +283,9 @@ def test_another_authors_tensors_give_that_authors_logits() -> None:
     grafted = graft(ours, starting(theirs, LETTERS), LETTERS)
     assert torch.equal(ours(images), theirs(images))
     assert grafted.reinitialised == ()
-    assert grafted.lines() == [
-        "taken from imagenet: 10 tensors; the head is kept: the same 7 classes",
-        "ignored: aux1.2.weight, aux1.2.bias",
-    ]
+    first, ignored = grafted.lines()
+    assert "imagenet: 10 tensors copied; head kept: the same 7 classes" in first
+    assert ignored == "ignored: aux1.2.weight, aux1.2.bias"
 
 
 def test_auxiliary_heads_come_along_to_a_network_that_has_them() -> None:
@@ -90,7 +296,7 @@ def test_auxiliary_heads_come_along_to_a_network_that_has_them() -> None:
     assert grafted.ignored == ()
     ours = build(SPEC, 7, PX, auxiliary=True).eval()
     again = graft(ours, starting(build(SPEC, 7, PX, auxiliary=True), LETTERS), LETTERS)
-    assert again.taken == grafted.taken
+    assert again.copied == grafted.copied
     assert again.reinitialised == ()
 
 
@@ -115,24 +321,24 @@ def test_files_without_the_counters_of_batch_norms_are_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    ("known", "wanted", "kept", "why"),
+    ("known", "classes", "kept", "reason"),
     [
         (LETTERS, LETTERS, True, "kept: the same 7 classes"),
-        (None, list("tuvwxyz"), True, "kept: it has 7 classes too, whose names are not known"),
+        (None, list("tuvwxyz"), True, "kept: it also has 7 classes, with unknown names"),
         (None, ["cat", "dog"], False, "new: 2 classes instead of 7"),
         (LETTERS, ["a", "b"], False, "new: 2 classes instead of 7"),
         (LETTERS, list("abcdegf"), False, "new: other classes, such as g instead of f"),
     ],
 )
-def test_the_head_is_replaced_when_the_classes_differ(
-    known: list[str] | None, wanted: list[str], *, kept: bool, why: str
+def test_the_head_starts_fresh_when_the_classes_differ(
+    known: list[str] | None, classes: list[str], *, kept: bool, reason: str
 ) -> None:
     theirs = Theirs()
-    ours = build(SPEC, len(wanted), PX, auxiliary=True)
+    ours = build(SPEC, len(classes), PX, auxiliary=True)
     fresh = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
-    grafted = graft(ours, starting(theirs, known), wanted)
+    grafted = graft(ours, starting(theirs, known), classes)
     heads = ("auxiliary1.dense1.weight", "auxiliary1.dense1.bias", "dense1.weight", "dense1.bias")
-    assert grafted.head == why
+    assert grafted.head == reason
     assert set(grafted.reinitialised) == (set() if kept else set(heads))
     assert grafted.ignored == ()
     for name in heads:
@@ -150,12 +356,12 @@ def test_a_file_of_another_architecture_is_refused_and_changes_nothing() -> None
     with pytest.raises(
         NetworkError,
         match=r"weights/x\.pth holds another architecture: tensor 1 is features\.0\.weight 64×3×3×3, "
-        r"resnet18 wants conv1\.weight 64×3×7×7\. Set network\.name to the network whose weights these are",
+        r"resnet18 needs conv1\.weight 64×3×7×7\. Set network\.name",
     ):
         graft(ours, wrong, LETTERS)
     # A deeper one of the same family has every name and shape of this one, and more.
     with pytest.raises(
-        NetworkError, match=r"tensor 26 is layer1\.2\.conv1\.weight 64×64×3×3, resnet18 wants layer2"
+        NetworkError, match=r"tensor 26 is layer1\.2\.conv1\.weight 64×64×3×3, resnet18 needs layer2"
     ):
         graft(ours, deeper, LETTERS)
     assert all(torch.equal(tensor, before[name]) for name, tensor in ours.state_dict().items())
@@ -169,13 +375,17 @@ def test_torchvisions_own_networks_are_matched_by_name() -> None:
     names = sorted(shuffled.tensors)
     shuffled.tensors.update({name: shuffled.tensors.pop(name) for name in names})
     grafted = graft(ours, shuffled, list("abcdefghij"))
-    assert len(grafted.taken) == 120
+    assert len(grafted.copied) == 120
     assert torch.equal(ours.layer4[1].bn2.weight, theirs.layer4[1].bn2.weight)
     assert torch.equal(ours.layer1[0].conv1.weight, theirs.layer1[0].conv1.weight)
-    assert grafted.lines() == [
-        "taken from imagenet: 120 tensors; the head is new: 10 classes instead of 1000",
-        "reinitialised: fc.weight, fc.bias",
-    ]
+    assert grafted.head == "new: 10 classes instead of 1000"
+    assert grafted.lines()[1:] == ["reinitialised: fc.weight, fc.bias"]
+
+
+def test_many_names_are_counted_by_unit() -> None:
+    names = tuple(f"aux{n}.fc.{k}" for n in (1, 2) for k in "abcd")
+    lines = pretrained.Grafted("x", (), names, ("fc.weight", "fc.bias"), "new").lines()
+    assert lines[1:] == ["reinitialised: 8 tensors in aux1, aux2", "ignored: fc.weight, fc.bias"]
 
 
 def first_input(network: nn.Module, images: Tensor) -> Tensor:
@@ -219,8 +429,8 @@ def test_published_weights_say_where_they_are_and_what_goes_with_them() -> None:
     )
     with pytest.raises(
         NetworkError,
-        match=r"has no weights `ResNet18_Weights\.V9` for resnet18; did you mean `ResNet18_Weights\.IMAGENET1K_V1`\?"
-        " Pin those it has: convoy weights use imagenet",
+        match=r"`ResNet18_Weights\.V9` for resnet18; did you mean `ResNet18_Weights\.IMAGENET1K_V1`\?.*"
+        "convoy weights use imagenet",
     ):
         torchvision.pretrained("resnet18", "ResNet18_Weights.V9")
     with pytest.raises(
@@ -230,129 +440,33 @@ def test_published_weights_say_where_they_are_and_what_goes_with_them() -> None:
         torchvision.pretrained("resnet19")
 
 
-@pytest.fixture
-def pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pin]:
-    """Pin tensors in `weights/` of an empty folder, which becomes the current one."""
-    monkeypatch.chdir(tmp_path)
-
-    def pin(asked: str, network: nn.Module, facts: dict[str, Any] | None = None, **more: str) -> Pin:
-        file = tmp_path / "weights" / "x" / "weights.pt"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(network.state_dict(), file)
-        if facts:
-            files.write_json(file.parent / "model.json", facts)
-            more["facts_sha256"] = files.sha256(file.parent / "model.json")
-        made = Pin(
-            asked=asked,
-            **{"resolved": asked, "fetched": asked, "file": "x/weights.pt", "sha256": files.sha256(file)}
-            | more,
-        )
-        files.write_json(tmp_path / "weights" / "x.json", made.model_dump())
-        return made
-
-    return pin
-
-
 def test_none_starts_from_nothing(tmp_path: Path) -> None:
-    assert read("none", SPEC, tmp_path / "weights") is None
+    assert pretrained.load("none", SPEC, tmp_path / "weights") is None
 
 
 def test_a_models_folder_brings_its_mean_std_and_classes(pinned: Callable[..., Pin]) -> None:
     theirs = Theirs()
-    pin = pinned(
-        "models:/convoy@champion",
-        theirs,
-        {"classes": LETTERS, "mean": [0.1] * 3, "std": [0.2] * 3, "fit": "crop"},
-    )
-    found = read("models:/convoy@champion", SPEC)
-    assert found is not None
-    assert (found.mean, found.std, found.classes) == ([0.1] * 3, [0.2] * 3, LETTERS)
-    assert list(found.tensors) == list(theirs.state_dict())
-    assert found.network == "mine"
-    assert found.sha256 == pin.sha256
+    facts = {"classes": LETTERS, "mean": [0.1] * 3, "std": [0.2] * 3, "fit": "crop"}
+    pin = pinned("models:/convoy@champion", theirs, facts)
+    loaded = pretrained.load("models:/convoy@champion", SPEC)
+    assert loaded is not None
+    assert (loaded.mean, loaded.std, loaded.classes) == ([0.1] * 3, [0.2] * 3, LETTERS)
+    assert list(loaded.tensors) == list(theirs.state_dict())
+    assert (loaded.network, loaded.sha256) == ("mine", pin.weights_sha256)
 
 
-def test_a_bare_file_says_nothing_of_its_input(pinned: Callable[..., Pin]) -> None:
+def test_a_bare_file_brings_nothing_about_its_input(pinned: Callable[..., Pin]) -> None:
     pinned("other/w.pth", Theirs())
-    found = read("./other/../other/w.pth", SPEC)
-    assert found is not None
-    assert (found.mean, found.std, found.classes) == (None, None, None)
+    loaded = pretrained.load("./other/../other/w.pth", SPEC)
+    assert loaded is not None
+    assert (loaded.mean, loaded.std, loaded.classes) == (None, None, None)
 
 
 def test_imagenet_brings_torchvisions_mean_std_and_classes(pinned: Callable[..., Pin]) -> None:
     label = "EfficientNet_V2_L_Weights.IMAGENET1K_V1"
     pinned("imagenet", Theirs(), resolved=label, torchvision="efficientnet_v2_l")
-    found = read("imagenet", Spec(name="big", torchvision="efficientnet_v2_l"))
-    assert found is not None
-    assert (found.mean, found.std) == ([0.5] * 3, [0.5] * 3)
-    assert found.classes is not None
-    assert found.classes[0] == "tench"
-
-
-def test_weights_that_nobody_pinned_are_refused_with_the_command_that_does(
-    pinned: Callable[..., Pin],
-) -> None:
-    pinned("imagenet", Theirs(), torchvision="vgg16")
-    with pytest.raises(
-        NetworkError,
-        match=r"network\.weights is `imagenet`, but weights/ has no pin of it for resnet18 \(pinned: imagenet "
-        r"\(vgg16\)\)\. Type: convoy weights use imagenet --network mine$",
-    ):
-        read("imagenet", SPEC.model_copy(update={"twin": "resnet18"}))
-    with pytest.raises(
-        NetworkError, match=r"no pin of it \(pinned: .*\)\. Type: convoy weights use runs:/12$"
-    ):
-        read("runs:/12", SPEC)
-    Path("weights/x.json").unlink()
-    with pytest.raises(NetworkError, match=r"\(pinned: nothing\)"):
-        read("runs:/12", SPEC)
-
-
-def test_imagenet_for_a_network_that_torchvision_does_not_have_is_refused(
-    repository: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(repository)
-    with pytest.raises(
-        RequestError,
-        match=r"torchvision has no network of mine's structure.*There are for: .*\bresnet18\b.*, and for any file in "
-        r"networks/ with the one line `torchvision: NAME`\. Set network\.name to one of them, or network\.weights to none",
-    ):
-        read("imagenet", SPEC)
-
-
-def test_a_file_that_is_not_here_is_refused_with_what_fetches_it(pinned: Callable[..., Pin]) -> None:
-    pinned("other/w.pth", Theirs())
-    Path("weights/x/weights.pt").unlink()
-    with pytest.raises(
-        NetworkError,
-        match=r"x/weights\.pt, pinned as other/w\.pth, is not here\. `dvc repro` .* `dvc pull -R weights`",
-    ):
-        read("other/w.pth", SPEC)
-
-
-@pytest.mark.parametrize("file", ["weights.pt", "model.json"])
-def test_a_file_that_changed_since_it_was_pinned_is_refused(pinned: Callable[..., Pin], file: str) -> None:
-    facts = {"classes": LETTERS, "mean": [0.1] * 3, "std": [0.2] * 3}
-    pin = pinned("./other", Theirs(), facts)
-    was = pin.sha256 if file == "weights.pt" else pin.facts_sha256
-    path = Path("weights/x") / file
-    path.write_bytes(path.read_bytes() + b" ")
-    now = files.sha256(path)
-    with pytest.raises(
-        NetworkError,
-        match=rf"weights/x/{file} is not what was pinned as \./other: its sha256 was {str(was)[:16]}…, now it is "
-        rf"{now[:16]}…\. If the change is wanted: convoy weights use \./other",
-    ):
-        read("./other", SPEC)
-
-
-def test_a_pin_that_is_none_is_refused(pinned: Callable[..., Pin]) -> None:
-    pinned("./other", Theirs())
-    Path("weights/a.json").write_text(json.dumps({"asked": "imagenet"}))
-    with pytest.raises(
-        NetworkError, match=r"weights/a\.json is no pin that this version reads(.|\n)*git checkout weights/a"
-    ):
-        read("./other", SPEC)
-    Path("weights/a.json").write_text("<<<<<<< HEAD")
-    with pytest.raises(NetworkError, match=r"weights/a\.json is no pin that this version reads"):
-        read("./other", SPEC)
+    loaded = pretrained.load("imagenet", Spec(name="big", torchvision="efficientnet_v2_l"))
+    assert loaded is not None
+    assert (loaded.mean, loaded.std) == ([0.5] * 3, [0.5] * 3)
+    assert loaded.classes is not None
+    assert loaded.classes[0] == "tench"

@@ -22,8 +22,8 @@ from convoy.explain.position_verdict import CNN, DENSE, Pair, Verdict
 from convoy.models.build import build
 from convoy.models.spec import Spec
 from convoy.models.trained import NormalizedModel
-from convoy.training.augment import augment
-from convoy.training.optim import rate
+from convoy.training.data import augment
+from convoy.training.optim import lr_schedule
 
 LARGEST_PX = 12
 """Side that larger images are shrunk to, so that twelve trainings take seconds."""
@@ -186,7 +186,7 @@ def train(spec: Spec, sheets: Sheets, seed: int, *, shuffled: bool) -> float:
     random = np.random.default_rng(seed)
     batches = -(-len(sheets.learnt_labels) // BATCH)
     optimizer = AdamW(model.parameters(), lr=LR)
-    schedule = LambdaLR(optimizer, rate("one_cycle", WARMUP, EPOCHS * batches))
+    schedule = LambdaLR(optimizer, lr_schedule("one_cycle", WARMUP, EPOCHS * batches))
     for _ in range(EPOCHS):
         for rows in np.array_split(random.permutation(len(sheets.learnt_labels)), batches):
             # Shifted before it is shuffled: the image moves, the shuffle of places stays one and the same.

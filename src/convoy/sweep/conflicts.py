@@ -8,8 +8,7 @@ from convoy.core.errors import NetworkError, RequestError
 from convoy.models.spec import Spec
 from convoy.sweep.request import Request
 from convoy.sweep.space import describe
-from convoy.training import sources
-from convoy.training.freezing import Plan, refuse_to_freeze
+from convoy.training import weight_pins
 from convoy.training.settings import TrainParams, TransferParams
 
 DECIDING = ("network.", "train.transfer.", "train.epochs")
@@ -36,7 +35,7 @@ def check(request: Request, classes: int, image_px: int) -> None:
             continue
         spec = Spec.model_validate(request.specs[chosen.name])
         try:
-            _check_plan(spec, train, classes, image_px, weights=chosen.weights != sources.NONE)
+            _check_plan(spec, train, classes, image_px, weights=chosen.weights != weight_pins.NONE)
         except NetworkError:  # it does not take these images, which fails the trial alone
             continue
         except RequestError as error:
@@ -66,10 +65,10 @@ def _check_plan(spec: Spec, train: TrainParams, classes: int, image_px: int, *, 
     import torch  # noqa: PLC0415 (torch, as said)
 
     from convoy.models import trained  # noqa: PLC0415 (torch, as said)
-    from convoy.training.blocks import blocks  # noqa: PLC0415 (torch, as said)
+    from convoy.training.freezing import Plan, blocks, refuse_without_weights  # noqa: PLC0415 (torch, as said)
 
     if not weights:
-        refuse_to_freeze(train.transfer)
+        refuse_without_weights(train.transfer)
     facts = trained.ModelFacts(
         network=spec.name,
         spec=spec,

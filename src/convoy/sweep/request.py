@@ -12,10 +12,9 @@ from convoy.core.dataset import Dataset
 from convoy.models import spec
 from convoy.sweep.settings import SweepParams
 from convoy.sweep.space import SECTIONS, Dimension, dimensions
-from convoy.training import sources
-from convoy.training.inputs import code as training_code
-from convoy.training.network_settings import NetworkParams
-from convoy.training.settings import TrainParams
+from convoy.training import weight_pins
+from convoy.training.checkpoints import training_code
+from convoy.training.settings import NetworkParams, TrainParams
 
 DATASET = Path("build/dataset")
 TRIAL = Path(__file__).with_name("trial.py")
@@ -126,13 +125,10 @@ def _fixed(space: tuple[Dimension, ...], content: Mapping[str, Any]) -> dict[str
 
 def _weights(space: tuple[Dimension, ...], content: Mapping[str, Any]) -> dict[str, str]:
     """Name the bytes of all starting weights that a trial may begin with."""
-    asked = [one for one in _options("network.weights", space, content) if one != sources.NONE]
+    asked = [one for one in _options("network.weights", space, content) if one != weight_pins.NONE]
     if not asked:
         return {}
-    from convoy.training import weight_pins  # noqa: PLC0415 (imports torch)
-
     pairs = itertools.product(asked, _options("network.name", space, content))
     return {
-        f"{source} {name}": weight_pins.find(source, spec.load(name), weight_pins.FOLDER).sha256
-        for source, name in pairs
+        f"{source} {name}": weight_pins.find(source, spec.load(name)).weights_sha256 for source, name in pairs
     }

@@ -16,8 +16,7 @@ from optuna.distributions import (
 from convoy.core import params, yaml
 from convoy.core.errors import RequestError
 from convoy.sweep.settings import Range, SweepParams
-from convoy.training.network_settings import NetworkParams
-from convoy.training.settings import TrainParams
+from convoy.training.settings import NetworkParams, TrainParams
 
 SECTIONS: dict[str, type[params.Section]] = {"network": NetworkParams, "train": TrainParams}
 """The sections of params.yaml that decide a training, besides `seed`."""

@@ -120,7 +120,7 @@ def _train(study: Study, trial: Trial, values: Mapping[str, Any], dataset: Datas
     began = time.monotonic()
     try:
         with tempfile.TemporaryDirectory(dir=study.folder, prefix="out-") as out:
-            weights = pretrained.read(chosen.weights, spec)
+            weights = pretrained.load(chosen.weights, spec)
             metrics = fit(dataset, spec, train, seed, Path(out), callbacks=[watch], starting=weights)
     except optuna.TrialPruned:
         tracked.log_metrics({VALUE: watch.value, "sweep/seconds": time.monotonic() - began})

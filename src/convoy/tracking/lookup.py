@@ -14,7 +14,7 @@ from convoy.core.errors import NetworkError, RequestError
 from convoy.core.params import did_you_mean
 from convoy.tracking import store
 from convoy.tracking.settings import LOG
-from convoy.training import sources
+from convoy.training import weight_pins
 
 ARTIFACTS = "weights"
 """Folder of a run in which `train` logs its model's files."""
@@ -88,9 +88,9 @@ def find(asked: str, files: tuple[str, ...]) -> Logged:
 
 def _resolve(asked: str, client: MlflowClient) -> tuple[str, str]:
     """Turn what was asked into a run or version, and the id of the run."""
-    if run := sources.RUN.fullmatch(asked):
+    if run := weight_pins.RUN.fullmatch(asked):
         return asked, _run(run["run"], client)
-    model = sources.MODEL.fullmatch(asked)
+    model = weight_pins.MODEL.fullmatch(asked)
     if model is None:
         raise ValueError(f"{asked} is neither a run nor a model")
     version = _version(asked, model["name"], model["alias"], model["version"], client)

@@ -1,32 +1,33 @@
-"""The checkpoints of one training on disk: written whole or not at all, checked before use, pruned.
+"""The checkpoints of a training on disk: what they belong to, how they are written, checked before use and pruned.
 
-`checkpoints/<hash of every input of train>/` holds `step-NNNNNNN.ckpt` and beside each a
-`.json` that says what it is. The second is written last, so a checkpoint without it was
-never finished.
+`checkpoints/<hash of all inputs>/` holds `step-NNNNNNN.ckpt` files, each with a `.json` file that describes
+it. The description is written last, so a checkpoint without it is incomplete.
 """
 
 import json
 import os
 import shutil
-import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
-from convoy.core import files, stage
+from convoy.core import files, params, stage, yaml
 from convoy.core.console import info
+from convoy.core.dataset import Dataset
 from convoy.core.errors import TrainingError
-from convoy.training.settings import CheckpointParams
+from convoy.models.spec import Spec
+from convoy.repo import locks
+from convoy.training.pretrained import StartingWeights
+from convoy.training.settings import CheckpointParams, TrainParams
 
-COPIES = 2
-"""Checkpoints of a training that are kept: the one before serves where the newest is damaged."""
+KEPT = 2
+"""Checkpoints kept of an unfinished training: the older serves if the newest is damaged."""
 
 REFERENCE = "run.json"
 """Copy of the reference to the run, as DVC records it."""
@@ -34,17 +35,48 @@ REFERENCE = "run.json"
 DAY_S = 24 * 3600.0
 
 
+def inputs_digest(
+    dataset: Dataset, spec: Spec, starting: StartingWeights | None, train: TrainParams, seed: int
+) -> str:
+    """Hash everything that decides a training: data, network, starting weights, params, seed and code.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    return params.digest(
+        {
+            "data": dataset.hash,
+            "network": spec.model_dump(),
+            "weights": starting.sha256 if starting else None,
+            "train": train.model_dump(),
+            "seed": seed,
+            "code": training_code(),
+        }
+    )
+
+
+def training_code(pipeline: Path = Path("dvc.yaml")) -> dict[str, str]:
+    """Map each file of code that the stage `train` of dvc.yaml depends on, folders expanded, to its SHA-256."""
+    deps = yaml.read(pipeline)["stages"]["train"]["deps"]
+    hashes: dict[str, str] = {}
+    for dep in sorted(dep for dep in deps if dep.startswith(("src/", "pipelines/"))):
+        path = Path(dep)
+        members = [path] if path.is_file() else sorted(path.rglob("*.py"))
+        hashes |= {member.as_posix(): files.sha256(member) for member in members}
+    return hashes
+
+
 @dataclass(frozen=True)
-class Note:
-    """Say what a checkpoint is.
+class CheckpointFacts:
+    """Describe a checkpoint.
 
     Attributes:
         sha256: of the file.
-        inputs: hash of everything that the training was given.
-        run_id: Convoy's id of the run that it belongs to.
-        epoch: that the next step belongs to, 1 for the first; of a finished training, the last one.
+        inputs: hash of everything that decides the training.
+        run_id: Convoy's id of the run.
+        epoch: that the next step belongs to, 1 for the first; of a finished training, the last epoch.
         step: optimizer steps done.
-        finished: whether nothing is left to train.
+        finished: whether the training is complete.
         torch: version that wrote it.
         saved: UTC time.
     """
@@ -60,157 +92,153 @@ class Note:
 
 
 @dataclass(frozen=True)
-class Found:
-    """Hold a checkpoint that may be used, loaded on the CPU."""
+class LoadedCheckpoint:
+    """Hold a valid checkpoint, loaded on the CPU."""
 
     path: Path
-    note: Note
+    facts: CheckpointFacts
     content: dict[str, Any]
 
 
 class CheckpointStore:
-    """Keep the checkpoints of the trainings with one set of inputs."""
+    """Keep the checkpoints of the training with one set of inputs."""
 
     def __init__(self, root: Path, inputs: str, params: CheckpointParams) -> None:
-        """Take the folder of all trainings, and the hash of this one's inputs."""
+        """Take the folder of all trainings, and the hash of this training's inputs."""
         self.folder = root / inputs[:16]
         self.inputs = inputs
         self.params = params
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Hold the training's lock, which the system takes from a process that dies.
+    def exclusive(self) -> Iterator[None]:
+        """Hold the training's lock, which the system releases when the process dies.
 
         Raises:
-            TrainingError: another process trains on the same inputs.
+            TrainingError: another process trains with the same inputs.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        owner = self.folder / "owner.json"
-        lock = FileLock(self.folder / "lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise TrainingError(
-                f"another process trains on the same inputs already: {_described(owner)}. Two would overwrite each "
-                f"other's checkpoints in {self.folder}. Wait for it, then type: dvc repro"
-            ) from error
-        try:
-            facts = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
-            files.write_json(owner, facts)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locks.exclusive(self.folder / "lock"))
+            except locks.AlreadyRunning as error:
+                raise TrainingError(
+                    f"another process trains with the same inputs: {error.owner}. Two would overwrite each other's "
+                    f"checkpoints in {self.folder}. Wait for it to end, then run: dvc repro"
+                ) from error
             yield
-        finally:
-            owner.unlink(missing_ok=True)
-            lock.release()
 
-    def newest(self) -> Found | None:
-        """Load the newest checkpoint that may be used; what is wrong with newer ones is said."""
+    def resume(self, reference: Path) -> LoadedCheckpoint | None:
+        """Prune, and load the checkpoint to resume from: none if DVC has recorded this training's result.
+
+        Then training again was requested, by `dvc repro --force`.
+
+        Args:
+            reference: file that names the run; as an output of the stage it identifies the result in dvc.lock.
+        """
+        if self.is_recorded(reference):
+            self.clear()
+        self.prune()
+        return self.newest()
+
+    def newest(self) -> LoadedCheckpoint | None:
+        """Load the newest valid checkpoint; print why newer ones are not used."""
         refused = False
         for path in reversed(self._paths()):
             try:
-                found = self._load(path)
+                checkpoint = self._load(path)
             except TrainingError as error:
-                info(f"{path} is not used: {error}.")
+                info(f"Checkpoint {path} is not used: {error}.")
                 refused = True
                 continue
             if refused:
-                info(f"The one before it is taken: step {found.note.step:,}.")
-            return found
+                info(f"The checkpoint before it is used: step {checkpoint.facts.step:,}.")
+            return checkpoint
         if refused:
-            info("No checkpoint is left that may be used: the training starts from its beginning.")
+            info("No valid checkpoint is left: the training starts from the beginning.")
         return None
 
-    def save(self, write: Callable[[Path], None], **facts: Any) -> None:  # noqa: ANN401 (the fields of `Note`)
-        """Write a checkpoint that is either whole, also after a loss of power, or not there.
+    def save(
+        self, write: Callable[[Path], None], *, run_id: str, epoch: int, step: int, finished: bool
+    ) -> None:
+        """Write a checkpoint that is either complete, even after a power failure, or absent.
 
         Args:
             write: writes the checkpoint to the path that it is given.
-            **facts: of the note: `run_id`, `epoch`, `step`, `finished`.
+            run_id: as in `CheckpointFacts`, like the others.
+            epoch: that the next step belongs to.
+            step: optimizer steps done.
+            finished: whether the training is complete.
 
         Raises:
-            OSError: the disk is full or cannot be written to; earlier checkpoints are as they were.
+            OSError: the disk is full or cannot be written to; earlier checkpoints are unchanged.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"step-{facts['step']:07}.ckpt"
+        path = self.folder / f"step-{step:07}.ckpt"
         scratch = self.folder / f".{path.name}.{os.getpid()}"
         try:
             write(scratch)
-            _to_disk(scratch)
-            note = Note(
-                sha256=files.sha256(scratch),
-                inputs=self.inputs,
-                torch=torch.__version__,
-                saved=_now(),
-                **facts,
+            _sync(scratch)
+            saved = datetime.now(UTC).isoformat(timespec="seconds")
+            facts = CheckpointFacts(
+                files.sha256(scratch), self.inputs, run_id, epoch, step, finished, torch.__version__, saved
             )
             scratch.replace(path)
-            files.write_json(path.with_suffix(".json"), asdict(note))
-            _to_disk(path.with_suffix(".json"))
-            _to_disk(self.folder)
+            files.write_json(path.with_suffix(".json"), asdict(facts))
+            _sync(path.with_suffix(".json"))
+            _sync(self.folder)
         finally:
             scratch.unlink(missing_ok=True)
-        for old in self._paths()[: -1 if note.finished else -COPIES]:
+        for old in self._paths()[: -1 if finished else -KEPT]:
             _remove(old)
 
     def is_recorded(self, reference: Path) -> bool:
-        """Tell whether DVC has recorded the training that finished here, by the reference to its run.
+        """Return whether DVC has recorded the training that finished here, by the reference to its run."""
+        copy = self.folder / REFERENCE
+        return copy.exists() and stage.recorded("train", reference, copy.read_bytes())
 
-        Then whoever trains on these inputs again has asked for it, by `dvc repro --force`.
-        """
-        noted = self.folder / REFERENCE
-        return noted.exists() and stage.recorded("train", reference, noted.read_bytes())
-
-    def note_result(self, reference: Path) -> None:
-        """Remember which reference the finished training's results come with."""
+    def record_result(self, reference: Path) -> None:
+        """Keep the reference that the finished training's results come with."""
         shutil.copyfile(reference, self.folder / REFERENCE)
 
     def clear(self) -> None:
-        """Remove every checkpoint of these inputs, so that the training starts from its beginning."""
+        """Remove every checkpoint of these inputs, so that the training starts from the beginning."""
         for path in self._paths():
             _remove(path)
         (self.folder / REFERENCE).unlink(missing_ok=True)
 
     def prune(self) -> None:
-        """Remove what trainings with other inputs left: beyond a number of them, or a number of days."""
+        """Remove the checkpoints of trainings with other inputs, beyond a number of them or a number of days."""
         others = [path for path in self.folder.parent.iterdir() if path.is_dir() and path != self.folder]
         newest_first = sorted(others, key=_age_s)
-        for place, folder in enumerate(newest_first, start=2):  # this training is the first
-            if place > self.params.keep or _age_s(folder) > self.params.keep_days * DAY_S:
-                _remove_unless_held(folder)
+        for rank, folder in enumerate(newest_first, start=2):  # this training is the first
+            if rank > self.params.keep or _age_s(folder) > self.params.keep_days * DAY_S:
+                with suppress(locks.AlreadyRunning), locks.exclusive(folder / "lock"):
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.ckpt"))
 
-    def _load(self, path: Path) -> Found:
-        """Check a checkpoint against its note, and load it without running code that it may hold.
+    def _load(self, path: Path) -> LoadedCheckpoint:
+        """Check a checkpoint against its description, and load it without running code that it may hold.
 
         Raises:
-            TrainingError: why it may not be used.
+            TrainingError: the reason why it cannot be used.
         """
-        beside = path.with_suffix(".json")
+        description = path.with_suffix(".json")
         try:
-            note = Note(**files.read_json(beside))
+            facts = CheckpointFacts(**files.read_json(description))
         except FileNotFoundError as error:
-            raise TrainingError("it was not written to its end") from error
+            raise TrainingError("it is incomplete") from error
         except (json.JSONDecodeError, TypeError) as error:
-            raise TrainingError(f"{beside.name} does not say what it is ({error})") from error
-        if note.inputs != self.inputs:
+            raise TrainingError(f"{description.name} does not describe it ({error})") from error
+        if facts.inputs != self.inputs:
             raise TrainingError("it was made by other code, data or params")
-        if files.sha256(path) != note.sha256:
-            raise TrainingError("it is truncated or damaged: its sha256 is not the one that was noted")
+        if files.sha256(path) != facts.sha256:
+            raise TrainingError(f"it is truncated or damaged: its sha256 differs from {description.name}")
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises what its readers do
-            raise TrainingError(f"torch {torch.__version__} does not read it ({error!s:.200})") from error
-        return Found(path, note, content)
-
-
-def _described(owner: Path) -> str:
-    """Name the process that holds a lock, as far as it has said who it is."""
-    try:
-        facts = files.read_json(owner)
-        return f"process {facts['pid']} on {facts['host']} since {facts['since']}"
-    except (OSError, ValueError, KeyError):
-        return "a process that has not said yet who it is"
+            raise TrainingError(f"torch {torch.__version__} cannot load it ({error!s:.200})") from error
+        return LoadedCheckpoint(path, facts, content)
 
 
 def _age_s(folder: Path) -> float:
@@ -219,32 +247,15 @@ def _age_s(folder: Path) -> float:
     return time.time() - max(times)
 
 
-def _remove_unless_held(folder: Path) -> None:
-    """Remove a training's folder, unless a process is at work in it."""
-    lock = FileLock(folder / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        lock.release()
-
-
 def _remove(path: Path) -> None:
-    path.with_suffix(".json").unlink(missing_ok=True)  # first: a checkpoint without its note is none
+    path.with_suffix(".json").unlink(missing_ok=True)  # first: a checkpoint without it is incomplete
     path.unlink(missing_ok=True)
 
 
-def _to_disk(path: Path) -> None:
+def _sync(path: Path) -> None:
     """Wait until a file's content, or a folder's names, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""Train a network on a packed dataset, and keep what was best on the validation split."""
+"""Train a network on a packed dataset, and save the weights of the epoch that was best on the validation split."""
 
 import logging
 import warnings
@@ -17,20 +17,21 @@ from convoy.core.console import info
 from convoy.core.dataset import Dataset
 from convoy.models import trained
 from convoy.models.spec import Spec
-from convoy.models.trained import ModelFacts, NormalizedModel
-from convoy.training.best import MONITOR, Best
-from convoy.training.checkpoints import Found
-from convoy.training.clock import TrainingTimer
-from convoy.training.data import Batcher
-from convoy.training.freezing import refuse_to_freeze
-from convoy.training.frozen import FrozenProof
-from convoy.training.history import History
+from convoy.models.trained import ModelFacts
+from convoy.training.callbacks import (
+    MONITOR,
+    BestWeights,
+    History,
+    MetricBuffer,
+    TrainingProgress,
+    TrainingTimer,
+)
+from convoy.training.checkpoints import LoadedCheckpoint
+from convoy.training.data import DataModule
+from convoy.training.freezing import FrozenLayersCheck, refuse_without_weights
 from convoy.training.module import Classifier
-from convoy.training.optim import rate
-from convoy.training.points import MetricBuffer
-from convoy.training.precision import choose
-from convoy.training.pretrained import Grafted, Starting, graft
-from convoy.training.progress import TrainingProgress
+from convoy.training.optim import choose_precision
+from convoy.training.pretrained import Grafted, StartingWeights, graft
 from convoy.training.resume import CheckpointCallback, DirectIO, Resumable
 from convoy.training.settings import TrainParams
 
@@ -46,38 +47,39 @@ def fit(
     out: Path,
     *,
     callbacks: Sequence[pl.Callback] = (),
-    starting: Starting | None = None,
+    starting: StartingWeights | None = None,
     resumable: Resumable | None = None,
 ) -> dict[str, Any]:
     """Train, and write the weights of the best epoch.
 
-    A GPU is used where there is one. On one CPU, equal arguments give equal weights, bit for bit,
-    also if processes died in between and `resumable` found their checkpoints.
+    Uses a GPU if there is one. On one CPU, equal arguments give equal weights, bit for bit, even if
+    processes died in between and `resumable` holds their last checkpoint.
 
     Args:
-        dataset: what to learn from; its `val` split chooses the epoch, its `test` split is not read.
+        dataset: its `val` split chooses the epoch; its `test` split is not read.
         spec: the network.
         params: how to train.
-        seed: decides starting weights, order of images and augmentation.
-        out: folder, created, for the model (`saved.save`), `history.csv` and, with starting weights, `transfer.json`:
-            where they came from, which tensors were taken, reinitialised and ignored, and the plan.
-        callbacks: more of Lightning's; they may read the metrics of an epoch at its end. Their states are saved too.
-        starting: weights to begin with, whose mean and std, where known, replace the dataset's; None: fresh ones.
-        resumable: how the training is saved, and what it goes on from; None: it is not.
+        seed: decides fresh weights, order of images and augmentation.
+        out: folder, created, for the model (`trained.save`), `history.csv` and, with starting weights,
+            `transfer.json`: their origin, which tensors were copied, reinitialised and ignored, and the plan.
+        callbacks: more of Lightning's; they may read the metrics of an epoch at its end. Checkpoints hold
+            their states too.
+        starting: weights to begin with, whose mean and std, if known, replace the dataset's; None: fresh ones.
+        resumable: how the training is saved, and what it resumes from; None: not saved.
 
     Returns:
         `{"train": {...}, "val": {...}, "best": {...}}`: loss and accuracy of the last epoch, the epochs
-        trained and the seconds that took, and what the kept epoch reached on validation images.
+        trained and their seconds, and the validation metrics of the saved epoch.
 
     Raises:
-        RequestError: `params.transfer` does not fit the network, or would freeze what is random.
-        NetworkError: the network does not take images of this size; the starting weights are another network's.
-        TrainingError: the loss is no number any more; what was frozen moved.
-        Paused: the time budget is spent; the training is saved.
+        RequestError: `params.transfer` does not fit the network, or would freeze random weights.
+        NetworkError: the network does not take images of this size, or the starting weights do not fit it.
+        TrainingError: the loss became NaN, or frozen tensors changed.
+        TrainingPaused: the time budget is spent; a checkpoint is saved.
         KeyboardInterrupt: Ctrl-C. SIGTERM arrives as what its handler raises, or as Lightning's SystemExit.
     """
     if starting is None:
-        refuse_to_freeze(params.transfer)
+        refuse_without_weights(params.transfer)
     pl.seed_everything(seed, verbose=False)
     facts = ModelFacts(
         network=spec.name,
@@ -90,29 +92,31 @@ def fit(
     )
     model = trained.make(facts, auxiliary=True)
     grafted = graft(model.network, starting, facts.classes) if starting else None
-    classifier = Classifier(model.to(memory_format=torch.channels_last), params, facts)
-    batcher = Batcher(dataset, params, seed)
-    precision = choose(params.precision)
-    info(f"train {spec.name} ({_parameters(model):,} parameters) in {precision.why}")
-    plan = classifier.plan.table(_rates(params, len(batcher.train_dataloader())))
-    for line in [*(grafted.lines() if grafted else []), *plan.splitlines()]:
-        info(line)
-    history, best, clock = History(out / HISTORY), Best(classifier), TrainingTimer()
-    watchers: list[pl.Callback] = [
+    data = DataModule(dataset, params, seed)
+    steps = len(data.train_dataloader())
+    classifier = Classifier(model.to(memory_format=torch.channels_last), params, facts, steps)
+    precision = choose_precision(params.precision)
+    parameters = sum(value.numel() for value in model.parameters())
+    info(f"train {spec.name} ({parameters:,} parameters) in {precision.reason}")
+    plan = classifier.plan.table([classifier.learning_rate(epoch * steps) for epoch in range(params.epochs)])
+    info("\n".join([*(grafted.lines() if grafted else []), plan]))
+    history, best, timer = History(out / HISTORY), BestWeights(classifier), TrainingTimer()
+    all_callbacks: list[pl.Callback] = [
         history,
         TrainingProgress(len(dataset.labels("train"))),
-        FrozenProof(classifier),
+        FrozenLayersCheck(model.network, classifier.frozen),
         best,
         *_averaging(params),
         *_early_stop(params),
-        clock,
+        timer,
         *callbacks,
     ]
     saving = None
     if resumable:
         points = MetricBuffer(classifier, resumable.publish, resumable.step_interval)
-        saving = CheckpointCallback(resumable, batcher, points)
-        watchers += [points, saving]
+        saving = CheckpointCallback(resumable, data, points)
+        all_callbacks += [points, saving]
+    checkpoint = resumable.checkpoint if resumable else None
     with _quiet():
         trainer = pl.Trainer(
             accelerator="auto",
@@ -123,45 +127,56 @@ def fit(
             deterministic="warn",
             benchmark=False,
             logger=False,
-            enable_checkpointing=False,  # `Saving` does it
+            enable_checkpointing=False,  # `CheckpointCallback` does it
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
             plugins=[DirectIO()],
-            callbacks=watchers,
+            callbacks=all_callbacks,
         )
-        found = resumable.found if resumable else None
-        if found:
-            info(_resumed(found))
-        if found and found.note.finished:
-            for watcher in watchers:
-                if watcher.state_key in found.content["callbacks"]:
-                    watcher.load_state_dict(found.content["callbacks"][watcher.state_key])
+        if checkpoint and checkpoint.facts.finished:
+            info(
+                f"Training is already complete (step {checkpoint.facts.step:,}); results from {checkpoint.path}."
+            )
+            states = checkpoint.content["callbacks"]
+            for callback in all_callbacks:
+                if callback.state_key in states:
+                    callback.load_state_dict(states[callback.state_key])
         else:
-            _run(trainer, classifier, batcher, found.path if found else None)
-            clock.stop()
+            _run(trainer, classifier, data, checkpoint)
+            timer.stop()
             if saving:
                 saving.finish(trainer)
     model.load_state_dict(best.weights)
     trained.save(out, model, facts)
     if starting and grafted:
         _write_transfer(out / TRANSFER, starting, grafted, plan)
-    return _metrics(history, best.epoch, clock.seconds)
+    return _metrics(history, best.epoch, timer.seconds)
 
 
-def _rates(params: TrainParams, steps: int) -> list[float]:
-    """Compute the highest learning rate of any block at the first step of each epoch."""
-    share = rate(params.schedule, params.warmup, steps * params.epochs)
-    return [params.lr * share(epoch * steps) for epoch in range(params.epochs)]
+def _run(
+    trainer: pl.Trainer, classifier: Classifier, data: DataModule, checkpoint: LoadedCheckpoint | None
+) -> None:
+    """Fit, passing Ctrl-C on: Lightning would turn it into an exit that a caller takes for the end."""
+    if checkpoint:
+        facts = checkpoint.facts
+        info(f"Resuming from epoch {facts.epoch}, step {facts.step:,} ({checkpoint.path}).")
+    path = checkpoint.path if checkpoint else None
+    try:
+        trainer.fit(classifier, datamodule=data, ckpt_path=path, weights_only=True)
+    except SystemExit as exit_:
+        if isinstance(exit_.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from exit_
+        raise
 
 
-def _write_transfer(path: Path, starting: Starting, grafted: Grafted, plan: str) -> None:
-    """Write down what became of the starting weights."""
+def _write_transfer(path: Path, starting: StartingWeights, grafted: Grafted, plan: str) -> None:
+    """Record what became of the starting weights."""
     content = {
         "source": starting.source,
         "resolved": starting.resolved,
         "head": grafted.head,
-        "taken": list(grafted.taken),
+        "taken": list(grafted.copied),
         "reinitialised": list(grafted.reinitialised),
         "ignored": list(grafted.ignored),
         "plan": plan,
@@ -170,8 +185,8 @@ def _write_transfer(path: Path, starting: Starting, grafted: Grafted, plan: str)
 
 
 def _metrics(history: History, best: int, seconds: float) -> dict[str, Any]:
-    """Nest the last epoch's figures, where the curves end, and those of the epoch that was kept."""
-    last, kept = history.rows[-1], history.rows[best]
+    """Nest the metrics of the last epoch, where the curves end, and those of the saved epoch."""
+    last, saved = history.rows[-1], history.rows[best]
     return {
         "train": {
             "loss": last["train/loss"],
@@ -180,34 +195,15 @@ def _metrics(history: History, best: int, seconds: float) -> dict[str, Any]:
             "seconds": round(seconds, 2),
         },
         "val": {"loss": last["val/loss"], "accuracy": last["val/accuracy"]},
-        "best": {"epoch": best + 1, "val_loss": kept["val/loss"], "val_accuracy": kept["val/accuracy"]},
+        "best": {"epoch": best + 1, "val_loss": saved["val/loss"], "val_accuracy": saved["val/accuracy"]},
     }
 
 
-def _run(trainer: pl.Trainer, classifier: Classifier, batcher: Batcher, checkpoint: Path | None) -> None:
-    """Fit, handing Ctrl-C on: Lightning would turn it into an exit that a caller takes for the end."""
-    try:
-        trainer.fit(classifier, datamodule=batcher, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit as exit_:
-        if isinstance(exit_.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from exit_
-        raise
-
-
-def _resumed(found: Found) -> str:
-    """Say what a training goes on from."""
-    if found.note.finished:
-        return (
-            f"The training was finished (step {found.note.step:,}); its results are taken from {found.path}."
-        )
-    return f"The training goes on in epoch {found.note.epoch}, after step {found.note.step:,} ({found.path})."
-
-
 def _averaging(params: TrainParams) -> list[pl.Callback]:
-    """Average the weights, which validation then measures and `Best` copies; 0 does not.
+    """Average the weights, which validation then measures and `BestWeights` copies; 0 does not.
 
-    The form for many tensors moves by a share of the difference, so that frozen tensors stay
-    as they are to the bit; Lightning's EMA callback takes the sum of two products instead.
+    Torch's multi-tensor form moves by a share of the difference, so that frozen tensors stay the same to
+    the bit; Lightning's EMA callback takes the sum of two products instead.
     """
     if not params.ema:
         return []
@@ -216,26 +212,22 @@ def _averaging(params: TrainParams) -> list[pl.Callback]:
 
 
 def _early_stop(params: TrainParams) -> list[pl.Callback]:
-    """Stop once the validation loss has not fallen for so many epochs; 0 never stops."""
+    """Stop after `early_stop` epochs without a lower validation loss; 0 never stops."""
     return [EarlyStopping(MONITOR, patience=params.early_stop, mode="min")] if params.early_stop else []
-
-
-def _parameters(model: NormalizedModel) -> int:
-    return sum(value.numel() for value in model.parameters())
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what Lightning says about itself and its usual data loaders; everything else still warns."""
+    """Silence Lightning's messages about itself and about usual data loaders; all other warnings are shown."""
     log = logging.getLogger("pytorch_lightning")
     level = log.level
     log.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            # Lightning asks the loader; here the place in the order of images is `Saving`'s.
+            # Lightning looks for the loader's state; here `CheckpointCallback` keeps the position.
             warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch")
-            warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")  # frozen norms: meant
-            warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)")  # Lightning's own habit
+            warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")  # frozen norms: intended
+            warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)")  # Lightning's own code
             yield
     finally:
         log.setLevel(level)

@@ -1,22 +1,100 @@
-"""When each block of a network trains, and how fast: a pure function of the epoch.
+"""Frozen layers: the blocks of a network, when each of them trains and how fast, and a check that frozen ones stay.
 
 Epochs count from 0 here, as the trainer counts them, and from 1 in what people read.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from convoy.core.errors import RequestError
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+
+from convoy.core.console import info, table
+from convoy.core.errors import NetworkError, RequestError, TrainingError
 from convoy.core.params import did_you_mean
+from convoy.models.modules import Auxiliary
 from convoy.training.settings import TrainParams, TransferParams
 
 COLUMNS = 10
-"""Most epochs that a table shows: with the names of blocks they fit a line of a log."""
+"""Most epochs that a plan's table shows: with the names of blocks they fit a line of a log."""
+
+_FOLLOWS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU)
+"""Layers with weights that belong to the block of the layer before them."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Hold a layer or a unit of layers with the norm, activation and pooling that follow it."""
+
+    name: str
+    modules: dict[str, nn.Module] = field(default_factory=dict)  # by name in the network
+    loose: dict[str, nn.Parameter] = field(default_factory=dict)  # the network's own, part of no module
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Collect its parameters by their names in the network."""
+        inside = {
+            f"{name}.{own}": value
+            for name, module in self.modules.items()
+            for own, value in module.named_parameters()
+        }
+        return self.loose | inside
+
+    def batch_norms(self) -> dict[str, _BatchNorm]:
+        """Collect its batch norms, at any depth, by their names in the network."""
+        return {
+            f"{name}.{own}" if own else name: inner
+            for name, module in self.modules.items()
+            for own, inner in module.named_modules()
+            if isinstance(inner, _BatchNorm)
+        }
+
+
+def blocks(network: nn.Module) -> list[Block]:
+    """Split a network into blocks, the head last; auxiliary heads are in none of them.
+
+    Children are walked in order, those of a plain `nn.Sequential` in place of it, with names joined by
+    dots. A child with weights starts a block, unless it is a norm; a norm and what has no weights belong
+    to the block before, or to the first block. Parameters that the network itself holds, such as ViT's
+    class token, belong to the first block.
+
+    Raises:
+        NetworkError: the network has no weights.
+    """
+    result: list[Block] = []
+    before: dict[str, nn.Module] = {}
+    for name, module in _units(network, ""):
+        if isinstance(module, _FOLLOWS) or next(module.parameters(), None) is None:
+            (result[-1].modules if result else before)[name] = module
+        else:
+            result.append(Block(name, {name: module}))
+    if not result:
+        raise NetworkError(
+            "the network has no weights, so there is nothing to train. Add a conv or a dense layer to its spec."
+        )
+    first = result[0]
+    loose = dict(network.named_parameters(recurse=False))
+    return [Block(first.name, before | first.modules, loose), *result[1:]]
+
+
+def _units(container: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+    """Walk children in order; subclasses of `nn.Sequential` are units that their authors named."""
+    for name, child in container.named_children():
+        if type(child) is nn.Sequential:
+            yield from _units(child, f"{prefix}{name}.")
+        elif not isinstance(child, Auxiliary):
+            yield f"{prefix}{name}", child
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Hold what happens to each block, from image to head; what belongs to no block always trains."""
+    """State for each block, from image to head, in which epochs it is frozen and how fast it learns.
+
+    A pure function of the epoch. What belongs to no block always trains.
+    """
 
     blocks: tuple[str, ...]
     frozen_for: tuple[int | None, ...]  # epochs at the start in which the block is frozen; None: every epoch
@@ -25,62 +103,64 @@ class Plan:
 
     @classmethod
     def of(cls, blocks: Sequence[str], params: TrainParams, network: str) -> "Plan":
-        """Read the plan that `train.transfer` states.
+        """Make the plan of `train.transfer`.
 
         Args:
-            blocks: names, the head last. Where they have dots, what stands before one names
+            blocks: names, the head last. Where they have dots, the part before a dot names
                 several blocks at once: `layer4` is `layer4.0` and `layer4.1`.
             params: `transfer`, and `epochs`, within which releases must fall.
             network: its name, for messages.
 
         Raises:
-            RequestError: a block that the network does not have; a head that would be frozen; the
-                release of a block that is not frozen, or later than the last epoch.
+            RequestError: a block that the network does not have; a frozen head; the release of a
+                block that is not frozen, or later than the last epoch.
         """
         transfer = params.transfer
-        held = _held(blocks, transfer.freeze, network)
-        frozen_for: list[int | None] = [None] * held + [0] * (len(blocks) - held)
-        for index, epochs in _releases(blocks[:held], blocks, params, network).items():
+        count = _frozen_count(blocks, transfer.freeze, network)
+        frozen_for: list[int | None] = [None] * count + [0] * (len(blocks) - count)
+        for index, epochs in _releases(blocks, count, params, network).items():
             frozen_for[index] = epochs
-        deepest_first = [transfer.lr_factor**depth for depth in range(len(blocks))]
-        return cls(
-            tuple(blocks), tuple(frozen_for), tuple(reversed(deepest_first)), transfer.batch_norm == "frozen"
-        )
+        factors = [transfer.lr_factor**depth for depth in reversed(range(len(blocks)))]
+        return cls(tuple(blocks), tuple(frozen_for), tuple(factors), transfer.batch_norm == "frozen")
 
     def frozen(self, epoch: int) -> tuple[bool, ...]:
-        """Say of each block whether it is frozen in an epoch, 0 for the first."""
+        """Return for each block whether it is frozen in an epoch, 0 for the first."""
         return tuple(epochs is None or epoch < epochs for epochs in self.frozen_for)
 
     def table(self, rates: Sequence[float]) -> str:
-        """Lay the plan out as text, a row per block and a column per epoch, or in one line if it changes nothing.
+        """Lay out the plan with a row per block and a column per epoch, or in one line if it changes nothing.
 
         Args:
             rates: the head's learning rate at the first step of each epoch.
         """
         if not (any(self.frozen(0)) or self.norms_frozen or min(self.factors) < 1):
             ends = f"{self.blocks[0]} to {self.blocks[-1]}"
-            return f"plan: nothing is frozen, all {len(self.blocks)} blocks ({ends}) train at the same learning rate"
+            return f"plan: no block is frozen; all {len(self.blocks)} blocks ({ends}) train at the same learning rate"
         columns = _columns(len(rates), [epochs for epochs in self.frozen_for if epochs])
-        rows = [["block", "trains from", *(str(epoch + 1) for epoch in columns)]]
-        for block, (name, epochs) in enumerate(zip(self.blocks, self.frozen_for, strict=True)):
-            role = " (head)" if block == len(self.blocks) - 1 else ""
+        rows = []
+        for index, (name, epochs) in enumerate(zip(self.blocks, self.frozen_for, strict=True)):
+            head = " (head)" if index == len(self.blocks) - 1 else ""
             start = "never" if epochs is None or epochs >= len(rates) else f"epoch {epochs + 1}"
             cells = [
-                "frozen" if self.frozen(epoch)[block] else f"{rates[epoch] * self.factors[block]:.3g}"
+                "frozen" if self.frozen(epoch)[index] else f"{rates[epoch] * self.factors[index]:.3g}"
                 for epoch in columns
             ]
-            rows.append([f"{name}{role}", start, *cells])
-        lines = ["plan: learning rate of each block at the first step of an epoch", *_aligned(rows)]
+            rows.append([f"{name}{head}", start, *cells])
+        header = ["block", "trains from", *(str(epoch + 1) for epoch in columns)]
+        lines = [
+            "plan: learning rate of each block at the first step of an epoch",
+            table(header, rows, right=range(2, len(header))),
+        ]
         if self.norms_frozen:
-            lines.append("batch norms: frozen except in the head, statistics, scale and shift")
+            lines.append("batch norms: frozen except in the head (statistics, scale and shift)")
         return "\n".join(lines)
 
 
-def refuse_to_freeze(transfer: TransferParams) -> None:
-    """Refuse to hold random weights, or statistics of no image, where there are no weights to start from.
+def refuse_without_weights(transfer: TransferParams) -> None:
+    """Refuse to freeze random weights, or statistics of no image, where no starting weights are given.
 
     Raises:
-        RequestError: `freeze` or `batch_norm` would hold something.
+        RequestError: `freeze` or `batch_norm` would freeze something.
     """
     for key, value, harmless in (
         ("freeze", transfer.freeze, "0"),
@@ -88,99 +168,130 @@ def refuse_to_freeze(transfer: TransferParams) -> None:
     ):
         if str(value) != harmless:
             raise RequestError(
-                f"train.transfer.{key} is {value}, but network.weights is none: what it freezes would stay as random "
-                f"as it starts. Set network.weights (such as imagenet), or train.transfer.{key} to {harmless}."
+                f"train.transfer.{key} is {value}, but network.weights is none: frozen weights would stay random. "
+                f"Set network.weights (such as imagenet), or train.transfer.{key} to {harmless}."
             )
 
 
-def _held(blocks: Sequence[str], freeze: int | str, network: str) -> int:
+def _frozen_count(blocks: Sequence[str], freeze: int | str, network: str) -> int:
     """Count the blocks that are frozen at the start."""
-    count = freeze if isinstance(freeze, int) else _named(freeze, blocks, "freeze", network)[-1] + 1
+    count = freeze if isinstance(freeze, int) else _indices(freeze, blocks, "freeze", network)[-1] + 1
     if count >= len(blocks):
         most = len(blocks) - 1
         raise RequestError(
-            f"train.transfer.freeze: {freeze} holds all {len(blocks)} blocks of {network}, its head `{blocks[-1]}` "
-            f"included, which must learn. At most {most}{f', or `{blocks[-2]}`' if most else ''}."
+            f"train.transfer.freeze: {freeze} freezes all {len(blocks)} blocks of {network}, the head `{blocks[-1]}` "
+            f"included, which must train. At most {most}{f', or `{blocks[-2]}`' if most else ''}."
         )
     return count
 
 
-def _releases(
-    held: Sequence[str], blocks: Sequence[str], params: TrainParams, network: str
-) -> dict[int, int]:
-    """Map the index of each block that is released to the epochs before that."""
+def _releases(blocks: Sequence[str], frozen: int, params: TrainParams, network: str) -> dict[int, int]:
+    """Map the index of each block that is released to the epochs for which it is frozen."""
     release = params.transfer.release
-    if isinstance(release, Mapping):
-        return _stated_releases(release, held, blocks, params, network)
-    if held and release >= params.epochs:
-        raise RequestError(
-            f"train.transfer.release is {release}, but train.epochs is {params.epochs}: no block would ever be "
-            f"released. At most {params.epochs - 1}; 0: never."
-        )
-    deepest_first = reversed(range(len(held)))
-    return {index: release * turn for turn, index in enumerate(deepest_first, start=1)} if release else {}
-
-
-def _stated_releases(
-    release: Mapping[str, int], held: Sequence[str], blocks: Sequence[str], params: TrainParams, network: str
-) -> dict[int, int]:
-    """Read `block: epochs` pairs."""
+    most = params.epochs - 1
+    if not isinstance(release, Mapping):
+        if frozen and release > most:
+            raise RequestError(
+                f"train.transfer.release is {release}, but train.epochs is {params.epochs}: no block would ever be "
+                f"released. At most {most}; 0: never."
+            )
+        return {index: release * (frozen - index) for index in range(frozen)} if release else {}
     released: dict[int, int] = {}
     for name, epochs in release.items():
-        for index in _named(name, blocks, "release", network):
-            if index >= len(held):
+        for index in _indices(name, blocks, "release", network):
+            if index >= frozen:
                 raise RequestError(
                     f"train.transfer.release: `{blocks[index]}` is not frozen, so it cannot be released. "
-                    f"train.transfer.freeze: {params.transfer.freeze} freezes {', '.join(held) or 'nothing'}."
+                    f"train.transfer.freeze: {params.transfer.freeze} freezes {', '.join(blocks[:frozen]) or 'nothing'}."
                 )
             if index in released:
                 raise RequestError(f"train.transfer.release names `{blocks[index]}` twice. Name it once.")
             released[index] = epochs
-        if epochs >= params.epochs:
+        if epochs > most:
             raise RequestError(
                 f"train.transfer.release: `{name}` after {epochs} epochs, but train.epochs is {params.epochs}: it "
-                f"would never train. At most {params.epochs - 1}, or leave it out."
+                f"would never train. At most {most}, or leave it out."
             )
     return released
 
 
-def _named(name: str, blocks: Sequence[str], key: str, network: str) -> list[int]:
+def _indices(name: str, blocks: Sequence[str], key: str, network: str) -> list[int]:
     """Find the blocks that a name stands for."""
-    found = [index for index, block in enumerate(blocks) if f"{block}.".startswith(f"{name}.")]
-    if not found:
+    indices = [index for index, block in enumerate(blocks) if f"{block}.".startswith(f"{name}.")]
+    if not indices:
         raise RequestError(
             f"train.transfer.{key}: {network} has no block `{name}`{did_you_mean(name, blocks)}\n"
             f"Its blocks, from image to head: {', '.join(blocks)}"
         )
-    return found
+    return indices
 
 
 def _columns(epochs: int, changes: Sequence[int]) -> list[int]:
     """Choose the epochs that a table shows: all, or the ends, the changes, and some between."""
-    ends = {0, epochs - 1}
-    wanted = ends | {epoch for epoch in changes if epoch < epochs}
-    if len(wanted) > COLUMNS:
-        return _spread(sorted(wanted), COLUMNS)
-    between = [epoch for epoch in range(epochs) if epoch not in wanted]
-    return sorted(wanted | set(_spread(between, COLUMNS - len(wanted))))
+    required = {0, epochs - 1, *(epoch for epoch in changes if epoch < epochs)}
+    if len(required) > COLUMNS:
+        return _spread(sorted(required), COLUMNS)
+    between = [epoch for epoch in range(epochs) if epoch not in required]
+    return sorted(required | set(_spread(between, COLUMNS - len(required))))
 
 
 def _spread(items: Sequence[int], count: int) -> list[int]:
-    """Take at most `count` items, evenly, the ends among them where there are two or more."""
+    """Take at most `count` items, evenly spaced, with both ends if there are two or more."""
     if len(items) <= count:
         return list(items)
     step = (len(items) - 1) / max(count - 1, 1)
-    return [items[round(place * step)] for place in range(count)]
+    return [items[round(index * step)] for index in range(count)]
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Pad cells into columns, words to the left and figures to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(width) if place < 2 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return lines
+class FrozenLayersCheck(pl.Callback):
+    """Check that frozen tensors do not change.
+
+    Hashes every frozen tensor when training starts (after a checkpoint was loaded), and compares it when its
+    block is released, or at the end. Keeps nothing in checkpoints: a resumed run hashes what it loaded.
+    """
+
+    def __init__(self, network: nn.Module, frozen: Callable[[int], Mapping[str, Tensor]]) -> None:
+        """Take the network, and the function from epoch to its frozen tensors by name."""
+        self.network = network
+        self.frozen = frozen
+        self.before: dict[str, str] = {}
+        self.unchanged: dict[str, str] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:  # noqa: ANN401 (Lightning's signature)
+        """Hash what is frozen in the epoch that training starts with."""
+        self.before = {name: sha256(tensor) for name, tensor in self.frozen(trainer.current_epoch).items()}
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:  # noqa: ANN401 (Lightning's signature)
+        """Compare what this epoch releases, before its first step."""
+        self._compare(self.before.keys() - self.frozen(trainer.current_epoch).keys())
+
+    def on_train_end(self, *_: Any) -> None:  # noqa: ANN401 (Lightning's signature)
+        """Compare what stayed frozen, and print how many tensors were checked."""
+        self._compare(self.before.keys())
+        if self.unchanged:
+            hashes = "".join(self.unchanged[name] for name in sorted(self.unchanged))
+            digest = hashlib.sha256(hashes.encode()).hexdigest()
+            info(f"frozen: {len(self.unchanged)} tensors unchanged while frozen (sha256 {digest[:12]})")
+
+    def _compare(self, names: Iterable[str]) -> None:
+        """Compare tensors with their hashes, which are then dropped.
+
+        Raises:
+            TrainingError: naming the tensors that changed.
+        """
+        tensors = dict(self.network.named_parameters()) | dict(self.network.named_buffers())
+        hashes = {name: self.before.pop(name) for name in sorted(names)}
+        changed = [name for name, digest in hashes.items() if sha256(tensors[name]) != digest]
+        if changed:
+            raise TrainingError(
+                f"{len(changed)} frozen tensors changed: {', '.join(changed)}. Something other than the optimizer "
+                "wrote to them, such as a callback or the network's own forward. Correct it, or take their blocks "
+                "out of train.transfer.freeze (for a norm: set train.transfer.batch_norm to adapt)."
+            )
+        self.unchanged |= hashes
+
+
+def sha256(tensor: Tensor) -> str:
+    """Hash a tensor's bytes, in row-major order whatever its memory layout; 64 hexadecimal digits."""
+    flat = tensor.detach().cpu().reshape(-1)
+    return hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()

@@ -1,9 +1,8 @@
-"""What Lightning trains: loss, accuracy, optimizer, learning rate.
+"""The Lightning module: loss, accuracy, optimizer, learning rate and frozen layers of a training.
 
 N images of a batch, H height, W width, K classes.
 """
 
-from collections.abc import Callable
 from typing import Any, Self
 
 import pytorch_lightning as pl
@@ -11,33 +10,32 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from convoy.core.errors import TrainingError
 from convoy.models.modules import WithAuxiliary
 from convoy.models.trained import ModelFacts, NormalizedModel
-from convoy.training.blocks import blocks
 from convoy.training.data import Batch
-from convoy.training.freezing import Plan
-from convoy.training.optim import rate
+from convoy.training.freezing import Plan, blocks
+from convoy.training.optim import lr_schedule, make_optimizer
+from convoy.training.pretrained import MODEL_FACTS
 from convoy.training.settings import TrainParams
-from convoy.training.weight_files import OURS
 
 CHECK_STEPS = 50
-"""Steps between two looks at the loss: each makes a GPU wait, and a loss that is lost stays lost."""
+"""Steps between two checks of the loss: each makes a GPU wait, and a NaN loss stays NaN."""
 
 
 class Classifier(pl.LightningModule):
-    """Train a `Deployable` to tell K classes apart, block by block as a plan says.
+    """Train a `NormalizedModel` to classify, block by block as a plan states.
 
-    What is frozen follows from the epoch alone, so a resumed training is in the phase where it was.
+    What is frozen follows from the epoch alone, so a resumed run is in the phase in which it stopped.
     """
 
-    def __init__(self, model: NormalizedModel, params: TrainParams, facts: ModelFacts) -> None:
-        """Make the plan of `params.transfer` for the model's blocks; `facts` travel in every checkpoint.
+    def __init__(
+        self, model: NormalizedModel, params: TrainParams, facts: ModelFacts, steps_per_epoch: int
+    ) -> None:
+        """Make the plan of `params.transfer` for the model's blocks; `facts` go into every checkpoint.
 
         Raises:
             RequestError: the plan does not fit the network.
@@ -46,12 +44,14 @@ class Classifier(pl.LightningModule):
         self.model = model
         self.params = params
         self.facts = facts
+        self.steps_per_epoch = steps_per_epoch
+        self.lr_schedule = lr_schedule(params.schedule, params.warmup, steps_per_epoch * params.epochs)
         self.blocks = blocks(model.network)
         self.plan = Plan.of([block.name for block in self.blocks], params, facts.network)
         self.train_loss = MeanMetric()
         self.train_accuracy = MulticlassAccuracy(len(facts.classes), average="micro")
         for metric in (self.train_loss, self.train_accuracy):
-            metric.persistent(mode=True)  # a checkpoint in the middle of an epoch holds its sums so far
+            metric.persistent(mode=True)  # a checkpoint within an epoch holds its sums so far
         self.val_accuracy = MulticlassAccuracy(len(facts.classes), average="micro")
         self.frozen_norms = {
             name: norm
@@ -63,7 +63,7 @@ class Classifier(pl.LightningModule):
         self.train()
 
     def frozen(self, epoch: int) -> dict[str, Tensor]:
-        """Collect the tensors that must not move in an epoch, by their names in the network."""
+        """Collect the tensors that must not change in an epoch, by their names in the network."""
         tensors: dict[str, Tensor] = {}
         for block, frozen in zip(self.blocks, self.plan.frozen(epoch), strict=True):
             if frozen:
@@ -74,9 +74,9 @@ class Classifier(pl.LightningModule):
         return tensors
 
     def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002 (torch's signature)
-        """Switch to training, where a frozen norm keeps to its running statistics instead of a batch's.
+        """Switch to training, in which a frozen norm keeps using its running statistics.
 
-        Lightning calls this too, and after a validation gives every module its mode of before back.
+        Lightning calls this too, and gives every module its earlier mode back after a validation.
         """
         super().train(mode)
         for norm in self.frozen_norms.values():
@@ -84,28 +84,28 @@ class Classifier(pl.LightningModule):
         return self
 
     def on_train_start(self) -> None:
-        """Freeze what the plan says; a training that resumes within an epoch sees no start of it."""
+        """Apply the plan; a run that resumes within an epoch has no start of it."""
         self._freeze(self.current_epoch)
 
     def on_train_epoch_start(self) -> None:
-        """Freeze what the plan says; forget the sums that a checkpoint after an epoch still has of it."""
+        """Apply the plan; reset the sums of the epoch before, which a checkpoint between epochs still holds."""
         self._freeze(self.current_epoch)
         self.train_loss.reset()
         self.train_accuracy.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the facts, as text, so that a checkpoint can serve as starting weights elsewhere."""
-        checkpoint[OURS] = self.facts.model_dump_json()
+        checkpoint[MODEL_FACTS] = self.facts.model_dump_json()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the smoothed loss of a batch, a scalar; auxiliary heads add theirs, by weight.
 
-        `train/loss` is that sum, what the optimizer sees; `train/accuracy` is the main head's.
+        `train/loss` is that sum, which the optimizer minimises; `train/accuracy` is the main head's.
 
         Raises:
-            TrainingError: the loss is no number any more.
+            TrainingError: the loss is NaN or infinite.
         """
-        logits, auxiliary = self._answer(batch)
+        logits, auxiliary = self._predict(batch)
         loss = self._smoothed(logits, batch)
         for weight, aside in auxiliary:
             loss = loss + weight * self._smoothed(aside, batch)
@@ -118,63 +118,45 @@ class Classifier(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch) -> None:
-        """Log the main head's loss without smoothing, so that trainings with different smoothing compare."""
-        logits = self._answer(batch).logits
+        """Log the main head's loss without smoothing, which compares between values of `label_smoothing`."""
+        logits = self._predict(batch).logits
         self.val_accuracy.update(logits, batch.labels)
         self.log("val/loss", cross_entropy(logits, batch.labels), batch_size=len(batch.labels))
         self.log("val/accuracy", self.val_accuracy)
 
     def on_validation_epoch_end(self) -> None:
-        """Refuse a loss that is no number; log the head's learning rate at the epoch's first step."""
+        """Check the validation loss; log the head's learning rate at the epoch's first step."""
         self._check(self.trainer.callback_metrics["val/loss"])
-        self.log("lr", self.learning_rate(self.current_epoch * int(self.trainer.num_training_batches)))
+        self.log("lr", self.learning_rate(self.current_epoch * self.steps_per_epoch))
 
     def learning_rate(self, step: int) -> float:
         """Compute the head's learning rate at a step, 0 for the first."""
-        steps = int(self.trainer.estimated_stepping_batches)
-        return self.params.lr * rate(self.params.schedule, self.params.warmup, steps)(step)
+        return self.params.lr * self.lr_schedule(step)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Group the weights by block, frozen ones too, so that a checkpoint fits in every phase.
-
-        The weights of convolutions and dense layers decay; a norm's scale and every bias are left
-        alone. Auxiliary heads, in no block, come last and learn at the head's rate.
-        """
-        of_blocks = [block.parameters() for block in self.blocks]
-        known = {name for parameters in of_blocks for name in parameters}
-        rest = {name: value for name, value in self.model.network.named_parameters() if name not in known}
-        steps = int(self.trainer.estimated_stepping_batches)
-        share = rate(self.params.schedule, self.params.warmup, steps)
-        groups: list[dict[str, Any]] = []
-        shares: list[Callable[[int], float]] = []
-        for parameters, factor in zip([*of_blocks, rest], [*self.plan.factors, 1.0], strict=True):
-            weights = [value for value in parameters.values() if value.ndim > 1]
-            others = [value for value in parameters.values() if value.ndim <= 1]
-            for values, decay in ((weights, self.params.weight_decay), (others, 0.0)):
-                if values:
-                    groups.append({"params": values, "weight_decay": decay})
-                    shares.append(_scaled(share, factor))
-        optimizer: Optimizer
-        if self.params.optimizer == "sgd":
-            optimizer = SGD(groups, lr=self.params.lr, momentum=0.9, nesterov=True)
-        else:
-            optimizer = AdamW(groups, lr=self.params.lr)
-        scheduler = LambdaLR(optimizer, shares)
+        """Group the parameters by block; auxiliary heads, in no block, come last and learn at the head's rate."""
+        parameters = [block.parameters() for block in self.blocks]
+        in_blocks = {name for block in parameters for name in block}
+        rest = {n: value for n, value in self.model.network.named_parameters() if n not in in_blocks}
+        optimizer, scheduler = make_optimizer(
+            [*parameters, rest], [*self.plan.factors, 1.0], self.params, self.lr_schedule
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _freeze(self, epoch: int) -> None:
-        """Take the gradients of what is frozen, without which no optimizer moves or decays a weight."""
+        """Disable the gradients of frozen parameters, without which no optimizer changes or decays a weight."""
         frozen = self.frozen(epoch)
         for name, value in self.model.network.named_parameters():
             value.requires_grad_(name not in frozen)
 
-    def _answer(self, batch: Batch) -> WithAuxiliary:
+    def _predict(self, batch: Batch) -> WithAuxiliary:
         """Run the network; all logits in float32: a loss in bf16 would round its differences away."""
-        answer: Tensor | WithAuxiliary = self.model(batch.pixels_u8.float())
-        if isinstance(answer, Tensor):
-            return WithAuxiliary(answer.float(), ())
-        auxiliary = tuple((weight, logits.float()) for weight, logits in answer.auxiliary)
-        return WithAuxiliary(answer.logits.float(), auxiliary)
+        output: Tensor | WithAuxiliary = self.model(batch.pixels_u8.float())
+        if isinstance(output, Tensor):
+            return WithAuxiliary(output.float(), ())
+        return WithAuxiliary(
+            output.logits.float(), tuple((weight, logits.float()) for weight, logits in output.auxiliary)
+        )
 
     def _smoothed(self, logits: Tensor, batch: Batch) -> Tensor:
         return cross_entropy(logits, batch.labels, label_smoothing=self.params.label_smoothing)
@@ -185,7 +167,3 @@ class Classifier(pl.LightningModule):
                 f"the loss became {loss.item()} in epoch {self.current_epoch + 1}: the steps are too large. "
                 f"Lower train.lr (now {self.params.lr}) or lengthen train.warmup (now {self.params.warmup})."
             )
-
-
-def _scaled(share: Callable[[int], float], factor: float) -> Callable[[int], float]:
-    return lambda step: factor * share(step)

@@ -1,25 +1,108 @@
-"""The learning rate as a pure function of the step, so that a resumed training continues the curve."""
+"""Learning-rate schedule, optimizer and number format of a training."""
 
 import math
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
-START = 0.1
-"""Share of the highest rate that a warm-up begins with."""
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from convoy.training.settings import Precision, Schedule, TrainParams
+
+WARMUP_START = 0.1
+"""Share of the highest learning rate that a warm-up starts from."""
 
 
-def rate(schedule: Literal["one_cycle", "cosine"], warmup: float, steps: int) -> Callable[[int], float]:
-    """Make the function from step (0 for the first) to the share of the highest learning rate, 0 to 1.
+def lr_schedule(schedule: Schedule, warmup: float, steps: int) -> Callable[[int], float]:
+    """Make the function from step (0 for the first) to the factor on the highest learning rate, 0 to 1.
 
-    Both rise in a straight line over the share `warmup` of all steps; then `one_cycle`
-    falls in a straight line and `cosine` along half a wave, both to zero after the last step.
+    A pure function of the step, so that a resumed run continues the curve. It rises linearly over the
+    share `warmup` of all steps; then `one_cycle` falls linearly and `cosine` along half a wave, both to
+    zero after the last step.
     """
     rising = warmup * steps
 
-    def share(step: int) -> float:
+    def factor(step: int) -> float:
         if step < rising:
-            return START + (1 - START) * step / rising
+            return WARMUP_START + (1 - WARMUP_START) * step / rising
         left = max(0.0, (steps - step) / (steps - rising))
         return left if schedule == "one_cycle" else (1 - math.cos(math.pi * left)) / 2
 
-    return share
+    return factor
+
+
+def make_optimizer(
+    blocks: Iterable[Mapping[str, nn.Parameter]],
+    block_factors: Sequence[float],
+    params: TrainParams,
+    schedule: Callable[[int], float],
+) -> tuple[Optimizer, LambdaLR]:
+    """Make the optimizer and its schedule, with up to two groups per block: with and without weight decay.
+
+    The weights of convolutions and dense layers decay; scales of norms and biases do not.
+
+    Args:
+        blocks: parameters by name, from image to head; frozen ones too, so that a checkpoint fits in every phase.
+        block_factors: learning rate of each block as a share of the head's.
+        params: optimizer, highest learning rate and weight decay.
+        schedule: factor on the learning rate by step.
+    """
+    groups: list[dict[str, Any]] = []
+    schedules: list[Callable[[int], float]] = []
+    for parameters, block_factor in zip(blocks, block_factors, strict=True):
+        decaying = [value for value in parameters.values() if value.ndim > 1]
+        others = [value for value in parameters.values() if value.ndim <= 1]
+        for values, decay in ((decaying, params.weight_decay), (others, 0.0)):
+            if values:
+                groups.append({"params": values, "weight_decay": decay})
+                schedules.append(_scaled(schedule, block_factor))
+    optimizer: Optimizer
+    if params.optimizer == "sgd":
+        optimizer = SGD(groups, lr=params.lr, momentum=0.9, nesterov=True)
+    else:
+        optimizer = AdamW(groups, lr=params.lr)
+    return optimizer, LambdaLR(optimizer, schedules)
+
+
+def _scaled(schedule: Callable[[int], float], factor: float) -> Callable[[int], float]:
+    return lambda step: factor * schedule(step)
+
+
+class PrecisionChoice(NamedTuple):
+    """Hold Lightning's name of a number format, and the reason for it."""
+
+    lightning: Literal["32-true", "bf16-mixed"]
+    reason: str
+
+
+def choose_precision(setting: Precision) -> PrecisionChoice:
+    """Apply `train.precision`; `auto` is bf16 on devices that compute in it, where it halves the time.
+
+    bf16 means that convolutions and dense layers compute in it, while weights, normalisation and
+    loss stay in float32.
+    """
+    if setting == 32:
+        return PrecisionChoice("32-true", "float32, as train.precision is set")
+    native, device = _native_bf16()
+    if setting == "bf16":
+        slow = "" if native else f"; {device}, so this is slow"
+        return PrecisionChoice("bf16-mixed", f"bf16, as train.precision is set{slow}")
+    return (
+        PrecisionChoice("bf16-mixed", f"bf16: {device}")
+        if native
+        else PrecisionChoice("32-true", f"float32: {device}")
+    )
+
+
+def _native_bf16() -> tuple[bool, str]:
+    """Detect whether the device that Lightning will use computes in bf16, and describe it."""
+    if torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return native, f"{torch.cuda.get_device_name()} {'has' if native else 'does not have'} it"
+    if torch.backends.mps.is_available():
+        return False, "bf16 is no faster on Apple's GPU"
+    # Every processor with AMX tiles has AVX-512 BF16 too. Without it oneDNN widens each operand to float32.
+    native = torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001 (the only form that torch 2.11 has)
+    return native, f"this processor {'has' if native else 'does not have'} AVX-512 BF16"

@@ -1,101 +1,105 @@
-"""Weights that a training starts from: find what was pinned, and graft it onto a network."""
+"""Starting weights: read a pinned file without running its code, and copy its tensors into a network.
 
-from collections.abc import Sequence
+Tensors are matched by name if the names are the same, else in order: torchvision's weights and a spec of the
+same structure differ only in names; in order, their tensors agree in kind (weight, bias, running_mean, …) and shape.
+"""
+
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
+import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from convoy.core.errors import NetworkError
 from convoy.models import torchvision
+from convoy.models.modules import Auxiliary
 from convoy.models.spec import Spec
 from convoy.models.trained import FACTS
-from convoy.training import grafting, sources, weight_files, weight_pins
+from convoy.training import weight_pins
+
+NESTED = ("state_dict", "model_state_dict", "model")
+"""Keys under which checkpoints keep the tensors of the network, beside those of the optimizer."""
+
+PREFIXES = ("model.network.", "module.", "_orig_mod.", "model.", "network.")
+"""What wrappers put before every name: Convoy's training, DistributedDataParallel, torch.compile, other projects."""
+
+MODEL_FACTS = "convoy"
+"""Key of Convoy's checkpoints that holds the model's facts, as JSON text."""
+
+COUNTER = "num_batches_tracked"
+"""A buffer of batch norms that old files lack; nothing in Convoy computes with it."""
+
+AUXILIARY = re.compile(r"(aux(iliary)?\d*|AuxLogits)\.")
+"""Beginnings of the names of auxiliary heads: Convoy's, torchvision's GoogLeNet's and Inception's."""
+
+LISTED = 6
+"""Most names that one line spells out."""
+
+_REMEDY = "Save only the network's tensors: torch.save(network.state_dict(), 'weights.pt')"
+
+
+class WeightFacts(BaseModel):
+    """Hold what must come along with weights; other keys of a model.json are ignored."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    classes: list[str]
+    mean: list[float]
+    std: list[float]
 
 
 @dataclass(frozen=True)
-class Starting:
-    """Hold weights to start from, and what must come along with them.
+class StartingWeights:
+    """Hold weights to start from, and what must come along with them."""
 
-    Attributes:
-        source: as `network.weights` names it.
-        resolved: what that stood for when it was pinned.
-        file: where the tensors were read from.
-        network: name of the network that they are meant for.
-        tensors: by name, in the file's order.
-        mean: that the input is normalised with, per channel, in 0..1 units; None where the file does not say.
-        std: likewise.
-        classes: what the head tells apart, in its order; None where the file does not say.
-        sha256: of the file; empty for tensors that come from none.
-    """
-
-    source: str
-    resolved: str
+    source: str  # as `network.weights` names it
+    resolved: str  # what that stood for when it was pinned
     file: Path
-    network: str
-    tensors: dict[str, Tensor]
-    mean: list[float] | None
+    network: str  # name of the network that they are meant for
+    tensors: dict[str, Tensor]  # in the file's order
+    mean: list[float] | None  # of the input normalisation, per channel, in 0..1 units; None: unknown
     std: list[float] | None
-    classes: list[str] | None
-    sha256: str = ""
+    classes: list[str] | None  # of the head, in its order; None: unknown
+    sha256: str = ""  # of the file
 
 
-@dataclass(frozen=True)
-class Grafted:
-    """Say what became of each tensor.
-
-    Attributes:
-        source: of the weights, as `network.weights` names it.
-        taken: the network's names of what it has from the file now.
-        reinitialised: the network's names of what it starts fresh.
-        ignored: the file's names of what the network has no place for.
-        head: what became of the head, and why.
-    """
-
-    source: str
-    taken: tuple[str, ...]
-    reinitialised: tuple[str, ...]
-    ignored: tuple[str, ...]
-    head: str
-
-    def lines(self) -> list[str]:
-        """Say it to people: names where they are few, else counts."""
-        lines = [f"taken from {self.source}: {len(self.taken)} tensors; the head is {self.head}"]
-        if self.reinitialised:
-            lines.append(f"reinitialised: {grafting.listed(self.reinitialised)}")
-        if self.ignored:
-            lines.append(f"ignored: {grafting.listed(self.ignored)}")
-        return lines
-
-
-def read(asked: str, spec: Spec, folder: Path = weight_pins.FOLDER) -> Starting | None:
+def load(source: str, spec: Spec, folder: Path = weight_pins.FOLDER) -> StartingWeights | None:
     """Load the weights that were pinned for a source; nothing is downloaded.
 
     Args:
-        asked: what `network.weights` says.
+        source: the value of `network.weights`.
         spec: the network that they are meant for.
         folder: where pins are.
 
     Returns:
-        The weights, or None where the network starts from fresh ones.
+        The weights, or None if the network starts from fresh ones.
 
     Raises:
         RequestError: an unknown form of source; `imagenet` for a network that torchvision does not have.
-        NetworkError: no pin, no file, another file than was pinned, or one that holds more than tensors.
+        NetworkError: no pin, no file, another file than was pinned, or a file that holds more than tensors.
     """
-    if asked == sources.NONE:
+    if source == weight_pins.NONE:
         return None
-    pin = weight_pins.find(asked, spec, folder)
-    path = weight_pins.verified(pin, folder)
-    tensors, facts = weight_files.read(path)
-    if pin.facts_sha256:
-        file = path.parent / FACTS
-        facts = weight_files.parse_facts(file.read_text(encoding="utf-8"), file)
+    pin = weight_pins.find(source, spec, folder)
+    path = pin.verify(folder)
+    tensors, facts = read_file(path)
+    if len(pin.sha256) > 1:
+        file = path.with_name(FACTS)
+        facts = parse_facts(file.read_text(encoding="utf-8"), file)
     if pin.torchvision:
         published = torchvision.pretrained(pin.torchvision, pin.resolved)
-        facts = weight_files.Facts(classes=published.classes, mean=published.mean, std=published.std)
-    return Starting(
-        source=asked,
+        facts = WeightFacts(classes=published.classes, mean=published.mean, std=published.std)
+    return StartingWeights(
+        source=source,
         resolved=pin.resolved,
         file=path,
         network=spec.name,
@@ -103,65 +107,232 @@ def read(asked: str, spec: Spec, folder: Path = weight_pins.FOLDER) -> Starting 
         mean=facts.mean if facts else None,
         std=facts.std if facts else None,
         classes=facts.classes if facts else None,
-        sha256=pin.sha256,
+        sha256=pin.weights_sha256,
     )
 
 
-def graft(network: nn.Module, starting: Starting, classes: Sequence[str]) -> Grafted:
-    """Copy starting weights into a network; a head made for other classes stays as it was initialised.
+def read_file(path: Path) -> tuple[dict[str, Tensor], WeightFacts | None]:
+    """Load tensors by name, and the facts of a checkpoint of Convoy's, on the CPU.
 
-    Auxiliary heads go along where they fit; those of the file alone are ignored, the network's start fresh.
+    The file is mapped into memory where its format allows it; code in it never runs.
+
+    Raises:
+        NetworkError: the file holds pickled code, is damaged, or holds no tensors.
+    """
+    content = _unpickle(path)
+    if not isinstance(content, Mapping):
+        raise NetworkError(f"{path} holds a {type(content).__name__}, not tensors by name. {_REMEDY}")
+    nested: Mapping[Any, Any] = next(
+        (content[key] for key in NESTED if isinstance(content.get(key), Mapping)), content
+    )
+    tensors = {str(name): value for name, value in nested.items() if isinstance(value, Tensor)}
+    if not tensors:
+        keys = ", ".join([str(name) for name in content][:5]) + (", …" if len(content) > 5 else "") or "none"
+        raise NetworkError(f"{path} holds no tensors (its keys: {keys}). {_REMEDY}")
+    text = content.get(MODEL_FACTS)
+    return _without_prefixes(tensors), parse_facts(text, path) if isinstance(text, str) else None
+
+
+def parse_facts(text: str, path: Path) -> WeightFacts:
+    """Read the facts of a model from JSON text that `path` holds.
+
+    Raises:
+        NetworkError: the text is not JSON, or lacks classes, mean or std.
+    """
+    try:
+        return WeightFacts.model_validate(json.loads(text))
+    except ValueError as error:  # pydantic's and json's errors are ValueErrors
+        raise NetworkError(
+            f"{path} does not hold classes, mean and std as Convoy writes them: {error}\n"
+            "Use the folder of a model that `dvc repro train` made."
+        ) from error
+
+
+def _unpickle(path: Path) -> object:
+    try:
+        # Files older than torch 1.6 are no zip archives, and those cannot be mapped into memory.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        called = re.search(r"GLOBAL (\S+)", str(error))
+        if called or path.read_bytes()[:1] == pickle.PROTO:
+            code = f"pickled code ({called[1]})" if called else "a pickle of more than tensors"
+            raise NetworkError(
+                f"{path} holds {code}, which could execute anything, so it is not loaded (weights_only). "
+                f"{_REMEDY}, if you trust the file."
+            ) from error
+        raise NetworkError(
+            f"{path} is not a file of weights: torch.load cannot read it. {_REMEDY}"
+        ) from error
+    except Exception as error:  # bytes that mean nothing to an unpickler make it raise anything
+        reason = str(error).splitlines()[0] if str(error) else "it is truncated"
+        raise NetworkError(
+            f"{path} is damaged or not a file of weights: {reason}\n"
+            "Fetch it again from its source: convoy weights use SOURCE"
+        ) from error
+
+
+def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Remove what wrappers put before every name."""
+    own = {name: value for name, value in tensors.items() if name.startswith(PREFIXES[0])}
+    tensors = own or tensors  # a LightningModule may hold more tensors than its network's
+    for prefix in (*PREFIXES, *PREFIXES):
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
+
+
+@dataclass(frozen=True)
+class Grafted:
+    """Report what became of each tensor."""
+
+    source: str  # of the weights, as `network.weights` names it
+    copied: tuple[str, ...]  # the network's names
+    reinitialised: tuple[str, ...]  # the network's names of what starts fresh
+    ignored: tuple[str, ...]  # the file's names of what has no counterpart in the network
+    head: str  # what became of the head, and why
+
+    def lines(self) -> list[str]:
+        """Render the report: names if they are few, else counts."""
+        lines = [f"starting weights from {self.source}: {len(self.copied)} tensors copied; head {self.head}"]
+        if self.reinitialised:
+            lines.append(f"reinitialised: {_listed(self.reinitialised)}")
+        if self.ignored:
+            lines.append(f"ignored: {_listed(self.ignored)}")
+        return lines
+
+
+def graft(network: nn.Module, starting: StartingWeights, classes: Sequence[str]) -> Grafted:
+    """Copy starting weights into a network; a head made for other classes keeps its fresh weights.
+
+    Auxiliary heads are copied if they fit; the network's own otherwise start fresh, the file's are ignored.
 
     Args:
         network: changed in place, unless the weights do not fit.
         starting: the weights.
-        classes: what the network shall tell apart, in the order of its logits.
+        classes: of the network, in the order of its logits.
 
     Raises:
         NetworkError: the weights are of another architecture, naming the first tensor that does not fit.
     """
-    own = grafting.own_parts(network)
-    given = grafting.given_parts(starting.tensors, own.main)
+    auxiliary = {name: module for name, module in network.named_modules() if isinstance(module, Auxiliary)}
+    prefixes = tuple(f"{name}." for name in auxiliary)
+    own, own_auxiliary = _split(network.state_dict(), lambda name: name.startswith(prefixes))
+    given, given_auxiliary = _split(
+        starting.tensors, lambda name: name not in own and AUXILIARY.match(name) is not None
+    )
+    head = last_layer(own)
+    auxiliary_heads = [
+        f"{name}.{n}" for name, module in auxiliary.items() for n in last_layer(module.state_dict())
+    ]
     try:
-        main = grafting.pair(own.main, given.main, grafting.last_layer(own.main))
-    except grafting.MisfitError as misfit:
+        pairs = pair(own, given, head)
+    except MisfitError as misfit:
         raise NetworkError(
-            f"{starting.file} holds another architecture: {misfit.found}, {starting.network} wants {misfit.wanted}. "
-            "Set network.name to the network whose weights these are, or network.weights to others. (A network "
-            "that takes one image side alone also wants the data.image_px that they were trained with.)"
+            f"{starting.file} holds another architecture: {misfit.given}, {starting.network} needs {misfit.expected}. "
+            "Set network.name to the network that these weights belong to, or network.weights to others. (A network "
+            "that takes a single image size also needs the data.image_px that it was trained with.)"
         ) from misfit
-    width = len(starting.tensors[next(iter(main.head.values()))])
-    keep, head = _judge(width, starting.classes, list(classes))
-    pairs = main.body | (main.head if keep else {})
-    replaced = set() if keep else set(main.head.values())
-    try:
-        aside = grafting.pair(own.auxiliary, given.auxiliary, grafting.auxiliary_layers(network))
-    except grafting.MisfitError:  # they serve training alone, and can start fresh
-        pass
-    else:
-        pairs |= aside.body | (aside.head if keep else {})
-        replaced |= set() if keep else set(aside.head.values())
-    tensors = own.main | own.auxiliary
-    for name, source in pairs.items():
+    keep, reason = _judge_head(len(starting.tensors[pairs[head[0]]]), starting.classes, list(classes))
+    with suppress(MisfitError):  # auxiliary heads only help to train, and can start fresh
+        pairs |= pair(own_auxiliary, given_auxiliary, auxiliary_heads)
+    used = set(pairs.values())
+    copied = {name: pairs[name] for name in pairs if keep or name not in {*head, *auxiliary_heads}}
+    tensors = own | own_auxiliary
+    for name, source in copied.items():
         tensors[name].copy_(starting.tensors[source])
-    used = {*pairs.values(), *replaced}
-    fresh = (name for name in tensors if name not in pairs and not name.endswith(grafting.COUNTER))
     return Grafted(
         source=starting.source,
-        taken=tuple(name for name in tensors if name in pairs),
-        reinitialised=tuple(fresh),
+        copied=tuple(name for name in tensors if name in copied),
+        reinitialised=tuple(name for name in tensors if name not in copied and not name.endswith(COUNTER)),
         ignored=tuple(name for name in starting.tensors if name not in used),
-        head=head,
+        head=reason,
     )
 
 
-def _judge(width: int, known: list[str] | None, classes: list[str]) -> tuple[bool, str]:
-    """Decide whether a head of `width` classes, perhaps of known names, serves for `classes`; say why."""
+class MisfitError(Exception):
+    """Report which tensor of a file does not fit: what the file has, and what the network needs there."""
+
+    def __init__(self, given: str, expected: str) -> None:
+        super().__init__(given)
+        self.given = given
+        self.expected = expected
+
+
+def pair(own: Mapping[str, Tensor], given: Mapping[str, Tensor], heads: Collection[str]) -> dict[str, str]:
+    """Map each tensor of a network to the tensor of a file that belongs there.
+
+    Args:
+        own: the network's tensors, in order.
+        given: the file's, in order.
+        heads: the network's names whose first dimension may differ: the file's number of classes.
+
+    Raises:
+        MisfitError: naming the first tensor that does not fit.
+    """
+    names = [name for name in own if not name.endswith(COUNTER)]
+    sources = [name for name in given if not name.endswith(COUNTER)]
+    if set(names) == set(sources):
+        sources = names
+    pairs: dict[str, str] = {}
+    for number, (name, source) in enumerate(zip_longest(names, sources), start=1):
+        if name is None or source is None or not _fits(own[name], given[source], name, source, heads):
+            raise MisfitError(
+                f"tensor {number} is {f'{source} {shape(given[source])}' if source else 'missing'}",
+                f"{name} {shape(own[name])}" if name else "nothing more",
+            )
+        pairs[name] = source
+        counter, counted = (_sibling(each, COUNTER) for each in (name, source))
+        if name.endswith(".running_mean") and counter in own and counted in given:
+            pairs[counter] = counted
+    return pairs
+
+
+def last_layer(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Name weight and bias of the last layer that maps to classes."""
+    weight = [name for name, tensor in tensors.items() if name.endswith("weight") and tensor.ndim > 1][-1]
+    return [name for name in (weight, _sibling(weight, "bias")) if name in tensors]
+
+
+def shape(tensor: Tensor) -> str:
+    """Write a shape as `64×3×7×7`."""
+    return "×".join(str(side) for side in tensor.shape) or "a single number"
+
+
+def _split(
+    tensors: Mapping[str, Tensor], auxiliary: Callable[[str], bool]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Separate the tensors on the way from image to logits from those of auxiliary heads."""
+    main = {name: tensor for name, tensor in tensors.items() if not auxiliary(name)}
+    return main, {name: tensor for name, tensor in tensors.items() if name not in main}
+
+
+def _fits(own: Tensor, given: Tensor, name: str, source: str, heads: Collection[str]) -> bool:
+    """Compare kind and shape; the width of a head may differ."""
+    if name.rpartition(".")[2] != source.rpartition(".")[2] or own.ndim != given.ndim:
+        return False
+    return own.shape[1:] == given.shape[1:] if name in heads else own.shape == given.shape
+
+
+def _judge_head(width: int, known: list[str] | None, classes: list[str]) -> tuple[bool, str]:
+    """Decide whether a head of `width` classes, of known names or None, serves for `classes`; give the reason."""
     if width != len(classes):
         return False, f"new: {len(classes)} classes instead of {width}"
     if known is None:
-        return True, f"kept: it has {width} classes too, whose names are not known"
+        return True, f"kept: it also has {width} classes, with unknown names"
     if known != classes:
         was, now = next(pair for pair in zip(known, classes, strict=True) if pair[0] != pair[1])
         return False, f"new: other classes, such as {now} instead of {was}"
     return True, f"kept: the same {width} classes"
+
+
+def _sibling(name: str, ending: str) -> str:
+    unit, dot, _ = name.rpartition(".")
+    return unit + dot + ending
+
+
+def _listed(names: Sequence[str]) -> str:
+    """List tensors if they are few; else count them, and name the layers that they are in."""
+    if len(names) <= LISTED:
+        return ", ".join(names)
+    units = list(dict.fromkeys(name.partition(".")[0] for name in names))
+    return f"{len(names)} tensors in {', '.join(units[:LISTED])}{', …' if len(units) > LISTED else ''}"

@@ -1,10 +1,12 @@
-"""Save a training as it goes, stop it when its time is up, and go on exactly where it was."""
+"""Write checkpoints during a training, stop it when its time budget is spent, and resume it exactly."""
 
+import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
@@ -12,30 +14,29 @@ from pytorch_lightning.utilities.types import STEP_OUTPUT
 
 from convoy.core.console import info
 from convoy.core.errors import TrainingPaused
-from convoy.training import randomness
-from convoy.training.checkpoints import CheckpointStore, Found
-from convoy.training.data import Batch, Batcher
-from convoy.training.points import MetricBuffer, Publish
+from convoy.training.callbacks import MetricBuffer, Publish
+from convoy.training.checkpoints import CheckpointStore, LoadedCheckpoint
+from convoy.training.data import Batch, DataModule
 
-RANDOM = "convoy_random"
-"""Key of a checkpoint under which the states of random numbers lie."""
+RANDOM_STATES = "convoy_random"
+"""Key of a checkpoint that holds the states of all random number generators."""
 
 
 @dataclass(frozen=True)
 class Resumable:
-    """Say how a training survives the end of its process.
+    """Describe how a training survives the end of its process.
 
     Attributes:
-        kept: where its checkpoints are.
-        found: the one to go on from; None to start from the beginning.
+        store: where its checkpoints are.
+        checkpoint: to resume from; None to start from the beginning.
         run_id: Convoy's id of the run.
-        publish: takes points of curves; those that it has already must change nothing.
+        publish: takes points of curves and ignores those that it has already.
         step_interval: optimizer steps between two points; 0: epochs only.
-        started: `time.monotonic()` of the process's beginning, from which the time budget counts.
+        started: `time.monotonic()` at the start of the process, from which the time budget counts.
     """
 
-    kept: CheckpointStore
-    found: Found | None
+    store: CheckpointStore
+    checkpoint: LoadedCheckpoint | None
     run_id: str
     publish: Publish
     step_interval: int
@@ -43,25 +44,28 @@ class Resumable:
 
 
 class CheckpointCallback(pl.Callback):
-    """Write a checkpoint every so many seconds, between two steps or after an epoch.
+    """Write a checkpoint every `checkpoints.every_s` seconds, between two steps or after an epoch.
 
-    Must stand last: what other callbacks did with the step belongs in the checkpoint.
+    Must stand last: what other callbacks did with the step belongs in the checkpoint. Stops the training
+    with `TrainingPaused` once `checkpoints.time_budget_min` is spent, after a last checkpoint.
     """
 
-    def __init__(self, resumable: Resumable, batcher: Batcher, points: MetricBuffer) -> None:
-        self.resumable = resumable
-        self.batcher = batcher
+    def __init__(self, resumable: Resumable, data: DataModule, points: MetricBuffer) -> None:
+        self.store = resumable.store
+        self.run_id = resumable.run_id
+        self.started = resumable.started
+        self.data = data
         self.points = points
         self.saved = time.monotonic()
         self.failed = False
-        self.states: dict[str, Any] | None = None
+        self.random_states: dict[str, Any] | None = None
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002 (Lightning's signature)
-        """Set the random states, last of all that happens before the first step."""
+    def on_train_start(self, *_: Any) -> None:  # noqa: ANN401 (Lightning's signature)
+        """Restore the random states, last of all that happens before the first step."""
         self.saved = time.monotonic()
-        if self.states:
-            randomness.restore(self.states)
-            self.states = None
+        if self.random_states:
+            restore_random_states(self.random_states)
+            self.random_states = None
 
     def on_train_batch_end(
         self,
@@ -71,37 +75,37 @@ class CheckpointCallback(pl.Callback):
         batch: Batch,  # noqa: ARG002
         batch_idx: int,
     ) -> None:
-        """Save between two steps; after an epoch's last one validation comes first.
+        """Save between two steps; after an epoch's last step validation comes first.
 
         Raises:
-            Paused: the time budget is spent.
+            TrainingPaused: the time budget is spent.
         """
         if batch_idx + 1 < trainer.num_training_batches:
             self._save_if_due(trainer, (trainer.current_epoch, batch_idx + 1))
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002 (Lightning's signature)
-        """Save after an epoch and its validation; after the last one `finish` does.
+    def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:  # noqa: ANN401 (Lightning's signature)
+        """Save after an epoch and its validation; after the last epoch `finish` does.
 
         Raises:
-            Paused: the time budget is spent.
+            TrainingPaused: the time budget is spent.
         """
-        done = trainer.current_epoch + 1
-        if done < (trainer.max_epochs or 0) and not trainer.should_stop:
-            self._save_if_due(trainer, (done, 0))
+        epochs = trainer.current_epoch + 1
+        if epochs < (trainer.max_epochs or 0) and not trainer.should_stop:
+            self._save_if_due(trainer, (epochs, 0))
 
     def finish(self, trainer: pl.Trainer) -> None:
-        """Save a training that is over: if the process dies before its results are recorded, nothing is repeated."""
+        """Save a completed training: if the process dies before DVC records its results, nothing is repeated."""
         if not self._save(trainer, (trainer.current_epoch, 0), finished=True):
-            self.points.flush()  # nothing comes after them that could be computed twice
+            self.points.flush()  # no step follows that could be computed twice
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the epoch, and the batch in it, of the next step."""
-        return {"first": self.batcher.first}
+        """Return epoch and batch of the next step."""
+        return {"position": self.data.position}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Begin with that batch."""
-        epoch, batch = state_dict["first"]
-        self.batcher.first = (epoch, batch)
+        """Start with that batch."""
+        epoch, batch = state_dict["position"]
+        self.data.position = (epoch, batch)
 
     def on_save_checkpoint(
         self,
@@ -109,8 +113,8 @@ class CheckpointCallback(pl.Callback):
         pl_module: pl.LightningModule,  # noqa: ARG002
         checkpoint: dict[str, Any],
     ) -> None:
-        """Add the states of random numbers."""
-        checkpoint[RANDOM] = randomness.collect()
+        """Add the random states."""
+        checkpoint[RANDOM_STATES] = random_states()
 
     def on_load_checkpoint(
         self,
@@ -119,52 +123,51 @@ class CheckpointCallback(pl.Callback):
         checkpoint: dict[str, Any],
     ) -> None:
         """Hold the states until training starts: what comes before may draw numbers."""
-        self.states = checkpoint[RANDOM]
+        self.random_states = checkpoint[RANDOM_STATES]
 
-    def _save_if_due(self, trainer: pl.Trainer, first: tuple[int, int]) -> None:
+    def _save_if_due(self, trainer: pl.Trainer, position: tuple[int, int]) -> None:
         """Save if the interval is over; if the time budget is spent, save and stop."""
         now = time.monotonic()
-        budget_s = self.resumable.kept.params.time_budget_min * 60
-        if budget_s and now - self.resumable.started >= budget_s:
-            saved = self._save(trainer, first, finished=False)
-            epoch, step = first
-            where = f"epoch {epoch + 1} of {trainer.max_epochs}, step {step + 1} of {trainer.num_training_batches}"
-            raise TrainingPaused(
-                f"checkpoints.time_budget_min ({self.resumable.kept.params.time_budget_min:g}) is spent. "
-                + (
-                    f"The state is saved; `dvc repro` goes on at {where}."
-                    if saved
-                    else "Nothing could be saved."
-                )
+        budget_min = self.store.params.time_budget_min
+        if budget_min and now - self.started >= budget_min * 60:
+            epoch, step = position
+            saved = self._save(trainer, position, finished=False)
+            resume = (
+                f"The checkpoint is saved; `dvc repro` resumes at epoch {epoch + 1} of {trainer.max_epochs}, "
+                f"step {step + 1} of {trainer.num_training_batches}."
             )
-        if now - self.saved >= self.resumable.kept.params.every_s:
-            self._save(trainer, first, finished=False)
+            raise TrainingPaused(
+                f"checkpoints.time_budget_min ({budget_min:g}) is spent. "
+                + (resume if saved else "No checkpoint could be saved.")
+            )
+        if now - self.saved >= self.store.params.every_s:
+            self._save(trainer, position, finished=False)
 
-    def _save(self, trainer: pl.Trainer, first: tuple[int, int], *, finished: bool) -> bool:
+    def _save(self, trainer: pl.Trainer, position: tuple[int, int], *, finished: bool) -> bool:
         """Write a checkpoint, then publish the points that it holds; a full disk stops no training."""
-        before, self.batcher.first = self.batcher.first, first
+        before, self.data.position = self.data.position, position
         try:
-            self.resumable.kept.save(
+            self.store.save(
                 trainer.save_checkpoint,
-                run_id=self.resumable.run_id,
-                epoch=first[0] + (not finished),
+                run_id=self.run_id,
+                epoch=position[0] + (not finished),
                 step=trainer.global_step,
                 finished=finished,
             )
         except OSError as error:
             if not self.failed:
-                every = self.resumable.kept.params.every_s
                 info(
-                    f"The checkpoint could not be written to {self.resumable.kept.folder}: {error!s:.200}. The training "
-                    f"goes on and tries again every {every:g} s; free some space. Its curves are published with it."
+                    f"The checkpoint could not be written to {self.store.folder}: {error!s:.200}. Training continues "
+                    f"and tries again every {self.store.params.every_s:g} s; free some space. Curves are published "
+                    "with the next checkpoint."
                 )
             self.failed = True
             return False
         finally:
-            self.batcher.first = before
-            self.saved = time.monotonic()  # after writing: a slow disk must not be all that there is to do
+            self.data.position = before
+            self.saved = time.monotonic()  # after writing: a slow disk must not take all the time
         if self.failed:
-            info("A checkpoint was written again.")
+            info("Checkpoints are written again.")
         self.failed = False
         self.points.flush()
         return True
@@ -188,8 +191,31 @@ class DirectIO(TorchCheckpointIO):
             with Path(path).open("wb") as file:
                 torch.save(checkpoint, file)
         except RuntimeError as error:
-            # torch's zip writer speaks of itself; what the system said, such as a full disk, came before.
-            said = error.__context__
+            # torch's zip writer reports its own failure; the system's error, such as a full disk, came before.
+            cause = error.__context__
             raise (
-                said if isinstance(said, OSError) else OSError(f"torch could not write it ({error})")
+                cause if isinstance(cause, OSError) else OSError(f"torch could not write it ({error})")
             ) from error
+
+
+def random_states() -> dict[str, Any]:
+    """Read the states of Python, numpy, torch and every CUDA device, as values that load without running code."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002 (what libraries may draw from)
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Set the states; those of CUDA only if the number of devices is the same."""
+    version, words, gauss = states["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002 (as above)
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])

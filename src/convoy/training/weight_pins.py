@@ -1,125 +1,212 @@
-"""Pins of starting weights: `weights/NAME.json`, in git, says which bytes a source stood for.
+"""Pins of starting weights: which bytes a source of `network.weights` stood for when it was pinned.
 
-The bytes lie beside it, fetched by DVC. A pin names them by their sha256, so that no
-later change of the source gets into a training unseen.
+A pin is the `meta` of the DVC file that fetches the weights into weights/: the source, what it resolved to
+and the sha256 of each file. DVC keeps `meta` when it imports a changed source again and rewrites its own
+md5, so a change of the source stops a training instead of getting into it unseen.
 """
 
 import re
 from pathlib import Path
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, model_validator
 
-from convoy.core import files
+from convoy.core import files, yaml
 from convoy.core.errors import NetworkError, RequestError
+from convoy.core.params import did_you_mean
 from convoy.models.spec import FOLDER as NETWORKS
 from convoy.models.spec import Spec
-from convoy.models.trained import FACTS
-from convoy.training import sources
 
 FOLDER = Path("weights")
+META = "convoy"
+"""Key of a DVC file's `meta` that holds the pin."""
+
+NONE = "none"
+IMAGENET = "imagenet"
+FORMS = "none, imagenet, PATH of a checkpoint or a model's folder, URL, runs:/RUN_ID, models:/NAME@ALIAS or models:/NAME/VERSION"
+RUN = re.compile(r"runs:/(?P<run>[^/@]+)")
+MODEL = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))")
+
+Kind = Literal["none", "imagenet", "run", "model", "url", "path"]
+
+
+def kind(source: str) -> Kind:
+    """Classify a source of weights by its spelling alone; nothing is looked up.
+
+    Raises:
+        RequestError: a word that is none of the forms, with the nearest that is.
+    """
+    if source == NONE:
+        return "none"
+    if source == IMAGENET:
+        return "imagenet"
+    if RUN.fullmatch(source):
+        return "run"
+    if MODEL.fullmatch(source):
+        return "model"
+    if source.startswith(("runs:", "models:")):
+        raise RequestError(f"`{source}` is not a valid run or model. Valid sources: {FORMS}")
+    if "://" in source:
+        return "url"
+    if scheme := re.match(r"[A-Za-z]{2,}:", source):
+        near = did_you_mean(scheme[0], ["runs:", "models:"])
+        raise RequestError(f"`{source}` is not a source of weights{near} Valid sources: {FORMS}")
+    if not re.search(r"[/.~]", source):
+        near = did_you_mean(source, [NONE, IMAGENET])
+        raise RequestError(
+            f"`{source}` is not a source of weights{near} A path needs a slash: ./{source or 'best.ckpt'}"
+        )
+    return "path"
+
+
+def canonical(source: str, root: Path) -> str:
+    """Spell a source in one way, so that its pin is found however a path was typed.
+
+    Args:
+        source: as typed; a path is relative to the current folder.
+        root: the repository, resolved.
+
+    Returns:
+        A path inside the repository relative to it, any other absolute; everything else unchanged.
+
+    Raises:
+        RequestError: as `kind` does.
+    """
+    if kind(source) != "path":
+        return source
+    path = Path(source).expanduser().resolve()
+    if root not in path.parents:
+        return str(path)
+    inside = path.relative_to(root).as_posix()
+    return inside if "/" in inside else f"./{inside}"
 
 
 class Pin(BaseModel):
     """Hold what a source stood for when it was pinned.
 
     Attributes:
-        asked: the source, as `network.weights` names it.
-        resolved: what that was at the time: a version for an alias, torchvision's label for `imagenet`.
-        fetched: the address that the bytes came from.
-        file: the weights, a path relative to the pin's folder.
-        sha256: of that file.
-        facts_sha256: of the model.json beside that file, where there is one.
-        torchvision: for `imagenet`, the classifier whose weights these are.
+        source: as `network.weights` names it.
+        resolved: what it stood for: a version for an alias, torchvision's label for `imagenet`.
+        torchvision: for `imagenet`, the classifier that the weights belong to.
+        sha256: hash of each file by its path relative to weights/, the weights first, then a model.json.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    asked: str
+    source: str
     resolved: str
-    fetched: str
-    file: str
-    sha256: str
-    facts_sha256: str | None = None
     torchvision: str | None = None
+    sha256: dict[str, str]
+
+    @property
+    def file(self) -> str:
+        """The file of weights, relative to weights/."""
+        return next(iter(self.sha256))
+
+    @property
+    def out(self) -> str:
+        """What DVC fetches, relative to weights/: the file of weights, or the folder of a model."""
+        return Path(self.file).parts[0]
+
+    @property
+    def weights_sha256(self) -> str:
+        """Hash of the file of weights."""
+        return self.sha256[self.file]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_json(cls, content: Any) -> Any:  # noqa: ANN401 (as pydantic declares it)
+        """Read `weights/NAME.json`, the form of earlier versions, with a field for each hash."""
+        if not isinstance(content, dict) or not {"asked", "file", "sha256"} <= content.keys():
+            return content
+        hashes = {content["file"]: content["sha256"]}
+        if facts := content.get("facts_sha256"):
+            hashes[Path(content["file"]).with_name("model.json").as_posix()] = facts
+        kept = {key: content[key] for key in ("resolved", "torchvision") if key in content}
+        return {"source": content["asked"], "sha256": hashes, **kept}
+
+    def verify(self, folder: Path) -> Path:
+        """Check that the files in `folder` are those that were pinned; return the path of the weights.
+
+        Raises:
+            NetworkError: a file is missing, or has other bytes.
+        """
+        for name, expected in self.sha256.items():
+            file = folder / name
+            if not file.exists():
+                raise NetworkError(
+                    f"{file}, pinned for {self.source}, is missing. Fetch it from its source with `dvc repro`, or "
+                    f"from the DVC remote with `dvc pull -R {folder}`."
+                )
+            current = files.sha256(file)
+            if current != expected:
+                raise NetworkError(
+                    f"{file} differs from the file pinned for {self.source}: sha256 {current[:16]}… instead of "
+                    f"{expected[:16]}…. To accept the change: convoy weights use {self.source}"
+                )
+        return folder / self.file
 
 
-def structure(spec: Spec) -> str:
-    """Name the classifier of torchvision whose ImageNet weights fit a network.
+def read_all(folder: Path) -> dict[Path, Pin]:
+    """Read all pins by their files, those of earlier versions (NAME.json) last.
 
     Raises:
-        RequestError: there is none.
+        NetworkError: a file that is not a valid pin.
     """
-    name = spec.torchvision or spec.twin
-    if name is None:
-        says = re.compile(r"^(twin|torchvision):", re.MULTILINE)
-        fit = [path.stem for path in sorted(NETWORKS.glob("*.yaml")) if says.search(path.read_text("utf-8"))]
-        raise RequestError(
-            f"torchvision has no network of {spec.name}'s structure, so there are no ImageNet weights for it. "
-            f"There are for: {', '.join(fit)}, and for any file in {NETWORKS}/ with the one line `torchvision: NAME`. "
-            "Set network.name to one of them, or network.weights to none."
-        )
-    return name
+    pins = {}
+    for path in [*sorted(folder.rglob("*.dvc")), *sorted(folder.glob("*.json"))]:
+        try:
+            is_json = path.suffix == ".json"
+            content = files.read_json(path) if is_json else (yaml.read(path).get("meta") or {}).get(META)
+            if content is not None:
+                pins[path] = Pin.model_validate(content)
+        except (ValueError, AttributeError, RequestError) as error:  # pydantic's error is a ValueError
+            raise NetworkError(
+                f"{path} is not a valid pin: {error}\n"
+                f"Restore it with `git checkout {path}`, or pin again: convoy weights use SOURCE"
+            ) from error
+    return pins
 
 
-def find(asked: str, spec: Spec, folder: Path) -> Pin:
-    """Find the pin of a source; one of `imagenet` must be for the network's structure.
+def write(path: Path, pin: Pin) -> None:
+    """Write a pin into the `meta` of a DVC file."""
+    content = yaml.read(path) | {"meta": {META: pin.model_dump(exclude_none=True)}}
+    files.write_text(path, yaml.dump(content))
+
+
+def find(source: str, spec: Spec, folder: Path = FOLDER) -> Pin:
+    """Find the pin of a source; a pin of `imagenet` must be for the network's structure.
 
     Raises:
         RequestError: an unknown form of source; `imagenet` for a network that torchvision does not have.
-        NetworkError: there is no such pin, or one that cannot be read.
+        NetworkError: no pin of this source, or an invalid pin file.
     """
-    name = sources.canonical(asked, folder.resolve().parent)
-    wanted = structure(spec) if name == sources.IMAGENET else None
-    pinned = everything(folder).values()
-    for pin in pinned:
-        if pin.asked == name and pin.torchvision == wanted:
+    name = canonical(source, folder.resolve().parent)
+    classifier = imagenet_classifier(spec) if name == IMAGENET else None
+    pins = read_all(folder).values()
+    for pin in pins:
+        if (pin.source, pin.torchvision) == (name, classifier):
             return pin
-    there = ", ".join(f"{pin.asked}{f' ({pin.torchvision})' if pin.torchvision else ''}" for pin in pinned)
-    network = f" --network {spec.name}" if wanted else ""
+    pinned = ", ".join(f"{pin.source}{f' ({pin.torchvision})' if pin.torchvision else ''}" for pin in pins)
+    network = f" --network {spec.name}" if classifier else ""
     raise NetworkError(
-        f"network.weights is `{asked}`, but {folder}/ has no pin of it{f' for {wanted}' if wanted else ''} "
-        f"(pinned: {there or 'nothing'}). Type: convoy weights use {asked}{network}"
+        f"network.weights is `{source}`, but {folder}/ has no pin of it{f' for {classifier}' if classifier else ''} "
+        f"(pinned: {pinned or 'nothing'}). Pin it: convoy weights use {source}{network}"
     )
 
 
-def everything(folder: Path) -> dict[Path, Pin]:
-    """Read all pins by their files, in order of names.
+def imagenet_classifier(spec: Spec) -> str:
+    """Name the classifier of torchvision whose ImageNet weights fit a network.
 
     Raises:
-        NetworkError: a file that is no pin.
+        RequestError: torchvision has none.
     """
-    found = {}
-    for path in sorted(folder.glob("*.json")):
-        try:
-            found[path] = Pin.model_validate(files.read_json(path))
-        except (ValueError, ValidationError) as error:
-            raise NetworkError(
-                f"{path} is no pin that this version reads: {error}\n"
-                f"Restore it with `git checkout {path}`, or pin anew: convoy weights use SOURCE"
-            ) from error
-    return found
-
-
-def verified(pin: Pin, folder: Path) -> Path:
-    """Give the path of the pinned weights, whose bytes are the pinned ones.
-
-    Raises:
-        NetworkError: the file is missing, or is another than the one that was pinned.
-    """
-    path = folder / pin.file
-    expected = {path: pin.sha256}
-    if pin.facts_sha256:
-        expected[path.parent / FACTS] = pin.facts_sha256
-    for file, wanted in expected.items():
-        if not file.exists():
-            raise NetworkError(
-                f"{file}, pinned as {pin.asked}, is not here. `dvc repro` fetches it from its source, "
-                f"`dvc pull -R {folder}` from the DVC remote."
-            )
-        found = files.sha256(file)
-        if found != wanted:
-            raise NetworkError(
-                f"{file} is not what was pinned as {pin.asked}: its sha256 was {wanted[:16]}…, now it is "
-                f"{found[:16]}…. If the change is wanted: convoy weights use {pin.asked}"
-            )
-    return path
+    if name := spec.torchvision or spec.twin:
+        return name
+    key = re.compile(r"^(twin|torchvision):", re.MULTILINE)
+    fitting = [path.stem for path in sorted(NETWORKS.glob("*.yaml")) if key.search(path.read_text("utf-8"))]
+    raise RequestError(
+        f"torchvision has no ImageNet weights for the structure of {spec.name}. It has weights for: "
+        f"{', '.join(fitting)}, and for any file in {NETWORKS}/ with the single line `torchvision: NAME`. "
+        "Set network.name to one of these, or network.weights to none."
+    )
