@@ -13,6 +13,7 @@ from convoy.repo import git
 from convoy.repo.dvc_cache import Cache
 
 DIFF = "pipeline/workspace.diff"
+SEARCHED = 20
 HELD = 4
 """Branches, tags and experiments that are named; the rest are counted."""
 
@@ -198,7 +199,7 @@ def _no_lock(record: Record) -> str:
 def _committed(root: Path, sha256: str) -> str:
     """Name the latest commit with a `dvc.lock` of this content."""
     commits = git.ask(
-        root, "log", "--branches", "--tags", f"-{git.SEARCHED}", "--format=%h", "--", "dvc.lock"
+        root, "log", "--branches", "--tags", f"-{SEARCHED}", "--format=%h", "--", "dvc.lock"
     ).split()
     held = git.contents(root, (f"{commit}:dvc.lock" for commit in commits))
     for commit in commits:

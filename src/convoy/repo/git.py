@@ -1,17 +1,13 @@
 """The one place that calls git."""
 
-import hashlib
 import os
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from convoy.core.errors import ConvoyError, without_credentials
-
-SEARCHED = 20
-"""Latest commits of a file among which its earlier version is looked for."""
 
 
 class GitError(ConvoyError):
@@ -136,56 +132,15 @@ def _is_experiment(ref: str) -> bool:
     return ref.startswith("refs/exps/") and len(parts) == 5 and len(parts[2]) == 2 and len(parts[3]) == 38
 
 
-@dataclass(frozen=True)
-class Edit:
-    """Measure an edit of a file against the version that a stage took.
+def edits(root: Path, commit: str, path: str) -> list[dict[str, Any]]:
+    """List the files in a path that differ from a commit, each with `name` and the lines `added` and `removed`.
 
-    Attributes:
-        diff: the command that shows it; empty where git has no such version.
-        added: lines added since; -1 in a binary file.
-        removed: lines removed since.
+    Both are -1 in a binary file, and None in a new file that git does not track.
     """
-
-    diff: str = ""
-    added: int = -1
-    removed: int = -1
-
-
-def edits(root: Path, recorded: Mapping[str, str]) -> dict[str, Edit]:
-    """Find the versions of files by the md5 of their content, and compare the present ones with them.
-
-    Args:
-        root: the repository.
-        recorded: path to the md5 of the version looked for.
-    """
-    current = contents(root, (f"HEAD:{path}" for path in recorded))
-    since = {path: "HEAD" for path, md5 in recorded.items() if _md5(current.get(f"HEAD:{path}", b"")) == md5}
-    for path in set(recorded) - set(since):
-        commits = ask(root, "log", f"-{SEARCHED}", "--format=%h", "--", path).split()
-        texts = contents(root, (f"{commit}:{path}" for commit in commits))
-        for commit in commits:
-            if f"{commit}:{path}" in texts and _md5(texts[f"{commit}:{path}"]) == recorded[path]:
-                since[path] = commit
-                break
-    found = {}
-    for commit in set(since.values()):
-        paths = sorted(path for path, base in since.items() if base == commit)
-        counts = _counts(root, commit, paths)
-        for path in paths:
-            added, removed = counts.get(path, (-1, -1))
-            found[path] = Edit(f"git diff {commit} -- {path}", added, removed)
-    return found
-
-
-def _counts(root: Path, commit: str, paths: list[str]) -> dict[str, tuple[int, int]]:
-    answer = ask(root, "-c", "core.quotePath=false", "diff", "--numstat", commit, "--", *paths)
-    counts = {}
-    for line in answer.splitlines():
-        added, removed, path = line.split("\t", 2)
-        if added != "-":
-            counts[path] = (int(added), int(removed))
-    return counts
-
-
-def _md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()  # as DVC names content
+    found: list[dict[str, Any]] = []
+    numstat = ask(root, "diff", "--numstat", "--no-renames", "-z", commit, "--", path).split("\0")
+    for added, removed, name in (line.split("\t", 2) for line in numstat if line):
+        lines = [-1 if count == "-" else int(count) for count in (added, removed)]
+        found.append({"name": name, "added": lines[0], "removed": lines[1]})
+    untracked = ask(root, "ls-files", "-z", "--others", "--exclude-standard", "--", path).split("\0")
+    return found + [{"name": name, "added": None, "removed": None} for name in untracked if name]
