@@ -13,14 +13,13 @@ from convoy.commands.data import data
 from convoy.commands.explain_convolution import convolution
 from convoy.commands.explain_features import features
 from convoy.commands.explain_position import position
+from convoy.commands.lineage import trace, why
 from convoy.commands.migrate import migrate
 from convoy.commands.network import network
 from convoy.commands.registry import promote, register, rollback
 from convoy.commands.sweep import sweep
-from convoy.commands.trace import trace
 from convoy.commands.ui import ui
 from convoy.commands.weights import weights
-from convoy.commands.why import why
 from convoy.core import stage
 from convoy.core.errors import ConvoyError
 

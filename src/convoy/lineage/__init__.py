@@ -1,1 +1,1 @@
-"""Follow a result back to its commit, data and params, and forward to what came of it; say what would rerun."""
+"""Provenance: trace a result to its commit, data and params, compare and restore runs, explain what would rerun."""

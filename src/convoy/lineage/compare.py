@@ -1,12 +1,14 @@
-"""Set two runs side by side, link by link; warn where their data differ, since then metrics do not compare."""
+"""Compare two runs link by link; warn if their data differ, since then their metrics are not comparable."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from convoy.core import contract
+from convoy.core.console import table
 from convoy.core.errors import RequestError
-from convoy.lineage.chain import Places
-from convoy.lineage.resolve import Asked
-from convoy.lineage.runs import COMMIT, Record
+from convoy.lineage.resolve import Match
+from convoy.lineage.runs import Record
+from convoy.lineage.trace import DIFF, Sources
 from convoy.repo import git
 
 CHOOSING = ("data.splits", "data.max_quarantined")
@@ -21,49 +23,48 @@ FIRST = ("test/", "deploy/", "val/", "best/", "train/")
 """Order in which metrics are shown; the others follow."""
 
 
-def only_run(asked: Asked) -> Record:
-    """Take the run that a text names.
+def only_run(match: Match) -> Record:
+    """Take the run of a match.
 
     Raises:
-        RequestError: it names several, or none.
+        RequestError: it belongs to several runs, or to none.
     """
-    if len(asked.records) == 1:
-        return asked.records[0]
-    if not asked.records:
-        raise RequestError(f"{asked.kind} {asked.text} belongs to no run that is known")
-    names = ", ".join(record.run_id or record.mlflow_run_id for record in asked.records[:NAMED])
-    more = f" and {len(asked.records) - NAMED} more" if len(asked.records) > NAMED else ""
+    if len(match.records) == 1:
+        return match.records[0]
+    if not match.records:
+        raise RequestError(f"{match.kind} {match.text} belongs to no run")
+    names = ", ".join(record.id for record in match.records[:NAMED])
+    more = f" and {len(match.records) - NAMED} more" if len(match.records) > NAMED else ""
     raise RequestError(
-        f"{asked.kind} {asked.text} belongs to {len(asked.records)} runs. Name one of them: {names}{more}"
+        f"{match.kind} {match.text} belongs to {len(match.records)} runs. Name one of them: {names}{more}"
     )
 
 
-def compare(before: Record, after: Record, places: Places) -> dict[str, Any]:
+def compare(before: Record, after: Record, sources: Sources) -> dict[str, Any]:
     """Compare two runs; ready for JSON.
 
     Returns:
         `runs`, and for each of `commit`, `data`, `params`, `metrics`, `onnx` and `lock` what differs.
     """
-    commits = [record.tag(COMMIT) for record in (before, after)]
-    known = all(git.commit(places.root, number) for number in commits if number)
+    runs = (before, after)
+    old, new = (record.tag(contract.GIT_COMMIT) for record in runs)
+    known = all(git.commit(sources.root, number) for number in (old, new) if number)
     return {
         "runs": [
-            {"run_id": one.run_id, "mlflow_run_id": one.mlflow_run_id, "name": one.name}
-            for one in (before, after)
+            {"run_id": record.run_id, "mlflow_run_id": record.mlflow_run_id, "name": record.name}
+            for record in runs
         ],
         "commit": {
-            "old": commits[0],
-            "new": commits[1],
-            "dirty": [record.tag("convoy.git_dirty") == "true" for record in (before, after)],
-            "diff": f"git diff {commits[0][:10]} {commits[1][:10]}"
-            if commits[0] != commits[1] and known
-            else None,
+            "old": old,
+            "new": new,
+            "dirty": [record.tag(contract.GIT_DIRTY) == "true" for record in runs],
+            "diff": f"git diff {old[:10]} {new[:10]}" if old != new and known else None,
         },
-        "params": _differing(_params(before), _params(after)),
-        "data": _data(before, after, places),
-        "metrics": _differing(_metrics(before), _metrics(after)),
-        "onnx": _tag(before, after, "convoy.onnx_sha256"),
-        "lock": _tag(before, after, "convoy.lock"),
+        "params": _differences(*map(_params, runs)),
+        "data": _data(before, after, sources),
+        "metrics": _differences(*map(_metrics, runs)),
+        "onnx": _tag(before, after, contract.ONNX_SHA256),
+        "lock": _tag(before, after, contract.LOCK),
     }
 
 
@@ -82,7 +83,7 @@ def _metrics(record: Record) -> dict[str, float]:
     }
 
 
-def _differing(old: dict[str, Any], new: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     names = sorted({*old, *new})
     return {
         name: {"old": old.get(name), "new": new.get(name)} for name in names if old.get(name) != new.get(name)
@@ -94,83 +95,93 @@ def _tag(before: Record, after: Record, name: str) -> dict[str, Any]:
     return {"old": old, "new": new, "same": old == new and bool(old)}
 
 
-def _data(before: Record, after: Record, places: Places) -> dict[str, Any]:
-    """Compare data: the same; packed otherwise from the same delivery; or others, of which metrics do not compare."""
-    packed = _tag(before, after, "convoy.data_hash")
-    delivered = _tag(before, after, "convoy.data_md5")
+def _data(before: Record, after: Record, sources: Sources) -> dict[str, Any]:
+    """Compare data: equal; packed differently from the same delivery; or other, so that metrics are not comparable."""
+    packed, delivered = (_tag(before, after, tag) for tag in (contract.DATA_HASH, contract.DATA_MD5))
+    compared: dict[str, Any] = {"verdict": "other", "packed": packed, "delivered": delivered}
     if not (packed["old"] and packed["new"]):
-        return {"verdict": "unknown", "packed": packed, "delivered": delivered}
+        return compared | {"verdict": "unknown"}
     if packed["same"]:
-        return {"verdict": "same", "packed": packed, "delivered": delivered}
-    params = _differing(_params(before), _params(after))
-    chosen = [name for name in params if name.startswith(CHOOSING)]
-    if delivered["same"] and not chosen:
-        return {"verdict": "packed otherwise", "packed": packed, "delivered": delivered}
-    then, now = (places.cache.members(delivered[side]) for side in ("old", "new"))
-    changes: dict[str, Any] = {"verdict": "other", "packed": packed, "delivered": delivered}
+        return compared | {"verdict": "same"}
+    resplit = any(name.startswith(CHOOSING) for name in _differences(_params(before), _params(after)))
+    if delivered["same"] and not resplit:
+        return compared | {"verdict": "packed otherwise"}
+    then, now = (sources.cache.members(delivered[side]) for side in ("old", "new"))
     if then and now:
-        changes["members"] = {
+        compared["members"] = {
             "added": len(now.keys() - then.keys()),
             "removed": len(then.keys() - now.keys()),
             "changed": sum(then[name] != now[name] for name in then.keys() & now.keys()),
         }
-    return changes
+    return compared
 
 
-def lines(found: dict[str, Any]) -> Iterator[str]:
-    """Render for people; the warning stands last, where the eye is."""
-    for sign, run in zip("AB", found["runs"], strict=True):
+def lines(compared: dict[str, Any]) -> Iterator[str]:
+    """Render for people; the warning comes last, where it is seen."""
+    for sign, run in zip("AB", compared["runs"], strict=True):
         yield f"{sign}  {run['run_id'] or run['mlflow_run_id']}  {run['name']}"
     yield ""
-    yield from _commit_lines(found["commit"])
-    yield from _data_lines(found["data"])
-    yield from _table("params", found["params"], ordered=sorted(found["params"]))
-    yield from _table("metrics", found["metrics"], ordered=sorted(found["metrics"], key=_rank))
-    for key, name in (("onnx", "model.onnx"), ("lock", "dvc.lock")):
-        yield f"{name:<11} {_short(found[key])}"
-    if found["data"]["verdict"] in ("other", "unknown"):
-        yield ""
-        yield from _warning(found)
+    sections = {
+        "git commit": _commit_lines(compared["commit"]),
+        "data": _data_lines(compared["data"]),
+        "params": _difference_lines(compared["params"], sorted(compared["params"])),
+        "metrics": _difference_lines(compared["metrics"], sorted(compared["metrics"], key=_rank)),
+        "model.onnx": [_short(compared["onnx"])],
+        "dvc.lock": [_short(compared["lock"])],
+    }
+    rows = [
+        (title if not number else "", line)
+        for title, own in sections.items()
+        for number, line in enumerate(own)
+    ]
+    yield table(("", ""), rows)
+    if compared["data"]["verdict"] == "unknown":
+        yield "\nWARNING: it is not recorded whether both used the same data, so their metrics may not be comparable."
+    elif compared["data"]["verdict"] == "other":
+        yield "\nWARNING: the runs were trained and measured on different data, so their metrics are not comparable."
+        yield (
+            f"To compare code and params only: convoy trace {compared['runs'][1]['run_id']} --restore ../other, put the "
+            "other run's data there, and `dvc repro`. To keep data from changing: dvc freeze data.dvc (docs/data.md)."
+        )
 
 
 def _commit_lines(commit: dict[str, Any]) -> Iterator[str]:
-    if commit["old"] == commit["new"]:
-        yield f"{'git commit':<11} the same, {commit['old'][:10] or 'none'}"
+    old, new = (commit[side][:10] or "none" for side in ("old", "new"))
+    if old == new:
+        yield f"the same, {old}"
     else:
-        old, new = commit["old"][:10] or "none", commit["new"][:10] or "none"
-        yield f"{'git commit':<11} {old} → {new}  {commit['diff'] or 'one of them is not in this repository'}"
-    dirty = [sign for sign, is_dirty in zip("AB", commit["dirty"], strict=True) if is_dirty]
-    if dirty:
-        yield f"{'':<11} {' and '.join(dirty)} had changes that were not committed: pipeline/workspace.diff of the run"
+        yield f"{old} → {new}  {commit['diff'] or 'one of them is not in this repository'}"
+    if dirty := [sign for sign, is_dirty in zip("AB", commit["dirty"], strict=True) if is_dirty]:
+        yield f"{' and '.join(dirty)} had uncommitted changes: artifact {DIFF}"
 
 
 def _data_lines(data: dict[str, Any]) -> Iterator[str]:
-    delivered, packed = data["delivered"], data["packed"]
+    old, new = (data["packed"][side][:SHORT] for side in ("old", "new"))
     match data["verdict"]:
         case "same":
-            yield f"{'data':<11} the same, {packed['old'][:SHORT]}"
+            yield f"the same, {old}"
         case "packed otherwise":
-            yield f"{'data':<11} the same delivery and the same test images, packed otherwise: params data.* differ"
+            yield "the same delivery and test images, packed differently: params data.* differ"
         case "unknown":
-            yield f"{'data':<11} unknown: a run names none"
+            yield "unknown: a run has no data hash"
         case _:
-            yield f"{'data':<11} DIFFER: {packed['old'][:SHORT]} → {packed['new'][:SHORT]}"
-            if delivered["same"]:
-                yield f"{'':<11} the same delivery, split otherwise: params data.* differ"
+            yield f"DIFFER: {old} → {new}"
+            if data["delivered"]["same"]:
+                yield "the same delivery, split differently: params data.* differ"
             elif members := data.get("members"):
-                counts = ", ".join(f"{count:,} {what}" for what, count in members.items() if count)
-                yield f"{'':<11} of the delivered files: {counts}"
+                counts = ", ".join(f"{count:,} {kind}" for kind, count in members.items() if count)
+                yield f"of the delivered files: {counts}"
 
 
-def _table(title: str, entries: dict[str, dict[str, Any]], ordered: list[str]) -> Iterator[str]:
+def _difference_lines(entries: dict[str, dict[str, Any]], names: list[str]) -> list[str]:
     if not entries:
-        yield f"{title:<11} the same"
-        return
-    width = max(map(len, entries))
-    for number, name in enumerate(ordered):
+        return ["the same"]
+    rows = []
+    for name in names:
         old, new = entries[name]["old"], entries[name]["new"]
         change = f"  ({new - old:+.4g})" if isinstance(old, float) and isinstance(new, float) else ""
-        yield f"{title if not number else '':<11} {name:<{width}}  {_value(old)} → {_value(new)}{change}"
+        rows.append((name, f"{_value(old)} → {_value(new)}{change}"))
+    return table(("", ""), rows).splitlines()
 
 
 def _value(value: object) -> str:
@@ -184,18 +195,5 @@ def _rank(name: str) -> tuple[int, str]:
 
 
 def _short(entry: dict[str, Any]) -> str:
-    if entry["same"]:
-        return f"the same, {entry['old'][:SHORT]}"
-    return f"{entry['old'][:SHORT] or 'none'} → {entry['new'][:SHORT] or 'none'}"
-
-
-def _warning(found: dict[str, Any]) -> Iterator[str]:
-    if found["data"]["verdict"] == "unknown":
-        yield "WARNING: whether both saw the same data is not known, so their metrics may not compare."
-        return
-    yield "WARNING: the two were trained and measured on different data, so their metrics do not compare."
-    second = found["runs"][1]["run_id"]
-    yield (
-        f"To compare the code and params alone: convoy trace {second} --restore ../other, put the other's data there, "
-        "and `dvc repro`. To keep it from happening: dvc freeze data.dvc (docs/data.md)."
-    )
+    old, new = (entry[side][:SHORT] or "none" for side in ("old", "new"))
+    return f"the same, {old}" if entry["same"] else f"{old} → {new}"

@@ -1,112 +1,131 @@
-"""Make a clone in the state in which a run was made, so that `dvc repro` has nothing to do there."""
+"""Restore a run: clone the repository in its state, so that `dvc repro` has nothing to do; verify it by training again."""
 
+import hashlib
 import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from convoy.core import contract, files, params, yaml
 from convoy.core.console import info
 from convoy.core.errors import RequestError
-from convoy.lineage.chain import DIFF, Places
-from convoy.lineage.runs import COMMIT, Record
+from convoy.lineage.runs import Record
+from convoy.lineage.trace import DIFF, UNFINISHED, Sources
 from convoy.repo import dvc, git
 from convoy.repo.dvc_cache import RestoreError, fill_cache
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 FILES = ("params.yaml", "dvc.yaml", "data.dvc", "dvc.lock")
-"""What a run keeps of its pipeline, in the folder `pipeline` of its artifacts."""
+"""Files of the pipeline in the folder `pipeline` of a run's artifacts."""
 
 SCRATCH = Path(".git/restoring")
-"""Where a clone's downloads lie for a moment: DVC would read a dvc.yaml that it found elsewhere."""
+"""Folder of a clone's downloads: DVC would read a dvc.yaml that it finds elsewhere."""
+
+METRICS = Path("build/metrics")
+WEIGHTS = Path("build/model/weights.pt")
+VERIFICATION = Path("build/deploy", contract.VERIFICATION)
+
+TIMED = ("seconds", "latency", "per_second", "energy/")
+"""Parts of the names of metrics that depend on time: they differ in any two runs."""
+
+OUTER = ("DVC_", "MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT")
+"""Beginnings of variables that would send the training's run elsewhere: it belongs to the clone."""
+
+NAMED = 5
 
 
-def restore(record: Record, places: Places, target: Path) -> None:
-    """Clone this repository as a run saw it: commit, uncommitted changes, params, data, outputs.
+def restore(record: Record, sources: Sources, target: Path) -> None:
+    """Clone this repository in the state of a run: commit, uncommitted changes, params, data, outputs.
 
-    Everything is made beside the target and renamed at the end, so that a failure leaves nothing.
+    The clone is made beside the target and renamed at the end, so that a failure leaves nothing.
 
     Args:
         record: the run.
-        places: of this repository.
+        sources: of this repository.
         target: a folder that does not exist or is empty.
 
     Raises:
         RequestError: the target cannot be used.
-        RestoreError: the commit, the lock or data are nowhere, or the result is not as the run was.
+        RestoreError: the commit, the lock or data are not available, or the result differs from the run's state.
     """
-    _check_target(target, places.root)
-    number = _check_commit(record, places)
-    artifacts = places.records.listed(record, "pipeline")
+    _check_target(target, sources.root)
+    number = _check_commit(record, sources)
+    artifacts = sources.records.artifacts(record, "pipeline")
     if "pipeline/dvc.lock" not in artifacts:
         raise RestoreError(_no_lock(record))
-    with _making(target) as clone:
-        _clone(places.root, clone, number, record.run_id)
-        said = f"commit {number[:10]}"
+    with _temporary_clone(target) as clone:
+        _clone(sources.root, clone, number, record.run_id)
         if DIFF in artifacts:
-            _apply(_fetched(record, places, DIFF, clone), clone, record)
-            said += " and the changes that were not committed"
+            _apply(_download(record, sources, DIFF, clone), clone, record)
         for name in FILES:
             if f"pipeline/{name}" in artifacts:
-                shutil.copyfile(_fetched(record, places, f"pipeline/{name}", clone), clone / name)
-        freeze(clone / "data.dvc")
-        info(f"cloned at {said}")
-        fill_cache(clone, places.root, f"run {record.run_id}")
+                shutil.copyfile(_download(record, sources, f"pipeline/{name}", clone), clone / name)
+        _freeze(clone / "data.dvc")
+        info(
+            f"cloned at commit {number[:10]}" + (" with the uncommitted changes" if DIFF in artifacts else "")
+        )
+        fill_cache(clone, sources.root, f"run {record.run_id}")
         dvc.run(clone, "checkout", "--force")
         _check_state(clone, record, has_diff=DIFF in artifacts)
-        info("data and outputs are in place; `dvc status` finds nothing changed")
+        info("data and outputs are in place; `dvc status` reports no changes")
 
 
-def freeze(path: Path) -> None:
-    """Freeze an import, as `dvc freeze` does: its source is not looked at any more."""
+def _freeze(path: Path) -> None:
+    """Freeze an import, as `dvc freeze` does: its source is no longer checked."""
     text = path.read_text(encoding="utf-8")
     if "\nfrozen: true" not in f"\n{text}" and "\ndeps:" in f"\n{text}":
         path.write_text(f"{text.rstrip()}\nfrozen: true\n", encoding="utf-8")
 
 
 def _check_target(target: Path, root: Path) -> None:
+    problem = ""
     if target.is_dir():
-        if any(target.iterdir()):
-            raise RequestError(
-                f"{target} is not empty. Name a folder that does not exist, such as ../restored"
-            )
+        problem = "is not empty" if any(target.iterdir()) else ""
     elif target.exists() or target.is_symlink():
-        raise RequestError(f"{target} is a file. Name a folder that does not exist, such as ../restored")
+        problem = "is a file"
     if root in [target.resolve(), *target.resolve().parents]:
-        raise RequestError(
-            f"{target} lies inside this repository. Name a folder beside it, such as ../restored"
-        )
+        problem = "lies inside this repository"
+    if problem:
+        raise RequestError(f"{target} {problem}. Name a folder that does not exist, such as ../restored")
 
 
-def _check_commit(record: Record, places: Places) -> str:
-    number = record.tag(COMMIT)
+def _check_commit(record: Record, sources: Sources) -> str:
+    number = record.tag(contract.GIT_COMMIT)
     if not number:
-        raise RestoreError(f"run {record.run_id} names no commit: it was made outside a git repository")
-    if not git.commit(places.root, number):
+        raise RestoreError(f"run {record.run_id} has no commit: it was made outside a git repository")
+    if not git.commit(sources.root, number):
         raise RestoreError(
-            f"commit {number} of run {record.run_id} is not in this repository: it was never fetched, or amended or "
-            "rebased away and removed.\nType `git fetch --all --tags`, or restore from a clone that still has it. "
-            "What the run was given is kept with it: the artifacts in pipeline/ (params.yaml, dvc.yaml, dvc.lock)"
+            f"commit {number} of run {record.run_id} is not in this repository: it was never fetched, or removed after "
+            "an amend or rebase.\nType `git fetch --all --tags`, or restore from a clone that still has it. "
+            "The run's artifacts in pipeline/ have its params.yaml, dvc.yaml and dvc.lock."
         )
     return number
 
 
 def _no_lock(record: Record) -> str:
-    if record.status in ("FAILED", "KILLED", "RUNNING", "SCHEDULED"):
+    if record.status in UNFINISHED:
         return (
-            f"run {record.run_id} is {record.status}: it has no final dvc.lock, so its outputs are not known.\n"
-            f"Choose a run that finished, or make its code and params yourself: git checkout {record.tag(COMMIT)[:10]}"
+            f"run {record.run_id} is {record.status}: it has no final dvc.lock, so its outputs are not recorded.\n"
+            f"Choose a run that finished, or check out its code: git checkout {record.tag(contract.GIT_COMMIT)[:10]}"
         )
     return (
-        f"run {record.run_id} has no dvc.lock. It is attached once DVC has ended, from the workspace or the "
-        "experiment; where the run was made, type `convoy sync`, then try again."
+        f"run {record.run_id} has no dvc.lock. Type `convoy sync` where the run was made, which attaches it from the "
+        "workspace or the experiment, then try again."
     )
 
 
 @contextmanager
-def _making(target: Path) -> Iterator[Path]:
-    """Make a folder under a temporary name beside its place; whatever fails, it is removed."""
+def _temporary_clone(target: Path) -> Iterator[Path]:
+    """Yield a temporary name beside the target, and rename it at the end; remove it after a failure."""
     resolved = target.resolve()
     clone = resolved.with_name(f".{resolved.name}.{os.getpid()}")
     resolved.parent.mkdir(parents=True, exist_ok=True)
@@ -122,38 +141,37 @@ def _making(target: Path) -> Iterator[Path]:
 
 
 def _clone(root: Path, clone: Path, number: str, run_id: str) -> None:
-    """Clone with a branch at the commit, so that git keeps it there even where nothing else holds it."""
-    _git(root, "clone", "--quiet", "--no-checkout", str(root), str(clone))
-    if not git.commit(clone, number):  # a shallow repository gives a clone only what its branches hold
-        _git(clone, "config", "receive.shallowUpdate", "true")
-        _git(root, "push", "--quiet", str(clone), f"{number}:refs/heads/restored")
-        _git(clone, "branch", "--quiet", "--move", "restored", f"restored/{run_id}")
-        _git(clone, "checkout", "--quiet", f"restored/{run_id}")
-    else:
-        _git(clone, "checkout", "--quiet", "--no-track", "-b", f"restored/{run_id}", number)
+    """Clone with a branch at the commit, so that git keeps it there even if nothing else contains it."""
+    branch = f"restored/{run_id}"
+    git.run(root, "clone", "--quiet", "--no-checkout", str(root), str(clone))
+    if git.commit(clone, number):
+        git.run(clone, "checkout", "--quiet", "--no-track", "-b", branch, number)
+    else:  # a shallow repository gives a clone only what its branches contain
+        git.run(clone, "config", "receive.shallowUpdate", "true")
+        git.run(root, "push", "--quiet", str(clone), f"{number}:refs/heads/{branch}")
+        git.run(clone, "checkout", "--quiet", branch)
     for key in ("user.name", "user.email"):
-        if known := git.ask(root, "config", "--local", key):
-            _git(clone, "config", key, known)
+        if value := git.ask(root, "config", "--local", key):
+            git.run(clone, "config", key, value)
 
 
 def _apply(diff: Path, clone: Path, record: Record) -> None:
     try:
-        _git(clone, "apply", "--binary", "--whitespace=nowarn", str(diff))
-    except RestoreError as error:
+        git.run(clone, "apply", "--binary", "--whitespace=nowarn", str(diff))
+    except git.GitError as error:
         raise RestoreError(
-            f"the changes kept with run {record.run_id} do not fit its commit: {error}. Was {DIFF} changed since?"
+            f"the uncommitted changes of run {record.run_id} do not fit its commit: {error}. Was its artifact {DIFF} "
+            "replaced?"
         ) from error
 
 
-def _fetched(record: Record, places: Places, name: str, clone: Path) -> Path:
+def _download(record: Record, sources: Sources, name: str, clone: Path) -> Path:
     folder = clone / SCRATCH
     folder.mkdir(exist_ok=True)
-    found = places.records.download(record, name, folder)
-    if found is None:
-        raise RestoreError(
-            f"run {record.run_id} lists {name} among its artifacts, but the store does not give it"
-        )
-    return found
+    path = sources.records.download(record, name, folder)
+    if path is None:
+        raise RestoreError(f"run {record.run_id} lists the artifact {name}, but the store does not return it")
+    return path
 
 
 def _check_state(clone: Path, record: Record, *, has_diff: bool) -> None:
@@ -161,20 +179,150 @@ def _check_state(clone: Path, record: Record, *, has_diff: bool) -> None:
     status = json.loads(dvc.run(clone, "status", "--json"))
     if not status:
         return
-    dirty = record.tag("convoy.git_dirty") == "true"
-    why = (
-        "Files differed from the commit when it was made, and what differed was not kept."
+    dirty = record.tag(contract.GIT_DIRTY) == "true"
+    reason = (
+        "It was made with uncommitted changes, which were not stored."
         if dirty and not has_diff
         else "Its commit, params and dvc.lock do not belong together."
     )
-    stages = "; ".join(f"{name}: {json.dumps(found)}" for name, found in status.items())
+    stages = "; ".join(f"{name}: {json.dumps(changes)}" for name, changes in status.items())
     raise RestoreError(
-        f"run {record.run_id} cannot be restored as it was: `dvc status` finds {stages:.600}\n"
-        f"{why} Commit before a run that matters; of this one, the artifacts are what is left."
+        f"run {record.run_id} cannot be restored: `dvc status` reports {stages:.600}\n"
+        f"{reason} Commit before a run that matters; of this one, only the artifacts are left."
     )
 
 
-def _git(folder: Path, *words: str) -> None:
-    done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=False)  # noqa: S603, S607 (no shell)
+@dataclass(frozen=True)
+class Report:
+    """Compare a second training with the run.
+
+    Attributes:
+        metrics: name to the run's value and the second one, for those that differ.
+        compared: number of metrics that were compared.
+        tensors: name of each tensor that differs to its largest difference.
+        total: number of tensors that were compared.
+        conditions: what differs from when the run was made.
+    """
+
+    metrics: dict[str, tuple[float, float]]
+    compared: int
+    tensors: dict[str, float]
+    total: int
+    conditions: tuple[str, ...]
+
+    @property
+    def equal(self) -> bool:
+        """Tell whether nothing differs."""
+        return not self.metrics and not self.tensors
+
+
+def verify(clone: Path, record: Record) -> Report:
+    """Force the training and what follows from it in a restored clone, then put the run's outputs back.
+
+    Args:
+        clone: as `restore` made it.
+        record: the run.
+
+    Raises:
+        RestoreError: the training fails here.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        weights = Path(shutil.copy(clone / WEIGHTS, scratch))
+        lock = Path(shutil.copy(clone / "dvc.lock", scratch))
+        then = files.read_json(clone / VERIFICATION)
+        info("training again, with everything that follows …")
+        _repro(clone, "--force", "--single-item", "train")
+        _repro(clone)
+        metrics = _read_metrics(clone)
+        total, tensors = compare_weights(weights, clone / WEIGHTS)
+        now = files.read_json(clone / VERIFICATION)
+        shutil.copyfile(lock, clone / "dvc.lock")
+    dvc.run(clone, "checkout", "--force")
+    names = [name for name in metrics if name in record.metrics and not any(part in name for part in TIMED)]
+    differing = {
+        name: (record.metrics[name], metrics[name]) for name in names if record.metrics[name] != metrics[name]
+    }
+    conditions = tuple(_conditions(then, now, clone)) if differing or tensors else ()
+    return Report(differing, len(names), tensors, total, conditions)
+
+
+def compare_weights(before: Path, after: Path) -> tuple[int, dict[str, float]]:
+    """Compare two files of weights tensor by tensor, by the sha256 of type, shape and bytes.
+
+    Returns:
+        The number of tensors, and the largest difference in each that differs.
+    """
+    import torch  # noqa: PLC0415 (a second)
+
+    old, new = (torch.load(path, map_location="cpu", weights_only=True) for path in (before, after))
+    names = sorted({*old, *new})
+    differing = {}
+    for name in names:
+        if name not in old or name not in new or old[name].shape != new[name].shape:
+            differing[name] = float("inf")
+        elif _digest(old[name]) != _digest(new[name]):
+            differing[name] = float((old[name].double() - new[name].double()).abs().max())
+    return len(names), differing
+
+
+def _digest(tensor: "Tensor") -> str:
+    """Hash type, shape and content of a tensor."""
+    import torch  # noqa: PLC0415 (a second)
+
+    content = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode() + content).hexdigest()
+
+
+def lines(report: Report) -> Iterator[str]:
+    """Render for people."""
+    tensors, metrics = report.tensors, report.metrics
+    if not tensors:
+        yield f"weights  bit-identical: {report.total} tensors, by sha256"
+    else:
+        more = f" and {len(tensors) - NAMED} more" if len(tensors) > NAMED else ""
+        names = ", ".join(list(tensors)[:NAMED]) + more
+        yield f"weights  {len(tensors)} of {report.total} tensors differ, by up to {max(tensors.values()):.3g}: {names}"
+    count = f"{len(metrics)} of {report.compared} differ" if metrics else f"equal: {report.compared}"
+    yield f"metrics  {count}; times and energy are not compared"
+    for name, (old, new) in metrics.items():
+        yield f"         {name}  {old} → {new}"
+    if not report.equal:
+        yield "Possible causes:"
+        for condition in report.conditions:
+            yield f"  {condition}"
+
+
+def _conditions(then: Mapping[str, Any], now: Mapping[str, Any], clone: Path) -> Iterator[str]:
+    """List what decides the last bits of a result and differs."""
+    for name in ("processor", "system", "cores"):
+        old, new = then["hardware"].get(name), now["hardware"].get(name)
+        if old != new:
+            yield f"{name}: {old} → {new}"
+    for name, old in then["versions"].items():
+        if old != (new := now["versions"].get(name, "absent")):
+            yield f"{name} {old} → {new}; the clone's requirements.txt has the versions of the run"
+    if yaml.read(clone / "params.yaml")["train"].get("precision") == "auto":
+        yield "train.precision is auto: bf16 if the processor or GPU computes in it, else float32"
+    yield "a GPU adds in an order that changes from run to run; on a CPU it depends on the threads (OMP_NUM_THREADS)"
+
+
+def _read_metrics(clone: Path) -> dict[str, float]:
+    """Read the metrics of every stage by MLflow's names."""
+    flat: dict[str, Any] = {}
+    for path in sorted((clone / METRICS).glob("*.json")):
+        flat |= params.flatten(files.read_json(path))
+    numbers = {name.replace(".", "/"): value for name, value in flat.items() if type(value) in (int, float)}
+    return {name: float(value) for name, value in numbers.items()}
+
+
+def _repro(clone: Path, *options: str) -> None:
+    """Run `dvc repro` in the clone, with its output shown; the tracking store is the clone's own."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith(OUTER)}
+    # Stage commands call `python`: it must be the one that runs this.
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', '')}"
+    command = [sys.executable, "-m", "dvc", "repro", *options]
+    done = subprocess.run(command, cwd=clone, env=env, stdout=sys.stderr, check=False)  # noqa: S603 (own words)
     if done.returncode:
-        raise RestoreError(f"`git {words[0]}` failed: {done.stderr.strip()[:400]}")
+        raise RestoreError(
+            f"`dvc {' '.join(command[3:])}` failed in {clone}; see the messages above. The clone is kept as it is."
+        )

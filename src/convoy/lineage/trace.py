@@ -1,159 +1,376 @@
-"""Answer `convoy trace`: the chain of one run, the runs of one commit or hash, two runs side by side."""
+"""Trace a run: its commit, data, params, model, dvc.lock, registered versions and experiment, and what is missing."""
 
+import hashlib
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from convoy.core.errors import RequestError
-from convoy.lineage.chain import Link, Places, chain, data_place, missing, moment
-from convoy.lineage.resolve import Asked, find
-from convoy.lineage.runs import COMMIT, Record, StoreError, open_records
+from convoy.core import contract, files
+from convoy.core.console import table
+from convoy.core.errors import RequestError, without_credentials
+from convoy.lineage.resolve import Match, resolve
+from convoy.lineage.runs import Record, Records, StoreError, open_records
 from convoy.repo import dvc_cache, git
+from convoy.repo.dvc_cache import Cache
 from convoy.tracking.settings import uri
 
-LISTED = 20
-"""Runs of one commit or hash that are listed; the rest are counted."""
+DIFF = "pipeline/workspace.diff"
+"""Artifact with the changes that were not committed."""
 
+WORKSPACE_MODEL = Path("build/deploy/model.onnx")
+UNFINISHED = ("FAILED", "KILLED", "RUNNING", "SCHEDULED")
+LISTED = 20
+"""Runs of a commit or hash that are listed; the rest are counted."""
+SEARCHED = 20
+"""Latest commits of dvc.lock in which a run's is looked for."""
+NAMED = 4
+"""Branches, tags and experiments that are named; the rest are counted."""
 ABBREVIATED = 12
 
+MARKED = {
+    "run": "convoy run",
+    "version": "registered",
+    "alias": "registered",
+    "ONNX": "model.onnx",
+    "commit": "git commit",
+}
+"""Kind of a match to the name of its link, where they differ."""
 
-def look(text: str, root: Path) -> tuple[Asked, Places]:
-    """Find what a text names, in this repository and its tracking store.
 
-    Where the store does not answer, a run that waits in the outbox is found all the same.
+@dataclass(frozen=True)
+class Link:
+    """Describe one link of a run's provenance.
+
+    Attributes:
+        name: such as `git commit`.
+        value: its full id; empty if the run has none.
+        notes: its location and state.
+        missing: what is missing, and how to get it.
+    """
+
+    name: str
+    value: str
+    notes: tuple[str, ...] = ()
+    missing: str = ""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Name the sources in which links are looked up.
+
+    Attributes:
+        root: the repository.
+        records: the runs of the tracking store and the outbox.
+        cache: of DVC.
+        onnx: a file that was named, with its sha256.
+        store_error: why the store does not answer; empty if it does.
+    """
+
+    root: Path
+    records: Records
+    cache: Cache
+    onnx: tuple[Path, str] | None = None
+    store_error: str = ""
+
+
+def look(text: str, root: Path) -> tuple[Match, Sources]:
+    """Resolve a text in this repository and its tracking store.
+
+    If the store does not answer, runs that wait in the outbox are found.
 
     Raises:
-        RequestError: nothing is known of it.
-        StoreError: the tracking store does not answer, and it is not in the outbox.
+        RequestError: it matches nothing.
+        StoreError: the tracking store does not answer, and the outbox has no match.
     """
     records = open_records(uri(), root)
-    held = dvc_cache.of_repository(root)
-    silent = ""
+    cache = dvc_cache.of_repository(root)
+    store_error = ""
     try:
-        asked = find(text, records, root, held)
+        match = resolve(text, records, root, cache)
     except StoreError as error:
         records = replace(records, client=None)
         try:
-            asked = find(text, records, root, held)
+            match = resolve(text, records, root, cache)
         except RequestError:
             raise error from None
-        if not asked.records:
+        if not match.records:
             raise
-        silent = str(error)
-    return asked, Places(root, records, held, (asked.onnx, asked.sha256) if asked.onnx else None, silent)
+        store_error = str(error)
+    return match, Sources(
+        root, records, cache, (match.onnx, match.sha256) if match.onnx else None, store_error
+    )
 
 
-def as_json(asked: Asked, places: Places) -> dict[str, Any]:
+def chain(record: Record, sources: Sources) -> list[Link]:
+    """Follow a run from its inputs to its results."""
+    artifacts = sources.records.artifacts(record, "pipeline") if record.name else set()
+    return [
+        _commit(record, sources, artifacts),
+        _data(record, sources),
+        _params(record, artifacts),
+        _run(record),
+        _mlflow(record, sources),
+        _onnx(record, sources),
+        _lock(record, sources, artifacts),
+        Link("registered", ", ".join(record.versions)),  # not missing: most runs are never registered
+        _experiment(record, sources),
+    ]
+
+
+def _commit(record: Record, sources: Sources, artifacts: set[str]) -> Link:
+    number = record.tag(contract.GIT_COMMIT)
+    if not number:
+        return Link("git commit", "", missing="the run has no commit: it was made outside a git repository")
+    notes = []
+    dirty = record.tag(contract.GIT_DIRTY) == "true"
+    lost_diff = dirty and DIFF not in artifacts
+    if dirty:
+        notes.append(f"uncommitted changes: {'not stored' if lost_diff else f'stored with the run, {DIFF}'}")
+    if not git.ask(sources.root, "cat-file", "-t", number):
+        missing = (
+            f"commit {number[:10]} is not in this repository; type: git fetch --all --tags. After an amend or rebase, "
+            "only a clone that had it still has it"
+        )
+        return Link("git commit", number, tuple(notes), missing)
+    holders, missing = git.holders(sources.root, number), ""
+    more = f" and {len(holders) - NAMED} more" if len(holders) > NAMED else ""
+    if not holders:
+        missing = (
+            f"no branch, tag or experiment contains commit {number[:10]}, so git will remove it; "
+            f"type: git branch keep-{number[:7]} {number[:10]}"
+        )
+    elif lost_diff:
+        missing = "the uncommitted changes of the run: commit before a run that matters"
+    location = f"in {', '.join(holders[:NAMED])}{more}" if holders else ""
+    subject = git.ask(sources.root, "log", "-1", "--format=%s", number)
+    return Link("git commit", number, tuple(filter(None, [f'"{subject}"', location, *notes])), missing)
+
+
+def _data(record: Record, sources: Sources) -> Link:
+    packed, md5 = record.tag(contract.DATA_HASH), record.tag(contract.DATA_MD5)
+    if not packed:
+        return Link("data", "", missing="the run has no data hash")
+    if not md5:
+        return Link("data", packed, ("as packed by prepare; the delivery is not recorded",))
+    return Link("data", packed, *_locate_data(md5, sources))
+
+
+def _locate_data(md5: str, sources: Sources) -> tuple[tuple[str, ...], str]:
+    """Locate delivered data: notes, and what is missing."""
+    delivered = f"delivered as {md5}"
+    lacks = sources.cache.lacks(md5)
+    members = len(sources.cache.members(md5))
+    if not lacks:
+        count = f" ({members:,} file{'s' if members > 1 else ''})" if members else ""
+        return (delivered, f"in DVC's cache{count}"), ""
+    part = f"{len(lacks):,} of its {members + 1:,} objects" if members else "they"
+    return (delivered,), (
+        f"data {md5[:10]}: {part} are not in DVC's cache; type: dvc fetch (if a remote has them), "
+        "or copy the cache of the machine that made the run"
+    )
+
+
+def _params(record: Record, artifacts: set[str]) -> Link:
+    value = record.tag(contract.PARAMS_HASH)
+    if not value:
+        return Link("params", "", missing="the run has no params hash")
+    stored = "pipeline/params.yaml" in artifacts
+    return Link("params", value, ("stored with the run, pipeline/params.yaml",) if stored else ())
+
+
+def _run(record: Record) -> Link:
+    training = record.tag(contract.TRAINING)
+    if not record.run_id:
+        return Link("convoy run", "", missing="the run was not made by Convoy")
+    return Link(
+        "convoy run",
+        record.run_id,
+        (f"reuses the training of run {training}",) if training not in ("", record.run_id) else (),
+    )
+
+
+def _mlflow(record: Record, sources: Sources) -> Link:
+    notes = (record.name, record.status, f"started {_time(record.started_ms)}") if record.name else ()
+    if not record.waiting:
+        store = without_credentials(sources.records.uri)
+        missing = f"{store} does not have this run; set MLFLOW_TRACKING_URI to the store that has it"
+        return Link("MLflow run", record.mlflow_run_id, notes, "" if record.mlflow_run_id else missing)
+    part = "part of it waits" if record.mlflow_run_id else "it waits"
+    location = f"{part} in {record.waiting.parent.name}/{record.waiting.name}"
+    if record.status == "RUNNING":
+        return Link("MLflow run", record.mlflow_run_id, (*notes, location))
+    missing = f"{location} for the upload to {without_credentials(record.destination)}; type: convoy sync"
+    return Link("MLflow run", record.mlflow_run_id, notes, missing)
+
+
+def _onnx(record: Record, sources: Sources) -> Link:
+    verified = record.tag(contract.ONNX_SHA256)
+    if sources.onnx and verified and sources.onnx[1] != verified:
+        missing = (
+            f"{sources.onnx[0]} was changed since the run: it has sha256 {sources.onnx[1]}. The verified model is among "
+            "the run's artifacts"
+        )
+        return Link("model.onnx", verified, missing=missing)
+    value = verified or (sources.onnx[1] if sources.onnx else "")
+    if not value:
+        return Link("model.onnx", "", missing="no verified model: `export` did not finish in this run")
+    notes = [str(sources.onnx[0])] if sources.onnx else []
+    here = sources.root / WORKSPACE_MODEL
+    if (
+        here.exists()
+        and not (sources.onnx and here.samefile(sources.onnx[0]))
+        and files.sha256(here) == value
+    ):
+        notes.append(f"same as {WORKSPACE_MODEL}")
+    return Link("model.onnx", value, tuple(notes))
+
+
+def _lock(record: Record, sources: Sources, artifacts: set[str]) -> Link:
+    value = record.tag(contract.LOCK)
+    if not value:
+        reason = (
+            f": the run is {record.status}"
+            if record.status in UNFINISHED
+            else "; type: convoy sync (attaches it from the workspace or the experiment)"
+        )
+        return Link("dvc.lock", "", missing=f"no final dvc.lock{reason}")
+    notes = ["stored with the run, pipeline/dvc.lock"] if "pipeline/dvc.lock" in artifacts else []
+    here = sources.root / "dvc.lock"
+    if here.exists() and files.sha256(here) == value:
+        notes.append("same as in the workspace")
+    if commit := _commit_of_lock(sources.root, value):
+        notes.append(f"committed in {commit}")
+    return Link("dvc.lock", value, tuple(notes))
+
+
+def _commit_of_lock(root: Path, sha256: str) -> str:
+    """Find the latest commit with a `dvc.lock` of this content."""
+    log = git.ask(root, "log", "--branches", "--tags", f"-{SEARCHED}", "--format=%h", "--", "dvc.lock")
+    contents = git.contents(root, [f"{commit}:dvc.lock" for commit in log.split()])
+    hashes = {name.partition(":")[0]: hashlib.sha256(text).hexdigest() for name, text in contents.items()}
+    return next((commit for commit, value in hashes.items() if value == sha256), "")
+
+
+def _experiment(record: Record, sources: Sources) -> Link:
+    name = record.tag(contract.DVC_EXPERIMENT)
+    if not name:
+        return Link("experiment", "")
+    if number := git.experiments(sources.root).get(name):
+        return Link("experiment", name, (f"commit {number[:10]}; to apply it here: dvc exp apply {name}",))
+    return Link(
+        "experiment", name, missing=f"experiment {name} is no longer in git; the run has its params and files"
+    )
+
+
+def _time(milliseconds: int) -> str:
+    return f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def as_json(match: Match, sources: Sources) -> dict[str, Any]:
     """Render for `--json`: every run with its whole chain."""
     return {
-        "asked": asked.text,
-        "kind": asked.kind,
-        "subject": asked.subject,
+        "asked": match.text,
+        "kind": match.kind,
+        "subject": match.subject,
         "runs": [
             {
                 "run_id": record.run_id,
                 "mlflow_run_id": record.mlflow_run_id,
                 "name": record.name,
                 "status": record.status,
-                "chain": [_link(link) for link in chain(record, places)],
+                "chain": [
+                    {
+                        "name": link.name,
+                        "value": link.value,
+                        "notes": list(link.notes),
+                        "missing": link.missing or None,
+                    }
+                    for link in chain(record, sources)
+                ],
             }
-            for record in asked.records[:LISTED]
+            for record in match.records[:LISTED]
         ],
-        "store_error": places.silent or None,
-        "runs_left_out": max(0, len(asked.records) - LISTED),
+        "store_error": sources.store_error or None,
+        "runs_left_out": max(0, len(match.records) - LISTED),
     }
 
 
-def _link(link: Link) -> dict[str, Any]:
-    return {
-        "name": link.name,
-        "value": link.value,
-        "notes": list(link.notes),
-        "missing": link.missing or None,
-    }
-
-
-def lines(asked: Asked, places: Places) -> Iterator[str]:
+def lines(match: Match, sources: Sources) -> Iterator[str]:
     """Render for people."""
-    if places.silent:
-        yield f"Only what waits in the outbox is shown: {places.silent}"
+    if sources.store_error:
+        yield f"Only runs that wait in the outbox are shown: {sources.store_error}"
         yield ""
-    if len(asked.records) == 1:
-        yield from _one(asked, asked.records[0], places)
+    if len(match.records) == 1:
+        yield from _chain_lines(match, sources)
         return
-    if asked.records:
-        yield from _many(asked)
+    if match.records:
+        yield from _list_lines(match)
         return
-    yield f"{asked.kind} {asked.subject}: no run is known that was made from it"
-    if asked.kind == "data":
-        notes, lacking = data_place(asked.subject, places)
-        yield from (f"  {note}" for note in (*notes, lacking) if note)
-    if asked.kind == "commit":
-        held = git.holders(places.root, asked.subject)
-        subject = git.ask(places.root, "log", "-1", "--format=%s", asked.subject)
-        yield f'  "{subject}"' + (f", in {', '.join(held[:4])}" if held else "")
+    yield f"{match.kind} {match.subject}: no runs"
+    if match.kind == "data":
+        notes, missing = _locate_data(match.subject, sources)
+        yield from (f"  {note}" for note in (*notes, missing) if note)
+    if match.kind == "commit":
+        holders = git.holders(sources.root, match.subject)
+        subject = git.ask(sources.root, "log", "-1", "--format=%s", match.subject)
+        yield f'  "{subject}"' + (f", in {', '.join(holders[:NAMED])}" if holders else "")
         yield "  A run records the commit that is checked out when it starts: dvc repro"
 
 
-ASKED_LINK = {
-    "run": "convoy run",
-    "version": "registered",
-    "alias": "registered",
-    "ONNX": "model.onnx",
-    "data": "data",
-    "params": "params",
-    "dvc.lock": "dvc.lock",
-    "commit": "git commit",
-    "experiment": "experiment",
-}
-
-
-def _one(asked: Asked, record: Record, places: Places) -> Iterator[str]:
-    """Print the chain from oldest to newest; `→` marks what was asked for."""
-    links = chain(record, places)
-    width = max(len(link.name) for link in links)
-    mark = "MLflow run" if asked.subject == record.mlflow_run_id else ASKED_LINK[asked.kind]
+def _chain_lines(match: Match, sources: Sources) -> Iterator[str]:
+    """Render the chain from oldest to newest; `→` marks the link that was asked for."""
+    [record] = match.records
+    links = chain(record, sources)
+    is_mlflow_id = match.subject == record.mlflow_run_id
+    marked = "MLflow run" if is_mlflow_id else MARKED.get(match.kind, match.kind)
+    rows = []
     for link in links:
-        sign = "→" if link.name == mark else " "
-        yield f"{sign} {link.name:<{width}}  {link.value or 'none'}"
-        yield from (f"  {'':<{width}}  {note}" for note in link.notes)
-    lacking = list(missing(links))
+        rows.append((f"{'→' if link.name == marked else ' '} {link.name}", link.value or "none"))
+        rows += [("", note) for note in link.notes]
+    yield table(("", ""), rows)
     yield ""
-    if not lacking:
-        yield "Nothing is missing."
-        if record.tag("convoy.lock"):
-            yield f"To have it again: convoy trace {record.run_id} --restore ../restored"
+    if missing := [link.missing for link in links if link.missing]:
+        yield "Missing:"
+        yield from (f"  {text}" for text in missing)
         return
-    yield "Missing:"
-    yield from (f"  {text}" for text in lacking)
+    yield "Nothing is missing."
+    if record.tag(contract.LOCK):
+        yield f"To restore it: convoy trace {record.run_id} --restore ../restored"
 
 
-def _many(asked: Asked) -> Iterator[str]:
-    """List runs, newest first, each with what differs from the others."""
-    yield f"{asked.kind} {asked.subject}: {len(asked.records)} runs, newest first"
-    without_credentials = asked.records[:LISTED]
-    for record, differing in zip(without_credentials, _differing(without_credentials), strict=True):
-        versions = f"  {', '.join(map(str, record.versions))}" if record.versions else ""
-        yield f"  {record.run_id or record.mlflow_run_id}  {record.status:<9} {moment(record.started_ms)}  {record.name}{versions}"
-        if differing:
-            yield f"      {differing}"
-    if len(asked.records) > LISTED:
-        yield f"  and {len(asked.records) - LISTED} older"
-    if len({record.tag("convoy.data_hash") for record in without_credentials} - {""}) > 1:
-        yield "Their data differ: metrics of runs on different data do not compare."
-    yield f"One of them: convoy trace {without_credentials[0].run_id}   Two: convoy trace {without_credentials[1].run_id} {without_credentials[0].run_id}"
+def _list_lines(match: Match) -> Iterator[str]:
+    """List runs, newest first, each with the values in which it differs from the others."""
+    yield f"{match.kind} {match.subject}: {len(match.records)} runs, newest first"
+    shown = match.records[:LISTED]
+    rows = [
+        (
+            record.id,
+            record.status,
+            _time(record.started_ms),
+            record.name,
+            ", ".join(record.versions),
+            differing,
+        )
+        for record, differing in zip(shown, _differing(shown), strict=True)
+    ]
+    yield table(("",) * 6, rows, indent=2)
+    if len(match.records) > LISTED:
+        yield f"  and {len(match.records) - LISTED} older"
+    if len({record.tag(contract.DATA_HASH) for record in shown} - {""}) > 1:
+        yield "Their data differ: metrics of runs on different data are not comparable."
+    yield f"Show one: convoy trace {shown[0].run_id}   Compare two: convoy trace {shown[1].run_id} {shown[0].run_id}"
 
 
 def _differing(records: tuple[Record, ...]) -> Iterator[str]:
-    """Name the values of each run in which these runs are not all the same."""
-
-    def facts(record: Record) -> dict[str, str]:
-        tags = {"commit": COMMIT, "data": "convoy.data_hash", "experiment": "convoy.dvc_experiment"}
-        return record.params | {name: record.tag(tag)[:ABBREVIATED] for name, tag in tags.items()}
-
-    every = [facts(record) for record in records]
-    names = list(dict.fromkeys(name for one in every for name in one))
-    varying = [name for name in names if len({one.get(name) for one in every}) > 1]
-    for one in every:
-        yield ", ".join(f"{name} {one[name]}" for name in varying if one.get(name))
+    """List the values of each run that are not equal in all of them."""
+    tags = {"commit": contract.GIT_COMMIT, "data": contract.DATA_HASH, "experiment": contract.DVC_EXPERIMENT}
+    values = [
+        record.params | {name: record.tag(tag)[:ABBREVIATED] for name, tag in tags.items()}
+        for record in records
+    ]
+    names = list(dict.fromkeys(name for own in values for name in own))
+    varying = [name for name in names if len({own.get(name) for own in values}) > 1]
+    for own in values:
+        yield ", ".join(f"{name} {own[name]}" for name in varying if own.get(name))

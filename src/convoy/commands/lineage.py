@@ -1,0 +1,124 @@
+"""`convoy trace`: the provenance of a run or model. `convoy why`: what `dvc repro` would run, and why."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from convoy.lineage.runs import Record
+    from convoy.lineage.trace import Sources
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def trace(
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="A run id (Convoy's or MLflow's), runs:/ID, models:/NAME/VERSION, NAME/VERSION, NAME@ALIAS, an alias "
+            "such as champion, an ONNX file, a data hash, a commit, branch or tag, or the name of a DVC experiment. "
+            "The beginning of an id is enough."
+        ),
+    ],
+    other: Annotated[
+        str, typer.Argument(help="A second run: list the differences between the two.", show_default="none")
+    ] = "",
+    *,
+    restore: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Clone the repository into DIR in the state of the run: code, params, data and outputs.",
+            show_default="look only",
+        ),
+    ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="After --restore, train again there and compare metrics and weights."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Print the provenance of WHAT: commit, data, params, run, model, dvc.lock, versions, experiment.
+
+    Lists the links from oldest to newest, with the location of each, and the command that gets what is missing.
+
+    Example: convoy trace champion
+
+    Example: convoy trace build/deploy/model.onnx
+
+    Example: convoy trace champion --restore ../champion --verify
+    """
+    from convoy.lineage import compare as comparison
+    from convoy.lineage import trace as tracing
+    from convoy.repo import dvc
+
+    root = Path.cwd()
+    dvc.check_repository(root)
+    _check_options(other=other, restore=restore, verify=verify, as_json=as_json)
+    match, sources = tracing.look(what, root)
+    if restore:
+        _restore(comparison.only_run(match), sources, restore, verify=verify)
+    elif other:
+        second, _ = tracing.look(other, root)
+        compared = comparison.compare(comparison.only_run(match), comparison.only_run(second), sources)
+        print(json.dumps(compared, ensure_ascii=False) if as_json else "\n".join(comparison.lines(compared)))
+    elif as_json:
+        print(json.dumps(tracing.as_json(match, sources), ensure_ascii=False))
+    else:
+        print("\n".join(tracing.lines(match, sources)))
+
+
+def why(
+    stage: Annotated[
+        str, typer.Argument(help="Explain this stage only, such as train.", show_default="every stage")
+    ] = "",
+    *,
+    as_json: Json = False,
+) -> None:
+    """Explain stage by stage what `dvc repro` would run, and which input changed from what to what.
+
+    Nothing is run or written. Later stages `may run`: that depends on outputs that do not exist yet. Where a stage
+    `runs`, DVC takes its outputs from the run cache instead if it ran with the same inputs before.
+
+    Example: convoy why
+
+    Example: convoy why train
+    """
+    from convoy.lineage import why as explaining
+    from convoy.repo import dvc
+
+    root = Path.cwd()
+    dvc.check_repository(root)
+    explained = explaining.explain(root, stage)
+    print(json.dumps(explained, ensure_ascii=False) if as_json else "\n".join(explaining.lines(explained)))
+
+
+def _check_options(*, other: str, restore: Path | None, verify: bool, as_json: bool) -> None:
+    """Refuse options that do not go together."""
+    from convoy.core.errors import RequestError
+
+    if verify and not restore:
+        raise RequestError(
+            "--verify needs --restore: it trains in the restored clone. Add --restore ../restored"
+        )
+    if restore and other:
+        raise RequestError("--restore takes one run. Leave out --restore or the second run.")
+    if restore and as_json:
+        raise RequestError("--restore prints no JSON. Leave out --json.")
+
+
+def _restore(record: "Record", sources: "Sources", target: Path, *, verify: bool) -> None:
+    """Restore a run and, with `verify`, train it again; exit with 1 if the second training differs."""
+    from convoy.lineage import restore as restoring
+
+    restoring.restore(record, sources, target)
+    print(
+        f"{target} has the state of run {record.run_id}; data.dvc is frozen there, and `dvc repro` has nothing to do."
+    )
+    if verify:
+        report = restoring.verify(target, record)
+        print("\n".join(restoring.lines(report)))
+        if not report.equal:
+            raise typer.Exit(1)
