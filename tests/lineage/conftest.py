@@ -1,4 +1,4 @@
-"""Copies of the small pipeline, alone and with a tracking store in which three runs of it are written by hand."""
+"""The small pipeline with a tracking store in which three runs of it are written by hand."""
 
 import shutil
 from pathlib import Path
@@ -19,7 +19,7 @@ OTHER_DATA = "2e" * 32
 
 @pytest.fixture(scope="session")
 def recorded(reproduced: Small, tmp_path_factory: pytest.TempPathFactory) -> Small:
-    """The same with a store of three runs: one clean, one with changes that were not committed, one that failed."""
+    """A copy with a store of three runs: a clean one, one with uncommitted changes, one that failed. Read only."""
     folder = tmp_path_factory.mktemp("recorded") / "repository"
     shutil.copytree(reproduced.folder, folder, symlinks=True)
     small = Small(folder)
@@ -35,12 +35,12 @@ def recorded(reproduced: Small, tmp_path_factory: pytest.TempPathFactory) -> Sma
     }
 
     def add(run_id: str, started: int, name: str, metrics: dict[str, float], **own: str) -> str:
-        said = {"convoy.run_id": run_id, "convoy.training": run_id, "convoy.git_dirty": "false", **tags}
-        said |= {
+        own_tags = {"convoy.run_id": run_id, "convoy.training": run_id, "convoy.git_dirty": "false", **tags}
+        own_tags |= {
             "mlflow.source.git.commit": commit,
             **{key.replace("__", "."): text for key, text in own.items()},
         }
-        run = client.create_run(experiment, start_time=started, run_name=name, tags=said)
+        run = client.create_run(experiment, start_time=started, run_name=name, tags=own_tags)
         for metric, value in metrics.items():
             client.log_metric(run.info.run_id, metric, value)
         for key, value in {"net.name": "one", "fit.lr": "0.25" if "0.25" in name else "0.5"}.items():
@@ -91,15 +91,25 @@ def recorded(reproduced: Small, tmp_path_factory: pytest.TempPathFactory) -> Sma
 def traced(recorded: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Small:
     """A copy of the repository with the store, as the current folder."""
     shutil.copytree(recorded.folder, tmp_path / "traced", symlinks=True)
+    return enter(Small(tmp_path / "traced"), monkeypatch)
+
+
+@pytest.fixture
+def shared(recorded: Small, monkeypatch: pytest.MonkeyPatch) -> Small:
+    """The repository with the store, as the current folder, for tests that only read it."""
+    return enter(recorded, monkeypatch)
+
+
+def enter(repository: Small, monkeypatch: pytest.MonkeyPatch) -> Small:
     for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path / "traced")
-    return Small(tmp_path / "traced")
+    monkeypatch.chdir(repository.folder)
+    return repository
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """An ONNX file that says that the first run exported it."""
+    """An ONNX file whose metadata name the first run."""
     identity = {"run_id": FIRST, "git_commit": "0" * 40, "data_hash": DATA, "params_hash": "a1" * 32}
     write_onnx(tmp_path / "model.onnx", identity)
     return tmp_path / "model.onnx"

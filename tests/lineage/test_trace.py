@@ -1,10 +1,11 @@
-"""`convoy trace`: whatever has an identity leads to its run, and the chain says what is there and what is missing."""
+"""`convoy trace`: ids, versions, files and names lead to their run, and the chain lists what is there and what is missing."""
 
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from convoy.core.errors import RequestError
@@ -21,12 +22,11 @@ GONE = "deadbeef" * 5
 DATA = "1f" * 32
 
 
-def told(text: str) -> str:
-    asked, places = trace.look(text, Path.cwd())
-    return "\n".join(trace.lines(asked, places))
+def render(text: str) -> str:
+    return "\n".join(trace.lines(*trace.look(text, Path.cwd())))
 
 
-def found(text: str) -> list[str]:
+def run_ids(text: str) -> list[str]:
     return [record.run_id for record in trace.look(text, Path.cwd())[0].records]
 
 
@@ -35,10 +35,13 @@ def chain(text: str) -> dict[str, dict]:
     return {link["name"]: link for link in run["chain"]}
 
 
-def mlflow_id(traced: Small, run_id: str) -> str:
-    client = MlflowClient(f"sqlite:///{traced.folder}/mlflow.db")
-    [run] = client.search_runs(["1"], f"tags.`convoy.run_id` = '{run_id}'")
-    return run.info.run_id
+def client_of(repository: Small) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{repository.folder}/mlflow.db")
+
+
+def stored(repository: Small, run_id: str) -> Run:
+    [run] = client_of(repository).search_runs(["1"], f"tags.`convoy.run_id` = '{run_id}'")
+    return run
 
 
 @pytest.mark.parametrize(
@@ -56,192 +59,173 @@ def mlflow_id(traced: Small, run_id: str) -> str:
         "a1" * 32,
     ],
 )
-def test_every_name_of_a_run_leads_to_it(traced: Small, text: str) -> None:
-    assert found(text) == [FIRST]
+def test_every_name_of_a_run_leads_to_it(shared: Small, text: str) -> None:
+    assert run_ids(text) == [FIRST]
 
 
-def test_mlflow_s_id_and_its_beginning_lead_to_the_run(traced: Small) -> None:
-    number = mlflow_id(traced, FIRST)
-    for text in (number, number[:8], f"runs:/{number}", f"runs:/{FIRST}"):
-        assert found(text) == [FIRST]
+def test_ids_of_mlflow_experiments_and_hashes_of_locks_lead_to_the_run(shared: Small) -> None:
+    mlflow_id = stored(shared, FIRST).info.run_id
+    for text in (mlflow_id, mlflow_id[:8], f"runs:/{mlflow_id}", f"runs:/{FIRST}"):
+        assert run_ids(text) == [FIRST]
+    assert run_ids("quick-fox") == [SECOND]
+    assert run_ids(stored(shared, SECOND).data.tags["convoy.lock"][:9]) == [SECOND]
 
 
-def test_an_experiment_s_name_and_its_lock_lead_to_the_run(traced: Small) -> None:
-    assert found("quick-fox") == [SECOND]
-    client = MlflowClient(f"sqlite:///{traced.folder}/mlflow.db")
-    assert found(client.get_run(mlflow_id(traced, SECOND)).data.tags["convoy.lock"][:9]) == [SECOND]
-
-
-def test_a_commit_lists_its_runs_newest_first_with_what_differs(traced: Small) -> None:
-    commit = traced.git("rev-parse", "HEAD")
+def test_a_commit_lists_its_runs_newest_first_with_what_differs(shared: Small) -> None:
+    commit = shared.git("rev-parse", "HEAD")
     for text in (commit, commit[:7], "main", "HEAD"):
-        assert found(text) == [SECOND, FIRST]
-    text = told(commit)
-    assert "2 runs, newest first" in text
+        assert run_ids(text) == [SECOND, FIRST]
+    text = render(commit)
     assert "fit.lr 0.25, experiment quick-fox" in text
     assert "net.name" not in text, "it is the same in both"
-    assert "Their data differ" not in text
+    assert "not comparable" not in text
 
 
-def test_data_list_their_runs_by_either_hash(traced: Small) -> None:
-    assert found(DATA) == found(DATA[:10]) == [SECOND, FIRST]
-    [md5] = {link["notes"][0].split()[-1] for link in (chain(FIRST)["data"],)}
-    assert found(md5) == found(md5.removesuffix(".dir")) == [SECOND, FIRST]
+def test_data_list_their_runs_by_either_hash(shared: Small) -> None:
+    assert run_ids(DATA) == run_ids(DATA[:10]) == [SECOND, FIRST]
+    md5 = chain(FIRST)["data"]["notes"][0].split()[-1]
+    assert run_ids(md5) == run_ids(md5.removesuffix(".dir")) == [SECOND, FIRST]
 
 
-def test_a_commit_without_runs_says_so_and_where_it_is(traced: Small) -> None:
-    text = told("HEAD~1")
-    assert "no run is known that was made from it" in text
+def test_a_commit_without_runs_is_described(shared: Small) -> None:
+    text = render("HEAD~1")
+    assert "no runs" in text
     assert '"pipeline", in main' in text
 
 
-def test_the_chain_goes_from_commit_to_version_and_nothing_is_missing(traced: Small) -> None:
+def test_the_chain_goes_from_commit_to_version_and_nothing_is_missing(shared: Small) -> None:
     links = chain("champion")
     assert list(links) == [
         "git commit", "data", "params", "convoy run", "MLflow run", "model.onnx", "dvc.lock", "registered", "experiment",
     ]  # fmt: skip
-    assert links["git commit"]["value"] == traced.git("rev-parse", "HEAD")
+    assert links["git commit"]["value"] == shared.git("rev-parse", "HEAD")
     assert links["git commit"]["notes"] == ['"reproduced"', "in main"]
     assert "in DVC's cache (2 files)" in links["data"]["notes"]
     assert links["convoy run"]["value"] == FIRST
     assert "FINISHED" in links["MLflow run"]["notes"]
     assert links["model.onnx"]["value"] == "b2" * 32
-    assert "the workspace's is the same" in links["dvc.lock"]["notes"]
-    assert f"committed in {traced.git('rev-parse', '--short', 'HEAD')}" in links["dvc.lock"]["notes"]
+    assert "same as in the workspace" in links["dvc.lock"]["notes"]
+    assert f"committed in {shared.git('rev-parse', '--short', 'HEAD')}" in links["dvc.lock"]["notes"]
     assert links["registered"]["value"] == "convoy/1 (@first), convoy/2 (@champion)"
     assert not any(link["missing"] for link in links.values())
-    text = told("champion")
+    text = render("champion")
     assert "→ registered" in text
     assert f"convoy trace {FIRST} --restore ../restored" in text
 
 
-def test_changes_that_were_not_committed_are_named_with_the_place_of_their_diff(traced: Small) -> None:
-    notes = chain(SECOND)["git commit"]["notes"]
-    assert "files differed from it: what differed is kept with the run: pipeline/workspace.diff" in notes
-    assert "no longer in git" in chain(SECOND)["experiment"]["missing"]
+def test_uncommitted_changes_are_named_with_the_artifact_that_holds_them(shared: Small) -> None:
+    links = chain(SECOND)
+    assert any("pipeline/workspace.diff" in note for note in links["git commit"]["notes"])
+    assert "no longer in git" in links["experiment"]["missing"]
 
 
-def test_a_failed_run_says_what_it_lacks_and_how_to_get_it(traced: Small) -> None:
-    text = told(FAILED).split("Missing:")[1]
-    assert f"commit {GONE[:10]} is not in this repository; type: git fetch --all --tags" in text
-    assert "not in DVC's cache; type: dvc fetch" in text
-    assert "no proven model: `export` has not ended in this run" in text
-    assert "no final dvc.lock: the run is FAILED" in text
+def test_a_failed_run_lists_what_is_missing_and_how_to_get_it(shared: Small) -> None:
+    links = chain(FAILED)
+    assert GONE[:10] in links["git commit"]["missing"]
+    assert "git fetch --all --tags" in links["git commit"]["missing"]
+    assert "dvc fetch" in links["data"]["missing"]
+    assert "no verified model" in links["model.onnx"]["missing"]
+    assert "FAILED" in links["dvc.lock"]["missing"]
+    assert links["data"]["missing"] in render(FAILED).split("Missing:")[1]
 
 
-def test_a_commit_that_nothing_holds_is_told_with_the_branch_that_keeps_it(traced: Small) -> None:
+def test_a_commit_that_no_branch_contains_comes_with_the_command_that_keeps_it(traced: Small) -> None:
     commit = traced.git("rev-parse", "HEAD")
     traced.git("commit", "-q", "--amend", "-m", "amended")
-    missing = chain(FIRST)["git commit"]["missing"]
     command = f"git branch keep-{commit[:7]} {commit[:10]}"
-    assert "git will remove it" in missing
-    assert command in missing
+    assert command in chain(FIRST)["git commit"]["missing"]
     traced.git(*command.split()[1:])
     assert chain(FIRST)["git commit"]["missing"] is None
 
 
-def test_data_of_which_the_cache_lacks_a_file_are_missing(traced: Small) -> None:
+def test_data_whose_cache_lacks_a_file_are_missing(traced: Small) -> None:
     [member] = [path for path in traced.folder.glob(".dvc/cache/files/md5/60/*") if path.is_file()]
     member.unlink()
-    assert "1 of its 3 objects are not in DVC's cache; type: dvc fetch" in chain(FIRST)["data"]["missing"]
+    assert "1 of its 3 objects" in chain(FIRST)["data"]["missing"]
 
 
 def test_an_onnx_file_leads_to_its_run(traced: Small, model: Path) -> None:
-    client = MlflowClient(f"sqlite:///{traced.folder}/mlflow.db")
-    client.set_tag(mlflow_id(traced, FIRST), "convoy.onnx_sha256", sha256(model))
-    assert found(str(model)) == [FIRST]
+    client_of(traced).set_tag(stored(traced, FIRST).info.run_id, "convoy.onnx_sha256", sha256(model))
+    assert run_ids(str(model)) == [FIRST]
     link = chain(str(model))["model.onnx"]
     assert link["value"] == sha256(model)
     assert str(model) in link["notes"]
-    assert "→ model.onnx" in told(str(model))
+    assert "→ model.onnx" in render(str(model))
 
 
-def test_an_onnx_file_that_was_changed_since_its_proof_is_told(traced: Small, model: Path) -> None:
-    assert "has other bytes" in chain(str(model))["model.onnx"]["missing"]
+def test_an_onnx_file_that_was_changed_since_its_verification_is_reported(shared: Small, model: Path) -> None:
+    assert sha256(model) in chain(str(model))["model.onnx"]["missing"]
 
 
-def test_an_onnx_file_of_a_run_that_the_store_does_not_have_still_tells_its_identity(
-    traced: Small, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_an_onnx_file_of_a_run_that_the_store_lacks_still_has_its_identity(
+    shared: Small, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
     links = chain(str(model))
     assert links["convoy run"]["value"] == FIRST
     assert links["data"]["value"] == DATA
-    assert "does not have this run; let MLFLOW_TRACKING_URI name the store" in links["MLflow run"]["missing"]
+    assert "MLFLOW_TRACKING_URI" in links["MLflow run"]["missing"]
     assert not (tmp_path / "none.db").exists(), "looking made a store"
 
 
-def test_an_onnx_file_of_others_and_a_file_that_is_none_are_refused(traced: Small, tmp_path: Path) -> None:
+def test_files_that_are_not_models_of_convoy_are_refused(shared: Small, tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"\xff no model")
-    with pytest.raises(RequestError, match=r"cannot be read as ONNX.*Was it copied whole\?"):
-        found(str(tmp_path / "broken.onnx"))
-    with pytest.raises(RequestError, match=r"is no ONNX file. Name one, such as build/deploy/model.onnx"):
-        found("params.yaml")
     write_onnx(tmp_path / "foreign.onnx", {})
-    with pytest.raises(
-        RequestError, match=r"was not exported by Convoy: it names no run, and no run has its sha256"
+    for path, reason in (
+        (tmp_path / "broken.onnx", "cannot be read as ONNX"),
+        ("params.yaml", r"not an ONNX file.*build/deploy/model.onnx"),
+        (tmp_path / "foreign.onnx", f"not exported by Convoy.*{sha256(tmp_path / 'foreign.onnx')}"),
     ):
-        found(str(tmp_path / "foreign.onnx"))
+        with pytest.raises(RequestError, match=reason):
+            run_ids(str(path))
 
 
-def test_an_unknown_id_names_the_nearest(traced: Small) -> None:
-    with pytest.raises(
-        RequestError, match=rf"nothing is known of `20261123-100000-aaaaab`.*Nearest: {FIRST}"
-    ):
-        found("20261123-100000-aaaaab")
-    with pytest.raises(RequestError, match=r"nothing is known of `quick-fix`.*Nearest: quick-fox"):
-        found("quick-fix")
-    for text in ("zzz", "no/7"):
-        with pytest.raises(RequestError, match=rf"nothing is known of `{text}`.*The latest runs: {FAILED}"):
-            found(text)
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("20261123-100000-aaaaab", rf"`20261123-100000-aaaaab` not found.*Nearest: {FIRST}"),
+        ("quick-fix", "Nearest: quick-fox"),
+        ("zzz", f"`zzz` not found.*latest runs: {FAILED}"),
+        ("no/7", f"`no/7` not found.*latest runs: {FAILED}"),
+        ("convoy/9", "no version 9; its versions: 1, 2"),
+        ("convoy@champoin", r"no alias `champoin`; did you mean `champion`\?"),
+        ("models:/convoi/1", r"`convoi` not found.*did you mean `convoy`\?"),
+        ("20261123", f"several runs: {SECOND}, {FIRST}"),
+    ],
+)
+def test_an_unknown_or_ambiguous_name_lists_the_nearest(shared: Small, text: str, reason: str) -> None:
+    with pytest.raises(RequestError, match=reason):
+        run_ids(text)
 
 
-def test_versions_and_aliases_that_do_not_exist_name_those_that_do(traced: Small) -> None:
-    with pytest.raises(RequestError, match=r"model convoy has no version 9; there are: 1, 2"):
-        found("convoy/9")
-    with pytest.raises(
-        RequestError, match=r"model convoy has no alias `champoin`; did you mean `champion`\?"
-    ):
-        found("convoy@champoin")
-    with pytest.raises(RequestError, match=r"no registered model `convoi`; did you mean `convoy`\?"):
-        found("models:/convoi/1")
-
-
-def test_the_beginning_of_several_ids_is_refused_with_their_names(traced: Small) -> None:
-    with pytest.raises(
-        RequestError, match=rf"`20261123` begins several runs: {SECOND}, {FIRST}. Give more of it"
-    ):
-        found("20261123")
-
-
-def test_a_repository_without_runs_says_what_makes_one(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(small.folder)
+def test_a_repository_without_runs_names_the_command_that_makes_one(
+    reproduced: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(reproduced.folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(RequestError, match=r"No run is there yet: `dvc repro` makes one"):
-        found("20261123-100000-aaaaaa")
-    assert not (small.folder / "mlflow.db").exists()
+    with pytest.raises(RequestError, match="`dvc repro`"):
+        run_ids("20261123-100000-aaaaaa")
+    assert not (reproduced.folder / "mlflow.db").exists()
 
 
 def test_a_store_of_an_older_mlflow_names_the_migration_command(traced: Small) -> None:
     with closing(sqlite3.connect(traced.folder / "mlflow.db")) as store, store:
         store.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
     with pytest.raises(RequestError, match=r"older MLflow(.|\n)*mlflow db upgrade sqlite:///"):
-        found(FIRST)
+        run_ids(FIRST)
 
 
-def test_a_server_that_does_not_answer_is_named_with_what_to_do(
-    traced: Small, monkeypatch: pytest.MonkeyPatch
+def test_a_server_that_does_not_answer_is_named_without_its_password(
+    shared: Small, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(
-        StoreError, match=r"cannot be asked(.|\n)*let MLFLOW_TRACKING_URI name the store"
-    ) as error:
-        found(FIRST)
+    with pytest.raises(StoreError, match=r"127.0.0.1:9 does not answer(.|\n)*MLFLOW_TRACKING_URI") as error:
+        run_ids(FIRST)
     assert "secret" not in str(error.value)
 
 
-def test_a_run_that_waits_in_the_outbox_is_found_with_what_it_lacks(
+def test_a_run_that_waits_in_the_outbox_is_found_with_what_is_missing(
     traced: Small, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting = "20261125-080000-dddddd"
@@ -251,42 +235,29 @@ def test_a_run_that_waits_in_the_outbox_is_found_with_what_it_lacks(
         "convoy.data_hash": DATA,
         "mlflow.source.git.commit": traced.git("rev-parse", "HEAD"),
     }
-    journal.append(
-        {
-            "kind": "open",
-            "time_ms": 1_795_100_000_000,
-            "name": "two · lr 1",
-            "uri": "http://me:secret@far.example",
-            "tags": tags,
-            "resumed": False,
-        }
-    )
+    opened = {"name": "two · lr 1", "uri": "http://me:secret@far.example", "tags": tags, "resumed": False}
+    journal.append({"kind": "open", "time_ms": 1_795_100_000_000, **opened})
     journal.append({"kind": "params", "params": {"fit.lr": "1"}})
-    journal.append(
-        {
-            "kind": "points",
-            "points": [["val/loss", 2.0, 2, 1], ["val/loss", 1.0, 1, 1], ["test/accuracy", 0.5, 0, 1]],
-        }
-    )
+    points = [["val/loss", 2.0, 2, 1], ["val/loss", 1.0, 1, 1], ["test/accuracy", 0.5, 0, 1]]
+    journal.append({"kind": "points", "points": points})
     journal.append({"kind": "files", "at": journal.keep(traced.folder / "params.yaml"), "folder": "pipeline"})
     journal.append({"kind": "end", "status": "FINISHED", "time_ms": 1_795_100_000_001})
     journal.close()
-    assert found("20261125") == [waiting]
-    assert found("HEAD") == [waiting, SECOND, FIRST], "with those of the store"
-    link = chain(waiting)["MLflow run"]
-    assert link["missing"].endswith("to be delivered to http://me:***@far.example; type: convoy sync")
-    assert f"outbox/{waiting}" in link["missing"]
+    assert run_ids("20261125") == [waiting]
+    assert run_ids("HEAD") == [waiting, SECOND, FIRST], "with those of the store"
+    missing = chain(waiting)["MLflow run"]["missing"]
+    assert "http://me:***@far.example; type: convoy sync" in missing
+    assert f"outbox/{waiting}" in missing
     assert chain(waiting)["params"]["value"] == ""
-    [record] = trace.look(waiting, Path.cwd())[0].records
+    match, sources = trace.look(waiting, Path.cwd())
+    [record] = match.records
     assert record.metrics == {"val/loss": 2.0, "test/accuracy": 0.5}, "of a curve the last point"
     assert record.params == {"fit.lr": "1"}
+    assert sources.records.artifacts(record, "pipeline") == {"pipeline/params.yaml"}
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    text = told(waiting)
-    assert text.startswith(
-        "Only what waits in the outbox is shown: the tracking store http://127.0.0.1:9 cannot be asked"
-    )
-    assert "two · lr 1" in text
+    assert "http://127.0.0.1:9 does not answer" in trace.look(waiting, Path.cwd())[1].store_error
+    assert "two · lr 1" in render(waiting)
     for unknown in (FIRST, "HEAD~1"):
-        with pytest.raises(StoreError, match=r"cannot be asked"):
-            found(unknown)
+        with pytest.raises(StoreError):
+            run_ids(unknown)

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convoy.core import contract, files, params, yaml
+from convoy.core import contract, files, yaml
 from convoy.core.console import info
 from convoy.core.errors import RequestError
 from convoy.lineage.runs import Record
 from convoy.lineage.trace import DIFF, UNFINISHED, Sources
 from convoy.repo import dvc, git
 from convoy.repo.dvc_cache import RestoreError, fill_cache
+from convoy.tracking import run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -308,11 +309,10 @@ def _conditions(then: Mapping[str, Any], now: Mapping[str, Any], clone: Path) ->
 
 def _read_metrics(clone: Path) -> dict[str, float]:
     """Read the metrics of every stage by MLflow's names."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, float] = {}
     for path in sorted((clone / METRICS).glob("*.json")):
-        flat |= params.flatten(files.read_json(path))
-    numbers = {name.replace(".", "/"): value for name, value in flat.items() if type(value) in (int, float)}
-    return {name: float(value) for name, value in numbers.items()}
+        flat |= run.numbers(files.read_json(path))
+    return flat
 
 
 def _repro(clone: Path, *options: str) -> None:

@@ -1,0 +1,326 @@
+"""`convoy trace --restore`: the state of a run comes back whole or not at all. `--verify` compares a second training."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow.tracking import MlflowClient
+
+from convoy.core import files, yaml
+from convoy.core.errors import RequestError
+from convoy.lineage import restore, trace
+from convoy.lineage.compare import only_run
+from convoy.lineage.runs import Record
+from convoy.repo import dvc, dvc_cache
+from convoy.repo.dvc_cache import RestoreError
+from small_pipeline import Small
+
+FIRST = "20261123-100000-aaaaaa"
+SECOND = "20261123-110000-bbbbbb"
+FAILED = "20261124-090000-cccccc"
+COMMIT = "mlflow.source.git.commit"
+
+
+def restored(text: str, target: Path) -> Small:
+    match, sources = trace.look(text, Path.cwd())
+    restore.restore(only_run(match), sources, target)
+    return Small(target)
+
+
+def mlflow_run(traced: Small, run_id: str) -> tuple[MlflowClient, str]:
+    client = MlflowClient(f"sqlite:///{traced.folder}/mlflow.db")
+    [run] = client.search_runs(["1"], f"tags.`convoy.run_id` = '{run_id}'")
+    return client, run.info.run_id
+
+
+def set_commit(traced: Small, run_id: str, commit: str) -> None:
+    client, number = mlflow_run(traced, run_id)
+    client.set_tag(number, COMMIT, commit)
+
+
+def remove_from_cache(traced: Small, name: str) -> str:
+    """Remove an output's content from the cache; its md5."""
+    lock = yaml.load((traced.folder / "dvc.lock").read_text())
+    [md5] = [out["md5"] for stage in lock["stages"].values() for out in stage["outs"] if out["path"] == name]
+    dvc_cache.of_repository(traced.folder).path(md5).unlink()
+    return str(md5)
+
+
+def is_up_to_date(clone: Small) -> bool:
+    output = clone.repro()
+    assert "Running" not in output
+    return "Data and pipelines are up to date" in output
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name != "traced")
+
+
+def test_in_a_restored_run_dvc_repro_has_nothing_to_do(traced: Small, tmp_path: Path) -> None:
+    clone = restored(FIRST, tmp_path / "clone")
+    clone.write("source/c.txt", "what changes upstream later does not reach it\n")
+    assert is_up_to_date(clone)
+    clone.remove("source/c.txt")
+    assert (clone.folder / "build/score").read_text() == (traced.folder / "build/score").read_text()
+    assert clone.git("rev-parse", "HEAD") == traced.git("rev-parse", "HEAD")
+    assert clone.git("branch", "--show-current") == f"restored/{FIRST}"
+    assert "frozen: true" in (clone.folder / "data.dvc").read_text()
+    assert clone.git("status", "--porcelain") == "M data.dvc", "nothing else differs from the commit"
+    assert leftovers(tmp_path) == ["clone"]
+
+
+def test_uncommitted_changes_come_back(traced: Small, tmp_path: Path) -> None:
+    clone = restored(SECOND, tmp_path / "clone")
+    assert "lr: 0.25" in (clone.folder / "params.yaml").read_text()
+    assert "cat -u build" in (clone.folder / "train.sh").read_text()
+    assert (clone.folder / "note.txt").read_text() == "new\n"
+    assert is_up_to_date(clone)
+
+
+def test_a_restored_run_keeps_its_commit_after_the_repository_lost_it(traced: Small, tmp_path: Path) -> None:
+    commit = traced.git("rev-parse", "HEAD")
+    traced.git("commit", "-q", "--amend", "-m", "amended")
+    clone = restored(FIRST, tmp_path / "clone")
+    for repository in (traced, clone):
+        repository.git("reflog", "expire", "--expire=now", "--all")
+        repository.git("gc", "-q", "--prune=now")
+    with pytest.raises(RestoreError, match=rf"commit {commit} of run {FIRST} is not in this repository"):
+        restored(FIRST, tmp_path / "again")
+    assert clone.git("rev-parse", "HEAD") == commit
+    assert clone.git("fsck", "--no-dangling") == ""
+
+
+def test_a_shallow_repository_gives_a_commit_that_its_branches_do_not_contain(
+    traced: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shallow = Small(tmp_path / "shallow")
+    traced.git("clone", "-q", "--depth=1", traced.folder.as_uri(), str(shallow.folder))
+    shutil.copytree(traced.folder / ".dvc/cache", shallow.folder / ".dvc/cache")
+    shutil.copy(traced.folder / "mlflow.db", shallow.folder)
+    shallow.git("config", "user.email", "test@example.invalid")
+    shallow.git("config", "user.name", "test")
+    shallow.git("commit", "-q", "--amend", "-m", "amended")
+    monkeypatch.chdir(shallow.folder)
+    clone = restored(FIRST, tmp_path / "clone")
+    assert clone.git("rev-parse", "HEAD") == traced.git("rev-parse", "HEAD")
+    assert clone.git("branch", "--show-current") == f"restored/{FIRST}"
+    assert is_up_to_date(clone)
+
+
+def test_removing_the_clone_and_emptying_its_cache_leave_the_repository_whole(
+    traced: Small, tmp_path: Path
+) -> None:
+    clone = restored(SECOND, tmp_path / "clone")
+    shutil.rmtree(clone.folder / "build")
+    clone.write("dvc.lock", "schema: '2.0'\nstages: {}\n")
+    clone.dvc("gc", "--workspace", "--force")
+    assert len(list((clone.folder / ".dvc/cache").rglob("*.dir"))) == 1, "of its cache, only data are left"
+    shutil.rmtree(clone.folder)
+    shutil.rmtree(traced.folder / "build")
+    traced.dvc("checkout")
+    assert is_up_to_date(traced)
+
+
+def test_a_cache_that_a_team_shares_is_not_the_clone_s(traced: Small, tmp_path: Path) -> None:
+    shutil.move(traced.folder / ".dvc/cache", tmp_path / "shared")
+    traced.dvc("cache", "dir", str(tmp_path / "shared"))
+    traced.dvc("config", "cache.type", "symlink")
+    set_commit(traced, FIRST, traced.commit("shared cache"))
+    clone = restored(FIRST, tmp_path / "clone")
+    assert dvc_cache.of_repository(clone.folder).folder == clone.folder / ".dvc/cache"
+    assert not (clone.folder / "build/score").is_symlink()
+    assert is_up_to_date(clone)
+
+
+def test_what_the_cache_lost_comes_from_a_remote_whose_path_is_relative(
+    traced: Small, tmp_path: Path
+) -> None:
+    traced.dvc("remote", "add", "--default", "--local", "team", "../remote")
+    traced.dvc("push")
+    remove_from_cache(traced, "build/score")
+    (tmp_path / "elsewhere").mkdir()
+    assert is_up_to_date(restored(FIRST, tmp_path / "elsewhere/clone"))
+
+
+def test_data_that_are_nowhere_are_named_with_the_remedy(traced: Small, tmp_path: Path) -> None:
+    md5 = remove_from_cache(traced, "build/model")
+    with pytest.raises(RestoreError, match=rf"build/model \({md5[:10]}\) not in DVC's cache.*no DVC remote"):
+        restored(FIRST, tmp_path / "clone")
+    traced.dvc("remote", "add", "--default", "--local", "team", "../empty")
+    with pytest.raises(RestoreError, match=r"nor in a DVC remote(.|\n)*`dvc push`"):
+        restored(FIRST, tmp_path / "clone")
+    assert leftovers(tmp_path) == []
+
+
+def test_a_run_that_cannot_be_restored_is_refused_with_the_reason(traced: Small, tmp_path: Path) -> None:
+    def refused(run_id: str, reason: str) -> None:
+        with pytest.raises(RestoreError, match=reason):
+            restored(run_id, tmp_path / "clone")
+        assert leftovers(tmp_path) == []
+
+    refused(FAILED, r"deadbeef of run .*(.|\n)*git fetch --all --tags(.|\n)*pipeline/")
+    set_commit(traced, FAILED, traced.git("rev-parse", "HEAD"))
+    refused(FAILED, r"is FAILED: it has no final dvc.lock(.|\n)*git checkout")
+    client, number = mlflow_run(traced, FAILED)
+    client.set_terminated(number, "FINISHED")
+    refused(FAILED, r"has no dvc.lock.*`convoy sync`")
+    client, number = mlflow_run(traced, FIRST)
+    client.delete_tag(number, COMMIT)
+    refused(FIRST, "has no commit")
+    traced.write("train.sh", "true\n")
+    set_commit(traced, SECOND, traced.commit("another"))
+    refused(SECOND, "do not fit its commit: `git apply` failed")
+
+
+def test_uncommitted_changes_that_were_not_stored_are_detected(
+    traced: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restore, "DIFF", "pipeline/lost.diff")
+    with pytest.raises(RestoreError, match=r"`dvc status` reports train(.|\n)*not stored"):
+        restored(SECOND, tmp_path / "clone")
+    assert leftovers(tmp_path) == []
+
+
+def test_a_folder_in_use_is_not_touched(traced: Small, tmp_path: Path) -> None:
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used/mine.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for name, reason in (
+        ("used", "is not empty"),
+        ("file", "is a file"),
+        ("traced/in", "inside this repository"),
+    ):
+        with pytest.raises(RequestError, match=reason):
+            restored(FIRST, tmp_path / name)
+    assert (tmp_path / "used/mine.txt").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    assert (restored(FIRST, tmp_path / "empty").folder / "build/score").exists()
+
+
+def test_an_interrupted_restore_leaves_nothing(
+    traced: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(restore, "fill_cache", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        restored(FIRST, tmp_path / "clone")
+    assert leftovers(tmp_path) == []
+
+
+def test_content_is_copied_where_it_cannot_be_linked(
+    traced: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(dvc_cache.os, "link", refuse)
+    assert is_up_to_date(restored(FIRST, tmp_path / "clone"))
+
+
+TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.steps": torch.tensor(3)}
+ENVIRONMENT = {
+    "hardware": {"processor": "one", "system": "Linux x86_64", "cores": 2},
+    "versions": {"torch": "2.14.1", "python": "3.11.7"},
+}
+
+
+def save(path: Path, **changes: torch.Tensor) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(TENSORS | {key.replace("_", "."): value for key, value in changes.items()}, path)
+    return path
+
+
+def test_equal_tensors_are_equal_in_any_order(tmp_path: Path) -> None:
+    first = save(tmp_path / "1.pt")
+    torch.save(dict(reversed(TENSORS.items())), tmp_path / "2.pt")
+    assert restore.compare_weights(first, tmp_path / "2.pt") == (2, {})
+
+
+NEXT = TENSORS["a.weight"].clone()
+NEXT[1, 2] = torch.nextafter(NEXT[1, 2], torch.tensor(9.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "difference"),
+    [
+        ("a.weight", NEXT, pytest.approx(4.8e-7, rel=0.01)),
+        ("a.weight", TENSORS["a.weight"].double(), 0.0),
+        ("a.weight", TENSORS["a.weight"].reshape(3, 2), float("inf")),
+        ("b.weight", torch.ones(1), float("inf")),
+    ],
+    ids=["bit", "type", "shape", "name"],
+)
+def test_tensors_differ(tmp_path: Path, name: str, tensor: torch.Tensor, difference: float) -> None:
+    second = save(tmp_path / "2.pt", **{name: tensor})
+    assert restore.compare_weights(save(tmp_path / "1.pt"), second)[1] == {name: difference}
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """What `verify` reads of a restored clone."""
+    folder = tmp_path / "clone"
+    save(folder / restore.WEIGHTS)
+    metrics = {"val": {"loss": 0.25}, "train": {"seconds": 9.0}}
+    files.write_json(folder / restore.METRICS / "train.json", metrics)
+    files.write_json(folder / restore.VERIFICATION, ENVIRONMENT)
+    files.write_text(folder / "dvc.lock", "as restored\n")
+    files.write_text(folder / "params.yaml", "train: {precision: auto}\n")
+    return folder
+
+
+def record(metrics: dict[str, float]) -> Record:
+    return Record("20261123-100000-aaaaaa", "", "name", "FINISHED", 0, {}, {}, metrics)
+
+
+def test_equal_results_are_equal_whatever_time_they_took(
+    clone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, ...]] = []
+
+    def repro(folder: Path, *options: str) -> None:
+        calls.append(options)
+        files.write_text(folder / "dvc.lock", "trained again\n")
+
+    monkeypatch.setattr(restore, "_repro", repro)
+    monkeypatch.setattr(dvc, "run", lambda _, *words: calls.append(words))
+    report = restore.verify(clone, record({"val/loss": 0.25, "train/seconds": 3.0, "system/cpu": 1.0}))
+    assert report == restore.Report({}, 1, {}, 2, ())
+    assert report.equal
+    assert "bit-identical: 2 tensors" in "".join(restore.lines(report))
+    assert calls == [("--force", "--single-item", "train"), (), ("checkout", "--force")]
+    assert (clone / "dvc.lock").read_text() == "as restored\n", "the run's outputs are back"
+
+
+def test_differences_are_named_with_their_possible_causes(
+    clone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def repro(folder: Path, *_: str) -> None:
+        save(folder / restore.WEIGHTS, a_weight=TENSORS["a.weight"] + 0.5)
+        hardware = ENVIRONMENT["hardware"] | {"processor": "other"}
+        versions = ENVIRONMENT["versions"] | {"torch": "2.11"}
+        files.write_json(folder / restore.VERIFICATION, {"hardware": hardware, "versions": versions})
+
+    monkeypatch.setattr(restore, "_repro", repro)
+    monkeypatch.setattr(dvc, "run", lambda *_: "")
+    report = restore.verify(clone, record({"val/loss": 0.5}))
+    assert not report.equal
+    assert (report.metrics, report.tensors) == ({"val/loss": (0.5, 0.25)}, {"a.weight": 0.5})
+    text = "\n".join(restore.lines(report))
+    for fact in (
+        "0.5: a.weight",
+        "val/loss  0.5 → 0.25",
+        "processor: one → other",
+        "torch 2.14.1 → 2.11",
+        "bf16",
+    ):
+        assert fact in text
+
+
+def test_a_training_that_fails_leaves_the_clone(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restore.sys, "executable", shutil.which("false"))
+    with pytest.raises(RestoreError, match=r"`dvc repro --force --single-item train` failed"):
+        restore.verify(clone, record({}))
+    assert (clone / restore.WEIGHTS).exists()
