@@ -59,7 +59,7 @@ EVERY_S = 5.0
 """Seconds between checkpoints, with which curves are published; shipped as 60, where a short training would log at its end alone."""
 
 IMPORT_S = 4.0
-"""Seconds that pipelines/train.py imports torch and Lightning for, while the courier starts; not counted."""
+"""Seconds that pipelines/train.py imports torch and Lightning for, while the uploader starts; not counted."""
 
 DIES_AFTER = 20
 """Calls that the dying server answers: it has the run, and the first points."""
@@ -121,7 +121,7 @@ class Bench:
             CheckpointParams(every_s=EVERY_S, keep=1, keep_days=1, time_budget_min=0),
         )
         if kind != NONE:
-            stages.expect()
+            stages.start_uploader()
             time.sleep(IMPORT_S)
         began = time.monotonic()
         opened: AbstractContextManager[Run | None] = (
@@ -160,16 +160,16 @@ class Bench:
         return Trial(seconds, trained, later, len(steps.times), run_id=run_id)
 
     def _deliver(self, trial: Trial, wait: float, others: set[int]) -> None:
-        """Give the store time to have everything, then stop the courier, which would go on trying."""
+        """Give the store time to have everything, then stop the uploader, which would go on trying."""
         ended = time.monotonic()
         if not outbox.wait_until_uploaded([trial.run_id], outbox.folder(), wait):
             trial.delivered_s = time.monotonic() - ended
-        for courier in psutil.Process().children():
-            if courier.pid not in others:
-                used = courier.cpu_times()
-                trial.courier_s += used.user + used.system
-                courier.terminate()
-                courier.wait()
+        for process in psutil.Process().children():
+            if process.pid not in others:
+                used = process.cpu_times()
+                trial.uploader_s += used.user + used.system
+                process.terminate()
+                process.wait()
 
 
 def main() -> None:
@@ -199,7 +199,7 @@ def main() -> None:
                 trial = bench.run(kind, last=number == chosen.rounds - 1)
                 bench.trials.setdefault(kind, []).append(trial)
                 print(
-                    f"round {number + 1} of {chosen.rounds}, {kind}: {trial.seconds:.2f} s, courier {trial.courier_s:.1f} s",
+                    f"round {number + 1} of {chosen.rounds}, {kind}: {trial.seconds:.2f} s, uploader {trial.uploader_s:.1f} s",
                     flush=True,
                 )
         found = {kind: points(bench, kind) for kind in kinds if kind in {SQLITE, SERVER}}

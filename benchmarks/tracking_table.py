@@ -20,7 +20,7 @@ COLUMNS = (
     "its second half",
     "with opening and ending the run",
     "which takes",
-    "courier's processor time",
+    "uploader's processor time",
     "all delivered, after the end",
     "points of `step/loss` in the store",
 )
@@ -33,9 +33,9 @@ class Trial:
     Attributes:
         seconds: from opening the run to its end.
         training: of these, in `fit`.
-        later: of these, for the second half of the steps, when the courier has started.
+        later: of these, for the second half of the steps, when the uploader has started.
         steps: optimizer steps done.
-        courier_s: processor time that the courier took, until everything was delivered or given up.
+        uploader_s: processor time that the uploader took, until everything was delivered or given up.
         delivered_s: seconds after the end until the store had everything; None: it has not.
         run_id: Convoy's; empty without tracking.
     """
@@ -44,7 +44,7 @@ class Trial:
     training: float
     later: float
     steps: int
-    courier_s: float = 0.0
+    uploader_s: float = 0.0
     delivered_s: float | None = None
     run_id: str = ""
 
@@ -67,7 +67,7 @@ def report(
         within = [one.training / other.training - 1 for one, other in zip(ones, plain, strict=True)]
         later = [one.later / other.later - 1 for one, other in zip(ones, plain, strict=True)]
         around = statistics.median(one.seconds - one.training for one in ones)
-        courier = statistics.median(one.courier_s for one in ones)
+        uploader = statistics.median(one.uploader_s for one in ones)
         arrived = [one.delivered_s for one in ones if one.delivered_s is not None]
         delivered = f"{statistics.median(arrived):.1f} s" if arrived else "kept in the outbox"
         cells = (
@@ -76,7 +76,7 @@ def report(
             spread(later),
             spread(whole),
             f"{around:.2f} s",
-            f"{courier:.1f} s",
+            f"{uploader:.1f} s",
             delivered,
         )
         rows.append(f"| {' | '.join(cells)} | {stored.get(kind, '')} |")

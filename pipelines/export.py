@@ -9,9 +9,8 @@ from pathlib import Path
 
 from convoy.core import contract, files, params, stage
 from convoy.core.dataset import MANIFEST_FILE, Dataset
-from convoy.energy.meter import metered
+from convoy.energy.meter import metered, with_total
 from convoy.energy.settings import EnergyParams
-from convoy.energy.total import with_total
 from convoy.export import image_index
 from convoy.export.settings import ExportParams
 from convoy.tracking import stages

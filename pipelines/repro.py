@@ -16,7 +16,7 @@ from convoy.core import stage
 from convoy.core.console import table
 from convoy.core.errors import ConvoyError, RequestError
 from convoy.core.files import read_json
-from convoy.energy.meter import spoken
+from convoy.energy.meter import format_energy
 from convoy.tracking import outbox
 from convoy.tracking.journal import state
 
@@ -55,12 +55,12 @@ def main() -> None:
     if done.returncode:
         # In a CI job nobody delivers after this process has ended.
         ended = [path.name for path in outbox.journals(where) if state(path).ended]
-        outbox.say_once(outbox.wait_until_uploaded(ended, where, outbox.WAIT_SECONDS), where)
+        outbox.warn_once(outbox.wait_until_uploaded(ended, where, outbox.WAIT_SECONDS), where)
         raise PipelineError(f"`dvc {' '.join([*command, *target])}` failed; the message above says where.")
     if not target:
         from convoy.tracking.sync import sync  # noqa: PLC0415 (a second saved where DVC fails first)
 
-        outbox.say_once(sync(outbox.WAIT_SECONDS).failed, where)
+        outbox.warn_once(sync(outbox.WAIT_SECONDS).failed, where)
         print(summary())
 
 
@@ -76,7 +76,7 @@ def summary() -> str:
         f"largest probability gap {deploy['max_probability_gap']:.1e}",
         "latency": f"{deploy['latency_ms_p50']:.2f} ms (p95 {deploy['latency_ms_p95']:.2f}), "
         f"eager torch {deploy['eager_latency_ms_p50']:.2f}",
-        "energy": f"{spoken(energy['kwh'], energy['co2_kg'])} ({energy['how']})"
+        "energy": f"{format_energy(energy['kwh'], energy['co2_kg'])} ({energy['how']})"
         if "kwh" in energy
         else "not metered",
         "report": "build/evaluation/report.html",

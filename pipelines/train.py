@@ -30,7 +30,7 @@ def main() -> None:
     tracking = params.section("tracking", TrackingParams)
     energy = params.section("energy", EnergyParams)
     network_spec = spec.load(network.name)
-    stages.expect()  # the uploader starts while the next lines import torch
+    stages.start_uploader()  # the uploader starts while the next lines import torch
     from convoy.energy.callback import TrainingEnergy
     from convoy.energy.meter import metered
     from convoy.explain import curves, diagram

@@ -140,17 +140,17 @@ def clone_working_tree(folder: Path) -> Clone:
 
 
 def drain(clone: Clone) -> None:
-    """Wait until a clone's courier has delivered what it can and left; nothing is ended that it would not end."""
+    """Wait until a clone's uploader has delivered what it can and left; nothing is ended that it would not end."""
     where = clone.folder / "outbox"
     until = time.monotonic() + 120
     idle = 0
     while where.exists():
         waiting = [path for path in outbox.journals(where) if _is_behind(path)]
         # One that a stage has just started takes its lock after a moment.
-        idle = 0 if outbox.is_at_work(where) else idle + 1
+        idle = 0 if outbox.is_uploader_running(where) else idle + 1
         if (idle and not waiting) or idle > 50:
             return
-        assert time.monotonic() < until, (where / "courier.log").read_text()
+        assert time.monotonic() < until, (where / "uploader.log").read_text()
         time.sleep(0.1)
 
 
@@ -161,17 +161,17 @@ def _is_behind(path: Path) -> bool:
         return False
 
 
-def kill_couriers(folder: Path) -> None:
-    """Kill the couriers of a repository, as a machine that is switched off does."""
+def kill_uploaders(folder: Path) -> None:
+    """Kill the uploaders of a repository, as a machine that is switched off does."""
     for process in psutil.process_iter(["cmdline"]):
         with suppress(psutil.Error):
-            if "convoy.tracking.courier" in (process.info["cmdline"] or []) and process.cwd() == str(folder):
+            if "convoy.tracking.uploader" in (process.info["cmdline"] or []) and process.cwd() == str(folder):
                 process.kill()
                 process.wait(10)
 
 
 def runs(clone: Clone) -> list[Run]:
-    """List the runs of a clone's store, newest first, once its courier has left."""
+    """List the runs of a clone's store, newest first, once its uploader has left."""
     drain(clone)
     client = MlflowClient(f"sqlite:///{clone.folder}/mlflow.db")
     found = client.get_experiment_by_name("convoy")

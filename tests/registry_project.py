@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from convoy.core import files
 from convoy.registry.client import Registry, Version
-from convoy.tracking import model, store
+from convoy.tracking import mlflow_writer, store
 
 CLASSES = ["Bär", "cat", "x"]
 
@@ -259,7 +259,7 @@ class RegistryProject:
             "mlflow.source.git.commit": "c0ffee" + "0" * 34,
         }
         run = self.client.create_run(experiment, run_name="trained", tags=tags)
-        model.log(self.client, self.client.get_run(run.info.run_id), self.deploy, sha256, [])
+        mlflow_writer.log_model(self.client, self.client.get_run(run.info.run_id), self.deploy, sha256, [])
         self.client.set_terminated(run.info.run_id)
         return self.client.get_run(run.info.run_id)
 

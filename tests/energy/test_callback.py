@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from convoy.energy.callback import TrainingEnergy
-from convoy.energy.grid import find
 from convoy.energy.meter import Spent
+from convoy.energy.settings import find_grid
 
 
 class Metered:
     """Stand for a meter whose reading a test sets."""
 
     word = "estimated"
-    grid = find("DEU")
+    grid = find_grid("DEU")
 
     def __init__(self, kwh: float | None = 0.0) -> None:
         self.kwh = kwh
@@ -26,7 +26,7 @@ class Metered:
         self.earlier = earlier
 
     def spent(self) -> Spent | None:
-        return None if self.kwh is None else Spent(cpu_kwh=self.kwh, co2_kg=self.kwh / 2)
+        return None if self.kwh is None else Spent(self.kwh, self.kwh / 2)
 
 
 class Training:
@@ -95,7 +95,7 @@ def test_what_was_used_goes_through_a_checkpoint(tmp_path: Path) -> None:
     torch.save(TrainingEnergy(Metered(0.5)).state_dict(), tmp_path / "state")  # type: ignore[arg-type]
     meter = Metered()
     TrainingEnergy(meter).load_state_dict(torch.load(tmp_path / "state", weights_only=True))  # type: ignore[arg-type]
-    assert meter.earlier == Spent(cpu_kwh=0.5, co2_kg=0.25)
+    assert meter.earlier == Spent(0.5, 0.25)
 
 
 def test_a_checkpoint_without_figures_says_so() -> None:

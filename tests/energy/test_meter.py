@@ -1,175 +1,207 @@
 """A stage's energy: figures, what they rest on, and that metering never costs a stage anything."""
 
 import os
-import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import codecarbon
 import pytest
+from codecarbon.core import cpu
 
+from convoy.core import files
 from convoy.core.errors import RequestError
 from convoy.energy import meter as meters
-from convoy.energy import parts
-from convoy.energy.meter import Spent, metered, spoken
+from convoy.energy.meter import Spent, format_energy, metered, with_total
 
 
-class Fake:
-    """Use a fixed number of joules a reading."""
+class FakeTracker:
+    """Stand for codecarbon's tracker: each reading adds the same energy."""
 
-    def __init__(self, name: str = "cpu", *, measured: bool = False, each: float = 3_600.0) -> None:
-        self.name = name
-        self.measured = measured
-        self.how = f"{name} {'measured' if measured else 'estimated'} by a fake"
-        self.each = each
-        self.used = 0.0
+    started = threading.Event()
+    flushes = 0
+    reading: dict[str, Any]
 
-    def joules(self) -> float:
-        self.used += self.each
-        return self.used
+    def __init__(self, *, output_handlers: list[meters.Readings], **options: Any) -> None:
+        self.handlers = output_handlers
+        FakeTracker.options = options
+
+    def start(self) -> None:
+        self.started.wait()
+
+    def flush(self) -> None:
+        FakeTracker.flushes += 1
+        for handler in self.handlers:
+            handler.out(SimpleNamespace(**self.reading), None)
+
+    def stop(self) -> None:
+        pass
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Give the machine these parts."""
+def tracker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Replace codecarbon's tracker, and set what it reads; power and duration do not matter here."""
 
-    def have(*found: Fake) -> None:
-        monkeypatch.setattr(parts, "find", lambda *, gpu: list(found))
+    def read(*, rapl: bool = False, **values: Any) -> None:
+        FakeTracker.reading = {
+            **{f"{part}_{what}": 0.0 for part in ("cpu", "gpu", "ram") for what in ("energy", "power")},
+            "cpu_model": "A CPU",
+            "gpu_model": None,
+            "duration": 1e9,
+            **values,
+        }
+        monkeypatch.setattr(cpu, "is_rapl_available", lambda: rapl)
 
-    return have
+    read()
+    FakeTracker.started.set()
+    monkeypatch.setattr(codecarbon, "OfflineEmissionsTracker", FakeTracker)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    yield read
+    FakeTracker.started.set()
 
 
-def test_a_stages_figures_carry_its_name_and_what_they_rest_on(machine: Callable[..., None]) -> None:
-    machine(Fake("cpu", each=7_200_000.0), Fake("ram", each=1_800_000.0))
+def test_a_stages_figures_carry_its_name_and_what_they_rest_on(tracker: Callable[..., None]) -> None:
+    tracker(cpu_energy=2.0, ram_energy=0.5)
     with metered("train", "world") as meter:
         pass
     assert meter.result() == {"energy": {"train_kwh": 2.5, "train_co2_kg": 1.188, "train_how": "estimated"}}
-    assert meter.tags() == {
-        "convoy.energy.train": "estimated: cpu estimated by a fake; ram estimated by a fake; "
-        "world average 475 g CO2 per kWh (IEA 2019)"
-    }
+    [(name, how)] = meter.tags().items()
+    assert name == "convoy.energy.train"
+    assert how.startswith("estimated: cpu A CPU estimated")
+    assert how.endswith("; world average 475 g CO2 per kWh (IEA 2019)")
 
 
 @pytest.mark.parametrize(
-    ("kinds", "word"),
-    [((False, False), "estimated"), ((True, False), "partly measured"), ((True, True), "measured")],
+    ("values", "gpu", "kwh", "word"),
+    [
+        ({"rapl": True}, True, 3.0, "partly measured"),
+        ({"gpu_model": "1 x Card", "gpu_energy": 4.0}, True, 7.0, "partly measured"),
+        ({"gpu_model": "1 x Card", "gpu_energy": 4.0}, False, 3.0, "estimated"),
+    ],
 )
-def test_measured_is_said_of_counters_alone(
-    machine: Callable[..., None], kinds: tuple[bool, bool], word: str
+def test_a_part_with_a_counter_makes_it_partly_measured_and_a_gpu_counts_where_it_is_used(
+    tracker: Callable[..., None], values: dict[str, Any], gpu: bool, kwh: float, word: str
 ) -> None:
-    machine(Fake("cpu", measured=kinds[0]), Fake("gpu", measured=kinds[1]))
-    with metered("train", "DEU") as meter:
+    tracker(cpu_energy=2.0, ram_energy=1.0, **values)
+    with metered("train", "DEU", gpu=gpu) as meter:
         pass
-    assert meter.result()["energy"]["train_how"] == word
-    assert meter.how.startswith(f"{word}: cpu ")
+    energy = meter.result()["energy"]
+    assert (energy["train_kwh"], energy["train_how"]) == (kwh, word)
+    assert ("Card" in meter.tags()["convoy.energy.train"]) == (kwh == 7.0)
 
 
-def test_energy_of_earlier_lives_is_counted(machine: Callable[..., None]) -> None:
-    machine(Fake("cpu", each=3_600_000.0))
-    with metered("train", "world") as meter:
-        meter.resume(Spent(1.0, 0.5, 0.25, 9.0, 60.0))
-        stored = meter.spent()
-    assert stored is not None
-    assert stored[:4] == (2.0, 0.5, 0.25, 9.475)
-    assert stored.seconds >= 60
-    assert Spent(*list(stored)).kwh == 2.75
-
-
-def test_an_earlier_life_that_was_not_metered_leaves_the_figures_out(
-    machine: Callable[..., None], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("visible", "gpu", "ids"),
+    [("3,5", True, ["3"]), ("3,5", False, None), ("", True, None), ("-1", True, None)],
+)
+@pytest.mark.usefixtures("tracker")
+def test_the_tracker_meters_this_process_and_the_gpu_that_training_takes(
+    monkeypatch: pytest.MonkeyPatch, visible: str, gpu: bool, ids: list[str] | None
 ) -> None:
-    machine(Fake())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with metered("train", "DEU", gpu=gpu) as meter:
+        pass
+    options = FakeTracker.options
+    assert (options["tracking_mode"], options["gpu_ids"], options["output_methods"]) == ("process", ids, [])
+    assert options["force_carbon_intensity_g_co2e_kwh"] == meter.grid.g_per_kwh
+
+
+def test_the_time_before_the_tracker_has_started_counts_with_the_mean_power(
+    tracker: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(meters.time, "monotonic", lambda: clock[0])
+    tracker(cpu_energy=1.0, ram_energy=0.5, duration=3600.0, cpu_power=100.0)
+    FakeTracker.started.clear()
+    with metered("train", "world") as meter:
+        assert meter.spent() == Spent(), "the block has begun, codecarbon has not"
+        clock[0] += 1800
+        FakeTracker.started.set()
+        meter._starting.join()
+        clock[0] += 3600
+    assert meter.result()["energy"]["train_kwh"] == 1.5 + 0.75
+
+
+def test_energy_of_earlier_processes_is_added(tracker: Callable[..., None]) -> None:
+    tracker(cpu_energy=1.0)
+    with metered("train", "world") as meter:
+        meter.resume(Spent(2.0, 0.7))
+        meter._starting.join()
+        assert meter.spent() == pytest.approx((3.0, 0.7 + 0.475))
+
+
+@pytest.mark.usefixtures("tracker")
+def test_an_earlier_process_that_was_not_metered_leaves_the_figures_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with metered("train", "world") as meter:
         meter.resume(None)
         assert meter.spent() is None
-    assert meter.result() == meter.tags() == {}
-    said = "Energy is left out: an earlier part of this work was not metered. The train stage goes on.\n"
-    assert capsys.readouterr().out == said
+    with metered("export", "world") as second:
+        second.take_over(tmp_path / "absent.json")
+    assert meter.result() == meter.tags() == second.result() == {}
+    assert capsys.readouterr().out.count("Energy is not metered: an earlier part") == 2
 
 
-def test_two_processes_of_a_stage_are_counted_together(machine: Callable[..., None], tmp_path: Path) -> None:
-    machine(Fake("cpu", each=3_600_000.0))
+def test_two_processes_of_a_stage_are_counted_together(tracker: Callable[..., None], tmp_path: Path) -> None:
+    tracker(cpu_energy=1.0)
     path = tmp_path / "energy.json"
     with metered("export", "world") as first:
         pass
     first.hand_over(path)
     with metered("export", "world") as second:
         second.take_over(path)
-    assert second.result()["energy"]["export_kwh"] == 3.0
+    assert second.result()["energy"]["export_kwh"] == 2.0
     assert not path.exists()
 
 
-def test_a_process_that_handed_nothing_over_leaves_the_figures_out(
-    machine: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("part", ["cpu", "gpu"])
+def test_a_hardware_counter_that_stands_still_is_no_zero(
+    tracker: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    part: str,
 ) -> None:
-    machine(Fake())
-    with metered("export", "world") as meter:
-        meter.take_over(tmp_path / "energy.json")
+    monkeypatch.setattr(meters, "STILL_S", 0.0)
+    tracker(rapl=part == "cpu", gpu_model="1 x Card" if part == "gpu" else None, ram_energy=1.0)
+    with metered("train", "world") as meter:
+        pass
     assert meter.result() == {}
-    assert "an earlier part of this work was not metered" in capsys.readouterr().out
+    assert f"the energy counter of the {part} stands still" in capsys.readouterr().out
 
 
-def test_a_failure_is_said_once_and_gives_no_figure(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("broken", ["start", "flush"])
+def test_a_failure_is_reported_once_and_gives_no_figure(
+    tracker: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    broken: str,
 ) -> None:
-    def broken(*, gpu: bool) -> list[parts.Part]:
+    def start(_self: FakeTracker) -> None:
         raise PermissionError("no such processor")
 
-    monkeypatch.setattr(parts, "find", broken)
+    monkeypatch.setattr(FakeTracker, broken, start if broken == "start" else lambda _self: None)
     with metered("train", "world") as meter:
+        meter._starting.join()
         assert meter.spent() is None
         assert meter.spent() is None
     assert meter.result() == meter.tags() == {}
-    assert capsys.readouterr().out == "Energy is left out: no such processor. The train stage goes on.\n"
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.startswith("Energy is not metered: ")
+    assert ("no such processor" in line) == (broken == "start")
 
 
-def test_a_failure_on_the_way_is_said_once_and_gives_no_figure(
-    machine: Callable[..., None], capsys: pytest.CaptureFixture[str]
-) -> None:
-    part = Fake("cpu")
-    machine(part)
-    with metered("evaluate", "world") as meter:
-        assert meter.spent() is not None
-        part.each = "spoilt"  # type: ignore[assignment]
-        assert meter.spent() is None
-    assert meter.result() == {}
-    assert capsys.readouterr().out.count("Energy is left out") == 1
-
-
-def test_a_hardware_counter_that_stands_still_is_no_zero(
-    machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(meters, "STILL_SECONDS", 0.0)
-    machine(Fake("gpu", measured=True, each=0.0))
+def test_the_reading_at_the_end_of_the_block_is_the_last(tracker: Callable[..., None]) -> None:
+    tracker(cpu_energy=1.0)
     with metered("train", "world") as meter:
         pass
-    assert meter.result() == {}
-    assert "Energy is left out: the counter of the gpu stands still" in capsys.readouterr().out
-
-
-def test_the_reading_at_the_end_of_the_block_is_the_last(machine: Callable[..., None]) -> None:
-    machine(Fake())
-    with metered("train", "world") as meter:
-        pass
-    assert meter.spent() == meter.spent()
-
-
-def test_counters_are_read_while_the_work_goes_on(
-    machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read = threading.Event()
-
-    class Watched(Fake):
-        def joules(self) -> float:
-            read.set()
-            return super().joules()
-
-    monkeypatch.setattr(meters, "SAMPLE_SECONDS", 0.01)
-    machine(Watched())
-    with metered("train", "world"):
-        assert read.wait(5)
+    before = FakeTracker.flushes
+    assert meter.spent() == pytest.approx((1.0, 0.475))
+    assert FakeTracker.flushes == before
 
 
 def test_an_unknown_country_is_refused_before_the_work_begins() -> None:
@@ -177,71 +209,77 @@ def test_an_unknown_country_is_refused_before_the_work_begins() -> None:
         pytest.fail("the block must not run")
 
 
-def test_two_meters_at_once_each_count() -> None:
-    with metered("train", "world") as first, metered("train", "world") as second:
-        one, other = first.spent(), second.spent()
-    assert one is not None
-    assert other is not None
-    assert one.kwh > 0
-    assert other.kwh > 0
-
-
-def test_metering_writes_no_file_opens_no_socket_and_prints_nothing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("a socket was opened")
-
-    home = tmp_path / "home"
-    here = tmp_path / "here"
-    for folder in (home, here):
-        folder.mkdir()
-    before = set(Path("/tmp").iterdir())  # noqa: S108 (where codecarbon's tracker would put its lock)
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.chdir(here)
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "create_connection", refuse)
-    with metered("train", "DEU") as meter:
-        pass
-    assert meter.result()["energy"]["train_kwh"] >= 0  # type: ignore[operator]
-    assert list(home.iterdir()) == list(here.iterdir()) == []
-    assert not any("codecarbon" in path.name for path in set(Path("/tmp").iterdir()) - before)  # noqa: S108
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_metered_process_loads_no_pandas_asks_no_network_and_says_nothing(
-    repository: Path, tmp_path: Path
-) -> None:
+def test_metering_writes_no_file_uses_no_network_and_prints_nothing(repository: Path, tmp_path: Path) -> None:
     program = (
-        "import logging, socket, sys\nfrom convoy.energy.meter import metered\n"
+        "import socket, time\nfrom convoy.energy.meter import metered\n"
         "socket.socket.connect = socket.create_connection = lambda *_: 1 / 0\n"
-        "assert 'codecarbon' not in sys.modules\n"
-        "with metered('prepare', 'world', gpu=False) as meter:\n"
-        "    logging.getLogger('codecarbon').warning('what codecarbon has to say')\n"
-        "print(meter.result()['energy']['prepare_how'], 'pandas' in sys.modules)"
+        "with metered('prepare', 'world', gpu=False) as one, metered('train', 'DEU') as two:\n"
+        "    [sum(range(10_000)) for _ in range(3_000)]\n"
+        "print(one.result()['energy']['prepare_kwh'], two.result()['energy']['train_kwh'])"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
-        env={**os.environ, "PYTHONPATH": str(repository / "src"), "HOME": str(tmp_path)},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(repository / "src"),
+            "HOME": str(tmp_path),
+            "TMPDIR": str(tmp_path),
+        },
         cwd=tmp_path,
         capture_output=True,
         text=True,
         check=True,
     )
-    assert done.stdout.rsplit(maxsplit=1)[1] == "False"
+    first, second = map(float, done.stdout.split())
+    assert first > 0
+    assert second > 0
     assert done.stderr == ""
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("kwh", "co2_kg", "words"),
+    ("kwh", "co2_kg", "text"),
     [
         (0.19, 0.07, "0.19 kWh, 70 g CO2"),
         (12.34, 5.6, "12 kWh, 5.6 kg CO2"),
         (0.0000117, 0.0000045, "0.012 Wh, 0.0045 g CO2"),
     ],
 )
-def test_figures_are_spoken_with_two_digits_in_a_unit_that_fits(
-    kwh: float, co2_kg: float, words: str
+def test_figures_have_two_digits_in_a_unit_that_fits(kwh: float, co2_kg: float, text: str) -> None:
+    assert format_energy(kwh, co2_kg) == text
+
+
+def stage(name: str, kwh: float, how: str = "estimated") -> dict[str, dict[str, float | str]]:
+    return {"energy": {f"{name}_kwh": kwh, f"{name}_co2_kg": kwh / 2, f"{name}_how": how}}
+
+
+@pytest.fixture
+def metrics(tmp_path: Path) -> Path:
+    """Files of the first three stages."""
+    for name, kwh in (("prepare", 0.001), ("train", 0.2), ("evaluate", 0.03)):
+        files.write_json(tmp_path / f"{name}.json", {"test": {"accuracy": 0.9}} | stage(name, kwh))
+    return tmp_path
+
+
+@pytest.mark.parametrize("how", ["estimated", "partly measured"])
+def test_the_runs_energy_is_the_sum_of_its_stages(metrics: Path, how: str) -> None:
+    files.write_json(metrics / "train.json", stage("train", 0.2, how))
+    last = stage("export", 0.004)
+    assert with_total(metrics, last) == {
+        "energy": {**last["energy"], "kwh": 0.235, "co2_kg": 0.1175, "how": how}
+    }
+
+
+@pytest.mark.parametrize(
+    "spoil", [Path.unlink, lambda path: files.write_json(path, {"train": {"loss": 1.0}})]
+)
+def test_a_stage_without_figures_leaves_the_sum_out_and_is_named(
+    metrics: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[Path], None]
 ) -> None:
-    assert spoken(kwh, co2_kg) == words
+    spoil(metrics / "train.json")
+    assert with_total(metrics, stage("export", 0.004)) == stage("export", 0.004)
+    assert f"{metrics}/train.json has no figures" in capsys.readouterr().out
+
+
+def test_a_last_stage_without_figures_has_no_sum_either(metrics: Path) -> None:
+    assert with_total(metrics, {}) == {}

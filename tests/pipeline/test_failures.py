@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from clones import Clone, kill_couriers, runs
+from clones import Clone, kill_uploaders, runs
 from convoy.tracking import outbox
 from convoy.tracking.journal import Sent
 
@@ -106,25 +106,25 @@ def test_a_tracking_server_that_is_down_stops_nothing(finished: tuple[Clone, str
     clone = finished[0].copy(tmp_path / "clone")
     clone.set_param("export.latency_runs", "10")
     said = clone.run("dvc", "repro", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
-    assert said.count("Not tracked yet: http://127.0.0.1:9 answered") == 1
+    assert said.count("Not synced to http://127.0.0.1:9: ") == 1
     assert (clone.folder / "build/deploy/model.onnx").exists()
     run_id = json.loads((clone.folder / "build/runs/export.json").read_text())["run_id"]
     assert f"Run {run_id} is kept in outbox/{run_id}; `convoy sync` delivers it." in said
     assert (clone.folder / "outbox" / run_id).is_dir()
 
 
-def test_a_run_whose_processes_were_killed_is_marked_by_its_courier_or_by_the_next_command(
+def test_a_run_whose_processes_were_killed_is_marked_by_its_uploader_or_by_the_next_command(
     finished: tuple[Clone, str], tmp_path: Path
 ) -> None:
     clone = finished[0].copy(tmp_path / "clone")
     clone.stop(start_long_training(clone), signal.SIGKILL)
-    assert runs(clone)[0].info.status == "KILLED", "its courier lives in a session of its own"
+    assert runs(clone)[0].info.status == "KILLED", "its uploader lives in a session of its own"
     clone.set_param("train.lr", "0.02")
     process = start_long_training(clone)
     where = clone.folder / "outbox"
     while not any(Sent.load(path).mlflow_run_id for path in outbox.journals(where)):
         time.sleep(0.1)
-    kill_couriers(clone.folder)
+    kill_uploaders(clone.folder)
     clone.stop(process, signal.SIGKILL)
     assert runs(clone)[0].info.status == "RUNNING", "nobody could say so yet"
     clone.run("convoy", "sync", PYTHONPATH=str(clone.folder / "src"))

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from clones import REPOSITORY, Clone, clone_working_tree, kill_couriers
+from clones import REPOSITORY, Clone, clone_working_tree, kill_uploaders
 from convoy.core import yaml
 
 pytestmark = pytest.mark.pipeline
@@ -162,7 +162,7 @@ class World:
 
     def switch_off(self, clone: Clone) -> None:
         """Take a machine away, with what still runs on it."""
-        kill_couriers(clone.folder)
+        kill_uploaders(clone.folder)
         shutil.rmtree(clone.folder)
 
     def champion(self) -> str:
@@ -244,7 +244,7 @@ def killed_in_training(world: World) -> Path:
         if line.startswith("epoch 2/"):
             break
     rest = clone.stop(process, signal.SIGINT)
-    kill_couriers(clone.folder)
+    kill_uploaders(clone.folder)
     assert process.returncode != 0
     verdict = json.loads((clone.folder / "build/retrain/verdict.json").read_text(encoding="utf-8"))
     assert (verdict["verdict"], verdict["step"]) == ("paused", "repro"), rest

@@ -21,7 +21,7 @@ OUTER = (
 def project(
     empty_store: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> RegistryProject:
-    """Work in an empty repository with the shipped params and a store of its own; no courier starts by itself."""
+    """Work in an empty repository with the shipped params and a store of its own; no uploader starts by itself."""
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     for name in ("params.yaml", "data.dvc"):
         shutil.copy(repository / name, tmp_path)
@@ -50,14 +50,14 @@ def through(server_project: RegistryProject, proxy: Proxy, monkeypatch: pytest.M
 
 @pytest.fixture
 def delivered(project: RegistryProject, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have what waits delivered by this process: a courier of its own takes seconds to start."""
+    """Have what waits delivered by this process: an uploader of its own takes seconds to start."""
     monkeypatch.setattr(uploader, "BATCH_SECONDS", -1.0)
 
     def wait_until_uploaded(runs: list[str], where: Path, seconds: float | None) -> dict[str, str]:
         with outbox.uploader_lock(where) as lock:
-            courier = uploader.Rounds(where, lock)
-            courier.round()  # delivers
-            courier.round()  # removes what is delivered
+            worker = uploader.Uploader(where, lock)
+            worker.deliver_due()  # delivers
+            worker.deliver_due()  # removes what is delivered
         return {}
 
     monkeypatch.setattr(outbox, "wait_until_uploaded", wait_until_uploaded)

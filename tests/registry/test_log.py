@@ -22,7 +22,7 @@ from convoy.registry.alias import move
 from convoy.registry.client import Registry, RegistryError, Version
 from convoy.registry.register import register
 from convoy.repo import identity
-from convoy.tracking import lookup, settings, ui, view
+from convoy.tracking import lookup, settings, store, ui
 from registry_project import MemoryClient, RegistryProject
 
 HOLDER = """
@@ -392,8 +392,9 @@ def test_the_ui_opens_on_trainings_and_colours_no_entry_of_the_log(project: Regi
     run = project.train()
     [only] = project.versions(1, files=False)
     entry = move(project.registry, only, expected=None, kind="promote", reason="").entry
-    experiment, path = ui._prepared()
+    experiment = store.experiment(store.connect(), settings.experiment()).experiment_id
+    path = ui._prepare_store(settings.uri())
     assert experiment == run.info.experiment_id
     assert f"/experiments/{experiment}/" in path
-    assert view.COLOUR not in project.client.get_run(entry).data.tags
-    assert view.COLOUR in project.client.get_run(run.info.run_id).data.tags
+    assert ui.COLOUR not in project.client.get_run(entry).data.tags
+    assert ui.COLOUR in project.client.get_run(run.info.run_id).data.tags

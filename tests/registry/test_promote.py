@@ -18,8 +18,7 @@ from convoy.registry import promote
 from convoy.registry.alias import move
 from convoy.registry.client import CANDIDATE, CHAMPION, Registry, RegistryError, Version
 from convoy.retraining import outcome
-from convoy.tracking import model as models
-from convoy.tracking import store
+from convoy.tracking import mlflow_writer, store
 from gate_project import CLASSES, LIMITS, TEST, World, by_turns, deliver, write_limits
 from registry_project import RegistryProject
 
@@ -48,7 +47,7 @@ def publish(project: RegistryProject, contender: ModelUnderTest, alias: str) -> 
         names = ("pixels", "label", "split")
         columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
         pq.write_table(pa.table(columns), folder / "images.parquet")
-    logged = models.log(project.client, run, folder, contender.sha256, [])
+    logged = mlflow_writer.log_model(project.client, run, folder, contender.sha256, [])
     project.client.set_terminated(run.info.run_id)
     tags = {"convoy.onnx_sha256": contender.sha256, "convoy.run_id": run_id}
     if contender.recorded_accuracy is not None:

@@ -26,9 +26,9 @@ def test_mlflow_has_a_parent_and_a_child_per_trial_with_the_same_numbers(
         where = outbox.folder()
         with outbox.uploader_lock(where) as lock:
             monkeypatch.setattr(uploader, "BATCH_SECONDS", -1.0)
-            courier = uploader.Rounds(where, lock)
-            courier.round()
-            courier.round()
+            delivery = uploader.Uploader(where, lock)
+            delivery.deliver_due()
+            delivery.deliver_due()
 
     client = store.connect()
     [experiment] = [one for one in client.search_experiments() if one.name == "convoy"]

@@ -38,8 +38,8 @@ class Heard:
 
 
 @pytest.fixture(autouse=True)
-def no_courier(here) -> Iterator[None]:
-    """Hold the courier's lock, so that no worker starts one."""
+def no_uploader(here) -> Iterator[None]:
+    """Hold the uploader's lock, so that no worker starts one."""
     where = outbox.folder()
     where.mkdir()
     with outbox.uploader_lock(where):

@@ -1,4 +1,4 @@
-"""An empty repository with a store of its own, and a courier that works when a test says so."""
+"""An empty repository with a store of its own, and an uploader that works when a test says so."""
 
 import shutil
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from clones import kill_couriers
+from clones import kill_uploaders
 from convoy.tracking import outbox, store, uploader
 
 START = outbox.start_uploader
@@ -17,7 +17,7 @@ OUTER = ("DVC_ROOT", "DVC_EXP_NAME", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID")
 
 @pytest.fixture
 def workplace(empty_store: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Work in an empty repository with the shipped params; no courier starts by itself."""
+    """Work in an empty repository with the shipped params; no uploader starts by itself."""
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     for name in ("params.yaml", "data.dvc"):
         shutil.copy(repository / name, tmp_path)
@@ -36,26 +36,26 @@ def client(workplace: Path) -> MlflowClient:
 
 @pytest.fixture
 def deliver(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Go round once in this process, as a new courier does after the last one was killed."""
+    """Go round once in this process, as a new uploader does after the last one was killed."""
     monkeypatch.setattr(uploader, "BATCH_SECONDS", -1.0)
 
     def go() -> None:
         where = workplace / "outbox"
         with outbox.uploader_lock(where) as lock:
-            courier = uploader.Rounds(where, lock)
-            courier.round()  # delivers
-            courier.round()  # removes what is delivered
+            worker = uploader.Uploader(where, lock)
+            worker.deliver_due()  # delivers
+            worker.deliver_due()  # removes what is delivered
 
     return go
 
 
 @pytest.fixture
-def courier(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let couriers start as they do for people; none outlives the test."""
+def real_uploader(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let uploaders start as they do for people; none outlives the test."""
     monkeypatch.setattr(outbox, "start_uploader", START)
     monkeypatch.setattr(outbox, "WAIT_SECONDS", 30.0)
     yield
-    kill_couriers(workplace)
+    kill_uploaders(workplace)
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from mlflow.tracking import MlflowClient
 
+from convoy.core.contract import HEARTBEAT
 from convoy.repo import identity
-from convoy.tracking import alive, outbox, stages, store
-from convoy.tracking.mlflow_writer import HEARTBEAT
+from convoy.tracking import outbox, stages, store
 
 GONE = "999999:1.00"
 HERE = {"convoy.host": identity.host(), "convoy.owner": GONE}
@@ -35,7 +35,7 @@ def test_a_run_is_judged_by_its_process_here_and_by_its_heartbeat_elsewhere(
         last = datetime.now(UTC) - timedelta(minutes=silent_min)
         tags = {**tags, HEARTBEAT: last.isoformat(timespec="seconds")}
     run = client.create_run("0", tags={"convoy.run_id": "a", **tags}, run_name="one")
-    ended = alive.end_abandoned(client, "0")
+    ended = store.end_abandoned(client, "0")
     assert client.get_run(run.info.run_id).info.status == status
     assert ended == (["one"] if status != "RUNNING" else [])
 
@@ -44,17 +44,17 @@ def test_runs_that_are_scheduled_or_not_convoys_are_left_alone(client: MlflowCli
     scheduled = client.create_run("0", tags={"convoy.run_id": "a", **HERE}).info.run_id
     client.update_run(scheduled, "SCHEDULED")
     foreign = client.create_run("0").info.run_id
-    assert not alive.end_abandoned(client, "0")
+    assert not store.end_abandoned(client, "0")
     assert [client.get_run(run).info.status for run in (scheduled, foreign)] == ["SCHEDULED", "RUNNING"]
 
 
 def test_a_run_whose_journal_is_here_is_ended_by_what_the_journal_says(client: MlflowClient) -> None:
     run = client.create_run("0", tags={"convoy.run_id": "a", **HERE}).info.run_id
-    assert not alive.end_abandoned(client, "0", here={"a"})
+    assert not store.end_abandoned(client, "0", journals={"a"})
     assert client.get_run(run).info.status == "RUNNING"
 
 
-def test_a_courier_ends_a_run_that_was_killed_and_leaves_one_that_a_later_stage_may_continue(
+def test_an_uploader_ends_a_run_that_was_killed_and_leaves_one_that_a_later_stage_may_continue(
     client: MlflowClient, deliver: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with stages.training("d" * 64) as between:

@@ -64,7 +64,7 @@ def test_a_full_disk_is_said_once_and_what_comes_after_it_is_kept(
         run.set_tags({"never": "kept"})
     run.set_tags({"space": "again"})
     assert capsys.readouterr().out == (
-        "Run a is not wholly tracked: [Errno 28] No space left on device. The work goes on.\n"
+        "Tracking of run a is incomplete: [Errno 28] No space left on device. The work continues.\n"
     )
     assert [entry for entry in entries(opened.folder) if entry] == [
         OPEN,
@@ -96,7 +96,7 @@ def test_files_are_copied_so_that_later_changes_do_not_count(opened: Journal, tm
     source = tmp_path / "out"
     (source / "inner").mkdir(parents=True)
     (source / "inner/a.txt").write_text("as logged")
-    names = [opened.keep(source), opened.keep(source / "inner/a.txt")]
+    names = [opened.copy_in(source), opened.copy_in(source / "inner/a.txt")]
     (source / "inner/a.txt").write_text("changed")
     assert (opened.folder / names[0] / "inner/a.txt").read_text() == "as logged"
     assert (opened.folder / names[1] / "a.txt").read_text() == "as logged"
@@ -154,9 +154,9 @@ def test_nothing_is_written_after_the_first_end(opened: Journal) -> None:
 def test_a_run_that_goes_on_is_open_again() -> None:
     summed = State()
     for entry in (OPEN, {"kind": "system", "on": True}, {"kind": "end", "status": "KILLED"}):
-        summed.take(entry)
+        summed.add(entry)
     assert (summed.ended, summed.sampled) == ("KILLED", False)
-    summed.take({**OPEN, "resumed": True})
+    summed.add({**OPEN, "resumed": True})
     assert (summed.ended, summed.remade) == ("", False)
 
 

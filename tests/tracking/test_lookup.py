@@ -12,14 +12,6 @@ from convoy.tracking import lookup, store
 FILES = ("weights.pt", "model.json")
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make MLflow's tables once: that takes seconds."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def client(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
     shutil.copy(empty_store, tmp_path / "mlflow.db")
@@ -104,7 +96,7 @@ def test_a_run_without_weights_is_refused(client: MlflowClient, tmp_path: Path) 
 def test_a_version_without_a_run_is_refused(client: MlflowClient) -> None:
     client.create_registered_model("convoy")
     client.create_model_version("convoy", "somewhere")
-    with pytest.raises(NetworkError, match="models:/convoy/1 names no run that it comes from"):
+    with pytest.raises(NetworkError, match="models:/convoy/1 does not name the run"):
         lookup.find("models:/convoy/1", FILES)
 
 
@@ -114,8 +106,8 @@ def test_a_server_that_is_down_is_named(client: MlflowClient, monkeypatch: pytes
     for asked in ("runs:/12", "models:/convoy@champion"):
         with pytest.raises(
             NetworkError,
-            match=rf"{asked} cannot be looked up: http://127\.0\.0\.1:9 answered .*\nStart the tracking server, or let "
-            "MLFLOW_TRACKING_URI name",
+            match=rf"cannot look up {asked}: http://127\.0\.0\.1:9 failed: .*\nStart the tracking server, or set "
+            "MLFLOW_TRACKING_URI",
         ):
             lookup.find(asked, FILES)
 
@@ -123,7 +115,7 @@ def test_a_server_that_is_down_is_named(client: MlflowClient, monkeypatch: pytes
 def test_artifacts_that_are_gone_are_said_so(client: MlflowClient, tmp_path: Path) -> None:
     found = lookup.find(f"runs:/{run(client, tmp_path)}", FILES)
     shutil.rmtree(tmp_path / "a rtifacts")
-    with pytest.raises(NetworkError, match=rf"the artifacts of run {found.run} cannot be fetched: "):
+    with pytest.raises(NetworkError, match=rf"cannot fetch the artifacts of run {found.run}: "):
         found.download(tmp_path / "out")
 
 
@@ -142,5 +134,5 @@ def test_artifacts_elsewhere_have_an_address_without_a_password(
     monkeypatch: pytest.MonkeyPatch, uri: str, address: str, *, secret: bool
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@runs.example")
-    found = lookup._located("runs:/12", "12", uri)
+    found = lookup._locate("runs:/12", "12", uri)
     assert (found.folder, found.address, found.secret) == (None, address, secret)

@@ -17,7 +17,7 @@ from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 from convoy.core import files, params, yaml
 from convoy.tracking import mlflow_writer, outbox, stages, store
 from convoy.tracking.journal import Sent
-from convoy.tracking.names import usable
+from convoy.tracking.mlflow_writer import usable_name
 from convoy.tracking.run import Run
 
 Deliver = Callable[[], None]
@@ -136,7 +136,7 @@ def test_a_second_delivery_changes_nothing(
     workplace: Path, client: MlflowClient, deliver: Deliver, monkeypatch: pytest.MonkeyPatch, note: str
 ) -> None:
     run = a_whole_run(workplace)
-    monkeypatch.setattr("convoy.tracking.uploader.Rounds._remove", lambda *_: None)
+    monkeypatch.setattr("convoy.tracking.uploader.Uploader._remove", lambda *_: None)
     deliver()
     before, kept = rows(workplace), artifacts(stored(run, client))
     path = workplace / "outbox" / run.reference.run_id / "sent.json"
@@ -206,7 +206,7 @@ def test_what_is_tried_again_does_not_pile_up(
     with stages.standalone("a", {}) as run:
         run.log_metrics({"train/loss": 1.0}, 1)
     sent = mlflow_writer.Delivery(workplace / "outbox" / run.reference.run_id)
-    sent.look()
+    sent.read_new()
     sizes: list[int] = []
 
     def refuse(self: MlflowClient, run_id: str, metrics: Any = (), params: Any = (), tags: Any = ()) -> None:
@@ -349,8 +349,8 @@ def test_a_trial_waits_for_its_sweep_and_goes_alone_if_that_is_nowhere(
     with stages.standalone("sweep", {}) as sweep, stages.standalone("trial 0", {}, sweep.reference) as trial:
         pass
     sent = mlflow_writer.Delivery(workplace / "outbox" / trial.reference.run_id)
-    sent.look()
-    with pytest.raises(mlflow_writer.Waiting):
+    sent.read_new()
+    with pytest.raises(store.ParentNotStored):
         sent.deliver()
     (workplace / "outbox" / sweep.reference.run_id).rename(workplace / "lost")
     deliver()
@@ -391,9 +391,9 @@ def test_params_of_every_kind_arrive_and_none_throws(client: MlflowClient, deliv
     kept = artifacts(found)
     assert kept["params/long.txt"].decode() == long
     assert len(kept["tags/convoy.long.txt"]) == MAX_TAG_VAL_LENGTH + 1
-    assert [found.data.params[usable(name)] for name in ODD] == list(ODD.values())
+    assert [found.data.params[usable_name(name)] for name in ODD] == list(ODD.values())
     assert found.data.params["p249"] == "249"
-    assert found.data.metrics[usable("acc (top-1)")] == 0.5
+    assert found.data.metrics[usable_name("acc (top-1)")] == 0.5
     assert found.info.status == "FINISHED"
 
 
@@ -424,10 +424,10 @@ def test_a_store_with_other_limits_refuses_one_param_and_gets_the_rest(
 
 @pytest.mark.parametrize("name", ODD)
 def test_an_odd_name_becomes_one_that_no_other_becomes(name: str) -> None:
-    assert usable(usable(name)) == usable(name)
-    assert len({usable(other) for other in ODD}) == len(ODD)
+    assert usable_name(usable_name(name)) == usable_name(name)
+    assert len({usable_name(other) for other in ODD}) == len(ODD)
 
 
 @pytest.mark.parametrize("name", ["train.lr", "val/loss", "a b", "a:b", "klasse/ö"])
 def test_a_usable_name_stays(name: str) -> None:
-    assert usable(name) == name
+    assert usable_name(name) == name

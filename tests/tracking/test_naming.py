@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from clones import Clone
-from convoy.tracking.naming import run_name
+from convoy.tracking.stages import run_name
 
 COMMITTED = """\
 seed: 1
@@ -22,8 +22,6 @@ train:
 export:
   latency_runs: 100
 """
-
-TRAINING = ("seed", "data", "network", "train")
 
 
 @pytest.fixture
@@ -51,33 +49,33 @@ def change(repository: Path, **replaced: str) -> None:
 
 
 def test_a_name_says_network_learning_rate_and_epochs(repository: Path) -> None:
-    assert run_name(TRAINING) == "convnet · lr 0.03 · 10 epochs"
+    assert run_name("train") == "convnet · lr 0.03 · 10 epochs"
     change(repository, name="lenet5", lr="0.020", epochs="1")
-    assert run_name(TRAINING) == "lenet5 · lr 0.02 · 1 epoch"
+    assert run_name("train") == "lenet5 · lr 0.02 · 1 epoch"
 
 
 def test_a_name_says_what_else_differs_from_the_commit(repository: Path) -> None:
     change(repository, weight_decay="0.001", seed="2")
-    assert run_name(TRAINING) == "convnet · lr 0.03 · 10 epochs · seed 2 · weight_decay 0.001"
+    assert run_name("train") == "convnet · lr 0.03 · 10 epochs · seed 2 · weight_decay 0.001"
     Clone(repository).run("git", "commit", "-q", "-am", "adopted")
-    assert run_name(TRAINING) == "convnet · lr 0.03 · 10 epochs"
+    assert run_name("train") == "convnet · lr 0.03 · 10 epochs"
 
 
 def test_a_name_stays_short_where_much_differs(repository: Path) -> None:
     change(repository, seed="2", image_px="64", weight_decay="0", label_smoothing="0", augment="[crop, flip]")
     assert (
-        run_name(TRAINING) == "convnet · lr 0.03 · 10 epochs · seed 2 · image_px 64 · weight_decay 0 · 2 more"
+        run_name("train") == "convnet · lr 0.03 · 10 epochs · seed 2 · image_px 64 · weight_decay 0 · 2 more"
     )
     change(repository, augment="[crop, flip, rotate, colour, erase]")
-    assert run_name(TRAINING).endswith(" · augment crop+flip+rotate+colour…")
+    assert run_name("train").endswith(" · augment crop+flip+rotate+colour…")
     change(repository, augment="[]")
-    assert run_name(TRAINING).endswith(" · augment none")
+    assert run_name("train").endswith(" · augment none")
 
 
 def test_a_name_leaves_out_what_cannot_change_the_run(repository: Path) -> None:
     change(repository, latency_runs="10")
-    assert run_name(TRAINING) == "convnet · lr 0.03 · 10 epochs"
-    assert run_name((*TRAINING, "export")) == "convnet · lr 0.03 · 10 epochs · latency_runs 10"
+    assert run_name("train") == "convnet · lr 0.03 · 10 epochs"
+    assert run_name("train", "export") == "convnet · lr 0.03 · 10 epochs · latency_runs 10"
 
 
 @pytest.mark.parametrize("committed", ["", "a: b: c", "- 1"])
@@ -85,4 +83,4 @@ def test_a_commit_without_readable_params_leaves_the_first_words(repository: Pat
     (repository / "params.yaml").write_text(committed)
     Clone(repository).run("git", "commit", "-q", "-am", "no params")
     change(repository, seed="2")
-    assert run_name(TRAINING) == "convnet · lr 0.03 · 10 epochs"
+    assert run_name("train") == "convnet · lr 0.03 · 10 epochs"

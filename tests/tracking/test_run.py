@@ -16,7 +16,7 @@ from convoy.core.errors import TrainingPaused, without_credentials
 from convoy.repo import identity
 from convoy.tracking import journal, outbox, settings, stages
 from convoy.tracking.journal import FILE, State, read, state
-from convoy.tracking.run import Reference, Run, numbers
+from convoy.tracking.run import Reference, Run, flatten_metrics
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -242,10 +242,10 @@ def test_a_journal_of_another_host_is_left_to_it_while_it_is_written_to(
         pass
     monkeypatch.setattr(identity, "host", lambda: "another")
     monkeypatch.setattr(identity, "is_alive", lambda owner: False)
-    assert not outbox.end_all_dead(Path("outbox"))
+    assert not outbox.close_orphans(Path("outbox"))
     path = Path("outbox") / run.reference.run_id / FILE
     os.utime(path, (1e9, 1e9))
-    assert outbox.end_all_dead(Path("outbox")) == [run.reference.run_id]
+    assert outbox.close_orphans(Path("outbox")) == [run.reference.run_id]
 
 
 def test_a_process_is_alive_only_if_it_is_the_same_one_and_no_zombie() -> None:
@@ -277,13 +277,13 @@ def test_a_disk_without_room_for_a_journal_is_said_and_stops_nothing(
     with stages.continuing("evaluate", "d" * 64) as second:
         assert second.reference.training == run.reference.run_id
     lines = capsys.readouterr().out.splitlines()
-    assert [line for line in lines if "not wholly tracked: [Errno 28]" in line] == lines
+    assert [line for line in lines if "is incomplete: [Errno 28]" in line] == lines
     assert len(lines) == 2, "once a stage"
 
 
 def test_metrics_flatten_to_where_and_what() -> None:
     nested = {"test": {"accuracy": 0.5, "passed": True, "note": "x"}}
-    assert numbers(nested) == {"test/accuracy": 0.5}
+    assert flatten_metrics(nested) == {"test/accuracy": 0.5}
 
 
 @pytest.mark.parametrize("script", ["prepare", "train", "evaluate", "export", "repro"])
@@ -307,7 +307,7 @@ import sys
 sys.modules["mlflow"] = None  # an import of it fails
 from pathlib import Path
 from convoy.tracking import outbox, stages
-outbox.start_courier = lambda *_: None
+outbox.start_uploader = lambda *_: None
 outbox.WAIT_SECONDS = 0
 with stages.training("d" * 64) as run:
     run.log_metrics({"train/loss": 1.0}, 1)

@@ -133,7 +133,7 @@ def wait(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.usefixtures("courier")
+@pytest.mark.usefixtures("real_uploader")
 def test_a_run_that_its_server_leaves_in_the_middle_arrives_whole(
     through: Proxy, client: MlflowClient, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,7 +143,7 @@ def test_a_run_that_its_server_leaves_in_the_middle_arrives_whole(
 
     run = a_whole_run(workplace, between=die)
     said = capsys.readouterr().out
-    assert said.count("Not tracked yet: ") == 1
+    assert said.count("Not synced to ") == 1
     assert (
         f"Run {run.reference.run_id} is kept in outbox/{run.reference.run_id}; `convoy sync` delivers it."
         in said
@@ -173,7 +173,7 @@ def test_a_server_that_dies_again_and_again_after_what_it_did_makes_no_double_an
     assert_whole(client, run, workplace)
 
 
-@pytest.mark.usefixtures("courier")
+@pytest.mark.usefixtures("real_uploader")
 def test_a_slow_server_slows_no_writer_and_gets_everything(
     through: Proxy, client: MlflowClient, workplace: Path
 ) -> None:
@@ -192,15 +192,13 @@ def test_a_slow_server_slows_no_writer_and_gets_everything(
 
 
 def test_a_server_that_refuses_from_the_start_gets_everything_by_sync(
-    through: Proxy, client: MlflowClient, workplace: Path, courier: None
+    through: Proxy, client: MlflowClient, workplace: Path, real_uploader: None
 ) -> None:
     through.refuse()
     with stages.standalone("refused", {"why": "down"}) as run:
         run.log_points(curve(0, 50))
         run.log_file(workplace / "params.yaml")
-    with pytest.raises(
-        sync.SyncError, match=rf"Not tracked yet: {through.uri} answered .* `convoy sync` delivers it"
-    ):
+    with pytest.raises(sync.SyncError, match=rf"Not synced to {through.uri}: .* `convoy sync` delivers it"):
         sync.require(sync.sync())
     assert [path.name for path in outbox.journals(workplace / "outbox")] == [run.reference.run_id]
     through.accept()
@@ -213,7 +211,7 @@ def test_a_server_that_refuses_from_the_start_gets_everything_by_sync(
     assert "params.yaml" in {entry.path for entry in client.list_artifacts(found.info.run_id)}
 
 
-@pytest.mark.usefixtures("courier")
+@pytest.mark.usefixtures("real_uploader")
 def test_two_runs_of_two_processes_at_once_arrive_apart(
     through: Proxy, client: MlflowClient, workplace: Path, repository: Path
 ) -> None:
@@ -252,7 +250,7 @@ def test_the_pipeline_tracks_on_a_server(
     clone = finished[0].copy(tmp_path / "clone")
     clone.set_param("export.latency_runs", "10")
     said = clone.run("dvc", "repro", MLFLOW_TRACKING_URI=server)
-    assert "Not tracked" not in said
+    assert "Not synced" not in said
     run_id = files.read_json(clone.folder / "build/runs/export.json")["run_id"]
     found = one(client, run_id)
     assert found.info.status == "FINISHED"
@@ -265,5 +263,5 @@ def test_the_pipeline_tracks_on_a_server(
     logged = client.download_artifacts(found.info.run_id, "model/model.onnx", str(tmp_path))
     assert files.sha256(Path(logged)) == files.sha256(model)
     said = clone.run("convoy", "sync", MLFLOW_TRACKING_URI=server)
-    assert f"completed: {found.info.run_name}" in said
+    assert f"completed with dvc.lock: {found.info.run_name}" in said
     assert "convoy.lock" in one(client, run_id).data.tags

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from convoy.repo import identity
-from convoy.tracking import snapshot, stages
+from convoy.tracking import stages
 from convoy.tracking.journal import FILE, read, state
 
 Git = Callable[..., str]
@@ -60,7 +60,7 @@ def test_settings_of_the_user_do_not_change_the_diff(git: Git, tmp_path: Path) -
     for name, value in (("diff.noprefix", "true"), ("color.ui", "always"), ("diff.external", "false")):
         git("config", name, value)
     Path("new.txt").write_text("new\n")
-    assert not snapshot.diff(tmp_path / "outbox.diff")
+    assert not identity.write_diff(tmp_path / "outbox.diff")
     assert (tmp_path / "outbox.diff").read_text().startswith("diff --git a/new.txt b/new.txt\n")
 
 
@@ -68,7 +68,7 @@ def test_settings_of_the_user_do_not_change_the_diff(git: Git, tmp_path: Path) -
 def test_a_diff_that_is_too_large_is_left_out_and_the_run_says_why(
     git: Git, monkeypatch: pytest.MonkeyPatch, *, tracked: bool
 ) -> None:
-    monkeypatch.setattr(snapshot, "DIFF_BYTES", 1000)
+    monkeypatch.setattr(identity, "DIFF_BYTES", 1000)
     Path("large.txt").write_text("x\n" * 600)
     if tracked:
         git("add", "large.txt")
@@ -89,8 +89,8 @@ def test_without_git_there_is_no_commit_and_no_diff(workplace: Path) -> None:
 
 def test_an_import_that_was_not_fetched_has_no_hash(tmp_path: Path) -> None:
     path = tmp_path / "data.dvc"
-    assert snapshot.data_md5(path) == ""
+    assert identity.data_md5(path) == ""
     path.write_text("outs:\n- path: data\n")
-    assert snapshot.data_md5(path) == ""
+    assert identity.data_md5(path) == ""
     path.write_text("outs:\n- md5: 12.dir\n  path: data\n")
-    assert snapshot.data_md5(path) == "12.dir"
+    assert identity.data_md5(path) == "12.dir"

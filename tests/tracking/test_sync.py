@@ -21,11 +21,11 @@ def test_a_lock_is_final_if_it_records_the_export_that_lies_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, same: bool, final: bool
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    path = tmp_path / sync.LAST
+    path = tmp_path / sync.EXPORTED
     path.parent.mkdir(parents=True)
     path.write_text('{"run_id": "a"}')
     digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() if same else "0" * 32
-    outs = [{"path": sync.LAST.as_posix(), "md5": digest}]
+    outs = [{"path": sync.EXPORTED.as_posix(), "md5": digest}]
     (tmp_path / "dvc.lock").write_text(yaml.dump({"stages": {"export": {"outs": outs}}}))
     assert sync._workspace_lock_is_final() is final
 
@@ -43,15 +43,15 @@ def a_finished_run(workplace: Path) -> str:
         pass
     with stages.finishing("export") as run:
         pass
-    digest = hashlib.md5(sync.LAST.read_bytes(), usedforsecurity=False).hexdigest()
-    outs = [{"path": sync.LAST.as_posix(), "md5": digest}]
+    digest = hashlib.md5(sync.EXPORTED.read_bytes(), usedforsecurity=False).hexdigest()
+    outs = [{"path": sync.EXPORTED.as_posix(), "md5": digest}]
     (workplace / "dvc.lock").write_text(yaml.dump({"stages": {"export": {"outs": outs}}}))
     return run.reference.run_id
 
 
 @pytest.mark.usefixtures("workplace")
 def test_a_run_that_was_kept_is_delivered_and_gets_its_lock(
-    workplace: Path, client: MlflowClient, courier: None, monkeypatch: pytest.MonkeyPatch
+    workplace: Path, client: MlflowClient, real_uploader: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(outbox, "start_uploader", lambda *_: None)
@@ -59,7 +59,7 @@ def test_a_run_that_was_kept_is_delivered_and_gets_its_lock(
         run_id = a_finished_run(workplace)
     done = sync.sync()
     assert done == sync.Synced(delivered=[run_id], completed=[stages.run_name("train")])
-    assert done.lines() == [f"delivered: {run_id}", f"completed: {stages.run_name('train')}"]
+    assert done.lines() == [f"delivered: {run_id}", f"completed with dvc.lock: {stages.run_name('train')}"]
     found = store.find(run_id, client)
     assert found
     lock = (workplace / "dvc.lock").read_bytes()
@@ -69,7 +69,7 @@ def test_a_run_that_was_kept_is_delivered_and_gets_its_lock(
 
 
 def test_dead_runs_are_ended_here_and_in_the_store(
-    workplace: Path, client: MlflowClient, courier: None, monkeypatch: pytest.MonkeyPatch
+    workplace: Path, client: MlflowClient, real_uploader: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(outbox, "start_uploader", lambda *_: None)
@@ -84,7 +84,6 @@ def test_dead_runs_are_ended_here_and_in_the_store(
     real = identity.is_alive
     mine = {identity.process_tags()["convoy.owner"], outbox.writer()}
     monkeypatch.setattr(identity, "is_alive", lambda owner: owner not in mine and real(owner))
-    monkeypatch.setattr(outbox, "START_SECONDS", 30.0)
     done = sync.sync()
     assert between.reference.run_id in done.ended
     assert done.delivered == [between.reference.run_id]
@@ -106,7 +105,7 @@ def convoy(workplace: Path, repository: Path, *words: str, **env: str) -> subpro
 
 
 def test_the_command_exits_with_1_and_the_reason_while_a_store_refuses_and_with_0_once_it_is_back(
-    workplace: Path, repository: Path, empty_store: Path, courier: None, monkeypatch: pytest.MonkeyPatch
+    workplace: Path, repository: Path, empty_store: Path, real_uploader: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = workplace / "server"
     server.write_text("no folder")
@@ -118,7 +117,7 @@ def test_the_command_exits_with_1_and_the_reason_while_a_store_refuses_and_with_
     run_id = run.reference.run_id
     refused = convoy(workplace, repository)
     assert refused.returncode == 1
-    assert f"ERROR: Not tracked yet: sqlite:///{server}/mlflow.db answered" in refused.stderr
+    assert f"ERROR: Not synced to sqlite:///{server}/mlflow.db: " in refused.stderr
     assert f"kept in outbox/{run_id}; `convoy sync` delivers it." in refused.stderr
     server.unlink()
     server.mkdir()
@@ -137,6 +136,6 @@ def test_a_store_that_does_not_answer_is_the_reason_where_there_is_nothing_to_de
     done = sync.sync()
     with pytest.raises(
         sync.SyncError,
-        match=r"^http://me:\*\*\*@127\.0\.0\.1:9 answered .*Nothing is lost; type `convoy sync`",
+        match=r"^http://me:\*\*\*@127\.0\.0\.1:9 failed: .*Nothing is lost; run `convoy sync`",
     ):
         sync.require(done)

@@ -7,7 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from convoy.core.console import info
-from convoy.energy.meter import Meter, Spent, spoken
+from convoy.energy.meter import Meter, Spent, format_energy
 
 AFTER_SECONDS = 60.0
 """Training time after which the rate is steady enough to multiply."""
@@ -51,11 +51,11 @@ class TrainingEnergy(pl.Callback):
         if now is None or done <= 0 or not 0 < left < float("inf"):
             return
         factor = 1 + left / done
-        whole = spoken(
+        whole = format_energy(
             before.kwh + (now.kwh - before.kwh) * factor,
             before.co2_kg + (now.co2_kg - before.co2_kg) * factor,
         )
-        so_far = spoken(now.kwh, now.co2_kg).partition(",")[0]
+        so_far = format_energy(now.kwh, now.co2_kg).partition(",")[0]
         unless = " unless it stops early" if trainer.early_stopping_callback else ""
         info(
             f"energy so far {so_far}; the whole training will take about {whole}{unless} "

@@ -1,94 +1,153 @@
-"""What a stage's work uses in energy, and the CO2 that comes with it.
+"""The energy that a stage uses and the CO2 that comes with it, read from codecarbon's offline tracker.
 
     with metered("train", "DEU") as meter:
         …
     metrics |= meter.result()
 
-The readings are codecarbon's ways of measuring and estimating (`parts`), its figures for CO2 are in `grid`.
-Metering serves nobody's result: it is cheap, and where it fails it says so once and the figures are absent.
+The tracker uses no network and writes no files. If it fails, that is reported once and the figures are absent.
 """
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from convoy.core import files
 from convoy.core.console import info
-from convoy.energy import grid
+from convoy.energy import settings
 
 if TYPE_CHECKING:
-    from convoy.energy.parts import Part
+    from codecarbon import OfflineEmissionsTracker
 
-SAMPLE_SECONDS = 15.0
-"""Between two readings: counters of a busy server's processor run over after minutes, memory grows slowly."""
+STAGES = ("prepare", "train", "evaluate", "export")
 
-STILL_SECONDS = 2.0
-"""Time after which a hardware counter that has not moved is none, as on some virtual machines."""
+START_S = 30.0
+"""Longest wait, at the end of a block, for a tracker that is still starting; it takes 1.5 s on a quiet core."""
+
+STILL_S = 2.0
+"""Time after which a hardware counter that has not moved counts as broken, as on some virtual machines."""
 
 DIGITS = 4
 """Significant digits of published figures; the estimates are far coarser."""
 
 
 class Spent(NamedTuple):
-    """Hold what was used: kilowatt-hours by part, kilograms of CO2, and the seconds that it took."""
+    """What was used: kilowatt-hours, and kilograms of CO2."""
 
-    cpu_kwh: float = 0.0
-    gpu_kwh: float = 0.0
-    ram_kwh: float = 0.0
+    kwh: float = 0.0
     co2_kg: float = 0.0
-    seconds: float = 0.0
-
-    @property
-    def kwh(self) -> float:
-        """Sum the parts."""
-        return self.cpu_kwh + self.gpu_kwh + self.ram_kwh
 
 
-NOTHING = Spent()
+class Readings:
+    """Keep the latest reading: an output handler of codecarbon's tracker."""
+
+    latest: Any = None
+
+    def out(self, total: Any, _delta: Any) -> None:  # noqa: ANN401 (codecarbon's EmissionsData)
+        """Receive a reading."""
+        self.latest = total
+
+    def exit(self) -> None:
+        """Close nothing; codecarbon calls this at the end."""
 
 
 class Meter:
-    """Read what the work so far has used; made by `metered`."""
+    """Meter the work of one stage; made by `metered`."""
 
-    def __init__(self, stage: str, country: str) -> None:
-        """Count for `stage`, with the CO2 of `country`."""
+    def __init__(self, stage: str, country: str, *, gpu: bool) -> None:
+        """Start codecarbon's tracker in a thread, as it takes 1.5 s to look the hardware up."""
         self.stage = stage
-        self.grid = grid.find(country)
-        self._earlier = NOTHING
-        self._parts: list[Part] = []
-        self._lock = threading.Lock()
-        self._ended = threading.Event()
-        self._failed = False
-        self._last = NOTHING
+        self.grid = settings.find_grid(country)
+        # Training takes the first GPU that CUDA shows; codecarbon would count every GPU.
+        first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+        self._gpu_ids = [first] if gpu and first not in {"", "-1"} else None
+        self._gpu_model = self._cpu_model = ""
+        self._cpu_counter = self._failed = self._ended = False
+        self._readings = Readings()
+        self._earlier = self._last = Spent()
+        self._tracker: OfflineEmissionsTracker | None = None
         self._started = time.monotonic()
+        self._delay = 0.0  # until the tracker has started, in seconds
+        self._starting = threading.Thread(target=self._start, name="energy", daemon=True)
+        self._starting.start()
 
-    def start(self, *, gpu: bool) -> None:
-        """Find what can be read, and read it every few seconds from a thread."""
+    def _start(self) -> None:
         try:
-            # It would say on stderr what it finds and misses; what matters of that stands in `how`.
-            logging.getLogger("codecarbon").disabled = True
-            from convoy.energy import parts  # noqa: PLC0415 (codecarbon: only a stage that runs pays for it)
+            logging.getLogger("codecarbon").disabled = True  # `how` has what matters of its messages
+            from codecarbon import OfflineEmissionsTracker  # noqa: PLC0415 (only a stage that runs pays for it)
+            from codecarbon.core.cpu import is_rapl_available  # noqa: PLC0415
 
-            self._parts = parts.find(gpu=gpu)
+            self._cpu_counter = is_rapl_available()
+            tracker = OfflineEmissionsTracker(
+                tracking_mode="process",
+                output_methods=[],
+                output_handlers=[self._readings],
+                gpu_ids=self._gpu_ids,
+                force_carbon_intensity_g_co2e_kwh=self.grid.g_per_kwh,  # so it looks nothing up
+                allow_multiple_runs=True,  # else it writes a lock file
+            )
+            tracker.start()
+            self._delay = time.monotonic() - self._started
+            self._tracker = tracker
         except Exception as error:  # noqa: BLE001 (whatever odd machines raise, the stage matters more)
             self._fail(error)
-        else:
-            threading.Thread(target=self._sample, name="energy", daemon=True).start()
+
+    def stop(self) -> None:
+        """Take the last reading and stop the tracker."""
+        seconds = time.monotonic() - self._started
+        self._starting.join(START_S)
+        if self._tracker is None:
+            self._fail(f"codecarbon did not start within {START_S:.0f} s")
+        self._read(seconds)
+        if self._tracker:
+            self._tracker.stop()
+        self._ended = True
+
+    def spent(self) -> Spent | None:
+        """Return what was used until now, or until the end; None if metering failed. Takes milliseconds.
+
+        Until the tracker has started, this is what earlier processes used.
+        """
+        if not self._ended:
+            self._read(time.monotonic() - self._started)
+        return None if self._failed else self._last
+
+    def _read(self, seconds: float) -> None:
+        """Read the tracker; the time before its start counts with the mean power since."""
+        if self._failed or self._tracker is None:
+            return
+        self._readings.latest = None
+        self._tracker.flush()  # hides its errors, but then there is no reading
+        reading = self._readings.latest
+        if reading is None:
+            self._fail("codecarbon has no reading")
+            return
+        self._cpu_model = reading.cpu_model or "of unknown model"
+        self._gpu_model = reading.gpu_model or "" if self._gpu_ids else ""
+        parts = ["cpu", "ram", "gpu"] if self._gpu_model else ["cpu", "ram"]
+        kwh = {part: getattr(reading, f"{part}_energy") for part in parts}
+        for part, has_counter in (("cpu", self._cpu_counter), ("gpu", bool(self._gpu_model))):
+            if has_counter and seconds > STILL_S and kwh[part] <= 0:
+                self._fail(f"the energy counter of the {part} stands still")
+        # The mean of few samples is too low: a process's first sample is zero.
+        sampled_w = sum(getattr(reading, f"{part}_power") for part in parts)
+        mean_kw = max(sampled_w / 1000, sum(kwh.values()) / max(reading.duration, 0.1) * 3600)
+        used = sum(kwh.values()) + mean_kw * min(self._delay, seconds) / 3600
+        self._last = Spent(self._earlier.kwh + used, self._earlier.co2_kg + used * self.grid.g_per_kwh / 1000)
 
     def resume(self, earlier: Spent | None) -> None:
         """Count on top of what the same work used before, in a process that was stopped.
 
         Args:
-            earlier: what `spent` gave there; None, and there will be no figures: a part would pass for the whole.
+            earlier: what `spent` returned there; None: no figures, since a part would pass for the whole.
         """
-        with self._lock:
-            if earlier is None and not self._failed:
-                self._fail("an earlier part of this work was not metered")
-            self._earlier = earlier or NOTHING
+        if earlier is None:
+            self._fail("an earlier part of this work was not metered")
+        self._earlier = self._last = earlier or Spent()
 
     def hand_over(self, path: Path) -> None:
         """Write what was used to a file, for another process of the same stage."""
@@ -100,76 +159,40 @@ class Meter:
         path.unlink(missing_ok=True)
         self.resume(Spent(*spent) if spent else None)
 
-    def stop(self) -> None:
-        """Take the last reading."""
-        self.spent()
-        self._ended.set()
-
-    def spent(self) -> Spent | None:
-        """Read what was used until now, or until the end; None where metering failed. Takes milliseconds."""
-        with self._lock:
-            if not (self._failed or self._ended.is_set()):
-                try:
-                    self._last = self._read()
-                except Exception as error:  # noqa: BLE001 (as at the start)
-                    self._fail(error)
-            return None if self._failed else self._last
-
     def result(self) -> dict[str, dict[str, float | str]]:
-        """Give the stage's metrics, `{"energy": {"train_kwh": …, "train_co2_kg": …, "train_how": …}}`; {} where it failed."""
+        """Return the stage's metrics, `{"energy": {"train_kwh": …, "train_co2_kg": …, "train_how": …}}`; {} if it failed."""
         if (spent := self.spent()) is None:
             return {}
-        return {
-            "energy": {
-                f"{self.stage}_kwh": rounded(spent.kwh),
-                f"{self.stage}_co2_kg": rounded(spent.co2_kg),
-                f"{self.stage}_how": self.word,
-            }
+        figures: dict[str, float | str] = {
+            "kwh": _rounded(spent.kwh),
+            "co2_kg": _rounded(spent.co2_kg),
+            "how": self.word,
         }
+        return {"energy": {f"{self.stage}_{name}": figure for name, figure in figures.items()}}
 
     def tags(self) -> dict[str, str]:
-        """Say in a tag of the MLflow run what was measured, what estimated and from what; {} where it failed."""
-        return {} if self.spent() is None else {f"convoy.energy.{self.stage}": self.how}
+        """Return the tag of the MLflow run that describes what was measured or estimated, and from what; {} if it failed."""
+        if self.spent() is None:
+            return {}
+        parts = [
+            f"cpu {self._cpu_model} measured by RAPL, of the whole machine"
+            if self._cpu_counter
+            else f"cpu {self._cpu_model} estimated from its thermal design power and this process's time",
+            "ram estimated from this process's memory",
+            *([f"gpu {self._gpu_model} measured by its driver, of all processes"] if self._gpu_model else []),
+        ]
+        return {f"convoy.energy.{self.stage}": f"{self.word}: {'; '.join(parts)}; {self.grid}"}
 
     @property
     def word(self) -> str:
-        """Say measured, estimated or partly measured."""
-        kinds = {part.measured for part in self._parts}
-        return "partly measured" if len(kinds) > 1 else "measured" if True in kinds else "estimated"
-
-    @property
-    def how(self) -> str:
-        """Say what was measured, what estimated, from what, and whose electricity was assumed."""
-        return f"{self.word}: {'; '.join(part.how for part in self._parts)}; {self.grid}"
-
-    def _read(self) -> Spent:
-        """Add up the parts, and what earlier lives used."""
-        seconds = time.monotonic() - self._started
-        used = dict.fromkeys(("cpu", "gpu", "ram"), 0.0)
-        for part in self._parts:
-            joules = part.joules()
-            if part.measured and seconds > STILL_SECONDS and joules <= 0:
-                raise OSError(f"the counter of the {part.name} stands still")
-            used[part.name] += joules / 3_600_000
-        before = self._earlier
-        return Spent(
-            before.cpu_kwh + used["cpu"],
-            before.gpu_kwh + used["gpu"],
-            before.ram_kwh + used["ram"],
-            before.co2_kg + sum(used.values()) * self.grid.g_per_kwh / 1000,
-            before.seconds + seconds,
-        )
-
-    def _sample(self) -> None:
-        """Read now and then, so that counters do not run over unseen."""
-        while not self._ended.wait(SAMPLE_SECONDS):
-            if self.spent() is None:
-                return
+        """`partly measured` if a part has a hardware counter, which memory never has; else `estimated`."""
+        return "partly measured" if self._cpu_counter or self._gpu_model else "estimated"
 
     def _fail(self, reason: object) -> None:
-        """Say once that there will be no figures, and why."""
-        self._failed = True
-        info(f"Energy is left out: {reason!s:.300}. The {self.stage} stage goes on.")
+        """Report once that there will be no figures, and why."""
+        if not self._failed:
+            self._failed = True
+            info(f"Energy is not metered: {reason!s:.300}. The {self.stage} stage continues.")
 
 
 @contextmanager
@@ -182,29 +205,59 @@ def metered(stage: str, country: str, *, gpu: bool = True) -> Iterator[Meter]:
         gpu: whether the block may use a GPU.
 
     Raises:
-        RequestError: there is no such country.
+        RequestError: no figure exists for the country.
     """
-    meter = Meter(stage, country)
-    meter.start(gpu=gpu)
+    meter = Meter(stage, country, gpu=gpu)
     try:
         yield meter
     finally:
         meter.stop()
 
 
-def rounded(value: float) -> float:
+def with_total(metrics: Path, last: dict[str, Any]) -> dict[str, Any]:
+    """Add the run's `kwh`, `co2_kg` and `how` to the energy figures of its last stage.
+
+    A stage that came from the cache counts with what it used when it ran: the sum is what it
+    took to make the content of `build/`, not what the latest `dvc repro` used.
+
+    Args:
+        metrics: folder of the stages' metrics files.
+        last: what `Meter.result` returned for the last stage; {} if it was not metered.
+
+    Returns:
+        `last`, with the sum if every stage has its figures; reported if not.
+    """
+    if not last:
+        return {}
+    figures: dict[str, Any] = dict(last["energy"])
+    for name in STAGES[:-1]:
+        path = metrics / f"{name}.json"
+        figures |= files.read_json(path).get("energy", {}) if path.exists() else {}
+    absent = [name for name in STAGES if f"{name}_kwh" not in figures]
+    if absent:
+        info(f"The energy of the run is left out: {metrics}/{absent[0]}.json has no figures.")
+        return last
+    words = {figures[f"{name}_how"] for name in STAGES}
+    total = {
+        "kwh": _rounded(sum(figures[f"{name}_kwh"] for name in STAGES)),
+        "co2_kg": _rounded(sum(figures[f"{name}_co2_kg"] for name in STAGES)),
+        "how": words.pop() if len(words) == 1 else "partly measured",
+    }
+    return {"energy": last["energy"] | total}
+
+
+def format_energy(kwh: float, co2_kg: float) -> str:
+    """Format figures with two significant digits, small ones in Wh and g, such as `0.19 kWh, 70 g CO2`."""
+    energy = f"{_short(kwh)} kWh" if kwh >= 0.01 else f"{_short(kwh * 1000)} Wh"
+    co2 = f"{_short(co2_kg)} kg CO2" if co2_kg >= 0.1 else f"{_short(co2_kg * 1000)} g CO2"
+    return f"{energy}, {co2}"
+
+
+def _rounded(value: float) -> float:
     """Round to the digits that are published."""
     return float(f"{value:.{DIGITS}g}")
 
 
-def spoken(kwh: float, co2_kg: float) -> str:
-    """Put figures in words of two significant digits, small ones in Wh and g, such as `0.19 kWh, 70 g CO2`."""
-    energy = f"{_short(kwh)} kWh" if kwh >= 0.01 else f"{_short(kwh * 1000)} Wh"
-    return (
-        f"{energy}, {_short(co2_kg)} kg CO2" if co2_kg >= 0.1 else f"{energy}, {_short(co2_kg * 1000)} g CO2"
-    )
-
-
 def _short(value: float) -> str:
-    """Write two significant digits, never as a power of ten."""
+    """Format two significant digits, never as a power of ten."""
     return f"{float(f'{value:.2g}'):,.10f}".rstrip("0").rstrip(".")

@@ -9,8 +9,8 @@ from typing import Any
 
 from convoy.core import contract
 from convoy.core.errors import ConvoyError, without_credentials
-from convoy.tracking import journal, schema
-from convoy.tracking.settings import LOG
+from convoy.tracking import journal, store
+from convoy.tracking.settings import LOG, SQLITE
 
 
 class StoreError(ConvoyError):
@@ -211,14 +211,12 @@ def open_records(uri: str, root: Path) -> Records:
         RequestError: the store was written by another version of MLflow.
         StoreError: it cannot be opened.
     """
-    file = uri.removeprefix(schema.SQLITE)
+    file = uri.removeprefix(SQLITE)
     if file != uri and not Path(file).exists():
         return Records(None, uri, root / "outbox")
-    schema.check(uri)
+    store.check_schema(uri)
     try:
         with _no_garbage():
-            from convoy.tracking import store  # noqa: PLC0415 (it imports MLflow: a second)
-
             client = store.connect(uri)
     except Exception as error:
         raise _failure(error, uri) from error
@@ -238,8 +236,6 @@ def _no_garbage() -> Iterator[None]:
 
 
 def _failure(error: Exception, uri: str) -> StoreError:
-    from convoy.tracking import store  # noqa: PLC0415 (MLflow takes a second)
-
     return StoreError(
         f"the tracking store {without_credentials(uri)} does not answer: {store.explain(error)}\n"
         "Start its server, or set MLFLOW_TRACKING_URI to the store that has the runs."
@@ -275,7 +271,7 @@ def _read_journal(path: Path) -> Record | None:
     params: dict[str, str] = {}
     metrics: dict[str, tuple[int, float]] = {}
     for entry, _ in journal.read(path):
-        state.take(entry)
+        state.add(entry)
         if entry.get("kind") == "params":
             params |= entry["params"]
         elif entry.get("kind") == "points":

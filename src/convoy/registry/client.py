@@ -14,7 +14,7 @@ from mlflow.tracking import MlflowClient
 from convoy.core import params
 from convoy.core.contract import KIND, ONNX_SHA256, RUN_ID
 from convoy.core.errors import ConvoyError, RequestError, without_credentials
-from convoy.tracking import schema, settings, store
+from convoy.tracking import settings, store
 
 CANDIDATE = "candidate"
 CHAMPION = "champion"
@@ -83,7 +83,7 @@ class Registry:
             RequestError: another version of MLflow wrote the store, or params.yaml names no model.
         """
         model = params.section("tracking", settings.TrackingParams).registered_model
-        schema.check(store.uri())
+        store.check_schema(store.uri())
         return cls(store.connect(), model)
 
     @property

@@ -25,8 +25,7 @@ from convoy.registry.client import (
     refuse_inside_experiment,
 )
 from convoy.repo import identity
-from convoy.tracking import model as models
-from convoy.tracking import outbox, settings, stages, store
+from convoy.tracking import mlflow_writer, outbox, settings, stages, store
 from convoy.tracking import run as runs
 from convoy.tracking.journal import FILE, Journal, state
 
@@ -299,7 +298,7 @@ def _repair(
             registry.client.delete_logged_model(logged.model_id)
         with tempfile.TemporaryDirectory() as scratch:
             artifacts.copy(model.folder, Path(scratch))
-            return models.log(registry.client, run, Path(scratch), model.sha256, results)
+            return mlflow_writer.log_model(registry.client, run, Path(scratch), model.sha256, results)
 
     return run, registry.call(f"log the model of run {model.run_id}", write)
 
@@ -335,7 +334,7 @@ def _rewrite_journal(model: VerifiedModel) -> None:
         "parent": "",
         "offered": "",
     }
-    with outbox.held(where):
+    with outbox.locked(where):
         journal = Journal(where / model.run_id)
         journal.append(entry, sync=True)
     run = runs.Run(runs.Reference(model.run_id, training), journal)

@@ -1,45 +1,118 @@
-"""Say which run, code, data and params a result belongs to.
+"""Identify the run, code, data, params and process that a result comes from.
 
-The identity of a run is minted here, before MLflow is asked for anything, so that a
-tracking server that is down takes no identity away.
+A run's id is created here before MLflow is contacted, so that a tracking server that is down takes no identity away.
 """
 
 import getpass
 import os
 import secrets
+import shutil
 import socket
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
 
 from convoy import __version__
+from convoy.core import contract, params, yaml
 from convoy.repo import git
 
 CHANGES = (".", ":(exclude,top)dvc.lock")
 """Paths, as git spells them, whose changes make a tree dirty."""
 
+DIFF_BYTES = 10_000_000
+"""Largest diff that is kept with a run; a larger one is data rather than code."""
+
+DIFF_FORMAT = (
+    "--binary",
+    "--no-ext-diff",
+    "--no-textconv",
+    "--no-color",
+    "--src-prefix=a/",
+    "--dst-prefix=b/",
+)
+"""Options that make the diff independent of the user's git configuration."""
+
 
 def mint_run_id() -> str:
-    """Make a new run id such as `20261123-124501-9f3c1a`: UTC time, then 24 random bits."""
+    """Create a run id such as `20261123-124501-9f3c1a`: UTC time, then 24 random bits."""
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
-def git_state() -> dict[str, str]:
-    """Name the commit that is checked out and whether files differ from it, new ones included.
+def workspace_tags() -> dict[str, str]:
+    """Return the tags of a run that name commit, params and data; those without a value are left out."""
+    tags = {**git_state(), contract.PARAMS_HASH: params.digest(yaml.read(params.PARAMS_FILE))}
+    if data := data_md5(Path("data.dvc")):
+        tags[contract.DATA_MD5] = data
+    return tags
 
-    Empty where there is no git repository or no commit yet. `dvc.lock` does not count: DVC
-    writes it while the pipeline runs, and each run has its final one.
+
+def git_state() -> dict[str, str]:
+    """Return the commit that is checked out and whether files differ from it, new ones included.
+
+    Empty without a git repository or commit. `dvc.lock` does not count: DVC writes it while the
+    pipeline runs, and each run gets its final one.
     """
     commit = git.ask(Path.cwd(), "rev-parse", "HEAD")
     if not commit:
         return {}
     dirty = bool(git.ask(Path.cwd(), "status", "--porcelain", "--", *CHANGES))
-    return {"mlflow.source.git.commit": commit, "convoy.git_dirty": str(dirty).lower()}
+    return {contract.GIT_COMMIT: commit, contract.GIT_DIRTY: str(dirty).lower()}
+
+
+def data_md5(path: Path) -> str:
+    """Read DVC's hash of the delivery from data.dvc; empty if an import is not fetched yet."""
+    if not path.exists():
+        return ""
+    content = yaml.load(path.read_text(encoding="utf-8"))
+    return str(next((out["md5"] for out in content.get("outs", []) if "md5" in out), ""))
+
+
+def write_diff(target: Path) -> str:
+    """Write what differs from the commit, new files included, as a diff for `git apply`.
+
+    The user's index is never written: new files are added, by name only, to a copy of it.
+
+    Args:
+        target: the file to write.
+
+    Returns:
+        Why no diff was written; empty if it was.
+    """
+    root = Path.cwd()
+    with tempfile.TemporaryDirectory() as scratch:
+        env = {"GIT_INDEX_FILE": str(Path(scratch) / "index")}
+        index = Path(git.ask(root, "rev-parse", "--git-path", "index"))
+        try:
+            if index.is_file():
+                shutil.copyfile(index, env["GIT_INDEX_FILE"])
+            else:
+                git.run(root, "read-tree", "HEAD", env=env)
+            if _untracked_bytes(root) > DIFF_BYTES:
+                return _too_large()
+            git.run(root, "add", "--intent-to-add", "--", *CHANGES, env=env)
+            git.run(root, "diff", *DIFF_FORMAT, f"--output={target}", "HEAD", "--", *CHANGES, env=env)
+        except git.GitError as error:
+            return f"{error!s:.300}"
+    if target.stat().st_size > DIFF_BYTES:
+        target.unlink()
+        return _too_large()
+    return ""
+
+
+def _untracked_bytes(root: Path) -> int:
+    """Add up the sizes of new files, which git would read whole before the size of a diff shows."""
+    names = git.ask(root, "ls-files", "--others", "--exclude-standard", "-z").split("\0")
+    return sum(Path(name).lstat().st_size for name in names if name and Path(name).exists())
+
+
+def _too_large() -> str:
+    return f"more than {DIFF_BYTES / 1e6:.0f} MB differ from the commit"
 
 
 def process_tags() -> dict[str, str]:
-    """Name the host and the process that a run lives and dies with.
+    """Return the tags of a run that name user, host and the process that it lives and dies with.
 
     A stage ends long before its run does, so the owner is the `dvc` process above it.
     """
@@ -52,24 +125,24 @@ def process_tags() -> dict[str, str]:
         "mlflow.user": _user(),
         "mlflow.source.type": "PROJECT",
         "mlflow.source.name": "dvc.yaml",
-        "convoy.version": __version__,
-        "convoy.host": host(),
-        "convoy.owner": name(owner),
+        contract.VERSION: __version__,
+        contract.HOST: host(),
+        contract.OWNER: name(owner),
     }
 
 
 def host() -> str:
-    """Name this machine, as the tag `convoy.host` does."""
+    """Return this machine's name."""
     return socket.gethostname()
 
 
 def name(process: psutil.Process) -> str:
-    """Name a process so that another with the same number is told apart: `pid:start`."""
+    """Name a process as `pid:start`, so that a later one with the same number is told apart."""
     return f"{process.pid}:{process.create_time():.2f}"
 
 
 def is_alive(owner: str) -> bool:
-    """Tell whether a process that `name` named still runs on this host."""
+    """Check whether a process named by `name` still runs on this host."""
     pid, _, created = owner.partition(":")
     try:
         process = psutil.Process(int(pid))
@@ -80,7 +153,7 @@ def is_alive(owner: str) -> bool:
 
 
 def _command(process: psutil.Process) -> list[str]:
-    """Read a process's command line; empty where the system does not show it."""
+    """Read a process's command line; empty if the system does not show it."""
     try:
         return list(process.cmdline())
     except psutil.Error:
@@ -88,7 +161,7 @@ def _command(process: psutil.Process) -> list[str]:
 
 
 def _user() -> str:
-    """Name the user; containers may run under a number that has no name."""
+    """Name the user; containers may run under a number without a name."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

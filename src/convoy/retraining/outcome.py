@@ -11,17 +11,18 @@ import pyarrow.parquet as pq
 
 from convoy.core import contract, files, params, yaml
 from convoy.core.errors import DataError
-from convoy.energy.total import STAGES
+from convoy.energy.meter import STAGES
 from convoy.export import image_index
 from convoy.export.image_index import Images
 from convoy.registry.artifacts import ArtifactMissing, ModelArtifacts
 from convoy.registry.client import Registry, Version
+from convoy.repo.identity import data_md5
 from convoy.retraining import data_diff as data_changes
 from convoy.retraining import pictures, report
 from convoy.retraining.data_diff import Changes
 from convoy.retraining.facts import Facts
 from convoy.retraining.worktree import DATA, FOLDER
-from convoy.tracking import snapshot, store
+from convoy.tracking import store
 
 OUT = Path("build/retrain")
 VERDICT = "verdict.json"
@@ -46,7 +47,7 @@ def describe(facts: Facts, candidate: Version, worktree: Path) -> None:
         facts.energy |= files.read_json(path).get("energy", {}) if path.exists() else {}
     facts.identity = replace(
         facts.identity,
-        data_md5=snapshot.data_md5(worktree / DATA),
+        data_md5=data_md5(worktree / DATA),
         data_hash=str(files.read_json(worktree / "build/dataset/dataset.json")["hash"]),
         params_hash=params.digest(yaml.read(worktree / params.PARAMS_FILE)),
         lock_sha256=files.sha256(worktree / "dvc.lock"),

@@ -5,8 +5,7 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Any
 
-from convoy.energy.meter import spoken
-from convoy.energy.total import STAGES
+from convoy.energy.meter import STAGES, format_energy
 from convoy.gate import written
 from convoy.gate.result import ClassFigures, Flip, GateResult
 from convoy.retraining.data_diff import Changes, Example
@@ -169,7 +168,7 @@ def energy(figures: Mapping[str, Any]) -> str:
     rows = []
     for stage, head in [*((stage, f"{stage}_") for stage in STAGES), ("together", "")]:
         if f"{head}kwh" in figures and f"{head}co2_kg" in figures:
-            used = spoken(figures[f"{head}kwh"], figures[f"{head}co2_kg"])
+            used = format_energy(figures[f"{head}kwh"], figures[f"{head}co2_kg"])
             rows.append((stage, used, prose(figures.get(f"{head}how", ""))))
     return table(("Stage", ">Energy", ""), rows)
 

@@ -129,7 +129,7 @@ def _deliver(study: Study) -> None:
     runs = [study.optuna.user_attrs[RUN], *(trial.user_attrs.get(RUN) for trial in study.trials())]
     where = outbox.folder()
     left = outbox.wait_until_uploaded([run for run in runs if run], where, outbox.WAIT_SECONDS)
-    outbox.say_once(dict(list(left.items())[:1]), where)
+    outbox.warn_once(dict(list(left.items())[:1]), where)
 
 
 def _publish(run: Run, study: Study, results: Results, *, picture: bool) -> None:

@@ -1,9 +1,8 @@
-"""Keep one MLflow run per training, with what was measured of it. Tracking changes no result, and stops none.
+"""Keep one MLflow run per training. Tracking changes no result and stops no stage.
 
-Two sides that meet in `outbox/` alone:
+Two halves meet only in the folder `outbox/`:
 
-- What a stage imports writes to a journal on the disk and knows no MLflow: `stages`, `opening`, `run`,
-  `journal`, `snapshot`, `outbox`, `settings`.
-- What the courier imports delivers the journals: `courier`, `rounds`, `delivery`, `values`, `names`,
-  `model`, `sampling`, `alive`, `store`. `sync` and the commands that read runs are on this side too.
+- The stages' half imports no MLflow: `stages` and `run` write a run to its `journal`; `outbox` starts the uploader.
+- The uploader's half delivers journals: `uploader` finds what is due, `mlflow_writer` sends it to the `store`.
+  `sync`, `ui` and `lookup` read the store too.
 """

@@ -1,9 +1,9 @@
-"""Keep what a run has to say on the disk first: one line of JSON per entry, which a courier delivers later.
+"""The journal of a run: an append-only file of JSON lines on disk, which the uploader delivers later.
 
-An entry is one `write` to a file that is only ever appended to, so a process that is killed
-leaves whole entries. Power loss or a full disk can tear one: it is skipped when read.
+Each entry is one `write`, so a killed process leaves whole entries. Power loss or a full disk can tear
+an entry; it is skipped when read.
 
-Kinds of entry: `open` (what the run is and where it is to be kept; `resumed` in a run that goes on),
+Kinds of entry: `open` (what the run is and which store it belongs to; `resumed` if it continues),
 `tags`, `params`, `points` (`[name, value, step, time in ms]`), `files`, `dataset`, `model`, `system`
 (whether to sample the machine) and `end`.
 """
@@ -19,46 +19,44 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from convoy.core import files
+from convoy.core import contract, files
 from convoy.repo import identity
 
 FILE = "journal.jsonl"
 SENT = "sent.json"
-STAGE = "convoy.stage"
-"""Tag that says which stage writes to the run, such as `train running` or `train done`."""
 
 FOREIGN_SECONDS = 600.0
-"""Silence after which a journal that another host writes, on a shared disk, is not waited for any more."""
+"""Silence after which the writer of a journal on another host (a shared disk) counts as dead."""
 
 Entry = Mapping[str, Any]
 
 
 @dataclass
 class State:
-    """Sum up what the entries so far say.
+    """Summarize the entries of a journal.
 
     Attributes:
         opened: the latest `open` entry; empty if there is none.
         tags: the latest value of each tag.
-        begun: stages that have written to the run.
+        stages: stages that have written to the run.
         ended: status of the `end` entry; empty while the run is open.
-        published: steps that each metric has a point at.
+        published: steps at which each metric has a point.
         sampled: whether the machine is to be sampled.
-        remade: whether the run went on after its journal was delivered and removed.
-        writer: the process that wrote the latest `open` or began the latest stage.
+        remade: whether the run was resumed after its journal had been delivered and removed.
+        writer: the process that wrote the latest `open` or started the latest stage.
     """
 
     opened: Entry = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
-    begun: set[str] = field(default_factory=set)
+    stages: set[str] = field(default_factory=set)
     ended: str = ""
     published: dict[str, set[int]] = field(default_factory=dict)
     sampled: bool = False
     remade: bool = False
     writer: str = ""
 
-    def take(self, entry: Entry) -> None:
-        """Add an entry; what another version of Convoy wrote may lack a part."""
+    def add(self, entry: Entry) -> None:
+        """Add an entry; one that another version of Convoy wrote may lack a part."""
         kind = entry.get("kind")
         if kind == "open":
             self.remade |= not self.opened and bool(entry.get("resumed"))
@@ -76,31 +74,31 @@ class State:
             tags = entry.get("tags", {})
             self.tags |= tags
             self.writer = entry.get("writer", self.writer)
-            if STAGE in tags:
-                self.begun.add(tags[STAGE].partition(" ")[0])
+            if contract.STAGE in tags:
+                self.stages.add(tags[contract.STAGE].partition(" ")[0])
 
     @property
     def between_stages(self) -> bool:
-        """Tell whether the last stage that wrote is done, so that another may follow or not."""
-        return self.tags.get(STAGE, "").endswith(" done")
+        """Whether the last stage that wrote is done, so that another may follow."""
+        return self.tags.get(contract.STAGE, "").endswith(" done")
 
     def is_alive(self, path: Path) -> bool:
-        """Tell whether somebody may still write: the `dvc` that owns the run, or the stage itself."""
-        if self.tags.get("convoy.host") != identity.host():
+        """Check whether a process may still write: the `dvc` that owns the run, or the stage itself."""
+        if self.tags.get(contract.HOST) != identity.host():
             return time.time() - path.stat().st_mtime < FOREIGN_SECONDS
-        return identity.is_alive(self.tags.get("convoy.owner", "")) or identity.is_alive(self.writer)
+        return identity.is_alive(self.tags.get(contract.OWNER, "")) or identity.is_alive(self.writer)
 
 
 @dataclass
 class Sent:
-    """Say how far a journal was delivered.
+    """Record how far a journal is delivered.
 
     Attributes:
         entries: number of entries that the store has.
         size: bytes of the journal that they take.
         mlflow_run_id: empty until the store has the run.
-        error: why the last try failed; empty if it did not.
-        tried_ms: when the store was last tried.
+        error: why the last attempt failed; empty if it succeeded.
+        tried_ms: time of the last attempt.
     """
 
     entries: int = 0
@@ -111,22 +109,22 @@ class Sent:
 
     @classmethod
     def load(cls, folder: Path) -> "Sent":
-        """Read what was noted; from the start where a power loss left nothing legible, since a second delivery harms nothing."""
+        """Read the record; one that power loss made unreadable starts over, since a second delivery does no harm."""
         try:
             return cls(**files.read_json(folder / SENT))
         except (OSError, ValueError, TypeError):
             return cls()
 
     def save(self, folder: Path) -> None:
-        """Replace what is noted."""
+        """Replace the record on disk."""
         files.write_json(folder / SENT, asdict(self))
 
 
 class Journal:
-    """Append to the journal in a folder, which is made if need be."""
+    """Append to the journal in a folder, which is created if necessary."""
 
     def __init__(self, folder: Path) -> None:
-        """Open for appending; what was torn at the end is closed off.
+        """Open the journal for appending; an entry torn at its end is closed off.
 
         Raises:
             OSError: the disk does not take it.
@@ -141,7 +139,7 @@ class Journal:
         self._torn = size > 0 and os.pread(self._descriptor, 1, size - 1) != b"\n"
 
     def append(self, entry: Entry, *, sync: bool = False) -> None:
-        """Write an entry; with `sync` it survives a power loss once this returns.
+        """Write an entry; with `sync` it survives power loss once this returns.
 
         Raises:
             OSError: the disk is full or gone; the entry is not in the journal.
@@ -158,11 +156,11 @@ class Journal:
             if sync:
                 os.fsync(self._descriptor)
 
-    def keep(self, path: Path, *more: Path) -> str:
-        """Copy files, or what a folder holds, beside the journal; return the new folder's name.
+    def copy_in(self, path: Path, *more: Path) -> str:
+        """Copy files, or the content of a folder, beside the journal; return the new folder's name.
 
         Raises:
-            OSError: the disk is full, or there is no such file.
+            OSError: the disk is full, or a file does not exist.
         """
         name = f"files/{secrets.token_hex(6)}"
         target = self.folder / name
@@ -170,19 +168,19 @@ class Journal:
             shutil.copytree(path, target)
         else:
             target.mkdir(parents=True)
-            for one in (path, *more):
-                shutil.copyfile(one, target / one.name)
+            for source in (path, *more):
+                shutil.copyfile(source, target / source.name)
         return name
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         os.close(self._descriptor)
 
 
 def read(path: Path, offset: int = 0) -> Iterator[tuple[Entry, int]]:
-    """Read whole entries from a byte on, each with the byte where it ends.
+    """Read whole entries from a byte offset, each with the offset where it ends.
 
-    A torn entry, which is followed by others, is read as an empty one.
+    A torn entry that others follow is read as an empty one.
     """
     with path.open("rb") as file:
         file.seek(offset)
@@ -194,12 +192,12 @@ def read(path: Path, offset: int = 0) -> Iterator[tuple[Entry, int]]:
 
 
 def state(folder: Path) -> State:
-    """Sum up a journal; nothing is said where there is none."""
-    summed = State()
+    """Summarize a journal; the state is empty if there is none."""
+    summary = State()
     if (folder / FILE).exists():
         for entry, _ in read(folder / FILE):
-            summed.take(entry)
-    return summed
+            summary.add(entry)
+    return summary
 
 
 def _parse(line: bytes) -> Entry:
@@ -211,5 +209,5 @@ def _parse(line: bytes) -> Entry:
 
 
 def _write(descriptor: int, line: bytes) -> int:
-    """Write at once; tests replace this to have a full disk."""
+    """Write in one call; tests replace this to simulate a full disk."""
     return os.write(descriptor, line)

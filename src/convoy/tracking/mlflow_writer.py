@@ -1,173 +1,225 @@
-"""Deliver one journal to the MLflow store that it names, so that a second delivery changes nothing.
+"""Write a journal to the MLflow store that it names, so that a second delivery changes nothing.
 
 Points carry their own time, params are compared before they are sent, tags and files replace
-themselves, a model is looked for before it is logged. So wherever a courier is killed, the
-next one goes on from the last note in `sent.json`.
+themselves, a model is looked up before it is logged. So wherever an uploader is killed, the
+next one continues from the last record in `sent.json`.
 """
 
 import contextlib
+import hashlib
+import posixpath
+import re
+import shutil
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
+from typing import Any, TypeVar
 
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, RunStatus
+import mlflow.onnx
+import numpy as np
+import onnx
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModel,
+    LoggedModelOutput,
+    LoggedModelStatus,
+    Metric,
+    Param,
+    RunStatus,
+    RunTag,
+)
 from mlflow.entities import Run as StoredRun
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
+from mlflow.types import ColSpec, Schema, TensorSpec
+from mlflow.utils.validation import (
+    MAX_ENTITY_KEY_LENGTH,
+    MAX_METRICS_PER_BATCH,
+    MAX_PARAM_VAL_LENGTH,
+    MAX_PARAMS_TAGS_PER_BATCH,
+    MAX_TAG_VAL_LENGTH,
+)
 
-from convoy.tracking import model, sampling, schema, store
+from convoy.core import contract
+from convoy.tracking import store
 from convoy.tracking.journal import FILE, Entry, Sent, State, read
-from convoy.tracking.names import usable
-from convoy.tracking.values import Values, is_plain
 
-ENTRIES = 2000
-"""Entries that are sent before it is noted how far a journal is delivered."""
+BATCH_ENTRIES = 2000
+"""Entries that are sent before the progress of a delivery is recorded."""
+
+BATCH_BYTES = 300_000
+"""Most text sent in one call: MLflow's servers refuse a request of a million bytes, and escape what is not ASCII."""
 
 UPLOADS = 4
 """Files that are sent to a server at once."""
 
-HEARTBEAT = "convoy.heartbeat"
 HEARTBEAT_SECONDS = 60.0
 
+SAMPLE_SECONDS = 2.0
+"""Interval of system metrics: a short training should still show a line, not a dot."""
 
-class Waiting(Exception):  # noqa: N818 (nothing failed)
-    """Put a journal off until the run that it belongs under is in the store."""
+LONG_NAME = 200
+"""Characters that are left of a name that is too long for MLflow."""
+
+EXAMPLE_U8 = np.zeros((2, 4, 6, 3), np.uint8)
+"""Input example of the logged model, `(N, H, W, 3)`: two images that are not square, since any size serves."""
+
+ANY = -1
+"""How MLflow's tensor schemas write a length that may vary."""
+
+T = TypeVar("T")
 
 
 class Delivery:
-    """Send what a journal holds, entry by entry, and note how far that is."""
+    """Send a journal, entry by entry, and record the progress."""
 
     def __init__(self, folder: Path) -> None:
-        """Take up a journal where the last delivery left it."""
+        """Continue where the last delivery of the journal in `folder` ended."""
         self.folder = folder
         self.sent = Sent.load(folder)
         self.state = State()
         self._read = 0
         self._client: MlflowClient | None = None
-        self._values: Values | None = None
-        self._sampling: sampling.Sampling | None = None
-        self._beat = 0.0
+        self._values: ValueBatch | None = None
+        self._monitor: Any = None
+        self._heartbeat_at = 0.0
 
     @property
     def uri(self) -> str:
-        """Name the store; empty while the journal has no first entry."""
+        """The store's address; empty while the journal has no first entry."""
         return str(self.state.opened.get("uri", ""))
 
-    def look(self) -> None:
-        """Read what was written since the last look."""
+    def read_new(self) -> None:
+        """Read the entries written since the last call."""
         for entry, end in read(self.folder / FILE, self._read):
-            self.state.take(entry)
+            self.state.add(entry)
             self._read = end
 
     def is_alive(self) -> bool:
-        """Tell whether more may be written."""
+        """Check whether more entries may follow."""
         return not self.state.ended and self.state.is_alive(self.folder / FILE)
 
     def is_delivered(self) -> bool:
-        """Tell whether the store has everything that was read."""
+        """Check whether the store has every entry that was read."""
         return self.sent.size >= self._read
 
     def deliver(self) -> None:
         """Send the next entries.
 
         Raises:
-            Waiting: the run that this one belongs under is not in the store yet.
-            Exception: whatever the store and its artifacts raise; what was sent until then is noted.
+            ParentNotStored: the run that this one belongs under is not in the store yet.
+            Exception: whatever the store and its artifacts raise; what was sent before is recorded.
         """
         try:
             if self._values is None and self.sent.entries:
-                self._collect(self._mlflow().get_run(self.sent.mlflow_run_id))
-            self._send(list(islice(self._pending(), ENTRIES)))
+                self._collect_for(self._mlflow().get_run(self.sent.mlflow_run_id))
+            self._send(list(islice(self._pending(), BATCH_ENTRIES)))
             if self.is_alive():
-                self.beat()
-            self._sample()
+                self.send_heartbeat()
+            self._update_sampling()
         except Exception:
-            self._values = None  # made anew from what the store has by then
+            self._values = None  # collected anew, from what the store has by then
             raise
 
-    def beat(self) -> None:
-        """Say in the store that the run lives, once a minute."""
-        if self.sent.mlflow_run_id and time.monotonic() - self._beat > HEARTBEAT_SECONDS:
-            self._beat = time.monotonic()
-            self._mlflow().set_tag(self.sent.mlflow_run_id, HEARTBEAT, now())
-            self._sample()
+    def send_heartbeat(self) -> None:
+        """Confirm in the store that the run is being written, once a minute."""
+        if self.sent.mlflow_run_id and time.monotonic() - self._heartbeat_at > HEARTBEAT_SECONDS:
+            self._heartbeat_at = time.monotonic()
+            self._mlflow().set_tag(self.sent.mlflow_run_id, contract.HEARTBEAT, _now())
+            self._update_sampling()
 
-    def fail(self, error: Exception) -> str:
-        """Note why a try failed, in words for people."""
+    def note_failure(self, error: Exception) -> str:
+        """Record and return why an attempt failed."""
         self.sent.error = store.explain(error)
         self.sent.tried_ms = int(time.time() * 1000)
-        with contextlib.suppress(OSError):  # a full disk; courier.log has the reason as well
+        with contextlib.suppress(OSError):  # a full disk; uploader.log has the reason as well
             self.sent.save(self.folder)
         return self.sent.error
 
-    def stop(self) -> None:
-        """Stop sampling the machine."""
-        if self._sampling:
-            self._sampling.stop()
-            self._sampling = None
+    def stop_sampling(self) -> None:
+        """Send the samples of the machine and stop sampling."""
+        if self._monitor:
+            self._monitor.finish()
+            self._monitor = None
+
+    def _update_sampling(self) -> None:
+        """Sample the machine while the run requests it and lives; replace a monitor that gave up.
+
+        MLflow's monitor ends itself when the store fails to answer once.
+        """
+        wanted = self.state.sampled and self.is_alive()
+        if self._monitor:
+            thread = self._monitor._process  # noqa: SLF001 (MLflow has no other sign of it)
+            if not (wanted and thread is not None and thread.is_alive()):
+                self.stop_sampling()
+        if wanted and self._monitor is None and self.sent.mlflow_run_id:
+            self._monitor = SystemMetricsMonitor(  # type: ignore[no-untyped-call] # MLflow has no types here
+                self.sent.mlflow_run_id,
+                sampling_interval=SAMPLE_SECONDS,
+                resume_logging=True,
+                tracking_uri=self.uri,
+            )
+            self._monitor.start()
 
     def _pending(self) -> Iterator[tuple[Entry, int]]:
-        """Read what `look` has seen and was not sent."""
+        """Yield entries that were read and not sent; later ones wait, as `state` does not include them."""
         for entry, end in read(self.folder / FILE, self.sent.size):
             if end > self._read:
                 return
             yield entry, end
 
-    def _send(self, found: list[tuple[Entry, int]]) -> None:
-        """Send entries; values that follow each other go together, and so do files."""
+    def _send(self, entries: list[tuple[Entry, int]]) -> None:
+        """Send entries; consecutive values go together, and so do consecutive files."""
         files: list[Entry] = []
         done = self.sent.entries
-        for entry, end in found:
+        for entry, end in entries:
             done += 1
             if entry.get("kind") in {"tags", "params", "points"} and self._values:
-                self._values.take(entry)
+                self._values.add(entry)
             elif entry.get("kind") == "files":
                 files.append(entry)
             else:
                 self._flush(files)
-                self._act(entry)
-                self._note(done, end)
+                self._send_single(entry)
+                self._record(done, end)
         self._flush(files)
-        if found:
-            self._note(done, found[-1][1])
+        if entries:
+            self._record(done, entries[-1][1])
 
-    def _sample(self) -> None:
-        """Have the machine sampled while the run asks for it and lives; a monitor that gave up is replaced."""
-        wanted = self.state.sampled and self.is_alive()
-        if self._sampling and not (wanted and self._sampling.lives()):
-            self.stop()
-        if wanted and self._sampling is None and self.sent.mlflow_run_id:
-            self._sampling = sampling.Sampling(self.sent.mlflow_run_id, self.uri)
+    def _flush(self, files: list[Entry]) -> None:
+        """Send the collected values, then the files, and clear both."""
+        if self._values:
+            self._values.send()
+        if files:
+            self._upload_files(files)
+            files.clear()
 
-    def _collect(self, run: StoredRun) -> None:
-        """Collect values for a run; a journal that was removed and made anew does not know all its points."""
-        self._values = Values(self._mlflow(), run, self._upload_text, lost_points=self.state.remade)
-
-    def _note(self, entries: int, size: int) -> None:
+    def _record(self, entries: int, size: int) -> None:
         self.sent.entries, self.sent.size, self.sent.error = entries, size, ""
         self.sent.tried_ms = int(time.time() * 1000)
         self.sent.save(self.folder)
 
     def _mlflow(self) -> MlflowClient:
         if self._client is None:
-            schema.check(self.uri)
+            store.check_schema(self.uri)
             store.make_file(self.uri)
             self._client = store.connect(self.uri)
         return self._client
 
-    def _flush(self, files: list[Entry]) -> None:
-        """Send the values that were collected, then the files, and forget both."""
-        if self._values:
-            self._values.send()
-        if files:
-            self._upload(files)
-            files.clear()
+    def _collect_for(self, run: StoredRun) -> None:
+        """Collect values for a run; a journal that was removed and made anew does not hold all its points."""
+        self._values = ValueBatch(self._mlflow(), run, self._upload_text, points_lost=self.state.remade)
 
-    def _act(self, entry: Entry) -> None:
-        """Do what an entry asks that is neither a value nor a file."""
+    def _send_single(self, entry: Entry) -> None:
+        """Send an entry that is neither a value nor a file."""
         kind, run_id, client = entry.get("kind"), self.sent.mlflow_run_id, self._mlflow()
         if kind == "open":
             self._open(entry)
@@ -175,43 +227,45 @@ class Delivery:
             dataset = Dataset("dataset", entry["digest"], "local", entry["source"], profile=entry["profile"])
             client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
         elif kind == "model":
-            model.log(
-                client, client.get_run(run_id), self.folder / entry["at"], entry["sha256"], self._results()
-            )
+            folder = self.folder / entry["at"]
+            log_model(client, client.get_run(run_id), folder, entry["sha256"], self._results())
         elif kind == "end":
-            self.stop()
-            self._end(entry)
+            self.stop_sampling()
+            if entry["status"] == RunStatus.to_string(RunStatus.SCHEDULED):
+                client.update_run(run_id, entry["status"])
+            else:
+                client.set_terminated(run_id, entry["status"], entry["time_ms"])
 
     def _open(self, entry: Entry) -> None:
         """Find the run, join the one that `mlflow run` opened, or create one."""
         client = self._mlflow()
         known = self.sent.mlflow_run_id
-        run = client.get_run(known) if known else store.find(entry["tags"]["convoy.run_id"], client)
-        tags = entry["tags"] | {HEARTBEAT: now()}
-        self._beat = time.monotonic()
+        run = client.get_run(known) if known else store.find(entry["tags"][contract.RUN_ID], client)
+        tags = entry["tags"] | {contract.HEARTBEAT: _now()}
+        self._heartbeat_at = time.monotonic()
         if entry["parent"]:
-            tags |= self._under(entry["parent"])
+            tags |= self._parent_tag(entry["parent"])
         if run is None and (offered := self._offered(entry)):
             run = offered
             client.update_run(run.info.run_id, name=entry["name"])
         if run is None:
             experiment = store.experiment(client, entry["experiment"])
-            first = {name: value for name, value in tags.items() if is_plain(name, value)}
+            first = {name: value for name, value in tags.items() if _is_plain_tag(name, value)}
             run = client.create_run(experiment.experiment_id, entry["time_ms"], first, entry["name"])
             tags = {name: value for name, value in tags.items() if name not in first}
         elif entry["resumed"]:
             client.update_run(run.info.run_id, "RUNNING", entry["name"])
             if entry["offered"] not in {"", run.info.run_id}:
-                client.set_tag(entry["offered"], "convoy.continues", entry["tags"]["convoy.run_id"])
+                client.set_tag(entry["offered"], contract.CONTINUES, entry["tags"][contract.RUN_ID])
         self.sent.mlflow_run_id = run.info.run_id
         self.sent.save(self.folder)
-        self._collect(run)
+        self._collect_for(run)
         if tags and self._values:
-            self._values.take({"kind": "tags", "tags": tags})
+            self._values.add({"kind": "tags", "tags": tags})
             self._values.send()
 
     def _offered(self, entry: Entry) -> StoredRun | None:
-        """Give the run that `mlflow run` opened; None if it is in another store, deleted or another's."""
+        """Return the run that `mlflow run` opened; None if it is in another store, deleted or another's."""
         if not entry["offered"] or entry["resumed"]:
             return None
         try:
@@ -220,62 +274,277 @@ class Delivery:
             if not store.refused(error):
                 raise
             return None
-        mine = (
-            run.data.tags.get("convoy.run_id", entry["tags"]["convoy.run_id"])
-            == entry["tags"]["convoy.run_id"]
-        )
-        return run if mine and run.info.lifecycle_stage == "active" else None
+        own = entry["tags"][contract.RUN_ID]
+        free = run.data.tags.get(contract.RUN_ID, own) == own
+        return run if free and run.info.lifecycle_stage == "active" else None
 
-    def _under(self, parent: str) -> dict[str, str]:
-        """Name the parent as MLflow does; without one whose journal is gone and that the store lacks."""
-        if found := store.find(parent, self._mlflow()):
-            return {"mlflow.parentRunId": found.info.run_id}
+    def _parent_tag(self, parent: str) -> dict[str, str]:
+        """Name the parent as MLflow does; no tag if neither the store nor the outbox has it."""
+        if run := store.find(parent, self._mlflow()):
+            return {"mlflow.parentRunId": run.info.run_id}
         if (self.folder.parent / parent / FILE).exists():
-            raise Waiting(parent)
+            raise store.ParentNotStored(parent)
         return {}
-
-    def _end(self, entry: Entry) -> None:
-        client, run_id, status = self._mlflow(), self.sent.mlflow_run_id, entry["status"]
-        if status == RunStatus.to_string(RunStatus.SCHEDULED):
-            client.update_run(run_id, status)
-        else:
-            client.set_terminated(run_id, status, entry["time_ms"])
 
     def _results(self) -> list[Metric]:
         """Read the metrics that are results rather than points of a curve."""
-        found = {
-            name: Metric(usable(name), value, when, step)
+        results = {
+            name: Metric(usable_name(name), value, when, step)
             for entry, _ in read(self.folder / FILE)
             if entry.get("kind") == "points"
             for name, value, step, when in entry["points"]
             if step == 0
         }
-        return list(found.values())
+        return list(results.values())
 
-    def _upload(self, entries: list[Entry]) -> None:
-        """Send files, several at once where each is a request."""
+    def _upload_files(self, entries: list[Entry]) -> None:
+        """Send files, several at once if each is a request."""
         client, run_id = self._mlflow(), self.sent.mlflow_run_id
-        named = [
-            (str(path), "/".join(part for part in (entry["folder"], _inside(path, folder)) if part) or None)
+        uploads = [
+            (str(path), None if target == Path() else target.as_posix())
             for entry in entries
             for folder in [self.folder / entry["at"]]
             for path in sorted(folder.rglob("*"))
             if path.is_file()
+            for target in [(entry["folder"] or "") / path.parent.relative_to(folder)]
         ]
-        at_once = UPLOADS if self.uri.startswith("http") else 1
-        with ThreadPoolExecutor(at_once) as pool:
-            list(pool.map(lambda one: client.log_artifact(run_id, *one), named))
+        with ThreadPoolExecutor(UPLOADS if self.uri.startswith("http") else 1) as pool:
+            list(pool.map(lambda upload: client.log_artifact(run_id, *upload), uploads))
 
     def _upload_text(self, text: str, name: str) -> None:
         self._mlflow().log_text(self.sent.mlflow_run_id, text, name)
 
 
-def now() -> str:
-    """Tell the time as heartbeats do."""
+class ValueBatch:
+    """Collect a run's tags, params and points and send them in few calls, without those that the store has.
+
+    MLflow refuses a param that changes, a long one and odd names: a changed value becomes
+    the tag `param.<name>`, a long one the file `params/<name>.txt`.
+    """
+
+    def __init__(
+        self, client: MlflowClient, run: StoredRun, upload: Callable[[str, str], None], *, points_lost: bool
+    ) -> None:
+        """Collect for a run.
+
+        Args:
+            client: of the store.
+            run: as the store has it.
+            upload: takes a text and the name of the artifact that it becomes.
+            points_lost: whether the store has points of this run that its journal does not hold.
+        """
+        self._client = client
+        self._run_id = run.info.run_id
+        self._known: dict[str, str] = dict(run.data.params)
+        self._upload = upload
+        self._points_lost = points_lost
+        self._stored_steps: dict[str, set[int]] = {}
+        self._tags: dict[str, str] = {}
+        self._params: dict[str, str] = {}
+        self._points: list[Metric] = []
+
+    def add(self, entry: Entry) -> None:
+        """Collect an entry's values."""
+        if entry["kind"] == "tags":
+            self._tags |= entry["tags"]
+        elif entry["kind"] == "params":
+            for name, value in entry["params"].items():
+                self._add_param(usable_name(name), value)
+        else:
+            for name, value, step, when in entry["points"]:
+                point = Metric(usable_name(name), value, when, step)
+                if not self._is_stored(point, result=entry.get("result", False)):
+                    self._points.append(point)
+
+    def send(self) -> None:
+        """Send the collected values; they are cleared once the store has them."""
+        tags = [self._tag(name, value) for name, value in self._tags.items()]
+        params = [Param(name, value) for name, value in self._params.items()]
+        if params and not self._send_params(params):
+            tags += [tag for param in params for tag in self._send_param(param)]
+        for some in _batches(tags, MAX_PARAMS_TAGS_PER_BATCH, lambda tag: len(tag.value)):
+            self._client.log_batch(self._run_id, tags=some)
+        for points in _batches(self._points, MAX_METRICS_PER_BATCH, lambda point: len(point.key) + 100):
+            self._client.log_batch(self._run_id, metrics=points)
+        self._tags, self._params, self._points = {}, {}, []
+
+    def _add_param(self, name: str, value: str) -> None:
+        """Collect a param, unless the run has it; a changed one becomes a tag."""
+        if self._known.get(name, value) != value:
+            self._tags[f"param.{name}"] = value
+        elif name not in self._known:
+            self._known[name] = value
+            if len(value) > MAX_PARAM_VAL_LENGTH:
+                self._tags[f"param.{name}"] = self._as_file(f"params/{name}.txt", value)
+            else:
+                self._params[name] = value
+
+    def _tag(self, name: str, value: str) -> RunTag:
+        """Make a tag; a value that is too long becomes a file."""
+        name = usable_name(name)
+        if len(value) > MAX_TAG_VAL_LENGTH:
+            value = self._as_file(f"tags/{name}.txt", value)
+        return RunTag(name, value)
+
+    def _as_file(self, path: str, value: str) -> str:
+        """Upload a long text; return the short value that refers to it."""
+        self._upload(value, path)
+        return f"{len(value):,} characters, in {path}"
+
+    def _send_params(self, params: list[Param]) -> bool:
+        """Send params; return whether the store took them all: an older one has other limits."""
+        try:
+            for some in _batches(params, MAX_PARAMS_TAGS_PER_BATCH, lambda param: len(param.value)):
+                self._client.log_batch(self._run_id, params=some)
+        except MlflowException as error:
+            if store.refused(error):
+                return False
+            raise
+        return True
+
+    def _send_param(self, param: Param) -> list[RunTag]:
+        """Send one of several params that were refused together; return its tag if it is refused again."""
+        try:
+            self._client.log_param(self._run_id, param.key, param.value)
+        except MlflowException as error:
+            if not store.refused(error):
+                raise
+            return [self._tag(f"param.{param.key}", self._as_file(f"params/{param.key}.txt", param.value))]
+        return []
+
+    def _is_stored(self, point: Metric, *, result: bool) -> bool:
+        """Check whether the store has a point at this step, or a curve if this is its result."""
+        if not self._points_lost:
+            return False
+        if point.key not in self._stored_steps:
+            history = self._client.get_metric_history(self._run_id, point.key)
+            self._stored_steps[point.key] = {stored.step for stored in history}
+        steps = self._stored_steps[point.key]
+        return any(steps) if result else bool(point.step) and point.step in steps
+
+
+def usable_name(name: str) -> str:
+    """Replace characters that MLflow refuses in names, shorten long names, and defuse relative paths.
+
+    A changed name gets six digits of the old one's hash, so that no two become the same.
+    """
+    cleaned = re.sub(r"[^/\w.\- :]", "_", name)
+    if posixpath.normpath(cleaned) != cleaned or cleaned.startswith(("/", "..")) or cleaned in {"", "."}:
+        cleaned = cleaned.replace("/", "_").lstrip(".") or "_"
+    if len(cleaned) > MAX_ENTITY_KEY_LENGTH:
+        cleaned = cleaned[:LONG_NAME]
+    if cleaned == name:
+        return name
+    return f"{cleaned}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+
+
+def _is_plain_tag(name: str, value: str) -> bool:
+    """Check whether MLflow takes a tag unchanged."""
+    return usable_name(name) == name and len(value) <= MAX_TAG_VAL_LENGTH
+
+
+def _batches(items: list[T], most: int, size: Callable[[T], int]) -> Iterator[list[T]]:
+    """Split into lists of at most `most` items and about `BATCH_BYTES`."""
+    batch: list[T] = []
+    total = 0
+    for item in items:
+        if batch and (len(batch) >= most or total + size(item) > BATCH_BYTES):
+            yield batch
+            batch, total = [], 0
+        batch.append(item)
+        total += size(item)
+    if batch:
+        yield batch
+
+
+def _now() -> str:
+    """Return the time as heartbeats write it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _inside(path: Path, folder: Path) -> str:
-    """Name the folder of a file below another; empty for the folder itself."""
-    name = path.parent.relative_to(folder).as_posix()
-    return "" if name == "." else name
+def log_model(
+    client: MlflowClient, run: StoredRun, folder: Path, sha256: str, results: Iterable[Metric]
+) -> LoggedModel:
+    """Log a verified ONNX file as the run's model `model`, byte for byte, with signature and input example.
+
+    A model that is logged already stays; one whose upload was interrupted is replaced. MLflow's own
+    `Model.log` would add another each time, and request every metric's history.
+
+    Args:
+        client: of the store.
+        run: that the model comes from.
+        folder: holds model.onnx and the files beside it.
+        sha256: of model.onnx.
+        results: metrics of the run that are shown with the model.
+    """
+    model = _logged_model(client, run, sha256) or _upload_model(client, run, folder, sha256)
+    linked = [output.model_id for output in run.outputs.model_outputs] if run.outputs else []
+    if model.model_id not in linked:
+        client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
+    metrics = [
+        Metric(
+            result.key,
+            result.value,
+            result.timestamp,
+            result.step,
+            model_id=model.model_id,
+            run_id=run.info.run_id,
+        )
+        for result in results
+    ]
+    client.log_batch(run.info.run_id, metrics=metrics)
+    return model
+
+
+def _logged_model(client: MlflowClient, run: StoredRun, sha256: str) -> LoggedModel | None:
+    """Find a model that was logged before; remove those whose upload was interrupted."""
+    logged = None
+    query = f"source_run_id = '{run.info.run_id}'"
+    for model in client.search_logged_models([run.info.experiment_id], filter_string=query):
+        if model.status != LoggedModelStatus.READY:
+            client.delete_logged_model(model.model_id)
+        elif model.tags.get(contract.ONNX_SHA256) == sha256:
+            logged = model
+    return logged
+
+
+def _upload_model(client: MlflowClient, run: StoredRun, source: Path, sha256: str) -> LoggedModel:
+    """Make MLflow's model folder around the files and upload it."""
+    graph = onnx.load(source / contract.VERIFIED)
+    [image] = graph.graph.input
+    outputs: list[ColSpec | TensorSpec] = [
+        TensorSpec(np.dtype(np.float32), (ANY, output.type.tensor_type.shape.dim[1].dim_value), output.name)
+        for output in graph.graph.output
+    ]
+    model = client.create_logged_model(
+        run.info.experiment_id,
+        name="model",
+        source_run_id=run.info.run_id,
+        tags={contract.ONNX_SHA256: sha256},
+        params=dict(run.data.params),
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "model"
+        description = Model(
+            artifact_path=model.artifact_location,
+            run_id=run.info.run_id,
+            model_uuid=model.model_id,
+            model_id=model.model_id,
+        )
+        mlflow.onnx.save_model(
+            graph,
+            str(folder),
+            mlflow_model=description,
+            onnx_execution_providers=["CPUExecutionProvider"],
+            signature=ModelSignature(
+                Schema([TensorSpec(np.dtype(np.uint8), (ANY, ANY, ANY, 3), image.name)]), Schema(outputs)
+            ),
+            input_example={image.name: EXAMPLE_U8},
+            pip_requirements=["mlflow", "onnx", "onnxruntime", "numpy"],
+            save_as_external_data=False,
+        )
+        # The verified bytes, whatever MLflow's writing of the graph changed.
+        for path in sorted(source.iterdir()):
+            shutil.copyfile(path, folder / path.name)
+        client.log_model_artifacts(model.model_id, str(folder))
+    return client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)

@@ -1,31 +1,42 @@
-"""Section `tracking` of params.yaml, and the address of the store. Nothing here imports MLflow."""
+"""Section `tracking` of params.yaml, and the address of the store. Imports no MLflow."""
 
 import os
+from typing import Annotated
 
 from pydantic import Field
 
 from convoy.core import params, stage
 
 SQLITE = "sqlite:///"
-"""Beginning of the address of a store that is a file."""
+"""Prefix of the address of a store in a file."""
 
 LOG = "convoy.log"
-"""Tag of an experiment whose runs are entries of a log and no trainings."""
+"""Tag of an experiment whose runs are log entries, not trainings."""
 
 
 class TrackingParams(params.Section):
-    """Name what runs are kept under; the store itself is named by `MLFLOW_TRACKING_URI`."""
+    """Name the experiment and the registered model; `MLFLOW_TRACKING_URI` names the store."""
 
-    experiment: str = Field(min_length=1)
-    step_interval: int = Field(ge=0, le=100_000)
-    registered_model: str = Field(min_length=1, max_length=200, pattern=r"^[^/:@.%'\"]+$")
+    experiment: Annotated[str, Field(min_length=1, description="name of the MLflow experiment")]
+    step_interval: Annotated[
+        int, Field(ge=0, le=100_000, description="steps between two points of step/loss and step/lr")
+    ]
+    registered_model: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=200,
+            pattern=r"^[^/:@.%'\"]+$",
+            description="registered model whose versions are compared, promoted and served",
+        ),
+    ]
 
 
 def uri() -> str:
-    """Name the store: `MLFLOW_TRACKING_URI`, else `mlflow.db` in the repository."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{stage.repository()}/mlflow.db"
+    """Return the address of the store: `MLFLOW_TRACKING_URI`, else `mlflow.db` in the repository."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{stage.repository()}/mlflow.db"
 
 
 def experiment() -> str:
-    """Name the MLflow experiment."""
+    """Return the name of the MLflow experiment."""
     return params.section("tracking", TrackingParams).experiment

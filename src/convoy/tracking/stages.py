@@ -1,27 +1,24 @@
-"""Open, continue and end a training's run from the stages that make it.
+"""The run of a training as its stages see it: `train` opens it, `evaluate` and `export` continue it, `export` ends it.
 
-`train` opens the run, or joins the one that `mlflow run` opened; `evaluate` and
-`export` continue it; `export` ends it. A run that has ended is never rewritten: when
-`train` came from DVC's cache, the stage that does run opens a new one, tagged with
-the training that it reuses, and copies that training's params and final metrics. Only a
-training that was stopped goes on in its own run.
+`train` opens a run, or joins the one that `mlflow run` opened. A run that has ended is never rewritten:
+if `train` came from DVC's cache, the stage that does run opens a new one, tagged with the training
+that it reuses, and copies that training's params and final metrics. Only a training that was stopped
+continues in its own run.
 
 Stages find the run through `build/runs/<stage>.json`, which no stage depends on.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from convoy.core import params, yaml
+from convoy.core import contract, files, params, yaml
 from convoy.core.errors import RequestError, TrainingPaused
-from convoy.core.files import read_json
-from convoy.repo import identity
-from convoy.tracking import naming, outbox
-from convoy.tracking.journal import STAGE
-from convoy.tracking.opening import continue_run, is_open, open_run
-from convoy.tracking.run import Reference, Run, write_reference
+from convoy.repo import git, identity
+from convoy.tracking import outbox
+from convoy.tracking.run import Reference, Run, continue_run, is_open, open_run
 
 RUNS = Path("build/runs")
 METRICS = Path("build/metrics")
@@ -32,16 +29,27 @@ STAGE_PARAMS = {
     "evaluate": ("evaluate",),
     "export": ("export",),
 }
-"""The sections of params.yaml that each stage logs, in order of stages; `train` also logs those of `prepare`."""
+"""The sections of params.yaml that each stage logs, in the order of stages; `train` also logs those of `prepare`."""
+
+LAST = "export"
+
+NAME_STARTS = ("network.name", "train.lr", "train.epochs")
+"""The params that people change most; every run name begins with them."""
+
+NAME_PARAMS = 3
+"""Further params that fit into a name."""
+
+NAME_CHARACTERS = 24
+"""Longest value of a param in a name."""
 
 
-def expect() -> None:
-    """Have the courier start while the caller imports what it works with: both take seconds, on a core each.
+def start_uploader() -> None:
+    """Start the uploader while the caller imports its libraries: both take seconds, on a core each.
 
-    Started later, it would take them from training where that fills every core.
+    Started later, it would take those seconds from a training that uses every core.
     """
     where = outbox.folder()
-    with suppress(OSError):  # a full disk; it is said where the run is opened
+    with suppress(OSError):  # a full disk, which is reported when the run is opened
         where.mkdir(exist_ok=True)
         outbox.start_uploader(where, outbox.writer())
 
@@ -52,12 +60,12 @@ def training(data_hash: str, resumed: str | None = None) -> Iterator[Run]:
 
     Args:
         data_hash: of the packed dataset.
-        resumed: id of the run that this training goes on with; its points are not published again.
+        resumed: id of the run that this training continues; its points are not published again.
     """
     run_id = resumed or identity.mint_run_id()
-    tags = {"convoy.data_hash": data_hash}
+    tags = {contract.DATA_HASH: data_hash}
     run = open_run(Reference(run_id, run_id), run_name("train"), tags, stage="train", resumed=bool(resumed))
-    with _writing("train", run):
+    with _stage("train", run):
         yield run
 
 
@@ -65,40 +73,40 @@ def training(data_hash: str, resumed: str | None = None) -> Iterator[Run]:
 def continuing(stage: str, data_hash: str) -> Iterator[Run]:
     """Continue the run of the stage before, or open one that reuses its training if that run has ended."""
     earlier = list(STAGE_PARAMS)[: list(STAGE_PARAMS).index(stage)]
-    run = _continued(latest(earlier), stage, data_hash, earlier, begun=False)
-    # The last stage is done when `finishing` says so.
-    with _writing(stage, run, done=stage != list(STAGE_PARAMS)[-1]):
+    run = _continue_or_open(latest(earlier), stage, data_hash, earlier, begun=False)
+    # The last stage is done only when `finishing` ends it.
+    with _stage(stage, run, done=stage != LAST):
         yield run
 
 
 @contextmanager
 def finishing(stage: str) -> Iterator[Run]:
-    """Take up the run that an earlier command of the same stage continued, end it as FINISHED, see it delivered."""
+    """Continue the run of an earlier command of the same stage, end it as FINISHED and wait for its delivery."""
     if not (RUNS / f"{stage}.json").exists():
         raise RequestError(
-            f"{RUNS / stage}.json is missing: the stage's first command makes it. Type: dvc repro {stage}"
+            f"{RUNS / stage}.json is missing; the stage's first command writes it. Type: dvc repro {stage}"
         )
-    data_hash = read_json(DATASET)["hash"] if DATASET.exists() else "unknown"
-    run = _continued(latest([stage]), stage, data_hash, list(STAGE_PARAMS)[:-1], begun=True)
-    with _writing(stage, run):
+    data_hash = files.read_json(DATASET)["hash"] if DATASET.exists() else "unknown"
+    run = _continue_or_open(latest([stage]), stage, data_hash, list(STAGE_PARAMS)[:-1], begun=True)
+    with _stage(stage, run):
         yield run
-        run.set_tags({STAGE: f"{stage} done"})
+        run.set_tags({contract.STAGE: f"{stage} done"})
         run.end("FINISHED")
     where = outbox.folder()
-    outbox.say_once(outbox.wait_until_uploaded([run.reference.run_id], where, outbox.WAIT_SECONDS), where)
+    outbox.warn_once(outbox.wait_until_uploaded([run.reference.run_id], where, outbox.WAIT_SECONDS), where)
 
 
 @contextmanager
 def standalone(
     name: str, tags: Mapping[str, str], parent: Reference | None = None, resumed: str | None = None
 ) -> Iterator[Run]:
-    """Open a run that no stage belongs to, such as a sweep or one of its trials, and end it.
+    """Open a run that belongs to no stage, such as a sweep or one of its trials, and end it.
 
     Args:
         name: shown in MLflow.
         tags: beyond those that every run has.
         parent: the run that MLflow shows this one under.
-        resumed: id of the run that goes on, such as that of a sweep which was stopped.
+        resumed: id of the run that continues, such as that of a sweep that was stopped.
     """
     run_id = resumed or identity.mint_run_id()
     run = open_run(Reference(run_id, run_id), name, tags, parent=parent, resumed=bool(resumed))
@@ -114,61 +122,87 @@ def latest(stages: Sequence[str]) -> Reference:
     was made, which may be older than the run that `train` has open now.
     """
     paths = [path for path in (RUNS / f"{stage}.json" for stage in stages) if path.exists()]
-    found = [Reference(content["run_id"], content["training"]) for content in map(read_json, paths)]
-    for reference in reversed(found):
+    runs = [Reference(content["run_id"], content["training"]) for content in map(files.read_json, paths)]
+    for reference in reversed(runs):
         if is_open(reference.run_id):
             return reference
-    return found[-1] if found else Reference(run_id="", training="unknown")
-
-
-def copy_results(run: Run, stages: Sequence[str]) -> None:
-    """Copy what earlier stages were given and measured, from the files that DVC restored."""
-    for stage in stages:
-        run.log_params(_own_params(stage))
-        path = METRICS / f"{stage}.json"
-        if path.exists():
-            run.log_result(read_json(path))
+    return runs[-1] if runs else Reference(run_id="", training="unknown")
 
 
 def exported_identity(run: Run, data_hash: str) -> dict[str, str]:
-    """State where an exported model comes from, as `convoy.core.contract.IDENTITY` names it."""
+    """Return where an exported model comes from, by the keys of `convoy.core.contract.IDENTITY`."""
     return {
         "run_id": run.reference.run_id,
-        "git_commit": identity.git_state().get("mlflow.source.git.commit", "none"),
+        "git_commit": identity.git_state().get(contract.GIT_COMMIT, "none"),
         "data_hash": data_hash,
         "params_hash": params.digest(yaml.read(params.PARAMS_FILE)),
     }
 
 
 def run_name(*stages: str) -> str:
-    """Name a run by its params, and by what they change of the commit's for these stages."""
-    return naming.run_name(section for stage in stages for section in STAGE_PARAMS[stage])
+    """Name a run `convnet · lr 0.02 · 12 epochs`, then by what else differs from the commit's params.yaml.
+
+    Args:
+        stages: whose params can make the run differ.
+    """
+    now = params.flatten(yaml.read(params.PARAMS_FILE))
+    committed = params.flatten(_committed_params())
+    sections = {section for stage in stages for section in STAGE_PARAMS[stage]}
+    network, lr, epochs = (now[key] for key in NAME_STARTS)
+    parts = [f"{network}", f"lr {_short(lr)}", f"{epochs} epoch{'' if epochs == 1 else 's'}"]
+    others = [
+        f"{key.rpartition('.')[2]} {_short(value)}"
+        for key, value in now.items()
+        if key not in NAME_STARTS and key.partition(".")[0] in sections and committed.get(key, value) != value
+    ]
+    more = [f"{len(others) - NAME_PARAMS} more"] if len(others) > NAME_PARAMS else []
+    return " · ".join([*parts, *others[:NAME_PARAMS], *more])
 
 
-def _continued(
+def _committed_params() -> Mapping[str, Any]:
+    """Read params.yaml of the commit; empty if there is none or it is not valid YAML."""
+    try:
+        content = yaml.load(git.ask(Path.cwd(), "show", f"HEAD:./{params.PARAMS_FILE}"))
+    except RequestError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _short(value: object) -> str:
+    """Shorten a param's value for a run name."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    text = "+".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+    return text if len(text) <= NAME_CHARACTERS else f"{text[: NAME_CHARACTERS - 1]}…"
+
+
+def _continue_or_open(
     reference: Reference, stage: str, data_hash: str, earlier: Sequence[str], *, begun: bool
 ) -> Run:
-    """Continue a run, or open one that has the params and results of the stages before."""
+    """Continue a run, or open one with the params and results of the stages before, which DVC restored."""
     if run := continue_run(reference, stage, begun=begun):
         return run
     fresh = Reference(identity.mint_run_id(), reference.training)
-    run = open_run(fresh, run_name(*STAGE_PARAMS), {"convoy.data_hash": data_hash}, stage=stage)
-    copy_results(run, earlier)
+    run = open_run(fresh, run_name(*STAGE_PARAMS), {contract.DATA_HASH: data_hash}, stage=stage)
+    for name in earlier:
+        run.log_params(_own_params(name))
+        if (path := METRICS / f"{name}.json").exists():
+            run.log_result(files.read_json(path))
     return run
 
 
 @contextmanager
-def _writing(stage: str, run: Run, *, done: bool = True) -> Iterator[None]:
-    """Write to a run as `stage`, leave it open at the end, and say if its store does not take it."""
+def _stage(stage: str, run: Run, *, done: bool = True) -> Iterator[None]:
+    """Write to a run as `stage`, leave it open at the end, and warn if its store does not take it."""
     try:
         with _ending(run):
-            write_reference(RUNS / f"{stage}.json", run.reference)
+            files.write_json(RUNS / f"{stage}.json", asdict(run.reference))
             run.log_params(_own_params(stage))
             yield
             if done:
-                run.set_tags({STAGE: f"{stage} done"})
+                run.set_tags({contract.STAGE: f"{stage} done"})
     finally:
-        outbox.warn_once(run.reference.run_id, outbox.folder())
+        outbox.warn_if_failing(run.reference.run_id, outbox.folder())
 
 
 @contextmanager

@@ -1,28 +1,50 @@
-"""Reach the tracking store: the experiment in it, a run by Convoy's id, and what its refusals mean."""
+"""Access the tracking store: connect, find runs, end abandoned ones, explain its errors, check its database file.
+
+MLflow takes a second to import, so it is imported where it is first needed.
+"""
 
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+import re
+import sqlite3
+from collections.abc import Container, Iterator, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mlflow.entities import Experiment, Run
-from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
-
-from convoy.core import stage
-from convoy.core.errors import ConvoyError, without_credentials
+from convoy.core import contract, stage
+from convoy.core.errors import ConvoyError, RequestError, without_credentials
+from convoy.repo import identity
 from convoy.tracking import settings
+
+if TYPE_CHECKING:
+    from mlflow.entities import Experiment, Run
+    from mlflow.tracking import MlflowClient
 
 uri = settings.uri
 
 NOT_ANSWERED = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "CANCELLED")
-"""MLflow's codes for a store that did not answer; others refuse what was asked."""
+"""MLflow's error codes of a store that did not answer; any other code refuses the request."""
+
+MIGRATIONS = Path("store/db_migrations/versions")
+"""Folder of MLflow with one file per change of its tables, each naming the one before."""
+
+MISSED_SECONDS = 600.0
+"""Age of the last heartbeat at which a run of another host counts as dead."""
 
 
-def connect(address: str = "") -> MlflowClient:
-    """Open a client for a store, by default that of `settings.uri`; nothing is contacted yet."""
-    # Its news (tables created, monitors started) would stand between the lines that people wait for.
+class ParentNotStored(Exception):  # noqa: N818 (no error: the parent is delivered first)
+    """Put a run off until the run that it belongs under is in the store."""
+
+
+def connect(address: str = "") -> "MlflowClient":
+    """Open a client of a store, by default that of `settings.uri`; nothing is contacted yet."""
+    from mlflow.tracking import MlflowClient  # noqa: PLC0415 (a second)
+
+    # Its messages (tables created, monitors started) would stand between the lines that people wait for.
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     # A dead server must not hold a command for the minutes that MLflow's own defaults retry.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -33,7 +55,7 @@ def connect(address: str = "") -> MlflowClient:
 
 @contextlib.contextmanager
 def as_default(address: str) -> Iterator[None]:
-    """Let MLflow's registry look logged models up in this store: it asks the default one, not its own."""
+    """Make a store MLflow's default: its registry looks logged models up there, whatever client calls it."""
     before = os.environ.get("MLFLOW_TRACKING_URI")
     os.environ["MLFLOW_TRACKING_URI"] = address
     try:
@@ -46,9 +68,9 @@ def as_default(address: str) -> Iterator[None]:
 
 
 def make_file(address: str) -> None:
-    """Make the file of a store that is one and does not exist yet; another process sees all of its tables or none.
+    """Create the database file of a store that has none yet; other processes see all of its tables or no file.
 
-    MLflow makes tables one by one, for seconds, and fails where two processes do so at once.
+    MLflow creates tables one by one, for seconds, and fails if two processes do so at once.
     """
     path = Path(address.removeprefix(settings.SQLITE))
     if not address.startswith(settings.SQLITE) or path.exists():
@@ -63,43 +85,141 @@ def make_file(address: str) -> None:
             left.unlink(missing_ok=True)
 
 
-def experiment(client: MlflowClient, name: str, tags: Mapping[str, str] = {}) -> Experiment:
+def experiment(client: "MlflowClient", name: str, tags: Mapping[str, str] = {}) -> "Experiment":
     """Find or create an experiment, tagged as one of training runs, as MLflow's own interface does.
 
-    MLflow would keep the artifacts of a local store in the current folder, which for a
-    queued experiment is deleted; a server decides for itself.
+    MLflow would keep the artifacts of a local store in the current folder, which DVC deletes after
+    a queued experiment; a server decides for itself.
     """
-    if found := client.get_experiment_by_name(name):
-        return found
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415 (a second)
+
+    if existing := client.get_experiment_by_name(name):
+        return existing
     local = client.tracking_uri.startswith(("sqlite:", "file:"))
     artifacts = (stage.repository() / "mlartifacts").as_uri() if local else None
     kind = {"mlflow.experimentKind": "custom_model_development", **tags}
     try:
         return client.get_experiment(client.create_experiment(name, artifact_location=artifacts, tags=kind))
     except MlflowException:
-        if found := client.get_experiment_by_name(name):  # another process was faster
-            return found
+        if existing := client.get_experiment_by_name(name):  # another process was faster
+            return existing
         raise
 
 
-def find(run_id: str, client: MlflowClient | None = None) -> Run | None:
-    """Look a run up by Convoy's id, in whichever experiment it is; None where the store has none."""
+def find(run_id: str, client: "MlflowClient | None" = None) -> "Run | None":
+    """Find a run by Convoy's id, in any experiment; None if the store has no such run."""
     client = client or connect()
-    experiments = [one.experiment_id for one in client.search_experiments()]
-    found = client.search_runs(experiments, f"tags.`convoy.run_id` = '{run_id}'", max_results=1)
-    return found[0] if found else None
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(experiments, f"tags.`{contract.RUN_ID}` = '{run_id}'", max_results=1)
+    return runs[0] if runs else None
+
+
+def end_abandoned(client: "MlflowClient", experiment_id: str, journals: Container[str] = ()) -> list[str]:
+    """End runs whose process is gone, as after `kill -9` or power loss.
+
+    A run left between stages is FINISHED: DVC had the later stages in its cache, or did not run them. A
+    run left inside a stage is KILLED. A run that a time budget stopped is SCHEDULED, so it is left alone.
+
+    Args:
+        client: of the store.
+        experiment_id: the experiment to search.
+        journals: Convoy's ids of runs whose journals are in this outbox; these hold their own end.
+
+    Returns:
+        Names of the runs that were ended.
+    """
+    ended = []
+    for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'"):
+        tags = run.data.tags
+        if contract.RUN_ID in tags and tags[contract.RUN_ID] not in journals and _is_dead(tags):
+            between_stages = tags.get(contract.STAGE, "").endswith(" done")
+            client.set_terminated(run.info.run_id, "FINISHED" if between_stages else "KILLED")
+            ended.append(str(run.info.run_name))
+    return ended
+
+
+def _is_dead(tags: dict[str, str]) -> bool:
+    """Check a run of this host by its process, one of another by its heartbeat; without one it counts as alive."""
+    if tags.get(contract.HOST) == identity.host():
+        return not identity.is_alive(tags.get(contract.OWNER, ""))
+    if contract.HEARTBEAT not in tags:
+        return False
+    silence = datetime.now(UTC) - datetime.fromisoformat(tags[contract.HEARTBEAT])
+    return silence.total_seconds() > MISSED_SECONDS
 
 
 def refused(error: Exception) -> bool:
-    """Tell what one run fails by, an answer or a journal that makes no sense, from a store that does not answer."""
+    """Tell an error of one run, a refusal or an unusable journal, from a store that does not answer."""
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415 (a second)
+
     if isinstance(error, MlflowException):
         return error.error_code not in NOT_ANSWERED
     return isinstance(error, (LookupError, TypeError, ValueError, AttributeError))
 
 
 def explain(error: Exception) -> str:
-    """Phrase what a store said in one line for people, without passwords; Convoy's own words are not cut."""
+    """Format a store's error in one line without passwords; Convoy's own messages are not cut."""
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415 (a second)
+
     named = isinstance(error, (ConvoyError, MlflowException, OSError))
-    said = str(error) if named else f"{type(error).__name__}: {error}"
-    text = without_credentials(" ".join(said.split()))
+    message = str(error) if named else f"{type(error).__name__}: {error}"
+    text = without_credentials(" ".join(message.split()))
     return text if isinstance(error, ConvoyError) else f"{text:.300}"
+
+
+def check_schema(uri: str) -> None:
+    """Refuse a database file whose tables are those of another MLflow version; any other store passes.
+
+    MLflow itself would upgrade some older files when it opens them, before anybody has made a copy.
+
+    Raises:
+        RequestError: with the commands that copy the file and upgrade it.
+    """
+    path = Path(uri.removeprefix(settings.SQLITE))
+    if not uri.startswith(settings.SQLITE) or not path.exists():
+        return
+    revision = _revision(path)
+    known, latest = _known_revisions()
+    if revision in ("", latest):
+        return
+    installed = f"MLflow {version('mlflow')}"
+    if revision not in known:
+        raise RequestError(
+            f"{path} was written by a newer MLflow than the installed one ({installed} has no revision "
+            f"{revision}). Install the version that requirements.txt names: make repro"
+        )
+    raise RequestError(
+        f"{path} was written by an older MLflow: its tables have revision {revision}, {installed} needs {latest}.\n"
+        "Copy it, then upgrade it, while no `dvc repro` runs:\n"
+        f"  cp {path} {path}.before\n"
+        f"  mlflow db upgrade {uri}"
+    )
+
+
+def _revision(path: Path) -> str:
+    """Read the revision of MLflow's tables in a file; empty if it has no tables yet."""
+    with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
+        try:
+            rows = database.execute("SELECT version_num FROM alembic_version").fetchall()
+        except sqlite3.OperationalError:  # no tables yet
+            return ""
+        except sqlite3.DatabaseError as error:
+            raise RequestError(
+                f"{path} is not a database ({error}). Move it away; the next `dvc repro` creates a new one."
+            ) from error
+    return str(rows[0][0]) if rows else ""
+
+
+def _known_revisions() -> tuple[set[str], str]:
+    """List the revisions of the installed MLflow, and the latest: the only one without a successor."""
+    package = find_spec("mlflow")
+    if package is None or not package.submodule_search_locations:
+        raise RuntimeError("MLflow is not installed")
+    before: dict[str, str] = {}
+    for path in (Path(package.submodule_search_locations[0]) / MIGRATIONS).glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        if name := re.search(r"^revision = ['\"](\w+)['\"]", text, re.MULTILINE):
+            predecessor = re.search(r"^down_revision = (.*)$", text, re.MULTILINE)
+            before[name[1]] = predecessor[1] if predecessor else ""
+    [latest] = set(before) - set(re.findall(r"\w+", " ".join(before.values())))
+    return set(before), latest

@@ -1,54 +1,101 @@
-"""Open the MLflow UI: complete the store, then serve it on this host, or name the server that has it."""
+"""Show the training runs in MLflow: keep a shared view in the store, then serve it here or name its server.
 
+MLflow keeps a shared view of its runs table in a tag of the experiment, `mlflow.sharedViewState.<key>`;
+`?viewStateShareKey=<key>` in the address, or the menu *Views*, opens it on any MLflow server.
+"""
+
+import json
 import os
 import socket
 import sys
+import warnings
 import webbrowser
 from contextlib import closing
+from typing import TYPE_CHECKING, Any
 
+from convoy.core import stage
 from convoy.core.console import info
 from convoy.core.errors import NetworkError, RequestError, without_credentials
-from convoy.tracking import page, schema, settings, view
+from convoy.tracking import settings, store
+from convoy.tracking.sync import sync
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
 
 HOST = "127.0.0.1"
 DELIVER_S = 5.0
-"""Longest time that runs which are not in the store yet may hold up the page, in seconds."""
+"""Longest delay of the page for runs that are not in the store yet, in seconds."""
 
 STOP_S = 3
-"""Longest time that open requests may hold up the end of the server, in seconds."""
+"""Longest delay of the server's end for open requests, in seconds."""
+
+VIEW = "Convoy"
+KEY = "convoy"
+TAG = f"mlflow.sharedViewState.{KEY}"
+
+RUN_NAME = "attributes.`Run Name`"
+
+COLUMNS_PX = {
+    "metrics.`test/accuracy`": 105,
+    "metrics.`deploy/accuracy`": 120,
+    "metrics.`best/val_loss`": 105,
+    "metrics.`deploy/latency_ms_p50`": 165,
+    "metrics.`energy/kwh`": 95,
+    "metrics.`train/seconds`": 120,
+    "params.`network.name`": 110,
+    "params.`train.lr`": 75,
+    "params.`train.epochs`": 100,
+    "tags.`convoy.data_hash`": 130,
+    "tags.`convoy.dvc_experiment`": 170,
+}
+"""Columns in order, by MLflow's names, with their widths in pixels. MLflow leaves out those that no run has."""
+
+CURVES = ("val/loss", "val/accuracy", "train/loss")
+BARS = ("test/accuracy", "deploy/latency_ms_p50", "train/seconds")
+"""Charts that come first: a line by epoch, and a bar per run. MLflow leaves out those that no run has."""
+
+SECTIONS = ("What matters first", "Model metrics", "System metrics")
+"""Of charts: Convoy's, and two that MLflow expects; it adds a section per prefix of all other metrics."""
+
+CHARTED = 10
+"""Runs that MLflow's charts show by default: the newest."""
+
+COLOUR = "mlflow.runColor"
+COLOURS = (
+    *("#1f77b4", "#e8743b", "#2e8b57", "#c23b5a", "#7b61c4"),
+    *("#8c6d46", "#d6539b", "#6b7785", "#a8a032", "#23a6b8"),
+)
+"""A distinct colour on white for each run of a chart; MLflow's own depend on the run's id and may coincide."""
 
 
 def show(port: int, *, browser: bool) -> None:
-    """Show the training runs in MLflow: on this host until Ctrl-C, or where the tracking server is.
+    """Show the training runs: on this host until Ctrl-C, or on the tracking server.
 
     Args:
-        port: of this host; not used where `MLFLOW_TRACKING_URI` names a server.
-        browser: whether to open one, if this is a terminal with a display.
+        port: of this host; not used if `MLFLOW_TRACKING_URI` names a server.
+        browser: whether to open a browser, if this is a terminal with a display.
 
     Raises:
-        RequestError: the port is taken, or another MLflow wrote the store.
+        RequestError: the port is taken, or another MLflow version wrote the store.
         NetworkError: the store or the server does not answer.
     """
     uri = settings.uri()
     remote = uri.startswith(("http://", "https://"))
     if not remote:
-        schema.check(uri)
+        store.check_schema(uri)
         _refuse_taken(port)
-    experiment_id, path = _prepared()
-    if remote:
-        address = uri.rstrip("/") + path
-        info(f"{without_credentials(uri)} keeps the runs; it shows them at\n{without_credentials(address)}")
-        _open(address, wanted=browser)
+    page = _prepare_store(uri)
+    if not remote:
+        _serve(uri, port, page, browser=browser)
         return
-    _serve(page.application(uri, experiment_id), port, browser=browser)
+    address = uri.rstrip("/") + page
+    info(f"The runs are on the tracking server {without_credentials(uri)}:\n{without_credentials(address)}")
+    _open(address, wanted=browser)
 
 
-def _prepared() -> tuple[str, str]:
-    """Complete the store and keep the view in it; give the experiment and the address' part that opens it."""
-    from mlflow.exceptions import MlflowException  # noqa: PLC0415 (a second; a taken port is told before)
-
-    from convoy.tracking import store  # noqa: PLC0415 (MLflow takes a second)
-    from convoy.tracking.sync import sync  # noqa: PLC0415 (MLflow takes a second)
+def _prepare_store(uri: str) -> str:
+    """Bring the store up to date and keep the view in it; return the part of the address that opens the view."""
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415 (a second; a taken port is refused before)
 
     try:
         client = store.connect()
@@ -56,29 +103,98 @@ def _prepared() -> tuple[str, str]:
         synced = sync(DELIVER_S)
         for line in (*synced.lines(), *synced.failed.values()):
             info(line)
-        view.keep(client, experiment_id)
+        share_view(client, experiment_id)
     except MlflowException as error:
-        uri = settings.uri()
         raise NetworkError(
-            f"{without_credentials(uri)} cannot be used; it answered {store.explain(error)}\n"
-            "Start the tracking server, or let MLFLOW_TRACKING_URI name one that runs "
+            f"{without_credentials(uri)} failed: {store.explain(error)}\n"
+            "Start the tracking server, or set MLFLOW_TRACKING_URI to one that runs "
             "(without it, runs are kept in mlflow.db)."
         ) from error
-    return experiment_id, view.path(experiment_id)
+    return view_path(experiment_id)
 
 
-def _serve(application: page.Application, port: int, *, browser: bool) -> None:
-    """Serve until Ctrl-C or SIGTERM, and say where once it answers."""
-    import uvicorn  # noqa: PLC0415 (a third of a second)
+def share_view(client: "MlflowClient", experiment_id: str) -> None:
+    """Keep the view as *Convoy* in the experiment's menu *Views*, and give the newest runs distinct colours."""
+    view = {"name": VIEW, "createdAt": 0, "updatedAt": 0, "state": json.dumps(view_state())}
+    if client.get_experiment(experiment_id).tags.get(TAG) != json.dumps(view):
+        client.set_experiment_tag(experiment_id, TAG, json.dumps(view))
+    newest = client.search_runs([experiment_id], max_results=CHARTED, order_by=["attributes.start_time DESC"])
+    used = {run.data.tags.get(COLOUR) for run in newest}
+    free = [colour for colour in COLOURS if colour not in used]
+    for run in reversed(newest):
+        if COLOUR not in run.data.tags and free:
+            client.set_tag(run.info.run_id, COLOUR, free.pop(0))
+
+
+def view_path(experiment_id: str) -> str:
+    """Return the part of the address, after a server's, that opens the view."""
+    return f"/#/experiments/{experiment_id}/runs?viewStateShareKey={KEY}&workflowType=machine_learning"
+
+
+def view_state() -> dict[str, Any]:
+    """Describe the runs table and charts as MLflow keeps them: columns, order and widths, newest run first."""
+    return {
+        "isAccordionReordered": True,
+        "compareRunSections": [
+            {"uuid": f"{KEY} {name}", "name": name, "display": True, "isReordered": True, "deleted": False}
+            for name in SECTIONS
+        ],
+        "compareRunCharts": [
+            *(_chart(name, "LINE") | CURVE_AXES for name in CURVES),
+            *(_chart(name, "BAR") for name in BARS),
+        ],
+        "selectedColumns": list(COLUMNS_PX),
+        "columnOrder": [RUN_NAME, "runDateAndNestInfo", *COLUMNS_PX, "duration"],
+        "columnWidths": {RUN_NAME: 225, "runDateAndNestInfo": 140, **COLUMNS_PX},
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": False,
+    }
+
+
+CURVE_AXES = {
+    "xAxisKey": "step",
+    "yAxisKey": "metric",
+    "scaleType": "linear",
+    "xAxisScaleType": "linear",
+    "useGlobalXaxisKey": True,
+    "useGlobalLineSmoothing": True,
+}
+
+
+def _chart(metric: str, kind: str) -> dict[str, Any]:
+    return {
+        "uuid": f"{KEY} {metric}",
+        "type": kind,
+        "metricKey": metric,
+        "metricSectionId": f"{KEY} {SECTIONS[0]}",
+        "deleted": False,
+        "isGenerated": False,
+        "runsCountToCompare": CHARTED,
+    }
+
+
+def _serve(uri: str, port: int, page: str, *, browser: bool) -> None:
+    """Serve MLflow's application on a store until Ctrl-C or SIGTERM, and print the address once it answers.
+
+    In this process: `mlflow server` imports MLflow twice, in a command and in its workers, before it answers.
+    """
+    import uvicorn  # noqa: PLC0415 (with MLflow's application two seconds, for this command only)
+    from mlflow.server import constants  # noqa: PLC0415
+
+    os.environ[constants.BACKEND_STORE_URI_ENV_VAR] = uri
+    os.environ[constants.ARTIFACT_ROOT_ENV_VAR] = (stage.repository() / "mlartifacts").as_uri()
+    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # eight more processes, for GenAI jobs
+    with warnings.catch_warnings(action="ignore"):  # of MLflow's own imports
+        from mlflow.server.fastapi_app import app  # noqa: PLC0415 (reads these variables)
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            address = f"http://{HOST}:{port}"
+            address = f"http://{HOST}:{port}{page}"
             info(f"The runs are at {address} (Ctrl-C ends the server)")
             _open(address, wanted=browser)
 
-    config = uvicorn.Config(application, HOST, port, log_level="warning", timeout_graceful_shutdown=STOP_S)
+    config = uvicorn.Config(app, HOST, port, log_level="warning", timeout_graceful_shutdown=STOP_S)
     Server(config).run()
 
 
@@ -90,12 +206,12 @@ def _open(address: str, *, wanted: bool) -> None:
 
 
 def _refuse_taken(port: int) -> None:
-    """Refuse a port that something listens on, naming one that is free."""
+    """Refuse a port that something listens on, naming a free one."""
     if _is_free(port):
         return
     free = next(other for other in [*range(port + 1, 65536), *range(1024, port)] if _is_free(other))
     raise RequestError(
-        f"port {port} is taken, perhaps by another `make ui`, or not for you to use; port {free} is free. "
+        f"port {port} is taken, perhaps by another `make ui`, or reserved; port {free} is free. "
         f"Type: make ui PORT={free} (or: convoy ui --port {free})"
     )
 

@@ -94,7 +94,7 @@ def match_runs(target: MlflowClient, experiment: str, carried: Iterable[Run], id
     """Find the run of the target for each of the source's, or create it; `ids` learns all of them.
 
     A run is known by the id that it had in the source, else by Convoy's own, which the
-    courier of another machine may have brought there.
+    uploader of another machine may have brought there.
 
     Returns:
         Ids in the source of those that were created.

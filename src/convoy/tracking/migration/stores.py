@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from convoy.core.errors import MigrationError, RequestError, without_credentials
-from convoy.tracking import schema, store
+from convoy.tracking import settings, store
 from convoy.tracking.migration import rows
 from convoy.tracking.migration.copies import Tree, local
 
@@ -62,21 +62,21 @@ def open_source(uri: str) -> Iterator[Source]:
         MigrationError: it does not answer.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        if uri.startswith(schema.SQLITE):
-            path = Path(uri.removeprefix(schema.SQLITE))
+        if uri.startswith(settings.SQLITE):
+            path = Path(uri.removeprefix(settings.SQLITE))
             if not path.exists():
                 raise RequestError(
                     f"{path} does not exist, so there is nothing to migrate. Change to the repository that made "
                     "the runs, or name the store: convoy migrate TARGET --from sqlite:////PATH/mlflow.db"
                 )
-            schema.check(uri)
+            store.check_schema(uri)
             copy = Path(scratch) / "mlflow.db"
             with (
                 closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as original,
                 closing(sqlite3.connect(copy)) as target,
             ):
                 original.backup(target)
-            source = Source(store.connect(f"{schema.SQLITE}{copy}"), uri, path.resolve().parent)
+            source = Source(store.connect(f"{settings.SQLITE}{copy}"), uri, path.resolve().parent)
         else:
             source = Source(store.connect(uri), uri, None)
         answer(source.client, uri)
@@ -103,7 +103,7 @@ def open_target(uri: str, source: Source) -> MlflowClient:
         )
     if _same(uri, source.uri):
         raise RequestError(f"{without_credentials(uri)} is the source itself. Name another store.")
-    schema.check(uri)
+    store.check_schema(uri)
     client = store.connect(uri)
     answer(client, uri)
     for one in rows.experiments(source.client):
@@ -118,9 +118,9 @@ def open_target(uri: str, source: Source) -> MlflowClient:
 
 def artifacts_of(uri: str) -> str | None:
     """Say where a target keeps files: beside a database file; None where a server decides."""
-    if not uri.startswith(schema.SQLITE):
+    if not uri.startswith(settings.SQLITE):
         return None
-    return (Path(uri.removeprefix(schema.SQLITE)).resolve().parent / ARTIFACTS).as_uri()
+    return (Path(uri.removeprefix(settings.SQLITE)).resolve().parent / ARTIFACTS).as_uri()
 
 
 def answer(client: MlflowClient, uri: str) -> None:
@@ -153,8 +153,8 @@ def _same(one: str, other: str) -> bool:
     """Tell whether two addresses are spelt alike, paths resolved."""
 
     def plain(uri: str) -> str:
-        if uri.startswith(schema.SQLITE):
-            return str(Path(uri.removeprefix(schema.SQLITE)).resolve())
+        if uri.startswith(settings.SQLITE):
+            return str(Path(uri.removeprefix(settings.SQLITE)).resolve())
         return uri.rstrip("/").lower()
 
     return plain(one) == plain(other)

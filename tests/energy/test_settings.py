@@ -1,6 +1,5 @@
 """CO2 by country, from codecarbon's tables; a country that is not in them is refused."""
 
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -12,18 +11,18 @@ from codecarbon.input import DataSource
 from convoy import preflight
 from convoy.core import params
 from convoy.core.errors import RequestError
-from convoy.energy import grid
+from convoy.energy.settings import find_grid
 
 
 def test_a_country_has_the_figure_and_the_year_of_codecarbons_table() -> None:
-    theirs = Emissions(DataSource()).get_country_emissions(Energy(1), GeoMetadata("DEU", "Germany"))
-    germany = grid.find("DEU")
-    assert germany.g_per_kwh == pytest.approx(theirs * 1000)
+    in_codecarbon = Emissions(DataSource()).get_country_emissions(Energy(1), GeoMetadata("DEU", "Germany"))
+    germany = find_grid("DEU")
+    assert germany.g_per_kwh == pytest.approx(in_codecarbon * 1000)
     assert str(germany) == "Germany 381 g CO2 per kWh (2023)"
 
 
 def test_an_unknown_place_has_the_worlds_average() -> None:
-    assert str(grid.find("world")) == "world average 475 g CO2 per kWh (IEA 2019)"
+    assert str(find_grid("world")) == "world average 475 g CO2 per kWh (IEA 2019)"
 
 
 @pytest.mark.parametrize(
@@ -37,14 +36,14 @@ def test_an_unknown_place_has_the_worlds_average() -> None:
 )
 def test_a_country_that_is_not_there_is_refused_with_the_nearest_first(typed: str, near: str) -> None:
     with pytest.raises(
-        RequestError, match=rf"no such country: '{typed}'\. Near it: {near}.*ISO code.*`world`"
+        RequestError, match=rf"no such country: '{typed}'\. Did you mean {near}.*ISO code.*`world`"
     ):
-        grid.find(typed)
+        find_grid(typed)
 
 
 def test_nonsense_is_refused_without_a_guess() -> None:
-    with pytest.raises(RequestError, match=r"no such country: '%%%'\. Give an ISO code of three letters"):
-        grid.find("%%%")
+    with pytest.raises(RequestError, match=r"no such country: '%%%'\. Use an ISO code of three letters"):
+        find_grid("%%%")
 
 
 def test_params_name_the_key_of_a_wrong_country() -> None:
@@ -58,13 +57,4 @@ def test_the_comment_in_params_tells_the_figure_in_use(repository: Path) -> None
     [line] = [
         line for line in (repository / params.PARAMS_FILE).read_text().splitlines() if "  country:" in line
     ]
-    assert f"{grid.find('world').g_per_kwh:.0f} g CO2 per kWh" in line
-
-
-def test_a_missing_codecarbon_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nothing(_name: str) -> ModuleSpec | None:
-        return None
-
-    monkeypatch.setattr(grid, "find_spec", nothing)
-    with pytest.raises(RequestError, match=r"codecarbon is not installed"):
-        grid.find("DEU")
+    assert f"{find_grid('world').g_per_kwh:.0f} g CO2 per kWh" in line

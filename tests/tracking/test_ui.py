@@ -1,8 +1,11 @@
 """`convoy ui` shows the same view on every MLflow server, and says what stands in the way."""
 
 import json
+import os
 import re
+import signal
 import socket
+import subprocess
 import sys
 import webbrowser
 from pathlib import Path
@@ -11,45 +14,38 @@ import pytest
 from mlflow.tracking import MlflowClient
 from playwright.sync_api import expect
 
-from browser import opened
+from browser import keep, opened
 from clones import free_port
 from convoy.core.errors import NetworkError, RequestError
-from convoy.tracking import page, ui, view
+from convoy.tracking import store, ui
 
 
 def test_the_view_is_kept_once_and_again_where_it_has_changed(
     client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment_id = client.create_experiment("convoy")
-    view.keep(client, experiment_id)
-    kept = client.get_experiment(experiment_id).tags[view.TAG]
+    ui.share_view(client, experiment_id)
+    kept = client.get_experiment(experiment_id).tags[ui.TAG]
     assert json.loads(kept)["name"] == "Convoy"
-    assert json.loads(json.loads(kept)["state"]) == view.state()
+    assert json.loads(json.loads(kept)["state"]) == ui.view_state()
     assert len(kept) < 5000, "MLflow takes no more in a tag"
-    client.set_experiment_tag(experiment_id, view.TAG, "of an older Convoy")
-    view.keep(client, experiment_id)
-    assert client.get_experiment(experiment_id).tags[view.TAG] == kept
+    client.set_experiment_tag(experiment_id, ui.TAG, "of an older Convoy")
+    ui.share_view(client, experiment_id)
+    assert client.get_experiment(experiment_id).tags[ui.TAG] == kept
     monkeypatch.setattr(client, "set_experiment_tag", lambda *_: pytest.fail("nothing has changed"))
-    view.keep(client, experiment_id)
+    ui.share_view(client, experiment_id)
 
 
 def test_the_runs_that_charts_show_have_a_colour_each(client: MlflowClient) -> None:
     experiment_id = client.create_experiment("convoy")
     runs = [client.create_run(experiment_id, start_time=1000 + number).info.run_id for number in range(12)]
-    client.set_tag(runs[-1], view.COLOUR, view.COLOURS[0])
+    client.set_tag(runs[-1], ui.COLOUR, ui.COLOURS[0])
     for _ in range(2):
-        view.keep(client, experiment_id)
-        colours = [client.get_run(run).data.tags.get(view.COLOUR) for run in runs]
+        ui.share_view(client, experiment_id)
+        colours = [client.get_run(run).data.tags.get(ui.COLOUR) for run in runs]
         assert colours[:2] == [None, None], "not among those that charts show"
-        assert colours[-1] == view.COLOURS[0]
-        assert set(colours[2:]) == set(view.COLOURS)
-
-
-def test_the_start_page_fills_the_browsers_storage_before_mlflows_own_script() -> None:
-    html = page.seeded('<html><head><script defer src="main.js"></script></head></html>', "7</script>")
-    assert html.index("localStorage") < html.index("main.js")
-    assert html.count("</script>") == 2, "nothing that was put in ends the script"
-    assert '\\"7<\\/script>\\"' in html
+        assert colours[-1] == ui.COLOURS[0]
+        assert set(colours[2:]) == set(ui.COLOURS)
 
 
 def test_a_taken_port_is_told_with_one_that_is_free(workplace: Path) -> None:
@@ -71,12 +67,56 @@ def test_a_server_that_does_not_answer_is_named_with_what_to_do(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ada:secret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(
-        NetworkError, match=r"ada:\*\*\*@127.0.0.1:9 cannot be used; it answered .+"
-    ) as caught:
+    with pytest.raises(NetworkError, match=r"ada:\*\*\*@127.0.0.1:9 failed: .+") as caught:
         ui.show(5000, browser=False)
-    assert "let MLFLOW_TRACKING_URI name one that runs" in str(caught.value)
+    assert "set MLFLOW_TRACKING_URI to one that runs" in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+def test_the_local_server_shows_the_columns_that_matter_first(
+    workplace: Path, repository: Path, client: MlflowClient
+) -> None:
+    experiment_id = store.experiment(client, "convoy").experiment_id
+    for number, accuracy in enumerate((0.5, 0.75)):
+        run = client.create_run(
+            experiment_id, start_time=1000 + number, run_name=f"training {number}"
+        ).info.run_id
+        client.log_metric(run, "test/accuracy", accuracy)
+        client.log_metric(run, "train/seconds", 5.0)
+        client.log_param(run, "train.lr", 0.1)
+    server = subprocess.Popen(
+        [sys.executable, "-c", "from convoy.cli import main; main()", "ui", "--port", str(free_port())],
+        cwd=workplace,
+        env={**os.environ, "PYTHONPATH": str(repository / "src")},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stdout
+        address = ""
+        for line in server.stdout:
+            if match := re.search(r"http://127\.0\.0\.1:\d+/#\S+", line):
+                address = match[0]
+                break
+        with opened(address) as page:
+            expect(page.get_by_role("link", name="training 1")).to_be_visible()
+            keep(page, "local-view")
+            names = page.locator("[col-id='attributes.`Run Name`'] a").all_inner_texts()
+            assert names == ["training 1", "training 0"], "the newest first"
+            expect(page.get_by_text("Model registry")).to_be_visible()
+            headers = page.locator("[role=columnheader][col-id*='`']").evaluate_all(
+                "cells => cells.map(cell => [cell.getBoundingClientRect().left, cell.getAttribute('col-id')])"
+            )
+            columns = [name for _, name in sorted(headers)]
+            assert columns == [
+                ui.RUN_NAME,
+                "metrics.`test/accuracy`",
+                "metrics.`train/seconds`",
+                "params.`train.lr`",
+            ]
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.communicate(timeout=60)
 
 
 def test_a_server_elsewhere_shows_the_view_at_the_address_that_is_printed(
@@ -91,11 +131,11 @@ def test_a_server_elsewhere_shows_the_view_at_the_address_that_is_printed(
     client.log_metric(run, "test/accuracy", 0.75)
     ui.show(free_port(), browser=True)  # not opened: this is no terminal
     [address] = re.findall(rf"{server}/#\S+", capsys.readouterr().out)
-    with opened(address) as without_credentials:
-        header = without_credentials.locator("[role=columnheader][col-id='metrics.`test/accuracy`']")
+    with opened(address) as page:
+        header = page.locator("[role=columnheader][col-id='metrics.`test/accuracy`']")
         expect(header).to_be_visible()
-        expect(without_credentials.get_by_role("link", name="a training")).to_be_visible()
-        expect(without_credentials.get_by_role("button", name=view.NAME)).to_be_visible()
+        expect(page.get_by_role("link", name="a training")).to_be_visible()
+        expect(page.get_by_role("button", name=ui.VIEW)).to_be_visible()
 
 
 @pytest.mark.parametrize(
