@@ -311,7 +311,7 @@ def _read_metrics(clone: Path) -> dict[str, float]:
     """Read the metrics of every stage by MLflow's names."""
     flat: dict[str, float] = {}
     for path in sorted((clone / METRICS).glob("*.json")):
-        flat |= run.numbers(files.read_json(path))
+        flat |= run.flatten_metrics(files.read_json(path))
     return flat
 
 
