@@ -33,7 +33,7 @@ def main() -> None:
     stages.start_uploader()  # the uploader starts while the next lines import torch
     from convoy.energy.callback import TrainingEnergy
     from convoy.energy.meter import metered
-    from convoy.explain import curves, diagram
+    from convoy.explain import diagram, figures
     from convoy.models.trained import FACTS, WEIGHTS
     from convoy.training import pretrained
     from convoy.training.checkpoints import CheckpointStore, inputs_digest
@@ -68,7 +68,7 @@ def main() -> None:
             run.set_tags(meter.tags())
             files.write_json(Path("build/metrics/train.json"), metrics)
             run.log_result(metrics)
-            run.log_file(curves.draw(OUT / HISTORY, PLOTS / "curves.png"))
+            run.log_file(figures.draw_curves(OUT / HISTORY, PLOTS / "curves.png"))
             run.log_file(picture)
             run.log_file(OUT / WEIGHTS, "weights")
             run.log_file(OUT / FACTS, "weights")

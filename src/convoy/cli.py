@@ -10,9 +10,7 @@ from typer.core import TyperGroup
 
 from convoy import __version__
 from convoy.commands.data import data
-from convoy.commands.explain_convolution import convolution
-from convoy.commands.explain_features import features
-from convoy.commands.explain_position import position
+from convoy.commands.explain import explain
 from convoy.commands.lineage import trace, why
 from convoy.commands.migrate import migrate
 from convoy.commands.network import network
@@ -39,13 +37,6 @@ app = typer.Typer(
     help="Train, compare, verify and serve image classifiers (CNNs) from labelled images. "
     "`dvc repro` runs the pipeline itself.",
 )
-explain = typer.Typer(
-    no_args_is_help=True,
-    help="Show what a CNN computes: a convolution by hand, feature maps, why position matters.",
-)
-explain.command()(convolution)
-explain.command()(features)
-explain.command()(position)
 
 
 def main() -> None:

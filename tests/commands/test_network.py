@@ -15,11 +15,16 @@ REPOSITORY = Path(__file__).parents[2]
 Typed = Callable[..., tuple[int, str, str]]
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Typed:
-    """Type a command in the repository; give its exit code, output and errors."""
+def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cache: Path) -> Typed:
+    """Run a command in the repository; return its exit code, output and errors."""
     monkeypatch.chdir(REPOSITORY)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
 
     def run(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["convoy", "network", *words])
@@ -53,15 +58,14 @@ def test_show_prints_a_line_per_layer_and_the_totals(typed):
     assert any("with 64 images per step" in line for line in lines)
 
 
-def test_show_takes_what_a_network_was_made_for_and_else_what_params_yaml_says(typed):
+def test_the_defaults_of_show_come_from_made_for_or_params_yaml(typed):
     first = [
         typed("show", *words)[1].splitlines()[0]
         for words in (("vgg11",), ("convnet",), ("vgg11", "--image-px", "32", "--classes", "2"))
     ]
-    unsaid = "(data.image_px of params.yaml and 10 classes, where not told otherwise)"
     assert first == [
-        "vgg11: 224×224 RGB images, 1000 classes (made_for of the spec, where not told otherwise)",
-        f"convnet: 32×32 RGB images, 10 classes {unsaid}",
+        "vgg11: 224×224 RGB images, 1000 classes (defaults: made_for of the spec)",
+        "convnet: 32×32 RGB images, 10 classes (defaults: data.image_px of params.yaml, 10 classes)",
         "vgg11: 32×32 RGB images, 2 classes",
     ]
 
@@ -74,7 +78,7 @@ def test_show_prints_json_for_programs(typed):
     assert found["layers"][0]["output"] == [55, 55, 64]
 
 
-def test_show_knows_torchvisions_classifiers_by_name(typed):
+def test_show_accepts_torchvisions_classifiers(typed):
     code, out, _ = typed("show", "torchvision:squeezenet1_1", "--classes", "1000", "--units")
     assert code == 0
     assert "parameters  1,235,496" in out
@@ -88,21 +92,21 @@ def test_show_draws_a_picture(typed, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (("show", "vgg166"), 2, "there is no network `vgg166` in networks/; did you mean `vgg16`?"),
         (("show", "torchvision:resnet19"), 2, "torchvision has no classifier `resnet19`; did you mean"),
         (("show", "vgg16", "--image-px", "31"), 1, "The smallest that works is 32"),
-        (("show", "lenet5", "--picture", "lenet5.pdf"), 2, "lenet5.pdf is no .png or .svg file"),
+        (("show", "lenet5", "--picture", "lenet5.pdf"), 2, "lenet5.pdf is not a .png or .svg file"),
         (("show", "lenet5", "--classes", "0"), 2, "--classes"),
         (("show", "lenet5", "--image-px", "0"), 2, "--image-px"),
         (("show", "lenet5", "--batch-size", "0"), 2, "--batch-size"),
     ],
 )
-def test_a_wrong_request_names_the_remedy(typed, words, code, said):
+def test_an_invalid_request_names_the_remedy(typed, words, code, message):
     left, _, errors = typed(*words)
     assert left == code
-    assert said in errors
+    assert message in errors
 
 
 def test_list_prints_a_line_per_network(typed):
@@ -122,7 +126,7 @@ def test_list_prints_json_for_programs(typed):
 
 @pytest.fixture
 def project(tmp_path: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository of a user's own, with one network that git does not know."""
+    """A repository of a user's own, with one network that git does not track."""
     (tmp_path / "networks").mkdir()
     mine = "layers: [flatten, {dense: classes}]\n"
     (tmp_path / "networks" / "mine.yaml").write_text(mine, encoding="utf-8")
@@ -133,13 +137,13 @@ def project(tmp_path: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 @pytest.mark.parametrize("words", [("show", "mine"), ("list",)])
-def test_a_network_that_git_does_not_track_is_remarked_on(typed, project, words):
+def test_a_network_that_git_does_not_track_is_noted(typed, project, words):
     assert "networks/mine.yaml is not tracked by git" in typed(*words)[1]
     subprocess.run(["git", "-C", project, "add", "networks"], check=True)
     assert "not tracked" not in typed(*words)[1]
 
 
-def test_json_carries_no_remarks(typed, project):
+def test_json_has_no_notes(typed, project):
     assert json.loads(typed("show", "mine", "--json")[1])["name"] == "mine"
     assert len(json.loads(typed("list", "--json")[1])["networks"]) == 1
 

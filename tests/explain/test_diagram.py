@@ -10,19 +10,17 @@ from convoy.explain.diagram import LINE, Box, boxes, draw
 from convoy.explain.table import tabulate
 from convoy.models import spec
 from convoy.models.spec import Spec
+from network_specs import SHIPPED, made_for
 
-SHIPPED = Path(__file__).parents[2] / "networks"
 DOTS_PER_INCH = 120
 
 
-def without_credentials(name: str) -> list[Box]:
-    read = spec.load(name, SHIPPED)
-    px, classes = (read.made_for.image_px, read.made_for.classes) if read.made_for else (32, 10)
-    return boxes(tabulate(read, classes, px))
+def boxes_of(name: str) -> list[Box]:
+    return boxes(tabulate(*made_for(name)))
 
 
 def has_margins(path: Path) -> bool:
-    """Say whether nothing reaches the edge, where it would be cut off."""
+    """Return whether no ink reaches the edge, where it would be cut off."""
     with Image.open(path) as image:
         ink = image.convert("L").point(lambda value: 255 * (value < 250)).getbbox()
         assert ink is not None
@@ -30,7 +28,7 @@ def has_margins(path: Path) -> bool:
 
 
 def test_lenet5_is_its_eight_volumes():
-    assert [(box.caption, box.volume) for box in without_credentials("lenet5")] == [
+    assert [(box.caption, box.volume) for box in boxes_of("lenet5")] == [
         ("image", (32, 32, 3)),
         ("conv\n5×5", (28, 28, 6)),
         ("max pool\n2×2", (14, 14, 6)),
@@ -43,15 +41,15 @@ def test_lenet5_is_its_eight_volumes():
 
 
 def test_blocks_of_one_convolution_are_that_convolution_and_stages_are_taken_apart():
-    vgg = without_credentials("vgg16")
+    vgg = boxes_of("vgg16")
     assert [box.caption for box in vgg[:4]] == ["image", "conv\n3×3", "conv\n3×3", "max pool\n2×2"]
-    resnet = without_credentials("resnet50")
+    resnet = boxes_of("resnet50")
     assert sum(box.colour == "unit" for box in resnet) == 3 + 4 + 6 + 3
     assert [box.volume for box in resnet[-3:]] == [(7, 7, 2048), (1, 1, 2048), (1, 1, 1000)]
 
 
 def test_auxiliary_heads_are_left_out():
-    assert [box.volume for box in without_credentials("googlenet")].count((1, 1, 1000)) == 1
+    assert [box.volume for box in boxes_of("googlenet")].count((1, 1, 1000)) == 1
 
 
 @pytest.mark.parametrize("name", spec.names(SHIPPED))

@@ -19,16 +19,28 @@ def test_equal_figures_make_equal_files(tmp_path, ending):
 
 def test_other_formats_are_refused():
     figures.check_name(Path("out.SVG"))
-    with pytest.raises(
-        RequestError, match=r"out\.gif is no \.png or \.svg file, which is what is drawn.*--picture out\.png"
-    ):
+    with pytest.raises(RequestError, match=r"out\.gif is not a \.png or \.svg file.*--picture out\.png"):
         figures.check_name(Path("out.gif"))
 
 
-def test_a_place_that_cannot_be_written_is_said_with_another(tmp_path):
+def test_a_file_that_cannot_be_written_is_refused_with_the_cause(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(
         RequestError,
-        match=r"The picture .*file/out\.png cannot be written: .*Name another place, or make room there\.",
+        match=r"The picture .*file/out\.png cannot be written: .*Choose another file, or free some space\.",
     ):
         figures.write(Figure(), tmp_path / "file" / "out.png")
+
+
+def test_curves_of_a_run_are_drawn_by_epoch(tmp_path):
+    history = tmp_path / "history.csv"
+    columns = ["epoch", "train/loss", "val/loss", "train/accuracy", "val/accuracy"]
+    history.write_text(
+        "\n".join([",".join(columns), "1,2.0,2.1,0.2,0.1", "2,1.0,1.5,0.6,0.5"]), encoding="utf-8"
+    )
+
+    svg = figures.draw_curves(history, tmp_path / "new" / "curves.svg").read_text(encoding="utf-8")
+
+    texts = [line.strip()[5:-4] for line in svg.splitlines() if line.strip().startswith("<!-- ")]
+    assert {"loss", "accuracy", "epoch"} <= set(texts)
+    assert texts.count("train") == texts.count("val") == 2

@@ -1,15 +1,17 @@
-"""The networks that there are."""
+"""The list of networks, and its cache."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from convoy.explain import network_list
-from convoy.explain.network_list import Entry, Memory
+from convoy.explain.network_list import Cache, Entry
 from convoy.models import spec, torchvision
+from network_specs import SHIPPED
 
-SHIPPED = Path(__file__).parents[2] / "networks"
 RESNET = Entry(
     name="resnet18",
     image_px=224,
@@ -37,7 +39,7 @@ def only_resnet(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return RESNET
 
     monkeypatch.setattr(torchvision, "names", lambda: ["resnet18"])
-    monkeypatch.setattr(network_list, "_measure", measure)
+    monkeypatch.setattr(network_list, "_measure_classifier", measure)
     return measured
 
 
@@ -68,18 +70,44 @@ def test_a_network_that_takes_no_such_images_is_counted_for_the_smallest_that_it
     assert (entry.image_px, entry.smallest_px) == (50, 50)
 
 
-def test_a_broken_spec_says_what_is_wrong_and_does_not_stop_the_list(home):
+def test_a_broken_spec_is_listed_with_its_error(home):
     (home / "broken.yaml").write_text("layers: [convolution, flatten]\n", encoding="utf-8")
     (home / "cut.yaml").write_text("layers: [{dense: classes}]\n", encoding="utf-8")
     (home / "fine.yaml").write_text("layers: [flatten, {dense: classes}]\n", encoding="utf-8")
     broken, cut, fine = described(home)
     assert "broken.yaml:1, layer 1: unknown layer `convolution`" in str(broken.problem)
-    assert "needs a flat row, but the volume 1×1×3 arrives" in str(cut.problem)
+    assert "needs a flat row, but its input is the volume 1×1×3" in str(cut.problem)
     assert fine.parameters == (32 * 32 * 3 + 1) * 10
     lines = network_list.lines([broken, cut, fine])
     assert lines[2].split()[:2] == ["fine", "30,730"]
     assert lines[-2].startswith("broken: ")
     assert "needs a flat row" in lines[-1]
+
+
+def test_a_spec_is_measured_once_until_its_layers_change(home, monkeypatch):
+    (home / "mine.yaml").write_text("layers: [flatten, {dense: classes}]\n", encoding="utf-8")
+    measured = []
+    measure = network_list._measure
+    monkeypatch.setattr(
+        network_list, "_measure", lambda *args: measured.append(args[0].name) or measure(*args)
+    )
+    first = described(home)
+    (home / "mine.yaml").rename(home / "other.yaml")
+    assert described(home) == [first[0].model_copy(update={"name": "other"})]
+    assert measured == ["mine"]
+    (home / "other.yaml").write_text("layers: [flatten, {dense: 7}, {dense: classes}]\n", encoding="utf-8")
+    assert described(home)[0].parameters == (3 * 32 * 32 + 1) * 7 + (7 + 1) * 10
+    assert measured == ["mine", "other"]
+
+
+def test_cached_networks_are_listed_without_torch(home):
+    described(SHIPPED)
+    code = (
+        "import sys; sys.modules['torch'] = None; from pathlib import Path; from convoy.explain import network_list;"
+        f"print(len(network_list.entries(Path({str(SHIPPED)!r}), 32, 10, everything=False, quiet=True)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(len(spec.names(SHIPPED)))
 
 
 def test_torchvisions_classifiers_come_on_request_and_are_measured_once(home, only_resnet, monkeypatch):
@@ -91,27 +119,27 @@ def test_torchvisions_classifiers_come_on_request_and_are_measured_once(home, on
     assert only_resnet == ["resnet18"]
 
 
-def test_a_one_line_spec_is_remembered_too(home, only_resnet):
+def test_a_one_line_spec_is_cached_too(home, only_resnet):
     (home / "mine.yaml").write_text("torchvision: resnet18\n", encoding="utf-8")
     assert described(home) == described(home) == [RESNET.model_copy(update={"name": "mine"})]
     assert only_resnet == ["resnet18"]
 
 
 @pytest.mark.parametrize("content", ["{", '{"names": 3}', '{"networks": {"resnet18": {"macs": "many"}}}', ""])
-def test_a_damaged_memory_is_made_anew(home, only_resnet, content):
+def test_a_damaged_cache_is_replaced(home, only_resnet, content):
     network_list.cache_file().parent.mkdir(parents=True)
     network_list.cache_file().write_text(content, encoding="utf-8")
     assert described(home, everything=True)[0].parameters == 11_689_512
     assert json.loads(network_list.cache_file().read_text(encoding="utf-8"))["names"] == ["resnet18"]
 
 
-def test_a_memory_that_cannot_be_written_is_reported_and_stops_nothing(home, only_resnet, capsys):
-    (home / "cache").touch()  # where a folder should be
+def test_a_cache_that_cannot_be_written_is_reported_and_stops_nothing(home, only_resnet, capsys):
+    (home / "cache").touch()  # in place of a folder
     assert len(described(home, everything=True)) == 1
-    assert "cannot be written, so this is measured again next time" in capsys.readouterr().err
+    assert "cannot be written, so networks are measured again" in capsys.readouterr().err
 
 
-def test_the_memory_lies_in_the_users_cache_unless_told(home, monkeypatch):
+def test_the_cache_is_in_the_users_cache_folder(home, monkeypatch):
     assert network_list.cache_file().parent == home / "cache" / "convoy"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(home))
@@ -119,14 +147,14 @@ def test_the_memory_lies_in_the_users_cache_unless_told(home, monkeypatch):
 
 
 def test_progress_is_shown_unless_quiet(home, only_resnet, capsys):
-    Memory.recall(network_list.cache_file()).describe_all(quiet=True)
+    Cache.read(network_list.cache_file()).all_of_torchvision(quiet=True)
     assert capsys.readouterr().out == ""
     network_list.cache_file().unlink()
-    Memory.recall(network_list.cache_file()).describe_all(quiet=False)
+    Cache.read(network_list.cache_file()).all_of_torchvision(quiet=False)
     assert "measuring torchvision's classifiers" in capsys.readouterr().out
 
 
 def test_measuring_gives_torchvisions_own_numbers_and_the_smallest_side():
-    assert network_list._measure("resnet18") == RESNET
-    squeezed = network_list._measure("squeezenet1_1")
+    assert network_list._measure_classifier("resnet18") == RESNET
+    squeezed = network_list._measure_classifier("squeezenet1_1")
     assert (squeezed.parameters, squeezed.smallest_px, squeezed.image_px) == (1_235_496, 17, 224)

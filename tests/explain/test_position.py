@@ -1,22 +1,27 @@
+import io
 import json
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from convoy.core.errors import DataError
+from convoy.core.errors import DataError, RequestError
 from convoy.explain import position
-from convoy.explain.position_verdict import CNN, DENSE
+from convoy.explain.position import CNN, DENSE, Effect, Result, points
 from convoy.models.build import build
 from convoy.models.spec import Spec
 
 PX = 16
+DIGITS = Path(__file__).parents[2] / position.DIGITS
 SPLITS = {"train": [0, 6], "val": [6, 10], "test": [10, 14]}
 
 
 @pytest.fixture
 def sheets():
-    return position.digits(seed=5)
+    return position.digits(file=DIGITS, seed=5)
 
 
 @pytest.fixture
@@ -36,10 +41,10 @@ def spec(name):
     return Spec.model_validate({"name": name, "layers": position.NETWORKS[name]})
 
 
-def test_the_order_names_every_place_once_and_moves_most(sheets):
-    places = torch.arange(sheets.px**2)
-    assert torch.equal(sheets.order.sort().values, places)
-    assert (sheets.order != places).float().mean() > 0.9
+def test_the_order_has_every_pixel_once_and_moves_most(sheets):
+    pixels = torch.arange(sheets.px**2)
+    assert torch.equal(sheets.order.sort().values, pixels)
+    assert (sheets.order != pixels).float().mean() > 0.9
 
 
 def test_every_image_and_channel_is_shuffled_alike(sheets):
@@ -50,15 +55,15 @@ def test_every_image_and_channel_is_shuffled_alike(sheets):
 
 
 def test_a_shuffle_loses_nothing(sheets):
-    shuffled_u8 = position.shuffle(sheets.measured_u8, sheets.order)
-    assert not torch.equal(shuffled_u8, sheets.measured_u8)
-    assert torch.equal(position.shuffle(shuffled_u8, sheets.order.argsort()), sheets.measured_u8)
+    shuffled_u8 = position.shuffle(sheets.test_u8, sheets.order)
+    assert not torch.equal(shuffled_u8, sheets.test_u8)
+    assert torch.equal(position.shuffle(shuffled_u8, sheets.order.argsort()), sheets.test_u8)
 
 
 def test_a_dense_network_whose_weights_are_shuffled_along_answers_the_same_and_a_cnn_has_none_to_shuffle(
     sheets,
 ):
-    pixels = sheets.measured_u8[:32].float()
+    pixels = sheets.test_u8[:32].float()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(1)
         dense, cnn = (build(spec(name), 10, sheets.px).eval() for name in (DENSE, CNN))
@@ -73,24 +78,24 @@ def test_a_dense_network_whose_weights_are_shuffled_along_answers_the_same_and_a
 
 
 def test_images_are_moved_on_their_sheets_and_keep_every_pixel(sheets):
-    assert sheets.learnt_u8.shape == (500, 3, 14, 14)
-    assert sheets.measured_u8.shape == (1500, 3, 14, 14)
-    assert not sheets.learnt_u8[:, :, :3].any()
-    assert not sheets.learnt_u8[:, :, :, -3:].any()
-    reached = sheets.measured_u8.amax(dim=(0, 1))
+    assert sheets.train_u8.shape == (500, 3, 14, 14)
+    assert sheets.test_u8.shape == (1500, 3, 14, 14)
+    assert not sheets.train_u8[:, :, :3].any()
+    assert not sheets.train_u8[:, :, :, -3:].any()
+    reached = sheets.test_u8.amax(dim=(0, 1))
     assert not reached[0].any()
     assert reached[1].any()
     assert reached[-2].any()
-    # 1,297 images take 1,500 turns: those that have two keep all their pixels at either place.
-    first, again = sheets.measured_u8[:203], sheets.measured_u8[1297:]
+    # 1,297 images make 1,500 sheets: an image on two of them keeps all its pixels on both.
+    first, again = sheets.test_u8[:203], sheets.test_u8[1297:]
     assert torch.equal(first.flatten(1).sort().values, again.flatten(1).sort().values)
     assert not torch.equal(first, again)
 
 
-def test_what_is_measured_was_not_learnt_from(sheets):
+def test_measured_images_were_not_trained_on(sheets):
     learnt, measured = (
         {tuple(one.sort().values.tolist()) for one in sheets_u8.flatten(1)}
-        for sheets_u8 in (sheets.learnt_u8, sheets.measured_u8)
+        for sheets_u8 in (sheets.train_u8, sheets.test_u8)
     )
     assert len(learnt) == 500
     assert len(measured) == 1297
@@ -98,8 +103,8 @@ def test_what_is_measured_was_not_learnt_from(sheets):
 
 
 def test_a_seed_decides_images_and_order(sheets):
-    same, other = position.digits(seed=5), position.digits(seed=6)
-    for name in ("learnt_u8", "measured_u8", "measured_labels", "order"):
+    same, other = position.digits(file=DIGITS, seed=5), position.digits(file=DIGITS, seed=6)
+    for name in ("train_u8", "test_u8", "test_labels", "order"):
         assert torch.equal(getattr(same, name), getattr(sheets, name))
         assert not torch.equal(getattr(other, name), getattr(sheets, name))
 
@@ -107,12 +112,30 @@ def test_a_seed_decides_images_and_order(sheets):
 def test_a_packed_dataset_is_shrunk_and_its_test_images_stay_unseen(folder):
     sheets = position.packed(folder, seed=1)
     assert (sheets.classes, sheets.image_px, sheets.shift, sheets.px) == (2, 12, 3, 20)
-    assert sheets.source == f"6 train images of {folder}, 4 val images to measure on"
-    assert sheets.learnt_u8.shape == (6, 3, 20, 20)
-    assert sheets.measured_u8.shape == (1500, 3, 20, 20)
-    assert sheets.learnt_u8[:, :, 4:16, 4:16].all()
-    assert sheets.measured_u8.max() < 255
-    assert sheets.measured_labels[:8].tolist() == [0, 1, 0, 1, 0, 1, 0, 1]
+    assert sheets.source == f"6 train images of {folder} for training, 4 val images for measuring"
+    assert sheets.train_u8.shape == (6, 3, 20, 20)
+    assert sheets.test_u8.shape == (1500, 3, 20, 20)
+    assert sheets.train_u8[:, :, 4:16, 4:16].all()
+    assert sheets.test_u8.max() < 255
+    assert sheets.test_labels[:8].tolist() == [0, 1, 0, 1, 0, 1, 0, 1]
+
+
+def test_missing_samples_are_refused_with_the_alternative(tmp_path):
+    with pytest.raises(RequestError, match=r"digits\.zip does not exist in .*--dataset build/dataset"):
+        position.digits(1, tmp_path / "digits.zip")
+
+
+def test_the_digits_are_those_of_the_archive(sheets):
+    with zipfile.ZipFile(DIGITS) as archive:
+        first = np.asarray(Image.open(io.BytesIO(archive.read("0/0000.png"))))
+    assert sheets.classes == 10
+    images = torch.cat([sheets.train_u8, sheets.test_u8])
+    labels = torch.cat([sheets.train_labels, sheets.test_labels])
+    ink = images.flatten(1).sort().values
+    wanted = torch.from_numpy(np.repeat(first.flatten(), 3)).sort().values
+    same = (ink[:, -len(wanted) :] == wanted).all(dim=1)
+    assert same.any()
+    assert set(labels[same].tolist()) == {0}
 
 
 def test_a_folder_without_a_dataset_is_refused(tmp_path):
@@ -139,7 +162,7 @@ def test_images_move_before_the_shuffle(sheets, monkeypatch):
     position.train(spec(DENSE), sheets, 3, shuffled=True)
     *moved, measured = seen
     assert sum(len(batch) for batch in moved) == 500
-    assert torch.equal(measured, sheets.measured_u8)
+    assert torch.equal(measured, sheets.test_u8)
     corners = torch.cat(moved).amax(dim=(0, 1))
     assert not corners[0].any()
     assert corners[1].any()
@@ -148,12 +171,12 @@ def test_images_move_before_the_shuffle(sheets, monkeypatch):
 
 def test_both_networks_train_on_the_same_seeds_in_place_and_shuffled(sheets, monkeypatch):
     accuracies = iter(range(12))
-    asked = []
+    calls = []
 
     def train(spec, given, seed, *, shuffled):
         assert given is sheets
         assert torch.get_num_threads() == 1
-        asked.append((spec.name, shuffled, seed))
+        calls.append((spec.name, shuffled, seed))
         return next(accuracies) / 100
 
     monkeypatch.setattr(position, "train", train)
@@ -164,22 +187,101 @@ def test_both_networks_train_on_the_same_seeds_in_place_and_shuffled(sheets, mon
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
-    assert asked == [(name, shuffled, seed) for name in (CNN, DENSE) for shuffled in (False, True) for seed in (4, 5, 6)]  # fmt: skip
-    verdict = position.conclude(done, sheets, 4)
-    assert verdict.seeds == (4, 5, 6)
-    assert verdict.cnn.in_place == (0.0, 0.01, 0.02)
-    assert verdict.cnn.shuffled == (0.03, 0.04, 0.05)
-    assert verdict.dense.in_place == (0.06, 0.07, 0.08)
-    assert verdict.dense.shuffled == (0.09, 0.1, 0.11)
-    assert verdict.cnn.step == 1 / 1500
+    assert calls == [(name, shuffled, seed) for name in (CNN, DENSE) for shuffled in (False, True) for seed in (4, 5, 6)]  # fmt: skip
+    result = position.conclude(done, sheets, 4)
+    assert result.seeds == (4, 5, 6)
+    assert result.cnn.in_place == (0.0, 0.01, 0.02)
+    assert result.cnn.shuffled == (0.03, 0.04, 0.05)
+    assert result.dense.in_place == (0.06, 0.07, 0.08)
+    assert result.dense.shuffled == (0.09, 0.1, 0.11)
+    assert result.cnn.step == 1 / 1500
 
 
 @pytest.mark.slow
 def test_a_shuffle_of_the_pixels_hurts_the_cnn_and_leaves_the_dense_network_as_it_was():
-    sheets = position.digits(seed=1)
-    verdict = position.conclude(list(position.trainings(sheets, 1)), sheets, 1)
-    assert verdict.cnn.loss > 3 * verdict.cnn.spread
-    assert abs(verdict.dense.loss) <= 3 * verdict.dense.spread
-    assert verdict.holds
-    assert min(verdict.cnn.in_place) > 0.95  # a CNN that never learnt could not lose
-    assert min(verdict.dense.in_place) > 0.85
+    sheets = position.digits(file=DIGITS, seed=1)
+    result = position.conclude(list(position.trainings(sheets, 1)), sheets, 1)
+    assert result.cnn.loss > 3 * result.cnn.spread
+    assert abs(result.dense.loss) <= 3 * result.dense.spread
+    assert result.holds
+    assert min(result.cnn.in_place) > 0.95  # a CNN that never learnt could not lose
+    assert min(result.dense.in_place) > 0.85
+
+
+HURT = Effect((0.97, 0.98, 0.99), (0.80, 0.81, 0.81), 0.001)
+UNCHANGED = Effect((0.90, 0.91, 0.92), (0.91, 0.90, 0.91), 0.001)
+BETTER = Effect((0.90, 0.90, 0.91), (0.96, 0.96, 0.96), 0.001)
+WORSE = Effect((0.96, 0.96, 0.96), (0.90, 0.90, 0.91), 0.001)
+
+
+def report(result):
+    return " ".join(" ".join(position.report(result)).split())
+
+
+def test_loss_is_the_difference_of_means_and_spread_the_larger_range_of_seeds():
+    assert HURT.loss == pytest.approx(0.98 - 2.42 / 3)
+    assert HURT.spread == pytest.approx(0.02)
+    assert HURT.bound == pytest.approx(0.06)
+    assert Effect((0.5, 0.5, 0.5), (0.1, 0.4, 0.3), 0.001).spread == pytest.approx(0.3)
+
+
+def test_the_spread_is_at_least_one_image():
+    pair = Effect((0.5, 0.5, 0.5), (0.51, 0.51, 0.51), 0.004)
+    assert pair.spread == 0.004
+    assert Result(HURT, pair, (1, 2, 3)).dense_is_unchanged
+
+
+@pytest.mark.parametrize(
+    ("cnn", "dense", "holds", "lines"),
+    [
+        (HURT, UNCHANGED, True, ["CNN: loss of 17.3 points, more than the bound of 6.0", "Dense network: loss of 0.3 points, not more than the bound of 6.0"]),
+        (UNCHANGED, UNCHANGED, False, ["CNN: loss of 0.3 points, not more than the bound of 6.0"]),
+        (BETTER, UNCHANGED, False, ["CNN: gain of 5.7 points, not more than"]),
+        (HURT, WORSE, False, ["Dense network: loss of 5.7 points, more than the bound of 3.0"]),
+        (HURT, BETTER, False, ["Dense network: gain of 5.7 points, more than the bound of 3.0"]),
+    ],
+    ids=["as expected", "CNN unchanged", "CNN gains", "dense loses", "dense gains"],
+)  # fmt: skip
+def test_the_effect_holds_only_if_the_cnn_loses_and_the_dense_network_does_not_change(
+    cnn, dense, holds, lines
+):
+    result = Result(cnn, dense, (1, 2, 3))
+    assert result.holds is holds
+    assert result.cnn_is_hurt is (cnn is HURT)
+    assert result.dense_is_unchanged is (dense is UNCHANGED)
+    assert all(line in report(result) for line in lines)
+    assert ("Another --seed" in report(result)) is not holds
+
+
+def test_the_table_has_mean_and_seeds_of_every_arm():
+    lines = position.report(Result(HURT, UNCHANGED, (7, 8, 9)))
+    assert lines[0].split() == ["in", "place", "shuffled", "loss", "3", "×", "spread"]
+    assert lines[1].split() == ["CNN", "98.0", "(97.0", "98.0", "99.0)", "80.7", "(80.0", "81.0", "81.0)", "17.3", "6.0"]  # fmt: skip
+    assert lines[2].split() == ["dense", "network", "91.0", "(90.0", "91.0", "92.0)", "90.7", "(91.0", "90.0", "91.0)", "0.3", "6.0"]  # fmt: skip
+    assert "mean over the seeds 7, 8, 9" in " ".join(lines)
+
+
+def test_json_has_the_numbers_and_what_follows():
+    found = Result(HURT, UNCHANGED, (1, 2, 3)).as_json()
+    assert found["cnn"]["in_place"] == [0.97, 0.98, 0.99]
+    assert found["cnn"]["shuffled"] == [0.80, 0.81, 0.81]
+    assert found["cnn"]["loss"] > found["spreads"] * found["cnn"]["spread"]
+    assert found["cnn"]["is_hurt"] is True
+    assert found["dense"]["is_as_it_was"] is True
+    assert found["holds"] is True
+    assert found["seeds"] == [1, 2, 3]
+
+
+def test_a_difference_that_rounds_to_nothing_has_no_sign():
+    assert points(-0.0002) == "0.0"
+    assert points(-0.0123) == "-1.2"
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_picture_depends_on_the_accuracies_only(sheets, tmp_path):
+    for name, accuracy in (("a", 0.8), ("b", 0.8), ("c", 0.3)):
+        result = Result(Effect((0.97, 0.98, 0.99), (accuracy,) * 3, 0.001), UNCHANGED, (1, 2, 3))
+        position.draw(sheets, result, tmp_path / f"{name}.png")
+    assert np.asarray(Image.open(tmp_path / "a.png").convert("L"))[0, 0] == 255
+    a, b, c = ((tmp_path / f"{name}.png").read_bytes() for name in "abc")
+    assert a == b != c

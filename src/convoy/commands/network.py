@@ -1,4 +1,4 @@
-"""`convoy network`: see networks before they are trained."""
+"""`convoy network`: inspect networks before they are trained."""
 
 import json
 from pathlib import Path
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 TORCHVISION = "torchvision:"
 CLASSES = 10
-"""Width of the head of a network whose spec does not say what it was made for."""
+"""Classes of a network whose spec has no `made_for`."""
 
-network = typer.Typer(no_args_is_help=True, help="See networks before they are trained.")
+network = typer.Typer(no_args_is_help=True, help="Inspect networks before they are trained.")
 
 
 @network.command("show")
@@ -34,9 +34,7 @@ def network_show(
     ] = None,
     classes: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Classes to tell apart.", show_default=f"the spec's made_for, else {CLASSES}"
-        ),
+        typer.Option(min=1, help="Number of classes.", show_default=f"the spec's made_for, else {CLASSES}"),
     ] = None,
     batch_size: Annotated[
         int | None,
@@ -47,7 +45,7 @@ def network_show(
         ),
     ] = None,
     picture: Annotated[
-        Path | None, typer.Option(help="PNG or SVG file to draw the volumes into, from image to classes.")
+        Path | None, typer.Option(help="PNG or SVG file for a drawing of the volumes, from image to classes.")
     ] = None,
     *,
     units: Annotated[
@@ -59,15 +57,14 @@ def network_show(
 ) -> None:
     """Print a network layer by layer: volumes, parameters, MACs, receptive field, memory.
 
-    Nothing is trained, and no weight is allocated.
+    Nothing is trained and no weight is allocated.
 
     Example: convoy network show vgg16
 
     Example: convoy network show convnet --image-px 64 --classes 5 --picture convnet.svg
     """
     from convoy.core import params
-    from convoy.explain import network_text
-    from convoy.explain.table import tabulate
+    from convoy.explain import table
     from convoy.models.spec import FOLDER
     from convoy.repo.git import untracked
 
@@ -82,14 +79,14 @@ def network_show(
         from convoy.training.settings import TrainParams
 
         batch_size = params.section("train", TrainParams).batch_size
-    table = tabulate(spec, width, side)
+    rows = table.tabulate(spec, width, side)
     if picture:
-        draw_table(table, picture)
+        draw_table(rows, picture)
     if as_json:
-        print(json.dumps(network_text.facts(table, batch_size), ensure_ascii=False))
+        print(json.dumps(table.as_json(rows, batch_size), ensure_ascii=False))
         return
     print(f"{spec.name}: {side}×{side} RGB images, {width} classes{note}")
-    for line in network_text.lines(table, batch_size, units=units):
+    for line in table.lines(rows, batch_size, units=units):
         print(line)
     if remark := untracked(FOLDER / f"{name}.yaml"):
         print(f"\n{remark}")
@@ -102,7 +99,7 @@ def network_list(
     *,
     everything: Annotated[
         bool,
-        typer.Option("--all", help="List torchvision's classifiers too; measured once, then remembered."),
+        typer.Option("--all", help="List torchvision's classifiers too; measured once, then cached."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -128,26 +125,24 @@ def network_list(
 
 
 def _load(name: str) -> "Spec":
-    """Read a spec, or name a classifier of torchvision's as a one-line spec would."""
+    """Read a spec, or make one that names a classifier of torchvision's."""
     from convoy.models import spec, torchvision
 
     if not name.startswith(TORCHVISION):
         return spec.load(name)
-    theirs = name.removeprefix(TORCHVISION)
-    torchvision.check(theirs, name)
-    return spec.Spec(name=theirs, torchvision=theirs)
+    classifier = name.removeprefix(TORCHVISION)
+    torchvision.check(classifier, name)
+    return spec.Spec(name=classifier, torchvision=classifier)
 
 
 def _images(spec: "Spec", image_px: int | None, classes: int | None) -> tuple[int, int, str]:
-    """Complete side and classes by what the spec says, then params.yaml; say so."""
+    """Complete image side and classes from the spec, else from params.yaml; return them with a note on the source."""
     from convoy.core import params
     from convoy.data.settings import DataParams
 
     if image_px is not None and classes is not None:
         return image_px, classes, ""
-    if spec.made_for is not None:
-        made_for = spec.made_for
-        note = " (made_for of the spec, where not told otherwise)"
-        return image_px or made_for.image_px, classes or made_for.classes, note
-    note = f" (data.image_px of params.yaml and {CLASSES} classes, where not told otherwise)"
+    if made_for := spec.made_for:
+        return image_px or made_for.image_px, classes or made_for.classes, " (defaults: made_for of the spec)"
+    note = f" (defaults: data.image_px of params.yaml, {CLASSES} classes)"
     return image_px or params.section("data", DataParams).image_px, classes or CLASSES, note

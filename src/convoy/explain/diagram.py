@@ -17,8 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 
 from convoy.explain import figures
-from convoy.explain.rows import Row, Table
-from convoy.explain.table import tabulate
+from convoy.explain.table import Row, Table, tabulate
 from convoy.models.layer_types import ACTIVATIONS
 from convoy.models.spec import Spec
 

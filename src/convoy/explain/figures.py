@@ -1,5 +1,6 @@
-"""Write drawn figures as PNG or SVG files that are equal for equal contents."""
+"""Write drawn figures as PNG or SVG files, byte for byte equal for equal contents; draw the curves of a run."""
 
+import csv
 from pathlib import Path
 
 import matplotlib as mpl
@@ -8,37 +9,59 @@ from matplotlib.figure import Figure
 from convoy.core.errors import RequestError
 
 FORMATS = (".png", ".svg")
-DOTS = 144
-"""Pixels per inch of a PNG."""
+DPI = 144
+INK, PAPER = "#1c2530", "#ffffff"
 
 
 def check_name(out: Path) -> None:
-    """Refuse a picture of a format that is not drawn.
+    """Refuse a picture in an unsupported format.
 
     Raises:
-        RequestError: the name ends in something else.
+        RequestError: the name ends in neither .png nor .svg.
     """
     if out.suffix.lower() not in FORMATS:
         raise RequestError(
-            f"{out} is no {' or '.join(FORMATS)} file, which is what is drawn. "
-            f"Try --picture {out.with_suffix('.png')}"
+            f"{out} is not a {' or '.join(FORMATS)} file. Try --picture {out.with_suffix('.png')}"
         )
 
 
 def write(figure: Figure, out: Path) -> Path:
-    """Write a figure in the format that the file's name ends in.
+    """Write a figure in the format of the file's name, without dates, versions and random ids.
 
     Raises:
         RequestError: the file cannot be written.
     """
-    # Without these, equal figures would give files that differ in date, in matplotlib's version and in ids.
     metadata = {"Software": None} if out.suffix.lower() == ".png" else {"Date": None}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with mpl.rc_context({"svg.hashsalt": "convoy"}):
-            figure.savefig(out, dpi=DOTS, metadata=metadata)
+            figure.savefig(out, dpi=DPI, metadata=metadata)
     except OSError as error:
         raise RequestError(
-            f"The picture {out} cannot be written: {error.strerror}. Name another place, or make room there."
+            f"The picture {out} cannot be written: {error.strerror}. Choose another file, or free some space."
         ) from error
     return out
+
+
+def draw_curves(history: Path, out: Path) -> Path:
+    """Draw loss and accuracy of training and validation by epoch.
+
+    Args:
+        history: the CSV that `fit` writes, with columns `epoch` and `where/what`.
+        out: file to write.
+
+    Raises:
+        RequestError: the file cannot be written.
+    """
+    with history.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    epochs = [int(row["epoch"]) for row in rows]
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for where in ("train", "val"):
+            axes.plot(epochs, [float(row[f"{where}/{what}"]) for row in rows], marker=".", label=where)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(what)
+        axes.grid(visible=True, alpha=0.3)
+        axes.legend()
+    return write(figure, out)

@@ -1,4 +1,8 @@
-"""The networks that there are: what each costs, and the smallest images that it takes."""
+"""List networks: what each costs, and the smallest images that it takes.
+
+Measuring imports torch and takes up to two seconds per network, so results are kept in a file in the user's cache: those of
+a spec as long as its layers stay the same, those of torchvision's classifiers for each version of torchvision.
+"""
 
 import os
 import sys
@@ -7,23 +11,22 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
-from convoy.core import files
-from convoy.core.console import info, track
+from convoy import __version__
+from convoy.core import console, files, params
 from convoy.core.errors import ConvoyError
-from convoy.explain.table import tabulate
 from convoy.models import shapes, spec, torchvision
 from convoy.models.spec import Spec
 
 
 class Entry(BaseModel):
-    """Describe a network by numbers, or say what is wrong with its spec.
+    """A network in numbers, or the error in its spec.
 
     Attributes:
-        name: as `network.name` and `convoy network show` take it.
+        name: as `network.name` and `convoy network show` accept it.
         image_px: side of the images that parameters and MACs are counted for.
         classes: likewise.
-        smallest_px: smallest side of the images that it takes, in pixels.
-        problem: why the rest is missing.
+        smallest_px: side of the smallest images that it takes, in pixels.
+        problem: the error; all numbers are None then.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -42,133 +45,147 @@ def entries(folder: Path, image_px: int, classes: int, *, everything: bool, quie
     """Describe every spec of a folder, in order.
 
     Args:
-        folder: where the specs are.
-        image_px: side of the images to count for where a spec does not say what it was made for; the
-            smallest side that it takes, if that is larger.
+        folder: of the specs.
+        image_px: side of the images to count for where a spec has no `made_for`; the smallest side that
+            the network takes, if that is larger.
         classes: likewise.
-        everything: whether to describe torchvision's classifiers too. The first time takes minutes; what was
-            found is kept in the user's cache for this version of torchvision.
-        quiet: whether to show no progress.
+        everything: describe torchvision's classifiers too.
+        quiet: show no progress.
     """
-    memory = Memory.recall(cache_file())
-    found = [_entry(name, folder, memory, (image_px, classes)) for name in spec.names(folder)]
-    return found + memory.describe_all(quiet=quiet) if everything else found
+    cache = Cache.read(cache_file())
+    found = [_entry(name, folder, cache, (image_px, classes)) for name in spec.names(folder)]
+    return found + cache.all_of_torchvision(quiet=quiet) if everything else found
 
 
 def lines(found: list[Entry]) -> list[str]:
-    """Lay entries out as plain text; a broken spec's problem follows its name."""
-    headings = ("network", "parameters", "in training", "MACs", "smallest px", "counted for")
-    cells = [headings, *(_cells(entry) for entry in found if not entry.problem)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(headings))]
-    laid_out = [
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
-        for line in cells
+    """Format entries as text; the error of a broken spec follows its name."""
+    cells = [
+        (
+            entry.name,
+            f"{entry.parameters:,}",
+            f"{(entry.parameters or 0) + entry.auxiliary_parameters:,}" if entry.auxiliary_parameters else "",
+            f"{entry.macs:,}",
+            entry.smallest_px or "",
+            f"{entry.image_px} px, {entry.classes} classes",
+        )
+        for entry in found
+        if not entry.problem
     ]
-    rule = "─" * max(map(len, laid_out))
-    broken = [f"{entry.name}: {entry.problem}" for entry in found if entry.problem]
-    return [laid_out[0], rule, *laid_out[1:], *broken]
+    header = ("network", "parameters", "in training", "MACs", "smallest px", "counted for")
+    title, *body = console.table(header, cells, right=range(1, len(header))).splitlines()
+    rule = "─" * max(map(len, (title, *body)))
+    return [title, rule, *body, *(f"{entry.name}: {entry.problem}" for entry in found if entry.problem)]
 
 
 def cache_file() -> Path:
-    """Name the file that remembers torchvision's classifiers: under $XDG_CACHE_HOME, else ~/.cache."""
+    """Locate the cache: under $XDG_CACHE_HOME, else ~/.cache."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "convoy" / f"torchvision-{version('torchvision')}.json"
 
 
-def _cells(entry: Entry) -> tuple[str, ...]:
-    training = (entry.parameters or 0) + (entry.auxiliary_parameters or 0)
-    return (
-        entry.name,
-        f"{entry.parameters:,}",
-        f"{training:,}" if entry.auxiliary_parameters else "",
-        f"{entry.macs:,}",
-        f"{entry.smallest_px}" if entry.smallest_px else "",
-        f"{entry.image_px} px, {entry.classes} classes",
-    )
-
-
-def _entry(name: str, folder: Path, memory: "Memory", otherwise: tuple[int, int]) -> Entry:
-    try:
-        read = spec.load(name, folder)
-        if read.torchvision is not None:
-            return memory.describe(read.torchvision).model_copy(update={"name": name})
-        wanted, classes = (read.made_for.image_px, read.made_for.classes) if read.made_for else otherwise
-        smallest = shapes.smallest_px(read.layers, classes, 1)
-        image_px = wanted if read.made_for else max(wanted, smallest or 0)
-        return _counted(read, classes, image_px, smallest)
-    except ConvoyError as error:
-        return Entry(name=name, problem=str(error))
-
-
-def _counted(read: Spec, classes: int, image_px: int, smallest_px: int | None) -> Entry:
-    table = tabulate(read, classes, image_px)
-    return Entry(
-        name=read.name,
-        image_px=image_px,
-        classes=classes,
-        parameters=table.parameters,
-        auxiliary_parameters=table.auxiliary_parameters,
-        macs=table.macs,
-        smallest_px=smallest_px,
-    )
-
-
-class Memory(BaseModel):
-    """Remember torchvision's classifiers in a file; measuring one imports torch and takes a second or two.
+class Cache(BaseModel):
+    """Measured networks, kept in a file.
 
     Attributes:
-        names: all that this torchvision has; empty until they were asked for.
-        networks: what was measured, by torchvision's names.
+        names: all classifiers of this torchvision; empty until they are first listed.
+        networks: by torchvision's name.
+        specs: by a hash of layers, image side, classes and version of Convoy.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     names: list[str] = []
     networks: dict[str, Entry] = {}
+    specs: dict[str, Entry] = {}
     _file: Path = PrivateAttr()
 
     @classmethod
-    def recall(cls, file: Path) -> "Memory":
-        """Read the file; one that is missing or damaged is an empty memory."""
+    def read(cls, file: Path) -> "Cache":
+        """Read the file; a missing or damaged one is an empty cache."""
         try:
-            memory = cls.model_validate_json(file.read_bytes())
+            cache = cls.model_validate_json(file.read_bytes())
         except (OSError, ValidationError):
-            memory = cls()
-        memory._file = file
-        return memory
+            cache = cls()
+        cache._file = file
+        return cache
 
-    def describe_all(self, *, quiet: bool) -> list[Entry]:
-        """Describe every classifier, named as `convoy network show` takes it."""
+    def all_of_torchvision(self, *, quiet: bool) -> list[Entry]:
+        """Describe every classifier, named as `convoy network show` accepts it."""
         if not self.names:
             self.names = torchvision.names()
         if not quiet and any(name not in self.networks for name in self.names):
-            info("measuring torchvision's classifiers, once for this version of torchvision")
-            for name in track(self.names, "measure", len(self.names)):
-                self.describe(name)
-        return [self.describe(name).model_copy(update={"name": f"torchvision:{name}"}) for name in self.names]
+            console.info("measuring torchvision's classifiers, once for this version of torchvision")
+            for name in console.track(self.names, "measure", len(self.names)):
+                self.of_torchvision(name)
+        return [
+            self.of_torchvision(name).model_copy(update={"name": f"torchvision:{name}"})
+            for name in self.names
+        ]
 
-    def describe(self, name: str) -> Entry:
-        """Describe one, for the images and classes of torchvision's own weights."""
+    def of_torchvision(self, name: str) -> Entry:
+        """Describe a classifier, for the images and classes of torchvision's own weights."""
         if name not in self.networks:
-            self.networks[name] = _measure(name)
-            self._remember()
+            self.networks[name] = _measure_classifier(name)
+            self._write()
         return self.networks[name]
 
-    def _remember(self) -> None:
-        """Write the file after each network, so that an interrupted first time is not lost."""
+    def of_spec(self, read: Spec, classes: int, image_px: int, smallest_px: int | None) -> Entry:
+        """Describe a network of layers."""
+        content = read.model_dump(mode="json", exclude={"name"})
+        key = params.digest(
+            {"spec": content, "classes": classes, "image_px": image_px, "convoy": __version__}
+        )
+        if key not in self.specs:
+            self.specs[key] = _measure(read, classes, image_px, smallest_px)
+            self._write()
+        return self.specs[key].model_copy(update={"name": read.name})
+
+    def _write(self) -> None:
+        """Write after each network, so that an interrupted measurement is not lost."""
         try:
             files.write_json(self._file, self.model_dump())
         except OSError as error:
-            note = f"{self._file} cannot be written, so this is measured again next time: {error.strerror}"
+            note = (
+                f"{self._file} cannot be written, so networks are measured again next time: {error.strerror}"
+            )
             print(note, file=sys.stderr)
 
 
-def _measure(name: str) -> Entry:
-    from torchvision import models  # type: ignore[import-untyped]  # noqa: PLC0415 (a second that layers need not)
+def _entry(name: str, folder: Path, cache: Cache, otherwise: tuple[int, int]) -> Entry:
+    try:
+        read = spec.load(name, folder)
+        if read.torchvision is not None:
+            return cache.of_torchvision(read.torchvision).model_copy(update={"name": name})
+        wanted, classes = (read.made_for.image_px, read.made_for.classes) if read.made_for else otherwise
+        smallest = shapes.smallest_px(read.layers, classes, 1)
+        image_px = wanted if read.made_for else max(wanted, smallest or 0)
+        shapes.infer(read, classes, image_px)  # refuses what does not fit, whatever the cache holds
+        return cache.of_spec(read, classes, image_px, smallest)
+    except ConvoyError as error:
+        return Entry(name=name, problem=str(error))
 
-    from convoy.models.build import smallest_px_of_torchvision  # noqa: PLC0415 (needs torch, as above)
+
+def _measure(read: Spec, classes: int, image_px: int, smallest_px: int | None) -> Entry:
+    from convoy.explain.table import tabulate  # noqa: PLC0415 (imports torch, which cached networks need not)
+
+    table = tabulate(read, classes, image_px)
+    return Entry(
+        name=read.name,
+        image_px=image_px,
+        classes=classes,
+        parameters=table.parameters,
+        auxiliary_parameters=table.total("parameters", auxiliary=True),
+        macs=table.macs,
+        smallest_px=smallest_px,
+    )
+
+
+def _measure_classifier(name: str) -> Entry:
+    from torchvision import models  # type: ignore[import-untyped]  # noqa: PLC0415 (as above)
+
+    from convoy.models.build import smallest_px_of_torchvision  # noqa: PLC0415 (as above)
 
     published = models.get_model_weights(name).DEFAULT
     image_px, classes = published.transforms().crop_size[0], len(published.meta["categories"])
     read = Spec(name=name, torchvision=name)
-    return _counted(read, classes, image_px, smallest_px_of_torchvision(name, classes, 0))
+    return _measure(read, classes, image_px, smallest_px_of_torchvision(name, classes, 1))

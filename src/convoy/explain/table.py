@@ -1,202 +1,487 @@
-"""A network as a table: what each layer makes, sees and costs, by formulas; no torch, no weights.
+"""A network as a table: what each layer computes, sees and costs, measured by one training step on the meta device.
 
-A volume is (C, H, W) in code and (H, W, C) in a row; F filters, kernels of kh × kw, K classes.
-tests/networks/table/test_tabulate.py compares with the modules, run by torch.
+The meta device computes shapes without numbers, so nothing is allocated. N images, H height, W width, C channels.
 """
 
-from dataclasses import replace
-from functools import singledispatch
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
-from convoy.explain.activation_memory import FLOAT, kept_bytes
-from convoy.explain.field import PIXEL, Field, through, widest
-from convoy.explain.rows import Row, Sides, Table
-from convoy.models import shapes
-from convoy.models.layer_types import (
-    Activation,
-    AdaptivePool,
-    Auxiliary,
-    Branches,
-    Conv,
-    Dense,
-    Dropout,
-    Flatten,
-    GlobalAvgPool,
-    Group,
-    Layer,
-    LocalResponseNorm,
-    Norm,
-    Pool,
-    Repeat,
-    Residual,
-    pair,
-)
-from convoy.models.shapes import Step, Volume, padding
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from convoy.core import console
+from convoy.explain.receptive_field import PIXEL, Field, through, widest
+from convoy.models.build import assemble
+from convoy.models.layer_types import ACTIVATIONS, Auxiliary, Branches, Group, Repeat, Residual
+from convoy.models.modules import Padded
+from convoy.models.shapes import Step, infer
 from convoy.models.spec import Spec
+
+Sides = tuple[int, int]
+Margins = tuple[Sides, Sides]
+Summed = Literal["parameters", "macs", "activation_bytes"]
+
+FLOAT = 4
+"""Bytes of a float32."""
+BYTES_PER_PARAMETER = 3 * FLOAT
+"""In training with SGD: the weight, its gradient, its momentum."""
+
+OPERATIONS = {
+    **{class_name: word for word, (class_name, _) in ACTIVATIONS.items()},
+    "Conv2d": "conv",
+    "BatchNorm2d": "norm",
+    "MaxPool2d": "max_pool",
+    "AvgPool2d": "avg_pool",
+    "AdaptiveAvgPool2d": "adaptive_avg_pool",
+    "AdaptiveMaxPool2d": "adaptive_max_pool",
+    "Dropout": "dropout",
+    "Flatten": "flatten",
+    "Linear": "dense",
+}
+"""Words of the spec grammar for torch's classes; other modules of torchvision's go by their class."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A layer, or a unit with the layers inside it.
+
+    Attributes:
+        name: of the torch module, such as residual1.body.conv1.
+        operation: the spec's word; `add` and `concat` for the operation of residuals and branches.
+        output: height, width and channels; a flat row of C numbers is (1, 1, C).
+        parameters: its own, without those of `parts`; likewise `macs` and `activation_bytes`.
+        macs: multiply-accumulate operations per image, of convolutions and matrix products.
+        activation_bytes: of its output, per image in float32; 0 where it returns its input.
+        receptive_field: height and width in pixels; None: the whole image, or unknown.
+        padding: pixels (above, below), (left, right).
+        auxiliary: whether it belongs to an auxiliary head, which only training has.
+        computes: whether it has an operation of its own; a group only holds others.
+        parts: the layers inside it, in order.
+    """
+
+    name: str
+    operation: str
+    output: tuple[int, int, int]
+    parameters: int = 0
+    macs: int = 0
+    activation_bytes: int = 0
+    kernel: Sides | None = None
+    stride: Sides | None = None
+    padding: Margins | None = None
+    dilation: Sides | None = None
+    groups: int | None = None
+    receptive_field: Sides | None = None
+    auxiliary: bool = False
+    computes: bool = True
+    parts: tuple["Row", ...] = ()
+
+    def walk(self) -> Iterator["Row"]:
+        """Iterate over the rows that compute, in the order of the computation."""
+        for part in self.parts:
+            yield from part.walk()
+        if self.computes:
+            yield self
+
+    def total(self, what: Summed) -> int:
+        """Sum its own value and those of the layers inside it."""
+        return sum(getattr(row, what) for row in self.walk())
+
+
+@dataclass(frozen=True)
+class Table:
+    """A network's rows and sums.
+
+    Attributes:
+        saved_bytes: what a training step saves per image for backward, in float32.
+    """
+
+    name: str
+    image_px: int
+    classes: int
+    rows: tuple[Row, ...]
+    saved_bytes: int
+
+    @cached_property
+    def layers(self) -> tuple[Row, ...]:
+        """List the rows that compute, in the order of the computation."""
+        return tuple(layer for row in self.rows for layer in row.walk())
+
+    def total(self, what: Summed, *, auxiliary: bool = False) -> int:
+        """Sum over the network that is served, or over its auxiliary heads."""
+        return sum(getattr(row, what) for row in self.layers if row.auxiliary == auxiliary)
+
+    @property
+    def parameters(self) -> int:
+        """Count the parameters of the network that is served."""
+        return self.total("parameters")
+
+    @property
+    def macs(self) -> int:
+        """Count the multiply-accumulate operations per image of the network that is served."""
+        return self.total("macs")
+
+    def training_memory_bytes(self, batch_size: int) -> int:
+        """Estimate the memory of a step of SGD with momentum in float32: weights, and tensors saved for backward."""
+        weights = self.parameters + self.total("parameters", auxiliary=True)
+        return BYTES_PER_PARAMETER * weights + batch_size * self.saved_bytes
 
 
 def tabulate(spec: Spec, classes: int, image_px: int) -> Table:
-    """List what a network does; torch is imported only where the spec names one of torchvision's.
+    """List a network's layers with shapes and costs.
+
+    Of a classifier of torchvision's the innermost modules are listed. Modules whose code reads weights of others, such
+    as attention, have a row with everything inside. A module that is called again has another row, without its
+    parameters. Operations between modules, such as the sum of a residual block, have no row.
 
     Raises:
         NetworkError: the images are too small, or layers do not fit each other.
     """
-    if spec.torchvision is not None:
-        from convoy.explain.torchvision_table import watch  # noqa: PLC0415 (needs torch, which layers do not)
+    network = assemble(spec, classes, image_px, auxiliary=True)
+    units: dict[str, _Unit] = {}
+    if spec.torchvision is None:
+        _describe(infer(spec, classes, image_px), "", PIXEL, units)
+        modules = {name: network.get_submodule(name) for name in units}
+    else:
+        modules = {name: module for name, module in network.named_modules() if name}
+    root, macs, saved = _train_one_step(network, modules, image_px)
+    costs = _Costs(root, macs)
+    loose = [
+        Row(name, "parameter", _sides(tuple(value.shape), channels_last=True), value.numel())
+        for name, value in costs.loose.items()
+    ]
+    rows = [_row(call, costs, units) for call in root.calls]
+    return Table(spec.name, image_px, classes, (*loose, *rows), saved)
 
-        return watch(spec, classes, image_px)
-    steps = shapes.infer(spec, classes, image_px)
-    rows, _ = _rows(steps, "", PIXEL)
-    return Table(spec.name, image_px, classes, rows, kept_bytes(steps, image_px))
+
+@dataclass(frozen=True)
+class _Unit:
+    """Properties of a spec's module that the module itself does not have."""
+
+    operation: str
+    field: Field
+    auxiliary: bool
 
 
-def height_width_channels(volume: Volume) -> tuple[int, int, int]:
-    """Turn (C, H, W) into (H, W, C), a flat row (C,) into (1, 1, C)."""
-    return (volume[1], volume[2], volume[0]) if len(volume) == 3 else (1, 1, volume[0])
-
-
-def _rows(steps: tuple[Step, ...], prefix: str, seen: Field) -> tuple[tuple[Row, ...], Field]:
-    """Make the rows of a chain; `seen` is the field of what arrives, then of what leaves."""
-    rows = []
+def _describe(
+    steps: tuple[Step, ...], prefix: str, field: Field, units: dict[str, _Unit], *, auxiliary: bool = False
+) -> Field:
+    """Collect the units of a chain by module name, given the field of its input; return that of its output."""
     for step in steps:
-        name = f"{prefix}{step.name}"
-        if isinstance(step.layer, Residual | Branches):
-            row, seen = _side_by_side(step, name, seen)
-        elif isinstance(step.layer, Auxiliary):
-            head, _ = _rows(step.parts[0], f"{name}.", seen)
-            marked = tuple(_mark(row) for row in head)
-            row = _holder(name, "auxiliary", marked, auxiliary=True)
-        elif isinstance(step.layer, Group):
-            inner, seen = _rows(step.parts[0], f"{name}.", seen)
-            row = _holder(name, step.layer.block or "group", inner)
-        elif isinstance(step.layer, Repeat):
-            times = []
-            for number, steps_inside in enumerate(step.parts):
-                inner, seen = _rows(steps_inside, f"{name}.{number}.", seen)
-                times.append(_holder(f"{name}.{number}", "group", inner))
-            row = _holder(name, "repeat", tuple(times))
+        layer, name = step.layer, f"{prefix}{step.name}"
+        if isinstance(layer, Residual | Branches):
+            operation = "concat" if isinstance(layer, Branches) else "add"
+            names = tuple(layer.branches) if isinstance(layer, Branches) else layer.bodies
+            parts = zip(names, step.parts, strict=True)
+            seen = widest(
+                [_describe(part, f"{name}.{own}.", field, units, auxiliary=auxiliary) for own, part in parts]
+            )
+        elif isinstance(layer, Repeat):
+            operation, seen = "repeat", field
+            for number, part in enumerate(step.parts):
+                seen = _describe(part, f"{name}.{number}.", seen, units, auxiliary=auxiliary)
+                units[f"{name}.{number}"] = _Unit("group", seen, auxiliary)
+        elif isinstance(layer, Group):
+            operation = layer.block or "group"
+            seen = _describe(step.parts[0], f"{name}.", field, units, auxiliary=auxiliary)
+        elif isinstance(layer, Auxiliary):
+            operation = layer.word
+            head = _describe(step.parts[0], f"{name}.", field, units, auxiliary=True)
+            units[name] = _Unit(operation, head, auxiliary=True)
+            continue  # the next layer gets the head's input
         else:
-            seen = through(step, seen)
-            row = _plain(step, name, seen)
-        rows.append(row)
-    return tuple(rows), seen
+            operation, seen = layer.word, through(step, field)
+        units[name] = _Unit(operation, seen, auxiliary)
+        field = seen
+    return field
 
 
-def _plain(step: Step, name: str, seen: Field) -> Row:
+@dataclass
+class _Call:
+    """A call of a module, and the calls inside it."""
+
+    name: str
+    module: nn.Module
+    output: tuple[int, int, int] = (0, 0, 0)
+    activation_bytes: int = 0
+    calls: list["_Call"] = field(default_factory=list)
+
+
+def _train_one_step(
+    network: nn.Module, modules: dict[str, nn.Module], image_px: int
+) -> tuple[_Call, dict[str, int], int]:
+    """Run the forward pass of a training step on one image.
+
+    Returns:
+        The tree of calls, MACs per image by module (those inside it included), and the bytes per image that autograd
+        saves: every tensor once, without parameters, buffers and the two numbers per channel of a norm.
+    """
+    root = _Call("", network)
+    open_calls = [root]
+    saved: dict[int, torch.UntypedStorage] = {}
+    channels_last = False
+
+    def enter(module: nn.Module, _inputs: tuple[Any, ...]) -> None:
+        call = _Call(names[module], module)
+        open_calls[-1].calls.append(call)
+        open_calls.append(call)
+
+    def leave(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401 (as modules return)
+        nonlocal channels_last
+        call = open_calls.pop()
+        tensor = output[0] if isinstance(output, tuple) else output
+        if tensor.dim() > 2:
+            channels_last = _channels_last(module, before=channels_last)
+        call.output = _sides(tuple(tensor.shape[1:]), channels_last=channels_last)
+        overwrites = getattr(module, "inplace", False)  # counted as its own output, as elsewhere
+        returns_input = any(
+            _storage(value) == _storage(tensor) for value in inputs if isinstance(value, Tensor)
+        )
+        call.activation_bytes = 0 if returns_input and not overwrites else FLOAT * prod(tensor.shape[1:])
+
+    def save(tensor: Tensor) -> Tensor:
+        if tensor.dim() > 1:
+            saved[_storage(tensor)] = tensor.untyped_storage()  # held, so that its identity is not used again
+        return tensor
+
+    names = {module: name for name, module in modules.items()}
+    handles = [module.register_forward_pre_hook(enter) for module in names]
+    handles += [module.register_forward_hook(leave) for module in names]
+    counter = FlopCounterMode(display=False)
+    network.train()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()  # in training it refuses one value per channel; it saves the same tensors
+    image = torch.empty((1, 3, image_px, image_px), device="meta")
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor), counter:
+            output = network(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    own = {_storage(tensor) for tensor in (*network.parameters(), *network.buffers())}
+    saved_bytes = sum(storage.nbytes() for key, storage in saved.items() if key not in own)
+    del output  # holds the graph, and with it the saved tensors, until here
+    class_name = type(network).__name__
+    macs = {
+        name.removeprefix(class_name).removeprefix("."): sum(flops.values()) // 2
+        for name, flops in counter.get_flop_counts().items()
+        if name != "Global"
+    }
+    return root, macs, saved_bytes
+
+
+class _Costs:
+    """Assign parameters and MACs to calls: each to the innermost module called that holds it, once."""
+
+    def __init__(self, root: _Call, macs: dict[str, int]) -> None:
+        inside: dict[str, set[str]] = defaultdict(set)
+        calls = [root]
+        for call in calls:
+            inside[call.name] |= {inner.name for inner in call.calls}
+            calls += call.calls
+        self._macs = {
+            name: macs.get(name, 0) - sum(macs.get(inner, 0) for inner in called)
+            for name, called in inside.items()
+        }
+        self._parameters: Counter[str] = Counter()
+        self.loose: dict[str, Tensor] = {}
+        for name, value in root.module.named_parameters():
+            holder = name.rpartition(".")[0]
+            while holder and holder not in inside:
+                holder = holder.rpartition(".")[0]
+            if holder:
+                self._parameters[holder] += value.numel()
+            else:
+                self.loose[name] = value
+
+    def take(self, name: str) -> tuple[int, int]:
+        """Return a module's parameters and MACs at its first call, zeros at later ones."""
+        return self._parameters.pop(name, 0), self._macs.pop(name, 0)
+
+
+def _row(call: _Call, costs: _Costs, units: dict[str, _Unit]) -> Row:
+    parameters, macs = costs.take(call.name)
+    parts = tuple(_row(inner, costs, units) for inner in call.calls)
+    kind, unit = type(call.module).__name__, units.get(call.name)
+    operation = unit.operation if unit else OPERATIONS.get(kind, kind)
+    combines = operation in {"add", "concat"}
     row = Row(
-        name,
-        step.layer.word,
-        height_width_channels(step.output),
-        activation_bytes=FLOAT * prod(step.output),
-        receptive_field=_lengths(seen),
-    )
-    return replace(row, **_facts(step.layer, step))
-
-
-def _side_by_side(step: Step, name: str, seen: Field) -> tuple[Row, Field]:
-    """Make the row of a sum or a concatenation, which sees what any of its parts sees."""
-    layer = step.layer
-    names = tuple(layer.branches) if isinstance(layer, Branches) else layer.bodies
-    parts: list[Row] = []
-    fields = []
-    for part, steps in zip(names, step.parts, strict=True):
-        rows, after = _rows(steps, f"{name}.{part}.", seen)
-        parts += rows
-        fields.append(after)
-    seen = widest(fields)
-    row = Row(
-        name,
-        "concat" if isinstance(layer, Branches) else "add",
-        height_width_channels(step.output),
-        activation_bytes=FLOAT * prod(step.output),
-        receptive_field=_lengths(seen),
-        parts=tuple(parts),
-    )
-    return row, seen
-
-
-def _holder(name: str, operation: str, parts: tuple[Row, ...], *, auxiliary: bool = False) -> Row:
-    """Make the row of a unit that only holds others; what its last layer makes and sees is its own."""
-    last = parts[-1]
-    return Row(
-        name,
+        call.name,
         operation,
-        last.output,
-        receptive_field=last.receptive_field,
-        auxiliary=auxiliary,
-        computes=False,
+        call.output,
+        parameters,
+        macs,
+        activation_bytes=call.activation_bytes if combines or not parts else 0,
+        computes=combines or not parts or parameters + macs > 0,
         parts=parts,
     )
+    if unit:
+        seen = (unit.field[0].length, unit.field[1].length) if unit.field else None
+        row = replace(row, receptive_field=seen, auxiliary=unit.auxiliary)
+    return replace(row, **_window(call.module))
 
 
-def _mark(row: Row) -> Row:
-    return replace(row, auxiliary=True, parts=tuple(_mark(part) for part in row.parts))
+def _window(module: nn.Module) -> dict[str, Any]:
+    """Read kernel, stride and padding off a convolution or a pooling layer."""
+    margins: Margins | None = None
+    if isinstance(module, Padded):
+        left, right, top, bottom = module.padding.padding  # type: ignore[misc]  # four ints, of torch's padding layers
+        margins, module = ((top, bottom), (left, right)), module.conv
+    if not isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+        return {}
+    vertical, horizontal = _pair(module.padding)
+    window: dict[str, Any] = {
+        "kernel": _pair(module.kernel_size),
+        "stride": _pair(module.stride),
+        "padding": margins or ((vertical, vertical), (horizontal, horizontal)),
+    }
+    if isinstance(module, nn.Conv2d):
+        window |= {"dilation": _pair(module.dilation), "groups": module.groups}
+    return window
 
 
-def _lengths(seen: Field) -> Sides | None:
-    return (seen[0].length, seen[1].length) if seen else None
+def _pair(sides: Any) -> tuple[int, int]:  # noqa: ANN401 (as torch's modules keep it)
+    return (sides, sides) if isinstance(sides, int) else (sides[0], sides[1])
 
 
-@singledispatch
-def _facts(layer: Layer, step: Step) -> dict[str, Any]:
-    """Say what a layer costs and how its window stands; one function below per layer class."""
-    raise NotImplementedError(f"{type(layer).__name__} at {step.name}")
+def _channels_last(module: nn.Module, *, before: bool) -> bool:
+    """Return whether a module's output has its channels last, as in transformers; most modules keep the order."""
+    kind = type(module).__name__
+    if kind in {"Linear", "LayerNorm", "WindowPartition"}:
+        return True
+    if kind == "Permute":
+        return list(module.dims) == [0, 2, 3, 1]  # type: ignore[arg-type]  # torchvision's, a list of four
+    return before and kind not in {"Conv2d", "BatchNorm2d", "WindowDepartition"}
 
 
-@_facts.register(Activation)
-def _activation(layer: Activation, step: Step) -> dict[str, Any]:  # noqa: ARG001 (as dispatched)
-    return {"parameters": 1 if layer.word == "prelu" else 0}
+def _sides(shape: tuple[int, ...], *, channels_last: bool) -> tuple[int, int, int]:
+    """Return (H, W, C) of an output without its batch; a sequence of L tokens is (1, L, C)."""
+    if len(shape) == 3 and not channels_last:
+        return shape[1], shape[2], shape[0]
+    height, width, channels = (1, 1, 1, *shape)[-3:]
+    return height, width, channels
 
 
-@_facts.register(LocalResponseNorm)
-@_facts.register(GlobalAvgPool)
-@_facts.register(AdaptivePool)
-def _nothing(layer: Layer, step: Step) -> dict[str, Any]:  # noqa: ARG001 (as dispatched)
-    return {}
+def _storage(tensor: Tensor) -> int:
+    """Identify the memory behind a tensor, which views share."""
+    return int(tensor.untyped_storage()._cdata)  # noqa: SLF001 (meta tensors have no address)
 
 
-@_facts.register(Dropout)
-def _dropout(layer: Dropout, step: Step) -> dict[str, Any]:  # noqa: ARG001 (as dispatched)
-    return {} if layer.share else {"activation_bytes": 0}
+COLUMNS = ("layer", "operation", "kernel", "stride", "pad", "output", "params", "MACs", "memory", "sees")
+UNITS = ("B", "KiB", "MiB", "GiB")
 
 
-@_facts.register(Flatten)
-def _flatten(layer: Flatten, step: Step) -> dict[str, Any]:  # noqa: ARG001 (as dispatched)
-    return {"activation_bytes": 0}  # the same numbers, seen as a row
+def lines(table: Table, batch_size: int, *, units: bool) -> list[str]:
+    """Format a table as text: a line per layer, indented below the unit that holds it, then sums and a legend.
+
+    Args:
+        table: from `tabulate`.
+        batch_size: images per training step, for the estimate of its memory.
+        units: leave out the layers inside units.
+    """
+    # The receptive fields of torchvision's networks are unknown.
+    columns = len(COLUMNS) if any(row.receptive_field for row in table.layers) else len(COLUMNS) - 1
+    cells = [_cells(*row)[:columns] for row in _visible(table.rows, units=units)]
+    header, *body = console.table(COLUMNS[:columns], cells, right=range(2, columns)).splitlines()
+    rule = "─" * max(map(len, (header, *body)))
+    legend = [
+        "MACs: multiply-accumulate operations, of convolutions and matrix products only.",
+        "memory: output of a layer, per image in float32; blank where it returns its input.",
+    ]
+    if columns == len(COLUMNS):
+        legend.append("sees: receptive field in pixels, beyond the image's edge too; all: the whole image.")
+    if any(row.parts for row in table.rows):
+        legend.append("Σ: parameters, MACs and memory are sums over the layers inside.")
+    return [header, rule, *body, rule, *_sums(table, batch_size), "", *legend]
 
 
-@_facts.register(Norm)
-def _norm(layer: Norm, step: Step) -> dict[str, Any]:  # noqa: ARG001 (as dispatched)
-    return {"parameters": 2 * step.input[0]}
-
-
-@_facts.register(Conv)
-def _conv(layer: Conv, step: Step) -> dict[str, Any]:
-    channels, *sides = step.input
-    weights = layer.filters * channels // layer.groups * prod(pair(layer.kernel))
+def as_json(table: Table, batch_size: int) -> dict[str, Any]:
+    """Return the table as plain data: `layers` holds what computes, in order; a flat row is [1, 1, N]."""
+    keys = (
+        *("name", "operation", "kernel", "stride", "padding", "dilation", "groups", "output", "parameters"),
+        *("macs", "receptive_field", "activation_bytes", "auxiliary"),
+    )
     return {
-        "parameters": weights + layer.filters * layer.bias,
-        "macs": weights * prod(step.output[1:]),
-        "kernel": pair(layer.kernel),
-        "stride": pair(layer.stride),
-        "padding": padding(layer, (sides[0], sides[1])),
-        "dilation": pair(layer.dilation),
-        "groups": layer.groups,
+        "name": table.name,
+        "image_px": table.image_px,
+        "classes": table.classes,
+        "parameters": table.parameters,
+        "auxiliary_parameters": table.total("parameters", auxiliary=True),
+        "macs": table.macs,
+        "auxiliary_macs": table.total("macs", auxiliary=True),
+        "activation_bytes": table.total("activation_bytes"),
+        "kept_bytes_per_image": table.saved_bytes,
+        "batch_size": batch_size,
+        "training_memory_bytes": table.training_memory_bytes(batch_size),
+        "layers": [{key: getattr(row, key) for key in keys} for row in table.layers],
     }
 
 
-@_facts.register(Pool)
-def _pool(layer: Pool, step: Step) -> dict[str, Any]:  # noqa: ARG001 (as dispatched)
-    vertical, horizontal = pair(layer.padding)
-    return {
-        "kernel": pair(layer.kernel),
-        "stride": pair(layer.kernel if layer.stride is None else layer.stride),
-        "padding": ((vertical, vertical), (horizontal, horizontal)),
-    }
+def amount(size: int) -> str:
+    """Format bytes to three digits."""
+    value, unit = float(size), 0
+    while value >= 1000 and unit < len(UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    digits = 0 if value >= 100 or unit == 0 else 1
+    return f"{value:,.{digits}f} {UNITS[unit]}"
 
 
-@_facts.register(Dense)
-def _dense(layer: Dense, step: Step) -> dict[str, Any]:
-    weights = step.input[0] * step.output[0]
-    return {"parameters": weights + step.output[0] * layer.bias, "macs": weights}
+def _visible(
+    rows: tuple[Row, ...], *, units: bool, depth: int = 0, within: str = ""
+) -> Iterator[tuple[Row, int, str]]:
+    """List the rows to print, each with its depth and its name within the unit above."""
+    for outer in rows:
+        # A unit that only holds one other shares its line.
+        inner = outer.parts[0] if len(outer.parts) == 1 and not (units or outer.auxiliary or depth) else outer
+        row = inner if inner.parts and not outer.computes else outer
+        yield row, depth, row.name.removeprefix(within)
+        if not units:
+            yield from _visible(row.parts, units=units, depth=depth + 1, within=f"{row.name}.")
+
+
+def _cells(row: Row, depth: int, label: str) -> tuple[str, ...]:
+    parameters, macs, memory = (row.total(what) for what in ("parameters", "macs", "activation_bytes"))
+    operation = [f"Σ {row.operation}" if row.parts else row.operation]
+    if row.groups not in {None, 1}:
+        operation.append(f"groups {row.groups}")
+    if row.dilation not in {None, (1, 1)}:
+        operation.append(f"dilation {_short(row.dilation)}")
+    # One number for equal margins, else before+after.
+    pads = [str(first) if first == last else f"{first}+{last}" for first, last in row.padding or ()]
+    return (
+        f"{'  ' * depth}{label}",
+        ", ".join(operation),
+        _short(row.kernel),
+        _short(row.stride),
+        _short(pads),
+        "×".join(map(str, row.output)),
+        f"{parameters:,}" if parameters else "",
+        f"{macs:,}" if macs else "",
+        amount(memory) if memory else "",
+        _short(row.receptive_field) or "all",
+    )
+
+
+def _short(sides: Sequence[object] | None) -> str:
+    """Format height and width as one number where they are equal, as height×width elsewhere."""
+    return "×".join(dict.fromkeys(map(str, sides or ())))
+
+
+def _sums(table: Table, batch_size: int) -> list[str]:
+    heads, head_macs = (table.total(what, auxiliary=True) for what in ("parameters", "macs"))
+    weights, saved = table.training_memory_bytes(0), batch_size * table.saved_bytes
+    in_training = f" ({table.parameters + heads:,} in training, with the auxiliary heads)" if heads else ""
+    macs_in_training = f" ({table.macs + head_macs:,} in training)" if heads else ""
+    return [
+        f"parameters  {table.parameters:,}{in_training}",
+        f"MACs        {table.macs:,} per image{macs_in_training}",
+        f"memory      {amount(table.total('activation_bytes'))} per image, if nothing were freed",
+        f"training    about {amount(weights + saved)} with {batch_size} images per step:",
+        f"            {amount(weights)} for weights, gradients and momentum; {amount(saved)} saved for backward",
+        "            (estimated for SGD in float32; the workspace of single operations comes on top)",
+    ]
