@@ -1,4 +1,4 @@
-"""Rounds of retraining on the small pipeline, with a registry and a gate that do as they are told."""
+"""Rounds of retraining on the small pipeline, with a registry and a gate that are scripted."""
 
 import hashlib
 import os
@@ -73,7 +73,7 @@ def make(folder: Path) -> Small:
 
 
 def judgement(verdict: str, candidate: Version, champion: Version | None) -> GateResult:
-    """Judge without looking."""
+    """Make a result without comparing anything."""
     return GateResult(
         verdict=verdict,  # type: ignore[arg-type] # any of its words
         reasons=(f"to {verdict} is what the test says.",),
@@ -96,11 +96,11 @@ def judgement(verdict: str, candidate: Version, champion: Version | None) -> Gat
 
 @dataclass
 class Rounds:
-    """Go through rounds in a copy of the small pipeline, and keep what they registered.
+    """Run rounds in a copy of the small pipeline, with a registry in memory.
 
     Attributes:
         verdict: of the gate.
-        calls: what the round asked registry and gate to do, in order, with the commit of the worktree.
+        calls: calls of registry and gate, in order, with the commit of the worktree.
     """
 
     small: Small
@@ -114,14 +114,14 @@ class Rounds:
     def root(self) -> Path:
         return self.small.folder
 
-    def go(self, *, push: bool = False) -> int:
-        """Go through one round; its exit code."""
+    def run(self, *, push: bool = False) -> int:
+        """Run a round; return its exit code."""
         self.calls.clear()
         return round.run(self.root, push=push)
 
     @property
-    def said(self) -> dict[str, Any]:
-        """The verdict of the last round."""
+    def result(self) -> dict[str, Any]:
+        """verdict.json of the last round."""
         return files.read_json(self.root / "build/retrain/verdict.json")
 
     @property
@@ -134,7 +134,7 @@ class Rounds:
     def champion(self) -> str:
         return self.aliases_.get(CHAMPION, "")
 
-    # What the round asks of the registry.
+    # The fake registry and gate.
 
     def aliases(self) -> dict[str, str]:
         return dict(self.aliases_)
@@ -185,14 +185,14 @@ class Rounds:
         self.calls.append((what, number.stdout.strip()))
 
     def grow_older(self, days: float) -> None:
-        """Let time pass for everything that the registry keeps."""
+        """Age everything in the registry."""
         past = int(days * 24 * 3600 * 1000)
         self.kept = [replace(one, created_ms=one.created_ms - past) for one in self.kept]
         self.moves = [replace(one, moment_ms=one.moment_ms - past) for one in self.moves]
 
 
-def standing_in(rounds: Rounds, patch: pytest.MonkeyPatch) -> Rounds:
-    """Put a stand-in before the registry and the gate."""
+def with_fakes(rounds: Rounds, patch: pytest.MonkeyPatch) -> Rounds:
+    """Replace the registry and the gate by fakes."""
     patch.setattr(round.Registry, "open", lambda: rounds)
     patch.setattr(round.register, "register", rounds.register)
     patch.setattr(round.promote, "judge", rounds.judge)
@@ -234,18 +234,18 @@ def state(root: Path) -> dict[str, str]:
 
 @dataclass
 class Programs:
-    """Stand in for the programs of a round: leave at once what they would leave.
+    """Replace the programs of a round: write at once the files that they would write.
 
     Attributes:
-        real: words of those that run all the same.
-        asked: what was to run.
+        real: words of programs that do run.
+        started: command lines.
     """
 
     real: tuple[str, ...] = ("push",)
-    asked: list[list[str]] = field(default_factory=list)
+    started: list[list[str]] = field(default_factory=list)
 
     def __call__(self, words: Sequence[str], folder: Path, env: Mapping[str, str]) -> str:
-        self.asked.append(list(words))
+        self.started.append(list(words))
         if set(self.real) & set(words):
             return STREAM(words, folder, env)
         if "update" in words:
@@ -261,4 +261,4 @@ class Programs:
 
 
 class DownError(ConvoyError):
-    """Stand for whatever a step may say."""
+    """Any known error of a step."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from convoy.retraining import processes
-from retraining_rounds import Programs, Rounds, make, standing_in
+from retraining_rounds import Programs, Rounds, make, with_fakes
 from small_pipeline import Small
 
 CI = (
@@ -28,8 +28,8 @@ def finished_round(committed: Small, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("trained") / "repository"
     shutil.copytree(committed.folder, folder, symlinks=True)
     with pytest.MonkeyPatch.context() as patch:
-        rounds = standing_in(Rounds(Small(folder)), outside_ci(patch))
-        assert rounds.go() == 0
+        rounds = with_fakes(Rounds(Small(folder)), outside_ci(patch))
+        assert rounds.run() == 0
     rounds.small.git("branch", "-q", "-D", *rounds.branches())
     return rounds
 
@@ -51,7 +51,7 @@ def started(original: Rounds, folder: Path, patch: pytest.MonkeyPatch) -> Rounds
     copy = deepcopy(original)
     copy.small = Small(folder / "repository")
     patch.chdir(copy.root)
-    return standing_in(copy, outside_ci(patch))
+    return with_fakes(copy, outside_ci(patch))
 
 
 def outside_ci(patch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
@@ -62,7 +62,7 @@ def outside_ci(patch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> Programs:
-    """Let DVC and the pipeline do nothing but leave their files."""
+    """Let DVC and the pipeline only write their files."""
     programs = Programs()
     monkeypatch.setattr(processes, "stream", programs)
     return programs

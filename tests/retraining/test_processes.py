@@ -52,12 +52,6 @@ def test_a_program_that_fails_is_named_with_its_last_lines(tmp_path: Path) -> No
     assert caught.value.log == "why\n"
 
 
-def test_git_s_words_are_passed_on_without_passwords(tmp_path: Path) -> None:
-    said = "alias.x=!echo https://me:secret@host >&2; exit 1"
-    with pytest.raises(RoundError, match=r"`git x` failed: https://me:\*\*\*@host"):
-        processes.git(tmp_path, "-c", said, "x")
-
-
 def test_sigterm_to_a_round_alone_lets_its_stages_save_and_leaves_nothing_running(tmp_path: Path) -> None:
     (tmp_path / "pipelines").mkdir()
     for name, text in {"pipelines/train.py": STAGE, "waits.py": WAITS, "round.py": ROUND}.items():

@@ -1,5 +1,6 @@
 """What a round made reaches the remotes before the champion changes, or the champion does not change."""
 
+import json
 import os
 import subprocess
 from dataclasses import dataclass
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from convoy.core.errors import RequestError
-from convoy.retraining import prerequisites, publish, round  # noqa: A004 (the module's name)
+from convoy.repo import dvc
+from convoy.retraining import publish, round  # noqa: A004 (the module's name)
 from convoy.retraining.publish import Forge
 from retraining_rounds import Programs, Rounds, state
 from small_pipeline import Small
@@ -54,10 +56,10 @@ def test_another_machine_takes_what_a_round_pushed_instead_of_running_it(
     remotes: Remotes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     rounds = remotes.rounds
-    assert rounds.go(push=True) == 0
+    assert rounds.run(push=True) == 0
     assert "Running stage 'train'" in capfd.readouterr().out
-    assert remotes.branches() == [rounds.said["branch"]]
-    assert rounds.said["pushed"] == {"data and models": True, "branch": True, "pull request": False}
+    assert remotes.branches() == [rounds.result["branch"]]
+    assert rounds.result["pushed"] == {"data and models": True, "branch": True, "pull request": False}
     assert rounds.branches() == [], "what is pushed needs no branch here"
     runs = [path for path in (remotes.dvc / "runs").rglob("*") if path.is_file()]
     assert len(runs) == 3, "of three stages, and not of the first round's train too"
@@ -65,7 +67,7 @@ def test_another_machine_takes_what_a_round_pushed_instead_of_running_it(
     rounds.small = Small(tmp_path / "other")
     monkeypatch.chdir(rounds.root)
     rounds.kept[1].tags.clear()
-    assert rounds.go(push=True) == 0
+    assert rounds.run(push=True) == 0
     said = capfd.readouterr().out
     assert "Running stage" not in said
     assert "Stage 'train' is cached - skipping run, checking out outputs" in said
@@ -73,13 +75,13 @@ def test_another_machine_takes_what_a_round_pushed_instead_of_running_it(
 
 
 def test_nothing_leaves_this_machine_without_push(remotes: Remotes, quick: Programs) -> None:
-    assert remotes.rounds.go() == 0
+    assert remotes.rounds.run() == 0
     assert remotes.branches() == []
     assert not remotes.dvc.exists()
     [branch] = remotes.rounds.branches()
-    assert f"type: git push origin {branch}" in remotes.rounds.report
-    assert "PUSH=1 was not given; type: dvc push" in remotes.rounds.report
-    assert remotes.rounds.said["pushed"] == {"data and models": False, "branch": False}
+    assert f"run: git push origin {branch}" in remotes.rounds.report
+    assert "PUSH=1 was not given; run: dvc push" in remotes.rounds.report
+    assert remotes.rounds.result["pushed"] == {"data and models": False, "branch": False}
 
 
 def test_a_rejected_branch_leaves_the_champion_and_passes_on_what_the_remote_said(
@@ -87,8 +89,8 @@ def test_a_rejected_branch_leaves_the_champion_and_passes_on_what_the_remote_sai
 ) -> None:
     remotes.hook("echo 'only robots may push' && exit 1")
     before = state(remotes.rounds.root)
-    assert remotes.rounds.go(push=True) == 1
-    said = remotes.rounds.said
+    assert remotes.rounds.run(push=True) == 1
+    said = remotes.rounds.result
     assert (said["verdict"], said["step"], said["champion"]) == ("failed", "push branch", "convoy/1")
     assert remotes.rounds.champion() == "1"
     assert "only robots may push" in said["reason"]
@@ -97,14 +99,25 @@ def test_a_rejected_branch_leaves_the_champion_and_passes_on_what_the_remote_sai
     assert state(remotes.rounds.root) == before
 
 
+def test_a_token_in_the_address_of_the_git_remote_is_not_shown(
+    remotes: Remotes, quick: Programs, no_data_leave: None
+) -> None:
+    rounds = remotes.rounds
+    rounds.small.git("remote", "set-url", "origin", "https://x:secret@127.0.0.1:9/team.git")
+    assert rounds.run(push=True) == 1
+    assert rounds.result["step"] == "push branch"
+    assert "https://x:***@127.0.0.1:9/team.git" in rounds.result["reason"]
+    assert "secret" not in json.dumps(rounds.result) + rounds.report
+
+
 def test_a_dvc_remote_that_takes_nothing_leaves_the_champion(remotes: Remotes, quick: Programs) -> None:
     remotes.dvc.write_text("a file, where a folder belongs")
     before = state(remotes.rounds.root)
-    assert remotes.rounds.go(push=True) == 1
-    said = remotes.rounds.said
+    assert remotes.rounds.run(push=True) == 1
+    said = remotes.rounds.result
     assert (said["step"], said["champion"]) == ("push data", "convoy/1")
-    assert "the DVC remote did not take the data and models: " in said["reason"]
-    assert "`dvc push` tries by hand" in said["reason"]
+    assert "the DVC remote rejected the data and models: " in said["reason"]
+    assert "`dvc push`" in said["reason"]
     assert remotes.branches() == []
     assert state(remotes.rounds.root) == before
 
@@ -112,22 +125,22 @@ def test_a_dvc_remote_that_takes_nothing_leaves_the_champion(remotes: Remotes, q
 def test_a_dvc_remote_that_does_not_answer_stops_a_round_that_pushes_before_it_trains(
     remotes: Remotes, quick: Programs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publish, "remote_answers", lambda _: "no route to host")
-    assert remotes.rounds.go(push=True) == 1
-    assert remotes.rounds.said["step"] == "ask the remote"
-    assert "the DVC remote does not answer: no route to host" in remotes.rounds.said["reason"]
-    assert remotes.rounds.go() == 0, "one that stays here needs no remote"
+    monkeypatch.setattr(dvc, "check_remote", lambda _: "no route to host")
+    assert remotes.rounds.run(push=True) == 1
+    assert remotes.rounds.result["step"] == "check the remote"
+    assert "the DVC remote does not answer: no route to host" in remotes.rounds.result["reason"]
+    assert remotes.rounds.run() == 0, "one that stays here needs no remote"
     assert "did not answer (no route to host)" in remotes.rounds.report
 
 
 def test_why_a_remote_does_not_answer_is_asked_before_anything_else(
     remotes: Remotes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert publish.remote_answers(remotes.rounds.root) == ""
+    assert dvc.check_remote(remotes.rounds.root) == ""
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     keys = {"access_key_id": "a", "secret_access_key": "b"}
     add_remote(remotes.rounds.small, url="s3://bucket/path", endpointurl="http://127.0.0.1:9", **keys)
-    assert "Could not connect to the endpoint URL" in publish.remote_answers(remotes.rounds.root)
+    assert "Could not connect to the endpoint URL" in dvc.check_remote(remotes.rounds.root)
 
 
 def test_github_gets_a_pull_request_for_a_promoted_lock_alone(
@@ -136,17 +149,17 @@ def test_github_gets_a_pull_request_for_a_promoted_lock_alone(
     fake_gh(
         tmp_path, monkeypatch, 'for one; do last=$one; echo "$one" >> $OUT/words; done; cp "$last" $OUT/body'
     )
-    assert remotes.rounds.go(push=True) == 0
+    assert remotes.rounds.run(push=True) == 0
     words = (tmp_path / "words").read_text().splitlines()
-    assert words[:6] == ["pr", "create", "--base", "main", "--head", remotes.rounds.said["branch"]]
+    assert words[:6] == ["pr", "create", "--base", "main", "--head", remotes.rounds.result["branch"]]
     assert words[6:9] == ["--title", "Retrained: convoy/2 is champion", "--body-file"]
     assert "to promote is what the test says." in (tmp_path / "body").read_text()
     (tmp_path / "words").unlink()
     remotes.rounds.small.edit("params.yaml", "lr: 0.25", "lr: 0.125")
     remotes.rounds.small.commit("another")
     remotes.rounds.verdict = "refuse"
-    assert remotes.rounds.go(push=True) == 0
-    assert remotes.rounds.said["branch"] in remotes.branches()
+    assert remotes.rounds.run(push=True) == 0
+    assert remotes.rounds.result["branch"] in remotes.branches()
     assert not (tmp_path / "words").exists()
 
 
@@ -154,11 +167,11 @@ def test_a_pull_request_that_fails_is_a_failure_that_names_the_new_champion(
     remotes: Remotes, quick: Programs, no_data_leave: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_gh(tmp_path, monkeypatch, "echo 'no permission' >&2; exit 4")
-    assert remotes.rounds.go(push=True) == 1
-    said = remotes.rounds.said
+    assert remotes.rounds.run(push=True) == 1
+    said = remotes.rounds.result
     assert (said["step"], said["champion"]) == ("propose", "convoy/2")
     assert said["reason"].startswith(
-        f"convoy/2 is champion and its branch {said['branch']} is pushed, but it is not proposed: "
+        f"convoy/2 is champion and its branch {said['branch']} is pushed, but no request was opened: "
         "`gh pr create` failed: no permission"
     )
     assert said["branch"] in remotes.branches()
@@ -179,7 +192,7 @@ def test_gitlab_gets_a_merge_request_by_push_options_once_the_lock_is_promoted(
         "carry_out",
         lambda judged: champions.append((tmp_path / "options").read_text()) or promoted(judged),
     )
-    assert remotes.rounds.go(push=True) == 0
+    assert remotes.rounds.run(push=True) == 0
     first, second = (tmp_path / "options").read_text().splitlines()
     assert champions == [f"{first}\n"], "the branch is there before the alias moves, the request comes after"
     assert first == "0;;;;"
@@ -187,14 +200,14 @@ def test_gitlab_gets_a_merge_request_by_push_options_once_the_lock_is_promoted(
         "4;merge_request.create;merge_request.target=main;merge_request.title=Retrained: convoy/2 is champion;"
         "merge_request.description=to promote is what the test says. Report and pictures: https://forge/job/7"
     )
-    assert remotes.rounds.said["pushed"]["merge request"]
+    assert remotes.rounds.result["pushed"]["merge request"]
 
 
 def test_elsewhere_the_report_says_how_to_take_a_branch_over(
     remotes: Remotes, quick: Programs, no_data_leave: None
 ) -> None:
-    assert remotes.rounds.go(push=True) == 0
-    assert f"type: git fetch, then git merge origin/{remotes.rounds.said['branch']}" in remotes.rounds.report
+    assert remotes.rounds.run(push=True) == 0
+    assert f"git fetch, then git merge origin/{remotes.rounds.result['branch']}" in remotes.rounds.report
 
 
 def test_a_proposal_goes_to_the_branch_of_the_caller_or_of_the_remote(
@@ -205,9 +218,9 @@ def test_a_proposal_goes_to_the_branch_of_the_caller_or_of_the_remote(
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     assert publish.forge(root) == Forge("github", "stable")
     remotes.rounds.small.git("checkout", "-q", "--detach")
-    assert publish.base(root) == "main"
+    assert publish.base_branch(root) == "main"
     monkeypatch.setenv("CI_COMMIT_BRANCH", "trunk")
-    assert publish.base(root) == "trunk"
+    assert publish.base_branch(root) == "trunk"
 
 
 def test_all_that_push_needs_and_is_missing_is_named_at_once(
@@ -215,9 +228,9 @@ def test_all_that_push_needs_and_is_missing_is_named_at_once(
 ) -> None:
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("PATH", str(bin_with(tmp_path, "git")))
-    assert rounds.go(push=True) == 2
-    said = rounds.said["reason"]
-    assert said.startswith("PUSH=1 needs what is not there:\n  MLFLOW_TRACKING_URI: ")
+    assert rounds.run(push=True) == 2
+    said = rounds.result["reason"]
+    assert said.startswith("PUSH=1 requires:\n  MLFLOW_TRACKING_URI: ")
     for name in (
         "\n  a DVC remote: ",
         "\n  a git remote `origin`: ",
@@ -225,15 +238,15 @@ def test_all_that_push_needs_and_is_missing_is_named_at_once(
         "\nWithout PUSH=1 a round stays",
     ):
         assert name in said
-    assert "PUSH=1 needs what is not there" in rounds.report
+    assert "PUSH=1 requires" in rounds.report
 
 
 def test_a_round_wants_a_commit_to_start_from(tmp_path: Path) -> None:
     small = Small(tmp_path)
     small.git("init", "-q")
     (tmp_path / ".dvc").mkdir()
-    with pytest.raises(RequestError, match="has no git commit, and a round starts from one"):
-        prerequisites.check(tmp_path, push=False)
+    with pytest.raises(RequestError, match="has no git commit"):
+        round.check_prerequisites(tmp_path, push=False)
 
 
 def test_commits_are_made_in_the_caller_s_name_or_in_convoy_s(
@@ -241,23 +254,23 @@ def test_commits_are_made_in_the_caller_s_name_or_in_convoy_s(
 ) -> None:
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
-    assert rounds.go() == 0
+    assert rounds.run() == 0
     author = ("log", "-1", "--format=%an <%ae>")
-    assert rounds.small.git(*author, rounds.said["branch"]) == "test <test@example.invalid>"
+    assert rounds.small.git(*author, rounds.result["branch"]) == "test <test@example.invalid>"
     for name in ("user.name", "user.email"):
         rounds.small.git("config", "--unset", name)
     rounds.kept[0].tags.clear()
-    rounds.small.git("branch", "-D", rounds.said["branch"])
-    assert rounds.go() == 0
-    assert rounds.small.git(*author, rounds.said["branch"]) == "Convoy <convoy@localhost>"
+    rounds.small.git("branch", "-D", rounds.result["branch"])
+    assert rounds.run() == 0
+    assert rounds.small.git(*author, rounds.result["branch"]) == "Convoy <convoy@localhost>"
 
 
 def test_a_lock_that_is_as_committed_makes_no_branch(rounds: Rounds, quick: Programs) -> None:
-    assert rounds.go() == 0
-    rounds.small.git("merge", "-q", rounds.said["branch"])
-    rounds.small.git("branch", "-D", rounds.said["branch"])
+    assert rounds.run() == 0
+    rounds.small.git("merge", "-q", rounds.result["branch"])
+    rounds.small.git("branch", "-D", rounds.result["branch"])
     rounds.kept[0].tags.clear()
-    assert rounds.go() == 0
+    assert rounds.run() == 0
     assert rounds.branches() == []
     assert "nothing differs from the commit" in rounds.report
 

@@ -4,26 +4,28 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from convoy.registry import promote, register
-from convoy.retraining import prerequisites, processes, publish, round, trigger, worktree  # noqa: A004 (the module's name)
-from convoy.retraining.alone import alone
+from convoy.repo import git
+from convoy.retraining import processes, publish, round, trigger, worktree  # noqa: A004 (the module's name)
 from retraining_rounds import DownError, Programs, Rounds, state
 
 STEPS = {
-    "prerequisites": (prerequisites, "check"),
+    "prerequisites": (round, "check_prerequisites"),
     "worktree": (worktree, "create"),
     "look upstream": (trigger, "look"),
     "decide": (round, "decide"),
-    "take the data": (worktree, "pinned"),
+    "take the data": (worktree, "checkout_pinned"),
     "commit the data": (publish, "commit"),
     "repro": (processes, "stream"),
     "commit the lock": (publish, "commit"),
     "register": (register, "register"),
     "judge": (promote, "judge"),
-    "branch": (processes, "git"),
+    "branch": (git, "run"),
     "promote": (promote, "carry_out"),
 }
 """Step to the function that fails in it."""
@@ -34,10 +36,10 @@ ONLY = {"repro": "pipelines/repro.py", "commit the lock": ["dvc.lock", "data.dvc
 
 def test_a_first_round_makes_a_champion_and_keeps_its_lock_on_a_branch(rounds: Rounds) -> None:
     before = state(rounds.root)
-    assert rounds.go() == 0
-    assert (rounds.said["verdict"], rounds.champion()) == ("promoted", "1")
+    assert rounds.run() == 0
+    assert (rounds.result["verdict"], rounds.champion()) == ("promoted", "1")
     [branch] = rounds.branches()
-    assert rounds.said["branch"] == branch
+    assert rounds.result["branch"] == branch
     changed = rounds.small.git("diff", "--name-only", "main", branch).split()
     assert changed == ["dvc.lock"]
     after = state(rounds.root)
@@ -48,9 +50,9 @@ def test_a_first_round_makes_a_champion_and_keeps_its_lock_on_a_branch(rounds: R
 def test_a_round_with_nothing_new_trains_nothing(trained: Rounds, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "stream", lambda *_: pytest.fail("something ran"))
     before = state(trained.root)
-    assert trained.go() == 0
-    assert trained.said["verdict"] == "nothing-new"
-    assert "params, code and limits are those of convoy/1" in trained.said["reason"]
+    assert trained.run() == 0
+    assert trained.result["verdict"] == "nothing-new"
+    assert "params, code and limits are those of convoy/1" in trained.result["reason"]
     assert trained.calls == []
     assert state(trained.root) == before
 
@@ -58,8 +60,8 @@ def test_a_round_with_nothing_new_trains_nothing(trained: Rounds, monkeypatch: p
 def test_new_data_are_committed_before_they_are_trained_on(trained: Rounds) -> None:
     trained.small.write("source/c.txt", "new\n")
     trained.small.commit("more images")
-    assert trained.go() == 0
-    assert trained.said["trigger"] == "the data changed upstream since convoy/1"
+    assert trained.run() == 0
+    assert trained.result["trigger"] == "the data changed since convoy/1"
     [branch] = trained.branches()
     log = trained.small.git("log", "--format=%s", f"main..{branch}").splitlines()
     assert log == ["Retrain", "Take new data from source"]
@@ -75,9 +77,9 @@ def test_a_round_that_is_repeated_commits_the_data_under_the_same_number(
     with monkeypatch.context() as earlier:
         earlier.setenv("GIT_COMMITTER_DATE", "2026-01-01T00:00:00+00:00")
         trained.small.commit("more images")
-    assert trained.go() == 0
+    assert trained.run() == 0
     [data, lock] = trained.small.git(
-        "log", "--reverse", "--format=%cI", f"main..{trained.said['branch']}"
+        "log", "--reverse", "--format=%cI", f"main..{trained.result['branch']}"
     ).split()
     assert data.startswith("2026-01-01T00:00:00"), "of the base: all that makes its number is the same again"
     assert not lock.startswith("2026-01-01")
@@ -90,29 +92,29 @@ def test_a_candidate_that_is_not_promoted_stays_on_its_branch(
     trained.small.edit("params.yaml", "lr: 0.5", "lr: 0.25")
     trained.small.commit("another rate")
     trained.verdict = verdict
-    assert trained.go() == 0
-    assert trained.said["verdict"] == word
-    assert trained.said["reason"] == f"to {verdict} is what the test says."
-    assert trained.said["trigger"] == "params, code or limits changed since convoy/1"
-    assert (trained.champion(), trained.said["champion"]) == ("1", "convoy/1")
-    assert trained.branches() == [trained.said["branch"]]
-    assert trained.go() == 0
-    assert trained.said["verdict"] == "nothing-new", "a verdict is given once"
+    assert trained.run() == 0
+    assert trained.result["verdict"] == word
+    assert trained.result["reason"] == f"to {verdict} is what the test says."
+    assert trained.result["trigger"] == "params, code or limits changed since convoy/1"
+    assert (trained.champion(), trained.result["champion"]) == ("1", "convoy/1")
+    assert trained.branches() == [trained.result["branch"]]
+    assert trained.run() == 0
+    assert trained.result["verdict"] == "nothing-new", "a verdict is given once"
 
 
 def test_other_limits_ask_for_another_verdict_on_the_same_model(trained: Rounds) -> None:
     trained.small.edit("params.yaml", "min_accuracy: 0.5", "min_accuracy: 0.4")
     trained.small.commit("a lower limit")
-    assert trained.go() == 0
+    assert trained.run() == 0
     assert [what for what, _ in trained.calls] == ["register", "judge", "promote", "tag"]
     assert len(trained.kept) == 1
 
 
 def test_uncommitted_changes_are_no_part_of_a_round_and_are_told(trained: Rounds) -> None:
     trained.small.edit("params.yaml", "lr: 0.5", "lr: 0.25")
-    assert trained.go() == 0
-    assert trained.said["verdict"] == "nothing-new"
-    assert "changes that are not committed (`params.yaml`)" in trained.report
+    assert trained.run() == 0
+    assert trained.result["verdict"] == "nothing-new"
+    assert "Uncommitted changes in this working tree (`params.yaml`)" in trained.report
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -132,9 +134,9 @@ def test_a_failure_at_any_step_leaves_champion_and_repository_as_they_were(
         raise DownError(f"no {name} today")
 
     monkeypatch.setattr(module, function, fail)
-    assert trained.go() == 1
-    assert (trained.said["verdict"], trained.said["step"]) == ("failed", name)
-    assert trained.said["reason"] == f"no {name} today"
+    assert trained.run() == 1
+    assert (trained.result["verdict"], trained.result["step"]) == ("failed", name)
+    assert trained.result["reason"] == f"no {name} today"
     assert f"no {name} today" in trained.report
     assert trained.champion() == "1"
     assert state(trained.root) == before
@@ -147,17 +149,17 @@ def test_a_registry_that_goes_down_after_the_alias_moved_keeps_the_branch_of_the
         raise DownError("gone")
 
     monkeypatch.setattr(rounds, "tag", fail)
-    assert rounds.go() == 1
-    assert (rounds.said["step"], rounds.said["champion"]) == ("remember", "convoy/1")
-    assert rounds.branches() == [rounds.said["branch"]]
+    assert rounds.run() == 1
+    assert (rounds.result["step"], rounds.result["champion"]) == ("remember", "convoy/1")
+    assert rounds.branches() == [rounds.result["branch"]]
 
 
 def test_a_bug_is_reported_like_a_failure(
     rounds: Rounds, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(trigger, "look", lambda _: {}["nothing"])
-    assert rounds.go() == 1
-    assert rounds.said["reason"] == "KeyError: 'nothing'"
+    assert rounds.run() == 1
+    assert rounds.result["reason"] == "KeyError: 'nothing'"
     assert "Traceback" in capsys.readouterr().err
 
 
@@ -166,9 +168,9 @@ def test_a_training_that_fails_is_reported_with_its_last_words(trained: Rounds) 
     trained.small.write("train.sh", f"echo counting && printf '{said}\\n' && exit 1\n")
     trained.small.commit("worse code")
     before = state(trained.root)
-    assert trained.go() == 1
-    assert trained.said["step"] == "repro"
-    assert trained.said["reason"] == (
+    assert trained.run() == 1
+    assert trained.result["step"] == "repro"
+    assert trained.result["reason"] == (
         "the pipeline failed: train: params cannot be used:\n  train.epochs is 0\n"
         "The next round runs it again and resumes a training from its checkpoint."
     )
@@ -176,14 +178,39 @@ def test_a_training_that_fails_is_reported_with_its_last_words(trained: Rounds) 
     assert state(trained.root) == before
 
 
-def test_a_training_whose_time_is_over_is_reported_as_paused(trained: Rounds) -> None:
-    said = "checkpoints.time_budget_min (5) is spent. The state is saved; `dvc repro` goes on at epoch 3."
-    trained.small.write("train.sh", f"echo 'ERROR in train: {said}' && exit 1\n")
+@pytest.mark.parametrize("uploaded", [False, True])
+def test_a_training_that_spent_its_time_budget_pauses_the_round(
+    trained: Rounds, monkeypatch: pytest.MonkeyPatch, uploaded: bool
+) -> None:
+    run_id = "20261123-100000-abcdef"
+    commands = ["mkdir -p build/runs", f"""echo '{{"run_id": "{run_id}"}}' > build/runs/train.json"""]
+    if uploaded:
+        stored = SimpleNamespace(info=SimpleNamespace(status="SCHEDULED"))
+        monkeypatch.setattr(round.store, "find", lambda run: stored if run == run_id else None)
+    else:
+        outbox = f"$CONVOY_REPOSITORY/outbox/{run_id}"
+        entry = """{"kind": "end", "status": "SCHEDULED"}"""
+        commands += [f"mkdir -p {outbox}", f"echo '{entry}' > {outbox}/journal.jsonl"]
+    trained.small.write("train.sh", "\n".join([*commands, "echo 'ERROR in train: no time left'", "exit 1\n"]))
     trained.small.commit("little time")
-    assert trained.go() == 1
-    assert (trained.said["verdict"], trained.said["step"]) == ("paused", "repro")
-    assert trained.said["reason"].startswith("train: checkpoints.time_budget_min (5) is spent.")
-    assert "To start it now: `make retrain`" in trained.report
+    assert trained.run() == 1
+    assert (trained.result["verdict"], trained.result["step"]) == ("paused", "repro")
+    assert trained.result["reason"].startswith("train: no time left\n")
+    assert "`make retrain`" in trained.report
+
+
+@pytest.mark.parametrize("status", ["FAILED", ""])
+def test_words_of_a_stage_pause_nothing(
+    trained: Rounds, monkeypatch: pytest.MonkeyPatch, status: str
+) -> None:
+    stored = SimpleNamespace(info=SimpleNamespace(status=status)) if status else None
+    monkeypatch.setattr(round.store, "find", lambda _: stored)
+    lines = ["mkdir -p build/runs", """echo '{"run_id": "x"}' > build/runs/train.json"""]
+    lines += ["echo 'ERROR in train: checkpoints.time_budget_min (5) is spent.'", "exit 1\n"]
+    trained.small.write("train.sh", "\n".join(lines))
+    trained.small.commit("a failure")
+    assert trained.run() == 1
+    assert (trained.result["verdict"], trained.result["step"]) == ("failed", "repro")
 
 
 def test_a_pipeline_that_ends_without_a_word_is_told_by_its_exit_code(
@@ -192,28 +219,46 @@ def test_a_pipeline_that_ends_without_a_word_is_told_by_its_exit_code(
     trained.small.edit("params.yaml", "lr: 0.5", "lr: 0.25")
     trained.small.write("pipelines/repro.py", "raise SystemExit(137)\n")
     trained.small.commit("killed by the system")
-    assert trained.go() == 1
-    assert trained.said["reason"].startswith("the pipeline failed: `repro.py` ended with exit code 137\n")
+    assert trained.run() == 1
+    assert trained.result["reason"].startswith("the pipeline failed: `repro.py` ended with exit code 137\n")
 
 
 def test_data_whose_source_is_gone_stop_a_round_and_nothing_is_lost(trained: Rounds) -> None:
     trained.small.git("mv", "source", "elsewhere")
     trained.small.commit("moved")
     before = state(trained.root)
-    assert trained.go() == 1
-    assert trained.said["step"] == "look upstream"
-    assert "the source of the data does not answer: source\n" in trained.said["reason"]
-    assert "`convoy data use` points elsewhere" in trained.said["reason"]
+    assert trained.run() == 1
+    assert trained.result["step"] == "look upstream"
+    assert "the source of the data does not answer: source\n" in trained.result["reason"]
+    assert "`convoy data use`" in trained.result["reason"]
     assert state(trained.root) == before
 
 
 def test_a_second_round_is_skipped_and_says_since_when_the_first_runs(trained: Rounds) -> None:
-    with alone(trained.root):
-        assert trained.go() == 0
-    assert trained.said["verdict"] == "skipped"
-    assert "another round runs in this repository: process " in trained.said["reason"]
-    assert trained.go() == 0
-    assert trained.said["verdict"] == "nothing-new"
+    with round.exclusive(trained.root):
+        assert trained.run() == 0
+    assert trained.result["verdict"] == "skipped"
+    assert "another round runs in this repository: process " in trained.result["reason"]
+    assert trained.run() == 0
+    assert trained.result["verdict"] == "nothing-new"
+
+
+def test_a_pipeline_that_outlived_its_round_keeps_others_out(
+    rounds: Rounds,
+) -> None:
+    tree = worktree.create(rounds.root)
+    words = ["-c", "import time; print('up', flush=True); time.sleep(60)", "repro"]
+    process = psutil.Popen(["python", *words], cwd=tree, stdout=-1)
+    process.stdout.readline()
+    try:
+        assert rounds.run() == 0
+        assert rounds.result["verdict"] == "skipped"
+        assert f"`kill {process.pid}`" in rounds.result["reason"]
+    finally:
+        process.kill()
+        process.wait()
+    with round.exclusive(rounds.root):
+        pass
 
 
 def test_what_a_killed_round_left_is_removed_and_the_next_goes_on(trained: Rounds, quick: Programs) -> None:
@@ -223,8 +268,8 @@ def test_what_a_killed_round_left_is_removed_and_the_next_goes_on(trained: Round
     place = worktree.create(trained.root)
     (place.parent / "out-1").mkdir()
     (place / ".git").unlink()
-    assert trained.go() == 0
-    assert trained.said["verdict"] == "promoted"
+    assert trained.run() == 0
+    assert trained.result["verdict"] == "promoted"
     assert not list((trained.root / worktree.FOLDER).glob("out-*"))
     assert state(trained.root) == {**before, "branch -a": state(trained.root)["branch -a"]}
 
@@ -240,22 +285,22 @@ def test_a_round_that_is_interrupted_cleans_up_and_says_where(
         raise processes.Stopped
 
     monkeypatch.setattr(processes, "stream", interrupt)
-    assert trained.go() == 1
-    assert trained.said["step"] == "repro"
-    assert trained.said["reason"].startswith("the round was stopped.")
-    assert trained.said["verdict"] == "paused"
+    assert trained.run() == 1
+    assert trained.result["step"] == "repro"
+    assert trained.result["reason"].startswith("the round was stopped.")
+    assert trained.result["verdict"] == "paused"
     assert state(trained.root) == before
 
 
 def test_an_old_champion_is_trained_anew_once_per_span(trained: Rounds, quick: Programs) -> None:
     trained.verdict = "keep"
     trained.grow_older(91)
-    assert trained.go() == 0
-    assert quick.asked == [[sys.executable, "pipelines/repro.py", "--force"]]
-    assert trained.said["trigger"].startswith("convoy/1 is champion for 91.0 days, more than")
+    assert trained.run() == 0
+    assert quick.started == [[sys.executable, "pipelines/repro.py", "--force"]]
+    assert trained.result["trigger"].startswith("convoy/1 has been champion for 91.0 days")
     assert len(trained.kept) == 2
-    assert trained.go() == 0
-    assert trained.said["verdict"] == "nothing-new"
+    assert trained.run() == 0
+    assert trained.result["verdict"] == "nothing-new"
 
 
 def test_the_summary_of_a_github_job_gets_the_report(
@@ -263,14 +308,24 @@ def test_the_summary_of_a_github_job_gets_the_report(
 ) -> None:
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
     monkeypatch.setattr(trigger, "look", lambda _: {}["nothing"])
-    rounds.go()
+    rounds.run()
     assert "KeyError: 'nothing'" in (tmp_path / "summary.md").read_text()
 
 
 def test_pictures_and_verdict_of_an_earlier_round_are_replaced(trained: Rounds) -> None:
     (trained.root / "build/retrain/old.png").touch()
-    assert trained.go() == 0
+    assert trained.run() == 0
     assert not (trained.root / "build/retrain/old.png").exists()
+
+
+def test_a_round_restores_the_signal_handler(rounds: Rounds, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, during = signal.getsignal(signal.SIGTERM), []
+    monkeypatch.setattr(
+        round, "check_prerequisites", lambda *_, **__: during.append(signal.getsignal(signal.SIGTERM))
+    )
+    rounds.run()
+    assert during[0] != before
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.fixture

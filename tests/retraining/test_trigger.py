@@ -1,18 +1,23 @@
-"""A look at the source tells new data from old ones, of whatever kind the source is, and downloads nothing."""
+"""A round trains if its inputs differ from those of the newest candidate, or if the champion is old."""
 
 import hashlib
 import threading
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
+from convoy.core.contract import RETRAIN_INPUTS, RETRAIN_SOURCE
 from convoy.core.errors import RequestError
+from convoy.registry.client import Version
 from convoy.retraining import trigger
 from convoy.retraining.processes import RoundError
-from convoy.retraining.worktree import pinned
+from convoy.retraining.trigger import Upstream, decide
+from convoy.retraining.worktree import checkout_pinned
 from retraining_rounds import Programs, Rounds
 from small_pipeline import Small
 
@@ -99,7 +104,7 @@ def test_a_server_without_etags_is_told_about(small: Small, served: tuple[type[S
     server, address = served
     server.etag = False
     import_from(small, address)
-    assert "gives no ETag, so a change at the source cannot be seen" in trigger.look(small.folder).hint
+    assert "sends no ETag" in trigger.look(small.folder).hint
 
 
 def test_a_server_that_is_down_is_told_with_its_address(
@@ -111,10 +116,10 @@ def test_a_server_that_is_down_is_told_with_its_address(
     rounds.small.edit("data.dvc", address, nowhere)
     rounds.small.commit("a server that is down")
     data = (rounds.root / "data").read_bytes()
-    assert rounds.go() == 1
-    said = rounds.said["reason"]
+    assert rounds.run() == 1
+    said = rounds.result["reason"]
     assert said.startswith(f"the source of the data does not answer: {nowhere.replace('secret', '***')}\n")
-    assert "secret" not in rounds.report + str(rounds.said)
+    assert "secret" not in rounds.report + str(rounds.result)
     assert (rounds.root / "data").read_bytes() == data
 
 
@@ -144,9 +149,9 @@ def test_a_frozen_import_is_not_looked_at(rounds: Rounds, no_pipeline: Programs)
     rounds.small.commit("frozen")
     before = trigger.look(rounds.root)
     assert not before.changed
-    assert before.hint.startswith("`data.dvc` is frozen, so its source is not looked at.")
-    assert rounds.go() == 0
-    assert "frozen: true" in rounds.small.git("show", f"{rounds.said['branch']}:data.dvc")
+    assert before.hint.startswith("`data.dvc` is frozen")
+    assert rounds.run() == 0
+    assert "frozen: true" in rounds.small.git("show", f"{rounds.result['branch']}:data.dvc")
     assert "`dvc unfreeze data.dvc`" in rounds.report
 
 
@@ -156,9 +161,9 @@ def test_files_that_dvc_add_tracks_are_taken_from_the_cache(rounds: Rounds, no_p
     rounds.small.commit("added")
     found = trigger.look(rounds.root)
     assert (found.address, found.changed) == ("", False)
-    assert "names files without a source" in found.hint
-    assert rounds.go() == 0
-    assert rounds.said["verdict"] == "promoted"
+    assert "has no source" in found.hint
+    assert rounds.run() == 0
+    assert rounds.result["verdict"] == "promoted"
 
 
 def test_a_source_in_the_repository_that_git_does_not_hold_is_reached_from_the_worktree(
@@ -168,9 +173,9 @@ def test_a_source_in_the_repository_that_git_does_not_hold_is_reached_from_the_w
     rounds.small.write("mine/a.txt", "mine\n")
     import_from(rounds.small, "mine")
     rounds.small.write("mine/b.txt", "mine too\n")
-    assert rounds.go() == 0
-    assert [words[2:] for words in no_pipeline.asked] == [["dvc", "update", "data.dvc"], []]
-    assert "nfiles: 2" in rounds.small.git("show", f"{rounds.said['branch']}~1:data.dvc")
+    assert rounds.run() == 0
+    assert [words[2:] for words in no_pipeline.started] == [["dvc", "update", "data.dvc"], []]
+    assert "nfiles: 2" in rounds.small.git("show", f"{rounds.result['branch']}~1:data.dvc")
     assert sorted(path.name for path in (rounds.root / "mine").iterdir()) == ["a.txt", "b.txt"]
 
 
@@ -199,7 +204,7 @@ def test_params_code_specs_and_limits_make_other_inputs_and_words_for_people_do_
 
 def test_a_repository_without_data_dvc_is_told_what_to_type(small: Small) -> None:
     small.remove("data.dvc")
-    with pytest.raises(RequestError, match=r"there is no data\.dvc.*`convoy data use PATH-OR-URL`"):
+    with pytest.raises(RequestError, match=r"data\.dvc does not exist.*`convoy data use PATH-OR-URL`"):
         trigger.look(small.folder)
 
 
@@ -213,12 +218,68 @@ def test_content_that_nobody_has_is_named(small: Small, tmp_path: Path) -> None:
     small.write("weights/net.pt", "weights\n")
     small.dvc("add", "-q", "weights/net.pt")
     small.commit("pinned")
-    assert pinned(small.folder, has_remote=False) == ["weights/net.pt.dvc"]
+    assert checkout_pinned(small.folder, has_remote=False) == ["weights/net.pt.dvc"]
     small.remove("weights/net.pt")
     small.remove(".dvc/cache")
-    said = r"what weights/net\.pt\.dvc name is not in DVC's cache and there is no DVC remote"
+    said = r"content of weights/net\.pt\.dvc is not in DVC's cache and there is no DVC remote"
     with pytest.raises(RoundError, match=said):
-        pinned(small.folder, has_remote=False)
+        checkout_pinned(small.folder, has_remote=False)
     small.dvc("remote", "add", "-q", "--default", "store", str(tmp_path / "store"))
     with pytest.raises(RoundError, match=r"not in DVC's cache nor in the DVC remote(?s:.*)`dvc push`"):
-        pinned(small.folder, has_remote=True)
+        checkout_pinned(small.folder, has_remote=True)
+
+
+NOW = Upstream("source", "f" * 64, changed=False, inputs="1" * 64)
+
+
+def days_ago(days: float) -> int:
+    return int(time.time() * 1000 - days * 24 * 3600 * 1000)
+
+
+def version(number: str = "1", days: float = 0, **tags: str) -> Version:
+    all_tags = tags or {RETRAIN_INPUTS: NOW.inputs, RETRAIN_SOURCE: NOW.fingerprint}
+    return Version("convoy", number, "0" * 64, "run", "mlflow", days_ago(days), all_tags)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "why"),
+    [
+        (None, "no version is registered yet"),
+        (version(note="x"), "no round has judged convoy/1"),
+        (replace(version(), tags={RETRAIN_INPUTS: "2", RETRAIN_SOURCE: "e"}), "the data changed since convoy/1"),
+        (replace(version(), tags={RETRAIN_INPUTS: "2", RETRAIN_SOURCE: NOW.fingerprint}), "params, code or limits changed since convoy/1"),
+    ],
+)  # fmt: skip
+def test_news_are_a_cause(candidate: Version | None, why: str) -> None:
+    decision = decide(NOW, candidate, None, 0, None)
+    assert (decision.trains, decision.why, decision.aged) == (True, why, False)
+
+
+def test_nothing_new_is_none() -> None:
+    decision = decide(NOW, version(days=400), version(days=400), days_ago(400), None)
+    assert not decision.trains
+    assert decision.why == (
+        "the data (source), params, code and limits are those of convoy/1, which has been judged"
+    )
+
+
+def test_nothing_new_says_what_the_verdict_was() -> None:
+    tags = {RETRAIN_INPUTS: NOW.inputs, RETRAIN_SOURCE: NOW.fingerprint, "gate.verdict": "refuse"}
+    assert decide(NOW, replace(version(), tags=tags), None, 0, None).why.endswith("(verdict: refuse)")
+
+
+def test_age_counts_from_when_the_champion_became_one() -> None:
+    old = version(days=400)
+    assert not decide(NOW, old, old, days_ago(89), 90).trains
+    decision = decide(NOW, old, old, days_ago(91), 90)
+    assert (decision.trains, decision.aged) == (True, True)
+    assert "more than gate.max_champion_age_days (90); nothing else changed" in decision.why
+
+
+def test_one_training_per_span_is_enough() -> None:
+    decision = decide(NOW, version("2", days=3), version(days=400), days_ago(91), 90)
+    assert not decision.trains
+
+
+def test_without_a_champion_there_is_no_age() -> None:
+    assert not decide(NOW, version(days=400), None, 0, 90).trains

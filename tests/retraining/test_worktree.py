@@ -3,13 +3,11 @@
 import os
 from pathlib import Path
 
-import psutil
 import pytest
 
 from convoy.core import stage
 from convoy.repo import dvc
-from convoy.retraining import alone, worktree
-from convoy.retraining.alone import Busy
+from convoy.retraining import worktree
 from retraining_rounds import Programs, Rounds, state
 
 
@@ -64,7 +62,7 @@ def test_hooks_of_the_team_do_not_run_in_it(rounds: Rounds, quick: Programs) -> 
         hook = rounds.root / ".git/hooks" / name
         hook.write_text("#!/bin/sh\necho no >&2\nexit 1\n")
         hook.chmod(0o755)
-    assert rounds.go() == 0
+    assert rounds.run() == 0
 
 
 def test_a_store_with_a_relative_address_is_the_same_from_the_worktree(
@@ -84,21 +82,3 @@ def test_a_store_with_a_relative_address_is_the_same_from_the_worktree(
     assert Path.cwd() == root
     assert os.environ["MLFLOW_TRACKING_URI"] == "sqlite:///mine.db"
     assert stage.REPOSITORY not in os.environ
-
-
-def test_a_pipeline_that_outlived_its_round_keeps_others_out(
-    rounds: Rounds, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place = worktree.create(rounds.root)
-    words = ["-c", "import time; print('up', flush=True); time.sleep(60)", "repro"]
-    process = psutil.Popen(["python", *words], cwd=place, stdout=-1)
-    process.stdout.readline()
-    try:
-        said = rf"its pipeline still runs: process {process.pid}\. .*`kill {process.pid}`"
-        with pytest.raises(Busy, match=said), alone.alone(rounds.root):
-            pytest.fail("it went in")
-    finally:
-        process.kill()
-        process.wait()
-    with alone.alone(rounds.root):
-        pass

@@ -1,184 +1,245 @@
-"""Let what a round made leave this machine: commits, DVC's cache, a branch, and the proposal to merge it."""
+"""Publish the results of a round: commits, DVC's cache, a branch, and the proposal to merge it."""
 
 import os
 import subprocess
+import sys
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from convoy.core.errors import without_credentials
 from convoy.repo import dvc, git
 from convoy.retraining import processes, report
-from convoy.retraining.facts import Facts
+from convoy.retraining.facts import Delivery, Facts
 from convoy.retraining.processes import RoundError
 from convoy.retraining.worktree import NO_HOOKS
 
 REMOTE = "origin"
 ROBOT = {"name": "Convoy", "email": "convoy@localhost"}
-"""Who commits where git knows nobody, as on a runner."""
+"""The committer if git has none configured, as on a runner."""
+
+NOT_PUSHED = "PUSH=1 was not given"
+UNCHANGED = "nothing differs from the commit"
 
 
 @dataclass(frozen=True)
 class Forge:
-    """Name where a branch is proposed, and the branch that it is to be merged into."""
+    """The CI system that proposals go to, and the branch that they are to be merged into."""
 
     kind: str
     base: str
 
 
-def commit(place: Path, names: list[str], message: str, *, dated: str = "") -> str:
-    """Commit these files as they lie there; empty where nothing differs.
+@dataclass
+class Publication:
+    """Bring a round's commits, data and models to the remotes, or keep them on a branch.
+
+    Attributes:
+        root: the caller's repository.
+        tree: the worktree.
+        facts: record of the round; gets deliveries, and the branch.
+        branch: name of the branch, if there is anything to commit.
+        push: whether anything may leave this machine.
+        dvc_remote: DVC's; empty if it has none.
+    """
+
+    root: Path
+    tree: Path
+    facts: Facts
+    branch: str
+    push: bool
+    dvc_remote: str
+
+    def publish(self) -> bool:
+        """Push everything, or create the branch that keeps the commits here; return whether the remote has the branch.
+
+        Raises:
+            RoundError: a remote rejected it.
+        """
+        head = git.commit(self.tree, "HEAD")
+        is_new = head != self.facts.identity.commit
+        self.facts.identity.branch = self.branch if is_new else ""
+        if self.push:
+            with self.facts.step("push data") as step:
+                push_data(self.tree)
+                self._record("data and models", where=self.dvc_remote)
+                step.note = self.dvc_remote
+        else:
+            by_hand = "run: dvc push" if self.dvc_remote else "there is no DVC remote (docs/data.md)"
+            self._record("data and models", why=f"{NOT_PUSHED}; {by_hand}")
+        if not is_new:
+            self._record("branch", why=UNCHANGED)
+            return False
+        if self.push:
+            with self.facts.step("push branch") as step:
+                push_branch(self.root, head, self.branch)
+                self._record("branch", where=address(self.root))
+                step.note = self.branch
+            return True
+        with self.facts.step("branch") as step:
+            git.run(self.root, "branch", "--no-track", self.branch, head)
+            has_remote = bool(address(self.root))
+            by_hand = (
+                f"run: git push {REMOTE} {self.branch}" if has_remote else f"there is no git remote {REMOTE}"
+            )
+            self._record("branch", why=f"{NOT_PUSHED}, so it exists only in this repository; {by_hand}")
+            step.note = f"{self.branch}, in this repository"
+        return False
+
+    def propose(self) -> None:
+        """Open a pull or merge request for the branch, once its model is promoted.
+
+        Raises:
+            RoundError: the request was not opened; the new champion stays.
+        """
+        if not (self.push and self.facts.identity.branch):
+            return
+        target = forge(self.root)
+        if target is None:
+            by_hand = f"git fetch, then git merge {REMOTE}/{self.branch}"
+            self._record(
+                "pull request",
+                why=f"this is neither GitHub Actions nor GitLab CI; to merge by hand: {by_hand}",
+            )
+            return
+        title = f"Retrained: {self.facts.identity.version} is champion"
+        open_request = _pull_request if target.kind == "github" else self._merge_request
+        with self.facts.step("propose") as step:
+            try:
+                url = open_request(self.root, target.base, self.branch, title, self.facts)
+            except (RoundError, git.GitError) as error:
+                raise RoundError(
+                    f"{self.facts.champion} is champion and its branch {self.branch} is pushed, but no request was "
+                    f"opened: {error}\nOpen it by hand, into {target.base}.",
+                    getattr(error, "log", ""),
+                ) from error
+            what = "pull request" if target.kind == "github" else "merge request"
+            self._record(what, where=url or address(self.root))
+            step.note = url or f"into {target.base}"
+
+    def _merge_request(self, root: Path, base: str, branch: str, title: str, facts: Facts) -> str:
+        """Open a merge request by the options of a push; GitLab wants a new commit for that."""
+        git.run(
+            self.tree, *_committer(self.tree), *NO_HOOKS, "commit", "--quiet", "--allow-empty", "-m", title
+        )
+        reason = " ".join(facts.gate_result.reasons[0].split()) if facts.gate_result else ""
+        options = (
+            "merge_request.create",
+            f"merge_request.target={base}",
+            f"merge_request.title={title}",
+            # An option is one line, so the report itself does not fit.
+            f"merge_request.description={reason}"
+            + (f" Report and pictures: {facts.job}" if facts.job else ""),
+        )
+        push_branch(root, git.commit(self.tree, "HEAD"), branch, options)
+        return ""
+
+    def _record(self, what: str, *, where: str = "", why: str = "") -> None:
+        self.facts.deliveries.append(Delivery(what, done=not why, where=where, why=why))
+
+
+def commit(tree: Path, names: list[str], message: str, *, date: str = "") -> str:
+    """Commit files as they are.
 
     Args:
-        place: the worktree.
-        names: files; those that are not there are left out.
+        tree: the worktree.
+        names: files; those that do not exist are left out.
         message: subject and text.
-        dated: date of the commit, now by default. A round that is repeated, after a kill or a push
-            that was rejected, makes the same commit again where it is the date of the base: a model
-            that names it is then not left with a commit that is gone.
+        date: of the commit, now by default. With the date of its base, a round that is repeated after a kill or a
+            rejected push makes the same commit again, so a model that names it does not name a lost commit.
 
     Returns:
-        The commit's number.
+        The commit's number; empty if nothing differs.
     """
-    processes.git(place, "add", "--force", "--", *[name for name in names if (place / name).exists()])
-    if not processes.git(place, "diff", "--cached", "--name-only"):
+    git.run(tree, "add", "--force", "--", *[name for name in names if (tree / name).exists()])
+    if not git.run(tree, "diff", "--cached", "--name-only"):
         return ""
-    env = {"GIT_AUTHOR_DATE": dated, "GIT_COMMITTER_DATE": dated} if dated else {}
-    processes.git(place, *_identity(place), *NO_HOOKS, "commit", "--quiet", "-m", message, env=env)
-    return processes.git(place, "rev-parse", "HEAD")
+    env = {"GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date} if date else {}
+    git.run(tree, *_committer(tree), *NO_HOOKS, "commit", "--quiet", "-m", message, env=env)
+    return git.commit(tree, "HEAD")
 
 
-def _identity(place: Path) -> list[str]:
-    """Give git a name to commit with, where it knows none."""
-    words = []
+def _committer(tree: Path) -> list[str]:
+    """Name a committer for git if it has none."""
+    options = []
     for key, text in ROBOT.items():
-        known = git.ask(place, "config", f"user.{key}")
-        if not (known or os.environ.get(f"GIT_COMMITTER_{key.upper()}")):
-            words += ["-c", f"user.{key}={text}"]
-    return words
+        if not (git.ask(tree, "config", f"user.{key}") or os.environ.get(f"GIT_COMMITTER_{key.upper()}")):
+            options += ["-c", f"user.{key}={text}"]
+    return options
 
 
-def push_data(place: Path, env: Mapping[str, str], python: str) -> None:
-    """Push what the worktree's dvc.lock names, and what DVC knows of the runs that made it.
-
-    The latter let another machine take these stages instead of running them.
+def push_data(tree: Path) -> None:
+    """Push what the worktree's dvc.lock names, with the run cache, so that other machines need not run the stages.
 
     Raises:
-        RoundError: with DVC's own words.
+        RoundError: with DVC's error.
     """
     try:
-        processes.stream([python, "-m", "dvc", "push"], place, env)
-        dvc.push_run_cache(place)
+        processes.stream([sys.executable, "-m", "dvc", "push"], tree, {**os.environ, "DVC_NO_ANALYTICS": "1"})
+        dvc.push_run_cache(tree)
     except Exception as error:
-        said = getattr(error, "log", "") or str(error)
+        reason = without_credentials(getattr(error, "log", "") or str(error)).strip()
         raise RoundError(
-            f"the DVC remote did not take the data and models: {without_credentials(said.strip())[-600:]}\n"
-            "`dvc push` tries by hand; `dvc remote list` and docs/data.md say what it needs.",
-            without_credentials(said),
+            f"the DVC remote rejected the data and models: {reason[-600:]}\n"
+            "To try by hand: `dvc push`. `dvc remote list` and docs/data.md show what it needs.",
+            reason,
         ) from error
-
-
-def remote_answers(place: Path) -> str:
-    """Ask the DVC remote for something; say why it does not answer, empty where it does."""
-    return dvc.check_remote(place)
 
 
 def push_branch(root: Path, number: str, branch: str, options: tuple[str, ...] = ()) -> None:
     """Push a commit as a branch, from the caller's repository: a relative address of a remote is relative to it.
 
     Raises:
-        RoundError: with git's own words.
+        RoundError: with git's error.
     """
     words = [part for option in options for part in ("-o", option)]
     try:
-        processes.git(root, *NO_HOOKS, "push", "--quiet", *words, REMOTE, f"{number}:refs/heads/{branch}")
-    except RoundError as error:
+        git.run(root, *NO_HOOKS, "push", "--quiet", *words, REMOTE, f"{number}:refs/heads/{branch}")
+    except git.GitError as error:
         raise RoundError(
-            f"{REMOTE} did not take the branch {branch}: {error.log}\n"
-            f"May this machine push there ({address(root)})? The branch is not kept; the next round makes it again, "
-            "from DVC's cache.",
-            error.log,
+            f"{REMOTE} rejected the branch {branch}: {error}\n"
+            f"May this machine push there ({address(root)})? The branch is not kept; the next round recreates it from "
+            "DVC's cache.",
+            str(error),
         ) from error
 
 
 def address(root: Path) -> str:
-    """Name the git remote, without a password."""
+    """Address of the git remote, without a password."""
     return without_credentials(git.ask(root, "remote", "get-url", REMOTE))
 
 
 def forge(root: Path) -> Forge | None:
-    """Find the CI system that this runs in, and the branch that proposals go to; None elsewhere."""
+    """Detect the CI system that this runs in, and the branch for proposals; None elsewhere."""
     kind = "github" if os.environ.get("GITHUB_ACTIONS") else "gitlab" if os.environ.get("GITLAB_CI") else ""
-    return Forge(kind, base(root)) if kind else None
+    return Forge(kind, base_branch(root)) if kind else None
 
 
-def base(root: Path) -> str:
-    """Name the branch that the caller is on; where it is on none, the one that CI or the remote names."""
-    here = git.ask(root, "symbolic-ref", "--quiet", "--short", "HEAD")
-    if here:
-        return here
-    named = os.environ.get("CI_COMMIT_BRANCH") or os.environ.get("CI_DEFAULT_BRANCH")
-    if named:
-        return named
-    said = git.ask(root, "ls-remote", "--symref", REMOTE, "HEAD").partition("\t")[0]
-    return said.removeprefix("ref: refs/heads/") or "main"
+def base_branch(root: Path) -> str:
+    """Name the checked-out branch; with a detached HEAD, the branch that CI names, or the remote's default."""
+    branch = git.ask(root, "symbolic-ref", "--quiet", "--short", "HEAD")
+    branch = branch or os.environ.get("CI_COMMIT_BRANCH") or os.environ.get("CI_DEFAULT_BRANCH") or ""
+    if not branch:
+        answer = git.ask(root, "ls-remote", "--symref", REMOTE, "HEAD").partition("\t")[0]
+        branch = answer.removeprefix("ref: refs/heads/")
+    return branch or "main"
 
 
-def propose(root: Path, place: Path, where: Forge, branch: str, *, title: str, facts: Facts) -> str:
-    """Open a pull or merge request for a branch that is pushed; return its address, where it is known.
-
-    Args:
-        root: the caller's repository.
-        place: the worktree.
-        where: the forge.
-        branch: that is pushed.
-        title: of the request, in a line.
-        facts: of the report, which GitHub gets whole; a push option is one line.
-
-    Raises:
-        RoundError: with the words of `gh` or git.
-    """
-    if where.kind == "github":
-        return _pull_request(root, where.base, branch, title, report.body(facts))
-    # GitLab opens one when a branch moves, so it gets a commit; what that says is the news itself.
-    message = ["--quiet", "--allow-empty", "-m", title]
-    processes.git(place, *_identity(place), *NO_HOOKS, "commit", *message)
-    said = " ".join(facts.gate_result.reasons[0].split()) if facts.gate_result else ""
-    line = f"{said} Report and pictures: {facts.job}" if facts.job else said
-    push_branch(
-        root,
-        processes.git(place, "rev-parse", "HEAD"),
-        branch,
-        (
-            "merge_request.create",
-            f"merge_request.target={where.base}",
-            f"merge_request.title={title}",
-            f"merge_request.description={line}",
-        ),
-    )
-    return ""
-
-
-def _pull_request(root: Path, target: str, branch: str, title: str, body: str) -> str:
+def _pull_request(root: Path, base: str, branch: str, title: str, facts: Facts) -> str:
+    """Open a pull request with the report as its text; return its address."""
     with tempfile.TemporaryDirectory() as scratch:
-        text = Path(scratch, "body.md")
-        text.write_text(body, encoding="utf-8")
-        words = ["--base", target, "--head", branch, "--title", title, "--body-file", str(text)]
-        return _gh(root, ["pr", "create", *words])
-
-
-def _gh(root: Path, words: list[str]) -> str:
-    done = subprocess.run(  # noqa: S603 (own words)
-        ["gh", *words],  # noqa: S607 (from PATH)
-        cwd=root,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise RoundError(
-            f"`gh {' '.join(words[:2])}` failed: {without_credentials(done.stderr.strip()):.600}", done.stderr
+        body = Path(scratch, "body.md")
+        body.write_text(report.body(facts), encoding="utf-8")
+        words = ["--base", base, "--head", branch, "--title", title, "--body-file", str(body)]
+        done = subprocess.run(  # noqa: S603 (no shell)
+            ["gh", "pr", "create", *words],  # noqa: S607 (from PATH)
+            cwd=root,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
         )
+    if done.returncode:
+        reason = without_credentials(done.stderr.strip())
+        raise RoundError(f"`gh pr create` failed: {reason:.600}", reason)
     return done.stdout.strip().rpartition("\n")[2]

@@ -1,38 +1,38 @@
-"""One round of retraining: take what is new, train, judge, let it serve or say why not, and report.
+"""One round of retraining: take new data, train, compare, promote or explain why not, and report.
 
-The order of the steps is what keeps the champion safe. Everything that can fail comes before the
-alias moves: data and models are pushed, and the branch with their dvc.lock, so that a champion is
-always one that others can restore. What comes after it is a tag and the proposal to merge.
+The order of the steps keeps the champion safe. Everything that can fail comes before the alias moves: data and models
+are pushed, and the branch with their dvc.lock, so that others can always restore a champion. What comes after it is a
+tag and the proposal to merge.
 """
 
 import os
+import shutil
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
-from convoy.core import params
+import psutil
+
+from convoy.core import contract, files, params
 from convoy.core.console import info
-from convoy.core.errors import ConvoyError
+from convoy.core.errors import ConvoyError, RequestError, without_credentials
 from convoy.gate.settings import GateParams
 from convoy.registry import log, promote, register
 from convoy.registry.client import CANDIDATE, CHAMPION, Registry, Version
-from convoy.repo import git, identity
-from convoy.retraining import outcome, prerequisites, processes, publish, trigger, worktree
-from convoy.retraining.alone import Busy, alone
-from convoy.retraining.decide import INPUTS, SOURCE, Decision, decide
+from convoy.repo import dvc, git, identity, locks
+from convoy.retraining import outcome, processes, publish, trigger, worktree
 from convoy.retraining.facts import DECIDED, Facts, Outcome
 from convoy.retraining.processes import RoundError, Stopped
-from convoy.retraining.shipment import Shipment
-from convoy.retraining.trigger import Upstream
-
-PAUSED = "checkpoints.time_budget_min"
-"""Stands in the last words of a training that stopped because its time is over."""
+from convoy.retraining.publish import REMOTE, Publication
+from convoy.retraining.trigger import Decision, Upstream, decide
+from convoy.tracking import outbox, stages, store
+from convoy.tracking.journal import state
 
 RUNS_AGAIN = "The next round runs it again and resumes a training from its checkpoint."
 
@@ -42,63 +42,65 @@ class RoundPaused(RoundError):  # noqa: N818 (no error: the time budget is spent
 
 
 def run(root: Path, *, push: bool) -> int:
-    """Go through a round, and write build/retrain/verdict.json and report.md whatever came of it.
+    """Run a round, and write build/retrain/verdict.json and report.md whatever its outcome.
 
     Args:
         root: the caller's repository; of its files only build/retrain/ changes.
         push: whether commits, data and models leave this machine.
 
     Returns:
-        The exit code: 0 promoted, kept, refused, nothing new, skipped; 1 a step failed or the round was
-        stopped; 2 what it needs is not there.
+        The exit code: 0 promoted, kept, refused, nothing new, skipped; 1 a step failed or the round was stopped; 2 a
+        prerequisite is missing.
     """
     return Round(root.resolve(), push=push).run()
 
 
 class Round:
-    """Hold what a round has found and done so far."""
+    """A round, with what it has found and done so far."""
 
     def __init__(self, root: Path, *, push: bool) -> None:
-        """Begin; nothing is looked at yet."""
+        """Begin without looking at anything."""
         self.root = root
         self.push = push
         self.facts = Facts(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", push=push, job=outcome.job_page())
         self.champion: Version | None = None
         self.began = time.monotonic()
         self.branch = f"retrain/{identity.mint_run_id()}"
-        self.kept = False
-        self.remote = ""
+        self.keep_branch = False
+        self.dvc_remote = ""
 
     def run(self) -> int:
-        """Go through the steps, clean up, and report."""
+        """Run the steps, clean up, and report."""
         code = 1
         try:
-            with _sigterm():
-                verdict, reason = self._alone()
+            with _sigterm_as_interrupt():
+                result, reason = self._exclusive()
             code = 0
-        except Busy as busy:
-            verdict, reason, code = "skipped", f"{busy}.", 0
         except KeyboardInterrupt:
-            verdict, reason = "paused", f"the round was stopped. {RUNS_AGAIN}"
+            result, reason = "paused", f"the round was stopped. {RUNS_AGAIN}"
         except RoundPaused as pause:
-            verdict, reason, self.facts.log = "paused", str(pause), pause.log
+            result, reason, self.facts.log = "paused", str(pause), pause.log
         except ConvoyError as error:
-            verdict, reason, code = "failed", str(error), error.exit_code
+            result, reason, code = "failed", str(error), error.exit_code
             self.facts.log = getattr(error, "log", "")
         except Exception as error:  # noqa: BLE001 (a bug must not keep the report from being written)
             traceback.print_exc()
-            verdict, reason = "failed", f"{type(error).__name__}: {error}"
-        self._report(verdict, reason, code)
+            result, reason = "failed", f"{type(error).__name__}: {error}"
+        self._report(result, reason, code)
         return code
 
-    def _alone(self) -> tuple[Outcome, str]:
+    def _exclusive(self) -> tuple[Outcome, str]:
         with self.facts.step("prerequisites") as step:
-            self.remote = prerequisites.check(self.root, push=self.push)
+            self.dvc_remote = check_prerequisites(self.root, push=self.push)
             self.facts.identity.commit = git.commit(self.root, "HEAD")
-            if said := prerequisites.uncommitted(self.root):
-                self.facts.hints.append(said)
+            if hint := _uncommitted(self.root):
+                self.facts.hints.append(hint)
             step.note = f"commit {self.facts.identity.commit[:10]}"
-        with alone(self.root):
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(exclusive(self.root))
+            except locks.AlreadyRunning as running:
+                return "skipped", f"another round runs in this repository: {running.owner}."
             outcome.clear(self.root)
             try:
                 return self._in_worktree()
@@ -107,123 +109,205 @@ class Round:
 
     def _in_worktree(self) -> tuple[Outcome, str]:
         with self.facts.step("worktree") as step:
-            place = worktree.create(self.root)
+            tree = worktree.create(self.root)
             step.note = str(worktree.WORKTREE)
-        with worktree.inside(self.root, place):
+        with worktree.inside(self.root, tree):
             with self.facts.step("look upstream") as step:
-                now = trigger.look(place)
-                self.facts.source = now.address
-                if now.hint:
-                    self.facts.hints.append(now.hint)
-                state = "not what data.dvc has taken" if now.changed else "as data.dvc has it"
-                step.note = f"{now.address or worktree.DATA}: {state}"
+                upstream = trigger.look(tree)
+                self.facts.source = upstream.address
+                if upstream.hint:
+                    self.facts.hints.append(upstream.hint)
+                change = "changed since data.dvc was written" if upstream.changed else "unchanged"
+                step.note = f"{upstream.address or worktree.DATA}: {change}"
             with self.facts.step("decide") as step:
-                decision = self._decide(now, place)
+                decision = self._decide(upstream, tree)
                 step.note = decision.why
             if not decision.trains:
                 return "nothing-new", f"{decision.why}."
             self.facts.trigger = decision.why
-            self._train(place, now, decision)
-            return self._judge_and_promote(place, now)
+            self._train(tree, upstream, decision)
+            return self._judge_and_promote(tree, upstream)
 
-    def _decide(self, now: Upstream, place: Path) -> Decision:
-        limits = params.section("gate", GateParams, place / params.PARAMS_FILE)
+    def _decide(self, upstream: Upstream, tree: Path) -> Decision:
+        limits = params.section("gate", GateParams, tree / params.PARAMS_FILE)
         registry = Registry.open()
         number = registry.aliases().get(CANDIDATE)
-        # One that points nowhere is repaired by this round, which registers.
-        candidate = next((one for one in registry.versions() if one.number == number), None)
-        champion = registry.alias(CHAMPION)
-        self.champion = champion
+        # A candidate that was deleted is replaced by this round, which registers.
+        candidate = next((version for version in registry.versions() if version.number == number), None)
+        self.champion = champion = registry.alias(CHAMPION)
         self.facts.champion = self.facts.champion_before = str(champion or "")
-        since = champion.created_ms if champion else 0
+        since_ms = 0
         if champion:
-            moves = log.history(registry, champion.number)
-            since = next((one.moment_ms for one in reversed(moves) if one.after == champion.number), since)
-        return decide(now, candidate, champion, since, limits.max_champion_age_days)
+            moves = reversed(log.history(registry, champion.number))
+            became = (move.moment_ms for move in moves if move.after == champion.number)
+            since_ms = next(became, champion.created_ms)
+        return decide(upstream, candidate, champion, since_ms, limits.max_champion_age_days)
 
-    def _train(self, place: Path, now: Upstream, decision: Decision) -> None:
-        env = {**os.environ, "PYTHONPATH": str(place / "src"), "DVC_NO_ANALYTICS": "1"}
+    def _train(self, tree: Path, upstream: Upstream, decision: Decision) -> None:
+        env = {**os.environ, "PYTHONPATH": str(tree / "src"), "DVC_NO_ANALYTICS": "1"}
         flags = ["--force"] if decision.aged else []
-        if self.remote:
-            with self.facts.step("ask the remote") as step:
-                if said := publish.remote_answers(place):
-                    if self.push:
-                        raise RoundError(f"the DVC remote does not answer: {said}")
-                    self.facts.hints.append(
-                        f"The DVC remote did not answer ({said}); the round went on without it."
-                    )
+        if self.dvc_remote:
+            with self.facts.step("check the remote") as step:
+                reason = dvc.check_remote(tree)
+                if reason and self.push:
+                    raise RoundError(f"the DVC remote does not answer: {reason}")
+                if reason:
+                    self.facts.hints.append(f"The DVC remote did not answer ({reason}); it was not used.")
                 else:
                     flags.append("--pull")
-                step.note = said or "it answers"
+                step.note = reason or "it answers"
         with self.facts.step("take the data") as step:
-            names = worktree.pinned(place, has_remote=bool(self.remote))
-            if now.changed:
-                processes.stream([sys.executable, "-m", "dvc", "update", worktree.DATA], place, env)
-            step.note = "new data" if now.changed else f"{', '.join(names) or worktree.DATA} as committed"
+            names = worktree.checkout_pinned(tree, has_remote=bool(self.dvc_remote))
+            if upstream.changed:
+                processes.stream([sys.executable, "-m", "dvc", "update", worktree.DATA], tree, env)
+            step.note = (
+                "new data" if upstream.changed else f"{', '.join(names) or worktree.DATA} as committed"
+            )
         with self.facts.step("commit the data") as step:
-            # The model is to name the commit whose data.dvc it was made of.
-            dated = git.ask(place, "show", "--no-patch", "--format=%cI", "HEAD")
-            message = f"Take new data from {now.address}\n\nBy a round of retraining: {decision.why}."
-            number = publish.commit(place, [worktree.DATA], message, dated=dated)
+            # The model names this commit, whose data.dvc it was made from.
+            date = git.ask(tree, "show", "--no-patch", "--format=%cI", "HEAD")
+            message = f"Take new data from {upstream.address}\n\nBy a round of retraining: {decision.why}."
+            number = publish.commit(tree, [worktree.DATA], message, date=date)
             step.note = f"commit {number[:10]}" if number else "nothing to commit"
         with self.facts.step("repro"):
             if decision.aged:
                 outcome.forget_finished(self.root, self.champion)
             try:
-                processes.stream([sys.executable, "pipelines/repro.py", *flags], place, env)
+                processes.stream([sys.executable, "pipelines/repro.py", *flags], tree, env)
             except RoundError as error:
-                raise _why_repro(error) from error
+                reason = _stage_error(error.log) or str(error)
+                if _is_paused():
+                    pause = f"{reason}\nThe next round resumes the training, in the same run."
+                    raise RoundPaused(pause, error.log) from error
+                raise RoundError(f"the pipeline failed: {reason}\n{RUNS_AGAIN}", error.log) from error
         with self.facts.step("commit the lock") as step:
             message = f"Retrain\n\nWhy: {decision.why}."
-            number = publish.commit(place, ["dvc.lock", worktree.DATA], message)
+            number = publish.commit(tree, ["dvc.lock", worktree.DATA], message)
             self.facts.identity.lock_commit = number
             step.note = f"commit {number[:10]}" if number else "nothing to commit"
 
-    def _judge_and_promote(self, place: Path, now: Upstream) -> tuple[Outcome, str]:
+    def _judge_and_promote(self, tree: Path, upstream: Upstream) -> tuple[Outcome, str]:
         with self.facts.step("register") as step:
             candidate = register.register()
-            outcome.describe(self.facts, candidate, place)
+            outcome.describe(self.facts, candidate, tree)
             step.note = str(candidate)
         with self.facts.step("judge") as step:
             judged = promote.judge(outcome.scratch(self.root) / "gate")
             self.facts.gate_result, self.facts.files = judged.judgement, judged.files
-            outcome.compare_data(self.facts, self.champion, place, outcome.scratch(self.root))
+            outcome.compare_data(self.facts, self.champion, tree, outcome.scratch(self.root))
             step.note = judged.judgement.verdict
-        shipment = Shipment(self.root, place, self.facts, self.branch, self.push, self.remote)
-        self.kept = shipment.leave()
+        publication = Publication(self.root, tree, self.facts, self.branch, self.push, self.dvc_remote)
+        self.keep_branch = publication.publish()
         with self.facts.step("promote") as step:
             if promote.carry_out(judged):
                 self.facts.champion = str(judged.candidate)
-            self.kept = True  # a verdict was carried out: the branch says on what
+            self.keep_branch = True  # it shows what the verdict is about
             step.note = f"champion is {self.facts.champion or 'none'}"
         with self.facts.step("remember"):
-            tags = {INPUTS: now.inputs, SOURCE: now.fingerprint}
+            tags = {contract.RETRAIN_INPUTS: upstream.inputs, contract.RETRAIN_SOURCE: upstream.fingerprint}
             Registry.open().tag(judged.candidate, tags)
         if judged.judgement.verdict == "promote":
             self.facts.outcome, self.facts.seconds = "promoted", round(time.monotonic() - self.began, 2)
-            shipment.propose()
+            publication.propose()
         return DECIDED[judged.judgement.verdict], ""
 
     def _clean(self) -> None:
-        """Leave the repository as it was; what came to an end keeps its branch."""
+        """Leave the repository as it was, apart from the branch of a verdict."""
         worktree.remove(self.root)
-        if self.facts.identity.branch and not self.kept:
-            with suppress(RoundError):  # it was never made
-                processes.git(self.root, "branch", "--quiet", "-D", self.facts.identity.branch)
+        if self.facts.identity.branch and not self.keep_branch:
+            with suppress(git.GitError):  # it was never created
+                git.run(self.root, "branch", "--quiet", "-D", self.facts.identity.branch)
             self.facts.identity.branch = ""
 
-    def _report(self, verdict: Outcome, reason: str, code: int) -> None:
+    def _report(self, result: Outcome, reason: str, code: int) -> None:
         facts = self.facts
-        facts.outcome, facts.reason, facts.seconds = verdict, reason, round(time.monotonic() - self.began, 2)
+        facts.outcome, facts.reason, facts.seconds = result, reason, round(time.monotonic() - self.began, 2)
         path = outcome.write(self.root, facts)
         head = facts.gate_result.reasons[0] if facts.gate_result and not reason else reason
         where = f"in step `{facts.incomplete_step}`: " if code else ""
-        info(f"\n{verdict.upper()}  {where}{head}\nreport: {path}")
+        info(f"\n{result.upper()}  {where}{head}\nreport: {path}")
+
+
+def check_prerequisites(root: Path, *, push: bool) -> str:
+    """Refuse a round that cannot succeed, before it does anything; return DVC's remote, empty if it has none.
+
+    Args:
+        root: the caller's repository.
+        push: whether the results of the round are to leave this machine.
+
+    Raises:
+        RequestError: names everything that is missing.
+    """
+    dvc.check_repository(root)
+    if not git.commit(root, "HEAD"):
+        raise RequestError(f"{root} has no git commit for a round to start from: git add -A && git commit")
+    name, url = dvc.default_remote(root)
+    remote = f"{name} ({without_credentials(url)})" if name else ""
+    required = [
+        (
+            os.environ.get("MLFLOW_TRACKING_URI"),
+            "MLFLOW_TRACKING_URI: address of the MLflow server with the registry; export MLFLOW_TRACKING_URI=https://…",
+        ),
+        (
+            remote,
+            "a DVC remote: keeps data and models between runners. dvc remote add --default store s3://…",
+        ),
+        (
+            git.ask(root, "remote", "get-url", REMOTE),
+            f"a git remote `{REMOTE}`: receives the branch. git remote add {REMOTE} URL",
+        ),
+        (
+            not os.environ.get("GITHUB_ACTIONS") or shutil.which("gh"),
+            "gh: GitHub's command line, which opens the pull request. https://cli.github.com",
+        ),
+    ]
+    if push and (missing := [f"  {line}" for present, line in required if not present]):
+        lines = "\n".join(missing)
+        raise RequestError(
+            f"PUSH=1 requires:\n{lines}\nWithout PUSH=1 a round stays on this machine (docs/retraining.md)."
+        )
+    return remote
 
 
 @contextmanager
-def _sigterm() -> Iterator[None]:
-    """Let SIGTERM end a round as Ctrl-C does, but tell them apart."""
+def exclusive(root: Path) -> Iterator[None]:
+    """Hold the repository's lock for rounds, which the system releases when the process dies.
+
+    Raises:
+        AlreadyRunning: another round runs, or the pipeline of a killed round.
+    """
+    with locks.exclusive(root / worktree.FOLDER / "lock"):
+        if pid := _surviving_pipeline(root / worktree.WORKTREE):
+            raise locks.AlreadyRunning(
+                f"the pipeline of a killed round still runs as process {pid}; wait for it, or run `kill {pid}`"
+            )
+        yield
+
+
+def _surviving_pipeline(tree: Path) -> int | None:
+    """Find a process that runs the pipeline in the worktree."""
+    for process in psutil.process_iter() if tree.exists() else ():
+        with suppress(psutil.Error, OSError):
+            folder = Path(process.cwd())
+            if folder.is_relative_to(tree) and any("repro" in word for word in process.cmdline()[:4]):
+                return int(process.pid)
+    return None
+
+
+def _uncommitted(root: Path) -> str:
+    """Describe uncommitted changes, which are not part of a round; empty if there are none."""
+    # Without the option, git would refresh the caller's index.
+    changed = git.ask(root, "--no-optional-locks", "status", "--porcelain").splitlines()
+    if not changed:
+        return ""
+    names = ", ".join(f"`{line[3:]}`" for line in changed[:3])
+    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+    return f"Uncommitted changes in this working tree ({names}{more}) were not part of the round: it starts from the commit."
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM end a round as Ctrl-C does, but distinguish the two."""
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         raise Stopped
@@ -235,15 +319,26 @@ def _sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _why_repro(error: RoundError) -> RoundError:
-    """Find in a pipeline's last lines why it ended: what the stage said, before DVC and others repeat it."""
-    lines = error.log.splitlines()
+def _is_paused() -> bool:
+    """Whether the pipeline in the current folder ended because a training spent its time budget: its run is SCHEDULED."""
+    reference = stages.RUNS / "train.json"
+    if not reference.exists():
+        return False
+    run_id = str(files.read_json(reference)["run_id"])
+    status = state(outbox.folder() / run_id).ended
+    if not status:  # its journal was uploaded and removed
+        with suppress(Exception):  # the store does not answer: the pipeline failed, as far as is known
+            stored = store.find(run_id)
+            status = stored.info.status if stored else ""
+    return status == "SCHEDULED"
+
+
+def _stage_error(output: str) -> str:
+    """Extract the error of a stage from a pipeline's last lines, before DVC repeats it; empty if there is none."""
+    lines = output.splitlines()
     start = next((at for at, line in enumerate(lines) if line.startswith("ERROR")), None)
     if start is None:
-        return RoundError(f"the pipeline failed: {error}\n{RUNS_AGAIN}", error.log)
+        return ""
     rest = lines[start + 1 :]
     length = next((at for at, line in enumerate(rest) if not line.startswith(" ")), len(rest))
-    said = "\n".join([lines[start].removeprefix("ERROR in "), *rest[:length]])
-    if PAUSED in said and "spent" in said:
-        return RoundPaused(f"{said}\nThe next round resumes the training, in the same run.", error.log)
-    return RoundError(f"the pipeline failed: {said}\n{RUNS_AGAIN}", error.log)
+    return "\n".join([lines[start].removeprefix("ERROR in "), *rest[:length]])

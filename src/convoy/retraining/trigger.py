@@ -1,33 +1,42 @@
-"""Look at the source of the data without downloading it, and tell one set of inputs from another.
+"""Decide whether a round trains: compare the source of the data and all other inputs with those of the newest candidate.
 
-What is compared are fingerprints: of a local source DVC's hash of the files (its database of known
-files makes that quick), of an HTTP one the ETag, of a bucket the ETags or versions in its listing,
-of a path in another git repository that repository's commit.
+The source is not downloaded; its fingerprint is compared: of a local source DVC's hash of the files, of a web server the
+ETag, of a bucket the ETags or versions in its listing, of a path in another git repository that repository's commit.
+
+A round also trains if the champion is older than `gate.max_champion_age_days`: every stage runs again with the same
+data, params and seed (`dvc repro --force`), with today's software and machine, whose changes no fingerprint shows. If
+nothing of that changed, the same weights come out, and `gate.on_equal` decides about the newer version. The seed stays:
+a schedule that draws seeds until one passes the gate picks the luckiest and not the best model. The age counts from when
+the champion became champion, or from the newest candidate if that is younger: one training per span is enough, whatever
+its verdict.
 """
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convoy.core import params, yaml
+from convoy.core import contract, params, yaml
 from convoy.core.errors import RequestError, without_credentials
 from convoy.gate.settings import TRIGGER
+from convoy.registry.client import Version
 from convoy.repo import dvc
 from convoy.retraining.processes import RoundError
 from convoy.retraining.worktree import DATA, follows_source
 
+DAY_MS = 24 * 3600 * 1000
+
 
 @dataclass(frozen=True)
 class Upstream:
-    """Say what the source holds now.
+    """The state of the data's source, and of everything else that a round depends on.
 
     Attributes:
-        address: of the source as data.dvc has it, without a password; empty where there is none.
-        fingerprint: another one means other data.
-        changed: whether data.dvc names other data, so that they have to be taken.
-        inputs: digest of everything that decides what a round comes to: `fingerprint`, params, code
-            and commands of the stages, and the limits of the gate.
-        hint: what people should know about this source; may be empty.
+        address: of the source as data.dvc has it, without a password; empty if it has none.
+        fingerprint: differs if the data differ.
+        changed: whether the source has other data than data.dvc names.
+        inputs: digest of `fingerprint`, params, code and commands of the stages, and the limits of the gate.
+        hint: a remark about this source; may be empty.
     """
 
     address: str
@@ -37,71 +46,110 @@ class Upstream:
     hint: str = ""
 
 
-def look(place: Path) -> Upstream:
-    """Look at the source that data.dvc names, and at everything else that the stages are given.
+@dataclass(frozen=True)
+class Decision:
+    """Whether a round trains, and why.
+
+    Attributes:
+        trains: whether it does.
+        why: the trigger, or what was compared.
+        aged: whether age is the only trigger, so that every stage has to run again.
+    """
+
+    trains: bool
+    why: str
+    aged: bool = False
+
+
+def look(tree: Path) -> Upstream:
+    """Read the fingerprints of the source that data.dvc names and of all other inputs of the stages.
 
     Args:
-        place: a working tree as it is committed.
+        tree: a working tree without uncommitted changes.
 
     Raises:
-        RequestError: there is no data.dvc, or its source is of a kind whose state cannot be asked for.
+        RequestError: there is no data.dvc, or its source is of a kind without a fingerprint.
         RoundError: the source does not answer.
     """
-    if not (place / DATA).exists():
+    if not (tree / DATA).exists():
         raise RequestError(
-            f"there is no {DATA}, so nothing says where the data come from. Type `convoy data use PATH-OR-URL`, "
-            f"then commit {DATA}."
+            f"{DATA} does not exist, so the source of the data is unknown. Run `convoy data use PATH-OR-URL`, then commit "
+            f"{DATA}."
         )
-    if follows_source(place / DATA):
-        source = _source(place)
+    content = yaml.read(tree / DATA)
+    deps = content.get("deps") or [{}]
+    address = without_credentials(str(deps[0].get("path", "")))
+    if follows_source(tree / DATA):
+        try:
+            source = dvc.import_source(tree, DATA)
+        except dvc.DvcError as error:
+            raise RoundError(
+                f"the source of the data does not answer: {address}\n{error}\n"
+                f"Does it exist, and may this machine read it? To try by hand: `dvc update {DATA}`. To change the source: "
+                "`convoy data use`."
+            ) from error
         address, recorded, now = source.address, source.recorded, source.current
-        hint = "" if source.has_fingerprint else _no_etag(address)
+        hint = (
+            ""
+            if source.has_fingerprint
+            else (
+                f"`{address}` sends no ETag, so neither a round nor `dvc update` can detect changes at the source. Configure "
+                "the server to send ETags, or import from a bucket or a folder."
+            )
+        )
     else:
-        imported = yaml.read(place / DATA)
-        address, hint = _address(imported), _still(imported)
-        recorded = now = ";".join(str(out.get("md5")) for out in imported["outs"])
+        recorded = now = ";".join(str(out.get("md5")) for out in content["outs"])
+        hint = (
+            f"`{DATA}` is frozen, so its source is not checked. To change that: `dvc unfreeze {DATA}`, then commit it."
+            if content.get("frozen")
+            else f"`{DATA}` has no source, so new data come only with a commit of it. To give it a source: `convoy data "
+            "use PATH-OR-URL`"
+        )
     stages = {
-        name: {"cmd": given.command, "params": given.params, "files": given.files}
-        for name, given in dvc.stage_inputs(place, skip=DATA).items()
+        name: {"cmd": stage.command, "params": stage.params, "files": stage.files}
+        for name, stage in dvc.stage_inputs(tree, skip=DATA).items()
     }
-    inputs = params.digest({"source": now, "stages": stages, "gate": _limits(place)})
+    # Changed limits may give another verdict on the same model.
+    gate: dict[str, Any] = yaml.read(tree / params.PARAMS_FILE).get("gate") or {}
+    limits = {name: limit for name, limit in gate.items() if name != TRIGGER}
+    inputs = params.digest({"source": now, "stages": stages, "gate": limits})
     return Upstream(address, params.digest({"source": now}), recorded != now, inputs, hint)
 
 
-def _source(place: Path) -> dvc.ImportSource:
-    try:
-        return dvc.import_source(place, DATA)
-    except dvc.DvcError as error:
-        raise RoundError(
-            f"the source of the data does not answer: {_address(yaml.read(place / DATA))}\n{error}\n"
-            f"Is it there, and may this machine read it? `dvc update {DATA}` tries by hand; `convoy data use` points "
-            "elsewhere."
-        ) from error
+def decide(
+    upstream: Upstream,
+    candidate: Version | None,
+    champion: Version | None,
+    champion_since_ms: int,
+    max_age_days: float | None,
+) -> Decision:
+    """Compare the inputs of a round with those of the newest candidate.
 
-
-def _no_etag(address: str) -> str:
-    return (
-        f"`{address}` gives no ETag, so a change at the source cannot be seen: neither by a round nor by "
-        "`dvc update`. Let the server send one, or import from a bucket or a folder."
-    )
-
-
-def _limits(place: Path) -> dict[str, Any]:
-    """Read the gate's limits: changed ones ask for another verdict on the same model."""
-    limits = yaml.read(place / params.PARAMS_FILE).get("gate") or {}
-    return {name: limit for name, limit in limits.items() if name != TRIGGER}
-
-
-def _address(imported: dict[str, Any]) -> str:
-    deps = imported.get("deps") or [{}]
-    return without_credentials(str(deps[0].get("path", "")))
-
-
-def _still(imported: dict[str, Any]) -> str:
-    """Say why nobody looks at a source."""
-    if imported.get("frozen"):
-        return f"`{DATA}` is frozen, so its source is not looked at. `dvc unfreeze {DATA}`, committed, changes that."
-    return (
-        f"`{DATA}` names files without a source, so new ones come only with a commit of it. "
-        "`convoy data use PATH-OR-URL` gives it one."
-    )
+    Args:
+        upstream: the present state.
+        candidate: the newest; None before the first.
+        champion: None if none serves.
+        champion_since_ms: moment at which it became champion.
+        max_age_days: `gate.max_champion_age_days`.
+    """
+    if candidate is None:
+        return Decision(trains=True, why="no version is registered yet")
+    if contract.RETRAIN_SOURCE not in candidate.tags:
+        return Decision(trains=True, why=f"no round has judged {candidate}")
+    if candidate.tags.get(contract.RETRAIN_INPUTS) != upstream.inputs:
+        same_data = candidate.tags[contract.RETRAIN_SOURCE] == upstream.fingerprint
+        changed = "params, code or limits" if same_data else "the data"
+        return Decision(trains=True, why=f"{changed} changed since {candidate}")
+    if champion and max_age_days is not None:
+        now_ms = time.time() * 1000
+        days, trained = ((now_ms - ms) / DAY_MS for ms in (champion_since_ms, candidate.created_ms))
+        if min(days, trained) > max_age_days:
+            why = (
+                f"{champion} has been champion for {days:,.1f} days, more than gate.max_champion_age_days "
+                f"({max_age_days:g}); nothing else changed, so every stage runs again with the same inputs and seed"
+            )
+            return Decision(trains=True, why=why, aged=True)
+    source = f" ({upstream.address})" if upstream.address else ""
+    verdict = candidate.tags.get(contract.VERDICT)
+    why = f"the data{source}, params, code and limits are those of {candidate}, which has been judged"
+    return Decision(trains=False, why=why + (f" (verdict: {verdict})" if verdict else ""))
