@@ -1,4 +1,4 @@
-"""A delivery of numbered images taken through the real `prepare`, and contenders whose answers are chosen."""
+"""A delivery of numbered images taken through the real `prepare`, and contenders whose answers are fixed_models."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-import fixed_models as chosen
+import fixed_models
 from convoy.core import files, yaml
 from convoy.data.prepare import prepare
 from convoy.data.settings import DataParams
@@ -14,7 +14,7 @@ from convoy.data.split import pixel_hash
 from convoy.export.image_index import Images
 from convoy.export.settings import ExportParams
 from convoy.export.verify import Comparison
-from convoy.gate.contender import ModelUnderTest
+from convoy.gate.evidence import ModelUnderTest
 from convoy.gate.settings import GateParams
 from convoy.gate.test_images import TestImages
 
@@ -40,12 +40,12 @@ LIMITS = {
 
 
 def pixels(number: int) -> str:
-    return pixel_hash(chosen.image_u8(number))
+    return pixel_hash(fixed_models.image_u8(number))
 
 
 @dataclass
-class World:
-    """Today's data, and contenders for it."""
+class GateProject:
+    """Prepared data, and models for it."""
 
     home: Path
     truth: tuple[str, ...]
@@ -55,65 +55,65 @@ class World:
     made: int = field(default=0)
 
     @property
-    def today(self) -> TestImages:
+    def test_images(self) -> TestImages:
         return TestImages.load(self.home / "dataset", self.home / "data")
 
     def limits(self, **changes: object) -> GateParams:
         return GateParams.model_validate(LIMITS | changes)
 
     def images(self, seen: Collection[int] = (), labels: Mapping[int, str] | None = None) -> Images:
-        """Every image as today, but the ones that were trained on, and other labels."""
+        """List every image as prepared, except trained-on ones and other labels."""
         table = {}
         for number, label in enumerate(self.truth):
             split = "test" if number < self.test and number not in seen else "train"
             table[pixels(number)] = ((labels or {}).get(number, label), split)
         return Images(table)
 
-    def contender(
+    def model(
         self,
         name: str = "convoy/7",
         wrong: Collection[int] = (),
         *,
         classes: Sequence[str] | None = None,
-        answers: Mapping[int, str] | None = None,
+        predictions: Mapping[int, str] | None = None,
         seen: Collection[int] = (),
         **changes: object,
     ) -> ModelUnderTest:
-        """Make a contender that is right but for the given images, answered with the next class.
+        """Make a model that is right except on the given images, for which it predicts the next class.
 
         Args:
             name: of the version.
             wrong: numbers of images.
             classes: that it serves, in their order.
-            answers: to numbered images, whatever is right.
+            predictions: of numbered images, whatever is right.
             seen: numbers of test images that it was trained on.
-            changes: other attributes of `Contender`, or arguments of `chosen.write_onnx`.
+            changes: other attributes of `ModelUnderTest`, or arguments of `fixed_models.write_onnx`.
         """
         served = tuple(classes or self.classes)
-        said = [label if label in served else served[0] for label in self.truth]
+        predicted = [label if label in served else served[0] for label in self.truth]
         for number in wrong:
-            said[number] = served[(served.index(said[number]) + 1) % len(served)]
-        for number, answer in (answers or {}).items():
-            said[number] = answer
+            predicted[number] = served[(served.index(predicted[number]) + 1) % len(served)]
+        for number, prediction in (predictions or {}).items():
+            predicted[number] = prediction
         self.made += 1
         graph = {key: changes.pop(key) for key in ("certainty", "products", "dead_bytes") if key in changes}
-        path = chosen.write_onnx(self.home / f"model{self.made}.onnx", served, said, **graph)
+        path = fixed_models.write_onnx(self.home / f"model{self.made}.onnx", served, predicted, **graph)
         attributes = {
             "name": name,
             "onnx": path,
             "sha256": files.sha256(path),
             "images": self.images(seen),
             "recorded_accuracy": float(
-                np.mean([s == t for s, t in zip(said, self.truth, strict=True)][: self.test])
+                np.mean([s == t for s, t in zip(predicted, self.truth, strict=True)][: self.test])
             ),
-            "proof": proof(files.sha256(path)),
+            "verification": verification(files.sha256(path)),
             "created_ms": 1_700_000_000_000 + int(name.split("/")[1]),
         }
         return ModelUnderTest(**(attributes | changes))
 
 
-def proof(sha256: str, **limits: float) -> dict:
-    """What `verify` writes into verification.json, as far as it says whether a model passed."""
+def verification(sha256: str, **limits: float) -> dict:
+    """Return the part of verification.json that shows whether a model passed."""
     params = {"max_label_flips": 0, "max_probability_gap": 1e-4, "latency_runs": 10}
     comparison = Comparison("whole test split from delivered files", ExportParams(**params))
     return {
@@ -123,17 +123,17 @@ def proof(sha256: str, **limits: float) -> dict:
     }
 
 
-def deliver(home: Path, labels: Sequence[str], test: int) -> World:
+def deliver(home: Path, labels: Sequence[str], test: int) -> GateProject:
     """Write numbered images as files and prepare them: the first `test` are the test split."""
     rest = len(labels) - test
     for number, label in enumerate(labels):
         part = "test" if number < test else "train" if number < test + 2 * rest / 3 else "val"
         path = home / "data" / part / label / f"{number:04}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(chosen.png(number))
+        path.write_bytes(fixed_models.png(number))
     params = {"image_px": 8, "fit": "squash", "splits": {"val": 0.2, "test": 0.2}, "max_quarantined": 0.0}
     prepare(home / "data", DataParams.model_validate(params), home / "dataset")
-    return World(home, tuple(labels), test, tuple(sorted(set(labels))))
+    return GateProject(home, tuple(labels), test, tuple(sorted(set(labels))))
 
 
 def by_turns(test: int, classes: Sequence[str] = CLASSES) -> list[str]:

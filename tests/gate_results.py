@@ -1,4 +1,4 @@
-"""Judgements with figures of choice, as pages and reports are shown them."""
+"""Results of the gate with given figures, for pages and reports."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -39,7 +39,7 @@ HOSTILE = (
     "שלום",
     "\ud800",
 )
-"""Names that would break a page, a table, a link or the direction of reading, where they were let."""
+"""Names that would break a page, a table, a link or the direction of reading, if they were not escaped."""
 
 
 def share(correct: int, images: int) -> Share:
@@ -90,8 +90,8 @@ CRITERIA = (
 
 def classes(names: Sequence[str] = DIGITS) -> tuple[ClassFigures, ...]:
     return tuple(
-        ClassFigures(name, 30 + place, 0.8 + (place % 7) / 40, 0.9 - (place % 5) / 50)
-        for place, name in enumerate(names)
+        ClassFigures(name, 30 + number, 0.8 + (number % 7) / 40, 0.9 - (number % 5) / 50)
+        for number, name in enumerate(names)
     )
 
 
@@ -104,16 +104,18 @@ def flips(fixed: int, broken: int, names: Sequence[str] = DIGITS) -> tuple[Flip,
     return (*(flip(n, "broken") for n in range(broken)), *(flip(n, "fixed") for n in range(fixed)))
 
 
-def judgement(**values: Any) -> GateResult:
-    """Make a promotion for a gain of 14 to 2 on 357 images, changed as asked."""
+def gate_result(**values: Any) -> GateResult:
+    """Make a promotion for a gain of 14 to 2 on 357 images, with other values."""
     return GateResult(
         **{
             "verdict": "promote",
+            "decision": "better",
             "reasons": ("Promote convoy/8: it is better.", "Every limit holds."),
             "candidate": "convoy/8",
             "champion": "convoy/7",
             "candidate_sha256": "a" * 64,
             "champion_sha256": "b" * 64,
+            "champion_problem": "",
             "data_hash": "c" * 64,
             "images": 357,
             "excluded": {"in the champion's training": 12},
@@ -126,6 +128,7 @@ def judgement(**values: Any) -> GateResult:
             "conditions": {
                 "moment": "2026-11-23T22:10:05+00:00",
                 "confidence": 0.95,
+                "equal_within": 0.02,
                 "latency": {"threads": 1},
                 "versions": {"onnxruntime": "1.32.0"},
             },
@@ -135,23 +138,24 @@ def judgement(**values: Any) -> GateResult:
 
 
 def without_champion(**values: Any) -> GateResult:
-    lonely = tuple(ClassFigures(one.name, one.images, one.candidate, None) for one in classes())
-    return judgement(
+    alone = tuple(ClassFigures(row.name, row.images, row.candidate, None) for row in classes())
+    return gate_result(
         champion=None,
         champion_sha256=None,
         champion_share=None,
         comparison=None,
-        classes=lonely,
+        classes=alone,
         flips=(),
         excluded={},
         **values,
     )
 
 
-def of_itself() -> GateResult:
-    """Judge a candidate that is the champion, with nothing measured."""
-    return judgement(
+def identical() -> GateResult:
+    """Keep a candidate that is the champion, with nothing measured."""
+    return gate_result(
         verdict="keep",
+        decision="identical",
         reasons=("Keep convoy/7: the candidate convoy/7 is the champion, byte for byte.",),
         candidate="convoy/7",
         candidate_sha256="b" * 64,
@@ -168,11 +172,12 @@ def of_itself() -> GateResult:
 
 def hostile() -> GateResult:
     """Refuse, with every text that comes from a delivery being hostile."""
-    said = " ".join(HOSTILE)
-    return judgement(
+    sentence = " ".join(HOSTILE)
+    return gate_result(
         verdict="refuse",
-        reasons=(said, *(f"`{name}` has collapsed." for name in HOSTILE)),
-        criteria=(criterion("class_recall", figure=0.1, limit=0.3, unit="share", held=False, note=said),),
+        decision="limits",
+        reasons=(sentence, *(f"`{name}` has collapsed." for name in HOSTILE)),
+        criteria=(criterion("class_recall", figure=0.1, limit=0.3, unit="share", held=False, note=sentence),),
         classes=classes(HOSTILE),
         flips=flips(30, 30, HOSTILE),
         comparison=comparison(270, 30, 30, 27),
@@ -181,8 +186,8 @@ def hostile() -> GateResult:
     )
 
 
-def thumbnails(judged: GateResult) -> dict[str, npt.NDArray[np.uint8]]:
+def thumbnails(result: GateResult) -> dict[str, npt.NDArray[np.uint8]]:
     """Draw a gray of its own for each image that flipped."""
     return {
-        flip.path: np.full((8, 8, 3), 10 + place, dtype=np.uint8) for place, flip in enumerate(judged.flips)
+        flip.path: np.full((8, 8, 3), 10 + number, dtype=np.uint8) for number, flip in enumerate(result.flips)
     }

@@ -1,13 +1,13 @@
-"""Rounds of retraining as reports tell them, and a reader of those reports."""
+"""Rounds of retraining, and a reader of their reports."""
 
 from dataclasses import replace
 
 from markdown_it import MarkdownIt
 
-import gate_results as judged
+import gate_results
 from convoy.export.image_index import Images
 from convoy.retraining import report
-from convoy.retraining.data_diff import changes
+from convoy.retraining.data_diff import diff
 from convoy.retraining.facts import Delivery, Facts, Identity, Step
 
 IDENTITY = Identity(
@@ -35,18 +35,18 @@ DELIVERIES = [
 JOB = "https://example.org/runs/123"
 
 
-def images(count, names=judged.DIGITS, poisoned=()):
-    """Make a dataset of so many images, labels of which are one class further where they are poisoned."""
+def images(count, names=gate_results.DIGITS, poisoned=()):
+    """Make a dataset of images; poisoned classes are labelled as the next one."""
 
     def label(number):
-        place = number % len(names)
-        return names[(place + 1) % len(names) if names[place] in poisoned else place]
+        position = number % len(names)
+        return names[(position + 1) % len(names) if names[position] in poisoned else position]
 
     return Images({f"{n:064x}": (label(n), "test" if n % 5 == 0 else "train") for n in range(count)})
 
 
-def round_of(outcome, **values):
-    ours = Facts(
+def round_with(outcome, **values):
+    facts = Facts(
         outcome=outcome,
         started="2026-11-23T22:10:05Z",
         seconds=164.2,
@@ -54,8 +54,8 @@ def round_of(outcome, **values):
         source="https://example.org/digits.zip",
         champion="convoy/7",
         champion_before="convoy/7",
-        gate_result=judged.judgement(),
-        changes=changes(images(200), images(260)),
+        gate_result=gate_results.gate_result(),
+        changes=diff(images(200), images(260)),
         energy=ENERGY,
         steps=[Step("look upstream", 1.3, "3 files differ"), Step("repro", 142.7), Step("push", 0.04)],
         identity=IDENTITY,
@@ -63,43 +63,46 @@ def round_of(outcome, **values):
         deliveries=DELIVERIES,
         job=JOB,
     )
-    return replace(ours, **values)
+    return replace(facts, **values)
 
 
-def stopped(outcome, **values):
+def ended_early(outcome, **values):
     """Make a round that ended before anything was trained."""
     nothing = {"trigger": "", "gate_result": None, "changes": None, "energy": {}, "identity": Identity()}
-    return round_of(outcome, **{**nothing, "deliveries": [], "steps": [Step("look upstream", 1.3)], **values})
+    return round_with(
+        outcome, **{**nothing, "deliveries": [], "steps": [Step("look upstream", 1.3)], **values}
+    )
 
 
 ROUNDS = {
-    "promoted": round_of("promoted", champion="convoy/8"),
-    "first": round_of(
-        "promoted", champion="convoy/8", champion_before="", gate_result=judged.without_champion(), changes=changes(None, images(9)),
+    "promoted": round_with("promoted", champion="convoy/8"),
+    "first": round_with(
+        "promoted", champion="convoy/8", champion_before="", gate_result=gate_results.without_champion(), changes=diff(None, images(9)),
     ),
-    "kept": round_of("kept", gate_result=judged.judgement(verdict="keep"), changes=changes(images(9), images(9))),
-    "refused": round_of(
+    "kept": round_with("kept", gate_result=gate_results.gate_result(verdict="keep"), changes=diff(images(9), images(9))),
+    "refused": round_with(
         "refused",
-        gate_result=judged.judgement(
+        gate_result=gate_results.gate_result(
             verdict="refuse",
             criteria=(
-                *judged.CRITERIA,
-                judged.criterion("class_drop", figure=0.83, limit=0.2, sense="at most", unit="points", held=False),
+                *gate_results.CRITERIA,
+                gate_results.criterion("class_drop", figure=0.83, limit=0.2, sense="at most", unit="points", held=False),
             ),
         ),
-        changes=changes(images(200), images(200, poisoned=judged.DIGITS[:7])),
+        changes=diff(images(200), images(200, poisoned=gate_results.DIGITS[:7])),
     ),
-    "nothing-new": stopped("nothing-new", reason="Data, params and code are those of convoy/7."),
-    "skipped": stopped("skipped", reason="Another round runs since 21:00 UTC (process 4711)."),
-    "failed": round_of(
+    "nothing-new": ended_early("nothing-new", reason="Data, params and code are those of convoy/7."),
+    "skipped": ended_early("skipped", reason="Another round runs since 21:00 UTC (process 4711)."),
+    "failed": round_with(
         "failed", reason="The remote refused the branch:\n  ! [remote rejected]", log="one\ntwo"
     ),
-    "no champion": round_of("kept", champion="", champion_before=""),
-    "failed early": stopped("failed", reason="MLFLOW_TRACKING_URI is not set.", champion=""),
+    "paused": round_with("paused", reason="The time budget is spent."),
+    "no champion": round_with("kept", champion="", champion_before=""),
+    "failed early": ended_early("failed", reason="MLFLOW_TRACKING_URI is not set.", champion=""),
 }  # fmt: skip
 
 
-class Read:
+class Parsed:
     """Read Markdown as GitHub does: headings, tables by the heading above them, lists, blocks, links."""
 
     def __init__(self, text):
@@ -117,7 +120,7 @@ class Read:
         here = self.heads[-1] if self.heads else ""
         match token.type:
             case "heading_open":
-                self.heads.append(self.said(tokens[at + 1]))
+                self.heads.append(self.content(tokens[at + 1]))
             case "fence":
                 self.blocks.append(token.content)
             case "html_block":
@@ -127,10 +130,10 @@ class Read:
             case "tr_open":
                 self.tables[here][-1].append([])
             case "th_open" | "td_open":
-                self.tables[here][-1][-1].append(self.said(tokens[at + 1]))
+                self.tables[here][-1][-1].append(self.content(tokens[at + 1]))
             case "inline" if tokens[at - 1].type == "paragraph_open":
                 kind = self.lists if tokens[at - 2].type == "list_item_open" else self.paragraphs
-                kind.setdefault(here, []).append(self.said(token))
+                kind.setdefault(here, []).append(self.content(token))
 
     def inline(self, child):
         match child.type:
@@ -142,11 +145,11 @@ class Read:
                 self.raw.append(child.content)
 
     @staticmethod
-    def said(token):
+    def content(token):
         """Give the text of a line, code and decoded entities included."""
         kinds = {"text", "code_inline", "text_special"}
         return "".join(child.content for child in token.children if child.type in kinds).replace("\u200b", "")
 
 
-def read(facts):
-    return Read(report.body(facts))
+def parse(facts):
+    return Parsed(report.body(facts))

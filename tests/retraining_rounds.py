@@ -76,6 +76,8 @@ def judgement(verdict: str, candidate: Version, champion: Version | None) -> Gat
     """Make a result without comparing anything."""
     return GateResult(
         verdict=verdict,  # type: ignore[arg-type] # any of its words
+        decision="better",
+        champion_problem="",
         reasons=(f"to {verdict} is what the test says.",),
         candidate=str(candidate),
         champion=str(champion) if champion else None,

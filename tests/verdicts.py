@@ -1,15 +1,11 @@
-"""What a judgement says, asked in a word."""
+"""Look up parts of a verdict."""
 
 from convoy.gate.result import Criterion, GateResult
 
 
-def said(judgement: GateResult) -> str:
-    return "\n".join(judgement.reasons)
+def breaches(result: GateResult) -> list[str]:
+    return [criterion.name for criterion in result.breaches]
 
 
-def breaches(judgement: GateResult) -> list[str]:
-    return [one.name for one in judgement.criteria if one.held is False]
-
-
-def criterion(judgement: GateResult, name: str) -> Criterion:
-    return next(one for one in judgement.criteria if one.name == name)
+def criterion(result: GateResult, name: str) -> Criterion:
+    return next(criterion for criterion in result.criteria if criterion.name == name)

@@ -1,16 +1,20 @@
+"""The HTML page of a verdict, and its figures."""
+
 from collections import Counter
-from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib.colors import to_hex
+from PIL import Image
 
-import gate_results as judged
-from convoy.gate import page, plots
-from convoy.gate.names import visible
+import gate_results
+from convoy.core.errors import RequestError
+from convoy.gate import page
 from convoy.gate.result import ClassFigures
-from convoy.gate.written import NOTHING
+from convoy.gate.text import visible
 
+NAMES = ["gain.png", "classes.png", "flips.png"]
 VOID = {"meta", "source", "img", "br", "link"}
 
 
@@ -60,185 +64,244 @@ class Parsed(HTMLParser):
 
 @pytest.fixture
 def read(tmp_path):
-    def written(judgement, without_credentials=()):
-        page.write(tmp_path / "verdict.html", judgement, without_credentials)
+    def parse(result, pictures=()):
+        page.write(tmp_path / "verdict.html", result, pictures)
         return Parsed((tmp_path / "verdict.html").read_text(encoding="utf-8"))
 
-    return written
+    return parse
 
 
-@pytest.mark.parametrize(
-    ("verdict", "headline"),
-    [
-        ("promote", "convoy/8 should be the champion after convoy/7"),
-        ("keep", "convoy/7 stays champion"),
-        ("refuse", "convoy/8 is refused: convoy/7 stays champion"),
-    ],
-)
-def test_the_page_begins_with_the_verdict_and_its_reasons(read, verdict, headline):
-    without_credentials = read(judged.judgement(verdict=verdict))
-    assert without_credentials.text.startswith(
-        f"{headline} {verdict} {headline} Promote convoy/8: it is better. Every limit holds. What was asked"
+def test_the_page_begins_with_the_verdict_and_its_reasons(read):
+    parsed = read(gate_results.gate_result(verdict="refuse"))
+    headline = "convoy/8 is refused: convoy/7 stays champion"
+    assert parsed.text.startswith(
+        f"{headline} refuse {headline} Promote convoy/8: it is better. Every limit holds."
     )
 
 
-def test_every_criterion_stands_with_figure_limit_outcome_and_note_the_breached_first(read):
-    fallen = judged.criterion(
+def test_sections_stand_with_their_tables_and_breaches_are_marked(read):
+    fallen = gate_results.criterion(
         "class_drop", figure=0.83, limit=0.2, sense="at most", unit="points", held=False, note="`3`"
     )
-    without_credentials = read(judged.judgement(verdict="refuse", criteria=(*judged.CRITERIA, fallen)))
-    _, first, *others = without_credentials.rows["criteria"]
+    parsed = read(gate_results.gate_result(verdict="refuse", criteria=(*gate_results.CRITERIA, fallen)))
+    assert list(parsed.rows) == ["criteria", "gain", "classes", "flips", "compared"]
+    header, first, *others = parsed.rows["criteria"]
+    assert header == ["Criterion", "Value", "Limit", "Status", "Note"]
     assert first == ["Class drop", "83.0 points", "at most 20 points", "breached", "`3`"]
-    assert others[0][:4] == ["Proof", NOTHING, NOTHING, "held"]
-    assert others[-1] == ["Size mb", "1.21 MB", "none", "not asked", "no limit set"]
-    assert len(others) == len(judged.CRITERIA)
-    assert "1 of 8 breached; one is enough to refuse." in without_credentials.text
-    assert without_credentials.classes["criteria"][1] == "breached"
-
-
-def test_the_comparison_stands_in_words_and_in_figures(read):
-    without_credentials = read(judged.judgement())
-    assert "Is the candidate better? Both answered the same 357 images." in without_credentials.text
-    assert "p = 0.0042, b = 14, c = 2" in without_credentials.text
-    assert without_credentials.rows["gain"] == [
-        ["Model", "Right", "Of images", "Accuracy", "95 % interval (Wilson)"],
-        ["convoy/7", "329", "357", "92.16 %", "88.90 % to 94.52 %"],
-        ["convoy/8", "341", "357", "95.52 %", "92.84 % to 97.22 %"],
-    ]
-
-
-def test_every_class_stands_with_both_recalls_and_their_difference(read):
-    figures = (*judged.classes()[:1], *judged.without_champion().classes[1:2])
-    without_credentials = read(judged.judgement(classes=figures))
-    assert without_credentials.rows["classes"][1:] == [
-        ["0", "30", "90.0 %", "80.0 %", "\N{MINUS SIGN}10.0"],
-        ["1", "31", NOTHING, "82.5 %", NOTHING],
-    ]
-
-
-def test_a_rise_and_a_fall_of_a_class_have_their_colours(read):
-    recalls = {"risen": (0.9, 0.8), "fallen": (0.8, 0.9), "equal": (0.8, 0.8), "new": (0.8, None)}
-    figures = tuple(ClassFigures(name, 10, *both) for name, both in recalls.items())
-    without_credentials = read(judged.judgement(classes=figures, flips=(), criteria=()))
-    colours = [value for tag, name, value in without_credentials.attributes if (tag, name) == ("td", "class")]
-    assert colours[:4] == ["good", "bad", "", ""]
-
-
-def test_flips_of_both_kinds_stand_with_label_and_both_answers(read):
-    without_credentials = read(judged.judgement())
-    assert without_credentials.rows["flips"][0] == [
-        "File",
-        "Label",
-        "Champion",
-        "Probability",
-        "Candidate",
-        "Probability",
-    ]
-    assert without_credentials.rows["flips"][1] == ["0/broken_0000.png", "0", "0", "0.61", "3", "0.72"]
-    assert ["0/fixed_0000.png", "0", "3", "0.61", "0", "0.72"] in without_credentials.rows["flips"]
-    assert len(without_credentials.rows["flips"]) == 2 + 2 + 14
-    assert "Only the champion is right: 2 File" in without_credentials.text
+    assert parsed.classes["criteria"][1:] == ["breached"] + [""] * len(others)
+    assert len(parsed.rows["flips"]) == 2 + 2 + 14
+    assert ["Candidate", f"convoy/8 {'a' * 64}"] in parsed.rows["compared"]
+    assert set(read(gate_results.identical()).rows) == {"compared"}
 
 
 def test_flips_that_are_not_listed_are_counted(read):
-    without_credentials = read(
-        judged.judgement(comparison=judged.comparison(0, 250, 101, 6), flips=judged.flips(100, 100))
+    parsed = read(
+        gate_results.gate_result(
+            comparison=gate_results.comparison(0, 250, 101, 6), flips=gate_results.flips(100, 100)
+        )
     )
-    assert "Only the candidate is right: 250, the 100 surest listed" in without_credentials.text
+    assert "250, the 100 most certain listed" in parsed.text
 
 
-def test_what_was_compared_and_how_is_stated(read):
-    without_credentials = read(judged.judgement())
-    assert without_credentials.rows["compared"] == [
-        ["Candidate", f"convoy/8 {'a' * 64}"],
-        ["Champion", f"convoy/7 {'b' * 64}"],
-        ["Data", "c" * 64],
-        ["Test images judged", "357"],
-        ["Left out, in the champion's training", "12"],
-        ["moment", "2026-11-23T22:10:05+00:00"],
-        ["confidence", "0.95"],
-        ["latency, threads", "1"],
-        ["versions, onnxruntime", "1.32.0"],
-    ]
-
-
-def test_a_champion_that_cannot_be_read_is_said_loudly(read):
-    assert ["Champion", "convoy/7 cannot be read"] in read(judged.judgement(champion_sha256=None)).rows[
-        "compared"
-    ]
-
-
-def test_a_first_champion_and_a_candidate_that_is_the_champion_have_their_page(read):
-    first = read(judged.without_champion())
-    assert "Is the candidate better?" not in first.text
-    assert ["Champion", "none yet"] in first.rows["compared"]
-    assert first.rows["classes"][:2] == [["Class", "Images", "Candidate"], ["0", "30", "80.0 %"]]
-    assert set(read(judged.of_itself()).rows) == {"compared"}
-    share = judged.share(341, 357)
-    itself = read(replace(judged.of_itself(), candidate_share=share, champion_share=share))
-    assert [row[0] for row in itself.rows["gain"]] == ["Model", "convoy/7"]
-
-
-def test_pictures_are_inside_for_light_and_dark_and_nothing_is_fetched_or_run(read, tmp_path):
-    judgement = judged.judgement()
-    without_credentials = read(judgement, plots.draw(judgement, judged.thumbnails(judgement), tmp_path))
-    assert (
-        without_credentials.tags["img"]
-        == without_credentials.tags["picture"]
-        == without_credentials.tags["source"]
-        == 3
-    )
-    assert without_credentials.tags["script"] == 0
-    sources = [
-        value for _, name, value in without_credentials.attributes if name in {"src", "srcset", "href"}
-    ]
-    assert len(sources) == len(set(sources)) == 6
+def test_figures_are_inside_and_nothing_is_fetched_or_run(read, tmp_path):
+    result = gate_results.gate_result()
+    parsed = read(result, page.draw(result, gate_results.thumbnails(result), tmp_path))
+    sources = [value for _, name, value in parsed.attributes if name in {"src", "srcset", "href"}]
+    assert len(set(sources)) == parsed.tags["img"] == 3
+    assert parsed.tags["script"] == 0
     assert all(value.startswith("data:image/png;base64,iVBOR") for value in sources)
     content = (tmp_path / "verdict.html").read_text(encoding="utf-8")
-    assert "url(" not in content
-    assert "@import" not in content
-    assert "http" not in content
-
-
-def test_a_picture_without_a_dark_one_serves_both(read, tmp_path):
-    judgement = judged.judgement()
-    light = plots.draw(judgement, {}, tmp_path)[0]
-    sources = [value for _, name, value in read(judgement, [light]).attributes if name in {"src", "srcset"}]
-    assert len(sources) == 2
-    assert len(set(sources)) == 1
+    assert not [word for word in ("url(", "@import", "http") if word in content]
 
 
 def test_no_name_becomes_markup(read):
-    hostile = judged.hostile()
-    tame = judged.judgement(
+    hostile = gate_results.hostile()
+    tame = gate_results.gate_result(
         **{
             **vars(hostile),
             "reasons": ("why",) * len(hostile.reasons),
-            "classes": judged.classes(["name"] * len(judged.HOSTILE)),
-            "flips": judged.flips(30, 30, ["name"] * len(judged.HOSTILE)),
-            "criteria": judged.CRITERIA[:1],
+            "classes": gate_results.classes(["name"] * len(gate_results.HOSTILE)),
+            "flips": gate_results.flips(30, 30, ["name"] * len(gate_results.HOSTILE)),
+            "criteria": (gate_results.criterion("accuracy", held=False),),
             "excluded": {"why": 3},
             "conditions": {"confidence": 0.95, "key": "value"},
         }
     )
-    without_credentials = read(hostile)
-    assert without_credentials.tags == read(tame).tags
-    assert {name for _, name, _ in without_credentials.attributes} <= {
-        "charset", "class", "content", "id", "lang", "name", "scope", "title",
-    }  # fmt: skip
-    for name in judged.HOSTILE:
+    parsed = read(hostile)
+    assert parsed.tags == read(tame).tags
+    assert {name for _, name, _ in parsed.attributes} <= {
+        "charset",
+        "class",
+        "content",
+        "id",
+        "lang",
+        "name",
+        "title",
+    }
+    for name in gate_results.HOSTILE:
         if len(name) <= page.LONGEST_NAME:
-            assert visible(name) in [row[0] for row in without_credentials.rows["classes"]]
+            assert visible(name) in [row[0] for row in parsed.rows["classes"]]
 
 
 def test_a_name_of_another_direction_is_kept_apart_from_its_line(read, tmp_path):
-    read(judged.judgement(classes=judged.classes(["שלום", "\u202egpj.exe"])))
-    content = Path(tmp_path / "verdict.html").read_text(encoding="utf-8")
+    read(gate_results.gate_result(classes=gate_results.classes(["שלום", "\u202egpj.exe"])))
+    content = (tmp_path / "verdict.html").read_text(encoding="utf-8")
     assert '<bdi title="שלום">שלום</bdi>' in content
     assert "\u202e" not in content
 
 
-def test_equal_judgements_give_equal_pages(tmp_path):
-    for name in ("one", "two"):
-        page.write(tmp_path / name, judged.hostile(), ())
-    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+# Figures
+
+
+def drawn(result, out, thumbnails=None):
+    thumbnails = gate_results.thumbnails(result) if thumbnails is None else thumbnails
+    return [path.name for path in page.draw(result, thumbnails, out)]
+
+
+def labels(figure):
+    texts = [text.get_text() for text in figure.texts]
+    for ax in figure.axes:
+        texts += [text.get_text() for text in ax.texts]
+        texts += [ax.get_title(loc="left"), *(label.get_text() for label in ax.get_yticklabels())]
+    return texts
+
+
+def contrast(color, paper):
+    """Contrast ratio of two colours (WCAG 2)."""
+
+    def luminance(hexed):
+        channels = [int(hexed[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return np.dot(linear, (0.2126, 0.7152, 0.0722))
+
+    low, high = sorted((luminance(color), luminance(paper)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("paper", ["#ffffff", "#161c24", "#0d1117"])
+def test_one_figure_is_readable_on_light_and_on_dark_pages(tmp_path, paper):
+    drawn(gate_results.gate_result(), tmp_path / "new")
+    for name in NAMES:
+        assert Image.open(tmp_path / "new" / name).convert("RGBA").getpixel((0, 0))[3] == 0
+    assert all(
+        contrast(color, paper) >= 3
+        for color in (page.INK, page.CHAMPION, page.CANDIDATE, page.GOOD, page.BAD)
+    )
+
+
+def test_equal_results_give_equal_files(tmp_path):
+    for folder in ("one", "two"):
+        drawn(gate_results.gate_result(), tmp_path / folder)
+        page.write(tmp_path / folder / "verdict.html", gate_results.hostile(), ())
+    for name in (*NAMES, "verdict.html"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+@pytest.mark.filterwarnings("error")
+def test_any_class_names_can_be_drawn(tmp_path):
+    assert drawn(gate_results.hostile(), tmp_path) == NAMES
+    for name in NAMES:
+        with Image.open(tmp_path / name) as image:
+            assert max(image.size) <= 4000
+
+
+def test_figures_with_nothing_to_show_are_left_out_and_earlier_ones_removed(tmp_path):
+    drawn(gate_results.gate_result(), tmp_path)
+    assert drawn(gate_results.without_champion(), tmp_path) == NAMES[:2]
+    assert not list(tmp_path.glob("flips*"))
+    assert drawn(gate_results.identical(), tmp_path) == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_accuracies_and_gain_are_drawn_with_their_intervals():
+    figure = page._gain(gate_results.gate_result())
+    shown = labels(figure)
+    assert {"convoy/7", "convoy/8", "92.2 % (88.9 % to 94.5 %)", "95.5 % (92.8 % to 97.2 %)"} <= set(shown)
+    assert "+3.4 (+1.0 to +4.3)" in shown
+    bars = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 2]
+    assert [to_hex(bar.get_color()) for bar in bars] == [page.CANDIDATE, page.CHAMPION]
+    assert [bar.get_xdata()[0] for bar in bars] == pytest.approx([92.84, 88.90], abs=0.01)
+    bar, dot, zero = figure.axes[1].lines
+    assert list(bar.get_xdata()) == pytest.approx([1.04, 4.34], abs=0.01)
+    assert list(dot.get_xdata()) == pytest.approx([100 * 12 / 357])
+    assert set(zero.get_xdata()) == {0}
+    alone = page._gain(gate_results.without_champion())
+    assert len(alone.axes) == 1
+    assert "convoy/7" not in labels(alone)
+
+
+@pytest.mark.parametrize(
+    ("b", "c", "color"), [(14, 2, page.GOOD), (2, 14, page.BAD), (6, 4, page.SOFT)], ids=["gain", "loss", "neither"]
+)  # fmt: skip
+def test_a_significant_gain_has_another_colour_than_one_that_may_be_chance(b, c, color):
+    figure = page._gain(gate_results.gate_result(comparison=gate_results.comparison(330, b, c, 10)))
+    assert to_hex(figure.axes[1].lines[0].get_color()) == color
+
+
+@pytest.mark.parametrize("figure_of", [page._gain, page._classes], ids=["gain", "classes"])
+def test_no_share_above_one_is_on_the_axis(figure_of):
+    full = tuple(ClassFigures(name, 30, 1.0, 0.99) for name in gate_results.DIGITS)
+    all_right = gate_results.gate_result(candidate_share=gate_results.share(357, 357), classes=full)
+    ax = figure_of(all_right).axes[0]
+    ticks = list(ax.get_xticks())
+    assert len(ticks) > 1
+    assert max(ticks) == 100
+    assert ax.get_xlim()[0] < min(ticks)
+
+
+def test_a_limit_is_drawn_only_where_it_is_near():
+    near = gate_results.criterion("accuracy", figure=0.9, limit=0.85, unit="share")
+    assert " limit 85 %" in labels(page._gain(gate_results.gate_result(criteria=(near,))))
+    assert not [label for label in labels(page._gain(gate_results.gate_result())) if "limit" in label]
+
+
+def test_recalls_of_both_are_drawn_class_by_class_from_the_top():
+    figures = (ClassFigures("cat", 31, 0.5, 0.9), ClassFigures("dog", 1200, 0.8, None))
+    (ax,) = page._classes(gate_results.gate_result(classes=figures)).axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["dog  (1,200)", "cat  (31)"]
+    dots = [(list(line.get_xdata()), list(line.get_ydata())) for line in ax.lines]
+    assert ([80.0], [0]) in dots
+    assert ([90.0, 50.0], [1, 1]) in dots
+    fallen = next(line for line in ax.lines if len(line.get_xdata()) == 2 and line.get_xdata()[0] == 90)
+    assert to_hex(fallen.get_color()) == page.BAD
+
+
+def test_of_many_classes_as_many_are_drawn_as_there_is_room_for():
+    figures = tuple(ClassFigures(f"class {n}", 10, 0.9, 0.9) for n in range(300))
+    (ax,) = page._classes(gate_results.gate_result(classes=figures)).axes
+    assert len(ax.get_yticklabels()) == page.MOST_CLASSES
+    assert "40 of 300 classes" in ax.get_title(loc="left")
+
+
+def test_flips_are_drawn_with_label_and_both_predictions_regressions_first():
+    result = gate_results.gate_result()
+    figure = page._flips(result, gate_results.thumbnails(result))
+    heading, first = figure.texts[:2]
+    assert (heading.get_text(), heading.get_color()) == (
+        "Regressed: only the champion is right: 2 images",
+        page.BAD,
+    )
+    assert first.get_text().splitlines() == ["label: 0", "champion: 0 0.61", "candidate: 3 0.72"]
+    assert "Fixed: only the candidate is right: 14 images, 12 shown" in labels(figure)
+    shades = [int(ax.images[0].get_array()[0, 0, 0]) for ax in figure.axes]
+    assert shades == list(range(10, 24))
+
+
+def test_a_missing_image_leaves_a_gap(tmp_path):
+    result = gate_results.gate_result()
+    some = dict(list(gate_results.thumbnails(result).items())[1:])
+    assert labels(page._flips(result, some)).count("no image") == 1
+    assert drawn(result, tmp_path, {}) == NAMES
+
+
+def test_images_of_any_shape_keep_it():
+    result = gate_results.gate_result(flips=gate_results.flips(2, 0))
+    wide, high = (flip.path for flip in result.flips)
+    shapes = {wide: np.zeros((2, 60, 3), np.uint8), high: np.zeros((60, 2, 3), np.uint8)}
+    assert [ax.get_aspect() for ax in page._flips(result, shapes).axes] == [1.0, 1.0]
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_that_names_the_file(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RequestError, match=r"file/gain\.png"):
+        page.draw(gate_results.gate_result(), {}, tmp_path / "file")

@@ -2,17 +2,19 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.stats import binom, norm
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from convoy.gate import statistics
 
 
-def compare(fixed, broken, both_right, both_wrong, confidence=0.95):
-    ours = [True] * fixed + [False] * broken + [True] * both_right + [False] * both_wrong
-    theirs = [False] * fixed + [True] * broken + [True] * both_right + [False] * both_wrong
+def compare(fixed, regressed, both_right, both_wrong, confidence=0.95):
+    ours = [True] * fixed + [False] * regressed + [True] * both_right + [False] * both_wrong
+    theirs = [False] * fixed + [True] * regressed + [True] * both_right + [False] * both_wrong
     return statistics.compare(np.array(ours), np.array(theirs), confidence)
 
 
@@ -24,7 +26,7 @@ def test_pairs_are_counted_as_they_are():
 
 
 @pytest.mark.parametrize(
-    ("fixed", "broken", "p"),
+    ("fixed", "regressed", "p"),
     [
         # Twice the tail of a fair coin, by hand: 2 * (sum of binomial coefficients) / 2^n, at most 1.
         (6, 0, 2 * 1 / 64),
@@ -36,22 +38,22 @@ def test_pairs_are_counted_as_they_are():
         (0, 0, 1.0),
     ],
 )
-def test_the_test_is_mcnemar_s_exact_one(fixed, broken, p):
-    assert compare(fixed, broken, 50, 5).p_value == pytest.approx(p)
+def test_the_test_is_mcnemar_s_exact_one(fixed, regressed, p):
+    assert compare(fixed, regressed, 50, 5).p_value == pytest.approx(p)
 
 
 @settings(max_examples=300, deadline=None)
 @given(
     fixed=st.integers(0, 60),
-    broken=st.integers(0, 60),
+    regressed=st.integers(0, 60),
     same=st.integers(0, 400),
     confidence=st.sampled_from([0.5, 0.8, 0.9375, 0.95, 0.99, 0.9999]) | st.floats(0.5, 0.9999),
 )
 def test_the_interval_leaves_zero_out_exactly_where_the_test_finds_a_difference(
-    fixed, broken, same, confidence
+    fixed, regressed, same, confidence
 ):
-    assume(fixed + broken + same)
-    found = compare(fixed, broken, same, 0, confidence)
+    assume(fixed + regressed + same)
+    found = compare(fixed, regressed, same, 0, confidence)
     assert (found.low > 0 or found.high < 0) == (found.p_value < 1 - confidence)
     assert -1 <= found.low <= found.gain <= found.high <= 1
 
@@ -63,27 +65,27 @@ def test_the_interval_follows_the_exact_test_where_the_score_test_is_the_stricte
         assert found.low > 0 or found.high < 0
 
 
-def score_by_likelihood(fixed, broken, images, gain):
-    """Tango's score for a gain, the share of broken pairs found by maximising the likelihood instead of by a formula."""
+def score_by_likelihood(fixed, regressed, images, gain):
+    """Tango's score for a gain, the share of regressed pairs found by maximising the likelihood instead of by a formula."""
 
     def unlikely(share):
         both = share + gain, share, 1 - gain - 2 * share
-        counts = fixed, broken, images - fixed - broken
+        counts = fixed, regressed, images - fixed - regressed
         return -sum(n * math.log(max(p, 1e-300)) for n, p in zip(counts, both, strict=True) if n)
 
     low, high = max(0.0, -gain), (1 - gain) / 2
     share = minimize_scalar(unlikely, bounds=(low, high), method="bounded", options={"xatol": 1e-12}).x
-    return (fixed - broken - images * gain) / math.sqrt(images * (2 * share + gain * (1 - gain)))
+    return (fixed - regressed - images * gain) / math.sqrt(images * (2 * share + gain * (1 - gain)))
 
 
 @pytest.mark.parametrize(
-    ("fixed", "broken", "images"), [(0, 0, 50), (1, 0, 44), (0, 2, 60), (3, 2, 80), (25, 20, 400)]
+    ("fixed", "regressed", "images"), [(0, 0, 50), (1, 0, 44), (0, 2, 60), (3, 2, 80), (25, 20, 400)]
 )
-def test_without_a_difference_the_interval_is_at_least_the_score_interval(fixed, broken, images):
-    low, high = statistics.gain_interval(fixed, broken, images, 0.95)
+def test_without_a_difference_the_interval_is_at_least_the_score_interval(fixed, regressed, images):
+    low, high = statistics.gain_interval(fixed, regressed, images, 0.95)
     z = norm.isf(0.025)
     for bound, limit in ((low, z), (high, -z)):
-        score = score_by_likelihood(fixed, broken, images, bound)
+        score = score_by_likelihood(fixed, regressed, images, bound)
         assert abs(score) >= abs(limit) - 1e-4
         assert score * limit > 0
 
@@ -108,37 +110,37 @@ def test_the_interval_holds_the_true_gain_as_often_as_it_says():
     assert np.mean(held) >= 0.93
 
 
-def exact_power(images, fixed, broken, confidence):
+def exact_power(images, fixed, regressed, confidence):
     """Probability that the exact test finds the difference, over every number of pairs that may differ."""
     pairs = np.arange(images + 1)
-    weight = binom.pmf(pairs, images, fixed + broken)
+    weight = binom.pmf(pairs, images, fixed + regressed)
     likely = pairs[weight > 1e-9]
     total = 0.0
     for n in likely:
         b = np.arange(n + 1)
         p = np.minimum(1, 2 * binom.sf(np.maximum(b, n - b) - 1, n, 0.5)) if n else np.ones(1)
         total += (
-            weight[n] * binom.pmf(b, n, fixed / (fixed + broken))[(p < 1 - confidence) & (2 * b > n)].sum()
+            weight[n] * binom.pmf(b, n, fixed / (fixed + regressed))[(p < 1 - confidence) & (2 * b > n)].sum()
         )
     return total
 
 
 @pytest.mark.parametrize(
-    ("fixed", "broken", "confidence"),
+    ("fixed", "regressed", "confidence"),
     [(0.05, 0.01, 0.95), (0.1, 0.05, 0.95), (0.03, 0.0, 0.95), (0.04, 0.02, 0.99), (0.2, 0.1, 0.8)],
 )
-def test_so_many_images_show_a_gain_in_four_cases_of_five(fixed, broken, confidence):
-    images = statistics.images_needed(fixed - broken, fixed + broken, confidence)
-    assert 0.74 <= exact_power(images, fixed, broken, confidence) <= 0.88
-    assert exact_power(images // 2, fixed, broken, confidence) < 0.6
+def test_so_many_images_show_a_gain_in_four_cases_of_five(fixed, regressed, confidence):
+    images = statistics.images_needed(fixed - regressed, fixed + regressed, confidence)
+    assert 0.74 <= exact_power(images, fixed, regressed, confidence) <= 0.88
+    assert exact_power(images // 2, fixed, regressed, confidence) < 0.6
 
 
 def test_power_as_simulated_agrees():
     rng = np.random.default_rng(1)
     images = statistics.images_needed(0.05, 0.07, 0.95)
     draws = rng.multinomial(images, (0.06, 0.01, 0.93), 500)
-    without_credentials = [compare(b, c, images - b - c, 0).low > 0 for b, c, _ in draws.tolist()]
-    assert 0.72 <= np.mean(without_credentials) <= 0.88
+    shown = [compare(b, c, images - b - c, 0).low > 0 for b, c, _ in draws.tolist()]
+    assert 0.72 <= np.mean(shown) <= 0.88
 
 
 def test_the_number_of_images_is_connor_s():
@@ -153,7 +155,7 @@ def test_where_a_split_could_show_a_gain_and_there_is_none_no_number_is_given():
 
 
 def test_a_split_on_which_the_champion_makes_few_mistakes_can_show_no_gain():
-    found = compare(2, 3, 52, 3)  # 5 mistakes: all mended gives p = 2 / 32
+    found = compare(2, 3, 52, 3)  # 5 mistakes: all fixed gives p = 2 / 32
     assert not found.showable
     assert found.images_needed == statistics.images_needed(5 / 60, 5 / 60, 0.95)
     assert compare(3, 3, 51, 3).showable  # 6 mistakes: p = 2 / 64
@@ -167,5 +169,42 @@ def test_a_champion_without_a_mistake_needs_more_images_by_its_interval():
 
 
 def test_the_number_is_never_below_what_the_test_needs_at_all():
-    # Everything is mended: Connor's formula alone says 4 images, on which p is 2 / 16.
+    # Everything is fixed: Connor's formula alone says 4 images, on which p is 2 / 16.
     assert statistics.images_needed(1.0, 1.0, 0.95) == 6
+
+
+# Calibration
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_calibration_error_is_the_one_of_torchmetrics(seed):
+    rng = np.random.default_rng(seed)
+    probabilities = rng.dirichlet(np.full(5, 0.3), 700)
+    # Right in half of the cases, whatever the certainty: above it in some bins, below it in others.
+    labels = np.where(rng.random(700) < 0.5, probabilities.argmax(axis=1), rng.integers(0, 5, 700))
+    theirs = multiclass_calibration_error(
+        torch.from_numpy(probabilities), torch.from_numpy(labels), num_classes=5, n_bins=15, norm="l1"
+    )
+    right = probabilities.argmax(axis=1) == labels
+    assert statistics.calibration_error(probabilities.max(axis=1), right) == pytest.approx(
+        float(theirs), abs=1e-6
+    )
+
+
+def test_the_calibration_error_by_hand():
+    sure = np.array([0.9, 0.9, 0.9, 0.9, 0.5, 0.5])
+    right = np.array([True, True, True, False, False, False])
+    assert statistics.calibration_error(sure, right) == pytest.approx(4 / 6 * 0.15 + 2 / 6 * 0.5)
+
+
+def test_certain_and_right_has_no_calibration_error_certain_and_wrong_has_all():
+    assert statistics.calibration_error(np.ones(3), np.ones(3, bool)) == 0
+    assert statistics.calibration_error(np.full(3, 1 + 1e-7), np.zeros(3, bool)) == pytest.approx(1)
+
+
+def test_bins_include_their_upper_end_and_do_not_make_up_for_each_other():
+    sure = np.array([13 / 15, 13 / 15 + 1e-6, 14 / 15, 14 / 15 + 1e-6])
+    right = np.array([True, True, True, False])
+    assert statistics.calibration_error(sure, right) == pytest.approx(
+        (2 / 15 + (2 / 15 + 1 / 15) + 14 / 15) / 4, abs=1e-5
+    )

@@ -13,13 +13,13 @@ import pytest
 
 from convoy.core import files
 from convoy.core.errors import RequestError
-from convoy.gate.contender import ModelUnderTest
+from convoy.gate.evidence import ModelUnderTest
 from convoy.registry import promote
 from convoy.registry.alias import move
 from convoy.registry.client import CANDIDATE, CHAMPION, Registry, RegistryError, Version
 from convoy.retraining import outcome
 from convoy.tracking import mlflow_writer, store
-from gate_project import CLASSES, LIMITS, TEST, World, by_turns, deliver, write_limits
+from gate_project import CLASSES, LIMITS, TEST, GateProject, by_turns, deliver, write_limits
 from registry_project import RegistryProject
 
 FEW = range(12)
@@ -30,8 +30,8 @@ OTHERS = range(60, 72)
 ALL_OF_CAT = range(2, TEST, 3)
 
 
-def publish(project: RegistryProject, contender: ModelUnderTest, alias: str) -> Version:
-    """Register a contender as `convoy register` does, without a training: run, logged model, version, alias."""
+def publish(project: RegistryProject, model: ModelUnderTest, alias: str) -> Version:
+    """Register a model as `convoy register` does, without a training: run, logged model, version, alias."""
     registry = Registry.open()
     registry.create()
     experiment = store.experiment(project.client, "published").experiment_id
@@ -39,35 +39,35 @@ def publish(project: RegistryProject, contender: ModelUnderTest, alias: str) -> 
     run = project.client.create_run(experiment, tags={"convoy.run_id": run_id})
     folder = project.folder / "published" / run_id
     folder.mkdir(parents=True)
-    shutil.copy(contender.onnx, folder / "model.onnx")
-    if contender.proof is not None:
-        files.write_json(folder / "verification.json", contender.proof)
-    if contender.images is not None:
-        rows = [(pixels, *place) for pixels, place in contender.images.table.items()]
+    shutil.copy(model.onnx, folder / "model.onnx")
+    if model.verification is not None:
+        files.write_json(folder / "verification.json", model.verification)
+    if model.images is not None:
+        rows = [(pixels, *place) for pixels, place in model.images.table.items()]
         names = ("pixels", "label", "split")
         columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
         pq.write_table(pa.table(columns), folder / "images.parquet")
-    logged = mlflow_writer.log_model(project.client, run, folder, contender.sha256, [])
+    logged = mlflow_writer.log_model(project.client, run, folder, model.sha256, [])
     project.client.set_terminated(run.info.run_id)
-    tags = {"convoy.onnx_sha256": contender.sha256, "convoy.run_id": run_id}
-    if contender.recorded_accuracy is not None:
-        tags["convoy.accuracy"] = str(contender.recorded_accuracy)
+    tags = {"convoy.onnx_sha256": model.sha256, "convoy.run_id": run_id}
+    if model.recorded_accuracy is not None:
+        tags["convoy.accuracy"] = str(model.recorded_accuracy)
     version = registry.add(logged.model_id, run.info.run_id, tags, "")
     registry.point(alias, version)
     return version
 
 
 @pytest.fixture(scope="session")
-def small_world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def gate_project(tmp_path_factory: pytest.TempPathFactory) -> GateProject:
     """120 test images of three classes. Only models are added to it."""
     return deliver(tmp_path_factory.mktemp("promote"), by_turns(TEST), TEST)
 
 
-def _in(project: RegistryProject, world: World) -> RegistryProject:
-    """Put a world's data where the pipeline has them."""
+def _in(project: RegistryProject, gate_project: GateProject) -> RegistryProject:
+    """Put a gate_project's data where the pipeline has them."""
     (project.folder / "build").mkdir(exist_ok=True)
-    (project.folder / "build/dataset").symlink_to(world.home / "dataset")
-    (project.folder / "data").symlink_to(world.home / "data")
+    (project.folder / "build/dataset").symlink_to(gate_project.home / "dataset")
+    (project.folder / "data").symlink_to(gate_project.home / "data")
     write_limits(project.folder / "params.yaml", LIMITS)
     return project
 
@@ -76,7 +76,7 @@ def _in(project: RegistryProject, world: World) -> RegistryProject:
 def plain(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw no pictures, which take seconds and have tests of their own, but where a test asks for them."""
     if "pictured" not in request.fixturenames:
-        monkeypatch.setattr(promote.plots, "draw", lambda *_: ())
+        monkeypatch.setattr(promote.page, "draw", lambda *_: ())
 
 
 @pytest.fixture
@@ -85,111 +85,115 @@ def pictured() -> None:
 
 
 @pytest.fixture
-def here(project: RegistryProject, small_world: World) -> RegistryProject:
-    return _in(project, small_world)
+def here(project: RegistryProject, gate_project: GateProject) -> RegistryProject:
+    return _in(project, gate_project)
 
 
 Case = tuple[
-    Callable[[World], ModelUnderTest | None], Callable[[World], ModelUnderTest], dict[str, object], str, str
+    Callable[[GateProject], ModelUnderTest | None],
+    Callable[[GateProject], ModelUnderTest],
+    dict[str, object],
+    str,
+    str,
 ]
 
 EQUAL = {"on_equal": "keep"}
 STAGED: dict[str, Case] = {
     "better": (
-        lambda w: w.contender(wrong=MANY),
-        lambda w: w.contender("convoy/8", wrong=FEW),
+        lambda w: w.model(wrong=MANY),
+        lambda w: w.model("convoy/8", wrong=FEW),
         {},
         "promote",
         "",
     ),
     "worse": (
-        lambda w: w.contender(wrong=FEW),
-        lambda w: w.contender("convoy/8", wrong=MANY),
+        lambda w: w.model(wrong=FEW),
+        lambda w: w.model("convoy/8", wrong=MANY),
         {"max_class_drop": None, "max_ece": None},
         "keep",
         "",
     ),
     "equal, keep": (
-        lambda w: w.contender(wrong=FEW),
-        lambda w: w.contender("convoy/8", wrong=[*range(11), 13]),
+        lambda w: w.model(wrong=FEW),
+        lambda w: w.model("convoy/8", wrong=[*range(11), 13]),
         {},
         "keep",
         "",
     ),
     "equal, promote": (
-        lambda w: w.contender(wrong=FEW),
-        lambda w: w.contender("convoy/8", wrong=[*range(11), 13]),
+        lambda w: w.model(wrong=FEW),
+        lambda w: w.model("convoy/8", wrong=[*range(11), 13]),
         {"on_equal": "promote"},
         "promote",
         "",
     ),
     "one class collapsed": (
-        lambda w: w.contender(wrong=[n for n in range(TEST) if n % 3 != 2]),
-        lambda w: w.contender("convoy/8", wrong=ALL_OF_CAT),
+        lambda w: w.model(wrong=[n for n in range(TEST) if n % 3 != 2]),
+        lambda w: w.model("convoy/8", wrong=ALL_OF_CAT),
         {"min_accuracy": None, "max_ece": None},
         "refuse",
         "gate.class_recall gate.class_drop",
     ),
     "slower": (
-        lambda w: w.contender(wrong=MANY),
-        lambda w: w.contender("convoy/8", wrong=FEW, products=60),
+        lambda w: w.model(wrong=MANY),
+        lambda w: w.model("convoy/8", wrong=FEW, products=60),
         {"max_latency_ratio": 3.0},
         "refuse",
         "gate.latency_ratio",
     ),
     "bigger": (
-        lambda w: w.contender(wrong=MANY),
-        lambda w: w.contender("convoy/8", wrong=FEW, dead_bytes=3_000_000),
+        lambda w: w.model(wrong=MANY),
+        lambda w: w.model("convoy/8", wrong=FEW, dead_bytes=3_000_000),
         {"max_size_mb": 2.0},
         "refuse",
         "gate.size_mb",
     ),
     "miscalibrated": (
-        lambda w: w.contender(wrong=MANY),
-        lambda w: w.contender("convoy/8", wrong=FEW, certainty=0.4),
+        lambda w: w.model(wrong=MANY),
+        lambda w: w.model("convoy/8", wrong=FEW, certainty=0.4),
         {},
         "refuse",
         "gate.ece",
     ),
-    "no champion": (lambda w: None, lambda w: w.contender("convoy/8", wrong=FEW), {}, "promote", ""),
+    "no champion": (lambda w: None, lambda w: w.model("convoy/8", wrong=FEW), {}, "promote", ""),
     "a class more": (
-        lambda w: w.contender(classes=("ape", "bee")),
-        lambda w: w.contender("convoy/8", wrong=FEW),
+        lambda w: w.model(classes=("ape", "bee")),
+        lambda w: w.model("convoy/8", wrong=FEW),
         {"max_champion_drop": None},
         "promote",
         "",
     ),
     "a class fewer": (
-        lambda w: w.contender(classes=(*CLASSES, "dog"), wrong=MANY),
-        lambda w: w.contender("convoy/8", wrong=FEW),
+        lambda w: w.model(classes=(*CLASSES, "dog"), wrong=MANY),
+        lambda w: w.model("convoy/8", wrong=FEW),
         {},
         "refuse",
         "gate.classes",
     ),
     "a class renamed": (
-        lambda w: w.contender(classes=("ape", "bee", "kitten")),
-        lambda w: w.contender("convoy/8", wrong=FEW),
+        lambda w: w.model(classes=("ape", "bee", "kitten")),
+        lambda w: w.model("convoy/8", wrong=FEW),
         {"max_champion_drop": None},
         "refuse",
         "gate.classes",
     ),
     "test images were in training": (
-        lambda w: w.contender(wrong=MANY),
-        lambda w: w.contender("convoy/8", seen=range(100)),
+        lambda w: w.model(wrong=MANY),
+        lambda w: w.model("convoy/8", seen=range(100)),
         {},
         "refuse",
         "gate.images",
     ),
     "poisoned labels": (
-        lambda w: w.contender(wrong=MOST, recorded_accuracy=0.97),
-        lambda w: w.contender("convoy/8"),
+        lambda w: w.model(wrong=MOST, recorded_accuracy=0.97),
+        lambda w: w.model("convoy/8"),
         {},
         "refuse",
         "gate.champion_drop",
     ),
     "too small a split": (
-        lambda w: w.contender(wrong=range(3)),
-        lambda w: w.contender("convoy/8"),
+        lambda w: w.model(wrong=range(3)),
+        lambda w: w.model("convoy/8"),
         {},
         "keep",
         "",
@@ -201,14 +205,14 @@ STAGED: dict[str, Case] = {
     ("backend", "case"), [*(("project", case) for case in STAGED), ("server_project", "better")]
 )
 def test_the_verdict_moves_the_alias_or_leaves_it(
-    request: pytest.FixtureRequest, small_world: World, backend: str, case: str, tmp_path: Path
+    request: pytest.FixtureRequest, gate_project: GateProject, backend: str, case: str, tmp_path: Path
 ) -> None:
-    repository = _in(request.getfixturevalue(backend), small_world)
+    repository = _in(request.getfixturevalue(backend), gate_project)
     make_champion, make_candidate, limits, verdict, breached = STAGED[case]
     write_limits(repository.folder / "params.yaml", LIMITS | limits)
-    champion = make_champion(small_world)
+    champion = make_champion(gate_project)
     before = publish(repository, champion, CHAMPION) if champion else None
-    candidate = publish(repository, make_candidate(small_world), CANDIDATE)
+    candidate = publish(repository, make_candidate(gate_project), CANDIDATE)
 
     judged = promote.judge(tmp_path / "gate")
     moved = promote.carry_out(judged)
@@ -229,12 +233,12 @@ def test_the_verdict_moves_the_alias_or_leaves_it(
 
 @pytest.mark.parametrize("loss", ["gone", "other bytes"])
 def test_a_champion_that_is_gone_or_damaged_does_not_keep_candidates_out(
-    here: RegistryProject, small_world: World, tmp_path: Path, loss: str
+    here: RegistryProject, gate_project: GateProject, tmp_path: Path, loss: str
 ) -> None:
-    champion = publish(here, small_world.contender(wrong=MANY), CHAMPION)
+    champion = publish(here, gate_project.model(wrong=MANY), CHAMPION)
     path = _stored(here, champion)
     path.unlink() if loss == "gone" else path.write_bytes(path.read_bytes()[:-10])
-    candidate = publish(here, small_world.contender("convoy/8", wrong=FEW), CANDIDATE)
+    candidate = publish(here, gate_project.model("convoy/8", wrong=FEW), CANDIDATE)
     judged = promote.judge(tmp_path)
     assert judged.judgement.verdict == "promote"
     assert judged.judgement.champion_sha256 is None
@@ -248,10 +252,10 @@ def _stored(project: RegistryProject, version: Version) -> Path:
 
 
 def test_a_round_finds_the_champions_images_from_its_worktree(
-    here: RegistryProject, small_world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    here: RegistryProject, gate_project: GateProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There, MLflow's own default would be another store."""
-    champion = publish(here, small_world.contender(wrong=MANY), CHAMPION)
+    champion = publish(here, gate_project.model(wrong=MANY), CHAMPION)
     worktree = tmp_path / "worktree"
     worktree.mkdir()
     shutil.copy(here.folder / "params.yaml", worktree)
@@ -259,13 +263,13 @@ def test_a_round_finds_the_champions_images_from_its_worktree(
     monkeypatch.chdir(worktree)
     found = outcome._images(champion)
     assert found is not None
-    assert found.table == small_world.images().table
+    assert found.table == gate_project.images().table
 
 
 def test_a_candidate_whose_file_is_gone_gets_no_verdict(
-    here: RegistryProject, small_world: World, tmp_path: Path
+    here: RegistryProject, gate_project: GateProject, tmp_path: Path
 ) -> None:
-    candidate = publish(here, small_world.contender(wrong=FEW), CANDIDATE)
+    candidate = publish(here, gate_project.model(wrong=FEW), CANDIDATE)
     _stored(here, candidate).unlink()
     with pytest.raises(RegistryError, match=r"cannot be judged: .*no longer in the store.*convoy register"):
         promote.judge(tmp_path)
@@ -278,9 +282,9 @@ def test_without_a_candidate_it_says_how_to_register_one(here: RegistryProject, 
 
 
 def test_a_candidate_that_is_the_champion_is_left_where_it_is(
-    here: RegistryProject, small_world: World, tmp_path: Path
+    here: RegistryProject, gate_project: GateProject, tmp_path: Path
 ) -> None:
-    version = publish(here, small_world.contender(wrong=FEW), CHAMPION)
+    version = publish(here, gate_project.model(wrong=FEW), CHAMPION)
     Registry.open().point(CANDIDATE, version)
     judged = promote.judge(tmp_path)
     assert judged.judgement.verdict == "keep"
@@ -289,11 +293,11 @@ def test_a_candidate_that_is_the_champion_is_left_where_it_is(
 
 
 def test_a_verdict_against_a_champion_that_has_been_replaced_promotes_nothing(
-    here: RegistryProject, small_world: World, tmp_path: Path
+    here: RegistryProject, gate_project: GateProject, tmp_path: Path
 ) -> None:
-    publish(here, small_world.contender(wrong=MANY), CHAMPION)
-    other = publish(here, small_world.contender("convoy/8", wrong=OTHERS), CANDIDATE)
-    publish(here, small_world.contender("convoy/9", wrong=FEW), CANDIDATE)
+    publish(here, gate_project.model(wrong=MANY), CHAMPION)
+    other = publish(here, gate_project.model("convoy/8", wrong=OTHERS), CANDIDATE)
+    publish(here, gate_project.model("convoy/9", wrong=FEW), CANDIDATE)
     judged = promote.judge(tmp_path)
     registry = Registry.open()
     move(registry, other, expected=judged.champion, kind="override", reason="meanwhile")
@@ -303,22 +307,22 @@ def test_a_verdict_against_a_champion_that_has_been_replaced_promotes_nothing(
 
 
 def test_a_verdict_on_a_candidate_that_has_been_replaced_promotes_nothing(
-    here: RegistryProject, small_world: World, tmp_path: Path
+    here: RegistryProject, gate_project: GateProject, tmp_path: Path
 ) -> None:
-    publish(here, small_world.contender(wrong=MANY), CHAMPION)
-    publish(here, small_world.contender("convoy/8", wrong=OTHERS), CANDIDATE)
+    publish(here, gate_project.model(wrong=MANY), CHAMPION)
+    publish(here, gate_project.model("convoy/8", wrong=OTHERS), CANDIDATE)
     judged = promote.judge(tmp_path)
-    publish(here, small_world.contender("convoy/9", wrong=FEW), CANDIDATE)
+    publish(here, gate_project.model("convoy/9", wrong=FEW), CANDIDATE)
     with pytest.raises(RegistryError, match=r"/2 was judged, but the candidate is .*/3 now.*convoy promote"):
         promote.carry_out(judged)
     assert here.champion() == "1"
 
 
 def test_an_override_promotes_a_refused_candidate_and_is_recorded(
-    here: RegistryProject, small_world: World, tmp_path: Path
+    here: RegistryProject, gate_project: GateProject, tmp_path: Path
 ) -> None:
-    publish(here, small_world.contender(wrong=FEW), CHAMPION)
-    candidate = publish(here, small_world.contender("convoy/8", wrong=MOST, certainty=0.4), CANDIDATE)
+    publish(here, gate_project.model(wrong=FEW), CHAMPION)
+    candidate = publish(here, gate_project.model("convoy/8", wrong=MOST, certainty=0.4), CANDIDATE)
     judged = promote.judge(tmp_path)
     assert judged.judgement.verdict == "refuse"
     assert promote.carry_out(judged, override="the old one is withdrawn")
@@ -340,9 +344,9 @@ def test_an_experiment_promotes_nothing(
 
 
 def test_a_gate_without_limits_gives_no_verdict(
-    here: RegistryProject, small_world: World, tmp_path: Path
+    here: RegistryProject, gate_project: GateProject, tmp_path: Path
 ) -> None:
-    publish(here, small_world.contender(wrong=FEW), CANDIDATE)
+    publish(here, gate_project.model(wrong=FEW), CANDIDATE)
     none = {name: None for name in LIMITS if name.startswith(("min_", "max_"))}
     write_limits(here.folder / "params.yaml", LIMITS | none)
     with pytest.raises(RequestError, match=r"gate: a gate without limits gives no verdict"):
@@ -351,11 +355,11 @@ def test_a_gate_without_limits_gives_no_verdict(
 
 
 def test_a_registry_that_goes_down_while_judging_leaves_the_champion(
-    server_project: RegistryProject, through: object, small_world: World, tmp_path: Path
+    server_project: RegistryProject, through: object, gate_project: GateProject, tmp_path: Path
 ) -> None:
-    here = _in(server_project, small_world)
-    publish(here, small_world.contender(wrong=MANY), CHAMPION)
-    publish(here, small_world.contender("convoy/8", wrong=FEW), CANDIDATE)
+    here = _in(server_project, gate_project)
+    publish(here, gate_project.model(wrong=MANY), CHAMPION)
+    publish(here, gate_project.model("convoy/8", wrong=FEW), CANDIDATE)
     through.die_at("model-versions/set-tag")
     with pytest.raises(RegistryError, match=r"(?s)did not answer the request to tag .*Start its server"):
         promote.judge(tmp_path)
@@ -364,15 +368,15 @@ def test_a_registry_that_goes_down_while_judging_leaves_the_champion(
 
 
 def test_people_are_told_the_verdict_the_limits_and_what_serves(
-    here: RegistryProject, small_world: World, tmp_path: Path, pictured: None
+    here: RegistryProject, gate_project: GateProject, tmp_path: Path, pictured: None
 ) -> None:
-    publish(here, small_world.contender(wrong=MANY), CHAMPION)
-    publish(here, small_world.contender("convoy/8", wrong=FEW), CANDIDATE)
+    publish(here, gate_project.model(wrong=MANY), CHAMPION)
+    publish(here, gate_project.model("convoy/8", wrong=FEW), CANDIDATE)
     judged = promote.judge(tmp_path)
     dry = list(promote.lines(judged, moved=False, dry_run=True))
     assert dry[0] == judged.judgement.reasons[0]
     assert dry[0].startswith("Promote convoy/2: ")
-    assert any("held: 90.0 % (at least 50" in line for line in dry), dry
+    assert any("met: 90.0 % (at least 50" in line for line in dry), dry
     assert {path.name for path in judged.files} >= {"verdict.json", "verdict.html", "gain.png", "flips.png"}
     assert "serving:  convoy/1 is champion, unchanged" in dry
     assert "dry run:  to promote it: convoy promote" in dry
@@ -382,8 +386,8 @@ def test_people_are_told_the_verdict_the_limits_and_what_serves(
 
 
 def test_a_tag_is_never_longer_than_stores_take(
-    here: RegistryProject, small_world: World, tmp_path: Path
+    here: RegistryProject, gate_project: GateProject, tmp_path: Path
 ) -> None:
-    publish(here, small_world.contender("convoy/8", wrong=FEW), CANDIDATE)
+    publish(here, gate_project.model("convoy/8", wrong=FEW), CANDIDATE)
     judgement = replace(promote.judge(tmp_path).judgement, reasons=("because " * 2000,))
     assert max(len(text) for text in promote.tags(judgement).values()) == promote.TAG_CHARACTERS

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convoy.export.image_index import Images
-from convoy.retraining.data_diff import MOST_EXAMPLES, ClassChange, Example, changes
+from convoy.retraining.data_diff import MOST_EXAMPLES, ClassChange, Example, diff
 
 
 def images(**labels):
@@ -20,56 +20,62 @@ def images(**labels):
 def test_images_are_told_by_their_pixels_and_counted_by_what_became_of_them():
     before = images(a="cat", b="cat", c="dog", d="dog/test", e="bee")
     now = images(a="cat", b="dog", c="dog/val", d="dog/test", f="ape")
-    found = changes(before, now)
-    assert (found.before, found.now) == (5, 5)
-    assert (found.added, found.gone, found.relabelled, found.moved) == (1, 1, 1, 1)
-    assert found.classes == (
+    changes = diff(before, now)
+    assert (changes.before, changes.now) == (5, 5)
+    assert (changes.added, changes.gone, changes.relabelled, changes.moved) == (1, 1, 1, 1)
+    assert changes.classes == (
         ClassChange("ape", 0, 1),
         ClassChange("bee", 1, 0),
         ClassChange("cat", 2, 1),
         ClassChange("dog", 2, 3),
     )
-    assert [one.difference for one in found.classes] == [1, -1, -1, 1]
-    assert found.relabels == (("cat", "dog", 1),)
-    assert not found.none
+    assert [one.difference for one in changes.classes] == [1, -1, -1, 1]
+    assert changes.relabels == (("cat", "dog", 1),)
+    assert not changes.none
 
 
 def test_the_same_images_have_not_changed():
     same = images(a="cat", b="dog/test")
-    assert changes(same, same).none
-    assert not changes(same, images(a="cat", b="dog/val")).none
-    assert not changes(None, same).none
+    assert diff(same, same).none
+    assert not diff(same, images(a="cat", b="dog/val")).none
+    assert not diff(None, same).none
 
 
 def test_without_knowledge_of_the_champion_s_images_nothing_is_compared():
-    found = changes(None, images(a="cat", b="dog"))
-    assert (found.before, found.now, found.added, found.gone, found.relabelled) == (None, 2, 0, 0, 0)
-    assert found.classes == (ClassChange("cat", 0, 1), ClassChange("dog", 0, 1))
-    assert found.share_relabelled == 0
+    changes = diff(None, images(a="cat", b="dog"))
+    assert (changes.before, changes.now, changes.added, changes.gone, changes.relabelled) == (
+        None,
+        2,
+        0,
+        0,
+        0,
+    )
+    assert changes.classes == (ClassChange("cat", 0, 1), ClassChange("dog", 0, 1))
+    assert changes.share_relabelled == 0
 
 
 def test_examples_say_where_an_image_lies_what_it_was_and_what_it_is():
     before = images(a="cat", b="cat/test", c="dog")
     now = images(a="dog/val", c="dog", d="ape")
-    found = changes(before, now, {"a": "dog/1.png", "d": "ape/2.png"})
-    assert found.relabelled_examples == (Example("a", "dog/1.png", "cat", "dog", "val"),)
-    assert found.gone_examples == (Example("b", "", "cat", "", "test"),)
-    assert found.added_examples == (Example("d", "ape/2.png", "", "ape", "train"),)
+    changes = diff(before, now, {"a": "dog/1.png", "d": "ape/2.png"})
+    assert changes.relabelled_examples == (Example("a", "dog/1.png", "cat", "dog", "val"),)
+    assert changes.gone_examples == (Example("b", "", "cat", "", "test"),)
+    assert changes.added_examples == (Example("d", "ape/2.png", "", "ape", "train"),)
 
 
 def test_the_share_of_relabelled_images_is_of_those_that_both_have():
     before = images(a="cat", b="cat", c="cat", gone="cat")
-    found = changes(before, images(a="dog", b="cat", c="dog", new="cat"))
-    assert found.share_relabelled == 2 / 3
+    changes = diff(before, images(a="dog", b="cat", c="dog", new="cat"))
+    assert changes.share_relabelled == 2 / 3
 
 
 def test_the_most_frequent_relabelling_comes_first_and_examples_are_of_each_by_turns():
     before = images(**{f"a{n}": "cat" for n in range(100)}, z="dog")
     now = images(**{f"a{n}": "dog" for n in range(100)}, z="cat")
-    found = changes(before, now, {f"a{n}": f"1/{n:03}.png" for n in range(100)} | {"z": "2/z.png"})
-    assert found.relabels == (("cat", "dog", 100), ("dog", "cat", 1))
-    assert len(found.relabelled_examples) == MOST_EXAMPLES
-    assert [one.path for one in found.relabelled_examples[:3]] == ["1/000.png", "2/z.png", "1/001.png"]
+    changes = diff(before, now, {f"a{n}": f"1/{n:03}.png" for n in range(100)} | {"z": "2/z.png"})
+    assert changes.relabels == (("cat", "dog", 100), ("dog", "cat", 1))
+    assert len(changes.relabelled_examples) == MOST_EXAMPLES
+    assert [one.path for one in changes.relabelled_examples[:3]] == ["1/000.png", "2/z.png", "1/001.png"]
 
 
 datasets = st.dictionaries(
@@ -80,16 +86,16 @@ datasets = st.dictionaries(
 
 @given(datasets, datasets)
 def test_every_image_is_counted_once(before, now):
-    found = changes(before, now)
+    changes = diff(before, now)
     both = before.table.keys() & now.table.keys()
-    assert found.before + found.added - found.gone == found.now
-    assert found.relabelled + found.moved + sum(before.table[one] == now.table[one] for one in both) == len(
-        both
-    )
-    assert sum(one.before for one in found.classes) == found.before
-    assert sum(one.now for one in found.classes) == found.now
-    assert sum(images for *_, images in found.relabels) == found.relabelled
-    assert found.none == (before.table == now.table)
-    turned = changes(now, before)
-    assert (turned.added, turned.gone) == (found.gone, found.added)
-    assert Counter(turned.relabels) == Counter((now, was, images) for was, now, images in found.relabels)
+    assert changes.before + changes.added - changes.gone == changes.now
+    assert changes.relabelled + changes.moved + sum(
+        before.table[one] == now.table[one] for one in both
+    ) == len(both)
+    assert sum(one.before for one in changes.classes) == changes.before
+    assert sum(one.now for one in changes.classes) == changes.now
+    assert sum(images for *_, images in changes.relabels) == changes.relabelled
+    assert changes.none == (before.table == now.table)
+    turned = diff(now, before)
+    assert (turned.added, turned.gone) == (changes.gone, changes.added)
+    assert Counter(turned.relabels) == Counter((now, was, images) for was, now, images in changes.relabels)

@@ -2,17 +2,24 @@
 
 import json
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
-from convoy.core import contract
+from convoy.core import contract, files
+from convoy.core.errors import DataError
+from convoy.export.image_index import Images
+from convoy.gate import page
 from convoy.registry.artifacts import ArtifactMissing
 from convoy.registry.client import Version
 from convoy.retraining import outcome
+from convoy.retraining.data_diff import Changes, diff
 from convoy.retraining.facts import Facts
 
 VERSION = Version("convoy", "1", "0" * 64, "run-1", "mlflow-1", 0, {})
@@ -117,3 +124,70 @@ def test_the_page_of_the_job_is_linked(monkeypatch: pytest.MonkeyPatch) -> None:
     }.items():
         monkeypatch.setenv(name, text)
     assert outcome.job_page() == "https://github.com/a/b/actions/runs/7"
+
+
+# Figure of relabelled images
+
+SPLITS = {"train": [0, 30], "val": [30, 36], "test": [36, 40]}
+
+
+def split_of(row: int) -> str:
+    return next(split for split, (start, stop) in SPLITS.items() if start <= row < stop)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Pack 40 images, each of a gray of its own, with the hash `nn`."""
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    grays = np.arange(40, dtype=np.uint8)[:, None, None, None]
+    np.save(folder / "images.npy", np.broadcast_to(grays, (40, 8, 8, 3)))
+    np.save(folder / "labels.npy", np.zeros(40, np.int64))
+    facts = {"classes": ["ape", "bee"], "image_px": 8, "fit": "squash", "mean": [0] * 3, "std": [1] * 3}
+    facts |= {"hash": "h", "splits": SPLITS, "counts": {split: {} for split in SPLITS}}
+    files.write_json(folder / "dataset.json", facts)
+    rows = [*range(40), -1]
+    columns = {
+        "pixels": [f"{row:02}" for row in range(40)] + [""],
+        "split": [split_of(row) for row in range(40)] + [None],
+        "row": rows,
+    }
+    pq.write_table(pa.table(columns), folder / "manifest.parquet")
+    return folder
+
+
+def relabelled(poisoned: Collection[int]) -> Changes:
+    """Compare data in which some images were an ape before and are a bee now."""
+    label = {f"{row:02}": ("bee" if row in poisoned else "ape", split_of(row)) for row in range(40)}
+    return diff(Images({pixels: ("ape", split) for pixels, (_, split) in label.items()}), Images(label))
+
+
+def test_relabelled_images_are_drawn_with_both_labels_from_the_packed_dataset(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[page.Group] = []
+    monkeypatch.setattr(page, "image_grid", drawn.extend)
+    outcome.draw_relabelled(relabelled({3, 31, 38}), dataset, tmp_path / "out")
+    (group,) = drawn
+    assert (group.title, group.total) == ("Same image, another label", 3)
+    assert [int(cell.image_u8[0, 0, 0]) for cell in group.cells if cell.image_u8 is not None] == [3, 31, 38]
+    assert group.cells[1].caption.splitlines() == ["was ape", "now bee", "in val"]
+
+
+def test_equal_changes_give_an_equal_figure_and_none_removes_an_earlier_one(
+    dataset: Path, tmp_path: Path
+) -> None:
+    one, two = (
+        outcome.draw_relabelled(relabelled(range(40)), dataset, tmp_path / name) for name in ("one", "two")
+    )
+    assert [path.name for path in one] == ["relabelled.png"]
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
+    with Image.open(one[0]) as image:
+        assert image.format == "PNG"
+    assert outcome.draw_relabelled(relabelled(()), tmp_path / "nowhere", tmp_path / "one") == ()
+    assert not list((tmp_path / "one").iterdir())
+
+
+def test_without_a_packed_dataset_the_remedy_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"dvc repro prepare"):
+        outcome.draw_relabelled(relabelled({3}), tmp_path / "nowhere", tmp_path / "out")

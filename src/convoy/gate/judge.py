@@ -1,227 +1,280 @@
-"""Judge a candidate against the champion, on today's test images that neither has seen.
+"""Judge a candidate against the champion, on today's test images that neither was trained on.
 
-Both are ONNX files, answered by onnxruntime as every user has them answered. Nothing here
-knows MLflow: what is promoted, and how, is the registry's business.
+Both are ONNX files and run in onnxruntime, as they are served. This package does not use MLflow:
+the registry fetches the files and moves the alias.
 """
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from convoy.core.errors import VerificationError
+from convoy.core import files
+from convoy.core.errors import ConvoyError, VerificationError
 from convoy.export.latency import hardware, versions
 from convoy.export.onnx_model import OnnxModel
-from convoy.gate import criteria, latency, reasons, statistics
-from convoy.gate.answers import Answers, NoAnswer, Sample, opened
-from convoy.gate.calibration import BINS
-from convoy.gate.contender import ModelUnderTest, UnavailableModel
-from convoy.gate.evidence import Facts, Side
-from convoy.gate.latency import Timed
-from convoy.gate.result import Criterion, GateResult, Verdict
+from convoy.gate import criteria, latency, statistics, text
+from convoy.gate.evidence import Evidence, ModelUnderTest, Predictions, UnavailableModel
+from convoy.gate.latency import Latency
+from convoy.gate.result import Comparison, Criterion, Decision, GateResult, Verdict
 from convoy.gate.settings import GateParams
 from convoy.gate.test_images import TestImages
+
+SAMPLE_BYTES = 64 * 2**20
+"""Most bytes of test images that are kept for the latency measurement."""
 
 
 def judge(
     candidate: ModelUnderTest,
     champion: ModelUnderTest | UnavailableModel | None,
-    today: TestImages,
+    test_images: TestImages,
     limits: GateParams,
 ) -> GateResult:
-    """Say whether a candidate should become champion, with every figure that this rests on.
+    """Decide whether a candidate should become champion, with every figure behind the verdict.
 
-    A champion that gives no answers is treated as unreadable: it must not stand in the way of
-    a candidate that could replace it. A candidate that gives none is an error, and no verdict.
+    A champion that cannot be opened or fails on an image is treated as unavailable: it must not block
+    a candidate that could replace it. A candidate that fails is an error, not a verdict.
 
     Raises:
-        ProofError: the candidate cannot be opened, fails on an image, or answers no probabilities.
-        DataError: a test image is gone, or no longer the file that was prepared.
+        VerificationError: the candidate cannot be opened, fails on an image, or returns no probabilities.
+        DataError: a test image is gone, or is not the file that was prepared.
     """
-    places, excluded = _unseen(candidate, champion, today)
-    ours, theirs, sample, champion = _ask(candidate, champion, today, places)
-    labels = np.array([today.labels[place] for place in places], dtype=np.object_)
-    our_side = _side(ours, labels)
-    their_side = None if theirs is None else _side(theirs, labels)
-    del ours, theirs  # their threads would be timed as well
-    both = None
-    if their_side is not None and places:
-        both = statistics.compare(our_side.right, their_side.right, limits.confidence)
-    same = isinstance(champion, ModelUnderTest) and champion.sha256 == candidate.sha256
-    timed = None if same or not places else _time(candidate, champion, sample)
-    facts = Facts(
+    indices, excluded = _unseen(candidate, champion, test_images)
+    labels = np.array([test_images.labels[index] for index in indices], dtype=np.object_)
+    runs = [Inference(candidate, len(indices))]
+    if isinstance(champion, ModelUnderTest) and champion.sha256 != candidate.sha256:
+        runs.append(Inference(champion, len(indices)))
+    sample = _predict(runs, test_images, indices)
+    if runs[0].failure:
+        raise VerificationError(
+            f"no verdict on {candidate.name}: {runs[0].failure}. "
+            "Export and verify it again with `dvc repro --force export`, then `convoy register`"
+        )
+    if isinstance(champion, ModelUnderTest) and runs[-1].failure:
+        champion = UnavailableModel(champion.name, runs.pop().failure, champion.recorded_accuracy)
+    ours, *others = [run.predictions(labels) for run in runs]
+    theirs = others[0] if others else None
+    del runs  # their threads would disturb the latency measurement
+    comparison = None
+    if theirs is not None and indices:
+        comparison = statistics.compare(ours.correct, theirs.correct, limits.confidence)
+    identical = isinstance(champion, ModelUnderTest) and champion.sha256 == candidate.sha256
+    evidence = Evidence(
         candidate=candidate,
         champion=champion,
-        today=today,
+        test_images=test_images,
         labels=labels,
-        paths=tuple(today.paths[place] for place in places),
-        ours=our_side,
-        theirs=their_side,
+        paths=tuple(test_images.paths[index] for index in indices),
+        candidate_predictions=ours,
+        champion_predictions=theirs,
         excluded=excluded,
-        relabelled=_relabelled(champion, today),
-        comparison=both,
-        timed=timed,
+        relabelled=_relabelled(champion, test_images),
+        comparison=comparison,
+        latency=None if identical or not indices else _latency(candidate, champion, sample),
         size_bytes=candidate.onnx.stat().st_size,
     )
-    asked = criteria.ask(facts, limits)
-    verdict, said = _decide(facts, asked, limits)
-    our_share = our_side.share(limits.confidence)
-    their_share = our_share if same else None
-    if their_side is not None:
-        their_share = their_side.share(limits.confidence)
-    return GateResult(
-        verdict=verdict,
-        reasons=tuple(said),
-        candidate=candidate.name,
-        champion=None if champion is None else champion.name,
-        candidate_sha256=candidate.sha256,
-        champion_sha256=champion.sha256 if isinstance(champion, ModelUnderTest) else None,
-        data_hash=today.data_hash,
-        images=len(places),
-        excluded=excluded,
-        candidate_share=our_share,
-        champion_share=their_share,
-        criteria=asked,
-        comparison=both,
-        classes=facts.classes,
-        flips=facts.flips(),
-        conditions=_conditions(limits, timed),
-    )
+    checked = criteria.check(evidence, limits)
+    verdict, decision = _decide(evidence, checked, limits)
+    return text.describe(_result(evidence, checked, verdict, decision, limits))
+
+
+class Inference:
+    """Run one model on n images and keep the most probable class of each.
+
+    Attributes:
+        failure: why the model cannot be used, as half a sentence; empty while it works.
+        probability: (n,) of the most probable class.
+    """
+
+    def __init__(self, model: ModelUnderTest, images: int) -> None:
+        """Open the model, if its bytes are the registered ones."""
+        self.probability = np.full(images, np.nan, np.float64)
+        self._class = np.zeros(images, np.int64)
+        self._model: OnnxModel | None = None
+        self.failure = ""
+        if not model.onnx.is_file():
+            self.failure = f"its file is gone ({model.onnx})"
+        elif (sha256 := files.sha256(model.onnx)) != model.sha256:
+            self.failure = f"its file has other bytes than were registered (sha256 {sha256[:12]}…, not {model.sha256[:12]}…)"
+        else:
+            try:
+                self._model = OnnxModel(model.onnx)
+            except (ConvoyError, ValueError, TypeError) as error:  # the last two: bad metadata
+                self.failure = str(error).splitlines()[0]
+
+    def predict(
+        self, indices: Sequence[int], paths: Sequence[str], images_u8: Sequence[npt.NDArray[np.uint8]]
+    ) -> None:
+        """Predict (H, W, 3) images of any sizes; does nothing after a failure."""
+        if self._model is None or self.failure:
+            return
+        try:
+            probabilities = self._model.predict_mixed(images_u8)
+        except Exception as error:  # noqa: BLE001 (onnxruntime's errors share no base class)
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            self.failure = f"fails on {paths[0]} or one of the {len(paths)} images from there on: {lines[0]}"
+            return
+        # A sum of float32 may be a little off; NaN equals nothing, so it is refused too.
+        valid = (probabilities >= 0).all(axis=1) & (np.abs(probabilities.sum(axis=1) - 1) < 1e-3)
+        if not valid.all():
+            n = int(np.flatnonzero(~valid)[0])
+            row = ", ".join(f"{value:.3g}" for value in probabilities[n, :5]) + " …" * (
+                len(probabilities[n]) > 5
+            )
+            self.failure = f"returns {row} for {paths[n]}, which are no probabilities"
+            return
+        self._class[list(indices)] = probabilities.argmax(axis=1)
+        self.probability[list(indices)] = probabilities.max(axis=1)
+
+    def predictions(self, labels: npt.NDArray[np.object_]) -> Predictions:
+        """Compare the predicted classes with the (n,) labels."""
+        classes = self._model.classes if self._model else ()
+        names = np.array(classes, np.object_)[self._class]
+        return Predictions(tuple(classes), names, self.probability, np.asarray(names == labels, np.bool_))
 
 
 def _unseen(
-    candidate: ModelUnderTest, champion: ModelUnderTest | UnavailableModel | None, today: TestImages
+    candidate: ModelUnderTest, champion: ModelUnderTest | UnavailableModel | None, test_images: TestImages
 ) -> tuple[list[int], dict[str, int]]:
-    """Choose the test images that neither was trained on; count the others by who was."""
+    """Choose the test images that neither was trained on; count the others by reason."""
     ours = candidate.images.seen if candidate.images else frozenset()
     known = champion.images if isinstance(champion, ModelUnderTest) else None
     theirs = known.seen if known else frozenset()
-    places = []
+    indices = []
     excluded: dict[str, int] = {}
-    for place, pixels in enumerate(today.pixels):
+    for index, pixels in enumerate(test_images.pixels):
         if pixels in ours:
             reason = "in the training of both" if pixels in theirs else "in the candidate's training"
         elif pixels in theirs:
             reason = "in the champion's training"
         else:
-            places.append(place)
+            indices.append(index)
             continue
         excluded[reason] = excluded.get(reason, 0) + 1
-    return places, excluded
+    return indices, excluded
 
 
-def _ask(
+def _predict(
+    runs: Sequence[Inference], test_images: TestImages, indices: Sequence[int]
+) -> list[npt.NDArray[np.uint8]]:
+    """Run every model on every image in one pass, until the candidate fails.
+
+    Returns:
+        The first images, which are a fair sample, for the latency measurement; at least one where there is any.
+    """
+    sample: dict[int, npt.NDArray[np.uint8]] = {}
+    room = SAMPLE_BYTES
+    position = {index: n for n, index in enumerate(indices)}
+    for chunk in test_images.read(indices):
+        numbers = [position[index] for index, _ in chunk]
+        paths = [test_images.paths[index] for index, _ in chunk]
+        images_u8 = [image_u8 for _, image_u8 in chunk]
+        for run in runs:
+            run.predict(numbers, paths, images_u8)
+        if runs[0].failure:
+            break
+        for number, image_u8 in zip(numbers, images_u8, strict=True):
+            if number < latency.IMAGES and (not sample or image_u8.nbytes <= room):
+                sample[number] = image_u8
+                room -= image_u8.nbytes
+    return [sample[number] for number in sorted(sample)]
+
+
+def _latency(
     candidate: ModelUnderTest,
     champion: ModelUnderTest | UnavailableModel | None,
-    today: TestImages,
-    places: list[int],
-) -> tuple[Answers, Answers | None, Sample, ModelUnderTest | UnavailableModel | None]:
-    """Have both answer every image in one pass; a champion that fails becomes an unreadable one."""
-    sample = Sample(latency.IMAGES)
-    try:
-        ours = Answers(candidate, len(places))
-    except NoAnswer as error:
-        raise _no_verdict(candidate, error) from error
-    theirs: Answers | None = None
-    if isinstance(champion, ModelUnderTest) and champion.sha256 != candidate.sha256:
-        try:
-            theirs = Answers(champion, len(places))
-        except NoAnswer as error:
-            champion = _unreadable(champion, error)
-    number_of = {place: number for number, place in enumerate(places)}
-    for chunk in today.read(places):
-        numbers = [number_of[place] for place, _ in chunk]
-        paths = [today.paths[place] for place, _ in chunk]
-        images_u8 = [image_u8 for _, image_u8 in chunk]
-        try:
-            ours.ask(numbers, paths, images_u8)
-        except NoAnswer as error:
-            raise _no_verdict(candidate, error) from error
-        if theirs is not None and isinstance(champion, ModelUnderTest):
-            try:
-                theirs.ask(numbers, paths, images_u8)
-            except NoAnswer as error:
-                theirs, champion = None, _unreadable(champion, error)
-        for number, image_u8 in zip(numbers, images_u8, strict=True):
-            sample.add(number, image_u8)
-    return ours, theirs, sample, champion
+    images_u8: Sequence[npt.NDArray[np.uint8]],
+) -> Latency:
+    models = [candidate, champion] if isinstance(champion, ModelUnderTest) else [candidate]
+    return latency.measure([OnnxModel(model.onnx, threads=latency.THREADS) for model in models], images_u8)
 
 
-def _side(answers: Answers, labels: npt.NDArray[np.object_]) -> Side:
-    names = answers.names
-    return Side(answers.served.classes, names, answers.probability, np.asarray(names == labels, np.bool_))
-
-
-def _time(
-    candidate: ModelUnderTest, champion: ModelUnderTest | UnavailableModel | None, sample: Sample
-) -> Timed:
-    models: list[OnnxModel] = [opened(candidate, latency.THREADS)]
-    if isinstance(champion, ModelUnderTest):
-        models.append(opened(champion, latency.THREADS))
-    return latency.by_turns(models, sample.images_u8())
-
-
-def _relabelled(champion: ModelUnderTest | UnavailableModel | None, today: TestImages) -> int:
-    """Count today's test images that had another label when the champion was made."""
+def _relabelled(champion: ModelUnderTest | UnavailableModel | None, test_images: TestImages) -> int:
+    """Count test images that had another label when the champion was made."""
     if not isinstance(champion, ModelUnderTest) or champion.images is None:
         return 0
     before = champion.images.table
     return sum(
         pixels in before and before[pixels][0] != label
-        for pixels, label in zip(today.pixels, today.labels, strict=True)
+        for pixels, label in zip(test_images.pixels, test_images.labels, strict=True)
     )
 
 
-def _decide(facts: Facts, asked: tuple[Criterion, ...], limits: GateParams) -> tuple[Verdict, list[str]]:
-    """Come to a verdict: hard limits first, then the gain, then the rule for an equal one."""
-    breaches = [one for one in asked if one.held is False]
-    if facts.same:
-        return "keep", reasons.same(facts, breaches)
-    if breaches:
-        return "refuse", reasons.refuse(facts, breaches, limits)
-    if facts.champion is None:
-        return "promote", reasons.first(facts, limits)
-    if isinstance(facts.champion, UnavailableModel):
-        return "promote", reasons.in_its_place(facts, facts.champion, limits)
-    return _against(facts, facts.champion, limits)
-
-
-def _against(facts: Facts, champion: ModelUnderTest, limits: GateParams) -> tuple[Verdict, list[str]]:
-    both = facts.comparison
-    if both is None:
+def _decide(evidence: Evidence, checked: Sequence[Criterion], limits: GateParams) -> tuple[Verdict, Decision]:
+    """Apply the rules in order: limits first, then significance, then the rule for equal models."""
+    if evidence.identical:
+        return "keep", "identical"
+    if any(criterion.held is False for criterion in checked):
+        return "refuse", "limits"
+    if evidence.champion is None:
+        return "promote", "first"
+    if isinstance(evidence.champion, UnavailableModel):
+        return "promote", "champion_unavailable"
+    if evidence.comparison is None:
         raise AssertionError("without a test image the candidate is refused")
-    significant = both.p_value < 1 - limits.confidence
-    if significant and both.gain > 0:
-        return "promote", reasons.better(facts, both, limits)
-    # A loss that shows is none to call equal, however small: round by round they would add up.
-    if both.low >= -limits.equal_within and not significant:
-        newer = facts.candidate.created_ms > champion.created_ms
-        promote = limits.on_equal == "promote" and newer
-        return "promote" if promote else "keep", reasons.as_good(facts, both, limits, promote=promote)
-    return "keep", reasons.no_gain(facts, both, limits)
+    newer = evidence.candidate.created_ms > evidence.champion.created_ms
+    return compare(evidence.comparison, limits, newer=newer)
 
 
-def _conditions(limits: GateParams, timed: Timed | None) -> dict[str, Any]:
+def compare(comparison: Comparison, limits: GateParams, *, newer: bool) -> tuple[Verdict, Decision]:
+    """Decide between two models that meet every limit."""
+    significant = comparison.p_value < 1 - limits.confidence
+    if significant and comparison.gain > 0:
+        return "promote", "better"
+    # A significant loss is never equal, however small: losses would add up round by round.
+    if comparison.low >= -limits.equal_within and not significant:
+        if limits.on_equal == "keep":
+            return "keep", "equal_kept"
+        return ("promote", "equal_promoted") if newer else ("keep", "equal_not_newer")
+    if comparison.high < 0:
+        return "keep", "worse"
+    return "keep", "not_significant" if comparison.gain > 0 else "no_gain"
+
+
+def _result(
+    evidence: Evidence,
+    checked: tuple[Criterion, ...],
+    verdict: Verdict,
+    decision: Decision,
+    limits: GateParams,
+) -> GateResult:
+    candidate, champion = evidence.candidate, evidence.champion
+    share = evidence.candidate_predictions.share(limits.confidence)
+    champion_share = share if evidence.identical else None
+    if evidence.champion_predictions:
+        champion_share = evidence.champion_predictions.share(limits.confidence)
+    return GateResult(
+        verdict=verdict,
+        decision=decision,
+        candidate=candidate.name,
+        champion=champion.name if champion else None,
+        candidate_sha256=candidate.sha256,
+        champion_sha256=champion.sha256 if isinstance(champion, ModelUnderTest) else None,
+        champion_problem=champion.reason if isinstance(champion, UnavailableModel) else "",
+        data_hash=evidence.test_images.data_hash,
+        images=len(evidence.labels),
+        excluded=evidence.excluded,
+        candidate_share=share,
+        champion_share=champion_share,
+        criteria=checked,
+        comparison=evidence.comparison,
+        classes=evidence.classes,
+        flips=evidence.flips(),
+        conditions=_conditions(limits, evidence.latency),
+    )
+
+
+def _conditions(limits: GateParams, measured: Latency | None) -> dict[str, Any]:
     return {
         "moment": datetime.now(UTC).isoformat(timespec="seconds"),
         "confidence": limits.confidence,
         "on_equal": limits.on_equal,
         "equal_within": limits.equal_within,
         "test": "McNemar, exact, two-sided",
-        "ece_bins": BINS,
-        "latency": timed.conditions() if timed else None,
+        "ece_bins": statistics.BINS,
+        "latency": measured.conditions() if measured else None,
         "versions": versions(),
         "hardware": hardware(),
     }
-
-
-def _unreadable(champion: ModelUnderTest, error: NoAnswer) -> UnavailableModel:
-    return UnavailableModel(champion.name, str(error), champion.recorded_accuracy)
-
-
-def _no_verdict(candidate: ModelUnderTest, error: NoAnswer) -> VerificationError:
-    return VerificationError(
-        f"there is no verdict on {candidate.name}: {error}. "
-        "Make and prove it again with `dvc repro --force export`, then `convoy register`"
-    )

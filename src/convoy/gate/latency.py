@@ -1,6 +1,6 @@
-"""How fast candidate and champion answer single test images, each timed right after the other.
+"""Latency of candidate and champion on single test images, timed by turns.
 
-What else the machine does, and how warm it is, then meets both alike.
+Load and temperature of the machine then affect both alike.
 """
 
 import time
@@ -15,11 +15,12 @@ from convoy.core.console import track
 from convoy.export.onnx_model import OnnxModel
 
 THREADS = 1
-"""Of onnxruntime. As in `deploy.latency`: several would time each other's waiting."""
+"""Of onnxruntime, as in the export stage's latency: with more, waiting threads would be timed."""
 ROUNDS = 5
 IMAGES = 64
-"""Most images per round; at least `LEAST_IMAGES` even of a slow model, some of them twice where there are fewer."""
+"""Most images per round."""
 LEAST_IMAGES = 20
+"""Also of a slow model; where there are fewer, some are timed twice."""
 WARM_UP = 3
 """Untimed images before the timed ones: first calls allocate memory and choose kernels."""
 BUDGET_S = 15.0
@@ -27,8 +28,8 @@ BUDGET_S = 15.0
 
 
 @dataclass(frozen=True)
-class Timed:
-    """Hold what was timed; m models.
+class Latency:
+    """Hold the latency of each model.
 
     Attributes:
         images: timed per round.
@@ -44,11 +45,11 @@ class Timed:
     ratio: float | None
 
     def conditions(self) -> dict[str, Any]:
-        """Say how it was timed."""
+        """Return how it was measured."""
         return {"threads": THREADS, "rounds": ROUNDS, "images": self.images}
 
 
-def by_turns(models: Sequence[OnnxModel], images_u8: Sequence[npt.NDArray[np.uint8]]) -> Timed:
+def measure(models: Sequence[OnnxModel], images_u8: Sequence[npt.NDArray[np.uint8]]) -> Latency:
     """Time one or two models, opened with `THREADS`, on single (H, W, 3) images."""
     warm = [_seconds(models, image_u8) for image_u8 in images_u8[:WARM_UP]]
     each = float(np.sum(warm[-1]))
@@ -57,11 +58,11 @@ def by_turns(models: Sequence[OnnxModel], images_u8: Sequence[npt.NDArray[np.uin
     chosen = [images_u8[n % len(images_u8)] for n in range(count)]
     calls = [
         _seconds(models, image_u8, backwards=number % 2 == 1)
-        for number, image_u8 in enumerate(track(chosen * ROUNDS, "judge: time single images", ROUNDS * count))
+        for number, image_u8 in enumerate(track(chosen * ROUNDS, "gate: measure latency", ROUNDS * count))
     ]
     seconds = np.array(calls).reshape(ROUNDS, count, len(models))
     p50, p95 = (np.median(np.percentile(seconds, q, axis=1), axis=0) * 1e3 for q in (50, 95))
-    return Timed(
+    return Latency(
         images=count,
         p50_ms=tuple(p50.tolist()),
         p95_ms=tuple(p95.tolist()),
@@ -72,12 +73,12 @@ def by_turns(models: Sequence[OnnxModel], images_u8: Sequence[npt.NDArray[np.uin
 def _seconds(
     models: Sequence[OnnxModel], image_u8: npt.NDArray[np.uint8], *, backwards: bool = False
 ) -> list[float]:
-    """Time one call of each model; who goes first changes, since the second finds the image in the cache."""
+    """Time one call of each model; the order alternates, since the second model finds the image in the cache."""
     batch_u8 = image_u8[np.newaxis]
-    found = [0.0] * len(models)
+    seconds = [0.0] * len(models)
     order = range(len(models))
     for number in reversed(order) if backwards else order:
         start = time.perf_counter()
         models[number](batch_u8)
-        found[number] = time.perf_counter() - start
-    return found
+        seconds[number] = time.perf_counter() - start
+    return seconds

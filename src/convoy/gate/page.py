@@ -1,86 +1,295 @@
-"""The verdict as one HTML page that needs nothing beside itself."""
+"""The verdict as an HTML page with its figures; the figures are readable on light and on dark pages."""
 
 import base64
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import jinja2
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from convoy.core import files
-from convoy.gate import written
-from convoy.gate.looks import DARK_ENDING
-from convoy.gate.names import short, visible
-from convoy.gate.result import GateResult
+from convoy.core import files, templates
+from convoy.explain import figures
+from convoy.gate import text
+from convoy.gate.result import Comparison, GateResult, Share
+from convoy.gate.text import short, visible
 
-MOST_FLIPS = 100
-"""Most images listed of each kind of flip; verdict.json beside the page has no more either."""
+MOST_CLASSES = 40
+"""Most classes that a figure has room for; of more, those whose recall fell most are drawn."""
+MOST_FLIPS = 12
+"""Most images drawn of each kind of flip."""
+LONGEST_LABEL = 22
+"""Characters of a class name that a label in a figure has room for."""
 LONGEST_NAME = 80
-"""Characters of a name that are shown; pointing at it shows the whole."""
+"""Characters of a name on the page; its tooltip has the whole."""
+NEAR = 25
+"""Points below the lowest figure down to which a limit is drawn."""
 
-ALTERNATIVES = {
+INK, SOFT, LINE = "#76818d", "#8b95a1", "#8b95a140"
+CHAMPION, CANDIDATE, GOOD, BAD = "#9a86c8", "#3f87d9", "#2f9e63", "#dd574e"
+"""Colours on a transparent background, each readable on white and on dark pages."""
+
+FIGURES = {
     "gain": "Accuracy of champion and candidate, and the gain, each with its interval",
     "classes": "Recall of each class under champion and candidate",
-    "flips": "Images that one of the two gets right and the other wrong",
+    "flips": "Images that only one of the two models classifies correctly",
 }
-"""What a reader who cannot see a picture is told; the tables beside it have the figures."""
+"""Figures by the name of their file, with their alternative texts; the tables beside them have the figures."""
+
+WIDTH = 9.0
+"""Of each figure, in inches."""
+COLUMNS = 6
+"""Images in one row of a grid."""
+SIDE, ROW, HEAD, EDGE = 1.25, 1.85, 0.45, 0.1
+"""Of an image, of a row with its caption, of a heading, and of the margin, in inches."""
+GAP = 0.055
+"""Between an image and its caption, in inches."""
 
 
-def write(path: Path, judgement: GateResult, pictures: Sequence[Path]) -> None:
-    """Write the page, with the pictures inside it.
+def write(path: Path, result: GateResult, pictures: Sequence[Path]) -> None:
+    """Write the page with the figures embedded.
 
     Args:
         path: the HTML file.
-        judgement: what was found.
-        pictures: PNG files as `gate.pictures.draw` returns them; others are left out.
+        result: the verdict.
+        pictures: PNG files as `draw` returns them; others are left out.
     """
-    # Class names, paths and reasons come from the delivery: they are escaped, never markup.
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("convoy.gate", "."), autoescape=True, undefined=jinja2.StrictUndefined
+    embedded = {
+        picture.stem: f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
+        for picture in pictures
+        if picture.stem in FIGURES
+    }
+    context = {
+        "result": result,
+        "headline": text.headline(result),
+        "sections": list(text.sections(result, most_classes=len(result.classes), most_flips=100)),
+        "conditions": text.conditions_table(result),
+        "pictures": embedded,
+        "alternatives": FIGURES,
+    }
+    filters = {
+        "visible": visible,
+        "short": lambda name: short(name, LONGEST_NAME),
+        "is_name": lambda cell: isinstance(cell, text.Name),
+    }
+    files.write_text(path, templates.render("convoy.gate", "verdict.html.j2", context, filters))
+
+
+def draw(result: GateResult, thumbnails: Mapping[str, npt.NDArray[np.uint8]], out: Path) -> tuple[Path, ...]:
+    """Draw gain.png, classes.png and flips.png; one with nothing to show is left out, and removed.
+
+    Args:
+        result: the verdict.
+        thumbnails: (H, W, 3) RGB by path, of flipped images; a missing one is drawn as a gap.
+        out: folder of the figures; created if it does not exist.
+
+    Raises:
+        RequestError: the folder cannot be written.
+    """
+    drawn = (
+        save(out / "gain.png", _gain(result)),
+        save(out / "classes.png", _classes(result)),
+        save(out / "flips.png", _flips(result, thumbnails)),
     )
-    environment.filters |= {"short": _short, "visible": visible}
-    page = environment.get_template("verdict.html.j2").render(
-        judged=judgement,
-        written=written,
-        criteria=written.ordered(judgement.criteria),
-        breached=sum(one.held is False for one in judgement.criteria),
-        excluded={reason: images for reason, images in judgement.excluded.items() if images},
-        flips=[
-            (kind, title, total, named[:MOST_FLIPS]) for kind, title, total, named in written.flips(judgement)
-        ],
-        conditions=list(_flat(judgement.conditions)),
-        pictures=_inside(pictures),
-        alternatives=ALTERNATIVES,
+    return tuple(path for path in drawn if path)
+
+
+def save(path: Path, figure: Figure | None) -> Path | None:
+    """Write a figure; remove an earlier one where there is nothing to draw."""
+    if figure is None:
+        path.unlink(missing_ok=True)
+        return None
+    with warnings.catch_warnings():
+        # Letters that matplotlib's font lacks become boxes; a warning for each would add nothing.
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font", category=UserWarning)
+        return figures.write(figure, path)
+
+
+# Bars and dots
+
+
+def _gain(result: GateResult) -> Figure | None:
+    """Draw accuracies and, where there is a champion to compare with, the gain; each with its interval."""
+    comparison, measured = result.comparison, text.shares(result)
+    if not measured:
+        return None
+    heights = [0.9 + 0.42 * len(measured)] + [1.35] * (comparison is not None)
+    figure = Figure(figsize=(WIDTH, sum(heights)), facecolor="none", layout="constrained")
+    axes = np.atleast_1d(figure.subplots(len(heights), 1, height_ratios=heights, squeeze=True))
+    _accuracies(axes[0], measured, result)
+    if comparison is not None:
+        _difference(axes[1], comparison)
+    return figure
+
+
+def _accuracies(ax: Axes, measured: Sequence[tuple[str, Share]], result: GateResult) -> None:
+    _style(ax, f"Accuracy on the same images, in % ({text.confidence(result)} interval)")
+    rows = list(reversed(measured))  # from the lower edge
+    for row, (_, share) in enumerate(rows):
+        _bar(ax, row, (share.low, share.accuracy, share.high), CHAMPION if row else CANDIDATE)
+        _beside(ax, row, f"{text.number(share.accuracy, 'share')} ({text.interval(share)})")
+    ax.set_yticks(range(len(rows)), [short(name, LONGEST_LABEL) for name, _ in rows], parse_math=False)
+    low, high = min(100 * share.low for _, share in rows), max(100 * share.high for _, share in rows)
+    limit = _limit(ax, result, "accuracy", low)
+    if limit is not None:
+        low, high = min(low, limit), max(high, limit)
+    margin = max(0.12 * (high - low), 0.5)
+    _percents(ax, low - margin, high + margin)
+    ax.set_ylim(-0.6, len(rows) - 0.4)
+
+
+def _difference(ax: Axes, comparison: Comparison) -> None:
+    """Draw the gain beside 0, in a colour that shows whether it is significant."""
+    _style(ax, "Gain of the candidate, in points; 0 is no difference")
+    low, middle, high = comparison.low, comparison.gain, comparison.high
+    _bar(ax, 0, (low, middle, high), GOOD if low > 0 else BAD if high < 0 else SOFT)
+    _beside(ax, 0, f"{text.gain(middle)} ({text.gain(low)} to {text.gain(high)})")
+    ax.axvline(0, color=INK, linewidth=1)
+    widest = 1.15 * max(abs(100 * low), abs(100 * high), 1.0)
+    ax.set(xlim=(-widest, widest), ylim=(-0.6, 0.6))
+    ax.set_yticks([0], ["gain"])
+
+
+def _classes(result: GateResult) -> Figure | None:
+    """Draw each class's recall under both, the champion's hollow, joined by a line."""
+    measured = [row for row in result.classes if (row.candidate, row.champion) != (None, None)]
+    if not measured:
+        return None
+    rows = list(reversed(text.most_fallen(measured, MOST_CLASSES)))  # from the lower edge
+    figure = Figure(figsize=(WIDTH, 1.5 + 0.27 * len(rows)), facecolor="none", layout="constrained")
+    ax = figure.subplots()
+    part = (
+        "" if len(rows) == len(measured) else f"; the {len(rows)} of {len(measured)} classes that fell most"
     )
-    files.write_text(path, page)
+    key = "hollow: champion, full: candidate" if result.comparison else "candidate"
+    _style(ax, f"Recall per class, in % (images); {key}{part}")
+    for height, row in enumerate(rows):
+        if row.candidate is not None and row.champion is not None:
+            color = BAD if row.candidate < row.champion else GOOD
+            ends = [100 * row.champion, 100 * row.candidate]
+            ax.plot(ends, [height, height], color=color, linewidth=3, alpha=0.55)
+        if row.champion is not None:
+            ax.plot([100 * row.champion], [height], "o", mfc="none", mec=CHAMPION, mew=2, markersize=9)
+        if row.candidate is not None:
+            ax.plot([100 * row.candidate], [height], "o", color=CANDIDATE, markersize=6.5)
+    names = [f"{short(row.name, LONGEST_LABEL)}  ({row.images:,})" for row in rows]
+    ax.set_yticks(range(len(rows)), names, parse_math=False)
+    low = min(100 * recall for row in rows for recall in (row.candidate, row.champion) if recall is not None)
+    limit = _limit(ax, result, "class_recall", low)
+    low = low if limit is None else min(low, limit)
+    ax.set_ylim(-0.7, len(rows) - 0.3)
+    _percents(ax, low - 0.05 * (100 - low) - 1, 101)
+    return figure
 
 
-def _inside(pictures: Sequence[Path]) -> dict[str, dict[str, str]]:
-    """Load pictures as data URIs, by name: `{"gain": {"light": ..., "dark": ...}}`; without its dark one, the light one is both."""
-    by_name = {path.stem: path for path in pictures}
-    found = {}
-    for name in ALTERNATIVES:
-        if name in by_name:
-            dark = by_name.get(f"{name}{DARK_ENDING}", by_name[name])
-            found[name] = {"light": _data_uri(by_name[name]), "dark": _data_uri(dark)}
-    return found
+def _bar(ax: Axes, row: float, shares: tuple[float, float, float], color: str) -> None:
+    """Draw an interval as a bar with its figure as a dot."""
+    low, middle, high = (100 * share for share in shares)
+    ax.plot([low, high], [row, row], color=color, linewidth=6, alpha=0.35, solid_capstyle="round")
+    ax.plot([middle], [row], "o", color=color, markersize=9)
 
 
-def _data_uri(path: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+def _beside(ax: Axes, row: float, label: str) -> None:
+    ax.text(1.02, row, label, color=INK, va="center", transform=ax.get_yaxis_transform())
 
 
-def _short(name: str) -> str:
-    return short(name, LONGEST_NAME)
+def _percents(ax: Axes, low: float, high: float) -> None:
+    """Show a part of 0..100 with a little room, and no tick outside of it."""
+    ax.set_xlim(max(low, -1), min(high, 101))
+    ends = ax.get_xlim()
+    ax.set_xticks([tick for tick in ax.get_xticks() if max(ends[0], 0) <= tick <= min(ends[1], 100)])
 
 
-def _flat(conditions: Mapping[str, Any], head: str = "") -> Iterator[tuple[str, str]]:
-    """List nested conditions as pairs of texts, such as `versions, onnxruntime`."""
-    for key, value in conditions.items():
-        name = f"{head}, {key}" if head else str(key)
-        if isinstance(value, Mapping):
-            yield from _flat(value, name)
-        elif isinstance(value, list | tuple):
-            yield name.replace("_", " "), ", ".join(str(one) for one in value)
-        else:
-            yield name.replace("_", " "), written.NOTHING if value is None else str(value)
+def _limit(ax: Axes, result: GateResult, name: str, low: float) -> float | None:
+    """Draw a limit where it is near the lowest figure; far below, it would push the figures together."""
+    limit = next((criterion.limit for criterion in result.criteria if criterion.name == name), None)
+    if limit is None or 100 * limit < low - NEAR:
+        return None
+    x = 100 * limit
+    ax.axvline(x, color=BAD, linewidth=1, linestyle=(0, (4, 3)))
+    ax.text(x, 1, f" limit {x:g} %", color=BAD, fontsize=8, va="top", transform=ax.get_xaxis_transform())
+    return x
+
+
+def _style(ax: Axes, title: str) -> None:
+    ax.set_title(title, color=INK, loc="left")
+    ax.set_facecolor("none")
+    ax.tick_params(colors=INK, length=0)
+    ax.grid(axis="x", color=LINE)
+    ax.set_axisbelow(True)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+
+
+# Grids of images
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Show one image with its caption; an image that is None is drawn as a gap."""
+
+    image_u8: npt.NDArray[np.uint8] | None  # (H, W, 3) RGB
+    caption: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Show images under a heading; `total` counts those that are not shown too."""
+
+    title: str
+    color: str
+    total: int
+    cells: Sequence[Cell]
+
+    @property
+    def height(self) -> float:
+        """Compute the height in inches."""
+        return HEAD + ROW * math.ceil(len(self.cells) / COLUMNS)
+
+
+def _flips(result: GateResult, thumbnails: Mapping[str, npt.NDArray[np.uint8]]) -> Figure | None:
+    """Draw changed predictions, regressions first, with the label and both predictions."""
+    groups = []
+    for kind, title in text.FLIP_TITLES.items():
+        cells = []
+        for flip in [flip for flip in result.flips if flip.kind == kind][:MOST_FLIPS]:
+            champion = f"champion: {short(flip.champion, 8)} {flip.champion_probability:.2f}"
+            candidate = f"candidate: {short(flip.candidate, 8)} {flip.candidate_probability:.2f}"
+            caption = f"label: {short(flip.label, 16)}\n{champion}\n{candidate}"
+            cells.append(Cell(thumbnails.get(flip.path), caption))
+        groups.append(Group(title, BAD if kind == "broken" else GOOD, text.flip_count(result, kind), cells))
+    return image_grid(groups)
+
+
+def image_grid(groups: Sequence[Group]) -> Figure | None:
+    """Draw groups of images below each other; None where there is no image."""
+    groups = [group for group in groups if group.cells]
+    if not groups:
+        return None
+    height = sum(group.height for group in groups)
+    figure = Figure(figsize=(WIDTH, height), facecolor="none")
+    top = height  # inches above the lower edge
+    for group in groups:
+        images = "image" if group.total == 1 else "images"
+        shown = "" if len(group.cells) == group.total else f", {len(group.cells)} shown"
+        heading = f"{group.title}: {group.total:,} {images}{shown}"
+        x, y = EDGE / WIDTH, (top - EDGE) / height
+        figure.text(x, y, heading, color=group.color, fontsize=12, weight="bold", va="top")
+        for number, cell in enumerate(group.cells):
+            row, column = divmod(number, COLUMNS)
+            left, low = EDGE + column * (WIDTH - EDGE) / COLUMNS, top - HEAD - row * ROW - SIDE
+            ax = figure.add_axes((left / WIDTH, low / height, SIDE / WIDTH, SIDE / height))
+            ax.set_axis_off()
+            if cell.image_u8 is None:
+                ax.text(0.5, 0.5, "no image", color=SOFT, ha="center", va="center", transform=ax.transAxes)
+            else:
+                ax.imshow(cell.image_u8, interpolation="nearest")
+            # Below the square, not below the image: a wide one is less high.
+            x, y = left / WIDTH, (low - GAP) / height
+            figure.text(x, y, cell.caption, color=INK, fontsize=7.5, va="top", parse_math=False)
+        top -= group.height
+    return figure

@@ -1,31 +1,40 @@
-"""What a judgement says: the verdict, why, and every figure that it rests on."""
+"""The verdict of the gate as data: what was decided, on which criteria, and every figure behind it."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
-
-from convoy.core.errors import VerificationError
-
 Verdict = Literal["promote", "keep", "refuse"]
+Decision = Literal[
+    "identical",  # the candidate is the champion, byte for byte
+    "limits",  # a limit is breached
+    "first",  # there is no champion yet
+    "champion_unavailable",  # the champion cannot be read, so the limits decide
+    "better",
+    "equal_promoted",
+    "equal_kept",
+    "equal_not_newer",  # gate.on_equal: promote, but the candidate is no newer
+    "worse",
+    "not_significant",
+    "no_gain",
+]
+"""Why the verdict is what it is."""
 Unit = Literal["share", "points", "ms", "MB", "times", "images", ""]
 Sense = Literal["at least", "at most"]
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """Hold one thing that was asked of the candidate, what was found, and what was the limit.
+    """Hold one criterion with its figure and limit.
 
     Attributes:
         name: key, such as `class_drop`.
-        title: the same for people.
-        figure: what was found; None where it was not measured, or is no number. Parts of 1 where
-            the unit is `share` or `points`.
-        limit: what was asked, in the same unit; None where params.yaml sets no limit, or it is no number.
-        held: None where there is no limit, or nothing to compare with; `note` says which.
-        note: what the figure alone does not say, such as the worst class.
+        title: label, such as `accuracy`.
+        figure: None where it was not measured, or is no number. In 0..1 where the unit is `share` or `points`.
+        limit: in the same unit; None where params.yaml sets none, or it is no number.
+        held: whether the limit is met; None where there is no limit, or nothing to compare with.
+        note: what the figure alone does not show, such as the worst class.
     """
 
     name: str
@@ -40,7 +49,7 @@ class Criterion:
 
 @dataclass(frozen=True)
 class Share:
-    """Hold the share of right answers, with its interval at the gate's confidence; all but the counts 0..1."""
+    """Hold an accuracy with its interval at the gate's confidence; all but the counts 0..1."""
 
     correct: int
     images: int
@@ -51,17 +60,17 @@ class Share:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Hold both models' answers to the same images, counted.
+    """Hold the counts of both models' predictions on the same images.
 
     Attributes:
         gain: accuracy of the candidate minus that of the champion, -1..1.
         low: lower end of the gain's interval at the gate's confidence.
         high: its upper end; 0 lies outside exactly where the test finds a difference.
         p_value: of McNemar's exact test, two-sided.
-        images_needed: how many test images would show the gain with 80 % power. Where there is no
-            gain and the split could show none either: how many would show that all of the
-            champion's mistakes are mended. None where there is no gain, and the split could have shown one.
-        showable: whether this many images could show any gain at all.
+        images_needed: test images with which the gain would be significant with 80 % power. Where there is no
+            gain and the split could show none: with which a fix of all the champion's mistakes would be. None
+            where there is no gain, although the split could have shown one.
+        showable: whether any gain could be significant on this many images.
     """
 
     images: int
@@ -82,9 +91,9 @@ class ClassFigures:
     """Hold the recall of one class under both models, 0..1.
 
     Attributes:
-        images: of the class that were judged.
-        candidate: None where none was, or the candidate does not know the class.
-        champion: likewise, or there is none to compare with.
+        images: judged images of the class.
+        candidate: None where there is no image, or the candidate lacks the class.
+        champion: likewise, or where there is no champion to compare with.
     """
 
     name: str
@@ -95,15 +104,15 @@ class ClassFigures:
 
 @dataclass(frozen=True)
 class Flip:
-    """Hold an image that one of the two gets right and the other wrong.
+    """Hold an image that exactly one of the models classifies correctly.
 
     Attributes:
         path: of the delivered file.
-        champion: the class it answers.
-        candidate: the class it answers.
-        champion_probability: that it gives its answer, 0..1.
+        champion: the class that it predicts.
+        candidate: the class that it predicts.
+        champion_probability: of its prediction, 0..1.
         candidate_probability: likewise.
-        kind: `fixed` by the candidate, or `broken` by it.
+        kind: `fixed` where the candidate is right, `broken` where it regressed.
     """
 
     path: str
@@ -117,31 +126,34 @@ class Flip:
 
 @dataclass(frozen=True)
 class GateResult:
-    """Hold the verdict on a candidate, with everything that it rests on.
+    """Hold the verdict on a candidate with everything that it rests on.
 
     Attributes:
-        verdict: `promote`, `keep` (the champion stays, the candidate breaks no limit) or `refuse`.
-        reasons: sentences for people; the first is the headline.
+        verdict: `promote`, `keep` (the champion stays, the candidate breaches no limit) or `refuse`.
+        decision: the rule that led to the verdict.
+        reasons: the verdict as sentences, the headline first; filled in by `convoy.gate.text`.
         candidate: such as `convoy/7`.
         champion: likewise; None where there is none yet.
         champion_sha256: None also where the champion cannot be read.
-        data_hash: of the dataset whose test split was judged on.
-        images: test images that were judged on.
-        excluded: reason to number of test images that were not.
+        champion_problem: why the champion cannot be read, as half a sentence; else empty.
+        data_hash: of the dataset whose test split was used.
+        images: judged test images.
+        excluded: reason to number of test images that were left out.
         candidate_share: None where no image was left, as `champion_share` and `comparison`.
-        champion_share: None also where there is no champion that can be read.
+        champion_share: None also where no champion can be read.
         comparison: likewise, and where the candidate is the champion.
-        flips: at most `facts.KEPT` of each kind, the most certain answers of the candidate first;
+        flips: at most `evidence.MOST_FLIPS` of each kind, the most certain predictions of the candidate first;
             `comparison` counts them all.
-        conditions: versions, hardware and how it was measured.
+        conditions: versions, hardware, rules and how latency was measured.
     """
 
     verdict: Verdict
-    reasons: tuple[str, ...]
+    decision: Decision
     candidate: str
     champion: str | None
     candidate_sha256: str
     champion_sha256: str | None
+    champion_problem: str
     data_hash: str
     images: int
     excluded: Mapping[str, int]
@@ -152,36 +164,18 @@ class GateResult:
     classes: tuple[ClassFigures, ...]
     flips: tuple[Flip, ...]
     conditions: Mapping[str, Any]
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def breaches(self) -> tuple[Criterion, ...]:
+        """Return the criteria whose limit is breached."""
+        return tuple(criterion for criterion in self.criteria if criterion.held is False)
 
     def as_json(self) -> dict[str, Any]:
-        """Give what `from_json` reads, of JSON's own types alone.
+        """Convert to JSON's own types.
 
         Raises:
-            ValueError: a figure is no number or infinite: JSON has neither.
+            ValueError: a figure is NaN or infinite, which JSON lacks.
         """
         content: dict[str, Any] = json.loads(json.dumps(asdict(self), allow_nan=False))
         return content
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "GateResult":
-        """Read what `as_json` gave.
-
-        Raises:
-            ProofError: something is missing, or is not what it should be.
-        """
-        try:
-            text = json.dumps(content, allow_nan=False)
-            return TypeAdapter(cls).validate_json(text, strict=True)
-        except (ValidationError, ValueError, TypeError) as error:
-            raise VerificationError(
-                f"this is no judgement that this version of Convoy reads: {_first(error)}. "
-                "Judge again: convoy promote"
-            ) from error
-
-
-def _first(error: Exception) -> str:
-    """Say where the first thing is wrong, and what."""
-    if isinstance(error, ValidationError):
-        details = error.errors()[0]
-        return f"{'.'.join(str(part) for part in details['loc']) or 'it'}: {details['msg']}"
-    return str(error)

@@ -9,28 +9,45 @@ from convoy.core.params import Section
 Share = Annotated[float, Field(ge=0, le=1)]
 
 TRIGGER = "max_champion_age_days"
-"""The one value with `max_` in its name that limits no candidate: it says when to train anew."""
+"""The only `max_` value that limits no candidate: it triggers a retraining."""
 
 
 class GateParams(Section):
-    """Set what a candidate must hold to become champion; a limit that is None is not asked for."""
+    """Limits that a candidate must meet to become champion; None: no such limit."""
 
-    confidence: Annotated[float, Field(ge=0.5, le=0.9999)]
-    on_equal: Literal["keep", "promote"]
-    equal_within: Share
-    min_images: Annotated[int, Field(ge=1, le=10_000_000)] | None
-    min_accuracy: Share | None
-    min_class_recall: Share | None
-    max_class_drop: Share | None
-    max_ece: Share | None
-    max_latency_ms_p95: Annotated[float, Field(gt=0)] | None
-    max_latency_ratio: Annotated[float, Field(ge=1)] | None
-    max_size_mb: Annotated[float, Field(gt=0)] | None
-    max_champion_drop: Share | None
-    max_champion_age_days: Annotated[float, Field(gt=0)] | None
+    confidence: Annotated[
+        float,
+        Field(ge=0.5, le=0.9999, description="confidence of the significance test and of every interval"),
+    ]
+    on_equal: Literal["keep", "promote"] = Field(
+        description="what happens to a newer candidate that equals the champion"
+    )
+    equal_within: Share = Field(
+        description='accuracy loss that the interval of the gain may include for "equal"'
+    )
+    min_images: Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(
+        description="test images that neither model was trained on"
+    )
+    min_accuracy: Share | None = Field(description="accuracy of the candidate on those images")
+    min_class_recall: Share | None = Field(description="recall of the candidate's worst class")
+    max_class_drop: Share | None = Field(description="largest drop of a class's recall below the champion's")
+    max_ece: Share | None = Field(description="expected calibration error with 15 bins")
+    max_latency_ms_p95: Annotated[float, Field(gt=0)] | None = Field(
+        description="95th percentile of the latency of one image on one thread, in ms"
+    )
+    max_latency_ratio: Annotated[float, Field(ge=1)] | None = Field(
+        description="latency relative to the champion's, both measured by turns"
+    )
+    max_size_mb: Annotated[float, Field(gt=0)] | None = Field(description="size of model.onnx, in 10^6 bytes")
+    max_champion_drop: Share | None = Field(
+        description="drop of the champion below its recorded accuracy, beyond which the data are suspect"
+    )
+    max_champion_age_days: Annotated[float, Field(gt=0)] | None = Field(
+        description="age of the champion that triggers a retraining although nothing changed"
+    )
 
     @model_validator(mode="after")
-    def _some_limit(self) -> Self:
+    def _require_a_limit(self) -> Self:
         """Refuse a gate that would let anything pass."""
         limits = [name for name in type(self).model_fields if name.startswith(("min_", "max_"))]
         if all(getattr(self, name) is None for name in limits if name != TRIGGER):

@@ -1,7 +1,7 @@
-"""Two models on the same images: is one of them right more often, and by how much.
+"""Statistics of the gate: McNemar's test of two models on the same images, the gain's interval, calibration error.
 
-Only images on which one is right and the other wrong tell them apart: the discordant pairs,
-`fixed` (b) and `broken` (c) by the candidate, of n images in all.
+Only images on which one model is right and the other wrong distinguish them: the discordant pairs,
+`fixed` (b) and `regressed` (c) under the candidate, of n images in all.
 """
 
 import math
@@ -15,29 +15,32 @@ from convoy.core.intervals import wilson
 from convoy.gate.result import Comparison
 
 POWER = 0.8
-"""How probable it should be that a real gain is noticed, where the number of images for it is given."""
+"""Probability that a real gain is significant on `images_needed` images."""
+
+BINS = 15
+"""Of the calibration error."""
 
 
 def compare(
     candidate: npt.NDArray[np.bool_], champion: npt.NDArray[np.bool_], confidence: float
 ) -> Comparison:
-    """Count who is right on n images, n >= 1, and judge the difference.
+    """Count the predictions of two models on n images, n >= 1, and test the difference.
 
     Args:
-        candidate: (n,) whether its answer is right.
+        candidate: (n,) whether its prediction is correct.
         champion: (n,) likewise.
         confidence: of the test and the interval, 0..1.
     """
     images = len(candidate)
     fixed = int((candidate & ~champion).sum())
-    broken = int((~candidate & champion).sum())
+    regressed = int((~candidate & champion).sum())
     mistakes = int((~champion).sum())
-    low, high = gain_interval(fixed, broken, images, confidence)
+    low, high = gain_interval(fixed, regressed, images, confidence)
     showable = _p_value(mistakes, 0) < 1 - confidence
-    gain = (fixed - broken) / images
+    gain = (fixed - regressed) / images
     needed = None
     if gain > 0:
-        needed = images_needed(gain, (fixed + broken) / images, confidence)
+        needed = images_needed(gain, (fixed + regressed) / images, confidence)
     elif not showable:
         # A champion without a mistake on so few images still makes some: at most that share.
         most = mistakes / images or wilson(0, images, confidence)[1]
@@ -46,18 +49,18 @@ def compare(
         images=images,
         both_right=int((candidate & champion).sum()),
         only_candidate=fixed,
-        only_champion=broken,
+        only_champion=regressed,
         both_wrong=int((~candidate & ~champion).sum()),
         gain=gain,
         low=low,
         high=high,
-        p_value=_p_value(fixed, broken),
+        p_value=_p_value(fixed, regressed),
         images_needed=needed,
         showable=showable,
     )
 
 
-def gain_interval(fixed: int, broken: int, images: int, confidence: float) -> tuple[float, float]:
+def gain_interval(fixed: int, regressed: int, images: int, confidence: float) -> tuple[float, float]:
     """Bound the gain in accuracy, -1..1.
 
     Clopper-Pearson's interval for the share of discordant pairs that are fixed inverts McNemar's exact
@@ -65,25 +68,25 @@ def gain_interval(fixed: int, broken: int, images: int, confidence: float) -> tu
     few of them it is far too narrow, and empty where there are none. So it is widened to Tango's score
     interval (Statistics in Medicine 17:891-908, 1998), but never across 0 against the test.
     """
-    pairs = fixed + broken
+    pairs = fixed + regressed
     exact_low, exact_high = 0.0, 0.0
     if pairs:
         share = binomtest(fixed, pairs).proportion_ci(confidence, method="exact")
         exact_low, exact_high = ((2 * bound - 1) * pairs / images for bound in (share.low, share.high))
-    score_low, score_high = _score_interval(fixed, broken, images, confidence)
+    score_low, score_high = _score_interval(fixed, regressed, images, confidence)
     low = exact_low if exact_low > 0 >= score_low else min(exact_low, score_low)
     high = exact_high if exact_high < 0 <= score_high else max(exact_high, score_high)
     return float(low), float(high)
 
 
 def images_needed(gain: float, discordant: float, confidence: float) -> int:
-    """Say on how many images McNemar's test would notice a gain, with 80 % power.
+    """Compute on how many images a gain is significant in McNemar's test, with 80 % power.
 
-    Connor, Biometrics 43:207-211, 1987; never fewer than it takes for the exact test to say anything.
+    Connor, Biometrics 43:207-211, 1987; never fewer than the exact test needs for any significance.
 
     Args:
-        gain: the share fixed minus the share broken, 0 < gain <= discordant.
-        discordant: the share of images on which one is right and the other wrong, 0..1.
+        gain: share fixed minus share regressed, 0 < gain <= discordant.
+        discordant: share of images on which only one is right, 0..1.
         confidence: of the test, 0..1.
     """
     alpha = 1 - confidence
@@ -93,31 +96,47 @@ def images_needed(gain: float, discordant: float, confidence: float) -> int:
     return max(math.ceil((noise / gain) ** 2), math.ceil(fewest / discordant))
 
 
-def _p_value(fixed: int, broken: int) -> float:
-    """Test whether a discordant pair is as often fixed as broken (McNemar, exact, two-sided)."""
-    if fixed + broken == 0:
+def _p_value(fixed: int, regressed: int) -> float:
+    """Test whether a discordant pair is as often fixed as regressed (McNemar, exact, two-sided)."""
+    if fixed + regressed == 0:
         return 1.0
-    return float(binomtest(fixed, fixed + broken).pvalue)
+    return float(binomtest(fixed, fixed + regressed).pvalue)
 
 
-def _score_interval(fixed: int, broken: int, images: int, confidence: float) -> tuple[float, float]:
+def _score_interval(fixed: int, regressed: int, images: int, confidence: float) -> tuple[float, float]:
     """Collect the gains that a score test does not refuse (Tango, 1998)."""
     limit = norm.isf((1 - confidence) / 2)
 
     def score(gain: float) -> float:
-        """Say by how many standard deviations the counts speak for more than this gain."""
-        # The most probable share of broken pairs, if the gain were this one: the root of a quadratic.
+        """Compute by how many standard deviations the counts exceed this gain."""
+        # Maximum-likelihood share of regressed pairs under this gain: the root of a quadratic.
         a = 2 * images
-        b = -fixed - broken + (2 * images - fixed + broken) * gain
-        c = -broken * gain * (1 - gain)
+        b = -fixed - regressed + (2 * images - fixed + regressed) * gain
+        c = -regressed * gain * (1 - gain)
         share = (math.sqrt(max(b * b - 4 * a * c, 0.0)) - b) / (2 * a)
         variance = images * (2 * share + gain * (1 - gain))
-        above = fixed - broken - images * gain
+        above = fixed - regressed - images * gain
         if variance <= 0:
             return math.copysign(math.inf, above) if above else 0.0
         return above / math.sqrt(variance)
 
-    gain = (fixed - broken) / images
+    gain = (fixed - regressed) / images
     low = -1.0 if gain <= -1 else brentq(lambda x: min(score(x), 1e9) - limit, -1.0, gain)
     high = 1.0 if gain >= 1 else brentq(lambda x: max(score(x), -1e9) + limit, gain, 1.0)
     return float(low), float(high)
+
+
+def calibration_error(probability: npt.NDArray[np.floating], correct: npt.NDArray[np.bool_]) -> float:
+    """Compute the expected calibration error, 0..1: mean gap between probability and accuracy.
+
+    Of the most probable class, over 15 equal bins, each weighted with its images (Guo et al.,
+    On Calibration of Modern Neural Networks, ICML 2017).
+
+    Args:
+        probability: (n,) of the predicted class, 0..1; n >= 1.
+        correct: (n,) whether the prediction is correct.
+    """
+    # Bins include their upper end; what rounding puts above 1 belongs to the last.
+    bins = np.clip(np.ceil(probability.astype(np.float64) * BINS).astype(np.int64) - 1, 0, BINS - 1)
+    confidence, accuracy = np.bincount(bins, probability, BINS), np.bincount(bins, correct, BINS)
+    return float(np.abs(confidence - accuracy).sum() / len(correct))

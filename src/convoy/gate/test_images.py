@@ -1,4 +1,4 @@
-"""TestImages's test images: the ones that a judgement is about, read from the delivered files."""
+"""Today's test images, read from the delivered files."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -19,16 +19,16 @@ THUMBNAIL_PX = 96
 
 COLUMNS = ("path", "sha256", "label", "pixels", "row")
 
-Placed = tuple[int, npt.NDArray[np.uint8]]
-"""A place among the test images, and the (H, W, 3) image there."""
+Indexed = tuple[int, npt.NDArray[np.uint8]]
+"""Index of a test image, and the (H, W, 3) image."""
 
 
 @dataclass(frozen=True)
 class TestImages:
-    """Hold what is known of each test image, and hand out the images themselves.
+    """Hold the paths and labels of the test images, and read the images.
 
     Attributes:
-        data: what was delivered.
+        data: the delivery.
         classes: names of today's classes.
         data_hash: of the dataset.
         delivered: number of files that the dataset uses, of all splits.
@@ -52,7 +52,7 @@ class TestImages:
         """Read a dataset's test split; no image is read yet.
 
         Raises:
-            DataError: the folder is no dataset, or one of a version that did not note pixels.
+            DataError: the folder is no dataset, or an earlier version wrote it without `pixels`.
         """
         dataset = Dataset.load(dataset_folder)
         path = dataset_folder / MANIFEST_FILE
@@ -78,7 +78,7 @@ class TestImages:
             pixels=tuple(content["pixels"]),
         )
 
-    def read(self, places: Collection[int]) -> Iterator[list[Placed]]:
+    def read(self, indices: Collection[int]) -> Iterator[list[Indexed]]:
         """Read images from their delivered files, a chunk that fits into memory at a time.
 
         In the delivery's order, since an archive can only be read from its beginning.
@@ -86,24 +86,26 @@ class TestImages:
         Raises:
             DataError: a delivered file is gone, or no longer the one that was prepared.
         """
-        if not places:
+        if not indices:
             return
-        index = {self.paths[place]: place for place in places}
-        sha256 = {path: self.sha256[place] for path, place in index.items()}
-        images = open_delivery(self.data).images(sha256, "judge: read test images", self.delivered)
-        yield from chunks(((index[path], image_u8) for path, image_u8 in images), lambda item: item[1].nbytes)
+        index_of = {self.paths[index]: index for index in indices}
+        sha256 = {path: self.sha256[index] for path, index in index_of.items()}
+        images = open_delivery(self.data).images(sha256, "gate: read test images", self.delivered)
+        yield from chunks(
+            ((index_of[path], image_u8) for path, image_u8 in images), lambda item: item[1].nbytes
+        )
 
     def thumbnails(self, paths: Collection[str]) -> dict[str, npt.NDArray[np.uint8]]:
-        """Give small (h, w, 3) versions of test images, the longer side being at most `THUMBNAIL_PX`.
+        """Read test images as thumbnails (h, w, 3), whose longer side is at most `THUMBNAIL_PX`.
 
         Raises:
             DataError: as `read` does.
         """
-        place_of = {path: place for place, path in enumerate(self.paths)}
-        found = {}
-        for chunk in self.read([place_of[path] for path in paths]):
-            for place, image_u8 in chunk:
-                picture = Image.fromarray(image_u8)
-                picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-                found[self.paths[place]] = np.asarray(picture)
-        return found
+        index_of = {path: index for index, path in enumerate(self.paths)}
+        thumbnails = {}
+        for chunk in self.read([index_of[path] for path in paths]):
+            for index, image_u8 in chunk:
+                thumbnail = Image.fromarray(image_u8)
+                thumbnail.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+                thumbnails[self.paths[index]] = np.asarray(thumbnail)
+        return thumbnails

@@ -9,10 +9,10 @@ from typing import TypeVar
 from convoy.core import contract, files, params
 from convoy.core.errors import DataError, RequestError
 from convoy.export import image_index
-from convoy.gate import page, plots, written
-from convoy.gate.contender import ModelUnderTest, UnavailableModel
+from convoy.gate import page, text
+from convoy.gate.evidence import ModelUnderTest, UnavailableModel
 from convoy.gate.judge import judge as judge_files
-from convoy.gate.result import Criterion, GateResult
+from convoy.gate.result import GateResult
 from convoy.gate.settings import GateParams
 from convoy.gate.test_images import TestImages
 from convoy.registry.alias import move
@@ -82,7 +82,7 @@ def judge(out: Path) -> Judged:
         result = judge_files(challenger, defender, images, limits)
     out.mkdir(parents=True, exist_ok=True)
     files.write_json(out / VERDICT, result.as_json())
-    pictures = plots.draw(result, images.thumbnails([flip.path for flip in result.flips]), out)
+    pictures = page.draw(result, images.thumbnails([flip.path for flip in result.flips]), out)
     page.write(out / PAGE, result, pictures)
     registry.tag(candidate, tags(result))
     return Judged(result, candidate, champion, (out / VERDICT, out / PAGE, *pictures))
@@ -129,7 +129,7 @@ def lines(judged: Judged, *, moved: bool, dry_run: bool) -> Iterator[str]:
     yield ""
     width = max((len(one.title) for one in result.criteria), default=0)
     for one in result.criteria:
-        yield f"  {one.title:<{width}}  {criterion(one)}"
+        yield f"  {one.title:<{width}}  {text.criterion_line(one)}"
     yield ""
     serving = judged.candidate if moved else judged.champion
     before = f" (before: {judged.champion})" if moved and judged.champion else ""
@@ -151,19 +151,8 @@ def tags(result: GateResult) -> dict[str, str]:
         "gate.data_hash": result.data_hash,
         "gate.moment": str(result.conditions["moment"]),
     }
-    texts |= {f"gate.{one.name}": criterion(one) for one in result.criteria}
-    return {name: text[:TAG_CHARACTERS] for name, text in texts.items()}
-
-
-def criterion(one: Criterion) -> str:
-    """Format a criterion in one line: `held: 98.1 % (at least 50.0 %)`."""
-    figure, limit = written.sides(one)
-    parts = [f"{written.outcome(one)}:"]
-    if one.figure is not None:
-        parts.append(figure)
-    if one.limit is not None:
-        parts.append(f"({limit})")
-    return " ".join(parts).removesuffix(":") + (f"; {one.note}" if one.note else "")
+    texts |= {f"gate.{one.name}": text.criterion_line(one) for one in result.criteria}
+    return {name: value[:TAG_CHARACTERS] for name, value in texts.items()}
 
 
 def _champion_under_test(
@@ -185,7 +174,7 @@ def _under_test(version: Version, folder: Path) -> ModelUnderTest:
         sha256=version.sha256,
         images=_read(folder / contract.IMAGES, image_index.load),
         recorded_accuracy=_accuracy(version.tags),
-        proof=_read(folder / contract.VERIFICATION, files.read_json),
+        verification=_read(folder / contract.VERIFICATION, files.read_json),
         created_ms=version.created_ms,
     )
 

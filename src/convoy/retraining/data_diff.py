@@ -1,4 +1,4 @@
-"""What changed in the data between two trainings, image by image, told by pixels and not by file names."""
+"""What changed in the data between two trainings, image by image, compared by pixels and not by file names."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from convoy.export.image_index import Images
 
 MOST_EXAMPLES = 24
-"""Images of each kind that are kept as examples; the counts are of all."""
+"""Images of each kind that are kept as examples; counts include all."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class ClassChange:
 
     @property
     def difference(self) -> int:
-        """Images more than before."""
+        """Number of images more than before."""
         return self.now - self.before
 
 
@@ -30,10 +30,10 @@ class Example:
 
     Attributes:
         pixels: hash of its pixels.
-        path: where it lies in today's data; empty where it is gone or that is not known.
+        path: in today's data; empty where it is gone or unknown.
         before: its label before; empty where it was not there.
         now: its label now; empty where it is gone.
-        split: the part that it is in now, or was in before it went.
+        split: that it is in now, or was in before it was removed.
     """
 
     pixels: str
@@ -48,12 +48,12 @@ class Changes:
     """Hold what changed; an image is the same where its pixels are.
 
     Attributes:
-        before: images that the champion's dataset used; None where that is not known, and nothing is compared.
-        now: images that today's dataset uses.
+        before: images of the champion's dataset; None where that is unknown, and nothing is compared.
+        now: images of today's dataset.
         classes: per class, in order of name; classes of either side.
         added: images that are new.
-        gone: images that are no longer there.
-        relabelled: images of which the label alone changed, which is what poisoned labels look like.
+        gone: images that were removed.
+        relabelled: images whose label alone changed, as poisoned labels do.
         moved: images that kept their label and are in another split.
         relabels: label before, label now and number of images, the most frequent first.
         added_examples: some of them, of each label by turns, in order of path; likewise the others.
@@ -73,26 +73,26 @@ class Changes:
 
     @property
     def none(self) -> bool:
-        """Tell whether every image is as it was."""
+        """Whether every image is as it was."""
         return self.before is not None and not (self.added or self.gone or self.relabelled or self.moved)
 
     @property
     def share_relabelled(self) -> float:
-        """Share of the images of both sides that carry another label now; 0 where both share none."""
+        """Share of the common images that have another label now; 0 where there is no common image."""
         both = self.now - self.added
         return self.relabelled / both if both and self.before is not None else 0.0
 
 
-def changes(before: Images | None, now: Images, paths: Mapping[str, str] | None = None) -> Changes:
+def diff(before: Images | None, now: Images, paths: Mapping[str, str] | None = None) -> Changes:
     """Compare two datasets image by image.
 
     Args:
-        before: what the champion was trained on; None where that is not known.
-        now: what the candidate was trained on.
-        paths: where each image lies today, by the hash of its pixels (`path` and `pixels` of
+        before: the champion's images; None where they are unknown.
+        now: the candidate's images.
+        paths: path of each image today, by the hash of its pixels (`path` and `pixels` of
             manifest.parquet); examples have no path without it.
     """
-    places = paths or {}
+    path_of = paths or {}
     labels = {pixels: label for pixels, (label, _) in now.table.items()}
     counts = Counter(labels.values())
     if before is None:
@@ -110,11 +110,11 @@ def changes(before: Images | None, now: Images, paths: Mapping[str, str] | None 
     pairs = Counter((old[pixels], labels[pixels]) for pixels in relabelled)
 
     def examples(hashes: Iterable[str]) -> tuple[Example, ...]:
-        ordered = sorted(hashes, key=lambda pixels: (places.get(pixels, ""), pixels))
+        ordered = sorted(hashes, key=lambda pixels: (path_of.get(pixels, ""), pixels))
         return tuple(
             Example(
                 pixels,
-                places.get(pixels, ""),
+                path_of.get(pixels, ""),
                 old.get(pixels, ""),
                 labels.get(pixels, ""),
                 (now if pixels in labels else before).table[pixels][1],
@@ -143,8 +143,8 @@ def changes(before: Images | None, now: Images, paths: Mapping[str, str] | None 
 def _of_each(ordered: Sequence[str], kind: Callable[[str], object]) -> list[str]:
     """Choose examples of every kind by turns, so that one kind does not hide the others."""
     turns: Counter[object] = Counter()
-    placed = []
-    for place, one in enumerate(ordered):
-        turns[kind(one)] += 1
-        placed.append((turns[kind(one)], place, one))
-    return [one for *_, one in sorted(placed)[:MOST_EXAMPLES]]
+    ranked = []
+    for position, pixels in enumerate(ordered):
+        turns[kind(pixels)] += 1
+        ranked.append((turns[kind(pixels)], position, pixels))
+    return [pixels for *_, pixels in sorted(ranked)[:MOST_EXAMPLES]]

@@ -1,4 +1,4 @@
-"""Gather what a round found, and write its verdict and report into build/retrain/."""
+"""Record what a candidate was made of and how the data changed; write verdict.json and report.md into build/retrain/."""
 
 import os
 import shutil
@@ -7,18 +7,22 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from convoy.core import contract, files, params, yaml
+from convoy.core.dataset import MANIFEST_FILE, Dataset
 from convoy.core.errors import DataError
 from convoy.energy.meter import STAGES
 from convoy.export import image_index
 from convoy.export.image_index import Images
+from convoy.gate import page
+from convoy.gate.text import short
 from convoy.registry.artifacts import ArtifactMissing, ModelArtifacts
 from convoy.registry.client import Registry, Version
 from convoy.repo.identity import data_md5
-from convoy.retraining import data_diff as data_changes
-from convoy.retraining import pictures, report
+from convoy.retraining import data_diff, report
 from convoy.retraining.data_diff import Changes
 from convoy.retraining.facts import Facts
 from convoy.retraining.worktree import DATA, FOLDER
@@ -27,15 +31,17 @@ from convoy.tracking import store
 OUT = Path("build/retrain")
 VERDICT = "verdict.json"
 REPORT = "report.md"
+MOST_DRAWN = 18
+"""Most relabelled images drawn."""
 
 
 def scratch(root: Path) -> Path:
-    """Name the folder in which files of the report wait for the round's end."""
+    """Return the folder that collects the report's files until the round ends."""
     return root / FOLDER / f"out-{os.getpid()}"
 
 
 def clear(root: Path) -> None:
-    """Remove what killed rounds left of their reports."""
+    """Remove the folders that killed rounds left."""
     for left in (root / FOLDER).glob("out-*"):
         shutil.rmtree(left, ignore_errors=True)
 
@@ -64,12 +70,50 @@ def compare_data(facts: Facts, champion: Version | None, worktree: Path, out: Pa
     before = _images(champion) if champion else None
     rows = pq.read_table(worktree / "build/dataset/manifest.parquet", columns=["path", "pixels"]).to_pydict()
     paths = dict(zip(rows["pixels"], rows["path"], strict=True))
-    facts.changes = data_changes.changes(before, now, paths)
-    facts.files += pictures.draw(facts.changes, worktree / "build/dataset", out)
+    facts.changes = data_diff.diff(before, now, paths)
+    facts.files += draw_relabelled(facts.changes, worktree / "build/dataset", out)
+
+
+def draw_relabelled(changes: Changes, dataset_folder: Path, out: Path) -> tuple[Path, ...]:
+    """Draw images that have another label than before into relabelled.png; no file where no label changed.
+
+    Args:
+        changes: of the data.
+        dataset_folder: today's packed dataset, from which the images are taken.
+        out: folder of the figure; created if it does not exist.
+
+    Raises:
+        DataError: there is no packed dataset.
+        RequestError: the folder cannot be written.
+    """
+    examples = changes.relabelled_examples[:MOST_DRAWN]
+    images_u8 = _packed([example.pixels for example in examples], dataset_folder)
+    cells = []
+    for example in examples:
+        labels = f"was {short(example.before, 17)}\nnow {short(example.now, 17)}\nin {example.split}"
+        cells.append(page.Cell(images_u8.get(example.pixels), labels))
+    group = page.Group("Same image, another label", page.BAD, changes.relabelled, cells)
+    path = page.save(out / "relabelled.png", page.image_grid([group]))
+    return (path,) if path else ()
+
+
+def _packed(pixels: list[str], dataset_folder: Path) -> dict[str, npt.NDArray[np.uint8]]:
+    """Read images from the packed dataset, by the hash of their pixels."""
+    if not pixels:
+        return {}
+    dataset = Dataset.load(dataset_folder)
+    columns, wanted = ["pixels", "split", "row"], [("pixels", "in", pixels), ("row", ">=", 0)]
+    rows = pq.read_table(dataset_folder / MANIFEST_FILE, columns=columns, filters=wanted).to_pylist()
+    images_u8 = {split: dataset.images(split) for split in dataset.splits}
+    return {
+        row["pixels"]: np.asarray(images_u8[row["split"]][row["row"] - dataset.splits[row["split"]][0]])
+        for row in rows
+        if row["split"] in images_u8
+    }
 
 
 def _images(version: Version) -> Images | None:
-    """Fetch the list of a version's images alone; None where it has none that can be read."""
+    """Fetch only the list of a version's images; None where there is none or it cannot be read."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             return image_index.load(
@@ -80,14 +124,14 @@ def _images(version: Version) -> Images | None:
 
 
 def forget_finished(root: Path, champion: Version | None) -> None:
-    """Drop the finished checkpoints of the champion's training: its results would be taken from them.
+    """Remove the finished checkpoints of the champion's training, whose results would be reused.
 
-    Those of a training that was broken off stay, since a round that trains by age goes on from its own.
+    Those of an interrupted training stay, since a round triggered by age resumes from its own.
     """
     if champion is None:
         return
     run = store.find(champion.run_id)
-    trained = {champion.run_id, run.data.tags.get("convoy.training", "") if run else ""}
+    trained = {champion.run_id, run.data.tags.get(contract.TRAINING, "") if run else ""}
     for note in (root / "checkpoints").glob("*/*.json"):
         try:
             content = files.read_json(note)
@@ -141,11 +185,13 @@ def _verdict(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _counts(found: Changes | None) -> dict[str, int | None] | None:
-    """Count what became of the images; None where that was not looked at."""
-    if found is None:
+def _counts(changes: Changes | None) -> dict[str, int | None] | None:
+    """Count the changed images; None where they were not compared."""
+    if changes is None:
         return None
-    return {name: getattr(found, name) for name in ("before", "now", "added", "gone", "relabelled", "moved")}
+    return {
+        name: getattr(changes, name) for name in ("before", "now", "added", "gone", "relabelled", "moved")
+    }
 
 
 def job_page() -> str:

@@ -1,136 +1,401 @@
-"""The report of a round of retraining, in the Markdown that GitHub and GitLab show."""
+"""The report of a round of retraining, in the Markdown that GitHub and GitLab show.
+
+They turn more into markup than CommonMark does: `|` ends a cell of a table even inside of code, `$` begins a
+formula, `@name` notifies a person. None of the class names, paths and errors may become markup.
+"""
 
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
+from urllib.parse import quote, urlsplit
 
-import jinja2
-
-from convoy.core import files
-from convoy.gate import written
-from convoy.gate.result import GateResult
-from convoy.retraining import advice, escaped, tables
-from convoy.retraining.facts import Delivery, Facts, Identity, Outcome, Step
-
-__all__ = ["Delivery", "Facts", "Identity", "Outcome", "Step", "body", "write"]
+from convoy.core import files, templates
+from convoy.energy.meter import STAGES, format_energy
+from convoy.gate import text
+from convoy.gate.text import Name, Section, Table, short, visible
+from convoy.retraining.data_diff import Changes, Example
+from convoy.retraining.facts import Facts
 
 MOST = 60_000
 """Characters of a report: GitHub takes 65,536 for a pull request, and a job may put something before it."""
 
-PICTURES = {
+FIGURES = {
     "gain": "accuracies and gain, with intervals",
     "classes": "recall per class",
     "relabelled": "images with another label than before",
-    "flips": "images that flipped",
+    "flips": "changed predictions",
 }
-"""Pictures that are shown, by the name of their file, and the words that stand in for them."""
+"""Figures by the name of their file and section, with their alternative texts."""
+
+IDENTITY = {
+    "commit": "git commit (code and params)",
+    "branch": "branch of this round",
+    "lock_commit": "its commit with dvc.lock",
+    "data_md5": "data, as delivered",
+    "data_hash": "data, as packed",
+    "params_hash": "params",
+    "run_id": "Convoy run",
+    "mlflow_run_id": "MLflow run",
+    "version": "registered version",
+    "onnx_sha256": "model.onnx, sha256",
+    "lock_sha256": "dvc.lock, sha256",
+}
+"""Each part of `facts.Identity`, with its label."""
+
+OVERRIDE = f"`{text.OVERRIDE}`"
+
+FOLDED = 20
+"""Rows up to which a table is shown unfolded."""
+
+LONGEST_NAME = 60
+"""Characters of a name in a table."""
+
+LONGEST_WORD = 120
+"""Characters of a word in a sentence: a longer one would widen its table beyond the page."""
 
 
-@dataclass(frozen=True)
-class Room:
-    """Say how much of each list the report holds; what is cut is counted there."""
+LONGEST_SENTENCE, LONGEST_BLOCK = 400, 3000
+"""Characters of a reason or note, and of an error or a step's last lines."""
 
-    classes: int
-    flips: int
-    examples: int
-    reasons: int
-    sentence: int  # characters of a reason, a note or a remark
-    block: int  # characters of an error, and of a step's last lines
+SIZES = (100, 10, 2)
+"""Rows of each list, from long to short: the first with which the report does not exceed `MOST`."""
 
 
-ROOMS = (
-    Room(classes=400, flips=20, examples=24, reasons=40, sentence=1000, block=8000),
-    Room(classes=100, flips=10, examples=10, reasons=40, sentence=1000, block=4000),
-    Room(classes=30, flips=5, examples=5, reasons=20, sentence=1000, block=2000),
-    Room(classes=8, flips=2, examples=2, reasons=10, sentence=600, block=1000),
-    Room(classes=8, flips=2, examples=2, reasons=5, sentence=150, block=1000),
-)
-"""From generous to tight: the first in which the report is short enough is taken."""
+class Markdown(str):
+    """A cell that is Markdown already."""
+
+    __slots__ = ()
 
 
 def write(path: Path, facts: Facts, pictures: Sequence[Path] = ()) -> None:
-    """Write the report, with pictures that lie beside it as relative links.
+    """Write the report, with figures as relative links.
 
     Args:
         path: the Markdown file.
-        facts: what the round found and did.
-        pictures: PNG files, as `gate.pictures.draw` and `retraining.pictures.draw` return them;
-            those for dark pages are left out.
+        facts: the round.
+        pictures: PNG files as `gate.page.draw` and `outcome.draw_relabelled` return them; others are left out.
     """
     links = {
-        one.stem: escaped.target(Path(os.path.relpath(one, path.parent)).as_posix())
-        for one in pictures
-        if one.stem in PICTURES
+        picture.stem: quote(Path(os.path.relpath(picture, path.parent)).as_posix(), safe="/-._~")
+        for picture in pictures
+        if picture.stem in FIGURES
     }
     files.write_text(path, _render(facts, links))
 
 
 def body(facts: Facts) -> str:
-    """Render the report for a place where pictures beside it cannot be seen: a pull request, a job's summary.
+    """Render the report for a pull request or a job's summary, where files beside it cannot be seen.
 
-    It says where they are, and links `facts.job`, where there is one.
+    It names their place, and links `facts.job`, where there is one.
     """
     return _render(facts, {})
 
 
 def _render(facts: Facts, pictures: Mapping[str, str]) -> str:
-    """Fill the template, cutting lists where it would be too long.
-
-    Args:
-        facts: what the round found and did.
-        pictures: links, by name of the picture.
-    """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("convoy.retraining", "."),
-        autoescape=False,  # noqa: S701 (Markdown: `escaped` keeps the texts of others from being markup)
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "code": escaped.code,
-        "prose": escaped.prose,
-        "block": escaped.block,
-        "link": escaped.link,
-    }
-    template = environment.get_template("report.md.j2")
-    judgement = facts.gate_result
-    text = ""
-    for room in ROOMS:
-        text = template.render(
-            facts=facts,
-            judged=judgement,
-            room=room,
-            pictures=pictures,
-            words=PICTURES,
-            written=written,
-            tables=tables,
-            title=advice.title(facts),
-            serving=advice.serving(facts),
-            reasons=_reasons(facts),
-            next_steps=advice.next_steps(facts),
-            breached=sum(one.held is False for one in judgement.criteria) if judgement else 0,
-            left_out=_left_out(judgement),
-            flips=[(title, total, named[: room.flips]) for _, title, total, named in written.flips(judgement)]
-            if judgement
-            else [],
-        )
-        text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
-        if len(text) <= MOST:
+    """Fill the template; `pictures` are links by the name of the figure."""
+    reasons, content = _reasons(facts), ""
+    filters: dict[str, templates.Filter] = {"prose": prose, "block": block, "table": table, "link": link}
+    for most in SIZES:
+        context = {
+            "facts": facts,
+            "incomplete": facts.outcome in ("failed", "paused"),
+            "title": _title(facts),
+            "serving": _serving(facts),
+            "reasons": reasons[: max(5, most)],
+            "more_reasons": max(0, len(reasons) - max(5, most)),
+            "about": _about(facts),
+            "sections": list(_sections(facts, most)),
+            "next_steps": [*facts.hints, *_next_steps(facts)],
+            "pictures": pictures,
+            "alternatives": FIGURES,
+        }
+        content = templates.render("convoy.retraining", "report.md.j2", context, filters)
+        content = re.sub(r"\n{3,}", "\n\n", content).strip() + "\n"
+        if len(content) <= MOST:
             break
-    return text
+    return content
+
+
+# How the round ended
+
+
+def _title(facts: Facts) -> str:
+    candidate = code(facts.identity.version) or "the candidate"
+    match facts.outcome:
+        case "promoted":
+            before = f", replacing {code(facts.champion_before)}" if facts.champion_before else ""
+            return f"Promoted: {candidate} is the champion{before}"
+        case "kept":
+            return f"Kept: {code(facts.champion)} stays champion" if facts.champion else "Kept: no champion"
+        case "refused":
+            return f"Refused: {candidate} breaches limits of the gate"
+        case "nothing-new":
+            return "Nothing new: nothing was trained"
+        case "skipped":
+            return "Skipped: another round is running"
+        case "failed" | "paused":
+            step = f" in step {code(facts.incomplete_step)}" if facts.incomplete_step else ""
+            return f"{facts.outcome.capitalize()}{step}"
+
+
+def _serving(facts: Facts) -> str:
+    """State which version serves after the round."""
+    if not facts.champion:
+        if facts.outcome in ("failed", "paused", "skipped"):  # the registry may not have been read yet
+            return "No alias was moved: what served before still serves."
+        return "There is no champion, and there was none before."
+    if facts.champion == facts.champion_before:
+        return f"{code(facts.champion)} still serves."
+    before = f" {code(facts.champion_before)} served before." if facts.champion_before else ""
+    return f"{code(facts.champion)} serves now.{before}"
 
 
 def _reasons(facts: Facts) -> list[str]:
-    """List why the round ended as it did: in the gate's sentences where the gate decided."""
-    decided = facts.outcome in {"promoted", "kept", "refused"}
-    said = list(facts.gate_result.reasons) if facts.gate_result and decided else []
-    return said if not facts.reason or facts.reason in said else [facts.reason, *said]
+    """List why the round ended as it did: the gate's reasons where the gate decided."""
+    decided = facts.gate_result is not None and facts.outcome in ("promoted", "kept", "refused")
+    reasons = list(facts.gate_result.reasons) if facts.gate_result and decided else []
+    return [facts.reason, *reasons] if facts.reason else reasons
 
 
-def _left_out(judgement: GateResult | None) -> str:
-    """Count the test images that were not judged, by reason."""
-    excluded = judgement.excluded if judgement else {}
-    return ", ".join(f"{images:,} {escaped.prose(reason)}" for reason, images in excluded.items() if images)
+def _next_steps(facts: Facts) -> list[str]:
+    branch = code(facts.identity.branch)
+    kept = [f"The results are on the branch {branch}."] if branch else []
+    again = "`PUSH=1 make retrain`" if facts.push else "`make retrain`"
+    steps: list[str] = []
+    match facts.outcome:
+        case "promoted":
+            merge = f"Merge {branch}" if branch else "Commit `data.dvc` and `dvc.lock`"
+            back = "To go back to the previous champion: `convoy rollback`"
+            first = "This is the first champion: the next round compares its candidate with it."
+            steps = [
+                f"{merge}, so that the main branch has the `dvc.lock` of what serves.",
+                back if facts.champion_before else first,
+            ]
+        case "kept":
+            steps = ["Nothing needs to be done.", *kept, f"To promote it anyway: {OVERRIDE}"]
+        case "refused":
+            labels = (
+                "Compare the changed labels with the images, under *Data* below: was the change intended?"
+            )
+            steps = [
+                *([labels] if facts.changes and facts.changes.relabelled else []),
+                "Check the breached criteria; if the data are wrong, fix them at their source: the next round imports them.",
+                *kept,
+                f"If the candidate is right and the limit wrong: change the limit in `params.yaml`, section `gate`, or {OVERRIDE}",
+            ]
+        case "nothing-new":
+            steps = ["Nothing needs to be done: the next round checks again."]
+        case "skipped":
+            steps = ["Nothing needs to be done: the running round writes its own report."]
+        case "paused":
+            steps = [f"Nothing needs to be fixed: the next round resumes. To start it now: {again}"]
+        case "failed":
+            steps = [f"Fix the cause above, then run {again}; finished stages come from the cache.", *kept]
+    return steps
+
+
+# Sections
+
+
+def _about(facts: Facts) -> Table:
+    """List when the round ran, on what, and why it trained."""
+    began = datetime.fromisoformat(facts.started).strftime("%Y-%m-%d %H:%M UTC")
+    rows = [("started", f"{began}, took {duration(facts.seconds)}")]
+    rows += [("trained because", facts.trigger)] * bool(facts.trigger)
+    rows += [("data from", Markdown(code(facts.source, 200)))] * bool(facts.source)
+    rows += [("job", Markdown(link(facts.job)))] * bool(facts.job)
+    return Table(("Round", ""), rows)
+
+
+def _sections(facts: Facts, most: int) -> Iterator[Section]:
+    data = [_data(facts, facts.changes, most)] if facts.changes else []
+    gate = list(text.sections(facts.gate_result, most, min(most, 20))) if facts.gate_result else []
+    criteria = [section for section in gate if section.name == "criteria"]
+    yield from [*criteria, *data, *(section for section in gate if section.name != "criteria")]
+    if facts.steps:
+        yield Section("steps", "Minutes and energy", [], [_steps(facts), *_energy(facts)])
+    if facts.deliveries:
+        rows = [
+            (
+                delivery.what,
+                Markdown(
+                    (link(delivery.where) if delivery.where else "done") if delivery.done else "**not done**"
+                ),
+                delivery.why,
+            )
+            for delivery in facts.deliveries
+        ]
+        yield Section("deliveries", "Pushed", [], [Table(("What", "Where", "Note"), rows)])
+    ids = [
+        (IDENTITY[name], Markdown(code(value, 200)))
+        for name, value in asdict(facts.identity).items()
+        if value
+    ]
+    if ids:
+        trace = ["convoy trace with any of these ids leads to the others."] if facts.identity.run_id else []
+        yield Section("identity", "Identity", trace, [Table(("What", "Id"), ids)])
+
+
+def _data(facts: Facts, changes: Changes, most: int) -> Section:
+    """List what changed in the data since the champion's training."""
+    if changes.before is None:
+        missing = (
+            "The champion's training images are unknown"
+            if facts.champion_before
+            else "There was no champion before"
+        )
+        sentence = f"{changes.now:,} images. {missing}, so there is nothing to compare with."
+    elif changes.none:
+        sentence = f"The same {changes.now:,} images as before, with the same labels, in the same splits."
+    else:
+        sentence = (
+            f"{changes.before:,} images before, {changes.now:,} now: {changes.added:,} added, {changes.gone:,} removed, "
+            f"{changes.relabelled:,} relabelled, {changes.moved:,} moved between train, val and test. Images are compared by "
+            "their pixels."
+        )
+    relabels = [(Name(was), Name(now), f"{images:,}") for was, now, images in changes.relabels[:most]]
+    tables = [
+        Table(("Label before", "Label now", ">Images"), relabels, total=len(changes.relabels)),
+        _examples("Relabelled", changes.relabelled, changes.relabelled_examples[:most]),
+        _examples("Added", changes.added, changes.added_examples[:most]),
+        _examples("Removed", changes.gone, changes.gone_examples[:most]),
+        _class_counts(changes, most),
+    ]
+    return Section("relabelled", "Data", [sentence], tables)
+
+
+def _examples(kind: str, total: int, examples: Sequence[Example]) -> Table:
+    rows = [
+        (
+            Name(one.path or text.NOTHING),
+            Name(one.pixels[:12]),
+            *(Name(label or text.NOTHING) for label in (one.before, one.now)),
+            one.split,
+        )
+        for one in examples
+    ]
+    header = ("File today", "Pixels", "Label before", "Label now", "Split")
+    return Table(header, rows, total=total, title=f"{kind}: {total:,}")
+
+
+def _class_counts(changes: Changes, most: int) -> Table:
+    """List classes with their images before and now: all, or those that changed most."""
+    listed = list(changes.classes)
+    if len(listed) > most:
+        listed = sorted(listed, key=lambda row: -abs(row.difference))[:most]
+    if changes.before is None:
+        rows: list[tuple[str, ...]] = [(Name(row.name), f"{row.now:,}") for row in listed]
+        return Table(("Class", ">Now"), rows, total=len(changes.classes))
+    rows = [
+        (Name(row.name), f"{row.before:,}", f"{row.now:,}", f"{row.difference:+,}" if row.difference else "0")
+        for row in listed
+    ]
+    return Table(("Class", ">Before", ">Now", ">Difference"), rows, total=len(changes.classes))
+
+
+def _steps(facts: Facts) -> Table:
+    rows = []
+    for step in facts.steps:
+        ended = [facts.outcome] if step is facts.steps[-1] and facts.incomplete_step else []
+        rows.append((Name(step.name), duration(step.seconds), ": ".join(filter(None, [*ended, step.note]))))
+    return Table(("Step", ">Time", ""), [*rows, ("total", duration(facts.seconds), "")])
+
+
+def _energy(facts: Facts) -> list[Table]:
+    """List the energy of each stage; the sum last."""
+    energy, rows = facts.energy, []
+    for stage, head in [*((stage, f"{stage}_") for stage in STAGES), ("total", "")]:
+        if f"{head}kwh" in energy and f"{head}co2_kg" in energy:
+            used = format_energy(energy[f"{head}kwh"], energy[f"{head}co2_kg"])
+            rows.append((stage, used, str(energy.get(f"{head}how", ""))))
+    return [Table(("Stage", ">Energy", ""), rows)] if rows else []
+
+
+def duration(seconds: float) -> str:
+    """Format a duration, such as `3 min 20 s` or `0.04 s`."""
+    if seconds < 59.95:
+        return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+# Markdown
+
+MARKUP = re.compile(r"[\\`*_\[\]<>|~$&#]")
+MENTION = re.compile(r"(?<![\w`])@(?=\w)")
+LIST = re.compile(r"^(\s*)([-+=]|\d+(?=[.)](?:\s|$)))")
+PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")
+
+
+def table(listed: Table) -> str:
+    """Render a table, folded where it is long; the first cell of a breach is bold. Empty without rows."""
+    if not listed.rows:
+        return ""
+    lines = [f"| {' | '.join(name.removeprefix('>') for name in listed.header)} |"]
+    lines.append(f"|{'|'.join('--:' if name.startswith('>') else '---' for name in listed.header)}|")
+    for number, row in enumerate(listed.rows):
+        cells = [_cell(cell) for cell in row]
+        if number < listed.breached:
+            cells[0] = f"**{cells[0]}**"
+        lines.append(f"| {' | '.join(cells)} |")
+    if listed.total > len(listed.rows):
+        lines.append(f"\n{listed.total - len(listed.rows):,} more are not listed.")
+    content = "\n".join(lines)
+    if len(listed.rows) > FOLDED:
+        summary = listed.title or f"{len(listed.rows):,} rows"
+        return f"<details><summary>{summary}</summary>\n\n{content}\n\n</details>"
+    return f"**{prose(listed.title)}**\n\n{content}" if listed.title else content
+
+
+def _cell(cell: str) -> str:
+    if isinstance(cell, Markdown):
+        return cell
+    return code(cell) if isinstance(cell, Name) else prose(cell)
+
+
+def code(content: str, longest: int = LONGEST_NAME) -> str:
+    """Show a name as code, in which nothing is markup; also fit for a cell of a table."""
+    shown = short(content, longest)
+    if not shown:
+        return ""
+    if "|" in shown or not shown.strip():
+        # No way to write `|` inside backticks reads the same in every renderer's tables.
+        return f"<code>{PUNCTUATION.sub(_entity, shown).replace(' ', '&#32;')}</code>"
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", shown)), default=0))
+    # Markdown takes one space off each end, where both have one.
+    space = " " if shown[0] in "` " or shown[-1] in "` " else ""
+    return f"{fence}{space}{shown}{space}{fence}"
+
+
+def prose(sentence: str, longest: int = LONGEST_SENTENCE) -> str:
+    """Show a sentence literally, on one line; fit for a cell of a table."""
+    one_line = " ".join(short(word, LONGEST_WORD) for word in sentence.split())
+    escaped = MARKUP.sub(_entity, short(one_line, longest))
+    escaped = LIST.sub(lambda match: match[1] + "".join(f"&#{ord(mark)};" for mark in match[2]), escaped)
+    return MENTION.sub("@\u200b", escaped)  # an invisible space: nobody is notified
+
+
+def block(lines: str, longest: int = LONGEST_BLOCK) -> str:
+    """Show lines as they are, the last ones where there are too many."""
+    shown = "\n".join(visible(line) for line in lines.strip("\n").splitlines())
+    if len(shown) > longest:
+        shown = f"…{shown[-longest:]}"
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", shown)), default=0))
+    return f"{fence}text\n{shown}\n{fence}"
+
+
+def link(address: str, label: str = "") -> str:
+    """Link an address of the web; show anything else as code."""
+    if urlsplit(address).scheme not in {"http", "https"}:
+        return code(address, 300)
+    target = quote(address, safe=":/?#@!$&'*+,;=%-._~")
+    return f"[{prose(label or address)}]({target})"
+
+
+def _entity(match: re.Match[str]) -> str:
+    return f"&#{ord(match[0])};"

@@ -1,0 +1,529 @@
+"""The verdict in words: the sentences, labels and tables that the command line, the page and the report render.
+
+Everything is plain text. Whoever renders it escapes it: class names, paths and errors come from others.
+"""
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from convoy.core.params import flatten
+from convoy.gate.criteria import LIMITED
+from convoy.gate.result import ClassFigures, Comparison, Criterion, GateResult, Share
+
+NOTHING = "\N{EN DASH}"
+"""Shown where there is no figure."""
+
+FINEST = 6
+"""Most decimals, where a figure has to be distinguished from its limit."""
+
+JOINERS = "\u200c\u200d"
+"""Format characters without which words of some scripts, and joined emoji, come apart."""
+
+OVERRIDE = 'convoy promote --override "reason"'
+ANYWAY = f"To promote it anyway: {OVERRIDE}"
+MORE_IMAGES = "deliver more, or raise data.splits.test in params.yaml."
+
+REMEDIES = {
+    "proof": "Export and verify it again: dvc repro export, then convoy register.",
+    "classes": "If its users expect these classes, override the verdict.",
+    "seen": "Test images may be among its training images. Train and register it again: dvc repro, then convoy register.",
+    "images": "Deliver more test images, or raise data.splits.test in params.yaml.",
+    "accuracy": "Its mistakes are listed in build/evaluation/report.html.",
+    "class_recall": "Check that class's images and labels, in train and in test, and deliver more of them.",
+    "class_drop": "Check that class's images and labels, in train and in test: are there fewer than before?",
+    "ece": "Its probabilities do not match its accuracy: train.label_smoothing and fewer epochs change that.",
+    "champion_drop": (
+        "The champion has not changed, so the data have: check the labels of the test images first. "
+        "If the change is intended, override the verdict."
+    ),
+    "latency_ms_p95": "Choose a smaller network or data.image_px.",
+    "latency_ratio": "Choose a smaller network or data.image_px.",
+    "size_mb": "Choose a smaller network.",
+}
+
+STAND_IN_REMEDY = (
+    "Either the candidate is worse than that champion was, or the meaning of the data changed: check the labels of the "
+    "test images, and restore the champion's file to compare the two."
+)
+"""The remedy of `champion_drop` where the candidate stands in for an unreadable champion."""
+
+
+# Names and figures
+
+
+class Name(str):
+    """A class name, path or version: shown literally, and shortened where it is long."""
+
+    __slots__ = ()
+
+
+def visible(text: str) -> str:
+    """Spell out characters that cannot be seen: line breaks, controls, and marks that turn the direction of reading.
+
+    A name such as `cat<U+202E>gpj.exe` would show as another one, and turn the line that it stands in.
+    """
+    return "".join(_spelled(character) if _hidden(character) else character for character in text)
+
+
+def short(text: str, longest: int) -> str:
+    """Make a name visible, and cut its middle where it is longer than `longest` characters; ends tell names apart."""
+    shown = visible(text)
+    if len(shown) <= longest:
+        return shown
+    end = longest // 2
+    return f"{shown[: longest - end - 1]}…{shown[-end:]}"
+
+
+def _hidden(character: str) -> bool:
+    categories = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+    return character not in JOINERS and unicodedata.category(character) in categories
+
+
+def _spelled(character: str) -> str:
+    return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(character, f"<U+{ord(character):04X}>")
+
+
+def number(value: float | None, unit: str, digits: int | None = None) -> str:
+    """Format a figure with its unit: shares and points in hundredths, such as `93.4 %`.
+
+    Args:
+        value: None where there is none.
+        unit: as `Criterion.unit`.
+        digits: decimals; None for what is usual for the unit.
+    """
+    if value is None:
+        return NOTHING
+    if unit == "images":
+        return f"{round(value):,}"
+    usual = {"share": 1, "points": 1, "ms": 2, "MB": 2, "times": 2}.get(unit, 4)
+    scale = 100 if unit in {"share", "points"} else 1
+    text = f"{scale * value:,.{usual if digits is None else digits}f}"
+    if float(text.replace(",", "")) == 0:
+        text = text.removeprefix("-")  # no `-0.0`
+    return text + {"share": " %", "points": " points", "ms": " ms", "MB": " MB", "times": " times"}.get(
+        unit, ""
+    )
+
+
+def gain(value: float) -> str:
+    """Format a difference of shares in points, with its sign, such as `+1.2`."""
+    text = f"{100 * value:+.1f}"
+    return "0.0" if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
+
+
+def p_value(p: float) -> str:
+    """Format a probability so that a small one is not zero."""
+    return "< 0.0001" if p < 0.0001 else f"= {p:.4f}"
+
+
+def interval(share: Share, digits: int = 1) -> str:
+    """Format the interval of an accuracy."""
+    return f"{number(share.low, 'share', digits)} to {number(share.high, 'share', digits)}"
+
+
+def figure_and_limit(criterion: Criterion) -> tuple[str, str]:
+    """Format a criterion's figure, and its limit as it was typed; with as many digits as distinguish them.
+
+    `50.0 %` beside `at least 50 %`, breached, would look like a mistake of the gate.
+    """
+    figure, limit, unit = criterion.figure, criterion.limit, criterion.unit
+    shown = number(figure, unit)
+    if limit is None:
+        return shown, "none" if criterion.held is None else NOTHING
+    typed = _typed(limit, unit)
+    for digits in range(2, FINEST + 1):
+        if figure is None or figure == limit or _differ(shown, typed):
+            break
+        shown = number(figure, unit, digits)
+    return shown, f"{criterion.sense} {typed}"
+
+
+def _typed(limit: float, unit: str) -> str:
+    """Format a limit with as few digits as it has."""
+    full = number(limit, unit, FINEST)
+    head, _, tail = full.partition(".")
+    if not tail:
+        return full
+    digits = tail[:FINEST].rstrip("0")
+    return (f"{head}.{digits}" if digits else head) + tail[FINEST:]
+
+
+def _differ(first: str, second: str) -> bool:
+    """Whether two formatted figures differ as numbers, not only in their zeros."""
+    one, other = (float(text.split()[0].replace(",", "")) for text in (first, second))
+    return one != other
+
+
+def status(criterion: Criterion) -> str:
+    """Label a criterion: met, breached, no limit, or not compared (there is nothing to compare with)."""
+    if criterion.held is None:
+        return "no limit" if criterion.limit is None else "not compared"
+    return "met" if criterion.held else "breached"
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def _upper(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+# Sentences
+
+
+def describe(result: GateResult) -> GateResult:
+    """Fill in the reasons, the headline first, and make names in the notes visible."""
+    criteria = tuple(replace(criterion, note=visible(criterion.note)) for criterion in result.criteria)
+    result = replace(result, criteria=criteria)
+    return replace(
+        result, reasons=tuple(_refused(result) if result.decision == "limits" else _reasons(result))
+    )
+
+
+def headline(result: GateResult) -> str:
+    """State in a few words what the verdict means for what is served."""
+    candidate, champion = visible(result.candidate), visible(result.champion or "")
+    if result.verdict == "promote":
+        return f"{candidate} should replace {champion}" if champion else f"{candidate} should be the champion"
+    stays = f"{champion} stays champion" if champion else "there is still no champion"
+    return f"{candidate} is refused: {stays}" if result.verdict == "refuse" else stays
+
+
+def _reasons(result: GateResult) -> list[str]:  # noqa: C901 (one case per decision)
+    ours, champion, comparison = result.candidate, result.champion, result.comparison
+    figures, equal, loss = "", "", ""
+    if comparison:
+        worst, allowed = (
+            number(-comparison.low, "points"),
+            number(result.conditions["equal_within"], "points"),
+        )
+        figures = _compared(result, comparison)
+        equal = f"{figures}; the loss is at most {worst} (gate.equal_within: {allowed})."
+        loss = f"{figures}; the loss may be {worst}, more than gate.equal_within ({allowed})."
+    reasons = []
+    match result.decision:
+        case "identical":
+            reasons = [f"Keep {champion}: the candidate {ours} is the champion, byte for byte."]
+            if result.breaches:
+                limits = _count(len(result.breaches), "limit")
+                reasons.append(f"It breaches {limits} on today's data, so a better model is needed:")
+                reasons += [_upper(_breach(criterion)) for criterion in result.breaches]
+        case "first":
+            reasons = [
+                f"Promote {ours}: it is the first champion and meets every limit; {_accuracy(result)}."
+            ]
+        case "champion_unavailable":
+            problem = f"the champion {champion} cannot be read ({result.champion_problem})"
+            met = f"The candidate meets every limit that needs no champion; {_accuracy(result)}."
+            restore = f"If {champion} should stay champion, restore its file and judge again: convoy promote"
+            reasons = [f"Promote {ours}, WITHOUT A COMPARISON: {problem}. {met}", restore]
+        case "better":
+            reasons = [
+                f"Promote {ours}: it is significantly better than {champion} and meets every limit. {figures}."
+            ]
+        case "equal_promoted":
+            rule = "which is enough with gate.on_equal: promote"
+            reasons = [
+                f"Promote {ours}: it equals {champion} and is newer, {rule}. {equal}",
+                *_too_small(result),
+            ]
+        case "equal_kept":
+            rule = "For an equal but newer model to take over, set gate.on_equal: promote in params.yaml; for this one"
+            reasons = [
+                f"Keep {champion}: {ours} equals it and is not better. {equal}",
+                *_more_images(result),
+                f"{rule}: {OVERRIDE}",
+            ]
+        case "equal_not_newer":
+            reasons = [
+                f"Keep {champion}: {ours} equals it and is not newer. {equal}",
+                *_more_images(result),
+                ANYWAY,
+            ]
+        case "worse":
+            reasons = [
+                f"Keep {champion}: {ours} is significantly worse. {figures}.",
+                *_more_images(result),
+                ANYWAY,
+            ]
+        case "not_significant":
+            reasons = [
+                f"Keep {champion}: the gain of {ours} is not significant. {figures}.",
+                *_more_images(result),
+                ANYWAY,
+            ]
+        case "no_gain":
+            reasons = [f"Keep {champion}: {ours} shows no gain. {loss}", *_more_images(result), ANYWAY]
+    return reasons
+
+
+def _refused(result: GateResult) -> list[str]:
+    """Name every breached limit, and the remedies."""
+    breaches, refuse, unavailable = result.breaches, f"Refuse {result.candidate}", result.champion_problem
+    if len(breaches) == 1:
+        reasons = [f"{refuse}: {_breach(breaches[0])}"]
+    else:
+        titles = ", ".join(criterion.title for criterion in breaches)
+        reasons = [f"{refuse}: it breaches {_count(len(breaches), 'limit')} ({titles})."]
+        reasons += [_upper(_breach(criterion)) for criterion in breaches]
+    if result.comparison:
+        reasons.append(f"{_compared(result, result.comparison)}.")
+    if unavailable:
+        reasons.append(f"Nothing was compared: the champion {result.champion} cannot be read: {unavailable}.")
+    remedies = REMEDIES | {"champion_drop": STAND_IN_REMEDY} if unavailable else REMEDIES
+    reasons += dict.fromkeys(remedies[criterion.name] for criterion in breaches)
+    keys = [f"gate.{LIMITED[criterion.name].key}" for criterion in breaches if criterion.limit is not None]
+    change = f"change {', '.join(keys)} in params.yaml, or " if keys else ""
+    return [*reasons, f"To promote it anyway: {change}{OVERRIDE}"]
+
+
+def _breach(criterion: Criterion) -> str:
+    if criterion.unit == "" or criterion.limit is None:
+        return f"{criterion.note}."
+    if criterion.figure is None:
+        return f"{criterion.title} cannot be measured: {criterion.note}."
+    figure, limit = figure_and_limit(criterion)
+    note = f" ({criterion.note})" if criterion.note else ""
+    return f"{criterion.title}: {figure}, and gate.{LIMITED[criterion.name].key} requires {limit}{note}."
+
+
+def _compared(result: GateResult, comparison: Comparison) -> str:
+    """Format both accuracies, the gain with its interval, and the test."""
+    ours = (comparison.both_right + comparison.only_candidate) / comparison.images
+    theirs = (comparison.both_right + comparison.only_champion) / comparison.images
+    return (
+        f"Accuracy {number(ours, 'share')}, {result.champion} {number(theirs, 'share')}, on "
+        f"{_count(comparison.images, 'test image')} that neither was trained on. The gain is {gain(comparison.gain)} points, "
+        f"{confidence(result)} interval {gain(comparison.low)} to {gain(comparison.high)} ({comparison.only_candidate:,} "
+        f"fixed, {comparison.only_champion:,} regressed, p {p_value(comparison.p_value)})"
+    )
+
+
+def _accuracy(result: GateResult) -> str:
+    if (share := result.candidate_share) is None:
+        raise AssertionError("a candidate without a test image is refused")
+    return f"accuracy {number(share.accuracy, 'share')} on {_count(share.images, 'unseen test image')}"
+
+
+def _more_images(result: GateResult) -> list[str]:
+    """State how many images would show a gain."""
+    comparison = result.comparison
+    if comparison is None or not comparison.showable:
+        return _too_small(result)
+    if comparison.images_needed is None:
+        return []
+    needed = f"about {comparison.images_needed:,} test images would show it (80 % power)"
+    return [f"If the gain is real, {needed}; there are {comparison.images:,}: {MORE_IMAGES}"]
+
+
+def _too_small(result: GateResult) -> list[str]:
+    """State that this split could not have shown any gain, where that is so, and how many images could."""
+    comparison = result.comparison
+    if comparison is None or comparison.showable:
+        return []
+    mistakes = comparison.only_candidate + comparison.both_wrong
+    why = f"{result.champion} makes {_count(mistakes, 'mistake') if mistakes else 'no mistake'} on {comparison.images:,} images"
+    why += ", and even fixing all of them would not be significant" if mistakes else ""
+    needed = f"{'about' if mistakes else 'at least'} {comparison.images_needed:,} test images"
+    what = "a gain of this size" if comparison.gain > 0 else "that all its mistakes are fixed"
+    return [
+        f"This test split cannot show any gain: {why}. It takes {needed} to show {what} (80 % power): {MORE_IMAGES}"
+    ]
+
+
+# Tables and sections
+
+
+@dataclass(frozen=True)
+class Table:
+    """Hold a table of plain text.
+
+    Attributes:
+        header: names of the columns; `>` in front aligns a column right.
+        rows: cells; a `Name` is shown literally.
+        total: rows that there are in all, where fewer are listed.
+        breached: number of first rows that are breaches.
+        title: above the table; may be empty.
+    """
+
+    header: tuple[str, ...]
+    rows: Sequence[Sequence[str]]
+    total: int = 0
+    breached: int = 0
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """Hold a part of the page or report: sentences, the figure `<name>.png` where there is one, and tables."""
+
+    name: str
+    title: str
+    sentences: Sequence[str]
+    tables: Sequence[Table]
+
+
+def criterion_line(criterion: Criterion) -> str:
+    """Format a criterion in one line: `met: 98.1 % (at least 50 %)`."""
+    figure, limit = figure_and_limit(criterion)
+    parts = [f"{status(criterion)}:"]
+    parts += [figure] * (criterion.figure is not None) + [f"({limit})"] * (criterion.limit is not None)
+    return " ".join(parts).removesuffix(":") + (f"; {criterion.note}" if criterion.note else "")
+
+
+def sections(result: GateResult, most_classes: int, most_flips: int) -> Iterator[Section]:
+    """Lay out criteria, accuracy, recall per class and changed predictions, as far as there are any.
+
+    Args:
+        result: the verdict.
+        most_classes: classes to list; of more, those whose recall fell most.
+        most_flips: images of each kind to list.
+    """
+    if result.criteria:
+        yield _criteria_section(result)
+    if result.candidate_share:
+        yield _accuracy_section(result)
+    if result.classes:
+        yield _classes_section(result, most_classes)
+    if result.flips:
+        why = "Check these images for wrong labels, and for what the new model has unlearned."
+        tables = [_flips_table(result, kind, most_flips) for kind in FLIP_TITLES]
+        yield Section("flips", "Changed predictions", [why], [table for table in tables if table.rows])
+
+
+def _criteria_section(result: GateResult) -> Section:
+    order, breached = {False: 0, True: 1, None: 2}, len(result.breaches)
+    ordered = sorted(result.criteria, key=lambda criterion: order[criterion.held])
+    rows = [(_upper(one.title), *figure_and_limit(one), status(one), one.note) for one in ordered]
+    summary = f"{breached} of {len(rows)} criteria breached; one is enough to refuse."
+    sentence = (
+        f"{summary if breached else 'No limit is breached.'} The limits are in params.yaml, section gate."
+    )
+    header = ("Criterion", ">Value", ">Limit", "Status", "Note")
+    return Section("criteria", "Criteria", [sentence], [Table(header, rows, breached=breached)])
+
+
+def _accuracy_section(result: GateResult) -> Section:
+    rows: list[Sequence[str]] = []
+    for name, share in shares(result):
+        accuracy = number(share.accuracy, "share", 2)
+        rows.append((Name(name), f"{share.correct:,}", f"{share.images:,}", accuracy, interval(share, 2)))
+    if comparison := result.comparison:
+        ends = f"{gain(comparison.low)} to {gain(comparison.high)}"
+        rows.append(("gain", "", "", f"{gain(comparison.gain)} points", ends))
+    header = ("Model", ">Correct", ">Images", ">Accuracy", f">{confidence(result)} interval")
+    title = "Is the candidate better?" if result.comparison else "Accuracy"
+    return Section("gain", title, _explained(result), [Table(header, rows)])
+
+
+def _classes_section(result: GateResult, most: int) -> Section:
+    rows = []
+    for row in most_fallen(result.classes, most):
+        change = None if None in (row.candidate, row.champion) else gain(-fall(row))
+        recalls = (number(row.champion, "share"), number(row.candidate, "share"), change or NOTHING)
+        rows.append((Name(row.name), f"{row.images:,}", *recalls))
+    header = ("Class", ">Images", ">Champion", ">Candidate", ">Change, points")
+    table = Table(header, rows, total=len(result.classes))
+    return Section(
+        "classes", "Recall per class", ["Recall: share of a class's images that are found."], [table]
+    )
+
+
+def fall(row: ClassFigures) -> float:
+    """Compute how far a class's recall fell below the champion's; 0 where there is nothing to compare with."""
+    return 0.0 if row.champion is None else row.champion - (row.candidate or 0.0)
+
+
+def most_fallen(classes: Sequence[ClassFigures], most: int) -> list[ClassFigures]:
+    """Choose the classes whose recall fell most, then the lowest recalls; in their own order."""
+    ranked = sorted(range(len(classes)), key=lambda n: (-fall(classes[n]), classes[n].candidate or 0.0))
+    return [classes[n] for n in sorted(ranked[:most])]
+
+
+def _flips_table(result: GateResult, kind: str, most: int) -> Table:
+    flips = [flip for flip in result.flips if flip.kind == kind]
+    rows = []
+    for flip in flips[:most]:
+        champion = (Name(flip.champion), f"{flip.champion_probability:.2f}")
+        candidate = (Name(flip.candidate), f"{flip.candidate_probability:.2f}")
+        rows.append((Name(flip.path), Name(flip.label), *champion, *candidate))
+    header = ("File", "Label", "Champion", ">Probability", "Candidate", ">Probability")
+    total = flip_count(result, kind)
+    return Table(header, rows, total=total, title=f"{FLIP_TITLES[kind]}: {total:,}")
+
+
+FLIP_TITLES = {
+    "broken": "Regressed: only the champion is right",
+    "fixed": "Fixed: only the candidate is right",
+}
+
+
+def flip_count(result: GateResult, kind: str) -> int:
+    """Count the images of a kind of flip, of which `result.flips` lists the first."""
+    if result.comparison is None:
+        return 0
+    return result.comparison.only_champion if kind == "broken" else result.comparison.only_candidate
+
+
+def shares(result: GateResult) -> list[tuple[str, Share]]:
+    """List each measured model's accuracy, the champion's first; once where the candidate is the champion."""
+    listed = []
+    if result.champion and result.champion_share and result.champion_sha256 != result.candidate_sha256:
+        listed.append((result.champion, result.champion_share))
+    if result.candidate_share:
+        listed.append((result.candidate, result.candidate_share))
+    return listed
+
+
+def conditions_table(result: GateResult) -> Table:
+    """List what was compared, and how."""
+    champion = f"{result.champion or 'none yet'} {result.champion_sha256 or ''}".strip()
+    champion += " (cannot be read)" if result.champion and not result.champion_sha256 else ""
+    conditions = {
+        name.replace(".", ", ").replace("_", " "): value for name, value in flatten(result.conditions).items()
+    }
+    rows = [
+        ("Candidate", f"{result.candidate} {result.candidate_sha256}"),
+        ("Champion", champion),
+        ("Data", result.data_hash),
+        ("Test images judged", f"{result.images:,}"),
+        *((f"Left out, {reason}", f"{images:,}") for reason, images in result.excluded.items() if images),
+        *((name, NOTHING if value is None else str(value)) for name, value in conditions.items()),
+    ]
+    return Table(("What", "Value"), rows)
+
+
+def _explained(result: GateResult) -> list[str]:
+    """Explain how the models were compared."""
+    comparison = result.comparison
+    if comparison is None:
+        return []
+    b, c = comparison.only_candidate, comparison.only_champion
+    # The gate's interval leaves 0 out exactly where the test is significant.
+    better, worse = comparison.low > 0, comparison.high < 0
+    verdict = (
+        f"the candidate is significantly {'better' if better else 'worse'}"
+        if better or worse
+        else "it may be chance"
+    )
+    counts = (
+        f"Both models are right on {comparison.both_right:,} and wrong on {comparison.both_wrong:,} of "
+        f"{_count(comparison.images, 'image')}. Only the candidate is right on {b:,} (fixed), only the champion on "
+        f"{c:,} (regressed)."
+    )
+    test = (
+        f"McNemar's exact two-sided test of {b:,} against {c:,}: p {p_value(comparison.p_value)}. At "
+        f"{confidence(result)} confidence, {verdict}."
+    )
+    ends = (
+        f"The gain is {gain(comparison.gain)} points, {confidence(result)} interval {gain(comparison.low)} to "
+        f"{gain(comparison.high)} (Clopper-Pearson over the images on which they differ, widened to Tango's score interval)."
+    )
+    return [counts, test, ends]
+
+
+def confidence(result: GateResult) -> str:
+    """Format the confidence of test and intervals, such as `95 %`."""
+    return f"{100 * result.conditions['confidence']:g} %"
