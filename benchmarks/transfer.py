@@ -36,7 +36,7 @@ from convoy.energy.settings import EnergyParams
 from convoy.evaluation.inference import predict_probabilities
 from convoy.models import spec, trained
 from convoy.training.fit import fit
-from convoy.training.pretrained import StartingWeights
+from convoy.training.pretrained import StartingWeights, WeightFacts
 from convoy.training.settings import TrainParams
 
 ROOT = Path(__file__).parents[1]
@@ -201,9 +201,7 @@ def beginning(model: Path) -> StartingWeights:
         file=model / trained.WEIGHTS,
         network=facts.network,
         tensors=dict(module.network.state_dict()),
-        mean=facts.mean,
-        std=facts.std,
-        classes=facts.classes,
+        facts=WeightFacts(classes=facts.classes, mean=facts.mean, std=facts.std),
     )
 
 

@@ -196,7 +196,8 @@ def test_imagenet_is_imported_by_its_url_and_read_from_the_pin(
     ]
     starting = load("imagenet", Spec(name="resnet18", torchvision="resnet18"))
     assert starting is not None
-    assert starting.mean == [0.485, 0.456, 0.406]
+    assert starting.facts is not None
+    assert starting.facts.mean == [0.485, 0.456, 0.406]
 
 
 def test_a_fresh_clone_fetches_an_import_by_plain_repro(pinned: Path, tmp_path: Path) -> None:
@@ -268,7 +269,8 @@ def test_what_git_tracks_is_imported_by_its_relative_path(root: Path) -> None:
     assert not any("Warning" in line for line in lines)
     starting = load("starts/pets", SPEC)
     assert starting is not None
-    assert starting.classes == ["cat", "dog"]
+    assert starting.facts is not None
+    assert starting.facts.classes == ["cat", "dog"]
 
 
 def test_what_git_does_not_track_becomes_a_copy_that_an_experiments_workspace_has(root: Path) -> None:
@@ -414,7 +416,8 @@ def test_an_alias_becomes_the_version_that_it_stands_for_now(root: Path) -> None
     again = load("models:/convoy@champion", SPEC)
     assert again is not None
     assert torch.equal(again.tensors["0.weight"], tensors(2)["0.weight"])
-    assert again.mean == FACTS["mean"]
+    assert again.facts is not None
+    assert again.facts.mean == FACTS["mean"]
 
 
 def test_a_runs_artifacts_outside_the_repository_are_imported(root: Path, tmp_path: Path) -> None:

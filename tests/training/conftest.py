@@ -25,7 +25,7 @@ from convoy.training.callbacks import Publish
 from convoy.training.checkpoints import CheckpointStore
 from convoy.training.data import DataModule
 from convoy.training.module import Classifier
-from convoy.training.pretrained import StartingWeights
+from convoy.training.pretrained import StartingWeights, WeightFacts
 from convoy.training.resume import Resumable
 from convoy.training.settings import CheckpointParams, TrainParams
 from convoy.training.weight_pins import Pin
@@ -112,9 +112,7 @@ def starting() -> Callable[[Spec], StartingWeights]:
             file=Path("weights/champion/weights.pt"),
             network=spec.name,
             tensors=tensors,
-            mean=[0.4, 0.5, 0.6],
-            std=[0.2, 0.2, 0.2],
-            classes=CLASSES,
+            facts=WeightFacts(classes=CLASSES, mean=[0.4, 0.5, 0.6], std=[0.2, 0.2, 0.2]),
         )
 
     return make

@@ -281,14 +281,14 @@ def test_starting_weights_are_where_a_training_starts_and_their_statistics_are_t
 
     model, facts = trained.load(out)
     state = model.network.state_dict()
-    assert (facts.mean, facts.std) == (weights.mean, weights.std)
-    assert model.mean.flatten().tolist() == pytest.approx(weights.mean)
+    assert (facts.mean, facts.std) == (weights.facts.mean, weights.facts.std)
+    assert model.mean.flatten().tolist() == pytest.approx(weights.facts.mean)
     for name, tensor in weights.tensors.items():
         torch.testing.assert_close(state[name], tensor)
 
 
 def test_starting_weights_of_unknown_statistics_take_the_datasets(dataset, tiny, params, out, starting):
-    weights = dataclasses.replace(starting(tiny), mean=None, std=None)
+    weights = dataclasses.replace(starting(tiny), facts=None)
 
     fit(dataset, tiny, params(epochs=1), 1, out, starting=weights)
 
@@ -299,7 +299,10 @@ def test_starting_weights_of_unknown_statistics_take_the_datasets(dataset, tiny,
 def test_what_became_of_starting_weights_is_printed_before_the_first_step_and_written_down(
     dataset, tiny, params, out, starting, capsys
 ):
-    weights = dataclasses.replace(starting(tiny), classes=["a", "b", "c"])
+    weights = starting(tiny)
+    weights = dataclasses.replace(
+        weights, facts=weights.facts.model_copy(update={"classes": ["a", "b", "c"]})
+    )
     chosen = params(epochs=2, transfer={"freeze": "conv1"})
 
     fit(dataset, tiny, chosen, 1, out, starting=weights)

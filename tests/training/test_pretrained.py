@@ -223,7 +223,7 @@ def test_a_layer_that_is_only_named_like_an_auxiliary_head_is_copied() -> None:
     network.aux = nn.Linear(3, 3)
     network.auxiliary_like = nn.Linear(3, 7)
     grafted = graft(network, starting(network, LETTERS), LETTERS)
-    assert grafted.copied == ("aux.weight", "aux.bias", "auxiliary_like.weight", "auxiliary_like.bias")
+    assert grafted.taken == ("aux.weight", "aux.bias", "auxiliary_like.weight", "auxiliary_like.bias")
 
 
 PX = 16
@@ -269,9 +269,7 @@ def starting(network: nn.Module, classes: list[str] | None = None, spec: Spec = 
         file=Path("weights/x.pth"),
         network=spec.name,
         tensors=dict(network.state_dict()),
-        mean=None,
-        std=None,
-        classes=classes,
+        facts=WeightFacts(classes=classes, mean=[0.5] * 3, std=[0.5] * 3) if classes else None,
     )
 
 
@@ -296,7 +294,7 @@ def test_auxiliary_heads_come_along_to_a_network_that_has_them() -> None:
     assert grafted.ignored == ()
     ours = build(SPEC, 7, PX, auxiliary=True).eval()
     again = graft(ours, starting(build(SPEC, 7, PX, auxiliary=True), LETTERS), LETTERS)
-    assert again.copied == grafted.copied
+    assert again.taken == grafted.taken
     assert again.reinitialised == ()
 
 
@@ -375,7 +373,7 @@ def test_torchvisions_own_networks_are_matched_by_name() -> None:
     names = sorted(shuffled.tensors)
     shuffled.tensors.update({name: shuffled.tensors.pop(name) for name in names})
     grafted = graft(ours, shuffled, list("abcdefghij"))
-    assert len(grafted.copied) == 120
+    assert len(grafted.taken) == 120
     assert torch.equal(ours.layer4[1].bn2.weight, theirs.layer4[1].bn2.weight)
     assert torch.equal(ours.layer1[0].conv1.weight, theirs.layer1[0].conv1.weight)
     assert grafted.head == "new: 10 classes instead of 1000"
@@ -384,7 +382,7 @@ def test_torchvisions_own_networks_are_matched_by_name() -> None:
 
 def test_many_names_are_counted_by_unit() -> None:
     names = tuple(f"aux{n}.fc.{k}" for n in (1, 2) for k in "abcd")
-    lines = pretrained.Grafted("x", (), names, ("fc.weight", "fc.bias"), "new").lines()
+    lines = pretrained.Grafted("x", "x", "new", (), names, ("fc.weight", "fc.bias")).lines()
     assert lines[1:] == ["reinitialised: 8 tensors in aux1, aux2", "ignored: fc.weight, fc.bias"]
 
 
@@ -450,7 +448,7 @@ def test_a_models_folder_brings_its_mean_std_and_classes(pinned: Callable[..., P
     pin = pinned("models:/convoy@champion", theirs, facts)
     loaded = pretrained.load("models:/convoy@champion", SPEC)
     assert loaded is not None
-    assert (loaded.mean, loaded.std, loaded.classes) == ([0.1] * 3, [0.2] * 3, LETTERS)
+    assert loaded.facts == WeightFacts(classes=LETTERS, mean=[0.1] * 3, std=[0.2] * 3)
     assert list(loaded.tensors) == list(theirs.state_dict())
     assert (loaded.network, loaded.sha256) == ("mine", pin.weights_sha256)
 
@@ -459,7 +457,7 @@ def test_a_bare_file_brings_nothing_about_its_input(pinned: Callable[..., Pin]) 
     pinned("other/w.pth", Theirs())
     loaded = pretrained.load("./other/../other/w.pth", SPEC)
     assert loaded is not None
-    assert (loaded.mean, loaded.std, loaded.classes) == (None, None, None)
+    assert loaded.facts is None
 
 
 def test_imagenet_brings_torchvisions_mean_std_and_classes(pinned: Callable[..., Pin]) -> None:
@@ -467,6 +465,6 @@ def test_imagenet_brings_torchvisions_mean_std_and_classes(pinned: Callable[...,
     pinned("imagenet", Theirs(), resolved=label, torchvision="efficientnet_v2_l")
     loaded = pretrained.load("imagenet", Spec(name="big", torchvision="efficientnet_v2_l"))
     assert loaded is not None
-    assert (loaded.mean, loaded.std) == ([0.5] * 3, [0.5] * 3)
-    assert loaded.classes is not None
-    assert loaded.classes[0] == "tench"
+    assert loaded.facts is not None
+    assert (loaded.facts.mean, loaded.facts.std) == ([0.5] * 3, [0.5] * 3)
+    assert loaded.facts.classes[0] == "tench"

@@ -8,7 +8,7 @@ track, and a password does not belong in a .dvc file.
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -96,7 +96,10 @@ def pin(source: str, network: str, root: Path) -> list[str]:
     dvc.check_repository(root)
     located = _locate(source, network, root)
     pins = weight_pins.read_all(root / weight_pins.FOLDER)
-    name = _free_name(located, pins.values())
+    name = f"{located.stem}{located.suffix}"
+    if any(pin.out == name and pin.source != located.name for pin in pins.values()):
+        digest = hashlib.sha256(located.name.encode()).hexdigest()[:6]
+        name = f"{located.stem}-{digest}{located.suffix}"
     out = f"{weight_pins.FOLDER}/{name}"
     path, before = next(((path, pin) for path, pin in pins.items() if pin.out == name), (None, None))
     if before is None and (root / out).exists():
@@ -140,14 +143,9 @@ def _locate(source: str, network: str, root: Path) -> Source:
     if kind == "imagenet":
         classifier = weight_pins.imagenet_classifier(spec.load(network, root / spec.FOLDER))
         published = torchvision.pretrained(classifier)
+        stem = f"imagenet-{classifier}"
         return Source(
-            source,
-            published.label,
-            published.url,
-            f"imagenet-{classifier}",
-            ".pth",
-            digits=published.sha256,
-            torchvision=classifier,
+            source, published.label, published.url, stem, ".pth", published.sha256, torchvision=classifier
         )
     if kind == "path":
         return _locate_path(source, root)
@@ -206,14 +204,6 @@ def _locate_path(source: str, root: Path) -> Source:
 def _slug(words: str) -> str:
     """Turn words into a file name."""
     return re.sub(r"[^A-Za-z0-9_.]+", "-", words).strip("-.")
-
-
-def _free_name(source: Source, pins: Iterable["Pin"]) -> str:
-    """Name what is made in weights/ differently from the files of every other source's pin."""
-    name = f"{source.stem}{source.suffix}"
-    if all(pin.source == source.name for pin in pins if pin.out == name):
-        return name
-    return f"{source.stem}-{hashlib.sha256(source.name.encode()).hexdigest()[:6]}{source.suffix}"
 
 
 def _fetch(source: Source, root: Path, out: str) -> list[str]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
-from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from convoy.core.console import ProgressBar
@@ -46,7 +45,7 @@ class BestWeights(pl.Callback):
         self.epoch = -1  # 0 for the first
         self.weights: dict[str, Tensor] = {}
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:  # noqa: ANN401 (Lightning's signature)
+    def on_validation_epoch_end(self, trainer: pl.Trainer, *_: object) -> None:
         """Copy the weights if the loss is the lowest so far."""
         loss = float(trainer.callback_metrics[MONITOR])
         if loss < self.loss:
@@ -78,7 +77,7 @@ class TrainingTimer(pl.Callback):
         """The seconds so far."""
         return self._before + (time.monotonic() - self._began if self._began is not None else 0.0)
 
-    def on_train_start(self, *_: Any) -> None:  # noqa: ANN401 (Lightning's signature)
+    def on_train_start(self, *_: object) -> None:
         """Start counting."""
         self._began = time.monotonic()
 
@@ -102,7 +101,7 @@ class History(pl.Callback):
         self.path = path
         self.rows: list[dict[str, float]] = []
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:  # noqa: ANN401 (Lightning's signature)
+    def on_train_epoch_end(self, trainer: pl.Trainer, *_: object) -> None:
         """Add the epoch's row; validation has run by then."""
         self.rows.append({name: float(trainer.callback_metrics[name]) for name in COLUMNS})
         self._write()
@@ -152,13 +151,7 @@ class MetricBuffer(pl.Callback):
         # A loss stays a tensor until it is needed: reading it would make a GPU wait.
         self._pending: list[tuple[str, float | Tensor, int, int]] = []
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,  # noqa: ARG002 (Lightning's signature)
-        outputs: STEP_OUTPUT,
-        *_: Any,  # noqa: ANN401
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, _module: object, outputs: object, *_: object) -> None:
         """Collect loss and learning rate of the step."""
         step = trainer.global_step
         if self.step_interval and step % self.step_interval == 0 and isinstance(outputs, dict):
@@ -166,7 +159,7 @@ class MetricBuffer(pl.Callback):
             self._pending.append(("step/loss", outputs["loss"].detach(), step, now))
             self._pending.append(("step/lr", self.classifier.learning_rate(step - 1), step, now))
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:  # noqa: ANN401 (Lightning's signature)
+    def on_train_epoch_end(self, trainer: pl.Trainer, *_: object) -> None:
         """Collect the epoch's metrics; validation has run by then."""
         now, epoch = _now_ms(), trainer.current_epoch + 1
         self._pending += [
@@ -207,7 +200,7 @@ class TrainingProgress(pl.Callback):
         self._epoch_images = 0  # trained on in this process
         self._share_before = 0.0  # of the whole training, done by earlier processes
 
-    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:  # noqa: ANN401 (Lightning's signature)
+    def on_train_start(self, trainer: pl.Trainer, *_: object) -> None:
         """Start the bar where the training resumes."""
         epochs = trainer.max_epochs or 1
         self._started = time.monotonic()
@@ -216,28 +209,23 @@ class TrainingProgress(pl.Callback):
         done = round(images * self._share_before)
         self._bar = self._stack.enter_context(ProgressBar("train", images, done=done, plain_seconds=math.inf))
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:  # noqa: ANN401 (Lightning's signature)
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: object) -> None:
         """Show the epoch."""
         self._epoch_started, self._epoch_images = time.monotonic(), 0
         self._bar.update(description=f"train: epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,  # noqa: ARG002 (Lightning's signature)
-        pl_module: pl.LightningModule,  # noqa: ARG002
-        outputs: STEP_OUTPUT,  # noqa: ARG002
-        batch: Batch,
-        *_: Any,  # noqa: ANN401
+        self, _trainer: object, _module: object, _outputs: object, batch: Batch, *_: object
     ) -> None:
         """Count the images of the batch."""
         self._epoch_images += len(batch.labels)
         self._bar.advance(len(batch.labels))
 
-    def on_validation_start(self, *_: Any) -> None:  # noqa: ANN401 (Lightning's signature)
+    def on_validation_start(self, *_: object) -> None:
         """Note the end of the epoch's steps, so that the rate leaves validation out."""
         self._epoch_trained = time.monotonic()
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:  # noqa: ANN401 (Lightning's signature)
+    def on_train_epoch_end(self, trainer: pl.Trainer, *_: object) -> None:
         """Print the epoch's line."""
         done, total = trainer.current_epoch + 1, trainer.max_epochs or 1
         metrics = trainer.callback_metrics
@@ -251,10 +239,10 @@ class TrainingProgress(pl.Callback):
             line += f"  ETA {elapsed / (done / total - self._share_before) * (1 - done / total):,.0f} s"
         self._bar.print(line)
 
-    def on_train_end(self, *_: Any) -> None:  # noqa: ANN401 (Lightning's signature)
+    def on_train_end(self, *_: object) -> None:
         """Remove the bar."""
         self._stack.close()
 
-    def on_exception(self, *_: Any) -> None:  # noqa: ANN401 (Lightning's signature)
+    def on_exception(self, *_: object) -> None:
         """Remove the bar, so that the error stands alone."""
         self._stack.close()

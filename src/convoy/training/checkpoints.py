@@ -68,27 +68,16 @@ def training_code(pipeline: Path = Path("dvc.yaml")) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """Describe a checkpoint.
+    """Describe a checkpoint."""
 
-    Attributes:
-        sha256: of the file.
-        inputs: hash of everything that decides the training.
-        run_id: Convoy's id of the run.
-        epoch: that the next step belongs to, 1 for the first; of a finished training, the last epoch.
-        step: optimizer steps done.
-        finished: whether the training is complete.
-        torch: version that wrote it.
-        saved: UTC time.
-    """
-
-    sha256: str
-    inputs: str
-    run_id: str
-    epoch: int
-    step: int
-    finished: bool
-    torch: str
-    saved: str
+    sha256: str  # of the file
+    inputs: str  # hash of everything that decides the training
+    run_id: str  # Convoy's id of the run
+    epoch: int  # that the next step belongs to, 1 for the first; of a finished training, the last epoch
+    step: int  # optimizer steps done
+    finished: bool  # whether the training is complete
+    torch: str  # version that wrote it
+    saved: str  # UTC time
 
 
 @dataclass(frozen=True)
@@ -161,12 +150,7 @@ class CheckpointStore:
     ) -> None:
         """Write a checkpoint that is either complete, even after a power failure, or absent.
 
-        Args:
-            write: writes the checkpoint to the path that it is given.
-            run_id: as in `CheckpointFacts`, like the others.
-            epoch: that the next step belongs to.
-            step: optimizer steps done.
-            finished: whether the training is complete.
+        `write` writes the checkpoint to the path that it is given; the other values are those of `CheckpointFacts`.
 
         Raises:
             OSError: the disk is full or cannot be written to; earlier checkpoints are unchanged.

@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from convoy.training.data import DataModule
 from convoy.training.freezing import FrozenLayersCheck, refuse_without_weights
 from convoy.training.module import Classifier
 from convoy.training.optim import choose_precision
-from convoy.training.pretrained import Grafted, StartingWeights, graft
+from convoy.training.pretrained import StartingWeights, graft
 from convoy.training.resume import CheckpointCallback, DirectIO, Resumable
 from convoy.training.settings import TrainParams
 
@@ -81,14 +82,15 @@ def fit(
     if starting is None:
         refuse_without_weights(params.transfer)
     pl.seed_everything(seed, verbose=False)
+    normalisation = starting.facts if starting and starting.facts else dataset
     facts = ModelFacts(
         network=spec.name,
         spec=spec,
         classes=list(dataset.classes),
         image_px=dataset.image_px,
         fit=dataset.fit,
-        mean=list(starting.mean if starting and starting.mean else dataset.mean),
-        std=list(starting.std if starting and starting.std else dataset.std),
+        mean=list(normalisation.mean),
+        std=list(normalisation.std),
     )
     model = trained.make(facts, auxiliary=True)
     grafted = graft(model.network, starting, facts.classes) if starting else None
@@ -149,8 +151,8 @@ def fit(
                 saving.finish(trainer)
     model.load_state_dict(best.weights)
     trained.save(out, model, facts)
-    if starting and grafted:
-        _write_transfer(out / TRANSFER, starting, grafted, plan)
+    if grafted:
+        files.write_json(out / TRANSFER, asdict(grafted) | {"plan": plan})
     return _metrics(history, best.epoch, timer.seconds)
 
 
@@ -168,20 +170,6 @@ def _run(
         if isinstance(exit_.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from exit_
         raise
-
-
-def _write_transfer(path: Path, starting: StartingWeights, grafted: Grafted, plan: str) -> None:
-    """Record what became of the starting weights."""
-    content = {
-        "source": starting.source,
-        "resolved": starting.resolved,
-        "head": grafted.head,
-        "taken": list(grafted.copied),
-        "reinitialised": list(grafted.reinitialised),
-        "ignored": list(grafted.ignored),
-        "plan": plan,
-    }
-    files.write_json(path, content)
 
 
 def _metrics(history: History, best: int, seconds: float) -> dict[str, Any]:

@@ -6,7 +6,6 @@ Epochs count from 0 here, as the trainer counts them, and from 1 in what people 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -257,15 +256,15 @@ class FrozenLayersCheck(pl.Callback):
         self.before: dict[str, str] = {}
         self.unchanged: dict[str, str] = {}
 
-    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:  # noqa: ANN401 (Lightning's signature)
+    def on_train_start(self, trainer: pl.Trainer, *_: object) -> None:
         """Hash what is frozen in the epoch that training starts with."""
         self.before = {name: sha256(tensor) for name, tensor in self.frozen(trainer.current_epoch).items()}
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:  # noqa: ANN401 (Lightning's signature)
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: object) -> None:
         """Compare what this epoch releases, before its first step."""
         self._compare(self.before.keys() - self.frozen(trainer.current_epoch).keys())
 
-    def on_train_end(self, *_: Any) -> None:  # noqa: ANN401 (Lightning's signature)
+    def on_train_end(self, *_: object) -> None:
         """Compare what stayed frozen, and print how many tensors were checked."""
         self._compare(self.before.keys())
         if self.unchanged:

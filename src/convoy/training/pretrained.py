@@ -52,8 +52,8 @@ class WeightFacts(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    classes: list[str]
-    mean: list[float]
+    classes: list[str]  # of the head, in its order
+    mean: list[float]  # of the input normalisation, per channel, in 0..1 units
     std: list[float]
 
 
@@ -66,9 +66,7 @@ class StartingWeights:
     file: Path
     network: str  # name of the network that they are meant for
     tensors: dict[str, Tensor]  # in the file's order
-    mean: list[float] | None  # of the input normalisation, per channel, in 0..1 units; None: unknown
-    std: list[float] | None
-    classes: list[str] | None  # of the head, in its order; None: unknown
+    facts: WeightFacts | None  # None: unknown
     sha256: str = ""  # of the file
 
 
@@ -104,9 +102,7 @@ def load(source: str, spec: Spec, folder: Path = weight_pins.FOLDER) -> Starting
         file=path,
         network=spec.name,
         tensors=tensors,
-        mean=facts.mean if facts else None,
-        std=facts.std if facts else None,
-        classes=facts.classes if facts else None,
+        facts=facts,
         sha256=pin.weights_sha256,
     )
 
@@ -186,14 +182,15 @@ class Grafted:
     """Report what became of each tensor."""
 
     source: str  # of the weights, as `network.weights` names it
-    copied: tuple[str, ...]  # the network's names
+    resolved: str
+    head: str  # what became of the head, and why
+    taken: tuple[str, ...]  # the network's names of what was copied
     reinitialised: tuple[str, ...]  # the network's names of what starts fresh
     ignored: tuple[str, ...]  # the file's names of what has no counterpart in the network
-    head: str  # what became of the head, and why
 
     def lines(self) -> list[str]:
         """Render the report: names if they are few, else counts."""
-        lines = [f"starting weights from {self.source}: {len(self.copied)} tensors copied; head {self.head}"]
+        lines = [f"starting weights from {self.source}: {len(self.taken)} tensors copied; head {self.head}"]
         if self.reinitialised:
             lines.append(f"reinitialised: {_listed(self.reinitialised)}")
         if self.ignored:
@@ -232,20 +229,21 @@ def graft(network: nn.Module, starting: StartingWeights, classes: Sequence[str])
             "Set network.name to the network that these weights belong to, or network.weights to others. (A network "
             "that takes a single image size also needs the data.image_px that it was trained with.)"
         ) from misfit
-    keep, reason = _judge_head(len(starting.tensors[pairs[head[0]]]), starting.classes, list(classes))
+    keep, reason = _judge_head(len(starting.tensors[pairs[head[0]]]), starting.facts, list(classes))
     with suppress(MisfitError):  # auxiliary heads only help to train, and can start fresh
         pairs |= pair(own_auxiliary, given_auxiliary, auxiliary_heads)
     used = set(pairs.values())
-    copied = {name: pairs[name] for name in pairs if keep or name not in {*head, *auxiliary_heads}}
+    taken = {name: pairs[name] for name in pairs if keep or name not in {*head, *auxiliary_heads}}
     tensors = own | own_auxiliary
-    for name, source in copied.items():
+    for name, source in taken.items():
         tensors[name].copy_(starting.tensors[source])
     return Grafted(
         source=starting.source,
-        copied=tuple(name for name in tensors if name in copied),
-        reinitialised=tuple(name for name in tensors if name not in copied and not name.endswith(COUNTER)),
-        ignored=tuple(name for name in starting.tensors if name not in used),
+        resolved=starting.resolved,
         head=reason,
+        taken=tuple(name for name in tensors if name in taken),
+        reinitialised=tuple(name for name in tensors if name not in taken and not name.endswith(COUNTER)),
+        ignored=tuple(name for name in starting.tensors if name not in used),
     )
 
 
@@ -313,14 +311,14 @@ def _fits(own: Tensor, given: Tensor, name: str, source: str, heads: Collection[
     return own.shape[1:] == given.shape[1:] if name in heads else own.shape == given.shape
 
 
-def _judge_head(width: int, known: list[str] | None, classes: list[str]) -> tuple[bool, str]:
-    """Decide whether a head of `width` classes, of known names or None, serves for `classes`; give the reason."""
+def _judge_head(width: int, facts: WeightFacts | None, classes: list[str]) -> tuple[bool, str]:
+    """Decide whether a head of `width` classes serves for `classes`; give the reason."""
     if width != len(classes):
         return False, f"new: {len(classes)} classes instead of {width}"
-    if known is None:
+    if facts is None:
         return True, f"kept: it also has {width} classes, with unknown names"
-    if known != classes:
-        was, now = next(pair for pair in zip(known, classes, strict=True) if pair[0] != pair[1])
+    if facts.classes != classes:
+        was, now = next(pair for pair in zip(facts.classes, classes, strict=True) if pair[0] != pair[1])
         return False, f"new: other classes, such as {now} instead of {was}"
     return True, f"kept: the same {width} classes"
 

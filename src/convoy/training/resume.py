@@ -10,7 +10,6 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
-from pytorch_lightning.utilities.types import STEP_OUTPUT
 
 from convoy.core.console import info
 from convoy.core.errors import TrainingPaused
@@ -18,29 +17,17 @@ from convoy.training.callbacks import MetricBuffer, Publish
 from convoy.training.checkpoints import CheckpointStore, LoadedCheckpoint
 from convoy.training.data import Batch, DataModule
 
-RANDOM_STATES = "convoy_random"
-"""Key of a checkpoint that holds the states of all random number generators."""
-
 
 @dataclass(frozen=True)
 class Resumable:
-    """Describe how a training survives the end of its process.
-
-    Attributes:
-        store: where its checkpoints are.
-        checkpoint: to resume from; None to start from the beginning.
-        run_id: Convoy's id of the run.
-        publish: takes points of curves and ignores those that it has already.
-        step_interval: optimizer steps between two points; 0: epochs only.
-        started: `time.monotonic()` at the start of the process, from which the time budget counts.
-    """
+    """Describe how a training survives the end of its process."""
 
     store: CheckpointStore
-    checkpoint: LoadedCheckpoint | None
-    run_id: str
-    publish: Publish
-    step_interval: int
-    started: float
+    checkpoint: LoadedCheckpoint | None  # to resume from; None: start from the beginning
+    run_id: str  # Convoy's id of the run
+    publish: Publish  # takes points of curves and ignores those that it has already
+    step_interval: int  # optimizer steps between two points; 0: epochs only
+    started: float  # `time.monotonic()` at the start of the process, from which the time budget counts
 
 
 class CheckpointCallback(pl.Callback):
@@ -60,7 +47,7 @@ class CheckpointCallback(pl.Callback):
         self.failed = False
         self.random_states: dict[str, Any] | None = None
 
-    def on_train_start(self, *_: Any) -> None:  # noqa: ANN401 (Lightning's signature)
+    def on_train_start(self, *_: object) -> None:
         """Restore the random states, last of all that happens before the first step."""
         self.saved = time.monotonic()
         if self.random_states:
@@ -68,22 +55,17 @@ class CheckpointCallback(pl.Callback):
             self.random_states = None
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,  # noqa: ARG002 (Lightning's signature)
-        outputs: STEP_OUTPUT,  # noqa: ARG002
-        batch: Batch,  # noqa: ARG002
-        batch_idx: int,
+        self, trainer: pl.Trainer, _module: object, _outputs: object, batch: Batch, *_: object
     ) -> None:
         """Save between two steps; after an epoch's last step validation comes first.
 
         Raises:
             TrainingPaused: the time budget is spent.
         """
-        if batch_idx + 1 < trainer.num_training_batches:
-            self._save_if_due(trainer, (trainer.current_epoch, batch_idx + 1))
+        if batch.step + 1 < trainer.num_training_batches:
+            self._save_if_due(trainer, (trainer.current_epoch, batch.step + 1))
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:  # noqa: ANN401 (Lightning's signature)
+    def on_train_epoch_end(self, trainer: pl.Trainer, *_: object) -> None:
         """Save after an epoch and its validation; after the last epoch `finish` does.
 
         Raises:
@@ -99,31 +81,14 @@ class CheckpointCallback(pl.Callback):
             self.points.flush()  # no step follows that could be computed twice
 
     def state_dict(self) -> dict[str, Any]:
-        """Return epoch and batch of the next step."""
-        return {"position": self.data.position}
+        """Return epoch and batch of the next step, and the random states."""
+        return {"position": self.data.position, "random": random_states()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Start with that batch."""
+        """Start with that batch; hold the states until training starts: what comes before may draw numbers."""
         epoch, batch = state_dict["position"]
         self.data.position = (epoch, batch)
-
-    def on_save_checkpoint(
-        self,
-        trainer: pl.Trainer,  # noqa: ARG002 (Lightning's signature)
-        pl_module: pl.LightningModule,  # noqa: ARG002
-        checkpoint: dict[str, Any],
-    ) -> None:
-        """Add the random states."""
-        checkpoint[RANDOM_STATES] = random_states()
-
-    def on_load_checkpoint(
-        self,
-        trainer: pl.Trainer,  # noqa: ARG002 (Lightning's signature)
-        pl_module: pl.LightningModule,  # noqa: ARG002
-        checkpoint: dict[str, Any],
-    ) -> None:
-        """Hold the states until training starts: what comes before may draw numbers."""
-        self.random_states = checkpoint[RANDOM_STATES]
+        self.random_states = state_dict["random"]
 
     def _save_if_due(self, trainer: pl.Trainer, position: tuple[int, int]) -> None:
         """Save if the interval is over; if the time budget is spent, save and stop."""

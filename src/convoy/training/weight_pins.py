@@ -82,21 +82,14 @@ def canonical(source: str, root: Path) -> str:
 
 
 class Pin(BaseModel):
-    """Hold what a source stood for when it was pinned.
-
-    Attributes:
-        source: as `network.weights` names it.
-        resolved: what it stood for: a version for an alias, torchvision's label for `imagenet`.
-        torchvision: for `imagenet`, the classifier that the weights belong to.
-        sha256: hash of each file by its path relative to weights/, the weights first, then a model.json.
-    """
+    """Hold what a source stood for when it was pinned."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    source: str
-    resolved: str
-    torchvision: str | None = None
-    sha256: dict[str, str]
+    source: str  # as `network.weights` names it
+    resolved: str  # what it stood for: a version for an alias, torchvision's label for `imagenet`
+    torchvision: str | None = None  # for `imagenet`, the classifier that the weights belong to
+    sha256: dict[str, str]  # by path relative to weights/: the file of weights first, then a model.json
 
     @property
     def file(self) -> str:
