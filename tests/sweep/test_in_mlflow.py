@@ -4,23 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from convoy.sweep import run, worker
+from convoy.sweep import run
+from convoy.sweep.request import Request
+from convoy.sweep.study import read_trials
 from convoy.tracking import outbox, store, uploader
 
 
 def test_mlflow_has_a_parent_and_a_child_per_trial_with_the_same_numbers(
-    here, monkeypatch: pytest.MonkeyPatch
+    project, in_process_workers: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lead(study, target, workers, parent, show) -> None:
-        study.request.save(study.folder / "request.json")
-        worker.main(study.folder, target, 1, {"run_id": parent.run_id, "training": parent.training})
-
-    monkeypatch.setattr(run, "lead", lead)
+    monkeypatch.setattr(run, "Workers", in_process_workers)
     monkeypatch.setattr(run.outbox, "wait_until_uploaded", lambda *_: {})
-    (here.folder / "networks/large.yaml").write_text(
-        "layers:\n  - conv: {filters: 8, kernel: 11}\n  - flatten\n  - dense: classes\n", encoding="utf-8"
-    )
-    here.space("network.name: [tiny, large]", "train.lr: {low: 0.01, high: 0.5, log: true}")
+    project.network("large", "conv: {filters: 8, kernel: 11}", "flatten", "dense: classes")
+    project.space("network.name: [tiny, large]", "train.lr: {low: 0.01, high: 0.5, log: true}")
     for target in (2, 4):
         run.sweep(target, 1, into_params=False, as_json=True)
         where = outbox.folder()
@@ -35,7 +31,7 @@ def test_mlflow_has_a_parent_and_a_child_per_trial_with_the_same_numbers(
     runs = client.search_runs([experiment.experiment_id])
     [parent] = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     children = {int(run.data.tags["convoy.trial"]): run for run in runs if run is not parent}
-    results = here.results()
+    results = project.results()
     assert len(children) == 4
     assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {parent.info.run_id}
     for row in results.rows:
@@ -48,7 +44,7 @@ def test_mlflow_has_a_parent_and_a_child_per_trial_with_the_same_numbers(
         assert child.data.metrics.get("sweep/value") == row.value
     complete = next(row for row in results.rows if row.state == "complete")
     points = client.get_metric_history(children[complete.number].info.run_id, "val/loss")
-    trial = here.study().trials()[complete.number]
+    trial = read_trials(Request.read())[complete.number]
     assert {point.step: point.value for point in points} == trial.intermediate_values
 
     assert parent.info.status == "FINISHED"
@@ -57,5 +53,10 @@ def test_mlflow_has_a_parent_and_a_child_per_trial_with_the_same_numbers(
     assert parent.data.metrics["sweep/failed"] == results.count("failed")
     assert parent.data.tags["best.trial"] == str(results.best.number)
     kept = Path(parent.info.artifact_uri.removeprefix("file://")) / "sweep"
-    assert {path.name for path in kept.iterdir()} == {"trials.csv", "sweep.png", "request.json"}
-    assert (kept / "trials.csv").read_text(encoding="utf-8") == results.table()
+    assert {path.name for path in kept.iterdir()} == {
+        "trials.csv",
+        "history.png",
+        "slices.png",
+        "request.json",
+    }
+    assert (kept / "trials.csv").read_text(encoding="utf-8") == results.csv()

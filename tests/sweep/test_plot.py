@@ -1,4 +1,4 @@
-"""The picture of a sweep."""
+"""The pictures of a sweep."""
 
 from pathlib import Path
 
@@ -8,58 +8,51 @@ from matplotlib.figure import Figure
 from optuna.trial import TrialState
 
 from convoy.sweep import plot
-from convoy.sweep.results import Results
-from convoy.sweep.study import Study
+from convoy.sweep.request import Request
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    figures: list[Figure] = []
+def figures(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
+    figures: dict[str, Figure] = {}
     write = plot.figures.write
 
     def keep(figure: Figure, out: Path) -> Path:
-        figures.append(figure)
+        figures[out.name] = figure
         return write(figure, out)
 
     monkeypatch.setattr(plot.figures, "write", keep)
     return figures
 
 
-def add(study: Study, lr: float, batch: int, value: float | None, state: TrialState) -> None:
-    study.optuna.add_trial(
-        optuna.trial.create_trial(
-            state=state,
-            value=value,
-            params={"train.lr": lr, "train.batch_size": batch},
-            distributions={one.key: one.distribution for one in study.request.space},
-        )
+def add(study: optuna.Study, lr: float, batch: str, value: float | None, state: TrialState) -> None:
+    trial = optuna.trial.create_trial(
+        state=state,
+        value=value,
+        params={"train.lr": lr, "train.batch_size": batch},
+        distributions={dimension.key: dimension.distribution for dimension in Request.read().space},
     )
+    study.add_trial(trial)
 
 
-def test_history_importances_and_one_panel_per_key_are_drawn(here, drawn: list[Figure]) -> None:
-    study = here.study()
-    for place, lr in enumerate((0.01, 0.02, 0.05, 0.1, 0.2, 0.4)):
-        add(study, lr, 8 if place % 2 else 16, 3 * lr, TrialState.COMPLETE)
-    add(study, 0.3, 8, 2.0, TrialState.PRUNED)
-    add(study, 0.35, 8, None, TrialState.FAIL)
-    results = Results.of(study.request, study.trials())
-    out = plot.draw(results, study.optuna, here.folder / "sweep.png")
-    assert out.stat().st_size > 10_000
-    history, weights, lr, batch = drawn[0].get_axes()
-    labels = [text.get_text() for text in history.get_legend().get_texts()]
-    assert labels == ["pruned", "complete", "best so far", "failed"]
-    assert list(history.get_lines()[2].get_ydata()) == pytest.approx([0.03] * 6)
-    assert [text.get_text() for text in weights.get_yticklabels()] == ["train.batch_size", "train.lr"]
-    assert (lr.get_xscale(), lr.get_xlabel(), history.get_yscale()) == ("log", "train.lr", "log")
-    assert [text.get_text() for text in batch.get_xticklabels()] == ["8", "16"]
-    shares = plot.importances(study.optuna, results)
-    assert sum(shares.values()) == pytest.approx(1)
-    assert shares["train.lr"] > 0.8
+def test_history_importances_and_slices_are_drawn(project, figures: dict[str, Figure]) -> None:
+    study = project.study()
+    for index, lr in enumerate((0.01, 0.02, 0.05, 0.1, 0.2, 0.4)):
+        add(study, lr, "8" if index % 2 else "16", 3 * lr, TrialState.COMPLETE)
+    add(study, 0.3, "8", 2.0, TrialState.PRUNED)
+    add(study, 0.35, "8", None, TrialState.FAIL)
+    paths = plot.plots(study, Request.read(), project.folder)
+    assert {path.name for path in paths} == {"history.png", "importances.png", "slices.png"}
+    assert all(path.stat().st_size > 5_000 for path in paths)
+    [history] = figures["history.png"].get_axes()
+    assert (history.get_ylabel(), history.get_yscale()) == ("val/loss", "log")
+    bars = figures["importances.png"].get_axes()[0]
+    assert {text.get_text() for text in bars.get_yticklabels()} == {"train.batch_size", "train.lr"}
+    slices = figures["slices.png"].get_axes()[:2]
+    assert {axes.get_xlabel() for axes in slices} == {"train.batch_size", "train.lr"}
 
 
-def test_too_few_trials_have_no_importances(here, drawn: list[Figure]) -> None:
-    study = here.study()
-    add(study, 0.1, 8, 0.5, TrialState.COMPLETE)
-    results = Results.of(study.request, study.trials())
-    plot.draw(results, study.optuna, here.folder / "sweep.png")
-    assert "too few completed trials" in [text.get_text() for text in drawn[0].get_axes()[1].texts]
+def test_too_few_trials_have_no_importances(project) -> None:
+    study = project.study()
+    add(study, 0.1, "8", 0.5, TrialState.COMPLETE)
+    paths = plot.plots(study, Request.read(), project.folder)
+    assert {path.name for path in paths} == {"history.png", "slices.png"}

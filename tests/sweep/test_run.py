@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from typing import Any
 
 import pytest
 import typer
@@ -12,198 +11,185 @@ from convoy import cli
 from convoy.core import yaml
 from convoy.core.console import info
 from convoy.core.errors import ConvoyError, DataError, RequestError, TrainingError
-from convoy.sweep import conflicts, run, worker
-from convoy.sweep.request import Request
-from convoy.sweep.study import Study
+from convoy.sweep import run
+from convoy.sweep.request import Request, check_combinations
 
 
 @pytest.fixture(autouse=True)
-def inside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run trials here: processes of their own take seconds to start (test_leader.py has them)."""
-
-    def lead(study: Study, target: int, workers: int, parent: Any, show: Any) -> None:
-        study.request.save(study.folder / "request.json")
-        worker.main(study.folder, target, 1, {"run_id": parent.run_id, "training": parent.training})
-        show.update(run.Results.of(study.request, study.trials()))
-
+def in_process(monkeypatch: pytest.MonkeyPatch, in_process_workers: type) -> None:
     def wait_until_uploaded(*_: object) -> dict[str, str]:
-        info("deliver 3 run(s): 1 of 2 kB of entries")  # as it does where that takes long
+        info("upload 3 run(s): 1 of 2 kB of entries")  # as it does where that takes long
         return {}
 
-    monkeypatch.setattr(run, "lead", lead)
+    monkeypatch.setattr(run, "Workers", in_process_workers)
     monkeypatch.setattr(run.outbox, "wait_until_uploaded", wait_until_uploaded)
 
 
-def convoy(*words: str) -> Result:
-    return CliRunner().invoke(cli.app, ["sweep", *words])
+def convoy(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.app, ["sweep", *arguments])
 
 
-def refused(kind: type[ConvoyError], *words: str) -> str:
+def error_of(kind: type[ConvoyError], *arguments: str) -> str:
     with pytest.raises(kind) as caught:
-        typer.main.get_command(cli.app)(["sweep", *words], standalone_mode=False)
+        typer.main.get_command(cli.app)(["sweep", *arguments], standalone_mode=False)
     return str(caught.value)
 
 
-def test_each_trial_is_one_line_and_the_best_values_are_a_command(here) -> None:
-    done = convoy("--trials", "2")
-    assert done.exit_code == 0, done.output
-    lines = [line for line in done.output.splitlines() if line.startswith(("trial 0  ", "trial 1  "))]
+def test_each_trial_is_one_line_and_the_best_values_are_a_command(project) -> None:
+    result = convoy("--trials", "2")
+    assert result.exit_code == 0, result.output
+    lines = [line for line in result.output.splitlines() if line.startswith(("trial 0  ", "trial 1  "))]
     assert len(lines) == 2
     assert "lr 0.1 · batch_size 16  complete" in lines[0]
-    assert "train tiny" not in done.output
-    best = run.Results.of(here.study().request, here.study().trials()).best
-    assert (
-        f"dvc exp run -S train.lr={best.values['train.lr']} -S train.batch_size={best.values['train.batch_size']}"
-        in done.output
-    )
-    again = convoy()
-    assert "2 of 4 trials are done; going on" in again.output
+    assert "train tiny" not in result.output
+    best = project.results().best.values
+    command = f"dvc exp run -S train.lr={best['train.lr']} -S train.batch_size={best['train.batch_size']}"
+    assert command in result.output
+    assert "2 of 4 trials are done" in convoy().output
 
 
-def test_no_trials_shows_what_is_there_and_makes_nothing(here) -> None:
-    done = convoy("--trials", "0")
-    assert done.exit_code == 0
-    assert (
-        "has no trial yet: train.lr 0.01 to 0.5, train.batch_size 8 | 16. Begin: convoy sweep" in done.output
-    )
-    assert not (here.folder / "sweeps").exists()
+def test_no_trials_shows_the_study_and_makes_nothing(project) -> None:
+    result = convoy("--trials", "0")
+    assert result.exit_code == 0
+    for fact in ("no trials yet", "train.lr 0.01 to 0.5, train.batch_size 8 | 16", "Start: convoy sweep"):
+        assert fact in result.output
+    assert not (project.folder / "sweeps").exists()
 
 
-def test_json_is_all_that_standard_output_holds(here) -> None:
-    done = convoy("--trials", "2", "--json")
-    found = json.loads(done.stdout)
-    assert [trial["state"] for trial in found["trials"]] == ["complete", "complete"]
-    assert found["best"] in found["trials"]
-    assert (found["metric"], found["direction"]) == ("val/loss", "minimize")
-    assert found["trials"][0]["values"] == {"train.lr": 0.1, "train.batch_size": 16}
-    assert "trial 0" in done.stderr
+def test_standard_output_holds_nothing_but_json(project) -> None:
+    result = convoy("--trials", "2", "--json")
+    content = json.loads(result.stdout)
+    assert [trial["state"] for trial in content["trials"]] == ["complete", "complete"]
+    assert content["best"] in content["trials"]
+    assert (content["metric"], content["direction"]) == ("val/loss", "minimize")
+    assert content["trials"][0]["values"] == {"train.lr": 0.1, "train.batch_size": 16}
+    assert "trial 0" in result.stderr
 
 
-def test_the_best_values_go_into_params_and_nothing_else_does(here) -> None:
+def test_the_best_values_are_written_into_params_and_nothing_else(project) -> None:
     convoy("--trials", "3")
-    best = here.results().best
-    before = (here.folder / "params.yaml").read_text(encoding="utf-8")
-    done = convoy("--trials", "0", "--apply")
-    after = (here.folder / "params.yaml").read_text(encoding="utf-8")
-    assert done.output.rstrip().endswith("Train with them: dvc repro")
-    content = yaml.read(here.folder / "params.yaml")
+    best = project.results().best
+    before = (project.folder / "params.yaml").read_text(encoding="utf-8")
+    assert "dvc repro" in convoy("--trials", "0", "--apply").output
+    after = (project.folder / "params.yaml").read_text(encoding="utf-8")
+    content = yaml.read(project.folder / "params.yaml")
     assert {key: yaml.get(content, key) for key in best.values} == best.values
     changed = [old for old, new in zip(before.splitlines(), after.splitlines(), strict=True) if old != new]
     assert all(line.strip().startswith(("lr:", "batch_size:")) for line in changed)
-    assert "holds the values of trial" in convoy("--trials", "0", "--apply").output
+    assert "already holds the values of trial" in convoy("--trials", "0", "--apply").output
 
 
-def test_nothing_is_applied_where_no_trial_is_complete(here) -> None:
-    said = refused(RequestError, "--trials", "0", "--apply")
-    assert "has no completed trial, so there is nothing to apply. Run some: convoy sweep" in said
+def test_nothing_is_applied_where_no_trial_is_complete(project) -> None:
+    error = error_of(RequestError, "--trials", "0", "--apply")
+    assert "no completed trial" in error
+    assert "Run some: convoy sweep" in error
 
 
-def test_the_higher_accuracy_is_the_better_one(here) -> None:
-    here.space("train.lr: [0.1, 0.000001]", metric="val/accuracy")
+def test_the_higher_accuracy_is_better(project) -> None:
+    project.space("train.lr: [0.1, 0.000001]", metric="val/accuracy")
     convoy("--trials", "2")
-    results = here.results()
+    results = project.results()
     assert results.best.values == {"train.lr": 0.1}
     assert results.best.value > results.rows[1].value
 
 
-def test_a_space_that_was_tried_whole_ends_the_sweep(here) -> None:
-    here.space("train.batch_size: [8, 16]")
-    done = convoy("--trials", "4")
-    assert "2 trials: 2 complete, 0 pruned, 0 failed; all 2 combinations were tried" in done.output
-    assert "going on" not in convoy("--trials", "4").output
+def test_a_space_that_was_tried_whole_ends_the_sweep(project) -> None:
+    project.space("train.batch_size: [8, 16]")
+    result = convoy("--trials", "4")
+    assert "2 trials: 2 complete, 0 pruned, 0 failed; all 2 combinations were tried" in result.output
+    assert "continuing" not in convoy("--trials", "4").output
 
 
-def test_another_space_says_that_a_new_study_begins_and_why(here) -> None:
+def test_a_changed_param_begins_a_new_study_and_is_named(project) -> None:
     convoy("--trials", "1")
-    here.set(train__epochs=2)
-    assert "a new study: params changed since sweeps/ was last added to" in convoy("--trials", "1").output
+    project.set(train__epochs=2)
+    assert "a new study: params changed" in convoy("--trials", "1").output
 
 
-def test_no_dataset_says_how_to_make_it(here) -> None:
-    shutil.rmtree(here.folder / "build")
-    assert "dvc repro prepare" in refused(DataError)
+def test_a_missing_dataset_is_refused_with_the_command_that_makes_it(project) -> None:
+    shutil.rmtree(project.folder / "build")
+    assert "dvc repro prepare" in error_of(DataError)
 
 
 @pytest.mark.parametrize(
-    ("lines", "message"),
+    ("line", "values", "key"),
     [
-        (["train.transfer.freeze: {low: 0, high: 1}"], "with freeze 1: train.transfer.freeze is 1, but network.weights is none"),
-        (["train.transfer.batch_norm: [adapt, frozen]"], "with batch_norm frozen: train.transfer.batch_norm is frozen"),
-        (["train.transfer.release: [0, {conv1: 1}]"], "with release {conv1: 1}: train.transfer.release: `conv1` is not frozen"),
+        ("train.transfer.freeze: {low: 0, high: 1}", "with freeze 1:", "network.weights"),
+        (
+            "train.transfer.batch_norm: [adapt, frozen]",
+            "with batch_norm frozen:",
+            "train.transfer.batch_norm",
+        ),
+        ("train.transfer.release: [0, {conv1: 1}]", "with release {conv1: 1}:", "train.transfer.release"),
     ],
-)  # fmt: skip
+)
 def test_values_that_exclude_each_other_are_found_before_any_trial(
-    here, lines: list[str], message: str
+    project, line: str, values: str, key: str
 ) -> None:
-    here.space(*lines)
-    said = refused(RequestError)
-    assert "sweep.space allows what cannot be trained: " + message in said
-    assert not (here.folder / "sweeps").exists()
+    project.space(line)
+    error = error_of(RequestError)
+    assert error.startswith("sweep.space")
+    assert values in error
+    assert key in error
+    assert not (project.folder / "sweeps").exists()
 
 
-def test_more_frozen_blocks_than_a_network_has_are_found_before_any_trial(here) -> None:
-    here.space("train.transfer.freeze: {low: 0, high: 2}")
+def test_more_frozen_blocks_than_a_network_has_are_found_before_any_trial(project) -> None:
+    project.space("train.transfer.freeze: {low: 0, high: 2}")
     request = Request.read()
     content = request.content | {"network": {"name": "tiny", "weights": "./best.ckpt"}}
-    with pytest.raises(
-        RequestError, match=r"with freeze 2: train\.transfer\.freeze: 2 holds all 2 blocks of tiny"
-    ):
-        conflicts.check(request.model_copy(update={"content": content}), 3, 8)
+    with pytest.raises(RequestError, match=r"with freeze 2: train\.transfer\.freeze: 2 .* 2 blocks of tiny"):
+        check_combinations(request.model_copy(update={"content": content}), 3, 8)
 
 
-def test_a_sweep_whose_trials_all_fail_says_why_and_ends_with_1(here) -> None:
-    (here.folder / "networks/large.yaml").write_text(
-        "layers:\n  - conv: {filters: 8, kernel: 11}\n  - flatten\n  - dense: classes\n", encoding="utf-8"
-    )
-    here.set(network__name="large")
-    with pytest.raises(
-        TrainingError, match="every trial failed:\nlarge does not take images of 8 px"
-    ) as caught:
+def test_a_sweep_whose_trials_all_fail_exits_with_1_and_the_reason(project) -> None:
+    project.network("large", "conv: {filters: 8, kernel: 11}", "flatten", "dense: classes")
+    project.set(network__name="large")
+    with pytest.raises(TrainingError, match=r"every trial failed:\nlarge .* 8 px") as caught:
         run.sweep(2, 1, into_params=False, as_json=False)
     assert caught.value.exit_code == 1
 
 
-def test_a_full_disk_is_said_and_the_study_is_kept(here, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_and_the_study_is_kept(project, in_process_workers, monkeypatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run, "lead", full)
-    assert "is full. Make room. The study is kept; `convoy sweep` goes on with it." in refused(TrainingError)
+    with monkeypatch.context() as patch:
+        patch.setattr(in_process_workers, "train", full)
+        error = error_of(TrainingError)
+    for fact in ("is full", str(project.folder / "sweeps"), "`convoy sweep` continues"):
+        assert fact in error
+    assert [trial.state.name for trial in project.study().trials] == ["FAIL", "WAITING"]
+    convoy("--trials", "1")
+    assert project.results().rows[0].values == {"train.lr": 0.1, "train.batch_size": 16}
 
 
-def test_ctrl_c_says_how_to_go_on(here, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(study: Study, *_: object) -> None:
-        study.ask(4)
+def test_ctrl_c_exits_with_1_and_keeps_the_values(project, in_process_workers, monkeypatch) -> None:
+    def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "lead", stop)
-        done = convoy()
-    assert done.exit_code == 1
-    assert "stopped. The study is kept; `convoy sweep` goes on with it." in done.stderr
-    assert [trial.state.name for trial in here.study().trials()] == ["FAIL", "WAITING"]
+    monkeypatch.setattr(in_process_workers, "train", stop)
+    result = convoy()
+    assert result.exit_code == 1
+    assert "`convoy sweep` continues it" in result.stderr
+    assert [trial.state.name for trial in project.study().trials] == ["FAIL", "WAITING"]
 
 
-def test_the_run_of_a_sweep_gathers_its_trials_and_goes_on_with_them(here) -> None:
+def test_the_run_of_a_sweep_gathers_its_trials_and_continues_with_them(project) -> None:
     convoy("--trials", "2")
-    study = here.study()
-    first = study.optuna.user_attrs["run"]
+    first = project.study().user_attrs["run"]
     convoy("--trials", "5")
-    assert study.optuna.user_attrs["run"] == first
-    folders = sorted((here.folder / "outbox").glob("*/journal.jsonl"))
-    assert len(folders) == 6
-    entries = [
-        json.loads(line)
-        for line in (here.folder / "outbox" / first / "journal.jsonl").read_text().splitlines()
-    ]
+    assert project.study().user_attrs["run"] == first
+    assert len(list((project.folder / "outbox").glob("*/journal.jsonl"))) == 6
+    entries = project.journal(first)
     points = [point for entry in entries if entry["kind"] == "points" for point in entry["points"]]
     last = {name: value for name, value, *_ in points}
-    best = here.results().best
+    best = project.results().best
     assert last["sweep/best_value"] == best.value
     assert last["sweep/trials"] == 5
     tags = {
         key: value for entry in entries if entry["kind"] == "tags" for key, value in entry["tags"].items()
     }
     assert yaml.load(tags["best.train.lr"]) == best.values["train.lr"]
-    kept = [entry for entry in entries if entry["kind"] == "files" and entry["folder"] == "sweep"]
-    assert len(kept) == 6
+    logged = [entry for entry in entries if entry["kind"] == "files" and entry["folder"] == "sweep"]
+    assert len(logged) >= 8  # trials, request, history and slices, twice

@@ -1,7 +1,5 @@
 """What a space may hold, and how its values are written."""
 
-import re
-
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -12,87 +10,70 @@ from convoy.sweep.request import Request
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("line", "facts"),
     [
-        ("train.lrr: [0.1, 0.2]", r"sweep\.space: unknown key train\.lrr; did you mean `train\.lr`\?"),
-        ("train.lr: [0.1, 200]", r"train\.lr is 200: input should be less than or equal to 100"),
-        (
-            "train.lr: {low: 0, high: 1}",
-            r"sweep\.space: train\.lr is 0\.0: input should be greater than 0.*range inside",
-        ),
-        ("train.lr: {low: 1, high: 0.1}", r"sweep\.space\.train\.lr is .*: low must be less than high"),
-        (
-            "train.lr: {low: 0, high: 1, log: true}",
-            r"sweep\.space\.train\.lr is .*`log: true` low must be greater than 0",
-        ),
-        (
-            "train.lr: {low: 0.1, high: 1, log: true, step: 0.1}",
-            r"`log: true` and `step` exclude each other: keep one",
-        ),
-        ("train.lr: {low: 0.1, high: 1, step: 2}", r"step is larger than the whole range"),
-        (
-            "train.lr: {low: 0.1, hgih: 1}",
-            r"unknown key sweep\.space\.train\.lr\.hgih; did you mean `sweep\.space\.train\.lr\.high`",
-        ),
-        (
-            "train.lr: 0.1",
-            r"sweep\.space\.train\.lr is 0\.1, which is one value\. Give choices, such as \[16, 32\]",
-        ),
-        ("train.lr: [0.1]", r"sweep\.space\.train\.lr is \[0\.1\]: there is nothing to choose"),
-        ("train.lr: [0.1, 0.1]", r"sweep\.space\.train\.lr names 0\.1 twice\. Name it once"),
-        ("train.optimizer: [sgd, adam]", r"train\.optimizer is 'adam': input should be 'sgd' or 'adamw'"),
-        (
-            "train.batch_size: {low: 8.5, high: 16}",
-            r"train\.batch_size is 8\.5: input should be a valid integer",
-        ),
-        (
-            "train.augment: [[crop], [crop, spin]]",
-            r"train\.augment\.1 is 'spin': input should be 'crop' or 'flip'",
-        ),
-        ("seed: [1, -1]", r"seed is -1: input should be greater than or equal to 0"),
-        ("network.name: [tiny, tinny]", r"there is no network `tinny` in networks/; did you mean `tiny`"),
-        ("network.weights: [none, imagenet]", r"no ImageNet weights for the structure of tiny"),
-        (
-            "data.image_px: [16, 32]",
-            r"data\.image_px needs another build/dataset.*dvc exp run --queue -S data\.image_px=",
-        ),
-        ("export.latency_runs: [16, 32]", r"export\.latency_runs changes no training"),
-        (
-            "train.transfer: [1, 2]",
-            r"train\.transfer is a section\. Name its keys: train\.transfer\.freeze, ",
-        ),
+        ("train.lrr: [0.1, 0.2]", ("unknown key train.lrr", "`train.lr`")),
+        ("train.lr: [0.1, 200]", ("train.lr is 200", "less than or equal to 100", "other choices")),
+        ("train.lr: {low: 0, high: 1}", ("train.lr is 0.0", "greater than 0", "range within")),
+        ("train.lr: {low: 1, high: 0.1}", ("sweep.space.train.lr", "low must be less than high")),
+        ("train.lr: {low: 0, high: 1, log: true}", ("sweep.space.train.lr", "`log: true` low must be greater than 0")),
+        ("train.lr: {low: 0.1, high: 1, log: true, step: 0.1}", ("`log: true` and `step` exclude each other",)),
+        ("train.lr: {low: 0.1, high: 1, step: 2}", ("step is larger than the whole range",)),
+        ("train.lr: {low: 0.1, hgih: 1}", ("unknown key sweep.space.train.lr.hgih", "`sweep.space.train.lr.high`")),
+        ("train.lr: 0.1", ("sweep.space.train.lr is 0.1", "such as [16, 32]", "{low: 0.01, high: 0.1, log: true}")),
+        ("train.lr: [0.1]", ("sweep.space.train.lr is [0.1]", "two choices")),
+        ("train.lr: [0.1, 0.1]", ("sweep.space.train.lr lists 0.1 twice",)),
+        ("train.optimizer: [sgd, adam]", ("train.optimizer is 'adam'", "'sgd' or 'adamw'")),
+        ("train.batch_size: {low: 8.5, high: 16}", ("train.batch_size is 8.5", "valid integer")),
+        ("train.augment: [[crop], [crop, spin]]", ("train.augment.1 is 'spin'", "'crop' or 'flip'")),
+        ("seed: [1, -1]", ("seed is -1", "greater than or equal to 0")),
+        ("network.name: [tiny, tinny]", ("`tinny`", "`tiny`")),
+        ("network.weights: [none, imagenet]", ("tiny",)),
+        ("data.image_px: [16, 32]", ("data.image_px", "dvc exp run --queue -S data.image_px=")),
+        ("export.latency_runs: [16, 32]", ("export.latency_runs does not change training",)),
+        ("train.transfer: [1, 2]", ("train.transfer is a section", "train.transfer.freeze, ")),
     ],
-)
-def test_what_a_sweep_cannot_try_is_refused_with_what_it_can(here, line: str, message: str) -> None:
-    here.space(line)
-    with pytest.raises(RequestError, match=re.compile(message, re.DOTALL)) as caught:
+)  # fmt: skip
+def test_what_a_sweep_cannot_try_is_refused_with_what_it_can(
+    project, line: str, facts: tuple[str, ...]
+) -> None:
+    project.space(line)
+    with pytest.raises(RequestError) as caught:
         Request.read()
     assert caught.value.exit_code == 2
+    for fact in facts:
+        assert fact in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("metric", "trials", "message"),
-    [("test/accuracy", "4", r"sweep\.metric is 'test/accuracy': input should be 'val/loss' or 'val/accuracy'"),
-     ("val/loss", "0", r"sweep\.trials is 0: input should be greater than or equal to 1")],
-)  # fmt: skip
-def test_a_sweep_is_never_judged_on_test_images(here, metric: str, trials: str, message: str) -> None:
-    here.sweep(
+    ("metric", "trials", "facts"),
+    [
+        ("test/accuracy", "4", ("sweep.metric is 'test/accuracy'", "'val/loss' or 'val/accuracy'")),
+        ("val/loss", "0", ("sweep.trials is 0", "greater than or equal to 1")),
+    ],
+)
+def test_a_sweep_is_never_judged_on_test_images(
+    project, metric: str, trials: str, facts: tuple[str, ...]
+) -> None:
+    project.section(
         f"\nsweep:\n  trials: {trials}\n  metric: {metric}\n  warmup_epochs: 1\n  space:\n    seed: [1, 2]\n"
     )
-    with pytest.raises(RequestError, match=message):
+    with pytest.raises(RequestError) as caught:
         Request.read()
+    for fact in facts:
+        assert fact in str(caught.value)
 
 
-def test_a_range_has_the_type_of_its_key(here) -> None:
-    here.space(
+def test_a_range_has_the_type_of_its_key(project) -> None:
+    project.space(
         "train.batch_size: {low: 8, high: 17, step: 4}",
         "train.epochs: {low: 1, high: 100, log: true}",
         "train.lr: {low: 1, high: 2}",
         "train.label_smoothing: {low: 0.0, high: 0.25, step: 0.1}",
         "train.augment: [[], [crop], [crop, flip]]",
-        "train.optimizer: [sgd, adamw]",
+        "train.weight_decay: [0.0, 0.00001]",
     )
-    batch, epochs, lr, smoothing, augment, optimizer = Request.read().space
+    batch, epochs, lr, smoothing, augment, decay = Request.read().space
     assert batch.distribution == IntDistribution(8, 16, step=4)
     assert list(batch.all()) == [8, 12, 16]
     assert epochs.distribution == IntDistribution(1, 100, log=True)
@@ -100,24 +81,31 @@ def test_a_range_has_the_type_of_its_key(here) -> None:
     assert lr.all() is None
     assert smoothing.distribution == FloatDistribution(0.0, 0.2, step=0.1)
     assert list(smoothing.all()) == [0.0, 0.1, 0.2]
-    assert augment.distribution == CategoricalDistribution(["[]", '["crop"]', '["crop", "flip"]'])
-    assert augment.value('["crop"]') == ["crop"]
-    assert augment.stored(["crop", "flip"]) == '["crop", "flip"]'
+    assert augment.distribution == CategoricalDistribution(["[]", "[crop]", "[crop, flip]"])
+    assert augment.value("[crop]") == ["crop"]
+    assert augment.stored(["crop", "flip"]) == "[crop, flip]"
     assert augment.stored(["flip"]) is None
-    assert optimizer.value("adamw") == "adamw"
-    assert (batch.stored(12), batch.stored(13), lr.stored(0.5)) == (12, None, None)
+    assert decay.ends() == (0.0, 0.00001)
+    assert [type(value) for value in decay.ends()] == [float, float]
+    assert (batch.stored(12), batch.stored(13), lr.stored(0.5), lr.stored(True)) == (12, None, None, None)
+    assert str(lr) == "train.lr 1.0 to 2.0"
+    assert str(augment) == "train.augment [] | [crop] | [crop, flip]"
 
 
-def test_numbers_are_short_enough_to_be_typed_and_stay_in_their_range(here) -> None:
-    here.space(
-        "train.lr: {low: 0.0123456, high: 0.5, log: true}",
+def test_numbers_are_short_enough_to_be_typed_and_stay_in_their_range(project) -> None:
+    project.space(
+        "train.lr: {low: 0.0123444, high: 0.5, log: true}",
         "train.warmup: {low: 0.1, high: 0.6}",
         "train.label_smoothing: {low: 0.1, high: 0.1003}",
+        "train.crop_padding: {low: 0, high: 4}",
+        "train.ema: {low: 0.0, high: 0.3, step: 0.1}",
     )
-    lr, warmup, smoothing = Request.read().space
-    assert [lr.rounded(value) for value in (0.0123457, 0.0456789, 0.5)] == [0.0123456, 0.0457, 0.5]
+    lr, warmup, smoothing, padding, ema = Request.read().space
+    assert [lr.rounded(value) for value in (0.01234441, 0.04567891, 0.5)] == [0.0123444, 0.04568, 0.5]
     assert warmup.rounded(0.123456) == 0.1235
-    assert smoothing.rounded(0.10012345) == 0.1001235
+    assert smoothing.rounded(0.10012345) == 0.100123
+    assert padding.rounded(3) == 3
+    assert ema.rounded(0.1 + 0.2) == 0.3
 
 
 def test_the_shipped_space_is_one_that_can_be_swept(repository, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,5 +127,5 @@ def test_the_check_before_the_pipeline_takes_a_space_as_one_value(
         preflight.check({"sweep.space.train.lr.low": "0.1"})
     with pytest.raises(RequestError, match=r"unknown key train\.lrr; did you mean `train\.lr`"):
         preflight.check({"train.lrr": "0.1"})
-    with pytest.raises(RequestError, match=r"sweep\.space\.train\.lr is 1, which is one value"):
+    with pytest.raises(RequestError, match=r"sweep\.space\.train\.lr is 1, a single value"):
         preflight.check({"sweep.space": "{train.lr: 1}"})

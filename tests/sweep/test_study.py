@@ -1,115 +1,171 @@
-"""A study on disk: one leader, lost trials, half-written lines."""
+"""A study on disk: what is proposed, what identifies it, trials that were lost, lines that are incomplete."""
 
+import math
 import os
 
+import optuna
 import pytest
+from optuna.trial import TrialState
 
 from convoy.core.errors import TrainingError
+from convoy.repo import locks
+from convoy.sweep import run
+from convoy.sweep.request import Request
 from convoy.sweep.results import Results
-from convoy.sweep.study import Study
+from convoy.sweep.space import combinations
+from convoy.sweep.study import JOURNAL, RepeatableSampler, begun, open_study, read_trials, recover, requeue
 
 
-def test_only_one_process_leads_a_study(here) -> None:
-    study = here.study()
-    with study.alone():
-        other = here.study()
-        with (
-            pytest.raises(
-                TrainingError, match=rf"is being swept already, by process {os.getpid()}\. .*--trials 0"
-            ),
-            other.alone(),
-        ):
-            pass
-    with other.alone():
-        pass
+def proposals(
+    request: Request, count: int, first: dict[str, object] | None = None
+) -> list[dict[str, object]]:
+    """Let Optuna minimise the distance of the learning rate from 0.05, and return what it tried."""
+    study = optuna.create_study(sampler=RepeatableSampler(request))
+    if first:
+        study.enqueue_trial(first)
+
+    def objective(trial: optuna.Trial) -> float:
+        values = {dimension.key: dimension.suggest(trial) for dimension in request.space}
+        return abs(values.get("train.lr", 0.0) - 0.05)
+
+    study.optimize(objective, n_trials=count)
+    return [trial.params for trial in study.trials]
 
 
-def test_another_space_dataset_or_fixed_value_is_another_study_and_a_swept_value_is_not(here) -> None:
-    first = here.study().request
-    here.set(train__lr=0.2, checkpoints__time_budget_min=5)
-    assert here.study().request.name == first.name
-    here.set(train__epochs=4)
-    second = here.study().request
-    assert {key for key, value in second.inputs.items() if first.inputs[key] != value} == {"params"}
-    here.space("train.lr: [0.1, 0.2]")
-    third = here.study().request
-    assert {key for key, value in third.inputs.items() if second.inputs[key] != value} >= {"space"}
-    facts = here.folder / "build/dataset/dataset.json"
-    facts.write_text(facts.read_text().replace("0" * 64, "1" * 64))
-    fourth = here.study().request
-    assert {key for key, value in fourth.inputs.items() if third.inputs[key] != value} == {"data"}
-    spec = here.folder / "networks/tiny.yaml"
-    spec.write_text(spec.read_text().replace("filters: 8", "filters: 9"))
-    fifth = here.study().request
-    assert {key for key, value in fifth.inputs.items() if fourth.inputs[key] != value} == {"network"}
-    assert len({one.name for one in (first, second, third, fourth, fifth)}) == 5
+def begin(study: optuna.Study, request: Request) -> optuna.Trial:
+    """Begin a trial whose process then dies."""
+    return study.ask({dimension.key: dimension.distribution for dimension in request.space})
 
 
-def test_a_trial_that_is_lost_is_tried_again_with_its_values(here) -> None:
-    study = here.study()
-    first = study.ask(2)
-    assert study.recover([os.getpid()]) == []
-    assert study.recover() == [0]
-    again = study.ask(2)
-    assert again.params == first.params
-    assert again.user_attrs["again_of"] == 0
-    assert [row.number for row in Results.of(study.request, study.trials()).rows] == [1]
+def test_equal_seeds_propose_equal_values_and_other_seeds_others(project) -> None:
+    request = Request.read()
+    first = proposals(request, 16)
+    assert first == proposals(request, 16)
+    project.set(seed=2)
+    assert not any(values in first for values in proposals(Request.read(), 16))
 
 
-def test_values_that_kill_two_workers_fail_and_are_not_tried_again(here) -> None:
-    study = here.study()
-    study.ask(1)
-    assert study.recover([]) == [0]
-    study.ask(1)
-    assert study.recover([]) == [1]
-    assert study.ask(1) is None
-    [row] = Results.of(study.request, study.trials()).rows
-    assert (row.number, row.state, row.reason) == (
-        1,
-        "failed",
-        "its process died twice, perhaps out of memory",
+def test_later_proposals_are_nearer_to_good_values(project) -> None:
+    found = [values["train.lr"] for values in proposals(Request.read(), 40)]
+    distances = [abs(math.log(lr / 0.05)) for lr in found]
+    assert sum(distances[10:]) / 30 < 0.7 * sum(distances[:10]) / 10
+
+
+def test_no_values_are_tried_twice_and_a_finite_space_is_tried_whole(project) -> None:
+    project.space(
+        "train.batch_size: [8, 16]", "train.crop_padding: {low: 0, high: 2}", "train.augment: [[], [crop]]"
     )
+    request = Request.read()
+    assert combinations(request.space) == 12
+    assert len({tuple(values.values()) for values in proposals(request, 12)}) == 12
 
 
-def test_a_leader_that_is_stopped_blames_no_trial(here) -> None:
-    study = here.study()
+def test_the_values_of_params_come_first_only_where_the_space_has_them(project) -> None:
+    [waiting] = project.study().trials
+    assert waiting.system_attrs["fixed_params"] == {"train.lr": 0.1, "train.batch_size": "16"}
+    project.study()
+    assert len(project.study().trials) == 1
+    project.set(train__lr=0.9, train__epochs=4)
+    assert project.study().trials == []
+
+
+def test_another_space_dataset_or_fixed_value_is_another_study_and_a_swept_value_is_not(project) -> None:
+    def changed() -> set[str]:
+        before, requests[:] = requests[0], [Request.read()]
+        return {key for key, value in requests[0].inputs.items() if before.inputs[key] != value}
+
+    requests = [Request.read()]
+    names = {requests[0].name}
+    project.set(train__lr=0.2, checkpoints__time_budget_min=5)
+    assert changed() == set()
+    facts = project.folder / "build/dataset/dataset.json"
+    spec = project.folder / "networks/tiny.yaml"
+    edits = {
+        "params": lambda: project.set(train__epochs=4),
+        "space": lambda: project.space("train.lr: [0.1, 0.2]", "train.batch_size: [8, 16]"),
+        "data": lambda: facts.write_text(facts.read_text().replace("0" * 64, "1" * 64)),
+        "network": lambda: spec.write_text(spec.read_text().replace("filters: 8", "filters: 9")),
+    }
+    for name, edit in edits.items():
+        edit()
+        assert changed() == {name}
+        names.add(requests[0].name)
+    assert len(names) == 5
+
+
+def test_only_one_process_sweeps_a_study(project) -> None:
+    request = Request.read()
+    with locks.exclusive(request.folder / run.LOCK), pytest.raises(TrainingError) as caught:
+        run.sweep(1, 1, into_params=False, as_json=False)
+    for fact in (request.name, f"process {os.getpid()} on ", "--trials 0"):
+        assert fact in str(caught.value)
+
+
+def test_a_lost_trial_is_tried_again_with_its_values(project) -> None:
+    study, request = project.study(), Request.read()
+    begin(study, request)
+    lost = begin(study, request)
+    assert recover(study) == [0, 1]
+    assert recover(study) == []
+    begin(study, request)
+    again = begin(study, request)
+    assert again.params == lost.params
+    assert [row.number for row in Results.of(request, read_trials(request)).rows] == [2, 3]
+
+
+def test_values_that_kill_two_workers_fail_and_are_not_tried_again(project) -> None:
+    study, request = project.study(), Request.read()
+    for number, again in ((0, True), (1, False)):
+        assert begin(study, request).number == number
+        assert requeue(study, number, blame=True) is again
+        study.tell(number, state=TrialState.FAIL)
+    [row] = Results.of(request, read_trials(request)).rows
+    assert (row.number, row.state) == (1, "failed")
+    assert "died twice" in row.reason
+
+
+def test_a_sweep_that_is_killed_often_blames_no_trial(project) -> None:
+    study, request = project.study(), Request.read()
     for number in range(4):
-        assert study.ask(1).number == number
-        assert study.recover() == [number]
-    assert study.ask(1).number == 4
+        assert begin(study, request).number == number
+        assert recover(study) == [number]
+    assert begin(study, request).number == 4
 
 
-def test_a_death_between_setting_aside_and_failing_doubles_no_trial(
-    here, monkeypatch: pytest.MonkeyPatch
+def test_a_death_while_a_lost_trial_is_queued_doubles_no_trial(
+    project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = here.study()
-    study.ask(1)
+    study = project.study()
+    begin(study, Request.read())
 
     def die(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(study.optuna, "tell", die)
+        patch.setattr(study, "tell", die)
         with pytest.raises(KeyboardInterrupt):
-            study.recover()
-    assert study.recover() == [0]
-    assert [trial.state.name for trial in study.trials()] == ["FAIL", "WAITING"]
+            recover(study)
+    assert recover(study) == [0]
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "WAITING"]
 
 
-def test_half_a_line_of_a_dead_writer_is_cut_off(here) -> None:
-    study = here.study()
-    study.ask(2)
-    journal = study.folder / "study.journal"
+@pytest.mark.parametrize("torn", [b'{"op_code":4,"work', b'{"op_code":4,"work{"op_code":5}\n'])
+def test_a_line_that_a_killed_writer_left_incomplete_is_removed(project, torn: bytes) -> None:
+    request = Request.read()
+    begin(project.study(), request)
+    journal = request.folder / JOURNAL
     whole = journal.read_bytes()
-    journal.write_bytes(whole + b'{"op_code":4,"work')
-    study = here.study()
-    study.ask(2)
+    journal.write_bytes(whole + torn)
+    begin(open_study(request), request)
     assert journal.read_bytes().startswith(whole + b"{")
-    assert len(Study(study.folder, study.request).trials()) == 2
+    assert len(begun(read_trials(request))) == 2
 
 
-def test_no_more_trials_are_begun_than_were_asked_for(here) -> None:
-    study = here.study()
-    assert study.ask(2) is not None
-    assert study.ask(2) is not None
-    assert study.ask(2) is None
+def test_reading_a_study_writes_nothing(project) -> None:
+    request = Request.read()
+    assert read_trials(request) == []
+    assert not request.folder.exists()
+    request.folder.mkdir(parents=True)
+    (request.folder / JOURNAL).touch()
+    assert read_trials(request) == []
+    assert [path.name for path in request.folder.iterdir()] == [JOURNAL]

@@ -1,4 +1,4 @@
-"""`convoy sweep`: try values, and keep the best."""
+"""`convoy sweep`: search hyperparameters."""
 
 import sys
 from typing import Annotated
@@ -13,7 +13,7 @@ def sweep(
         typer.Option(
             min=0,
             max=10_000,
-            help="Trials in all, those of earlier calls included; 0 shows what is there.",
+            help="Trials in all, including those of earlier calls; 0 only shows the results.",
             show_default="sweep.trials of params.yaml",
         ),
     ] = None,
@@ -21,25 +21,28 @@ def sweep(
         int, typer.Option(min=1, max=256, help="Processes at once; they share the cores.")
     ] = 1,
     apply: Annotated[
-        bool, typer.Option("--apply", help="Write the best trial's values into params.yaml; comments stay.")
+        bool,
+        typer.Option(
+            "--apply", help="Write the best trial's values into params.yaml and change nothing else in it."
+        ),
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object; progress goes to standard error.")
     ] = False,
 ) -> None:
-    """Search `sweep.space` of params.yaml for better values: each trial trains on build/dataset.
+    """Search `sweep.space` of params.yaml for better values; each trial trains on build/dataset.
 
-    Values are chosen by Optuna (TPE), trials worse than the median are stopped early, and validation images
-    alone decide. A sweep that was stopped, by Ctrl-C or by anything, goes on when it is called again.
+    Optuna's TPE sampler chooses values, trials worse than the median are stopped early, and validation images
+    alone decide. Run it again to continue a sweep that was stopped.
 
     Example: convoy sweep --trials 30 --workers 2
 
     Example: convoy sweep --trials 0 --apply
     """
-    from convoy.sweep import leader, run
+    from convoy.sweep import run
 
     try:
         run.sweep(trials, workers, into_params=apply, as_json=as_json)
     except KeyboardInterrupt:
-        print("\nstopped. " + leader.GO_ON, file=sys.stderr)
+        print("\nstopped. " + run.RESUME, file=sys.stderr)
         raise typer.Exit(1) from None

@@ -118,7 +118,13 @@ class ProgressBar:
         now = time.monotonic()
         if now - self._printed >= self._plain_seconds:
             self._printed = now
-            self.print(self._plain(now - self._started))
+            self.print(self._plain())
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Estimate the seconds that are left, from the rate so far; None without a total or a rate."""
+        speed = self._per_second()
+        return (self.total - self.done) / speed if self.total and speed else None
 
     def print(self, line: str) -> None:
         """Print a line; in a terminal it stands above the bar."""
@@ -127,14 +133,15 @@ class ProgressBar:
         else:
             print(line, file=sys.stderr if self._stderr else sys.stdout, flush=True)
 
-    def _plain(self, elapsed_s: float) -> str:
-        per_second = (self.done - self._before) / elapsed_s if elapsed_s else 0.0
-        if not per_second:
-            return f"{self.description}: {self.done:,}" + (f" of {self.total:,}" if self.total else "")
-        left = (
-            f" of {self.total:,}, {(self.total - self.done) / per_second:,.0f} s left" if self.total else ""
-        )
-        return f"{self.description}: {self.done:,}{left} ({rate(per_second)})"
+    def _per_second(self) -> float:
+        elapsed_s = time.monotonic() - self._started
+        return (self.done - self._before) / elapsed_s if elapsed_s else 0.0
+
+    def _plain(self) -> str:
+        total = f" of {self.total:,}" if self.total else ""
+        speed = self._per_second()
+        left = f", {(self.total - self.done) / speed:,.0f} s left" if self.total and speed else ""
+        return f"{self.description}: {self.done:,}{total}{left}" + (f" ({rate(speed)})" if speed else "")
 
 
 def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:

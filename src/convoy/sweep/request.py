@@ -1,4 +1,4 @@
-"""What a sweep was asked for, read once: every worker and every later day goes by the same."""
+"""What a sweep is to do, read once from params.yaml: every worker and every later call uses the same."""
 
 import itertools
 from collections.abc import Mapping
@@ -7,27 +7,36 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
-from convoy.core import files, params, yaml
+from convoy.core import files, params, stage, yaml
 from convoy.core.dataset import Dataset
+from convoy.core.errors import NetworkError, RequestError
 from convoy.models import spec
+from convoy.models.spec import Spec
 from convoy.sweep.settings import SweepParams
-from convoy.sweep.space import SECTIONS, Dimension, dimensions
+from convoy.sweep.space import SECTIONS, Dimension, describe, dimensions
 from convoy.training import weight_pins
 from convoy.training.checkpoints import training_code
 from convoy.training.settings import NetworkParams, TrainParams
 
 DATASET = Path("build/dataset")
+FOLDER = "sweeps"
+REQUEST = "request.json"
 TRIAL = Path(__file__).with_name("trial.py")
-Direction = Literal["minimize", "maximize"]
+
+FREEZING = ("network.", "train.transfer.", "train.epochs")
+"""Beginnings of the keys that decide which blocks are frozen, and until when."""
+
+MOST_CHECKED = 2000
+"""Largest number of combinations that `check_combinations` goes through."""
 
 
 class Request(BaseModel):
-    """Hold everything that decides what the trials of a study come to.
+    """Hold everything that decides the results of a study's trials.
 
     Attributes:
         content: the sections `network` and `train` and `seed` of params.yaml.
         sweep: its section `sweep`.
-        inputs: name to hash of what a study hangs on. Another one of any: another study.
+        inputs: name to hash of everything that identifies a study: when any changes, a new study begins.
         specs: every network that a trial may train, as its file described it.
     """
 
@@ -43,22 +52,21 @@ class Request(BaseModel):
         """Read params.yaml, the packed dataset and the networks.
 
         Raises:
-            RequestError: a value or a key of the space that cannot be.
+            RequestError: an invalid value or key of the space.
             DataError: there is no packed dataset.
             NetworkError: starting weights that are not pinned.
         """
         sweep = params.section("sweep", SweepParams, path)
         everything = yaml.read(path)
-        seed = params.seed(path)
         for name, kind in SECTIONS.items():
             params.section(name, kind, path)
+        content = {"seed": params.seed(path), **{name: everything[name] for name in SECTIONS}}
         space = dimensions(sweep, everything)
-        content = {"seed": seed, **{name: everything[name] for name in SECTIONS}}
         specs = {name: spec.load(name).model_dump() for name in _options("network.name", space, content)}
         inputs = {
             "data": Dataset.load(DATASET).hash,
             "space": params.digest(sweep.model_dump()["space"] | {"metric": sweep.metric}),
-            "params": params.digest(_fixed(space, content)),
+            "params": params.digest(yaml.replaced(content, {dimension.key: None for dimension in space})),
             "network": params.digest(specs),
             "weights": params.digest(_weights(space, content)),
             "code": code(),
@@ -66,13 +74,13 @@ class Request(BaseModel):
         return cls(content=content, sweep=sweep, inputs=inputs, specs=specs)
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, folder: Path) -> Self:
         """Read what `save` wrote."""
-        return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        return cls.model_validate_json((folder / REQUEST).read_text(encoding="utf-8"))
 
-    def save(self, path: Path) -> None:
-        """Write it down for workers."""
-        files.write_text(path, self.model_dump_json(indent=2) + "\n")
+    def save(self) -> None:
+        """Write it to the study's folder, for workers."""
+        files.write_text(self.folder / REQUEST, self.model_dump_json(indent=2) + "\n")
 
     @property
     def name(self) -> str:
@@ -80,26 +88,27 @@ class Request(BaseModel):
         return f"sweep-{params.digest(self.inputs)[:12]}"
 
     @property
-    def direction(self) -> Direction:
-        """Say which values of the metric are better, in Optuna's word."""
+    def folder(self) -> Path:
+        """Locate the study in the repository."""
+        return stage.repository() / FOLDER / self.name
+
+    @property
+    def direction(self) -> Literal["minimize", "maximize"]:
+        """Name the better side of the metric, in Optuna's words."""
         return "maximize" if self.sweep.metric == "val/accuracy" else "minimize"
 
     @property
     def seed(self) -> int:
-        """Give the seed of params.yaml."""
+        """Return the seed of params.yaml."""
         return int(self.content["seed"])
 
     @property
     def space(self) -> tuple[Dimension, ...]:
-        """Give the dimensions of the space."""
+        """Return the dimensions of the space."""
         return dimensions(self.sweep, self.content)
 
-    def present(self) -> dict[str, Any]:
-        """Give what params.yaml says for the keys of the space."""
-        return {key: yaml.get(self.content, key) for key in self.sweep.space}
-
     def settings(self, values: Mapping[str, Any]) -> tuple[NetworkParams, TrainParams, int]:
-        """Give the params of a trial, whose values replace those of params.yaml."""
+        """Return the params of a trial, whose values replace those of params.yaml."""
         changed = yaml.replaced(self.content, values)
         return (
             params.check("network", NetworkParams, changed["network"]),
@@ -109,26 +118,82 @@ class Request(BaseModel):
 
 
 def code() -> str:
-    """Hash the modules that decide what a trial comes to."""
+    """Hash the modules that decide a trial's result."""
     return params.digest(training_code() | {"trial": files.sha256(TRIAL)})
+
+
+def check_combinations(request: Request, classes: int, image_px: int) -> None:
+    """Find values that exclude each other before any trial, such as frozen blocks without starting weights.
+
+    Args:
+        request: its single values are valid.
+        classes: number of classes of the dataset.
+        image_px: side of its images, in pixels.
+
+    Raises:
+        RequestError: naming the values that exclude each other.
+    """
+    space = [dimension for dimension in request.space if dimension.key.startswith(FREEZING)]
+    points = itertools.product(*(dimension.ends() for dimension in space))
+    for point in itertools.islice(points, MOST_CHECKED):
+        values = {dimension.key: value for dimension, value in zip(space, point, strict=True)}
+        network, train, _ = request.settings(values)
+        transfer = train.transfer
+        if (transfer.freeze, transfer.batch_norm) == (0, "adapt") and not isinstance(
+            transfer.release, Mapping
+        ):
+            continue  # nothing is frozen or released, which fits every network
+        network_spec = Spec.model_validate(request.specs[network.name])
+        try:
+            _check_freezing(network_spec, train, classes, image_px, weights=network.weights != weight_pins.NONE)
+        except NetworkError:  # the network does not take these images: only its own trials fail
+            continue
+        except RequestError as error:
+            where = f"with {describe(values)}: " if values else ""
+            raise RequestError(
+                f"sweep.space allows values that cannot be trained together: {where}{error}\n"
+                "Remove one of these values from sweep.space, or change the value in params.yaml that excludes it."
+            ) from error
+
+
+def _check_freezing(spec: Spec, train: TrainParams, classes: int, image_px: int, *, weights: bool) -> None:
+    """Make the freezing plan of a training; no weight is allocated."""
+    # Seconds of imports, which sweeps that freeze nothing do without.
+    import torch  # noqa: PLC0415 (torch, see above)
+
+    from convoy.models import trained  # noqa: PLC0415 (torch, see above)
+    from convoy.training.freezing import Plan, blocks, refuse_without_weights  # noqa: PLC0415 (see above)
+
+    if not weights:
+        refuse_without_weights(train.transfer)
+    names = [str(number) for number in range(classes)]
+    facts = trained.ModelFacts(
+        network=spec.name,
+        spec=spec,
+        classes=names,
+        image_px=image_px,
+        fit="squash",
+        mean=[0.5] * 3,
+        std=[0.5] * 3,
+    )
+    with torch.device("meta"):
+        model = trained.make(facts, auxiliary=True)
+    Plan.of([block.name for block in blocks(model.network)], train, spec.name)
 
 
 def _options(key: str, space: tuple[Dimension, ...], content: Mapping[str, Any]) -> list[Any]:
     """List the values that a key may have in a trial."""
-    return next((list(one.choices) for one in space if one.key == key), [yaml.get(content, key)])
-
-
-def _fixed(space: tuple[Dimension, ...], content: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what trials vary."""
-    return yaml.replaced(content, {one.key: None for one in space})
+    return next(
+        (list(dimension.ends()) for dimension in space if dimension.key == key), [yaml.get(content, key)]
+    )
 
 
 def _weights(space: tuple[Dimension, ...], content: Mapping[str, Any]) -> dict[str, str]:
-    """Name the bytes of all starting weights that a trial may begin with."""
-    asked = [one for one in _options("network.weights", space, content) if one != weight_pins.NONE]
-    if not asked:
+    """Hash all starting weights that a trial may begin with."""
+    chosen = [source for source in _options("network.weights", space, content) if source != weight_pins.NONE]
+    if not chosen:
         return {}
-    pairs = itertools.product(asked, _options("network.name", space, content))
+    pairs = itertools.product(chosen, _options("network.name", space, content))
     return {
         f"{source} {name}": weight_pins.find(source, spec.load(name)).weights_sha256 for source, name in pairs
     }

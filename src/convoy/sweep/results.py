@@ -2,15 +2,17 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from convoy.core import yaml
+from convoy.core import console, yaml
 from convoy.sweep.request import Request
-from convoy.sweep.study import DIED, EPOCHS, REASON, begun
+from convoy.sweep.space import describe
+from convoy.sweep.study import EPOCHS, REASON, begun
 
 STATES = {
     TrialState.COMPLETE: "complete",
@@ -18,19 +20,20 @@ STATES = {
     TrialState.FAIL: "failed",
     TrialState.RUNNING: "running",
 }
+DIED = "its process died twice, perhaps out of memory"
 
 
 @dataclass(frozen=True)
 class Row:
-    """Say what became of a trial.
+    """Describe a trial.
 
     Attributes:
-        number: Optuna's, 0 for the first; numbers are missing where a trial was lost and tried again.
+        number: Optuna's, 0 for the first; numbers are missing where a trial was lost and queued again.
         state: complete | pruned | failed | running.
-        value: of the metric: in the epoch that was kept, or in the last one of a pruned trial.
+        value: of the metric: in the best epoch, or in the last one of a pruned trial.
         values: what it tried, by flat key.
         epochs: trained so far.
-        of: epochs that it was to train; 0 where that was never said.
+        of: epochs that it was to train; 0 where it never began to train.
         seconds: from beginning to end.
         reason: why it failed.
     """
@@ -44,6 +47,11 @@ class Row:
     seconds: float | None
     reason: str
 
+    @property
+    def progress(self) -> str:
+        """Show how far the trial trained, such as `3/10`."""
+        return f"{self.epochs}/{self.of}" if self.of else ""
+
 
 @dataclass(frozen=True)
 class Results:
@@ -55,7 +63,7 @@ class Results:
 
     @classmethod
     def of(cls, request: Request, trials: Sequence[FrozenTrial]) -> "Results":
-        """Read the trials; those that were lost and are tried again are left out."""
+        """Read the trials; those that were lost and queued again are left out."""
         rows = tuple(_row(request, trial) for trial in begun(trials))
         complete = [row for row in rows if row.state == "complete"]
         sign = -1 if request.direction == "maximize" else 1
@@ -68,11 +76,11 @@ class Results:
 
     @property
     def done(self) -> int:
-        """Count the trials that came to an end."""
+        """Count the trials that ended."""
         return self.count("complete", "pruned", "failed")
 
-    def facts(self) -> dict[str, Any]:
-        """Give everything as JSON takes it."""
+    def as_json(self) -> dict[str, Any]:
+        """Return everything as JSON takes it."""
         return {
             "study": self.request.name,
             "metric": self.request.sweep.metric,
@@ -82,53 +90,95 @@ class Results:
             "trials": [asdict(row) for row in self.rows],
         }
 
-    def table(self) -> str:
-        """Write the trials as CSV."""
+    def csv(self) -> str:
+        """Return the trials as CSV."""
         text = io.StringIO()
-        keys = list(self.request.sweep.space)
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["trial", "state", self.request.sweep.metric, *keys, "epochs", "seconds", "reason"])
-        for row in self.rows:
-            values = [yaml.inline(row.values[key]) if key in row.values else "" for key in keys]
-            seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
-            value = "" if row.value is None else repr(row.value)
-            writer.writerow([row.number, row.state, value, *values, row.epochs, seconds, row.reason])
+        writer.writerow([*self._header(), "reason"])
+        writer.writerows([*_cells(row, self._keys, repr), row.reason] for row in self.rows)
         return text.getvalue()
 
-    def lines(self) -> list[str]:
-        """Lay the trials out for people, by number; the best is marked."""
-        keys = list(self.request.sweep.space)
-        cells = [["trial", "state", self.request.sweep.metric, *keys, "epochs", "seconds", ""]]
-        for row in self.rows:
-            mark = "best" if row == self.best else row.reason.partition("\n")[0]
-            values = [yaml.inline(row.values[key]) if key in row.values else "" for key in keys]
-            value = "" if row.value is None else f"{row.value:.4f}"
-            seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
-            cells.append([str(row.number), row.state, value, *values, epochs(row), seconds, mark])
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        return [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in cells
-        ]
+    def table(self) -> str:
+        """Lay out the trials by number; the best is marked."""
+        notes = ["best" if row == self.best else row.reason.partition("\n")[0] for row in self.rows]
+        cells = [_cells(row, self._keys, "{:.4f}".format) for row in self.rows]
+        rows = [[*row, note] for row, note in zip(cells, notes, strict=True)]
+        return console.table([*self._header(), ""], rows)
+
+    @property
+    def _keys(self) -> list[str]:
+        return list(self.request.sweep.space)
+
+    def _header(self) -> list[str]:
+        return ["trial", "state", self.request.sweep.metric, *self._keys, "epochs", "seconds"]
 
 
-def epochs(row: Row) -> str:
-    """Say how far a trial trained."""
-    return f"{row.epochs}/{row.of}" if row.of else ""
+class Progress:
+    """Print a line for each trial that ends, and show what runs, from any thread."""
+
+    def __init__(self, bar: console.ProgressBar, request: Request) -> None:
+        """Report to `bar`."""
+        self.bar = bar
+        self._request = request
+        self._running: dict[int, str] = {}
+
+    def epoch(self, number: int, done: int, of: int) -> None:
+        """Show that a trial trains the epoch after `done`."""
+        self._running[number] = f"trial {number} epoch {min(done + 1, of)}/{of}"
+        self._update()
+
+    def ended(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Print a trial that ended: a callback of `Study.optimize`."""
+        results = Results.of(self._request, study.get_trials(deepcopy=False))
+        self._running.pop(trial.number, None)
+        self.bar.done = results.done
+        for row in results.rows:  # a trial that was lost is not among them
+            if row.number == trial.number:
+                self.bar.print(_line(row, results, self.bar))
+        self._update()
+
+    def _update(self) -> None:
+        running = ", ".join(list(self._running.values()))  # the list: other threads may change it meanwhile
+        self.bar.update(description=f"sweep: {running or 'starting'}")
+
+
+def _line(row: Row, results: Results, bar: console.ProgressBar) -> str:
+    metric = results.request.sweep.metric
+    parts = [
+        f"trial {row.number}",
+        f"{metric} {row.value:.4f}" if row.value is not None else row.reason.partition("\n")[0],
+        describe(row.values),
+        f"{row.state} at epoch {row.progress}" if row.state == "pruned" else row.state,
+        f"{row.seconds or 0.0:.1f} s",
+    ]
+    if results.best and results.best.value is not None:
+        parts.append(f"best {results.best.value:.4f} (trial {results.best.number})")
+    if left := bar.remaining_s:
+        parts.append(f"{results.done} of {bar.total}, {left:,.0f} s left")
+    return "  ".join(parts)
+
+
+def _cells(row: Row, keys: Sequence[str], number: Callable[[float], str]) -> list[str]:
+    values = [yaml.inline(row.values[key]) if key in row.values else "" for key in keys]
+    value = "" if row.value is None else number(row.value)
+    seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
+    return [str(row.number), row.state, value, *values, row.progress, seconds]
 
 
 def _row(request: Request, trial: FrozenTrial) -> Row:
     state = STATES[trial.state]
-    reason = trial.user_attrs.get(REASON) or (DIED if state == "failed" else "")
+    values = {
+        dimension.key: dimension.value(trial.params[dimension.key])
+        for dimension in request.space
+        if dimension.key in trial.params
+    }
     return Row(
         number=trial.number,
         state=state,
         value=trial.value if state in {"complete", "pruned"} else None,
-        values={
-            one.key: one.value(trial.params[one.key]) for one in request.space if one.key in trial.params
-        },
+        values=values,
         epochs=max(trial.intermediate_values, default=0),
         of=trial.user_attrs.get(EPOCHS, 0),
         seconds=trial.duration.total_seconds() if trial.duration else None,
-        reason=reason,
+        reason=trial.user_attrs.get(REASON) or (DIED if state == "failed" else ""),
     )

@@ -1,4 +1,4 @@
-"""What `convoy sweep` does: read the request, lead the trials, say what came of it."""
+"""What `convoy sweep` does: read the request, run the trials, report the results."""
 
 import contextlib
 import errno
@@ -6,134 +6,188 @@ import json
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from convoy.core import files, params, yaml
+import optuna
+
+from convoy.core import contract, files, params, yaml
+from convoy.core.console import ProgressBar
 from convoy.core.dataset import Dataset
 from convoy.core.errors import RequestError, TrainingError
-from convoy.sweep import conflicts
-from convoy.sweep.leader import GO_ON, lead
-from convoy.sweep.request import DATASET, Request
-from convoy.sweep.results import Results
-from convoy.sweep.show import Show
-from convoy.sweep.space import describe
-from convoy.sweep.study import FOLDER, JOURNAL, REQUEST, RUN, Study, folder_of
-from convoy.sweep.suggest import combinations
+from convoy.repo import locks
+from convoy.sweep.request import DATASET, FOLDER, REQUEST, Request, check_combinations
+from convoy.sweep.results import Progress, Results
+from convoy.sweep.space import combinations, describe
+from convoy.sweep.study import EPOCHS, REASON, RUN, begun, open_study, read_trials, recover, requeue
+from convoy.sweep.worker import WorkerDied, Workers
 from convoy.tracking import outbox, stages
 from convoy.tracking.run import Run
 
-LARGEST = 10_000
-"""Most trials that can be asked for."""
+LOCK = "sweep.lock"
+
+LOG_EVERY_S = 60.0
+"""Seconds between two lines of progress in a log."""
+
+RESUME = "The study is kept; `convoy sweep` continues it."
+
+
+class TrialFailed(Exception):  # noqa: N818 (says that a trial failed, which ends no sweep)
+    """A trial could not be trained; its reason is in the study."""
 
 
 def sweep(trials: int | None, workers: int, *, into_params: bool, as_json: bool) -> None:
-    """Bring the study of params.yaml to a number of trials, and print what it came to.
+    """Bring the study of params.yaml to a number of trials, and print the results.
 
     Args:
-        trials: in all, those of earlier calls included; 0 looks only; None: `sweep.trials`.
+        trials: in all, those of earlier calls included; 0 only shows; None: `sweep.trials`.
         workers: processes at once.
         into_params: write the best trial's values into params.yaml.
         as_json: print one JSON object; progress goes to standard error.
 
     Raises:
-        RequestError: a value that cannot be; nothing to apply.
+        RequestError: an invalid value; nothing to apply.
         DataError: there is no packed dataset.
-        TrainingError: every trial failed; the disk is full; another process sweeps.
+        TrainingError: every trial failed; the disk is full; another process runs this sweep.
         KeyboardInterrupt: the study is kept.
     """
     request = Request.read()
-    folder = folder_of(request)
     count = combinations(request.space)
-    target = min(request.sweep.trials if trials is None else trials, count or LARGEST)
-    with _room(folder):
-        results = _look(folder, request)
+    target = request.sweep.trials if trials is None else trials
+    target = min(target, count or target)
+    with _errors_explained(request):
+        results = Results.of(request, read_trials(request))
         if results.done < target:
             dataset = Dataset.load(DATASET)
-            conflicts.check(request, len(dataset.classes), dataset.image_px)
-            study = Study(folder, request)
-            with study.alone(), contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
-                results = _run(study, target, workers, aside=as_json)
-                _deliver(study)
+            check_combinations(request, len(dataset.classes), dataset.image_px)
+            stdout = sys.stderr if as_json else sys.stdout
+            with locks.exclusive(request.folder / LOCK), contextlib.redirect_stdout(stdout):
+                results = _run(request, results, target, workers, as_json=as_json)
     if not as_json:
-        table = [*results.lines(), ""] if results.rows else []
-        for line in [*table, *_summary(results, count)]:
-            print(line)
+        print("\n".join([*([results.table(), ""] if results.rows else []), *_summary(results, count)]))
     if results.rows and results.count("failed") == len(results.rows):
         reasons = sorted({row.reason for row in results.rows})
-        raise TrainingError("\n".join(["every trial failed:", *reasons, f"Logs: {folder}/trial-*.log"]))
+        raise TrainingError(
+            "\n".join(["every trial failed:", *reasons, f"Logs: {request.folder}/trial-*.log"])
+        )
     applied = _apply(results) if into_params else []
     if as_json:
-        print(json.dumps(results.facts() | {"applied": applied}, ensure_ascii=False))
-        return
-    for line in _next(results, applied, into_params=into_params):
-        print(line)
+        print(json.dumps(results.as_json() | {"applied": applied}, ensure_ascii=False))
+    elif results.best and into_params:
+        unchanged = f"{params.PARAMS_FILE} already holds the values of trial {results.best.number}"
+        print("\n".join(["", *(applied or [unchanged]), "Train with them: dvc repro"]))
+    elif results.best:
+        print("\nWrite the best values into params.yaml:  convoy sweep --trials 0 --apply")
+        words = [f"{key}={yaml.inline(value)}" for key, value in results.best.values.items()]
+        options = " ".join(f"-S {shlex.quote(word)}" for word in words)
+        print(f"Train with them once:  dvc exp run {options}")
 
 
-def _next(results: Results, applied: list[str], *, into_params: bool) -> list[str]:
-    """Say what changed, or what to type."""
-    if results.best is None:
-        return []
-    if into_params:
-        nothing = f"{params.PARAMS_FILE} holds the values of trial {results.best.number} already"
-        return ["", *(applied or [nothing]), "Train with them: dvc repro"]
-    return [
-        "",
-        "Keep the best values in params.yaml:  convoy sweep --trials 0 --apply",
-        f"Train with them once:  {command(results)}",
-    ]
+class TrialReporter:
+    """Pass what a worker reports of a trial on to the study and the display."""
+
+    def __init__(self, trial: optuna.Trial, progress: Progress) -> None:
+        self._trial = trial
+        self._progress = progress
+        self._epochs = 0
+
+    def started(self, attributes: Mapping[str, Any]) -> None:
+        """Store attributes of the trial."""
+        for key, value in attributes.items():
+            self._trial.set_user_attr(key, value)
+        self._epochs = int(attributes[EPOCHS])
+        self._progress.epoch(self._trial.number, 0, self._epochs)
+
+    def report(self, epoch: int, value: float) -> bool:
+        """Store the metric of an epoch; return whether to prune."""
+        self._trial.report(value, epoch)
+        self._progress.epoch(self._trial.number, epoch, self._epochs)
+        return self._trial.should_prune()
 
 
-def command(results: Results) -> str:
-    """Give the command that trains with the best values without editing."""
-    if results.best is None:
-        raise RequestError(_nothing(results))
-    words = [f"{key}={yaml.inline(value)}" for key, value in results.best.values.items()]
-    return "dvc exp run " + " ".join(f"-S {shlex.quote(word)}" for word in words)
+def optimize(
+    study: optuna.Study, request: Request, target: int, workers: Workers, progress: Progress
+) -> None:
+    """Run trials until the study has `target` of them.
+
+    Raises:
+        TrainingError: a cause that concerns every trial, such as a changed dataset.
+        OSError: the disk is full.
+        KeyboardInterrupt: the workers were stopped.
+    """
+    choosing = threading.Lock()
+
+    def train(trial: optuna.Trial) -> float:
+        with choosing:  # so that two trials at once do not choose the same
+            values = {dimension.key: dimension.suggest(trial) for dimension in request.space}
+        try:
+            outcome = workers.train(trial.number, values, TrialReporter(trial, progress))
+        except WorkerDied as death:
+            again = requeue(study, trial.number, blame=True)
+            result = "is tried again" if again else "failed: its values killed another worker before"
+            progress.bar.print(f"a worker died of {death}: trial {trial.number} {result}")
+            raise
+        except BaseException as cause:
+            workers.stop(cause)
+            with contextlib.suppress(OSError):  # on a full disk the trial stays as running, for `recover`
+                requeue(study, trial.number, blame=False)
+            raise
+        if outcome.state == "pruned":
+            raise optuna.TrialPruned
+        if outcome.state == "failed":
+            trial.set_user_attr(REASON, outcome.reason)
+            raise TrialFailed
+        return outcome.value
+
+    while (left := target - len(begun(study.get_trials(deepcopy=False)))) > 0:  # lost trials are replaced
+        try:
+            study.optimize(
+                train,
+                n_trials=left,
+                n_jobs=min(workers.count, left),
+                catch=(TrialFailed, WorkerDied),
+                callbacks=[progress.ended],
+            )
+        finally:
+            if workers.cause:  # that of the first thread; the others were interrupted
+                raise workers.cause
 
 
-def _look(folder: Path, request: Request) -> Results:
-    """Read what is there, without making anything."""
-    trials = Study(folder, request).trials() if (folder / JOURNAL).exists() else []
-    return Results.of(request, trials)
-
-
-def _run(study: Study, target: int, workers: int, *, aside: bool) -> Results:
-    """Lead workers inside one run, and give that run what came of them, also where it was stopped."""
-    request = study.request
-    known = Results.of(request, study.trials())
-    tags = {"convoy.sweep": request.name, "convoy.data_hash": request.inputs["data"]}
-    with Show(known, target, workers, aside=aside) as show:
-        for line in _opening(study, known, target, workers):
-            show.say(line)
-        lost = study.recover()
-        if lost:
-            show.say(f"lost with their processes, tried again: trial {', '.join(map(str, lost))}")
-        keys = ", ".join(key.rpartition(".")[2] for key in request.sweep.space)
-        before = study.optuna.user_attrs.get(RUN)
-        with stages.standalone(f"sweep · {keys}", tags, resumed=before) as run:
-            study.optuna.set_user_attr(RUN, run.reference.run_id)
+def _run(request: Request, known: Results, target: int, workers: int, *, as_json: bool) -> Results:
+    """Run trials inside one MLflow run, and log the results in it, also where the sweep was stopped."""
+    changed = _changed_inputs(request)
+    study = open_study(request)
+    workers = min(workers, target - known.done)
+    tags = {"convoy.sweep": request.name, contract.DATA_HASH: request.inputs["data"]}
+    keys = ", ".join(key.rpartition(".")[2] for key in request.sweep.space)
+    with ProgressBar("sweep", target, done=known.done, stderr=as_json, plain_seconds=LOG_EVERY_S) as bar:
+        bar.print(f"{request.name}: {_space(request)}, by {request.sweep.metric}, {workers} at once")
+        if known.rows:
+            bar.print(f"{known.done} of {target} trials are done; continuing")
+        elif changed:
+            bar.print(f"a new study: {changed} changed since the latest in {FOLDER}/")
+        if lost := recover(study):
+            bar.print(f"lost with their processes, tried again: trial {', '.join(map(str, lost))}")
+        with stages.standalone(f"sweep · {keys}", tags, resumed=study.user_attrs.get(RUN)) as run:
+            study.set_user_attr(RUN, run.reference.run_id)
+            pictures = False
             try:
-                lead(study, target, min(workers, target - known.done), run.reference, show)
-            except BaseException:
-                study.recover()
-                _publish(run, study, Results.of(request, study.trials()), picture=False)
-                raise
-            results = Results.of(request, study.trials())
-            _publish(run, study, results, picture=bool(results.best))
+                with Workers(request, run.reference, workers) as pool:
+                    optimize(study, request, target, pool, Progress(bar, request))
+                pictures = True
+            finally:
+                results = Results.of(request, study.get_trials(deepcopy=False))
+                _log(run, study, results, pictures=pictures and bool(results.best))
+    runs = [study.user_attrs[RUN], *(trial.user_attrs.get(RUN) for trial in study.get_trials(deepcopy=False))]
+    left = outbox.wait_until_uploaded([run for run in runs if run], outbox.folder(), outbox.WAIT_SECONDS)
+    outbox.warn_once(dict(list(left.items())[:1]), outbox.folder())
     return results
 
 
-def _deliver(study: Study) -> None:
-    """See the runs delivered, or say once why they are not."""
-    runs = [study.optuna.user_attrs[RUN], *(trial.user_attrs.get(RUN) for trial in study.trials())]
-    where = outbox.folder()
-    left = outbox.wait_until_uploaded([run for run in runs if run], where, outbox.WAIT_SECONDS)
-    outbox.warn_once(dict(list(left.items())[:1]), where)
-
-
-def _publish(run: Run, study: Study, results: Results, *, picture: bool) -> None:
-    """Give the run of a sweep its figures and the trials, and the picture, which takes seconds."""
+def _log(run: Run, study: optuna.Study, results: Results, *, pictures: bool) -> None:
+    """Log counts, the best values, the trials and, which takes seconds, the pictures."""
     counts = {state: results.count(state) for state in ("complete", "pruned", "failed")}
     run.log_metrics(
         {f"sweep/{state}": float(count) for state, count in counts.items()}
@@ -144,86 +198,70 @@ def _publish(run: Run, study: Study, results: Results, *, picture: bool) -> None
         run.log_metrics({"sweep/best_value": float(results.best.value or 0.0)})
         run.set_tags({f"best.{key}": yaml.inline(value) for key, value in results.best.values.items()})
         run.set_tags({"best.trial": str(results.best.number)})
-    with tempfile.TemporaryDirectory(dir=study.folder, prefix="out-") as scratch:
+    with tempfile.TemporaryDirectory(dir=results.request.folder, prefix="out-") as scratch:
         table = Path(scratch) / "trials.csv"
-        files.write_text(table, results.table())
+        files.write_text(table, results.csv())
         run.log_file(table, "sweep")
-        run.log_file(study.folder / REQUEST, "sweep")
-        if picture:
-            from convoy.sweep.plot import draw  # noqa: PLC0415 (imports scikit-learn)
+        run.log_file(results.request.folder / REQUEST, "sweep")
+        if pictures:
+            from convoy.sweep.plot import plots  # noqa: PLC0415 (matplotlib takes seconds)
 
-            run.log_file(draw(results, study.optuna, Path(scratch) / "sweep.png"), "sweep")
-
-
-def _opening(study: Study, known: Results, target: int, workers: int) -> list[str]:
-    """Say what begins, or what is gone on with."""
-    request = study.request
-    what = f"{request.name}: {describe_space(request)}, by {request.sweep.metric}, {workers} at once"
-    if known.rows:
-        return [what, f"{known.done} of {target} trials are done; going on"]
-    lines = [f"{what}, {target} trials"]
-    if changed := _since_the_last(study):
-        lines.append(f"a new study: {changed} changed since {FOLDER}/ was last added to")
-    return lines
+            for picture in plots(study, results.request, Path(scratch)):
+                run.log_file(picture, "sweep")
 
 
-def describe_space(request: Request) -> str:
-    """Name the keys and their ranges."""
-    found = []
-    for one in request.space:
-        low, *_, high = one.ends()
-        span = " | ".join(map(yaml.inline, one.choices)) or f"{yaml.inline(low)} to {yaml.inline(high)}"
-        found.append(f"{one.key} {span}")
-    return ", ".join(found)
+def _space(request: Request) -> str:
+    return ", ".join(map(str, request.space))
 
 
-def _since_the_last(study: Study) -> str:
+def _changed_inputs(request: Request) -> str:
     """Name the inputs in which the newest other study differs; empty where there is none."""
-    others = [path for path in study.folder.parent.glob(f"*/{REQUEST}") if path.parent != study.folder]
+    others = [path for path in request.folder.parent.glob(f"*/{REQUEST}") if path.parent != request.folder]
     if not others:
         return ""
     last = files.read_json(max(others, key=lambda path: path.stat().st_mtime)).get("inputs", {})
-    return ", ".join(name for name, value in study.request.inputs.items() if last.get(name) != value)
+    return ", ".join(name for name, value in request.inputs.items() if last.get(name) != value)
 
 
 def _summary(results: Results, count: int | None) -> list[str]:
     request = results.request
     if not results.rows:
-        return [f"{request.name} has no trial yet: {describe_space(request)}. Begin: convoy sweep"]
+        return [f"{request.name} has no trials yet: {_space(request)}. Start: convoy sweep"]
     lines = [
         f"{results.done} trials: {results.count('complete')} complete, {results.count('pruned')} pruned, "
         f"{results.count('failed')} failed"
         + (f"; all {count} combinations were tried" if count is not None and results.done >= count else "")
     ]
-    if results.best:
-        best = results.best
+    if best := results.best:
         lines.append(
-            f"best {request.sweep.metric} {best.value:.4f}, trial {best.number}: {describe(best.values)}. It is the best of "
-            "noisy values, so expect less of it; docs/sweep.md says how to confirm it."
+            f"best {request.sweep.metric} {best.value:.4f}, trial {best.number}: {describe(best.values)}. "
+            "The best of noisy values overestimates; docs/sweep.md shows how to confirm it."
         )
     return lines
 
 
-def _nothing(results: Results) -> str:
-    return (
-        f"{results.request.name} has no completed trial, so there is nothing to apply"
-        + (f" ({results.done} are pruned or failed). " if results.done else ". ")
-        + "Run some: convoy sweep"
-    )
-
-
 def _apply(results: Results) -> list[str]:
     if results.best is None:
-        raise RequestError(_nothing(results))
+        raise RequestError(
+            f"{results.request.name} has no completed trial, so there is nothing to apply"
+            + (f" ({results.done} are pruned or failed). " if results.done else ". ")
+            + "Run some: convoy sweep"
+        )
     return yaml.update(params.PARAMS_FILE, results.best.values)
 
 
 @contextlib.contextmanager
-def _room(folder: Path) -> Iterator[None]:
-    """Say a full disk as what it is."""
+def _errors_explained(request: Request) -> Iterator[None]:
     try:
         yield
+    except locks.AlreadyRunning as error:
+        raise TrainingError(
+            f"{request.name} is already being swept by {error.owner}. Wait, stop it with Ctrl-C, or look: "
+            "convoy sweep --trials 0"
+        ) from error
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
-        raise TrainingError(f"the disk that holds {folder} is full. Make room. {GO_ON}") from error
+        raise TrainingError(
+            f"the disk that holds {request.folder} is full. Free some space. {RESUME}"
+        ) from error

@@ -14,12 +14,12 @@ Number = int | float
 
 
 class Range(Section):
-    """Bound the values of a key; evenly spread unless `log`, every one between unless `step`."""
+    """Bound the values of a key; evenly spread unless `log`, continuous unless `step`."""
 
-    low: Number
-    high: Number
-    log: bool = False
-    step: Annotated[Number | None, Field(gt=0)] = None
+    low: Annotated[Number, Field(description="lowest value")]
+    high: Annotated[Number, Field(description="highest value")]
+    log: Annotated[bool, Field(description="spread evenly on a logarithmic scale")] = False
+    step: Annotated[Number | None, Field(gt=0, description="distance between two values")] = None
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -35,12 +35,25 @@ class Range(Section):
 
 
 class SweepParams(Section):
-    """Choose what a sweep tries, how often, and by what it judges."""
+    """Choose what a sweep tries, how often, and by which metric it decides."""
 
-    trials: Annotated[int, Field(ge=1, le=10_000)]
-    metric: Metric
-    warmup_epochs: Annotated[int, Field(ge=1, le=10_000)]
-    space: Annotated[dict[str, Range | list[Any]], Field(min_length=1)]
+    trials: Annotated[
+        int, Field(ge=1, le=10_000, description="trials of a sweep in all, pruned and failed ones included")
+    ]
+    metric: Annotated[
+        Metric,
+        Field(description="metric that compares trials, in the epoch whose weights each trial keeps"),
+    ]
+    warmup_epochs: Annotated[
+        int,
+        Field(
+            ge=1, le=10_000, description="epochs before a trial may be pruned for being worse than the median"
+        ),
+    ]
+    space: Annotated[
+        dict[str, Range | list[Any]],
+        Field(min_length=1, description="keys of network and train, or seed, and the values to try"),
+    ]
 
     @field_validator("space", mode="before")
     @classmethod
@@ -59,15 +72,15 @@ def _values(key: str, item: object) -> Range | list[Any]:
         return params.check(name, Range, item)
     if not isinstance(item, list):
         raise RequestError(
-            f"{params.PARAMS_FILE}: {name} is {item!r}, which is one value. Give choices, such as [16, 32], or a range, "
+            f"{params.PARAMS_FILE}: {name} is {item!r}, a single value. Give choices, such as [16, 32], or a range, "
             "such as {low: 0.01, high: 0.1, log: true}."
         )
     if len(item) < 2:
         raise RequestError(
-            f"{params.PARAMS_FILE}: {name} is {item!r}: there is nothing to choose. Give two choices or more, or take "
-            "the key out of sweep.space."
+            f"{params.PARAMS_FILE}: {name} is {item!r}, which leaves nothing to choose. Give two choices or more, or "
+            "remove the key from sweep.space."
         )
-    for place, one in enumerate(item):
-        if one in item[:place]:
-            raise RequestError(f"{params.PARAMS_FILE}: {name} names {one!r} twice. Name it once.")
+    for index, choice in enumerate(item):
+        if choice in item[:index]:
+            raise RequestError(f"{params.PARAMS_FILE}: {name} lists {choice!r} twice. List it once.")
     return item

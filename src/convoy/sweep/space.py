@@ -1,11 +1,11 @@
-"""The values that a sweep may try: which keys, in which ranges, each valid where it will stand."""
+"""The search space: which keys a sweep varies, in which ranges, each value valid where it will stand."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import optuna
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -21,71 +21,72 @@ from convoy.training.settings import NetworkParams, TrainParams
 SECTIONS: dict[str, type[params.Section]] = {"network": NetworkParams, "train": TrainParams}
 """The sections of params.yaml that decide a training, besides `seed`."""
 
-FINE = 1000
-"""Steps that a range without `step` is rounded to, so that a value can be typed as it was tried."""
-
 
 @dataclass(frozen=True)
 class Dimension:
-    """Hold one key of the space.
-
-    Attributes:
-        key: flat name, such as `train.lr`.
-        distribution: Optuna's; choices that are no plain values stand in it as JSON.
-        choices: the values themselves, where they are listed.
-    """
+    """Hold one key of the space: its flat name and Optuna's distribution, in which choices are YAML text."""
 
     key: str
     distribution: BaseDistribution
-    choices: tuple[Any, ...] = ()
+
+    def suggest(self, trial: optuna.Trial) -> Any:  # noqa: ANN401 (as wide as YAML)
+        """Have the trial's sampler choose, and return the value for params.yaml."""
+        kind = self.distribution
+        if isinstance(kind, CategoricalDistribution):
+            return self.value(trial.suggest_categorical(self.key, kind.choices))
+        if isinstance(kind, IntDistribution):
+            return trial.suggest_int(self.key, kind.low, kind.high, step=kind.step, log=kind.log)
+        if isinstance(kind, FloatDistribution):
+            return trial.suggest_float(self.key, kind.low, kind.high, step=kind.step, log=kind.log)
+        raise TypeError(kind)
 
     def value(self, stored: Any) -> Any:  # noqa: ANN401 (as wide as YAML)
-        """Turn what Optuna keeps into the value for params.yaml."""
-        if isinstance(self.distribution, CategoricalDistribution):
-            return self.choices[int(self.distribution.to_internal_repr(stored))]
-        return stored
+        """Convert what Optuna stores into the value for params.yaml."""
+        return yaml.load(stored) if isinstance(self.distribution, CategoricalDistribution) else stored
 
     def stored(self, value: Any) -> Any:  # noqa: ANN401 (as wide as YAML)
-        """Turn a value into what Optuna keeps; None where the space does not have it."""
-        if self.choices:
-            return _storable(value) if value in self.choices else None
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            return None
+        """Convert a value into what Optuna stores; None where the space does not contain it."""
         kind = self.distribution
-        if isinstance(kind, IntDistribution) and not float(value).is_integer():
+        if isinstance(kind, CategoricalDistribution):
+            return yaml.inline(value) if yaml.inline(value) in kind.choices else None
+        numbers = (int,) if isinstance(kind, IntDistribution) else (int, float)
+        if isinstance(value, bool) or not isinstance(value, numbers):
             return None
-        inside = kind._contains(value)  # noqa: SLF001 (Optuna has no public way to ask)
-        return value if inside else None
+        return value if kind._contains(value) else None  # noqa: SLF001 (Optuna has no public test)
 
     def rounded(self, stored: Any) -> Any:  # noqa: ANN401 (as wide as YAML)
-        """Shorten a number between two that are as good: what is written down is what was tried."""
+        """Shorten a number to the digits that matter: what is written down is what was tried."""
         kind = self.distribution
         if not isinstance(kind, FloatDistribution):
             return stored
         if kind.step is not None:
             return float(f"{stored:.10g}")
-        if kind.log:
-            digits = 3 if kind.high > 1.1 * kind.low else 6
-            near = float(f"{stored:.{digits}g}")
-        else:
-            near = round(stored, max(0, math.ceil(-math.log10((kind.high - kind.low) / FINE))))
-        return min(max(near, kind.low), kind.high)
+        largest = max(abs(kind.low), abs(kind.high))
+        digits = 3 + max(0, math.ceil(math.log10(largest / (kind.high - kind.low))))
+        return min(max(float(f"{stored:.{digits}g}"), kind.low), kind.high)
 
     def ends(self) -> tuple[Any, ...]:
         """List the choices, or the ends of the range."""
         kind = self.distribution
-        return self.choices or (kind.low, kind.high)  # type: ignore[attr-defined] # of both ranges
+        if isinstance(kind, CategoricalDistribution):
+            return tuple(self.value(choice) for choice in kind.choices)
+        return (kind.low, kind.high)  # type: ignore[attr-defined] # of both ranges
 
     def all(self) -> Sequence[Any] | None:
-        """List everything that Optuna may keep of this key; None where that is without end."""
+        """List everything that Optuna may store of this key; None for a continuous range."""
         kind = self.distribution
         if isinstance(kind, CategoricalDistribution):
             return kind.choices
         if isinstance(kind, IntDistribution):
             return range(kind.low, kind.high + 1, kind.step)
         if isinstance(kind, FloatDistribution) and kind.step is not None:
-            return [float(f"{kind.low + turn * kind.step:.10g}") for turn in range(_steps(kind) + 1)]
+            steps = round((kind.high - kind.low) / kind.step)
+            return [float(f"{kind.low + step * kind.step:.10g}") for step in range(steps + 1)]
         return None
+
+    def __str__(self) -> str:
+        between = " | " if isinstance(self.distribution, CategoricalDistribution) else " to "
+        return f"{self.key} {between.join(map(yaml.inline, self.ends()))}"
 
 
 def dimensions(sweep: SweepParams, content: Mapping[str, Any]) -> tuple[Dimension, ...]:
@@ -100,11 +101,17 @@ def dimensions(sweep: SweepParams, content: Mapping[str, Any]) -> tuple[Dimensio
     """
     for key in sweep.space:
         _check_key(key, content)
-    found = tuple(_dimension(key, values, content) for key, values in sweep.space.items())
-    for one in found:
-        for value in one.ends():
-            _check_value(one.key, value, content)
-    return found
+    space = tuple(_dimension(key, values, content) for key, values in sweep.space.items())
+    for dimension in space:
+        for value in dimension.ends():
+            _check_value(dimension.key, value, content)
+    return space
+
+
+def combinations(space: Sequence[Dimension]) -> int | None:
+    """Count the points of a space; None where a range is continuous."""
+    listed = [dimension.all() for dimension in space]
+    return None if None in listed else math.prod(len(values) for values in listed if values is not None)
 
 
 def describe(values: Mapping[str, Any]) -> str:
@@ -123,11 +130,11 @@ def leaves(kind: type[params.Section], prefix: str) -> Iterator[str]:
 
 
 def _check_key(key: str, content: Mapping[str, Any]) -> None:
-    """Refuse a key that is none, or that a sweep cannot vary."""
+    """Refuse a key that does not exist, or that a sweep cannot vary."""
     known = ["seed", *(leaf for name, kind in SECTIONS.items() for leaf in leaves(kind, name))]
     if key in known:
         return
-    inside = [one for one in known if one.startswith(f"{key}.")]
+    inside = [leaf for leaf in known if leaf.startswith(f"{key}.")]
     if inside:
         raise RequestError(f"sweep.space: {key} is a section. Name its keys: {', '.join(inside)}")
     elsewhere = params.flatten({name: item for name, item in content.items() if name not in SECTIONS})
@@ -136,7 +143,7 @@ def _check_key(key: str, content: Mapping[str, Any]) -> None:
             "needs another build/dataset, which a sweep does not make. Queue experiments instead, such as: "
             f"dvc exp run --queue -S {key}=…"
             if key.startswith("data.")
-            else "changes no training, which is what a sweep repeats. Take it out of sweep.space."
+            else "does not change training, so a sweep cannot compare its values. Remove it from sweep.space."
         )
         raise RequestError(f"sweep.space: {key} {why}")
     raise RequestError(f"sweep.space: unknown key {key}{params.did_you_mean(key, known)}")
@@ -144,7 +151,7 @@ def _check_key(key: str, content: Mapping[str, Any]) -> None:
 
 def _dimension(key: str, values: Range | list[Any], content: Mapping[str, Any]) -> Dimension:
     if isinstance(values, list):
-        return Dimension(key, CategoricalDistribution([_storable(one) for one in values]), tuple(values))
+        return Dimension(key, CategoricalDistribution([yaml.inline(value) for value in values]))
     numbers = (values.low, values.high, values.step or 1)
     if all(isinstance(number, int) for number in numbers) and not _takes(key, values.low + 0.5, content):
         low, high, step = map(int, numbers)
@@ -152,24 +159,23 @@ def _dimension(key: str, values: Range | list[Any], content: Mapping[str, Any]) 
     low_, high_ = float(values.low), float(values.high)
     if values.step is None:
         return Dimension(key, FloatDistribution(low_, high_, values.log))
-    # Optuna lowers `high` to the last step, and warns of it; here it is done beforehand.
+    # Optuna would lower `high` to the last step with a warning.
     steps = math.floor((high_ - low_) / values.step + 1e-9)
     last = float(f"{low_ + steps * values.step:.10g}")
     return Dimension(key, FloatDistribution(low_, last, step=float(values.step)))
 
 
 def _check_value(key: str, value: Any, content: Mapping[str, Any]) -> None:  # noqa: ANN401 (as wide as YAML)
-    changed = yaml.replaced(content, {key: value})
+    name = key.partition(".")[0]
     try:
-        if key == "seed":
+        if name == "seed":
             params.check("", params.TopLevel, {"seed": value})
         else:
-            name = key.partition(".")[0]
-            params.check(name, SECTIONS[name], changed[name])
+            params.check(name, SECTIONS[name], yaml.replaced(content, {key: value})[name])
     except RequestError as error:
         why = str(error).partition("\n")[2].strip()
         raise RequestError(
-            f"sweep.space: {why}. Give {key} other choices, or a range inside that."
+            f"sweep.space: {why}. Give {key} other choices, or a range within those limits."
         ) from error
 
 
@@ -179,11 +185,3 @@ def _takes(key: str, value: float, content: Mapping[str, Any]) -> bool:
     except RequestError:
         return False
     return True
-
-
-def _storable(value: Any) -> Any:  # noqa: ANN401 (as wide as YAML)
-    return value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
-
-
-def _steps(kind: FloatDistribution) -> int:
-    return round((kind.high - kind.low) / (kind.step or 1))

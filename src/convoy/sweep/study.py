@@ -1,186 +1,204 @@
-"""One study on disk: its trials, who runs them, and what becomes of those whose process died.
+"""One study on disk: which values are tried next, and what happens to trials whose process died.
 
-`sweeps/<name>/` holds `study.journal` (Optuna's, which its own tools read too), `request.json`,
-and a log per trial. Locks are the system's, which takes them from a process that dies.
+`sweeps/<name>/` holds `study.journal` (Optuna's format, which its own tools read), `request.json` and a log per
+trial. Only the process that holds `sweep.lock` writes the journal.
 """
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import itertools
+import json
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import optuna
-from filelock import FileLock, Timeout
+from optuna.distributions import BaseDistribution
 from optuna.pruners import MedianPruner
-from optuna.samplers import RandomSampler
-from optuna.storages import JournalStorage
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import JournalStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages.journal import JournalFileBackend
-from optuna.storages.journal._file import BaseJournalFileLock
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, TrialState
 
-from convoy.core import stage
-from convoy.core.errors import TrainingError
+from convoy.core import yaml
 from convoy.sweep.request import Request
-from convoy.sweep.suggest import suggest
+from convoy.sweep.space import combinations
 
-FOLDER = "sweeps"
 JOURNAL = "study.journal"
-REQUEST = "request.json"
 
-AGAIN_OF, KILLED, WORKER, REASON, RUN, EPOCHS = "again_of", "killed", "worker", "reason", "run", "epochs"
-"""What trials carry besides Optuna's own: number of the lost one that it repeats, workers that died of it, process,
-why it failed, Convoy's run id, epochs that it shall train."""
+RUN, EPOCHS, REASON, WORKER, KILLED = "run", "epochs", "reason", "worker", "killed"
+"""User attributes of a trial: Convoy's run id, epochs to train, why it failed, process id, workers killed by its values."""
 
 LIVES = 2
-"""Workers that may die while they try the same values, before it is taken that these are the cause."""
+"""Workers that may die while they train with the same values, before these values count as the cause."""
 
-JUDGES = 5
-"""Completed trials before any is pruned: the median of fewer says little."""
+MIN_COMPLETE = 5
+"""Completed trials before any is pruned: the median of fewer is noise."""
 
-DIED = "its process died twice, perhaps out of memory"
+RANDOM_TRIALS = 10
+"""Trials at the start that are drawn at random, for TPE to have something to model."""
 
+TRIES = 10
+"""Draws of each sampler in search of values that were not tried before."""
 
-class Study:
-    """Hand out trials to workers, and take their results."""
-
-    def __init__(self, folder: Path, request: Request) -> None:
-        """Open the study in `folder`, or start it."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
-        self.request = request
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        journal = JournalFileBackend(str(folder / JOURNAL), MendingLock(folder / JOURNAL))
-        self._asking = FileLock(folder / "ask.lock")
-        with self._asking:
-            self.optuna = optuna.create_study(
-                storage=JournalStorage(journal),
-                study_name=request.name,
-                direction=request.direction,
-                load_if_exists=True,
-                sampler=RandomSampler(),  # never asked: `suggest` chooses
-                pruner=MedianPruner(n_startup_trials=JUDGES, n_warmup_steps=request.sweep.warmup_epochs),
-            )
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Hold the lock of the one process that leads workers.
-
-        Raises:
-            TrainingError: another process sweeps this study.
-        """
-        lock, owner = FileLock(self.folder / "sweep.lock"), self.folder / "owner"
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            pid = owner.read_text(encoding="utf-8") if owner.exists() else "unknown"
-            raise TrainingError(
-                f"{self.request.name} is being swept already, by process {pid}. Wait for it, stop it by Ctrl-C, or look: "
-                "convoy sweep --trials 0"
-            ) from error
-        try:
-            owner.write_text(str(os.getpid()), encoding="utf-8")
-            yield
-        finally:
-            owner.unlink(missing_ok=True)
-            lock.release()
-
-    def trials(self) -> list[FrozenTrial]:
-        """Read all trials, by number."""
-        return self.optuna.get_trials(deepcopy=False)
-
-    def ask(self, target: int) -> Trial | None:
-        """Begin a trial: one that was lost before, else a new one.
-
-        Returns:
-            The trial, or None where `target` trials are begun or done, or every combination was tried.
-        """
-        with self._asking:
-            trials = self.trials()
-            waiting = any(trial.state == TrialState.WAITING for trial in trials)
-            if len(begun(trials)) >= target:
-                return None
-            space = self.request.space
-            if not waiting:
-                values = suggest(
-                    space,
-                    trials,
-                    seed=self.request.seed,
-                    index=len(begun(trials)),
-                    direction=self.request.direction,
-                    present=self.request.present(),
-                )
-                if values is None:
-                    return None
-                self.optuna.enqueue_trial(values)
-            trial = self.optuna.ask({one.key: one.distribution for one in space})
-            trial.set_user_attr(WORKER, os.getpid())
-            return trial
-
-    def recover(self, alive: Sequence[int] | None = None) -> list[int]:
-        """Fail the running trials of dead processes, and set their values aside to be tried again.
-
-        Only for the process that holds `alone`, which knows its workers.
-
-        Args:
-            alive: process ids of workers that are at work; None where a whole sweep ended, which is no
-                fault of the trials.
-
-        Returns:
-            Numbers of the trials that were lost.
-        """
-        lost = []
-        with self._asking:  # no trial is between its beginning and the name of its worker
-            trials = self.trials()
-            for trial in trials:
-                if trial.state != TrialState.RUNNING or trial.user_attrs.get(WORKER) in (alive or ()):
-                    continue
-                lost.append(trial.number)
-                killed = trial.user_attrs.get(KILLED, 0) + (alive is not None)
-                values = trial.params or trial.system_attrs.get("fixed_params", {})
-                again = any(one.user_attrs.get(AGAIN_OF) == trial.number for one in trials)
-                if killed < LIVES and not again:
-                    self.optuna.enqueue_trial(values, {AGAIN_OF: trial.number, KILLED: killed})
-                # After it, not before: a death in between must not lose the values.
-                self.optuna.tell(trial.number, state=TrialState.FAIL)
-        return lost
+MOST_LISTED = 100_000
+"""Largest number of combinations that is written out to find one that is left."""
 
 
-class MendingLock(BaseJournalFileLock):
-    """Lock a journal for one writer, and cut off half a line that a dead one left, which Optuna would not read."""
+def open_study(request: Request) -> optuna.Study:
+    """Open the study of a request, or start it with the values of params.yaml as its first trial.
 
-    def __init__(self, journal: Path) -> None:
-        self._journal = journal
-        self._lock = FileLock(journal.with_suffix(".lock"))
+    Only for the process that holds the study's lock.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    request.folder.mkdir(parents=True, exist_ok=True)
+    _repair(request.folder / JOURNAL)
+    study = optuna.create_study(
+        storage=_storage(request),
+        study_name=request.name,
+        direction=request.direction,
+        load_if_exists=True,
+        sampler=RepeatableSampler(request),
+        pruner=MedianPruner(n_startup_trials=MIN_COMPLETE, n_warmup_steps=request.sweep.warmup_epochs),
+    )
+    present = {
+        dimension.key: dimension.stored(yaml.get(request.content, dimension.key))
+        for dimension in request.space
+    }
+    if not study.get_trials(deepcopy=False) and None not in present.values():
+        study.enqueue_trial(present)
+    return study
 
-    def acquire(self) -> bool:
-        """Wait for the lock."""
-        self._lock.acquire()
-        with self._journal.open("r+b") as file:
-            content = file.read() if _torn(self._journal) else b"\n"
-            if not content.endswith(b"\n"):
-                file.truncate(content.rfind(b"\n") + 1)
-        return True
 
-    def release(self) -> None:
-        """Give the lock back."""
-        self._lock.release()
-
-
-def folder_of(request: Request) -> Path:
-    """Name the folder of a request's study, in the repository."""
-    return stage.repository() / FOLDER / request.name
+def read_trials(request: Request) -> list[FrozenTrial]:
+    """Read the trials of a study, by number, without writing anything; empty where there is no study yet."""
+    if not (request.folder / JOURNAL).exists():
+        return []
+    try:
+        study = optuna.load_study(study_name=request.name, storage=_storage(request))
+    except KeyError:  # the process that made the file died before it wrote the study
+        return []
+    return study.get_trials(deepcopy=False)
 
 
 def begun(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Leave out the trials that are yet to begin, and those that were lost and are tried again."""
-    again = {trial.user_attrs.get(AGAIN_OF) for trial in trials}
-    return [trial for trial in trials if trial.state != TrialState.WAITING and trial.number not in again]
+    """Leave out the trials that wait, and those that were lost and are queued again under another number."""
+    lost = _lost(trials)
+    return [trial for trial in trials if trial.state != TrialState.WAITING and trial.number not in lost]
 
 
-def _torn(journal: Path) -> bool:
-    """Tell whether a file ends in the middle of a line, reading its last byte alone."""
-    with journal.open("rb") as file:
-        if file.seek(0, os.SEEK_END) == 0:
-            return False
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) != b"\n"
+def requeue(study: optuna.Study, number: int, *, blame: bool) -> bool:
+    """Queue the values of a lost trial again.
+
+    Args:
+        study: the study.
+        number: the trial that was lost.
+        blame: count this loss against the values: its worker died, not the whole sweep.
+
+    Returns:
+        False where the values cost `LIVES` workers, so that they are given up.
+    """
+    trials = study.get_trials()
+    trial = trials[number]
+    trial.user_attrs[KILLED] = trial.user_attrs.get(KILLED, 0) + blame
+    if trial.user_attrs[KILLED] >= LIVES:
+        return False
+    if number not in _lost(trials):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            RetryHeartbeatStaleTrialCallback()(study, trial)
+    return True
+
+
+def recover(study: optuna.Study) -> list[int]:
+    """Queue the values of trials again that an earlier sweep left running when it was killed.
+
+    Returns:
+        Numbers of the trials that were lost.
+    """
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    for trial in running:
+        requeue(study, trial.number, blame=False)
+        # Afterwards, not before: a death in between must not lose the values.
+        study.tell(trial.number, state=TrialState.FAIL)
+    return [trial.number for trial in running]
+
+
+class RepeatableSampler(BaseSampler):
+    """Choose by TPE values that no trial had before, with no more digits than matter.
+
+    Optuna's sampler is made anew for each trial, seeded by the seed and the number of trials before. So one worker
+    tries the same values whether or not the sweep was interrupted in between.
+    """
+
+    def __init__(self, request: Request) -> None:
+        """Take seed and space from the request."""
+        self._seed = request.seed
+        self._space = {dimension.key: dimension for dimension in request.space}
+
+    def infer_relative_search_space(
+        self,
+        study: optuna.Study,  # noqa: ARG002 (Optuna's signature)
+        trial: FrozenTrial,  # noqa: ARG002 (Optuna's signature)
+    ) -> dict[str, BaseDistribution]:
+        """Choose all keys together."""
+        return {key: dimension.distribution for key, dimension in self._space.items()}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Choose a combination that was not tried; empty where all were."""
+        others = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
+        tried = {tuple(other.params.get(key) for key in search_space) for other in others}
+        index = len(begun(others))
+        for attempt in range(2 * TRIES):
+            seed = int(np.random.SeedSequence([self._seed, index, attempt]).generate_state(1)[0])
+            sampler: BaseSampler = TPESampler(seed=seed, n_startup_trials=RANDOM_TRIALS)
+            if attempt >= TRIES:
+                sampler = RandomSampler(seed=seed)
+            drawn = sampler.sample_relative(study, trial, sampler.infer_relative_search_space(study, trial))
+            for key, distribution in search_space.items():
+                if key not in drawn:
+                    drawn[key] = sampler.sample_independent(study, trial, key, distribution)
+            values = {key: dimension.rounded(drawn[key]) for key, dimension in self._space.items()}
+            if tuple(values.values()) not in tried:
+                return values
+        if (combinations(list(self._space.values())) or MOST_LISTED + 1) > MOST_LISTED:
+            return {}
+        points = itertools.product(*(dimension.all() or () for dimension in self._space.values()))
+        left = [point for point in points if point not in tried]
+        chosen = left[np.random.default_rng([self._seed, index]).integers(len(left))] if left else ()
+        return dict(zip(search_space, chosen, strict=False))
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:  # noqa: ANN401 (Optuna's signature)
+        """Draw at random where `sample_relative` found nothing new."""
+        sampler = RandomSampler(seed=self._seed + trial.number)
+        return sampler.sample_independent(study, trial, param_name, param_distribution)
+
+
+def _storage(request: Request) -> JournalStorage:
+    return JournalStorage(JournalFileBackend(str(request.folder / JOURNAL)))
+
+
+def _repair(journal: Path) -> None:
+    """Remove what a killed writer or a full disk left: parts of lines, which Optuna would refuse, and its lock."""
+    journal.with_name(f"{JOURNAL}.lock").unlink(missing_ok=True)
+    lines = journal.read_bytes().splitlines(keepends=True) if journal.exists() else []
+    whole = [line for line in lines if _is_json(line)]
+    if whole != lines:
+        journal.write_bytes(b"".join(whole))
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return line.endswith(b"\n")
+
+
+def _lost(trials: Sequence[FrozenTrial]) -> set[int]:
+    """Collect the numbers of trials whose values were queued again."""
+    return {number for trial in trials for number in trial.system_attrs.get("retry_history", ())}

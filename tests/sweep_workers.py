@@ -1,0 +1,42 @@
+"""Main functions of worker processes whose trials end otherwise; a process imports them by this module's name."""
+
+import os
+import signal
+import time
+from typing import Any
+
+from convoy.core.errors import TrainingError
+from convoy.sweep import trial, worker
+
+
+def data_changed() -> None:
+    raise TrainingError("the dataset changed")
+
+
+def disk_full() -> None:
+    raise OSError(28, "No space left on device")
+
+
+def bug() -> None:
+    raise AssertionError("a bug")
+
+
+def killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def ignoring_sigterm() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(60)
+
+
+ENDINGS = (data_changed, disk_full, bug, killed, ignoring_sigterm)
+
+
+def work(pipe: Any, number: int, *arguments: Any) -> None:
+    """Work as a worker does, with a trial that ends as its number says."""
+    trial.run = lambda *_: ENDINGS[number]()
+    worker_work(pipe, number, *arguments)
+
+
+worker_work = worker.work
