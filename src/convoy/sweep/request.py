@@ -145,7 +145,9 @@ def check_combinations(request: Request, classes: int, image_px: int) -> None:
             continue  # nothing is frozen or released, which fits every network
         network_spec = Spec.model_validate(request.specs[network.name])
         try:
-            _check_freezing(network_spec, train, classes, image_px, weights=network.weights != weight_pins.NONE)
+            _check_freezing(
+                network_spec, train, classes, image_px, weights=network.weights != weight_pins.NONE
+            )
         except NetworkError:  # the network does not take these images: only its own trials fail
             continue
         except RequestError as error:
