@@ -5,17 +5,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import torch
 from pydantic import BaseModel, ConfigDict
 
 from convoy.core import files, params, stage, yaml
 from convoy.core.dataset import Dataset
 from convoy.core.errors import NetworkError, RequestError
-from convoy.models import spec
+from convoy.models import spec, trained
 from convoy.models.spec import Spec
 from convoy.sweep.settings import SweepParams
 from convoy.sweep.space import SECTIONS, Dimension, describe, dimensions
 from convoy.training import weight_pins
 from convoy.training.checkpoints import training_code
+from convoy.training.freezing import Plan, blocks, refuse_without_weights
 from convoy.training.settings import NetworkParams, TrainParams
 
 DATASET = Path("build/dataset")
@@ -160,12 +162,6 @@ def check_combinations(request: Request, classes: int, image_px: int) -> None:
 
 def _check_freezing(spec: Spec, train: TrainParams, classes: int, image_px: int, *, weights: bool) -> None:
     """Make the freezing plan of a training; no weight is allocated."""
-    # Seconds of imports, which sweeps that freeze nothing do without.
-    import torch  # noqa: PLC0415 (torch, see above)
-
-    from convoy.models import trained  # noqa: PLC0415 (torch, see above)
-    from convoy.training.freezing import Plan, blocks, refuse_without_weights  # noqa: PLC0415 (see above)
-
     if not weights:
         refuse_without_weights(train.transfer)
     names = [str(number) for number in range(classes)]
