@@ -33,16 +33,16 @@ def test_a_queued_experiment_with_uncommitted_changes_is_restored_and_verified(
         "HEAD of a queued experiment is the commit that it was queued on"
     )
     assert run.data.tags["convoy.git_dirty"] == "true"
-    said = convoy(clone, "trace", "quick-fox")
-    assert "→ experiment" in said
-    assert "what differed is kept with the run: pipeline/workspace.diff" in said
+    text = convoy(clone, "trace", "quick-fox")
+    assert "→ experiment" in text
+    assert "stored with the run, pipeline/workspace.diff" in text
     # The experiment's own commit goes: the restored state must not need it.
     clone.run("dvc", "exp", "remove", "quick-fox")
-    said = convoy(clone, "trace", run.data.tags["convoy.run_id"], "--restore", "../again", "--verify")
-    assert "`dvc repro` has nothing to do" in said
-    assert "as queued" in said, "it trained with the code of then"
-    assert "weights  equal to the bit" in said
-    assert "metrics  equal" in said
+    text = convoy(clone, "trace", run.data.tags["convoy.run_id"], "--restore", "../again", "--verify")
+    assert "`dvc repro` has nothing to do" in text
+    assert "as queued" in text, "it trained with the code of then"
+    assert "weights  bit-identical" in text
+    assert "metrics  equal" in text
     again = Clone(tmp_path / "again")
     assert json.loads(again.run("dvc", "status", "--json").splitlines()[-1]) == {}
     assert "Running stage" not in again.run("dvc", "repro")
@@ -50,7 +50,7 @@ def test_a_queued_experiment_with_uncommitted_changes_is_restored_and_verified(
     assert len(runs(clone)) == 2, "the second training is the clone's own"
 
 
-def test_the_proven_model_leads_to_a_chain_in_which_nothing_is_missing(finished: tuple[Clone, str]) -> None:
+def test_the_verified_model_leads_to_a_chain_in_which_nothing_is_missing(finished: tuple[Clone, str]) -> None:
     clone, _ = finished
     answer = json.loads(convoy(clone, "trace", "build/deploy/model.onnx", "--json"))
     [run] = answer["runs"]
@@ -69,12 +69,12 @@ def test_why_names_the_param_and_the_file_of_the_real_pipeline(
     clone = finished[0].copy(tmp_path / "clone")
     assert "Nothing to do" in convoy(clone, "why")
     clone.set_param("train.lr", "0.02")
-    with (clone.folder / "src/convoy/evaluation/metrics.py").open("a", encoding="utf-8") as file:
+    with (clone.folder / "src/convoy/evaluation/evaluate.py").open("a", encoding="utf-8") as file:
         file.write("# edited\n")
-    said = convoy(clone, "why")
-    assert "train.lr  0.03 → 0.02" in said
-    assert "+1 -0 lines: git diff HEAD -- src/convoy/evaluation/metrics.py" in said
-    assert said.splitlines()[-1] == "`dvc repro` would run train and evaluate and perhaps run export."
+    text = convoy(clone, "why")
+    assert "train.lr  0.03 → 0.02" in text
+    assert "+1 -0 lines: git diff HEAD -- src/convoy/evaluation/evaluate.py" in text
+    assert text.splitlines()[-1] == "`dvc repro` would run train and evaluate and perhaps run export."
     stages = json.loads(convoy(clone, "why", "--json"))["stages"]
     listed = set(json.loads(clone.run("dvc", "status", "--json")))
     assert {one["stage"] for one in stages if one["changes"]} == listed == {"train", "evaluate"}

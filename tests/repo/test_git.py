@@ -1,47 +1,88 @@
-"""Files that git does not track."""
+"""The wrapper of git: its output, its errors, its objects, and files that it does not track."""
 
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from convoy.repo.git import untracked
+from convoy.repo import git
 
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    """A commit with `known.yaml`, and two files that git does not track."""
+    git.run(tmp_path, "init", "-q", "-b", "main")
     for name in ("known.yaml", "new.yaml", "newer.yaml"):
         (tmp_path / name).write_text("layers: [flatten]\n", encoding="utf-8")
-    subprocess.run(["git", "-C", tmp_path, "add", "known.yaml"], check=True)
+    git.run(tmp_path, "add", "known.yaml")
+    identity = ("-c", "user.name=test", "-c", "user.email=test@example.invalid")
+    git.run(tmp_path, *identity, "commit", "-q", "-m", "known")
     return tmp_path
 
 
-def test_a_file_that_git_does_not_track_is_named_with_what_to_type(repository, monkeypatch):
-    monkeypatch.chdir(repository)
-    assert untracked(Path("known.yaml"), Path("new.yaml")) == (
-        "new.yaml is not tracked by git: a queued experiment (dvc exp run --queue) runs without it. "
-        "Type: git add new.yaml"
-    )
+def test_output_comes_without_its_last_line_break_and_variables_reach_git(repository):
+    assert git.run(repository, "log", "--format=%s") == "known"
+    assert git.run(repository, "var", "GIT_AUTHOR_IDENT", env={"GIT_AUTHOR_NAME": "Ada"}).startswith("Ada ")
 
 
-def test_several_files_are_named_together(repository):
-    new, newer = repository / "new.yaml", repository / "newer.yaml"
-    note = untracked(new, newer)
-    assert note is not None
-    assert note.startswith(f"{new}, {newer} are not tracked by git")
-    assert note.endswith(f"runs without them. Type: git add {new} {newer}")
+def test_an_error_names_the_command_and_hides_passwords(repository):
+    with pytest.raises(git.GitError, match="`git fetch` failed") as error:
+        git.run(repository, "-c", "a.b=c", "fetch", "https://me:secret@127.0.0.1:9/x.git")
+    assert "127.0.0.1" in str(error.value)
+    assert "secret" not in str(error.value)
+    assert git.ask(repository, "rev-parse", "no-such-branch") == ""
 
 
-def test_tracked_and_missing_files_need_no_words(repository):
-    assert untracked(repository / "known.yaml", repository / "missing.yaml") is None
-
-
-def test_outside_of_git_nothing_is_said(tmp_path):
-    (tmp_path / "mine.yaml").touch()
-    assert untracked(tmp_path / "mine.yaml") is None
-
-
-def test_without_git_nothing_is_said(repository, monkeypatch):
+def test_without_git_the_error_names_the_remedy(repository, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    assert untracked(repository / "new.yaml") is None
+    with pytest.raises(git.GitError, match="Install it"):
+        git.run(repository, "status")
+    assert git.ask(repository, "status") == ""
+    assert git.untracked(repository / "new.yaml") is None
+
+
+def test_objects_are_read_in_one_call_and_missing_ones_left_out(repository):
+    names = ["HEAD:none.yaml", "HEAD:known.yaml", "HEAD:none too.yaml", "HEAD:known.yaml"]
+    assert git.contents(repository, names) == {"HEAD:known.yaml": b"layers: [flatten]\n"}
+    number = git.run(repository, "rev-parse", "HEAD:known.yaml")
+    assert git.objects(repository, ["known.yaml", "new.yaml"]) == {"known.yaml": number}
+    assert git.objects(repository, []) == {}
+
+
+def test_a_commit_is_resolved_and_its_holders_are_named(repository):
+    number = git.run(repository, "rev-parse", "HEAD")
+    assert git.commit(repository, "main") == git.commit(repository, number[:8]) == number
+    assert git.commit(repository, "none") == ""
+    git.run(repository, "tag", "v1")
+    git.run(repository, "update-ref", f"refs/exps/{number[:2]}/{number[2:]}/quick-fox", "HEAD")
+    git.run(repository, "update-ref", "refs/exps/stash", "HEAD")
+    assert git.holders(repository, number) == ["main", "tag v1", "experiment quick-fox"]
+    assert git.experiments(repository) == {"quick-fox": number}
+
+
+def test_edits_are_counted_and_new_files_listed(repository):
+    (repository / "known.yaml").write_text("a\nb\n", encoding="utf-8")
+    (repository / "image.bin").write_bytes(b"\0\1")
+    git.run(repository, "add", "image.bin")
+    assert git.edits(repository, "HEAD", ".") == [
+        {"name": "image.bin", "added": -1, "removed": -1},
+        {"name": "known.yaml", "added": 2, "removed": 1},
+        {"name": "new.yaml", "added": None, "removed": None},
+        {"name": "newer.yaml", "added": None, "removed": None},
+    ]
+
+
+def test_untracked_files_are_named_with_the_remedy(repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    note = git.untracked(Path("known.yaml"), Path("new.yaml"), Path("missing.yaml"))
+    assert note is not None
+    assert note.startswith("new.yaml is not tracked")
+    assert note.endswith("git add new.yaml")
+    assert str(git.untracked(Path("new.yaml"), Path("newer.yaml"))).endswith("git add new.yaml newer.yaml")
+    assert git.untracked(Path("known.yaml"), Path("missing.yaml")) is None
+
+
+def test_outside_of_git_nothing_is_untracked(tmp_path):
+    (tmp_path / "mine.yaml").touch()
+    assert git.untracked(tmp_path / "mine.yaml") is None
+    assert subprocess.run(["git", "-C", tmp_path, "status"], check=False, capture_output=True).returncode

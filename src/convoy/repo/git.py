@@ -1,9 +1,9 @@
-"""The one place that calls git."""
+"""Call git; no other file does."""
 
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from convoy.core.errors import ConvoyError, without_credentials
 
 
 class GitError(ConvoyError):
-    """Report that git failed, in its own words without passwords."""
+    """Report that git failed, with its message without passwords."""
 
 
 def run(root: Path, *words: str, env: Mapping[str, str] | None = None) -> str:
@@ -25,23 +25,27 @@ def run(root: Path, *words: str, env: Mapping[str, str] | None = None) -> str:
     Raises:
         GitError: git ended with another exit code than 0, or is not on PATH.
     """
+    return _run(root, words, env).decode(errors="replace").strip("\n")
+
+
+def _run(root: Path, words: Sequence[str], env: Mapping[str, str] | None = None, text: bytes = b"") -> bytes:
     try:
         done = subprocess.run(  # noqa: S603 (no shell)
             ["git", *words],  # noqa: S607 (git from PATH)
             cwd=root,
             env={**os.environ, "GIT_TERMINAL_PROMPT": "0", **(env or {})},
-            stdin=subprocess.DEVNULL,
+            input=text,
             capture_output=True,
             check=False,
         )
     except FileNotFoundError as error:
         raise GitError("`git` is not on PATH. Install it, or add its folder to PATH.") from error
-    stdout, stderr = (stream.decode(errors="replace") for stream in (done.stdout, done.stderr))
     if done.returncode:
         verb = next((word for word in words if word[0] != "-" and "=" not in word), words[0])
-        reason = without_credentials((stderr.strip() or stdout.strip())[-2000:])
-        raise GitError(f"`git {verb}` failed: {reason or f'exit code {done.returncode}'}")
-    return stdout.strip("\n")
+        message = (done.stderr.strip() or done.stdout.strip()).decode(errors="replace")
+        reason = without_credentials(message[-2000:]) or f"exit code {done.returncode}"
+        raise GitError(f"`git {verb}` failed: {reason}")
+    return done.stdout
 
 
 def ask(root: Path, *words: str) -> str:
@@ -53,7 +57,7 @@ def ask(root: Path, *words: str) -> str:
 
 
 def untracked(*paths: Path) -> str | None:
-    """Name which files of one folder git does not track, and the remedy; None if it tracks all.
+    """List which files of one folder git does not track, with the remedy; None if it tracks all.
 
     DVC runs a queued experiment in a copy of the files that git tracks. Files that do not exist are
     ignored, and all of them without git or outside a repository.
@@ -75,24 +79,15 @@ def untracked(*paths: Path) -> str | None:
     )
 
 
-def contents(root: Path, names: Iterable[str]) -> dict[str, bytes]:
-    """Read objects such as `HEAD:params.yaml` in one call; what does not exist is left out."""
-    asked = [name for name in names if "\n" not in name]
-    done = subprocess.run(
-        ["git", "cat-file", "--batch"],  # noqa: S607
-        cwd=root,
-        input="".join(f"{name}\n" for name in asked).encode(),
-        capture_output=True,
-        check=False,
-    )
-    found, rest = {}, done.stdout
-    for name in asked:
+def contents(root: Path, names: Sequence[str]) -> dict[str, bytes]:
+    """Read objects such as `HEAD:params.yaml` in one call; those that do not exist are left out."""
+    rest = _run(root, ["cat-file", "--batch"], text="".join(f"{name}\n" for name in names).encode())
+    found = {}
+    for name in names:
         head, _, rest = rest.partition(b"\n")
-        words = head.split()
-        if len(words) == 3 and words[1] != b"missing" and words[2].isdigit():
-            size = int(words[2])
-            found[name] = rest[:size]
-            rest = rest[size + 1 :]
+        size = head.rpartition(b" ")[2]
+        if size.isdigit():
+            found[name], rest = rest[: int(size)], rest[int(size) + 1 :]
     return found
 
 
@@ -103,12 +98,12 @@ def objects(root: Path, paths: Sequence[str]) -> dict[str, str]:
 
 
 def commit(root: Path, name: str) -> str:
-    """Resolve a commit's number, or a branch or tag, to the full number; empty if there is none."""
+    """Resolve the beginning of a commit's id, a branch or a tag to the full id; empty if it does not exist."""
     return ask(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
 
 
 def holders(root: Path, number: str) -> list[str]:
-    """Name the branches, tags and DVC experiments that keep a commit from being removed."""
+    """List the branches, tags and DVC experiments that contain a commit, so that git keeps it."""
     refs = ask(root, "for-each-ref", f"--contains={number}", "--format=%(refname)").splitlines()
     kinds = {"refs/heads/": "", "refs/remotes/": "", "refs/tags/": "tag "}
     named = [
@@ -121,7 +116,7 @@ def holders(root: Path, number: str) -> list[str]:
 
 
 def experiments(root: Path) -> dict[str, str]:
-    """Map the names of DVC's experiments to their commits: refs/exps/<2>/<38>/<name>."""
+    """Map the names of DVC's experiments to their commits, of the refs `refs/exps/<2>/<38>/<name>`."""
     lines = ask(root, "for-each-ref", "--format=%(refname) %(objectname)", "refs/exps").splitlines()
     pairs = (line.rsplit(" ", 1) for line in lines)
     return {ref.split("/", 4)[4]: number for ref, number in pairs if _is_experiment(ref)}

@@ -1,4 +1,4 @@
-"""Locks of which one process at a time is the owner, and which the system releases when it dies."""
+"""Hold a lock that one process at a time can own, and that the system releases when its owner dies."""
 
 import os
 import socket
@@ -13,7 +13,7 @@ from convoy.core import files
 from convoy.core.errors import ConvoyError
 
 
-class AlreadyRunning(ConvoyError):  # noqa: N818 (not an error of anybody: callers add what to do)
+class AlreadyRunning(ConvoyError):  # noqa: N818 (a state; callers add the remedy)
     """Report that another process holds a lock.
 
     Attributes:
@@ -33,25 +33,25 @@ def exclusive(lock: Path) -> Iterator[None]:
         AlreadyRunning: another process holds it.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
-    facts = lock.with_name(f"{lock.name}.json")
-    held = FileLock(lock)
+    owner = lock.with_name(f"{lock.name}.json")
+    system_lock = FileLock(lock)
     try:
-        held.acquire(timeout=0)
+        system_lock.acquire(timeout=0)
     except Timeout as error:
         raise AlreadyRunning(describe_owner(lock)) from error
     try:
         since = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
-        files.write_json(facts, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
+        files.write_json(owner, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
         yield
     finally:
-        facts.unlink(missing_ok=True)
-        held.release()
+        owner.unlink(missing_ok=True)
+        system_lock.release()
 
 
 def describe_owner(lock: Path) -> str:
-    """Name the process that holds a lock or, killed, held it last."""
+    """Describe the process that holds a lock or, if killed, held it last."""
     try:
-        facts = files.read_json(lock.with_name(f"{lock.name}.json"))
-        return f"process {facts['pid']} on {facts['host']} since {facts['since']}"
+        owner = files.read_json(lock.with_name(f"{lock.name}.json"))
+        return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
     except (OSError, ValueError, KeyError):
         return "a process that has only just started"
