@@ -1,4 +1,4 @@
-"""What may happen to the small pipeline between two runs, each as a function that does it."""
+"""Edits of the small pipeline between two runs, each as a function."""
 
 from small_pipeline import Small
 
@@ -71,7 +71,7 @@ def data_changed_by_hand(small: Small) -> None:
 
 
 def back_to_an_earlier_value(small: Small) -> None:
-    """A param as it was before the last run: DVC has every output of then."""
+    """A param as it was before the last run: DVC's run cache has its outputs."""
     a_param(small)
     small.repro()
     small.edit("params.yaml", "lr: 0.25", "lr: 0.5")
@@ -79,4 +79,11 @@ def back_to_an_earlier_value(small: Small) -> None:
 
 def back_and_an_output_removed(small: Small) -> None:
     back_to_an_earlier_value(small)
+    small.remove("build/dataset")
+
+
+def an_earlier_stage_ran_alone(small: Small) -> None:
+    """Its new outputs, which no later stage has used, are then removed."""
+    small.edit("prepare.sh", "cat data", "cat data/a.txt data")
+    small.dvc("repro", "--single-item", "prepare")
     small.remove("build/dataset")

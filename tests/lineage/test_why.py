@@ -65,6 +65,13 @@ def changes(small: Small, stage: str) -> dict[str, dict[str, Any]]:
             "",
         ),
         (edits.an_input_missing, {"train": "stops", "evaluate": "perhaps"}, "train: nets/one.yaml", "", ""),
+        (
+            edits.an_earlier_stage_ran_alone,
+            {"prepare": "cached", "train": "runs", "evaluate": "runs"},
+            "prepare: build/dataset; train: build/dataset; evaluate: build/dataset",
+            "train evaluate",
+            "prepare",
+        ),
         # An import is imported again, which brings the recorded content back.
         (edits.data_changed_by_hand, {"data.dvc": "cached"}, "data.dvc: data; prepare: data", "data.dvc", ""),
         # DVC's run cache has the outputs of an earlier run: `runs` is what can be told without DVC's own key of it.

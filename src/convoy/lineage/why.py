@@ -60,7 +60,6 @@ class Stage:
         status: what `dvc status` lists: changed inputs and outputs by path, and flags such as `changed command`.
         verdict: what `dvc repro` does with it.
         after: earlier stages whose outputs decide the verdict.
-        replaced: unchanged inputs that an earlier stage replaces by others from the cache.
     """
 
     name: str
@@ -70,7 +69,6 @@ class Stage:
     status: dict[str, dict[str, Any]] = field(default_factory=dict)
     verdict: Verdict = "unchanged"
     after: list[str] = field(default_factory=list)
-    replaced: list[str] = field(default_factory=list)
 
     @property
     def is_file(self) -> bool:
@@ -220,24 +218,21 @@ def _judge(stage: Stage, repository: Repository) -> None:
     if stage.frozen or (stage.is_file and "deps" not in stage.declared):
         stage.verdict = "stops" if "deleted" in outs.values() else "accepted" if outs else "unchanged"
         return
-    changed = stage.status.get("changed deps", {})
     pending = ("runs", "perhaps", "stops")
-    stage.after = [
-        name for name in dict.fromkeys(stage.makers.values()) if repository.stages[name].verdict in pending
-    ]
+    earlier = {
+        name: each.verdict for name, each in repository.stages.items() if name in stage.makers.values()
+    }
+    stage.after = [name for name, verdict in earlier.items() if verdict in pending]
     causes = []
-    for path, state in changed.items():
-        maker = stage.makers.get(path)
-        if maker is None or repository.stages[maker].verdict not in (*pending, "cached"):
+    for path, state in stage.status.get("changed deps", {}).items():
+        maker = stage.makers.get(path, "")
+        verdict = earlier.get(maker, "unchanged")
+        # What comes back from the cache may be what this stage used.
+        if verdict == "cached":
+            back = repository.stages[maker].hash("outs", path)
+            verdict = "perhaps" if back in ("", stage.hash("deps", path)) else "unchanged"
+        if verdict not in pending:
             causes.append(state)
-    for (
-        path,
-        maker,
-    ) in stage.makers.items():  # what comes back from the cache may differ from what was used here
-        back, used = repository.stages[maker].hash("outs", path), stage.hash("deps", path)
-        if repository.stages[maker].verdict == "cached" and back and used and back != used:
-            causes.append("modified")
-            stage.replaced += [path] if path not in changed else []
     if "deleted" in causes and not stage.is_file:
         stage.verdict = "stops"
     elif causes or stage.recorded is None or {"changed command", "always changed"} & stage.status.keys():
@@ -266,9 +261,6 @@ def _changes(stage: Stage, repository: Repository) -> Iterator[dict[str, Any]]:
     for path, state in deps.items():
         if not isinstance(state, dict):
             yield _input_change(stage, path, state, repository)
-    for path in stage.replaced:
-        old, maker = stage.hash("deps", path), stage.makers[path]
-        yield {"kind": "input", "name": path, "state": "replaced", "made_by": maker, "old": old}
     for path, state in stage.status.get("changed outs", {}).items():
         md5 = stage.hash("outs", path)
         change = {"kind": "output", "name": path, "state": state, "old": md5}
@@ -360,11 +352,7 @@ def lines(explained: dict[str, Any]) -> Iterator[str]:
     for stage in stages:
         yield f"{stage['stage']:<{width}}  {_verdict(stage)}"
         # What an earlier stage makes again is explained there.
-        shown = (
-            change
-            for change in stage["changes"]
-            if change.get("made_by") not in busy or change["state"] == "replaced"
-        )
+        shown = (change for change in stage["changes"] if change.get("made_by") not in busy)
         if rows := [row for change in shown for row in _rows(change)]:
             yield table(("", ""), rows, indent=4)
     if len(stages) > 1:
@@ -428,8 +416,6 @@ def _edit_rows(change: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _input_text(change: dict[str, Any]) -> str:
     match change["state"]:
-        case "replaced":
-            return f"{change['made_by']} puts other content there than was used"
         case "deleted":
             return "missing"
         case "new":
