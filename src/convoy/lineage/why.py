@@ -232,7 +232,7 @@ def _judge(stage: Stage, repository: Repository) -> None:
             back = repository.stages[maker].hash("outs", path)
             verdict = "perhaps" if back in ("", stage.hash("deps", path)) else "unchanged"
         if verdict not in pending:
-            causes.append(state)
+            causes.append("modified" if maker else state)
     if "deleted" in causes and not stage.is_file:
         stage.verdict = "stops"
     elif causes or stage.recorded is None or {"changed command", "always changed"} & stage.status.keys():
