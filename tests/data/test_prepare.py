@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,12 +36,14 @@ def test_the_sample_digits_are_packed(out, capsys):
     assert metrics["images"] == 1797 == sum(metrics[split] for split in SPLITS)
     assert (metrics["classes"], metrics["quarantined"], metrics["left_out"]) == (10, 0, 0)
     assert len(dataset.images("test")) == metrics["test"]
-    said = capsys.readouterr().out
-    assert "10 classes, 1,797 images: train 1,168, val 260, test 369; no image quarantined" in said
-    assert "Cut from what was delivered by pixel hash, as data.splits says: val 0.15, test 0.2" in said
+    output = capsys.readouterr().out
+    assert "10 classes, 1,797 images (train 1,168, val 260, test 369), 0 quarantined" in output
+    assert "Cut from all images by pixel hash (data.splits): val 0.15, test 0.2" in output
 
 
-def test_packed_pixels_are_those_of_the_geometry_and_the_manifest_leads_to_them(folder, pets, settings, out):
+def test_packed_pixels_are_those_of_the_resize_graph_and_the_manifest_has_their_rows(
+    folder, pets, settings, out
+):
     prepare(folder(pets | {"cat/x.png": b""}), settings(image_px=16, fit="letterbox"), out)
     dataset, geometry = Dataset.load(out), Geometry(16, "letterbox")
     images_u8 = np.load(out / "images.npy")
@@ -58,7 +61,9 @@ def test_packed_pixels_are_those_of_the_geometry_and_the_manifest_leads_to_them(
         assert (row["width"], row["height"], row["mode"], row["verdict"]) == (8, 8, "RGB", "ok")
 
 
-def test_mean_and_std_are_those_of_the_train_split(folder, parts, settings, out):
+@pytest.mark.parametrize("rows", [512, 10, 3])
+def test_mean_and_std_are_those_of_the_train_split(folder, parts, settings, out, monkeypatch, rows):
+    monkeypatch.setattr("convoy.data.prepare.CHUNK_ROWS", rows)
     prepare(folder(parts), settings(), out)
     dataset = Dataset.load(out)
     pixels = dataset.images("train").reshape(-1, 3) / 255
@@ -117,7 +122,7 @@ def test_the_hash_changes_with_a_label_and_with_a_pixel(folder, parts, settings,
 def test_a_refused_delivery_writes_nothing_and_an_earlier_dataset_stays(folder, pets, settings, out):
     prepare(folder(pets), settings(), out)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    with pytest.raises(DataError, match="one class only"):
+    with pytest.raises(DataError, match="a single class"):
         prepare(
             folder({f"cat/{n}.png": pets[f"cat/{n}.png"] for n in range(9)}, name="other"), settings(), out
         )
@@ -132,14 +137,14 @@ def test_a_failure_while_writing_leaves_the_earlier_dataset(folder, pets, settin
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("convoy.data.prepare.manifest.write", full)
+    monkeypatch.setattr("convoy.data.prepare.pq.write_table", full)
     with pytest.raises(OSError, match="No space left"):
         prepare(folder(pets), settings(image_px=9), out)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert [path.name for path in out.parent.iterdir()] == ["dataset"]
 
 
-def test_a_new_dataset_replaces_the_earlier_one_whole(folder, pets, settings, out):
+def test_a_new_dataset_replaces_the_earlier_completely(folder, pets, settings, out):
     prepare(folder(pets), settings(), out)
     (out / "stale").touch()
     prepare(folder(pets), settings(image_px=9), out)
@@ -152,21 +157,27 @@ def test_a_new_dataset_replaces_the_earlier_one_whole(folder, pets, settings, ou
     assert Dataset.load(out).image_px == 9
 
 
-def test_quarantined_and_left_out_files_are_counted_and_said(folder, parts, settings, out, capsys):
+def test_quarantined_and_left_out_files_are_counted(folder, parts, settings, out, capsys):
     files = parts | {"train/cat/copy.png": parts["val/cat/0.png"], "train/dog/x.png": b""}
     metrics = prepare(folder(files), settings(), out)["data"]
     assert (metrics["images"], metrics["quarantined"], metrics["left_out"]) == (30, 1, 1)
-    said = capsys.readouterr().out
-    assert "1 quarantined" in said
-    assert "Left out, since their pixels are delivered in test or val too: 1" in said
-    assert "Cut from" not in said
+    output = capsys.readouterr().out
+    assert "1 quarantined" in output
+    assert re.search(r"Left out .*: 1$", output, re.MULTILINE)
+    assert "Cut from" not in output
+    rows = pq.read_table(out / "manifest.parquet").to_pylist()
+    verdicts = {row["path"]: row["verdict"] for row in rows if row["verdict"] != "ok"}
+    assert verdicts == {
+        "train/cat/copy.png": "left out: its pixels are in val too: val/cat/0.png",
+        "train/dog/x.png": "is empty (0 bytes)",
+    }
 
 
-def test_one_missing_part_is_said_to_be_cut_from_train(folder, pets, png, settings, out, capsys):
+def test_a_single_missing_split_is_cut_from_train(folder, pets, png, settings, out, capsys):
     files = {f"train/{name}": content for name, content in pets.items()}
     files |= {f"test/{label}/0.png": png(5000 + n) for n, label in enumerate(("cat", "dog"))}
     prepare(folder(files), settings(), out)
-    assert "Cut from the train part by pixel hash, as data.splits says: val 0.2" in capsys.readouterr().out
+    assert "Cut from the train split by pixel hash (data.splits): val 0.2" in capsys.readouterr().out
 
 
 def test_prepare_imports_neither_torch_nor_mlflow_nor_sklearn():
@@ -185,7 +196,7 @@ def test_prepare_imports_neither_torch_nor_mlflow_nor_sklearn():
 def test_cifar10_is_packed_within_its_memory(tmp_path):
     code = (
         "import resource, sys; from pathlib import Path; from convoy.data.prepare import prepare;"
-        "from convoy.data.settings import DataParams; from convoy.params import section;"
+        "from convoy.data.settings import DataParams; from convoy.core.params import section;"
         "prepare(Path(sys.argv[1]), section('data', DataParams), Path(sys.argv[2]));"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
@@ -197,4 +208,4 @@ def test_cifar10_is_packed_within_its_memory(tmp_path):
     facts = json.loads((out / "dataset.json").read_text())
     assert len(facts["classes"]) == 10
     assert facts["splits"]["test"] == [50_000, 60_000]
-    assert "no image quarantined" in done.stdout
+    assert ", 0 quarantined" in done.stdout

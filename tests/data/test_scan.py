@@ -1,146 +1,180 @@
+import numpy as np
 import pytest
 
 from convoy.core.errors import DataError
-from convoy.data import scan as surveying
+from convoy.data import scan
 from convoy.images.decode import decode
+from convoy.images.layout import recognise
 
 
-def survey(data, params, keep=lambda _: None):
-    return surveying.survey(data, params, shrink=lambda image_u8: image_u8, keep=keep)
+def scan_of(data, params, keep=lambda _: None):
+    return scan.scan(data, params, shrink=lambda image_u8: image_u8, keep=keep)
 
 
 def refusal(data, params) -> str:
     with pytest.raises(DataError) as caught:
-        survey(data, params)
+        scan_of(data, params)
     return str(caught.value)
 
 
 def test_each_delivered_file_has_a_record(folder, pets, settings):
-    found = survey(folder(pets | {"README.md": b"# Pets"}), settings())
-    verdicts = {record.path: record.verdict for record in found.records}
-    assert verdicts.keys() == pets.keys() | {"README.md"}
-    assert verdicts.pop("README.md").startswith("ignored: is no image")
-    assert set(verdicts.values()) == {"ok"}
+    found = scan_of(folder(pets | {"README.md": b"# Pets"}), settings())
+    statuses = {record.path: record.status for record in found.records}
+    assert statuses.keys() == pets.keys() | {"README.md"}
+    assert statuses.pop("README.md") == "ignored"
+    assert set(statuses.values()) == {"ok"}
     assert found.classes == ["cat", "dog"]
     assert found.cut == ("val", "test")
 
 
-def test_readable_images_are_handed_over_once_in_the_records_order(zipped, pets, settings):
-    handed = []
-    found = survey(zipped(pets | {"cat/x.png": b""}), settings(), keep=handed.append)
-    assert len(handed) == len(pets)
-    for record, kept in zip(found.records, found.kept, strict=True):
+def test_usable_images_are_kept_once_in_the_order_of_the_records(zipped, pets, settings):
+    kept = []
+    found = scan_of(zipped(pets | {"cat/x.png": b""}), settings(), keep=kept.append)
+    assert len(kept) == len(pets)
+    for record in found.records:
         if record.path == "cat/x.png":
-            assert kept == -1
+            assert record.index == -1
         else:
-            assert (handed[kept] == decode(pets[record.path]).image_u8).all()
+            assert (kept[record.index] == decode(pets[record.path]).image_u8).all()
 
 
 def test_a_file_in_a_class_folder_that_is_no_image_is_quarantined_with_its_reason(folder, pets, settings):
     odd = {"cat/empty.png": b"", "cat/404.jpg": b"<!DOCTYPE html>", "dog/notes.txt": b"hello"}
-    found = survey(folder(pets | odd), settings())
-    reasons = {record.path: record.verdict for record in found.records if record.quarantined}
+    found = scan_of(folder(pets | odd), settings())
+    reasons = {record.path: record.reason for record in found.records if record.status == "quarantined"}
     assert reasons["cat/empty.png"] == "is empty (0 bytes)"
     assert "web page" in reasons["cat/404.jpg"]
-    assert "is no image of a format that is read" in reasons["dog/notes.txt"]
+    assert "is not an image" in reasons["dog/notes.txt"]
     assert len(reasons) == 3
 
 
 def test_an_image_outside_the_class_folders_is_quarantined(folder, pets, settings, png):
-    found = survey(folder(pets | {"stray.png": png(9)}), settings())
-    (stray,) = (record for record in found.records if record.quarantined)
-    assert (stray.path, stray.verdict, stray.label) == ("stray.png", "lies in no class folder", None)
+    found = scan_of(folder(pets | {"stray.png": png(9)}), settings())
+    (stray,) = (record for record in found.records if record.status == "quarantined")
+    assert (stray.path, stray.reason, stray.label) == ("stray.png", "is not in a class folder", None)
 
 
-def test_upper_case_endings_single_pixels_and_odd_names_are_no_obstacle(folder, pets, settings, png):
+def test_upper_case_endings_single_pixels_and_odd_names_are_accepted(folder, pets, settings, png):
     odd = {"cat/IMG 01.PNG": png(901), "dog/ねこ.png": png(902, 1, 1), "dog/noending": png(903)}
-    found = survey(folder(pets | odd), settings(max_quarantined=0.0))
-    assert {record.verdict for record in found.records} == {"ok"}
+    found = scan_of(folder(pets | odd), settings(max_quarantined=0.0))
+    assert {record.status for record in found.records} == {"ok"}
 
 
 def test_too_many_unusable_files_are_refused_with_examples_and_the_limit(folder, pets, settings):
     message = refusal(folder(pets | {f"cat/x{n}.jpg": b"no" for n in range(20)}), settings())
-    assert "20 of 100 files cannot be used (20.0%; data.max_quarantined allows 10.0%)" in message
-    assert "cat/x0.jpg: is no image of a format that is read" in message
+    assert "20 of 100 files are unusable (20.0%; data.max_quarantined allows 10.0%)" in message
+    assert "cat/x0.jpg: is not an image" in message
     assert "and 15 more" in message
-    assert "or raise data.max_quarantined in params.yaml. Nothing was written." in message
+    assert "or raise data.max_quarantined in params.yaml" in message
 
 
 def test_identical_pixels_under_two_labels_count_as_unusable(folder, pets, settings, png):
-    found = survey(folder(pets | {"cat/a.png": png(77), "dog/a.png": png(77)}), settings())
-    assert sorted(record.path for record in found.records if record.quarantined) == ["cat/a.png", "dog/a.png"]
+    found = scan_of(folder(pets | {"cat/a.png": png(77), "dog/a.png": png(77)}), settings())
+    assert sorted(record.path for record in found.records if record.status == "quarantined") == [
+        "cat/a.png",
+        "dog/a.png",
+    ]
 
 
 def test_a_train_image_delivered_in_test_too_is_left_out_but_not_unusable(folder, parts, settings):
-    found = survey(
+    found = scan_of(
         folder(parts | {"train/cat/copy.png": parts["test/cat/0.png"]}), settings(max_quarantined=0.0)
     )
-    (copy,) = (record for record in found.records if record.verdict != "ok")
-    assert copy.verdict == "left out: its pixels are in test too: test/cat/0.png"
+    (copy,) = (record for record in found.records if record.status != "ok")
+    assert copy.status == "left_out"
+    assert "test/cat/0.png" in copy.reason
     assert found.cut == ()
 
 
-def test_no_images_at_all_says_what_was_found_and_what_is_expected(folder, settings, png):
+def test_a_delivery_without_images_is_refused_with_what_was_found_and_what_is_expected(folder, settings, png):
     message = refusal(folder({"a.txt": b"x", "b.png": png(1)}), settings())
-    assert "holds no images in class folders. Found: 2 files, such as a.txt, b.png." in message
+    assert "contains no images in class folders. Found: 2 files, such as a.txt, b.png." in message
     assert "Expected: one folder per class with its images inside" in message
 
 
-def test_an_empty_delivery_says_so(folder, tmp_path, settings):
+def test_an_empty_delivery_is_refused(folder, tmp_path, settings):
     (tmp_path / "data").mkdir()
     assert "It is empty." in refusal(tmp_path / "data", settings())
 
 
-def test_class_folders_without_one_usable_image_are_refused(folder, settings):
+def test_class_folders_without_a_usable_image_are_refused(folder, settings):
     files = {"cat/1.png": b"x", "dog/1.png": b"x"}
-    assert "holds no usable image" in refusal(folder(files), settings(max_quarantined=1.0))
+    assert "contains no usable image" in refusal(folder(files), settings(max_quarantined=1.0))
 
 
-def test_one_class_only_is_refused_by_name(folder, settings, png):
+def test_a_single_class_is_refused_by_name(folder, settings, png):
     files = {f"cat/{n}.png": png(n) for n in range(3)}
-    assert "holds one class only, `cat`: there is nothing to tell apart" in refusal(folder(files), settings())
+    assert "has a single class, `cat`" in refusal(folder(files), settings())
 
 
-def test_a_class_without_one_usable_image_is_named_with_the_reason(folder, settings, png):
+def test_a_class_without_a_usable_image_is_named_with_the_reason(folder, settings, png):
     files = {f"cat/{n}.png": png(n) for n in range(30)} | {"dog/1.png": b"broken"}
     message = refusal(folder(files), settings())
-    assert "class `dog` has no usable image (dog/1.png: is no image of a format that is read" in message
+    assert "class `dog` has no usable image (dog/1.png: is not an image" in message
     assert "Repair its images, or remove its folder." in message
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
-def test_a_class_absent_from_a_delivered_part_is_named_with_it(folder, parts, settings, split):
+def test_a_class_absent_from_a_delivered_split_is_named_with_it(folder, parts, settings, split):
     files = {name: content for name, content in parts.items() if not name.startswith(f"{split}/dog")}
     message = refusal(folder(files), settings())
-    assert f"the delivered {split} part has no usable image of class `dog`" in message
+    assert f"the delivered {split} split has no usable image of class `dog`" in message
     assert ("leave the" in message) == (split != "train")
 
 
-def test_a_class_whose_images_in_a_delivered_part_are_all_broken_is_named(folder, parts, settings):
+def test_a_class_whose_images_in_a_delivered_split_are_all_broken_is_named(folder, parts, settings):
     files = {name: b"broken" if name.startswith("val/dog") else content for name, content in parts.items()}
-    assert "the delivered val part has no usable image of class `dog`" in refusal(
+    assert "the delivered val split has no usable image of class `dog`" in refusal(
         folder(files), settings(max_quarantined=0.5)
     )
 
 
-def test_a_class_absent_from_a_cut_part_says_how_many_images_it_has_and_what_to_change(
-    folder, pets, settings, png
-):
+def test_a_class_absent_from_a_cut_split_is_named_with_its_images_and_the_shares(folder, pets, settings, png):
     message = refusal(folder(pets | {"owl/1.png": png(5007), "owl/2.png": png(5008)}), settings())
     assert "class `owl` has 2 usable images, and none of them fell in the " in message
     assert "data.splits.val (0.2), data.splits.test (0.2)" in message
 
 
 def test_what_names_reveal_is_refused_before_an_image_is_decoded(folder, parts, settings, monkeypatch):
-    monkeypatch.setattr("convoy.data.records.decode", lambda _: pytest.fail("an image was decoded"))
-    assert "one class only" in refusal(folder({"cat/1.png": b"1"}, name="a"), settings())
+    monkeypatch.setattr("convoy.data.scan.decode", lambda _: pytest.fail("an image was decoded"))
+    assert "a single class" in refusal(folder({"cat/1.png": b"1"}, name="a"), settings())
     files = {name: content for name, content in parts.items() if not name.startswith("val/dog")}
-    assert "the delivered val part has no usable image of class `dog`" in refusal(
+    assert "the delivered val split has no usable image of class `dog`" in refusal(
         folder(files, name="b"), settings()
     )
 
 
-def test_a_delivered_part_without_one_usable_image_is_not_cut_anew(folder, parts, settings):
+def test_a_delivered_split_without_a_usable_image_is_not_cut_again(folder, parts, settings):
     files = {name: b"broken" if name.startswith("val/") else content for name, content in parts.items()}
     message = refusal(folder(files), settings(max_quarantined=0.5))
-    assert "the delivered val part has no usable image of class `cat`, `dog`" in message
+    assert "the delivered val split has no usable image of class `cat`, `dog`" in message
+
+
+@pytest.mark.parametrize(("files", "size"), [(1, 2**20), (3, 2**20), (1000, 1), (1000, 2**20)])
+def test_records_come_in_the_order_of_the_files_however_they_are_batched(pets, monkeypatch, files, size):
+    monkeypatch.setattr(scan, "BATCH_FILES", files)
+    monkeypatch.setattr(scan, "BATCH_BYTES", size)
+    found = list(scan.read(pets.items(), recognise(pets), shrink=lambda image_u8: image_u8[:1]))
+    assert [record.path for record, _ in found] == list(pets)
+    for (record, square_u8), content in zip(found, pets.values(), strict=True):
+        assert record.status == "ok"
+        assert np.array_equal(square_u8, decode(content).image_u8[:1])
+
+
+def test_an_error_while_shrinking_is_raised(pets):
+    def broken(_: np.ndarray) -> np.ndarray:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        list(scan.read(pets.items(), recognise(pets), broken))
+
+
+def test_files_are_read_only_a_little_ahead(pets, monkeypatch):
+    monkeypatch.setattr(scan, "BATCH_FILES", 1)
+    monkeypatch.setattr(scan.os, "cpu_count", lambda: 2)
+    taken = []
+    reading = scan.read(
+        ((taken.append(name), (name, pets[name]))[1] for name in pets), recognise(pets), np.copy
+    )
+    next(reading)
+    assert len(taken) <= 2 * 2 + 1

@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from convoy.data.settings import SplitParams
-from convoy.data.split import LEFT_OUT, OK, Image, assign, cut, pixel_hash
+from convoy.data.split import Record, assign, cut, pixel_hash
 
 SHARES = SplitParams(val=0.15, test=0.2)
 BOTH = ("val", "test")
@@ -16,8 +18,8 @@ def hashed(n: int) -> str:
     )
 
 
-def image(n: int, label: str = "cat", delivered=None, path: str | None = None) -> Image:
-    return Image(path or f"{delivered}/{label}/{n}.png", hashed(n), label, delivered)
+def image(n: int, label: str = "cat", delivered=None, path: str | None = None) -> Record:
+    return Record(path or f"{delivered}/{label}/{n}.png", "", label, delivered, pixels=hashed(n))
 
 
 numbers = st.lists(st.integers(0, 500), min_size=1, max_size=60)
@@ -61,50 +63,59 @@ def test_raising_one_share_moves_images_out_of_train_only(larger):
 
 
 @given(st.lists(st.sampled_from(("train", "val", "test")), min_size=1, max_size=40))
-def test_a_delivered_val_or_test_part_is_respected(parts):
-    images = [image(n, delivered=part) for n, part in enumerate(parts)]
-    missing = [part for part in BOTH if part not in parts]
-    for found, assigned in zip(images, assign(images, SHARES, missing), strict=True):
-        if found.delivered != "train":
-            assert assigned.split == found.delivered
-        elif "val" in parts:
+def test_a_delivered_val_or_test_split_is_kept(delivered):
+    images = [image(n, delivered=split) for n, split in enumerate(delivered)]
+    missing = [split for split in BOTH if split not in delivered]
+    for image_, assigned in zip(images, assign(images, SHARES, missing), strict=True):
+        if image_.split != "train":
+            assert assigned.split == image_.split
+        elif "val" in delivered:
             assert assigned.split != "val"
-        if found.delivered == "train" and "test" in parts:
+        if image_.split == "train" and "test" in delivered:
             assert assigned.split != "test"
 
 
-def test_a_missing_part_is_cut_from_train_alone():
+def test_a_missing_split_is_cut_from_train_only():
     images = [image(n, delivered="test" if n % 2 else "train") for n in range(400)]
     assigned = assign(images, SHARES, ("val",))
     assert {a.split for a in assigned[0::2]} == {"train", "val"}
     assert {a.split for a in assigned[1::2]} == {"test"}
 
 
-def test_a_train_image_that_test_has_too_is_left_out_and_the_test_file_named():
+def test_a_train_image_that_is_in_test_too_is_left_out_and_the_test_file_named():
     train, test = image(1, delivered="train"), image(1, delivered="test")
     val = image(1, delivered="val")
     left, kept, also_left = assign([train, test, val], SHARES, BOTH)
     assert kept.split == "test"
     for assigned in (left, also_left):
         assert assigned.split is None
-        assert assigned.verdict == f"{LEFT_OUT}its pixels are in test too: test/cat/1.png"
+        assert assigned.status == "left_out"
+        assert "test/cat/1.png" in assigned.reason
 
 
-def test_a_train_image_that_val_has_too_is_left_out_and_the_val_file_named():
+def test_a_train_image_that_is_in_val_too_is_left_out_and_the_val_file_named():
     left, kept = assign([image(1, delivered="train"), image(1, delivered="val")], SHARES, BOTH)
     assert (left.split, kept.split) == (None, "val")
-    assert left.verdict == f"{LEFT_OUT}its pixels are in val too: val/cat/1.png"
+    assert left.status == "left_out"
+    assert "val/cat/1.png" in left.reason
 
 
 def test_identical_pixels_under_two_labels_are_used_under_neither():
     cat, dog, other = assign([image(1, "cat"), image(1, "dog"), image(2)], SHARES, BOTH)
     assert cat.split is dog.split is None
-    assert cat.verdict == "has the pixels of None/dog/1.png, under another label (cat, dog)"
-    assert dog.verdict == "has the pixels of None/cat/1.png, under another label (dog, cat)"
-    assert other.verdict == OK
+    assert cat.status == dog.status == "quarantined"
+    assert "None/dog/1.png" in cat.reason
+    assert "None/cat/1.png" in dog.reason
+    assert (other.status, other.reason) == ("ok", "")
 
 
-def test_the_hash_knows_the_shape():
+def test_unusable_files_are_left_as_they_are():
+    broken = replace(image(1, "dog"), status="quarantined", reason="is empty", split=None)
+    assert assign([broken, image(1)], SHARES, BOTH)[0] is broken
+    assert assign([broken, image(1)], SHARES, BOTH)[1].status == "ok"
+
+
+def test_the_hash_includes_the_shape():
     pixels = np.zeros((2, 8, 3), np.uint8)
     assert pixel_hash(pixels) != pixel_hash(pixels.reshape(8, 2, 3))
     assert pixel_hash(pixels) == pixel_hash(np.asfortranarray(pixels))

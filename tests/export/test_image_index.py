@@ -7,24 +7,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from convoy.core.errors import DataError
-from convoy.data import manifest
-from convoy.data.records import Record
 from convoy.export import image_index
-
-
-def record(name: str, label: str, split: str | None) -> Record:
-    return Record(f"{name}.png", "f" * 64, 4, 4, "RGB", name * 64, label, split, "ok" if split else "broken")
 
 
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
-    records = [
-        record("c", "cat", "test"),
-        record("a", "dog", "train"),
-        record("b", "cat", "val"),
-        record("d", "cat", None),
-    ]
-    manifest.write(tmp_path / "manifest.parquet", records, [2, 0, 1, -1])
+    manifest = {
+        "path": ["c.png", "a.png", "b.png", "d.png"],
+        "pixels": [name * 64 for name in "cabd"],
+        "label": ["cat", "dog", "cat", "cat"],
+        "split": ["test", "train", "val", None],
+    }
+    pq.write_table(pa.table(manifest), tmp_path / "manifest.parquet")
     image_index.write(tmp_path / "manifest.parquet", tmp_path / "images.parquet")
     return tmp_path / "images.parquet"
 

@@ -8,7 +8,7 @@ import pytest
 
 from convoy.core.errors import DataError
 from convoy.images import archive
-from convoy.images.archive import kind_of, members, names
+from convoy.images.archive import EXTENDED_HEADERS, kind_of, members
 
 TARS = ("", "gz", "bz2", "xz")
 
@@ -19,12 +19,16 @@ def read(path):
     return dict(members(path, kind))
 
 
-def list_and_read(path):
-    """Give the message with which both ways through an archive refuse it."""
+def names(path):
+    return [name for name, _ in members(path, kind_of(path), names_only=True)]
+
+
+def refusal(path):
+    """Return the message with which an archive is refused, both when listed and when read."""
     with pytest.raises(DataError) as listing:
-        list(names(path, kind_of(path)))
+        names(path)
     with pytest.raises(DataError) as reading:
-        list(members(path, kind_of(path)))
+        read(path)
     assert str(listing.value) == str(reading.value)
     return str(listing.value)
 
@@ -39,7 +43,7 @@ def test_a_zip_is_read_member_by_member(zipped, pets):
     path = zipped(pets)
     assert kind_of(path) == "zip"
     assert read(path) == pets
-    assert list(names(path, "zip")) == list(pets)
+    assert names(path) == list(pets)
 
 
 @pytest.mark.parametrize("compression", TARS)
@@ -55,7 +59,7 @@ def test_names_with_spaces_and_other_scripts_survive(zipped, tarred):
     assert read(tarred(files)) == files
 
 
-def test_any_other_file_is_no_archive(tmp_path):
+def test_other_files_are_not_archives(tmp_path):
     path = tmp_path / "x.zip"
     for content in (b"", b"hello", b"\x89PNG\r\n", b"\0" * 2000):
         path.write_bytes(content)
@@ -66,34 +70,34 @@ def test_any_other_file_is_no_archive(tmp_path):
     ("magic", "name"),
     [(b"7z\xbc\xaf\x27\x1c", "7z"), (b"Rar!\x1a\x07\0", "RAR"), (b"\x28\xb5\x2f\xfd", "zstd")],
 )
-def test_an_archive_of_another_kind_is_named(tmp_path, magic, name):
+def test_an_unsupported_archive_is_named(tmp_path, magic, name):
     path = tmp_path / "x"
     path.write_bytes(magic + b"0" * 600)
-    with pytest.raises(DataError, match=rf"x is a {name} archive; zip and tar .gz, bz2, xz. are read"):
+    with pytest.raises(DataError, match=rf"x is a {name} archive.*zip or tar"):
         kind_of(path)
 
 
-def test_a_compressed_file_that_is_no_tar_is_refused(tmp_path):
+def test_a_compressed_file_that_is_not_a_tar_is_refused(tmp_path):
     path = tmp_path / "cat.png.gz"
     path.write_bytes(gzip.compress(b"x" * 5000))
-    with pytest.raises(DataError, match="is a compressed file but no tar archive"):
+    with pytest.raises(DataError, match="is a compressed file but not a tar archive"):
         kind_of(path)
 
 
 @pytest.mark.parametrize(
-    ("name", "why"), [("../x.png", "leaves"), ("a/../../x.png", "leaves"), ("/etc/x.png", "absolute")]
+    ("name", "why"), [("../x.png", "points out"), ("a/../../x.png", "points out"), ("/etc/x.png", "absolute")]
 )
 def test_a_member_that_points_out_of_the_archive_is_refused_by_name(zipped, tarred, name, why):
     for path in (zipped({"a/1.png": b"1", name: b"x"}), tarred({"a/1.png": b"1", name: b"x"})):
-        message = list_and_read(path)
-        assert f"holds `{name}`" in message
+        message = refusal(path)
+        assert f"contains `{name}`" in message
         assert why in message
         assert archive.REPACK in message
 
 
 def test_a_windows_path_that_escapes_is_refused_as_well(zipped):
-    assert "holds `../x.png`, which leaves" in list_and_read(zipped({"..\\x.png": b"x"}))
-    assert "holds `C:/x.png`, an absolute path" in list_and_read(zipped({"C:\\x.png": b"x"}))
+    assert "contains `../x.png`, which points out" in refusal(zipped({"..\\x.png": b"x"}))
+    assert "contains `C:/x.png`, an absolute path" in refusal(zipped({"C:\\x.png": b"x"}))
     assert read(zipped({"cat\\1.png": b"x"})) == {"cat/1.png": b"x"}
 
 
@@ -108,9 +112,7 @@ def test_a_windows_path_that_escapes_is_refused_as_well(zipped):
     ],
 )
 def test_links_and_devices_in_a_tar_are_refused_by_name(tarred, info, what):
-    assert f"holds `cat/2.png`, {what}; only plain files are read" in list_and_read(
-        tarred({"cat/1.png": b"1"}, "gz", (info,))
-    )
+    assert f"contains `cat/2.png`, {what};" in refusal(tarred({"cat/1.png": b"1"}, "gz", (info,)))
 
 
 def test_a_link_or_a_device_in_a_zip_is_refused_by_name(tmp_path):
@@ -120,7 +122,7 @@ def test_a_link_or_a_device_in_a_zip_is_refused_by_name(tmp_path):
         entry.external_attr = (mode | 0o777) << 16
         with zipfile.ZipFile(path, "w") as file:
             file.writestr(entry, "/etc/passwd")
-        assert f"holds `cat/1.png`, {what}" in list_and_read(path)
+        assert f"contains `cat/1.png`, {what}" in refusal(path)
 
 
 def test_a_sparse_file_in_a_tar_is_refused(tmp_path):
@@ -131,43 +133,43 @@ def test_a_sparse_file_in_a_tar_is_refused(tmp_path):
     path = tmp_path / "sparse.tar"
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as file:
         file.addfile(info, io.BytesIO(content))
-    assert "a sparse file" in list_and_read(path)
+    assert "a sparse file" in refusal(path)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
 @pytest.mark.parametrize("compression", TARS)
-def test_a_truncated_tar_says_so(tarred, pets, compression, share):
+def test_a_truncated_tar_is_refused(tarred, pets, compression, share):
     path = tarred(pets, compression)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    assert "is truncated or damaged" in list_and_read(path)
+    assert "is truncated or damaged" in refusal(path)
 
 
-def test_a_tar_cut_between_two_members_says_so(tarred, pets):
+def test_a_tar_cut_between_two_members_is_refused(tarred, pets):
     path = tarred(pets, "")
     with tarfile.open(path) as file:
         cut = file.getmembers()[30].offset
     path.write_bytes(path.read_bytes()[:cut])
-    assert "is truncated or damaged" in list_and_read(path)
+    assert "is truncated or damaged" in refusal(path)
 
 
-def test_a_tar_with_a_damaged_header_says_so(tarred, pets):
+def test_a_tar_with_a_damaged_header_is_refused(tarred, pets):
     path = tarred(pets, "")
     with tarfile.open(path) as file:
-        place = file.getmembers()[30].offset
+        offset = file.getmembers()[30].offset
     content = bytearray(path.read_bytes())
-    content[place : place + 8] = b"\xff" * 8
+    content[offset : offset + 8] = b"\xff" * 8
     path.write_bytes(content)
-    assert "is truncated or damaged" in list_and_read(path)
+    assert "is truncated or damaged" in refusal(path)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.9])
-def test_a_truncated_zip_says_so(zipped, pets, share):
+def test_a_truncated_zip_is_refused(zipped, pets, share):
     path = zipped(pets)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    assert "is truncated or damaged" in list_and_read(path)
+    assert "is truncated or damaged" in refusal(path)
 
 
-def test_a_zip_with_damaged_content_says_so(zipped):
+def test_a_zip_with_damaged_content_is_refused(zipped):
     path = zipped({"cat/1.png": bytes(range(256)) * 9})
     content = bytearray(path.read_bytes())
     content[60] ^= 0xFF
@@ -177,16 +179,16 @@ def test_a_zip_with_damaged_content_says_so(zipped):
 
 
 @pytest.mark.parametrize("compression", ["gz", "bz2", "xz"])
-def test_a_tar_with_damaged_compressed_bytes_says_so(tarred, pets, compression):
+def test_a_tar_with_damaged_compressed_bytes_is_refused(tarred, pets, compression):
     path = tarred(pets, compression)
     content = bytearray(path.read_bytes())
     content[len(content) // 2 : len(content) // 2 + 20] = b"\xaa" * 20
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"truncated or damaged|no tar archive, or damaged"):
+    with pytest.raises(DataError, match=r"truncated or damaged|start is damaged"):
         read(path)
 
 
-def test_damage_where_a_bz2_archive_begins_says_so(tarred, pets):
+def test_damage_where_a_bz2_archive_begins_is_refused(tarred, pets):
     path = tarred(pets, "bz2")
     content = bytearray(path.read_bytes())
     content[4:10] = b"\0" * 6  # where its first block begins
@@ -195,42 +197,40 @@ def test_damage_where_a_bz2_archive_begins_says_so(tarred, pets):
         kind_of(path)
 
 
-def test_an_encrypted_zip_says_so(zipped):
+def test_an_encrypted_zip_is_refused(zipped):
     path = zipped({"cat/1.png": b"1"})
     content = bytearray(path.read_bytes())
     content[6] |= 1
     content[content.index(b"PK\x01\x02") + 8] |= 1
     path.write_bytes(content)
-    assert "is encrypted (cat/1.png). Deliver it without a password" in list_and_read(path)
+    assert "is encrypted (cat/1.png). Deliver it without a password" in refusal(path)
 
 
-def test_a_zip_packed_by_an_unknown_method_says_so(zipped):
+def test_a_zip_packed_by_an_unknown_method_is_refused(zipped):
     path = zipped({"cat/1.png": b"1"})
     content = bytearray(path.read_bytes())
     content[8] = content[content.index(b"PK\x01\x02") + 10] = 97
     path.write_bytes(content)
-    with pytest.raises(DataError, match="is packed in a way that is not read"):
+    with pytest.raises(DataError, match="uses an unsupported compression"):
         read(path)
 
 
-def test_a_bomb_is_stopped_by_what_it_unfolds_to(zipped, tarred, monkeypatch):
+def test_a_bomb_is_stopped_by_its_unpacked_size(zipped, tarred, monkeypatch):
     monkeypatch.setattr(archive, "FREE_BYTES", 10_000)
     bomb = {f"cat/{n}.png": b"\0" * 1_000_000 for n in range(4)}
     for path in (zipped(bomb), tarred(bomb, "gz"), tarred(bomb, "xz")):
-        with pytest.raises(DataError, match="unfolds to more than 200 times its size: a decompression bomb"):
+        with pytest.raises(DataError, match="unpacks to more than 200 times its size"):
             read(path)
 
 
-def test_a_small_archive_may_unfold_a_lot(zipped):
+def test_a_small_archive_may_unpack_to_many_bytes(zipped):
     assert len(read(zipped({"cat/1.bmp": b"\0" * 5_000_000}))["cat/1.bmp"]) == 5_000_000
 
 
 def test_a_member_larger_than_any_image_is_refused(zipped, tarred, monkeypatch):
     monkeypatch.setattr(archive, "MAX_MEMBER_BYTES", 1000)
     for path in (zipped({"cat/1.png": b"\0" * 1001}), tarred({"cat/1.png": b"\0" * 1001})):
-        with pytest.raises(
-            DataError, match=r"holds `cat/1.png`, more than 1,000 bytes: no image is that large"
-        ):
+        with pytest.raises(DataError, match=r"contains `cat/1.png` of more than 1,000 bytes"):
             read(path)
     assert read(zipped({"cat/1.png": b"\0" * 1000}))
 
@@ -239,14 +239,14 @@ def test_too_many_members_are_refused(zipped, tarred, monkeypatch):
     monkeypatch.setattr(archive, "MAX_MEMBERS", 3)
     files = {f"cat/{n}.png": b"" for n in range(4)}
     for path in (zipped(files), tarred(files)):
-        assert "holds more than 3 members" in list_and_read(path)
+        assert "contains more than 3 members" in refusal(path)
 
 
-def test_a_header_that_asks_for_much_memory_is_refused(tmp_path):
-    info = tarfile.TarInfo("cat/1.png")
-    info.pax_headers = {"comment": "x" * (archive.MAX_HEADER_BYTES + 1)}
+@pytest.mark.parametrize("kind", EXTENDED_HEADERS)
+def test_an_extended_header_that_needs_much_memory_is_refused(tmp_path, kind):
+    header = special("cat/1.png", kind)
+    header.size = archive.MAX_HEADER_BYTES + 1
     path = tmp_path / "x.tar"
-    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as file:
-        file.addfile(info)
-    with pytest.raises(DataError, match=r"truncated or damaged .a header of"):
-        list(names(path, "tar"))
+    path.write_bytes(header.tobuf(tarfile.GNU_FORMAT) + b"x" * 4096)
+    with pytest.raises(DataError, match=r"truncated or damaged .a header of 1,048,577 bytes"):
+        names(path)

@@ -54,7 +54,7 @@ def test_every_given_path_gets_a_prediction_or_a_reason_in_its_order(built, fold
     assert [one.path for one in found] == paths
     assert found[0].reason == "cannot be read: No such file or directory"
     assert found[1].reason is None
-    assert found[2].reason.startswith("is no image of a format that is read")
+    assert found[2].reason.startswith("is not an image in a supported format")
     assert found[3].reason == "contains no images"
 
 

@@ -1,13 +1,23 @@
-"""`convoy data`: point the pipeline at images, or look at them without running it."""
+"""`convoy data`: choose the images that the pipeline imports, or check images without running it."""
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from convoy.core.console import info, table
+from convoy.core.errors import DataError, RequestError
+
+if TYPE_CHECKING:
+    from convoy.data.settings import DataParams
+
+DATA = "data"
+IMPORT = "data.dvc"
+
 data = typer.Typer(
-    no_args_is_help=True, help="Point the pipeline at images, or look at them without running it."
+    no_args_is_help=True,
+    help="Choose the images that the pipeline imports, or check images without running it.",
 )
 
 
@@ -16,33 +26,159 @@ def data_use(
     source: Annotated[
         str,
         typer.Argument(
-            help="Folder, zip, tar, http(s)://…, s3://…, gs://…: whatever `dvc import-url` takes."
+            help="Folder, zip, tar, http(s)://…, s3://…, gs://…: anything that `dvc import-url` accepts."
         ),
     ],
 ) -> None:
-    """Make SOURCE the images that the pipeline fetches: writes data.dvc.
+    """Import SOURCE as the pipeline's images: writes data.dvc and replaces data/.
 
     Example: convoy data use ~/flowers.zip
     """
-    from convoy.commands.source import use
-
     for line in use(source, Path.cwd()):
-        print(line)
+        info(line)
 
 
 @data.command("check")
 def data_check(
-    path: Annotated[Path, typer.Argument(help="Delivered images: folder or archive.")] = Path("data"),
+    path: Annotated[Path, typer.Argument(help="Delivered images: folder or archive.")] = Path(DATA),
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say what `prepare` would find in PATH, quarantine and split; write nothing."""
-    from convoy.commands.source import check
+    """Check the images in PATH as `prepare` does: classes, splits, unusable files. Writes nothing; exit code 1 if `prepare` would refuse.
+
+    Example: convoy data check photos/
+    """
     from convoy.core import params
     from convoy.data.settings import DataParams
 
-    found = check(path, params.section("data", DataParams))
-    lines = found.pop("lines")
-    print(json.dumps(found, ensure_ascii=False) if as_json else "\n".join(lines))
+    found, lines = check(path, params.section("data", DataParams))
+    info(json.dumps(found, ensure_ascii=False) if as_json else "\n".join(lines))
     if not found["accepted"]:
         raise typer.Exit(1)
+
+
+def use(source: str, root: Path) -> list[str]:
+    """Point data.dvc to another source and fetch it, replacing data/.
+
+    The import is left unfrozen, so that plain `dvc repro` fetches it on a fresh clone and
+    imports it again when the source changes.
+
+    Args:
+        source: a path, relative to the current folder, or a URL that DVC imports from.
+        root: the repository.
+
+    Returns:
+        Lines to print: what was done, warnings, the next commands.
+
+    Raises:
+        RequestError: the path does not exist or cannot be a source of this repository.
+        DataError: data/ has files that DVC does not have, or DVC cannot fetch the source; data/
+            and data.dvc are then unchanged.
+    """
+    from convoy.repo import dvc
+
+    root = root.resolve()
+    dvc.check_repository(root)
+    address = source
+    if "://" not in source:
+        path, address = dvc.locate(source, root)
+        if root / DATA in (path, *path.parents):
+            raise RequestError(
+                f"{source} is in {DATA}/, which holds the fetched copy. Move it first: "
+                f"`mv {DATA} my-images && convoy data use my-images`"
+            )
+    _check_replaceable(root)
+    before = _current_source(root)
+    try:
+        with dvc.replacing(root, (DATA, IMPORT)):
+            dvc.run(root, "import-url", address, DATA)
+            dvc.run(root, "unfreeze", IMPORT)
+    except dvc.DvcError as error:
+        unchanged = f"{IMPORT} still imports {before}." if before else ""
+        raise DataError(f"DVC cannot import {address}: {error}\nNothing was changed. {unchanged}") from error
+    lines = [f"{IMPORT} now imports {address}" + (f" (before: {before})." if before else ".")]
+    if "://" not in address and Path(address).is_absolute():
+        lines.append(dvc.unreachable(address))
+    return [
+        *lines,
+        "Next: `convoy data check` checks it, `dvc repro` trains with it.",
+        f"Commit {IMPORT} to keep it; `git checkout {IMPORT} && dvc checkout {IMPORT}` restores the committed import.",
+    ]
+
+
+def check(path: Path, params: "DataParams") -> tuple[dict[str, Any], list[str]]:
+    """Check a delivery as `prepare` does, and write nothing.
+
+    Returns:
+        `data` (prepare's metrics), `classes`, `counts` per split and class, `cut` (splits that would
+        be cut), `quarantined`, `left_out` and `ignored` (path and reason each) and `accepted` (False
+        if more is quarantined than `data.max_quarantined` allows); and the same as lines to print.
+
+    Raises:
+        DataError: as `scan`, except for too many unusable files, all of which are listed.
+    """
+    import numpy as np
+
+    from convoy.data.prepare import describe, metrics
+    from convoy.data.scan import scan
+
+    empty = np.empty((0, 0, 3), np.uint8)
+    any_number = params.model_copy(update={"max_quarantined": 1.0})
+    result = scan(path, any_number, shrink=lambda _: empty, keep=lambda _: None)
+    unused: dict[str, list[dict[str, str]]] = {"quarantined": [], "left_out": [], "ignored": []}
+    for record in result.records:
+        if record.status != "ok":
+            unused[record.status].append({"path": record.path, "reason": record.reason})
+    unusable, checked = len(unused["quarantined"]), len(result.records) - len(unused["ignored"])
+    accepted = unusable <= params.max_quarantined * checked
+    lines = describe(result, params)
+    if rows := [
+        (status.replace("_", " "), file["path"], file["reason"])
+        for status, files in unused.items()
+        for file in files
+    ]:
+        lines.append(table(("Status", "File", "Reason"), rows))
+    if not accepted:
+        lines.append(
+            f"`dvc repro` would refuse this delivery: {unusable:,} of {checked:,} files are unusable, "
+            f"data.max_quarantined allows {params.max_quarantined:.1%}."
+        )
+    found = {
+        "classes": result.classes,
+        "counts": result.counts(),
+        "cut": list(result.cut),
+        "accepted": accepted,
+    }
+    return {**metrics(result), **found, **unused}, lines
+
+
+def _check_replaceable(root: Path) -> None:
+    """Refuse to replace files that may exist nowhere else."""
+    from convoy.repo import dvc
+
+    if not (root / DATA).exists():
+        return
+    reason = f"was not imported: {IMPORT} does not exist"
+    if (root / IMPORT).exists():
+        try:
+            status = json.loads(dvc.run(root, "data", "status", "--json"))
+        except dvc.DvcError as error:
+            raise DataError(f"`dvc data status --json` failed in {root}: {error}") from error
+        changed = {path.rstrip("/") for paths in status.get("uncommitted", {}).values() for path in paths}
+        if DATA not in changed:
+            return
+        reason = "has changed since DVC fetched it"
+    raise DataError(
+        f"{DATA}/ {reason}, so its files may exist nowhere else. Move it away and try again: `mv {DATA} my-images`"
+    )
+
+
+def _current_source(root: Path) -> str:
+    """Read the source in data.dvc; empty if there is none."""
+    from convoy.core import yaml
+
+    try:
+        content = yaml.load((root / IMPORT).read_text(encoding="utf-8"))
+        return str(content["deps"][0]["path"])
+    except (FileNotFoundError, RequestError, KeyError, IndexError, TypeError):
+        return ""

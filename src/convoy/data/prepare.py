@@ -1,117 +1,196 @@
-"""From a delivery to the packed dataset that training maps into memory."""
+"""Prepare a delivery: check and split it, and pack it as the dataset that training maps into memory."""
 
+import hashlib
+import json
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from convoy.core.console import info
 from convoy.core.dataset import FACTS_FILE, IMAGES_FILE, LABELS_FILE, MANIFEST_FILE, SPLITS
 from convoy.core.files import write_json
-from convoy.data import manifest, pack
-from convoy.data.scan import Survey, survey
+from convoy.data.scan import Scan, scan
 from convoy.data.settings import DataParams
-from convoy.data.split import LEFT_OUT, OK
+from convoy.data.split import Record
 from convoy.images.resize import Geometry
+
+CHUNK_ROWS = 512
+"""Images copied at once: 100 MB at 256 px."""
+
+LEAST_STD = 1 / 255
+"""Smallest standard deviation written: a constant channel must not cause a division by zero."""
+
+MANIFEST = pa.schema(
+    [
+        ("path", pa.string()),  # inside the folder or archive
+        ("sha256", pa.string()),  # of the file's bytes
+        ("width", pa.int32()),  # pixels, upright; 0 if it was not decoded
+        ("height", pa.int32()),
+        ("mode", pa.string()),  # Pillow's, of the file; empty if it was not decoded
+        ("pixels", pa.string()),  # `pixel_hash`; empty if it was not decoded
+        ("label", pa.string()),  # null outside class folders
+        ("split", pa.string()),  # null for a file that is not used
+        ("verdict", pa.string()),  # `ok`, or why it is not used
+        ("row", pa.int64()),  # index into images.npy, or -1
+    ]
+)
+"""One row per delivered file, so that nothing is dropped silently."""
 
 
 def prepare(data: Path, params: DataParams, out: Path) -> dict[str, Any]:
-    """Check a delivery, decode each image once, split, and pack; say what was found.
+    """Check a delivery, decode each image once, split and pack it; print a summary.
 
-    Nothing is written to `out` before everything was checked; an earlier dataset there
-    stays whole until the new one replaces it.
+    Nothing is written to `out` before everything is checked; an earlier dataset there
+    stays complete until the new one replaces it.
 
     Args:
         data: delivered folder or archive.
         params: the `data` section.
-        out: folder to fill; `convoy.data.dataset` describes it.
+        out: folder to fill; `convoy.core.dataset` describes it.
 
     Returns:
         Metrics `{"data": {...}}`: numbers of images, classes, files not used, images per split.
 
     Raises:
-        DataError: see `survey`.
+        DataError: see `scan`.
     """
-    to_square = Geometry(params.image_px, params.fit)
-    with pack.Rows(out.parent, params.image_px) as rows:
-        found = survey(data, params, shrink=to_square, keep=rows.append)
-        scratch = out.with_name(f".{out.name}.{os.getpid()}")
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir()
-        try:
-            _write(found, params, rows, scratch)
-            if out.exists():
-                shutil.rmtree(out)
-            scratch.rename(out)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    for line in describe(found, params):
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # The packed images wait in an unnamed file until all are checked; it is gone whatever ends the process.
+    with tempfile.TemporaryFile(dir=out.parent) as spool, _replacing(out) as scratch:
+        result = scan(
+            data,
+            params,
+            shrink=Geometry(params.image_px, params.fit),
+            keep=lambda square_u8: _append(spool, square_u8),
+        )
+        _write(result, params, spool, scratch)
+    for line in describe(result, params):
         info(line)
-    return metrics(found)
+    return metrics(result)
 
 
-def metrics(found: Survey) -> dict[str, Any]:
-    """Count what was found, for build/metrics/prepare.json."""
-    verdicts = [record.verdict for record in found.records]
+def metrics(result: Scan) -> dict[str, Any]:
+    """Count images and files, for build/metrics/prepare.json."""
+    statuses = [record.status for record in result.records]
     return {
         "data": {
-            "images": verdicts.count(OK),
-            "classes": len(found.classes),
-            "quarantined": sum(record.quarantined for record in found.records),
-            "left_out": sum(verdict.startswith(LEFT_OUT) for verdict in verdicts),
-            **{split: found.count(split) for split in SPLITS},
+            "images": statuses.count("ok"),
+            "classes": len(result.classes),
+            "quarantined": statuses.count("quarantined"),
+            "left_out": statuses.count("left_out"),
+            **{split: sum(images.values()) for split, images in result.counts().items()},
         }
     }
 
 
-def describe(found: Survey, params: DataParams) -> list[str]:
-    """Say in a few lines what was found, what was cut from what, and what is not used."""
-    data = metrics(found)["data"]
-    parts = ", ".join(f"{split} {data[split]:,}" for split in SPLITS)
-    quarantined = f"{data['quarantined']:,} quarantined" if data["quarantined"] else "no image quarantined"
-    where = f"{found.delivery.path} ({found.delivery.kind})"
-    lines = [f"{where}: {data['classes']:,} classes, {data['images']:,} images: {parts}; {quarantined}"]
-    if found.cut:
-        shares = ", ".join(f"{split} {getattr(params.splits, split):g}" for split in found.cut)
-        source = "the train part" if len(found.cut) == 1 else "what was delivered"
-        lines.append(f"Cut from {source} by pixel hash, as data.splits says: {shares}")
+def describe(result: Scan, params: DataParams) -> list[str]:
+    """Summarise in a few lines: classes, images, which splits were cut, what is not used."""
+    data = metrics(result)["data"]
+    splits = ", ".join(f"{split} {data[split]:,}" for split in SPLITS)
+    delivery = f"{result.delivery.path} ({result.delivery.kind})"
+    lines = [
+        f"{delivery}: {data['classes']:,} classes, {data['images']:,} images ({splits}), {data['quarantined']:,} quarantined"
+    ]
+    if result.cut:
+        shares = ", ".join(f"{split} {getattr(params.splits, split):g}" for split in result.cut)
+        source = "the train split" if len(result.cut) == 1 else "all images"
+        lines.append(f"Cut from {source} by pixel hash (data.splits): {shares}")
     if data["left_out"]:
-        lines.append(f"Left out, since their pixels are delivered in test or val too: {data['left_out']:,}")
+        lines.append(f"Left out because their pixels are in test or val too: {data['left_out']:,}")
     return lines
 
 
-def _write(found: Survey, params: DataParams, rows: pack.Rows, out: Path) -> None:
+@contextmanager
+def _replacing(out: Path) -> Iterator[Path]:
+    """Give an empty folder that replaces `out` if all went well."""
+    scratch = out.with_name(f".{out.name}.{os.getpid()}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    try:
+        yield scratch
+        if out.exists():
+            shutil.rmtree(out)
+        scratch.rename(out)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _append(spool: IO[bytes], square_u8: npt.NDArray[np.uint8]) -> None:
+    spool.write(square_u8.tobytes())
+
+
+def _write(result: Scan, params: DataParams, spool: IO[bytes], out: Path) -> None:
     """Write arrays, facts and manifest into an empty folder."""
-    records = found.records
-    used = [index for index, record in enumerate(records) if record.split is not None]
-    place = {split: number for number, split in enumerate(SPLITS)}
-    used.sort(
-        key=lambda index: (place[records[index].split or "train"], records[index].pixels, records[index].path)
+    used = sorted(
+        (record for record in result.records if record.split is not None),
+        key=lambda record: (SPLITS.index(record.split or "train"), record.pixels, record.path),
     )
-    label_index = {label: number for number, label in enumerate(found.classes)}
-    order = np.array([found.kept[index] for index in used], np.int64)
-    labels = np.array([label_index[records[index].label or ""] for index in used], np.int64)
-    np.save(out / LABELS_FILE, labels)
-    statistics = pack.write_images(out / IMAGES_FILE, rows, order, train_rows=found.count("train"))
-    mean, std = statistics.mean_and_std()
-    counts = found.counts()
-    stops = np.cumsum([found.count(split) for split in SPLITS]).tolist()
-    facts: dict[str, object] = {"classes": found.classes, "image_px": params.image_px, "fit": params.fit}
-    lines = [(records[i].split or "", records[i].label or "", records[i].pixels) for i in used]
-    write_json(
-        out / FACTS_FILE,
-        facts
-        | {
-            "splits": {
-                split: [stop - found.count(split), stop] for split, stop in zip(SPLITS, stops, strict=True)
-            },
-            "counts": counts,
-            "mean": mean,
-            "std": std,
-            "hash": pack.content_hash(facts, lines),
-        },
-    )
-    row_of = {index: row for row, index in enumerate(used)}
-    manifest.write(out / MANIFEST_FILE, records, [row_of.get(index, -1) for index in range(len(records))])
+    label_index = {label: number for number, label in enumerate(result.classes)}
+    np.save(out / LABELS_FILE, np.array([label_index[record.label or ""] for record in used], np.int64))
+    counts = result.counts()
+    stops = np.cumsum([sum(counts[split].values()) for split in SPLITS]).tolist()
+    order = np.array([record.index for record in used], np.int64)
+    mean, std = _write_images(out / IMAGES_FILE, spool, order, params.image_px, train_rows=stops[0])
+    facts: dict[str, object] = {"classes": result.classes, "image_px": params.image_px, "fit": params.fit}
+    written = {
+        "splits": dict(zip(SPLITS, zip([0, *stops], stops, strict=False), strict=True)),
+        "counts": counts,
+        "mean": mean,
+        "std": std,
+        "hash": _content_hash(facts, used),
+    }
+    write_json(out / FACTS_FILE, facts | written)
+    row_of = {record.path: row for row, record in enumerate(used)}
+    records = sorted(result.records, key=lambda record: record.path)
+    columns: dict[str, list[Any]] = {
+        name: [getattr(record, name) for record in records] for name in MANIFEST.names[:-2]
+    }
+    columns["verdict"] = [_verdict(record) for record in records]
+    columns["row"] = [row_of.get(record.path, -1) for record in records]
+    pq.write_table(pa.table(columns, schema=MANIFEST), out / MANIFEST_FILE)
+
+
+def _write_images(
+    path: Path, spool: IO[bytes], order: npt.NDArray[np.int64], image_px: int, train_rows: int
+) -> tuple[list[float], list[float]]:
+    """Write packed images in the given order as one NPY array; return mean and std per channel of the first `train_rows`, 0..1."""
+    spool.flush()
+    shape = (len(order), image_px, image_px, 3)
+    images_u8 = np.memmap(spool, dtype=np.uint8, mode="r").reshape(-1, *shape[1:])
+    histogram = np.zeros((3, 256), np.int64)  # exact, whatever the number of images
+    with path.open("wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, len(order), CHUNK_ROWS):
+            chunk_u8 = images_u8[order[start : start + CHUNK_ROWS]]
+            file.write(chunk_u8.tobytes())
+            for channel in range(3):
+                values = chunk_u8[: max(train_rows - start, 0), ..., channel].ravel()
+                histogram[channel] += np.bincount(values, minlength=256)
+    levels = np.arange(256) / 255
+    shares = histogram / histogram.sum(axis=1, keepdims=True)
+    mean = (shares * levels).sum(axis=1)
+    std = np.sqrt((shares * (levels - mean[:, np.newaxis]) ** 2).sum(axis=1))
+    return mean.tolist(), np.maximum(std, LEAST_STD).tolist()
+
+
+def _content_hash(facts: dict[str, object], used: Sequence[Record]) -> str:
+    """Hash the content of a dataset as 64 hexadecimal digits, whatever files it came in."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for record in used:
+        digest.update(f"{record.split}\n{record.label}\n{record.pixels}".encode() + b"\0")
+    return digest.hexdigest()
+
+
+def _verdict(record: Record) -> str:
+    prefix = {"left_out": "left out: ", "ignored": "ignored: "}.get(record.status, "")
+    return prefix + record.reason or record.status

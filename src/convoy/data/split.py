@@ -1,13 +1,14 @@
-"""Which image belongs to which part, decided by its pixels.
+"""Assign each image to a split by its pixels.
 
-An image keeps its part when others are added or files are renamed, and identical images
-are always in the same part, so that no test image has been learnt from.
+An image keeps its split when others are added or files are renamed, and identical images
+are always in the same split, so that no test image is trained on.
 """
 
 import hashlib
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,35 +16,40 @@ import numpy.typing as npt
 from convoy.core.dataset import Split
 from convoy.data.settings import SplitParams
 
-OK = "ok"
-LEFT_OUT = "left out: "
-"""Begins the verdict on a readable image that is not used, because another part has it."""
+Status = Literal["ok", "quarantined", "left_out", "ignored"]
+"""Use of a delivered file. Quarantined: it should be an image of a class and cannot be used. Left out: its pixels
+are in another split too. Ignored: not an image, and not in a class folder."""
 
 PRECEDENCE: tuple[Split, ...] = ("test", "val", "train")
-"""Which part keeps an image that several were delivered with: measuring comes before learning."""
+"""The split that keeps an image delivered in several: measuring comes before training."""
 
 
 @dataclass(frozen=True, slots=True)
-class Image:
-    """A decoded image as the split sees it.
+class Record:
+    """Describe one delivered file.
 
     Attributes:
-        pixels: `pixel_hash` of it.
-        delivered: the part it was delivered in; None where the delivery has none.
+        path: inside the folder or archive.
+        label: its class; None outside class folders.
+        split: the delivered split; after `assign` the split that uses it; None for neither.
+        reason: why the file is not used; empty for status `ok`.
+        width: in pixels, upright; 0 if it was not decoded, as height.
+        mode: Pillow's mode of the file; empty if it was not decoded.
+        pixels: `pixel_hash`; empty if it was not decoded.
+        index: number of its image among those kept, in the order of the records; -1 if none was kept.
     """
 
     path: str
-    pixels: str
-    label: str
-    delivered: Split | None
-
-
-@dataclass(frozen=True, slots=True)
-class Assigned:
-    """The part of an image, or None and the reason why it is not used."""
-
+    sha256: str
+    label: str | None
     split: Split | None
-    verdict: str
+    status: Status = "ok"
+    reason: str = ""
+    width: int = 0
+    height: int = 0
+    mode: str = ""
+    pixels: str = ""
+    index: int = -1
 
 
 def pixel_hash(image_u8: npt.NDArray[np.uint8]) -> str:
@@ -55,7 +61,7 @@ def pixel_hash(image_u8: npt.NDArray[np.uint8]) -> str:
 
 
 def cut(pixels: str, shares: SplitParams, missing: Collection[Split]) -> Split:
-    """Choose the part of an image that was not delivered in val or test.
+    """Choose the split of an image that was not delivered in val or test.
 
     The hash is read as a number in 0..1; test takes the lower end and val the upper one,
     so that changing one share does not move an image of the other.
@@ -68,27 +74,33 @@ def cut(pixels: str, shares: SplitParams, missing: Collection[Split]) -> Split:
     return "train"
 
 
-def assign(images: Sequence[Image], shares: SplitParams, missing: Collection[Split]) -> list[Assigned]:
-    """Give each image its part, in the order given; the missing parts are cut from train.
+def assign(records: Sequence[Record], shares: SplitParams, missing: Collection[Split]) -> list[Record]:
+    """Set the split of each usable image; the missing splits are cut from train.
 
-    Identical pixels under two labels are used under neither. Where identical pixels were
-    delivered in several parts, `PRECEDENCE` says which keeps them.
+    Identical pixels under two labels are quarantined under both. Where identical pixels were
+    delivered in several splits, the first of `PRECEDENCE` keeps them.
     """
-    same: defaultdict[str, list[Image]] = defaultdict(list)
-    for image in images:
-        same[image.pixels].append(image)
-    return [_judge(image, same[image.pixels], shares, missing) for image in images]
+    same: defaultdict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        if record.status == "ok":
+            same[record.pixels].append(record)
+    return [
+        _assign(record, same[record.pixels], shares, missing) if record.status == "ok" else record
+        for record in records
+    ]
 
 
-def _judge(image: Image, same: Sequence[Image], shares: SplitParams, missing: Collection[Split]) -> Assigned:
+def _assign(
+    record: Record, same: Sequence[Record], shares: SplitParams, missing: Collection[Split]
+) -> Record:
     for other in same:
-        if other.label != image.label:
-            return Assigned(
-                None, f"has the pixels of {other.path}, under another label ({image.label}, {other.label})"
-            )
-    own = image.delivered or "train"
-    for split in PRECEDENCE[: PRECEDENCE.index(own)]:
+        if other.label != record.label:
+            reason = f"has the pixels of {other.path}, with another label ({record.label}, {other.label})"
+            return replace(record, split=None, status="quarantined", reason=reason)
+    delivered = record.split or "train"
+    for split in PRECEDENCE[: PRECEDENCE.index(delivered)]:
         for other in same:
-            if other.delivered == split:
-                return Assigned(None, f"{LEFT_OUT}its pixels are in {split} too: {other.path}")
-    return Assigned(cut(image.pixels, shares, missing) if own == "train" else own, OK)
+            if other.split == split:
+                reason = f"its pixels are in {split} too: {other.path}"
+                return replace(record, split=None, status="left_out", reason=reason)
+    return replace(record, split=cut(record.pixels, shares, missing) if delivered == "train" else delivered)

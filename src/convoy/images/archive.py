@@ -1,8 +1,7 @@
-"""Reading an archive member by member, in memory, as hostile as archives may be.
+"""Read an untrusted archive member by member, in memory.
 
-Nothing is extracted to disk, so nothing can escape. Links and devices are refused all
-the same: their images would be missing in silence. Sizes are counted as they are read,
-headers may lie.
+Nothing is extracted to disk, so nothing can escape. Links and devices are still refused:
+their images would be missing silently. Sizes are counted while reading, since headers may lie.
 """
 
 import bz2
@@ -12,7 +11,8 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal, Self, cast
 
@@ -22,18 +22,18 @@ from convoy.images.decode import MAX_PIXELS
 Kind = Literal["zip", "tar", "tar.gz", "tar.bz2", "tar.xz"]
 
 MAX_MEMBER_BYTES = 6 * MAX_PIXELS + 2**20
-"""Largest file inside, in bytes: the largest image that is decoded, as 16-bit RGB without
-compression, and its header. One member lies in memory at a time."""
+"""Largest member, in bytes: the largest image that is decoded, as uncompressed 16-bit RGB with
+its header. One member is in memory at a time."""
 
 MAX_EXPANSION = 200
-"""Largest size unpacked, in multiples of the archive. Pictures hardly compress; plain BMP
+"""Largest unpacked size, in multiples of the archive. Images hardly compress; plain BMP
 drawings reach about 100, bombs 1,000 and more."""
 
 FREE_BYTES = 2**28
-"""An archive may unfold to this many bytes whatever its own size: it does no harm."""
+"""Unpacked bytes that any archive may have, whatever its own size: they do no harm."""
 
 MAX_MEMBERS = 20_000_000
-"""Most members: beyond ImageNet-21k's 14 million. Each name takes memory."""
+"""Largest number of members: more than ImageNet-21k's 14 million. Each name takes memory."""
 
 MAX_HEADER_BYTES = 2**20
 """Longest extended tar header (names, attributes), in bytes: tarfile reads each whole into memory."""
@@ -46,68 +46,60 @@ EXTENDED_HEADERS = (
     tarfile.GNUTYPE_LONGLINK,
 )
 
-UNREADABLE = {b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!\x1a\x07": "RAR", b"\x28\xb5\x2f\xfd": "zstd"}
+COMPRESSED: Mapping[bytes, Kind] = {b"\x1f\x8b": "tar.gz", b"BZh": "tar.bz2", b"\xfd7zXZ\x00": "tar.xz"}
+UNSUPPORTED = {b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!\x1a\x07": "RAR", b"\x28\xb5\x2f\xfd": "zstd"}
 
-REPACK = "Unpack it, check what it holds, and pack the class folders again."
+REPACK = "Unpack it, check its content, and pack the class folders again."
 
 
 def kind_of(path: Path) -> Kind | None:
-    """Recognise an archive by its first bytes, whatever its name; None for any other file.
+    """Detect the kind of an archive by its first bytes, whatever its name; None for any other file.
 
     Raises:
-        DataError: it is compressed in a way that is not read, or compressed and no tar.
+        DataError: its compression is not supported, or it is a compressed file but not a tar.
     """
     with path.open("rb") as file:
         head = file.read(512)
-    for magic, name in UNREADABLE.items():
+    for magic, name in UNSUPPORTED.items():
         if head.startswith(magic):
             raise DataError(
-                f"{path} is a {name} archive; zip and tar (gz, bz2, xz) are read. Pack it as one of them."
+                f"{path} is a {name} archive, which is not supported. Pack it as zip or tar (gz, bz2, xz)."
             )
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return "zip"
     if _is_tar(head):
         return "tar"
-    compressed: Kind
-    if head.startswith(b"\x1f\x8b"):
-        compressed = "tar.gz"
-    elif head.startswith(b"BZh"):
-        compressed = "tar.bz2"
-    elif head.startswith(b"\xfd7zXZ\x00"):
-        compressed = "tar.xz"
-    else:
+    compressed = next((kind for magic, kind in COMPRESSED.items() if head.startswith(magic)), None)
+    if compressed is None:
         return None
-    with _broken(path), _uncompressed(path, compressed) as stream:
+    with _damage_reported(path), _uncompressed(path, compressed) as stream:
         head = stream.read(512)
     if not _is_tar(head):
         raise DataError(
-            f"{path} is a compressed file but no tar archive, or damaged at its start. Deliver class folders, or a zip or tar of them."
+            f"{path} is a compressed file but not a tar archive, or its start is damaged. "
+            "Deliver class folders, or a zip or tar of them."
         )
     return compressed
 
 
-def names(path: Path, kind: Kind) -> Iterator[str]:
-    """List the files inside; reads a tar to its end, so that a truncated one is found out here.
+def members(path: Path, kind: Kind, *, names_only: bool = False) -> Iterator[tuple[str, bytes]]:
+    """Stream the files inside with their bytes, in the archive's order; without their bytes for `names_only`.
+
+    A tar is read to its end in both cases, so that a truncated one is detected.
 
     Raises:
-        DataError: as `members`.
+        DataError: naming the member that points out of the archive, is a link, a device,
+            encrypted or too large; or the archive is truncated, damaged or a decompression bomb.
     """
-    walk = _walk_zip(path, wanted=False) if kind == "zip" else _walk_tar(path, kind, wanted=False)
-    return (name for name, _ in walk)
+    with _damage_reported(path):
+        if kind == "zip":
+            yield from _zip_members(path, names_only=names_only)
+        else:
+            yield from _tar_members(path, kind, names_only=names_only)
 
 
-def members(path: Path, kind: Kind) -> Iterator[tuple[str, bytes]]:
-    """Stream the files inside with their bytes, in the archive's order.
-
-    Raises:
-        DataError: naming the member that leaves the archive's folder, is a link, a device,
-            encrypted or too large, or saying that the archive is truncated, broken or a bomb.
-    """
-    return _walk_zip(path, wanted=True) if kind == "zip" else _walk_tar(path, kind, wanted=True)
-
-
-def _walk_zip(path: Path, *, wanted: bool) -> Iterator[tuple[str, bytes]]:
-    with _broken(path), zipfile.ZipFile(path) as archive:
+def _zip_members(path: Path, *, names_only: bool) -> Iterator[tuple[str, bytes]]:
+    with zipfile.ZipFile(path) as archive:
         allowance = _Allowance(path)
         for member in archive.infolist():
             name = member.filename.replace("\\", "/")  # as some Windows programs write it
@@ -115,50 +107,46 @@ def _walk_zip(path: Path, *, wanted: bool) -> Iterator[tuple[str, bytes]]:
             _check_name(path, name)
             mode = member.external_attr >> 16
             if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise DataError(_not_a_file(path, name, "link" if stat.S_ISLNK(mode) else "device"))
+                raise _not_a_file(path, name, "link" if stat.S_ISLNK(mode) else "device")
             if member.is_dir() or name.endswith("/"):
                 continue
             if member.flag_bits & 1:
                 raise DataError(f"{path} is encrypted ({name}). Deliver it without a password.")
-            if not wanted:
+            if names_only:
                 yield name, b""
                 continue
             with archive.open(member) as file:
                 content = file.read(MAX_MEMBER_BYTES + 1)
-            if len(content) > MAX_MEMBER_BYTES:
-                raise DataError(_too_large(path, name))
+            _check_size(path, name, len(content))
             allowance.count(len(content))
             yield name, content
 
 
-def _walk_tar(path: Path, kind: Kind, *, wanted: bool) -> Iterator[tuple[str, bytes]]:
+def _tar_members(path: Path, kind: Kind, *, names_only: bool) -> Iterator[tuple[str, bytes]]:
     with (
-        _broken(path),
         _uncompressed(path, kind) as stream,
         tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|", tarinfo=_StrictTarInfo) as archive,
     ):
-        allowance = stream.allowance
         while (member := archive.next()) is not None:
-            archive.members.clear()  # type: ignore[attr-defined] # tarfile would remember every header
-            allowance.count_member()
+            archive.members.clear()  # type: ignore[attr-defined] # tarfile would keep every header
+            stream.allowance.count_member()
             name = member.name
             _check_name(path, name)
             if member.isdir():
                 continue
             if member.issym() or member.islnk():
-                raise DataError(_not_a_file(path, name, "link"))
+                raise _not_a_file(path, name, "link")
             if member.issparse() or not member.isfile():
-                raise DataError(_not_a_file(path, name, "sparse file" if member.issparse() else "device"))
-            if member.size > MAX_MEMBER_BYTES:
-                raise DataError(_too_large(path, name))
-            file = archive.extractfile(member) if wanted else None
+                raise _not_a_file(path, name, "sparse file" if member.issparse() else "device")
+            _check_size(path, name, member.size)
+            file = None if names_only else archive.extractfile(member)
             yield name, file.read() if file else b""
         while stream.read(2**20):
             pass  # the checksum of gz, bz2 and xz comes last, after the tar's own end
 
 
 class _Allowance:
-    """Count what an archive unfolds to, and stop a bomb."""
+    """Count unpacked bytes and members, and stop a decompression bomb."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -166,20 +154,20 @@ class _Allowance:
         self.members_left = MAX_MEMBERS
 
     def count(self, size: int) -> None:
-        """Take bytes that were unpacked off the allowance."""
+        """Subtract unpacked bytes."""
         self.bytes_left -= size
         if self.bytes_left < 0:
             raise DataError(
-                f"{self.path} unfolds to more than {MAX_EXPANSION} times its size: a decompression bomb, "
+                f"{self.path} unpacks to more than {MAX_EXPANSION} times its size: a decompression bomb, "
                 f"or something other than images. {REPACK}"
             )
 
     def count_member(self) -> None:
-        """Take one member off the allowance."""
+        """Subtract one member."""
         self.members_left -= 1
         if self.members_left < 0:
             raise DataError(
-                f"{self.path} holds more than {MAX_MEMBERS:,} members. Deliver it in parts, or as a folder."
+                f"{self.path} contains more than {MAX_MEMBERS:,} members. Deliver a folder instead."
             )
 
 
@@ -204,7 +192,7 @@ class _Stream:
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """Refuse what tarfile takes for the archive's end: a cut or damaged header."""
+    """Refuse a truncated or damaged header, which tarfile takes for the archive's end."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
@@ -219,33 +207,22 @@ class _StrictTarInfo(tarfile.TarInfo):
         return info
 
 
-class _broken:  # noqa: N801 (reads as the statement that it is)
-    """Turn what the standard library raises for damaged archives into a message about the file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, NotImplementedError):
-            raise DataError(
-                f"{self.path} is packed in a way that is not read ({error}). Pack it as a plain zip."
-            ) from error
-        broken = (
-            zipfile.BadZipFile,
-            tarfile.TarError,
-            EOFError,
-            zlib.error,
-            lzma.LZMAError,
-            gzip.BadGzipFile,
-        )
-        if isinstance(error, broken) or type(error) is OSError:  # bz2 raises plain OSError
-            raise DataError(
-                f"{self.path} is truncated or damaged ({error}). Repair it where it comes from, then fetch it "
-                "again; `dvc repro` does that for an import whose source has changed."
-            ) from error
+@contextmanager
+def _damage_reported(path: Path) -> Iterator[None]:
+    """Convert the standard library's errors about damaged archives to a message about the file."""
+    try:
+        yield
+    except NotImplementedError as error:
+        raise DataError(
+            f"{path} uses an unsupported compression ({error}). Pack it as a plain zip."
+        ) from error
+    except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
+        if isinstance(error, OSError) and type(error) not in (OSError, gzip.BadGzipFile):
+            raise  # no damage; bz2 raises plain OSError
+        raise DataError(
+            f"{path} is truncated or damaged ({error}). Repair it at its source, then fetch it again: "
+            "`dvc repro` does that for an import whose source has changed."
+        ) from error
 
 
 def _uncompressed(path: Path, kind: Kind) -> _Stream:
@@ -254,7 +231,7 @@ def _uncompressed(path: Path, kind: Kind) -> _Stream:
 
 
 def _is_tar(head: bytes) -> bool:
-    """Tell a tar header by its checksum, which old tars have too, unlike the word `ustar`."""
+    """Recognise a tar header by its checksum, which old tars have too, unlike the word `ustar`."""
     try:
         tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
     except tarfile.HeaderError:
@@ -265,14 +242,19 @@ def _is_tar(head: bytes) -> bool:
 def _check_name(path: Path, name: str) -> None:
     drive = name[1:3] == ":/" and name[0].isalpha()
     if name.startswith("/") or drive:
-        raise DataError(f"{path} holds `{name}`, an absolute path, which points out of any folder. {REPACK}")
+        raise DataError(
+            f"{path} contains `{name}`, an absolute path, which points out of any folder. {REPACK}"
+        )
     if ".." in name.split("/"):
-        raise DataError(f"{path} holds `{name}`, which leaves the archive's own folder. {REPACK}")
+        raise DataError(f"{path} contains `{name}`, which points out of the archive's own folder. {REPACK}")
 
 
-def _not_a_file(path: Path, name: str, what: str) -> str:
-    return f"{path} holds `{name}`, a {what}; only plain files are read. {REPACK}"
+def _check_size(path: Path, name: str, size: int) -> None:
+    if size > MAX_MEMBER_BYTES:
+        raise DataError(
+            f"{path} contains `{name}` of more than {MAX_MEMBER_BYTES:,} bytes: no image is that large. {REPACK}"
+        )
 
 
-def _too_large(path: Path, name: str) -> str:
-    return f"{path} holds `{name}`, more than {MAX_MEMBER_BYTES:,} bytes: no image is that large. {REPACK}"
+def _not_a_file(path: Path, name: str, kind: str) -> DataError:
+    return DataError(f"{path} contains `{name}`, a {kind}; only regular files are read. {REPACK}")

@@ -1,4 +1,4 @@
-"""What was delivered, recognised by content: a folder, an archive, or a folder with one archive in it."""
+"""Read a delivery, detected by its content: a folder, an archive, or a folder with a single archive in it."""
 
 import hashlib
 import os
@@ -12,43 +12,40 @@ import numpy.typing as npt
 
 from convoy.core import console
 from convoy.core.errors import DataError
-from convoy.images import archive
+from convoy.images.archive import REPACK, Kind, kind_of, members
 from convoy.images.decode import decode
 from convoy.images.layout import EXPECTED, is_litter
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """Hand out delivered files under their paths inside the folder or archive.
+    """List and read delivered files by their paths inside the folder or archive.
 
     Attributes:
         path: the folder or the archive.
-        kind: `folder`, `zip`, `tar`, `tar.gz`, `tar.bz2` or `tar.xz`.
+        archive: kind of the archive; None for a folder.
     """
 
     path: Path
-    archive: archive.Kind | None
+    archive: Kind | None
 
     @property
     def kind(self) -> str:
-        """Name what it is, for people."""
+        """Return `folder`, `zip`, `tar`, `tar.gz`, `tar.bz2` or `tar.xz`."""
         return self.archive or "folder"
 
     def names(self) -> list[str]:
         """List delivered paths, `/` between folders, without what operating systems leave behind.
 
         Raises:
-            DataError: the archive is unsafe or broken, a path occurs twice or is no plain file.
+            DataError: the archive is unsafe or damaged, a path occurs twice or is not a regular file.
         """
         if self.archive is None:
             return list(_folder_names(self.path))
         seen: dict[str, None] = {}
-        for raw in archive.names(self.path, self.archive):
-            name = self._tidy(raw)
-            if is_litter(name):
-                continue
+        for name, _ in self._members(self.archive, names_only=True):
             if name in seen:
-                raise DataError(f"{self.path} holds `{name}` twice. {archive.REPACK}")
+                raise DataError(f"{self.path} contains `{name}` twice. {REPACK}")
             seen[name] = None
         return list(seen)
 
@@ -56,15 +53,11 @@ class Delivery:
         """Stream delivered paths with the files' bytes; reads an archive once and writes nothing.
 
         Raises:
-            DataError: the archive is unsafe or broken, or a file cannot be read.
+            DataError: the archive is unsafe or damaged, or a file cannot be read.
         """
-        if self.archive is not None:
-            for raw, content in archive.members(self.path, self.archive):
-                name = self._tidy(raw)
-                if not is_litter(name):
-                    yield name, content
-            return
-        yield from self._read(_folder_names(self.path))
+        if self.archive is None:
+            return self._read(_folder_names(self.path))
+        return self._members(self.archive)
 
     def images(
         self, sha256: Mapping[str, str], activity: str, total: int
@@ -118,24 +111,26 @@ class Delivery:
                 raise DataError(f"{self.path / name} cannot be read: {error.strerror}.") from error
             yield name, content
 
-    def _tidy(self, raw: str) -> str:
-        """Bring `./a//b` to `a/b`."""
-        return _utf8(posixpath.normpath(raw), self.path)
+    def _members(self, kind: Kind, *, names_only: bool = False) -> Iterator[tuple[str, bytes]]:
+        for raw, content in members(self.path, kind, names_only=names_only):
+            name = _utf8(posixpath.normpath(raw), self.path)  # `./a//b` becomes `a/b`
+            if not is_litter(name):
+                yield name, content
 
 
 def open_delivery(data: Path) -> Delivery:
-    """Recognise what lies at a path, by content: names and endings do not count.
+    """Detect what is delivered at a path, by content, whatever its name.
 
     Args:
         data: a folder, or an archive (DVC imports a single file as a file).
 
     Raises:
-        DataError: there is nothing, a file that is no archive, or more than one archive.
+        DataError: nothing is there, a file that is not an archive, or several archives.
     """
     if data.is_file():
-        kind = archive.kind_of(data)
+        kind = kind_of(data)
         if kind is None:
-            raise DataError(f"{data} is one file and no zip or tar archive. {EXPECTED}")
+            raise DataError(f"{data} is a file, but not a zip or tar archive. {EXPECTED}")
         return Delivery(data, kind)
     if not data.is_dir():
         raise DataError(
@@ -150,12 +145,12 @@ def open_delivery(data: Path) -> Delivery:
         (folder,) = folders
     if folders:
         return Delivery(data, None)
-    archives = [(path, kind) for path in inside if path.is_file() and (kind := archive.kind_of(path))]
+    archives = [(path, kind) for path in inside if path.is_file() and (kind := kind_of(path))]
     if len(archives) > 1:
-        found = ", ".join(path.name for path, _ in archives)
+        names = ", ".join(path.name for path, _ in archives)
         raise DataError(
-            f"{folder} holds {len(archives)} archives ({found}); one is read. Unpack them into train, val and test "
-            "folders, or deliver one archive of all."
+            f"{folder} contains {len(archives)} archives ({names}); only a single one is supported. "
+            "Unpack them into train, val and test folders, or pack them as one archive."
         )
     return Delivery(*archives[0]) if archives else Delivery(data, None)
 
@@ -165,23 +160,25 @@ def _folder_names(top: Path) -> Iterator[str]:
     for where, folders, files in os.walk(top, onerror=_refuse):
         for name in sorted(folders):
             if (Path(where) / name).is_symlink() and not is_litter(name):
-                raise DataError(f"{Path(where) / name} is a link to a folder. Put the folder itself there.")
+                raise DataError(f"{Path(where) / name} is a link to a folder. Replace it by the folder.")
         folders[:] = sorted(name for name in folders if not is_litter(name))
         for name in sorted(files):
             path = Path(where) / name
             if is_litter(name):
                 continue
             if not path.is_file():
-                raise DataError(f"{path} is no plain file (a broken link, a pipe or a device). Remove it.")
+                raise DataError(
+                    f"{path} is not a regular file but a broken link, a pipe or a device. Remove it."
+                )
             yield _utf8(path.relative_to(top).as_posix(), top)
 
 
-def _utf8(name: str, where: Path) -> str:
-    """Refuse a name that no manifest can hold."""
+def _utf8(name: str, delivery: Path) -> str:
+    """Refuse a name that a manifest cannot hold."""
     try:
         name.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"{where} holds {name!a}, a file name that is no UTF-8. Rename it.") from error
+        raise DataError(f"{delivery} contains {name!a}, a file name that is not UTF-8. Rename it.") from error
     return name
 
 

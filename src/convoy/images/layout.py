@@ -1,4 +1,4 @@
-"""What delivered paths mean: which folder is a part, which a class, which only wraps."""
+"""Detect which delivered folders are splits, which are classes and which only wrap others."""
 
 import posixpath
 import unicodedata
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from convoy.core.dataset import Split
 from convoy.core.errors import DataError
 
-PARTS: Mapping[str, Split] = {
+SPLIT_FOLDERS: Mapping[str, Split] = {
     "train": "train",
     "training": "train",
     "val": "val",
@@ -18,89 +18,80 @@ PARTS: Mapping[str, Split] = {
     "test": "test",
     "testing": "test",
 }
-"""Folder names, in lower case, that mean a part of the data."""
+"""Folder names of a split, in lower case."""
 
 EXPECTED = (
     "Expected: one folder per class with its images inside, or train|val|test folders of such class folders."
 )
 
 LITTER = frozenset({"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "__pycache__"})
-"""What operating systems leave behind, in lower case; hidden files (`.DS_Store`) are left out as well."""
+"""Names that operating systems leave behind, in lower case; hidden files (`.DS_Store`) are skipped as well."""
 
 
 def is_litter(name: str) -> bool:
-    """Tell whether a delivered path is one that nobody meant to deliver."""
+    """Check whether a path is one that an operating system left behind."""
     return any(part.startswith(".") or part.lower() in LITTER for part in name.split("/"))
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a file lies: None for what its path does not say."""
-
-    split: Split | None
-    label: str | None
-
-
-@dataclass(frozen=True)
 class Layout:
-    """Read a path as part and class.
+    """Map delivered paths to split and class.
 
     Attributes:
-        root: folder that holds the parts or classes, with a slash at its end; empty at the top.
-        parts: folder name to split, for those delivered; empty where class folders are at the root.
+        root: folder that holds the splits or classes, with a slash at its end; empty at the top.
+        splits: folder name to split, for those delivered; empty if class folders are at the root.
     """
 
     root: str
-    parts: Mapping[str, Split]
+    splits: Mapping[str, Split]
 
     @property
     def missing(self) -> tuple[Split, ...]:
-        """Name the parts that the delivery lacks."""
-        return tuple(split for split in ("val", "test") if split not in self.parts.values())
+        """List the splits that the delivery lacks."""
+        return tuple(split for split in ("val", "test") if split not in self.splits.values())
 
-    def place(self, name: str) -> Place:
-        """Tell part and class of a delivered path."""
+    def split_and_label(self, name: str) -> tuple[Split | None, str | None]:
+        """Read split and class of a delivered path; None for what it does not have."""
         if not name.startswith(self.root):
-            return Place(None, None)
+            return None, None
         folders = name.removeprefix(self.root).split("/")[:-1]
         split: Split | None = None
-        if self.parts:
-            split = self.parts.get(folders[0]) if folders else None
+        if self.splits:
+            split = self.splits.get(folders.pop(0)) if folders else None
             if split is None:
-                return Place(None, None)
-            folders = folders[1:]
-        # One character has two spellings in Unicode, and macOS packs the longer one.
-        return Place(split, unicodedata.normalize("NFC", folders[0]) if folders else None)
+                return None, None
+        # A character may have two spellings in Unicode, and macOS packs the longer one.
+        return split, unicodedata.normalize("NFC", folders[0]) if folders else None
 
 
 def recognise(names: Iterable[str]) -> Layout:
-    """Find the parts or classes among delivered paths, looking through folders that only wrap.
+    """Find the splits or classes among delivered paths, below folders that only wrap others.
 
-    A folder named as a part is one if it holds folders; `train/` full of images, beside
+    A folder named like a split is one if it contains folders; `train/` full of images, beside
     `bus/` and `car/`, is a class.
 
     Raises:
-        DataError: two folders mean the same part, or there is a part but nothing to train on.
+        DataError: two folders are the same split, or there are splits but no train split.
     """
     below = _tree(names)
     root = ""
     while True:
         folders = below[root]
-        parts = {
-            name: PARTS[name.lower()]
+        splits = {
+            name: SPLIT_FOLDERS[name.lower()]
             for name in sorted(folders)
-            if name.lower() in PARTS and below[f"{root}{name}/"]
+            if name.lower() in SPLIT_FOLDERS and below[f"{root}{name}/"]
         }
         if len(folders) == 1:
             (sole,) = folders
             inner = below[f"{root}{sole}/"]
-            wraps = any(name.lower() in PARTS and below[f"{root}{sole}/{name}/"] for name in inner)
-            if inner and (not parts or wraps):
+            wraps = any(name.lower() in SPLIT_FOLDERS and below[f"{root}{sole}/{name}/"] for name in inner)
+            if inner and (not splits or wraps):
                 root = f"{root}{sole}/"
                 continue
         break
-    _check_parts(parts, root)
-    return Layout(root, parts)
+    _check_splits(splits, root)
+    return Layout(root, splits)
 
 
 def _tree(names: Iterable[str]) -> defaultdict[str, set[str]]:
@@ -117,17 +108,17 @@ def _tree(names: Iterable[str]) -> defaultdict[str, set[str]]:
     return below
 
 
-def _check_parts(parts: Mapping[str, Split], root: str) -> None:
-    by_split: dict[Split, str] = {}
-    for name, split in parts.items():
-        if split in by_split:
+def _check_splits(splits: Mapping[str, Split], root: str) -> None:
+    folder_of: dict[Split, str] = {}
+    for name, split in splits.items():
+        if split in folder_of:
             raise DataError(
-                f"{root}{by_split[split]} and {root}{name} both mean the {split} part. Deliver one folder for it."
+                f"{root}{folder_of[split]} and {root}{name} are both the {split} split. Merge them into one folder."
             )
-        by_split[split] = name
-    if parts and "train" not in by_split:
-        found = ", ".join(f"{root}{name}" for name in parts)
+        folder_of[split] = name
+    if splits and "train" not in folder_of:
+        folders = ", ".join(f"{root}{name}" for name in splits)
         raise DataError(
-            f"The delivery has {found} but no train folder: nothing to learn from. Add one; "
+            f"The delivery has {folders} but no train folder. Add one; "
             "or, if that folder only wraps the class folders, rename it."
         )

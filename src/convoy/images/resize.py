@@ -1,6 +1,6 @@
-"""How an image of any size becomes the square that the network sees: one ONNX graph.
+"""Resize an image of any size to the square that the network sees, by an ONNX graph.
 
-`prepare` packs with it in onnxruntime and the exported model begins with it, so a packed
+`prepare` packs with it in onnxruntime and the exported model starts with it, so a packed
 pixel equals a served one. `exclude_outside=1` makes onnxruntime's antialiased Resize agree
 with `torch.nn.functional.interpolate(antialias=True)` and Pillow's BILINEAR; without it the
 border is off by up to 15/255.
@@ -21,7 +21,7 @@ from convoy.core.dataset import Fit
 
 OPSET = 20
 IR_VERSION = 10
-"""What the oldest supported onnxruntime reads."""
+"""The newest that the oldest supported onnxruntime reads."""
 
 
 def graph(image_px: int, fit: Fit) -> onnx.ModelProto:
@@ -30,10 +30,6 @@ def graph(image_px: int, fit: Fit) -> onnx.ModelProto:
     squash resizes both sides to P; crop takes the square in the middle first (cropping
     afterwards would resize a 1 x 100,000 panorama to P x 100,000 P); letterbox resizes the
     longer side to P and pads with black, evenly, the odd pixel going right and below.
-
-    Args:
-        image_px: P.
-        fit: see above.
     """
     build = _Builder()
     build.node("Transpose", ["image"], "geometry_planes", perm=[0, 3, 1, 2])
@@ -67,14 +63,14 @@ def graph(image_px: int, fit: Fit) -> onnx.ModelProto:
 
 
 class Geometry:
-    """Run the graph on single images, as `prepare` does for each; usable from many threads."""
+    """Run the graph on single images, as `prepare` does; safe to call from many threads."""
 
     def __init__(self, image_px: int, fit: Fit) -> None:
         self.image_px = image_px
         self.fit: Fit = fit
 
     def __call__(self, image_u8: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Bring one (H, W, 3) uint8 image to (P, P, 3) uint8."""
+        """Resize one (H, W, 3) uint8 image to (P, P, 3) uint8."""
         (pixels,) = _session(self.image_px, self.fit).run(["pixels"], {"image": image_u8[np.newaxis]})
         square_u8: npt.NDArray[np.uint8] = pixels[0].transpose(1, 2, 0).astype(np.uint8)
         return square_u8
@@ -108,7 +104,7 @@ class _Builder:
         return output
 
     def model(self, image_px: int) -> onnx.ModelProto:
-        """Close the graph and have onnx check it, shapes included."""
+        """Return the graph as a model that onnx has checked, shapes included."""
         image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", "H", "W", 3])
         pixels = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["N", 3, image_px, image_px])
         body = helper.make_graph(self.nodes, "geometry", [image], [pixels], self.constants)
@@ -123,7 +119,7 @@ class _Builder:
 
 
 def _central_square(build: _Builder, planes: str) -> str:
-    """Cut the largest square from the middle, before anything is computed on the rest."""
+    """Crop the largest square in the middle first, so that nothing is computed on the rest."""
     build.node("Shape", [planes], "geometry_size", start=2)  # [H, W]
     build.node("ReduceMin", ["geometry_size"], "geometry_short", keepdims=1)  # [min(H, W)]
     build.node("Sub", ["geometry_size", "geometry_short"], "geometry_spare")
@@ -134,7 +130,7 @@ def _central_square(build: _Builder, planes: str) -> str:
 
 
 def _size_inside(build: _Builder, planes: str) -> str:
-    """Compute [height, width] after the longer side became P.
+    """Compute [height, width] of the image resized so that its longer side is P.
 
     In whole numbers: max(1, (2 P side + longest) // (2 longest)), which rounds half up.
     Resize's own keep_aspect_ratio_policy rounds the short side of 1 x 1000 down to zero.
