@@ -200,7 +200,7 @@ def test_a_network_without_convolutions_has_no_features(here, run):
     ("words", "error", "message"),
     [
         (["none.png"], RequestError, r"none\.png cannot be read: No such file.*Name an image file"),
-        (["broken.png"], DataError, r"broken\.png is no image of a format.*Name another image"),
+        (["broken.png"], DataError, r"broken\.png is not an image.*Name another image"),
         (["photo.png", "--model", "none"], NetworkError, r"model\.json does not exist.*dvc repro train"),
         (
             ["photo.png", "--out", "photo.png"],

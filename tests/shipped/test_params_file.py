@@ -93,7 +93,7 @@ def test_words_without_a_value_are_refused() -> None:
 def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text("- 1\n")
-    with pytest.raises(RequestError, match="must hold `key: value` lines; it holds list"):
+    with pytest.raises(RequestError, match="must hold `key: value` lines; it holds a list"):
         yaml.read(path)
 
 
