@@ -2,8 +2,10 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,11 @@ PIPELINE = {
     "train.sh": "mkdir -p build/model && cat build/dataset/all nets/* > build/model/weights && date +%N >> build/model/weights\n",
 }
 
+CI = (
+    "GITHUB_ACTIONS", "GITLAB_CI", "GITHUB_STEP_SUMMARY", "GITHUB_RUN_ID", "CI_JOB_URL", "CI_COMMIT_BRANCH",
+    "CI_DEFAULT_BRANCH", "MLFLOW_TRACKING_URI", "DVC_ROOT", "CONVOY_REPOSITORY",
+)  # fmt: skip
+
 STREAM = processes.stream
 MOMENT = "2026-11-23T22:00:00+00:00"
 
@@ -67,7 +74,7 @@ def make(folder: Path) -> Small:
     small.git("config", "user.email", "test@example.invalid")
     small.dvc("init", "-q")
     small.dvc("import-url", "source", "data")
-    small.dvc("unfreeze", "data.dvc")
+    small.edit("data.dvc", "frozen: true\n", "")
     small.commit("pipeline")
     return small
 
@@ -203,6 +210,20 @@ def with_fakes(rounds: Rounds, patch: pytest.MonkeyPatch) -> Rounds:
     patch.setattr(outcome, "compare_data", lambda *_: None)
     patch.setattr(outcome, "forget_finished", lambda *_: None)
     return rounds
+
+
+def started(original: Rounds, folder: Path, patch: pytest.MonkeyPatch) -> Rounds:
+    shutil.copytree(original.root, folder / "repository", symlinks=True)
+    copy = deepcopy(original)
+    copy.small = Small(folder / "repository")
+    patch.chdir(copy.root)
+    return with_fakes(copy, outside_ci(patch))
+
+
+def outside_ci(patch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in CI:
+        patch.delenv(name, raising=False)
+    return patch
 
 
 def state(root: Path) -> dict[str, str]:

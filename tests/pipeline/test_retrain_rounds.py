@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +29,7 @@ SMALL = {
     "tracking.experiment": MODEL,
     "tracking.registered_model": MODEL,
     "network.name": "lenet5",
-    "train.epochs": "8",
+    "train.epochs": "24",  # so that a training still runs when the kill arrives
     "train.batch_size": "8",
     "checkpoints.every_s": "0.1",
     "evaluate.feature_classes": "0",
@@ -55,7 +56,7 @@ def script() -> list[tuple[str, dict[str, str]]]:
     ]
 
 
-def kept() -> list[str]:
+def cached_paths() -> list[str]:
     """List the paths that the job keeps for the next one however it ends."""
     content = yaml.load((REPOSITORY / ".github/workflows/retrain.yml").read_text(encoding="utf-8"))
     saving = [step for step in content["jobs"]["retrain"]["steps"] if "cache/save" in step.get("uses", "")]
@@ -79,8 +80,8 @@ def computed(text: str, known: Mapping[str, str]) -> str:
     return re.sub(r"\$\{\{(.*?)\}\}", first, text)
 
 
-class World:
-    """What survives between rounds: a bare git remote, a DVC remote, the source of the data, and MLflow."""
+class Services:
+    """A team's services, which outlive its runners: a git remote, a DVC remote, the source of the data, and MLflow."""
 
     def __init__(self, folder: Path, server: str) -> None:
         self.folder, self.server = folder, server
@@ -104,7 +105,7 @@ class World:
                             f"{part}/{swapped.get(label, label)}/{label}-{file}", digits.read(name)
                         )
 
-    def found(self) -> None:
+    def create_repository(self) -> None:
         """Make the team's repository: the shipped files, with its own data, remotes and a small network."""
         team = clone_working_tree(self.folder / "team")
         for name, value in SMALL.items():
@@ -144,12 +145,12 @@ class World:
         self, job: list[tuple[str, dict[str, str]]], state: Path | None = None
     ) -> tuple[dict[str, Any], str]:
         """Run a job on a new runner, which is then thrown away; give its verdict and what it printed."""
-        clone, said = self.runner(state), ""
+        clone, output = self.runner(state), ""
         for command, env in job:
             process = self.start(clone, command, env)
-            output, _ = process.communicate()
-            said += output
-            assert process.returncode == 0, said
+            printed, _ = process.communicate()
+            output += printed
+            assert process.returncode == 0, output
         out = clone.folder / "build/retrain"
         verdict = json.loads((out / "verdict.json").read_text(encoding="utf-8"))
         verdict["report"] = (out / "report.md").read_text(encoding="utf-8")
@@ -158,7 +159,7 @@ class World:
         assert clone.folder.with_suffix(".md").read_text(encoding="utf-8").strip(), "the job's summary"
         assert clone.run("git", "status", "--porcelain") == "", "the runner's own files are as they were"
         self.switch_off(clone)
-        return verdict, said
+        return verdict, output
 
     def switch_off(self, clone: Clone) -> None:
         """Take a machine away, with what still runs on it."""
@@ -179,34 +180,34 @@ class World:
 
 
 def test_three_scheduled_rounds_on_runners_that_forget_everything(server: str, tmp_path: Path) -> None:
-    world = World(tmp_path, server)
-    world.deliver(FEW)
-    world.found()
+    services = Services(tmp_path, server)
+    services.deliver(FEW)
+    services.create_repository()
 
-    verdict, _ = world.round(steps())
-    assert (verdict["verdict"], world.champion()) == ("promoted", "1"), verdict["reason"]
-    [(first, changed)] = world.branches().items()
+    verdict, _ = services.round(steps())
+    assert (verdict["verdict"], services.champion()) == ("promoted", "1"), verdict["reason"]
+    [(first, changed)] = services.branches().items()
     assert changed == ["dvc.lock"]
     # Its pull request is merged.
-    Clone(world.remote).run("git", "update-ref", "refs/heads/main", f"refs/heads/{first}")
+    Clone(services.remote).run("git", "update-ref", "refs/heads/main", f"refs/heads/{first}")
 
-    verdict, said = world.round(steps())
+    verdict, output = services.round(steps())
     assert verdict["verdict"] == "nothing-new"
-    assert "Running stage" not in said
-    assert (world.versions(), world.champion(), len(world.branches())) == (1, "1", 1)
+    assert "Running stage" not in output
+    assert (services.versions(), services.champion(), len(services.branches())) == (1, "1", 1)
 
-    world.deliver(MANY)
-    state = killed_in_training(world)
-    assert (world.versions(), world.champion(), len(world.branches())) == (1, "1", 1)
-    verdict, said = world.round(steps(), state)
-    assert "Resuming from epoch" in said
-    assert (verdict["verdict"], world.champion()) == ("promoted", "2"), verdict["reason"]
+    services.deliver(MANY)
+    state = killed_in_training(services)
+    assert (services.versions(), services.champion(), len(services.branches())) == (1, "1", 1)
+    verdict, output = services.round(steps(), state)
+    assert "Resuming from epoch" in output
+    assert (verdict["verdict"], services.champion()) == ("promoted", "2"), verdict["reason"]
     comparison = verdict["judgement"]["comparison"]
     assert comparison["images"] == TEST
     assert comparison["p_value"] < 0.01
-    assert world.branches()[verdict["branch"]] == ["data.dvc", "dvc.lock"]
+    assert services.branches()[verdict["branch"]] == ["data.dvc", "dvc.lock"]
 
-    colleague = by_hand(world, verdict["branch"])
+    colleague = by_hand(services, verdict["branch"])
     pulled = (colleague.folder / "build/deploy/model.onnx").read_bytes()
     assert hashlib.sha256(pulled).hexdigest() == verdict["identity"]["onnx_sha256"]
     fetching, [_, *typing] = commands_of_the_page()
@@ -214,13 +215,13 @@ def test_three_scheduled_rounds_on_runners_that_forget_everything(server: str, t
     assert (colleague.folder / "served/model.onnx").read_bytes() == pulled
     for line in typing:
         colleague.run(*line.split())
-    assert (world.versions(), world.champion()) == (2, "1"), "the last of them is a rollback"
+    assert (services.versions(), services.champion()) == (2, "1"), "the last of them is a rollback"
 
     # Left unmerged: the registry knows what is new, not main.
-    world.deliver(MANY, SWAPPED)
-    verdict, _ = world.round(steps())
+    services.deliver(MANY, SWAPPED)
+    verdict, _ = services.round(steps())
     assert verdict["verdict"] == "refused"
-    assert (world.versions(), world.champion()) == (3, "1")
+    assert (services.versions(), services.champion()) == (3, "1")
     breached = {one["name"] for one in verdict["judgement"]["criteria"] if one["held"] is False}
     assert "champion_drop" in breached
     assert verdict["judgement"]["comparison"]["gain"] > 0.2, "the candidate learned the swapped labels"
@@ -228,32 +229,34 @@ def test_three_scheduled_rounds_on_runners_that_forget_everything(server: str, t
     assert verdict["data"]["relabelled"] > 100
     assert "**Labels changed.**" in verdict["report"]
     assert "relabelled.png" in verdict["report"]
-    assert verdict["branch"] in world.branches()
+    assert verdict["branch"] in services.branches()
 
-    verdict, said = world.round(script())
+    verdict, output = services.round(script())
     assert verdict["verdict"] == "nothing-new", "what was refused is not tried again every night"
-    assert (world.versions(), world.champion()) == (3, "1")
+    assert (services.versions(), services.champion()) == (3, "1")
 
 
-def killed_in_training(world: World) -> Path:
+def killed_in_training(services: Services) -> Path:
     """Let a job be cancelled while it trains, and give what it kept."""
-    clone = world.runner()
+    clone = services.runner()
     [(command, env)] = steps()
-    process = world.start(clone, command, env)
-    for line in process.stdout or ():
-        if line.startswith("epoch 2/"):
-            break
+    process = services.start(clone, command, env)
+    until = time.monotonic() + 300
+    while not list(clone.folder.glob("checkpoints/*/step-*.json")):
+        assert time.monotonic() < until, "no checkpoint was written"
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
     rest = clone.stop(process, signal.SIGINT)
     kill_uploaders(clone.folder)
     assert process.returncode != 0
     verdict = json.loads((clone.folder / "build/retrain/verdict.json").read_text(encoding="utf-8"))
     assert (verdict["verdict"], verdict["step"]) == ("paused", "repro"), rest
-    state = world.folder / "state"
-    for path in kept():
+    state = services.folder / "state"
+    for path in cached_paths():
         if (clone.folder / path).exists():
             shutil.copytree(clone.folder / path, state / path)
     assert list(state.glob("checkpoints/*/*.ckpt")), rest
-    world.switch_off(clone)
+    services.switch_off(clone)
     return state
 
 
@@ -268,29 +271,27 @@ def commands_of_the_page() -> tuple[list[str], list[str]]:
     return blocks[0], blocks[1]
 
 
-def by_hand(world: World, branch: str) -> Clone:
+def by_hand(services: Services, branch: str) -> Clone:
     """Take a branch and its outputs from the remotes, as a colleague does."""
-    clone = world.runner()
+    clone = services.runner()
     clone.run("git", "fetch", "-q", "origin", branch)
     clone.run("git", "checkout", "-q", "FETCH_HEAD")
     clone.run("dvc", "pull", "-q")
-    clone.env |= {"MLFLOW_TRACKING_URI": world.server, "PYTHONPATH": str(clone.folder / "src")}
+    clone.env |= {"MLFLOW_TRACKING_URI": services.server, "PYTHONPATH": str(clone.folder / "src")}
     return clone
 
 
 @pytest.mark.parametrize("job", [steps, script], ids=["github", "gitlab"])
-def test_a_runner_without_a_server_or_a_remote_says_what_is_missing(
-    clone: Clone, tmp_path: Path, job: Any
-) -> None:
-    world = World(tmp_path, server="")
-    world.host(clone)
-    runner = world.runner()
+def test_a_runner_without_a_server_or_a_remote_reports_both(clone: Clone, tmp_path: Path, job: Any) -> None:
+    services = Services(tmp_path, server="")
+    services.host(clone)
+    runner = services.runner()
     [(command, env)] = job()
-    process = world.start(runner, command, env)
-    said, _ = process.communicate()
+    process = services.start(runner, command, env)
+    output, _ = process.communicate()
     assert process.returncode != 0
-    assert "MLFLOW_TRACKING_URI: address of the MLflow server" in said
-    assert "a DVC remote: where data and models are kept" in said
-    assert "git remote" not in said
+    assert "MLFLOW_TRACKING_URI: address of the MLflow server" in output
+    assert "a DVC remote: " in output
+    assert "git remote" not in output
     verdict = json.loads((runner.folder / "build/retrain/verdict.json").read_text(encoding="utf-8"))
     assert (verdict["verdict"], verdict["step"]) == ("failed", "prerequisites")

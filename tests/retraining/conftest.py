@@ -1,19 +1,13 @@
 """A small repository in which rounds of retraining take seconds."""
 
 import shutil
-from copy import deepcopy
 from pathlib import Path
 
 import pytest
 
 from convoy.retraining import processes
-from retraining_rounds import Programs, Rounds, make, with_fakes
+from retraining_rounds import Programs, Rounds, make, outside_ci, started, with_fakes
 from small_pipeline import Small
-
-CI = (
-    "GITHUB_ACTIONS", "GITLAB_CI", "GITHUB_STEP_SUMMARY", "GITHUB_RUN_ID", "CI_JOB_URL", "CI_COMMIT_BRANCH",
-    "CI_DEFAULT_BRANCH", "MLFLOW_TRACKING_URI", "DVC_ROOT", "CONVOY_REPOSITORY",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -44,20 +38,6 @@ def rounds(committed: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def trained(finished_round: Rounds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rounds:
     """The same after a first round."""
     return started(finished_round, tmp_path, monkeypatch)
-
-
-def started(original: Rounds, folder: Path, patch: pytest.MonkeyPatch) -> Rounds:
-    shutil.copytree(original.root, folder / "repository", symlinks=True)
-    copy = deepcopy(original)
-    copy.small = Small(folder / "repository")
-    patch.chdir(copy.root)
-    return with_fakes(copy, outside_ci(patch))
-
-
-def outside_ci(patch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    for name in CI:
-        patch.delenv(name, raising=False)
-    return patch
 
 
 @pytest.fixture
