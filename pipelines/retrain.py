@@ -1,9 +1,9 @@
-"""Go through one round of retraining: what `make retrain`, a crontab line and the CI workflows call.
+"""Run one round of retraining, for `make retrain`, crontab and the CI workflows.
 
     python pipelines/retrain.py            # everything stays on this machine
-    PUSH=1 python pipelines/retrain.py     # data, models and the branch leave it
+    PUSH=1 python pipelines/retrain.py     # pushes data, models and the branch
 
-build/retrain/ then has report.md and verdict.json. Promoted, kept, refused and nothing new are exit code 0.
+Writes report.md and verdict.json to build/retrain/. The exit code is 0 for promoted, kept, refused, nothing-new and skipped.
 """
 
 import os
@@ -16,14 +16,14 @@ from convoy.retraining.round import run
 
 
 def main() -> None:
-    """Read the environment and go."""
+    """Read the environment and run a round."""
     if words := sys.argv[1:]:
         raise RequestError(
-            f"a round takes no words such as {words[0]!r}; params.yaml and PUSH=1 say everything"
+            f"retrain.py takes no arguments such as {words[0]!r}; it is configured by params.yaml and PUSH=1"
         )
     push = os.environ.get("PUSH", "")
     if push not in ("", "0", "1"):
-        raise RequestError(f"PUSH is {push!r}: it must be 1 (push) or 0 (everything stays here)")
+        raise RequestError(f"PUSH is {push!r}, but must be 1 (push) or 0 (everything stays on this machine)")
     if code := run(Path.cwd(), push=push == "1"):
         sys.exit(code)
 
