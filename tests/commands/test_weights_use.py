@@ -321,7 +321,7 @@ def test_sources_of_one_name_get_files_of_their_own(root: Path) -> None:
         ),
     ],
 )
-def test_what_is_no_weights_is_not_pinned(
+def test_other_files_than_weights_are_not_pinned(
     root: Path, tmp_path: Path, make: Callable[[Path], Any], error: type[ConvoyError], reason: str
 ) -> None:
     before = snapshot(root)
@@ -431,10 +431,10 @@ def test_a_runs_artifacts_outside_the_repository_are_imported(root: Path, tmp_pa
 def proxied(served: tuple[str, Path], root: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A run whose artifacts a tracking server hands out; the server is played by folders that are served."""
     model(served[1] / "run" / "weights")
-    found = lookup.Logged("runs:/12", "12", None, f"{served[0]}/run/weights")
-    monkeypatch.setattr(lookup, "find", lambda *_: found)
+    logged = lookup.Logged("runs:/12", "12", None, f"{served[0]}/run/weights")
+    monkeypatch.setattr(lookup, "find", lambda *_: logged)
     monkeypatch.setattr(lookup.Logged, "download", lambda _, target: model(target))
-    return found.address
+    return logged.address
 
 
 def test_a_servers_artifacts_are_imported_file_by_file(root: Path, proxied: str) -> None:
@@ -471,8 +471,8 @@ def test_a_server_without_steady_etags_gives_a_copy(
 def test_a_password_of_the_tracking_server_gets_into_no_file(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = lookup._located("runs:/12", "12", "http://me:secret@127.0.0.1:9/run")
-    monkeypatch.setattr(lookup, "find", lambda *_: found)
+    logged = lookup._located("runs:/12", "12", "http://me:secret@127.0.0.1:9/run")
+    monkeypatch.setattr(lookup, "find", lambda *_: logged)
     monkeypatch.setattr(lookup.Logged, "download", lambda _, target: model(target))
     lines = pin("runs:/12", "mine", root)
     assert "because the tracking server requires a password" in lines[1]

@@ -27,9 +27,7 @@ def test_a_log_gets_one_plain_line_per_epoch_with_rate_and_time_left(dataset, ti
 def test_a_terminal_gets_a_bar_below_the_lines(dataset, tiny, params, out, capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("FORCE_COLOR", "1")
-
     fit(dataset, tiny, params(), 1, out)
-
     printed = capsys.readouterr().out
     assert "train: epoch 2/2" in printed
     assert "━" in printed

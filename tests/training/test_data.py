@@ -20,10 +20,8 @@ def in_order(count, batch_size):
 
 def test_an_epoch_shows_every_image_once_with_its_label():
     batches = Batches(*identified(50), 8, lambda: shuffled(50, seed=1, epoch=0))
-
     rows = torch.cat([batch.pixels_u8[:, 0, 0, 0] for batch in batches]).tolist()
     labels = torch.cat([batch.labels for batch in batches]).tolist()
-
     assert sorted(rows) == list(range(50))
     assert labels == [row**2 for row in rows]
     assert rows != sorted(rows)
@@ -43,7 +41,6 @@ def test_the_length_is_the_number_of_batches():
 
 def test_batches_are_whole_tensors_in_channels_last_memory_numbered_from_zero():
     first, second = in_order(8, 4)
-
     assert first.pixels_u8.shape == (4, 3, 4, 4)
     assert first.pixels_u8.dtype == torch.uint8
     assert first.pixels_u8.is_contiguous(memory_format=torch.channels_last)
@@ -71,7 +68,6 @@ def test_training_batches_are_augmented_as_seed_epoch_and_step_say(dataset, para
 
 def test_validation_batches_come_in_order(dataset, params):
     batches = DataModule(dataset, params(batch_size=5), seed=1).val_dataloader()
-
     assert np.array_equal(torch.cat([batch.labels for batch in batches]).numpy(), dataset.labels("val"))
     pixels_u8 = torch.cat([batch.pixels_u8 for batch in batches]).permute(0, 2, 3, 1).numpy()
     assert np.array_equal(pixels_u8, dataset.images("val"))
@@ -89,7 +85,6 @@ def random(seed=0):
 
 def test_no_name_leaves_the_images_as_they_are():
     batch = images(3)
-
     assert torch.equal(augment(batch, [], 4, random()), batch)
 
 
@@ -115,20 +110,16 @@ def test_crop_takes_a_window_of_each_image_in_a_frame_of_its_reflection():
 
 def test_flip_mirrors_about_half_of_the_images_left_to_right():
     batch = images(200)
-
     flipped = augment(batch, ["flip"], 0, random())
-
     mirrored = (flipped == batch.flip(3)).all(dim=(1, 2, 3))
-    kept = (flipped == batch).all(dim=(1, 2, 3))
-    assert (mirrored ^ kept).all()
+    unchanged = (flipped == batch).all(dim=(1, 2, 3))
+    assert (mirrored ^ unchanged).all()
     assert 70 < mirrored.sum() < 130
 
 
 def test_crop_and_flip_together_still_show_every_image_whole_in_size():
     batch = images(5)
-
     changed = augment(batch, ["crop", "flip"], 3, random())
-
     assert changed.shape == batch.shape
     assert changed.dtype == torch.uint8
     assert changed.is_contiguous(memory_format=torch.channels_last)
@@ -136,7 +127,6 @@ def test_crop_and_flip_together_still_show_every_image_whole_in_size():
 
 def test_equal_random_states_change_the_images_alike():
     batch = images(20)
-
     assert torch.equal(
         augment(batch, ["crop", "flip"], 2, random(7)), augment(batch, ["crop", "flip"], 2, random(7))
     )
@@ -148,8 +138,6 @@ def test_equal_random_states_change_the_images_alike():
 @pytest.mark.parametrize("padding", [5, 6, 17, 64])
 def test_a_shift_beyond_the_image_stays_within_reflections_of_it(padding):
     batch = images(30)
-
     changed = augment(batch, ["crop"], padding, random())
-
     for before, after in zip(batch, changed, strict=True):
         assert set(after.flatten().tolist()) <= set(before.flatten().tolist())

@@ -34,7 +34,6 @@ def history(folder):
 
 def test_a_training_learns_and_writes_the_model(dataset, tiny, params, out):
     metrics = fit(dataset, tiny, params(epochs=12), 1, out)
-
     model, facts = trained.load(out)
     pixels = torch.from_numpy(dataset.images("test").copy()).permute(0, 3, 1, 2).float()
     right = model(pixels).argmax(1).numpy() == dataset.labels("test")
@@ -84,7 +83,7 @@ def test_the_model_has_the_weights_of_the_best_epoch_not_of_the_last(dataset, ti
     assert torch.equal(model.network.dense1.weight, worsen.first)
 
 
-def test_the_average_of_weights_is_what_is_measured_and_kept(dataset, tiny, params, out):
+def test_the_average_of_weights_is_validated_and_saved(dataset, tiny, params, out):
     class Average(pl.Callback):
         """Average the weights by hand, starting from those after the first step."""
 
@@ -111,7 +110,6 @@ def test_the_average_of_weights_is_what_is_measured_and_kept(dataset, tiny, para
 
 def test_a_checkpoint_holds_tensors_and_plain_data_only(dataset, tiny, params, out, resumable):
     fit(dataset, tiny, params(epochs=3), 1, out, resumable=resumable())
-
     [path] = out.parent.glob("checkpoints/*/step-*.ckpt")
     content = torch.load(path, weights_only=True)
     assert content["optimizer_states"]
@@ -142,7 +140,6 @@ def test_the_same_seed_gives_equal_metrics_and_equal_bytes(
         metrics = fit(dataset, tiny, chosen, seed, out)
         del metrics["train"]["seconds"]
         outcomes.append((metrics, (out / "weights.pt").read_bytes(), (out / "history.csv").read_text()))
-
     assert outcomes[0] == outcomes[1]
     assert outcomes[0][1] != outcomes[2][1]
 
@@ -187,7 +184,6 @@ def test_the_learning_rate_follows_the_schedule_step_by_step(dataset, tiny, para
 
 def test_the_rate_in_the_history_is_the_heads(dataset, stack, params, out):
     fit(dataset, stack, params(epochs=5, lr=0.2, transfer={"lr_factor": 0.5}), 1, out)
-
     assert float(history(out)[1]["lr"]) == pytest.approx(0.2)
 
 
@@ -210,7 +206,6 @@ def test_every_epoch_shows_the_images_in_the_order_of_its_seed_and_number(datase
 
 def test_early_stop_ends_after_so_many_epochs_without_a_better_loss(dataset, tiny, params, out):
     metrics = fit(dataset, tiny, params(epochs=40, lr=1e-9, early_stop=2), 1, out)
-
     assert metrics["train"]["epochs_trained"] < 40
     assert metrics["train"]["epochs_trained"] == len(history(out))
 
@@ -236,7 +231,6 @@ def test_a_network_too_deep_for_the_images_is_refused_before_anything_is_written
     deep = Spec.model_validate(
         {"name": "deep", "layers": [{"conv": {"filters": 2, "kernel": 9}}, "flatten", {"dense": "classes"}]}
     )
-
     with pytest.raises(NetworkError, match="deep does not take images of 8 px"):
         fit(dataset, deep, params(), 1, out)
     assert not out.exists()
@@ -244,9 +238,7 @@ def test_a_network_too_deep_for_the_images_is_refused_before_anything_is_written
 
 def test_a_torchvision_network_trains(dataset, params, out):
     spec = Spec(name="mine", torchvision="shufflenet_v2_x0_5")
-
     metrics = fit(dataset, spec, params(epochs=1), 1, out)
-
     model, facts = trained.load(out)
     assert facts.spec == spec
     assert metrics["train"]["epochs_trained"] == 1
@@ -276,9 +268,7 @@ def test_starting_weights_are_where_a_training_starts_and_their_statistics_are_t
 ):
     weights = starting(tiny)
     still = params(epochs=1, lr=1e-12, transfer={"batch_norm": "frozen"})
-
     fit(dataset, tiny, still, 1, out, starting=weights)
-
     model, facts = trained.load(out)
     state = model.network.state_dict()
     assert (facts.mean, facts.std) == (weights.facts.mean, weights.facts.std)
@@ -289,9 +279,7 @@ def test_starting_weights_are_where_a_training_starts_and_their_statistics_are_t
 
 def test_starting_weights_of_unknown_statistics_take_the_datasets(dataset, tiny, params, out, starting):
     weights = dataclasses.replace(starting(tiny), facts=None)
-
     fit(dataset, tiny, params(epochs=1), 1, out, starting=weights)
-
     _, facts = trained.load(out)
     assert (facts.mean, facts.std) == (list(dataset.mean), list(dataset.std))
 
@@ -320,7 +308,6 @@ def test_what_became_of_starting_weights_is_printed_before_the_first_step_and_wr
 
 def test_a_training_from_fresh_weights_writes_nothing_about_transfer(dataset, tiny, params, out):
     fit(dataset, tiny, params(epochs=1), 1, out)
-
     assert sorted(path.name for path in out.iterdir()) == ["history.csv", "model.json", "weights.pt"]
 
 

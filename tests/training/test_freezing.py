@@ -55,7 +55,6 @@ def test_a_norm_and_what_has_no_weights_belong_to_the_layer_before_them():
     network = from_layers(
         conv(4), "norm", "relu", {"max_pool": 2}, conv(4), "prelu", "norm", "flatten", {"dense": "classes"}
     )
-
     assert contents(network) == {
         "conv1": ["conv1", "norm1", "relu1", "max_pool1"],
         "conv2": ["conv2", "prelu1", "norm2", "flatten1"],
@@ -65,7 +64,6 @@ def test_a_norm_and_what_has_no_weights_belong_to_the_layer_before_them():
 
 def test_what_comes_before_the_first_weights_belongs_to_the_first_block():
     network = from_layers({"avg_pool": 2}, "norm", conv(4), "flatten", {"dense": "classes"})
-
     assert contents(network) == {
         "conv1": ["avg_pool1", "norm1", "conv1", "flatten1"],
         "dense1": ["dense1"],
@@ -90,9 +88,7 @@ def test_units_are_blocks_as_a_whole_and_plain_chains_are_not():
 
 def test_the_blocks_of_a_residual_network_are_its_residual_units():
     network = assemble(Spec(name="resnet", torchvision="resnet18"), CLASSES, 32)
-
     units_and_ends = list(contents(network))
-
     units = [f"layer{stage}.{unit}" for stage in (1, 2, 3, 4) for unit in (0, 1)]
     assert units_and_ends == ["conv1", *units, "fc"]
     assert contents(network)["conv1"] == ["conv1", "bn1", "relu", "maxpool"]
@@ -102,7 +98,6 @@ def test_the_blocks_of_a_residual_network_are_its_residual_units():
 def test_an_auxiliary_head_is_in_no_block():
     aside = {"auxiliary": {"weight": 0.3, "layers": ["flatten", {"dense": "classes"}]}}
     network = from_layers(conv(4), aside, "norm", conv(5), "flatten", {"dense": "classes"})
-
     assert isinstance(network.auxiliary1, Auxiliary)
     assert contents(network) == {
         "conv1": ["conv1", "norm1"],
@@ -114,12 +109,10 @@ def test_an_auxiliary_head_is_in_no_block():
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_parameter_of_a_torchvision_network_is_in_one_block_and_the_head_is_the_last(name):
     network = assemble(Spec(name="some", torchvision=name), CLASSES, FAMILIES[name])
-
     parts = [block.parameters() for block in blocks(network)]
-
-    found = [(key, id(value)) for part in parts for key, value in part.items()]
-    assert len(found) == len(set(found))
-    assert dict(found) == {key: id(value) for key, value in network.named_parameters()}
+    pairs = [(key, id(value)) for part in parts for key, value in part.items()]
+    assert len(pairs) == len(set(pairs))
+    assert dict(pairs) == {key: id(value) for key, value in network.named_parameters()}
     assert all(parts)
     answering = [any(value.shape[0] == CLASSES for value in part.values()) for part in parts]
     assert answering == [False] * (len(parts) - 1) + [True]
@@ -128,15 +121,12 @@ def test_every_parameter_of_a_torchvision_network_is_in_one_block_and_the_head_i
 
 def test_a_parameter_of_the_network_itself_is_in_the_first_block():
     network = assemble(Spec(name="some", torchvision="vit_b_16"), CLASSES, 32)
-
     first = blocks(network)[0]
-
     assert set(first.parameters()) == {"class_token", "conv_proj.weight", "conv_proj.bias"}
 
 
 def test_batch_norms_are_found_at_any_depth():
     network = from_layers(conv(4), "norm", {"residual": [conv(4), "norm"]}, "flatten", {"dense": "classes"})
-
     assert [list(block.batch_norms()) for block in blocks(network)] == [
         ["norm1"],
         ["residual1.body.norm1"],
@@ -151,9 +141,7 @@ def test_a_network_without_weights_is_refused():
 
 def test_blocks_hold_the_networks_own_modules_and_parameters():
     network = torch.nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 2))
-
     first, head = blocks(network)
-
     assert first.modules["0"] is network[0]
     assert head.parameters()["1.weight"] is network[1].weight
 
@@ -162,13 +150,11 @@ def test_blocks_hold_the_networks_own_modules_and_parameters():
 def test_every_parameter_of_a_shipped_network_is_in_one_block_or_an_auxiliary_head(name):
     spec = load(name, REPOSITORY / "networks")
     network = assemble(spec, CLASSES, spec.made_for.image_px if spec.made_for else 64, auxiliary=True)
-
     parts = [block.parameters() for block in blocks(network)]
-
-    found = [key for part in parts for key in part]
+    grouped = [key for part in parts for key in part]
     aside = [key for key, _ in network.named_parameters() if key.startswith("auxiliary")]
     assert len(parts) >= 4
-    assert sorted(found + aside) == sorted(key for key, _ in network.named_parameters())
+    assert sorted(grouped + aside) == sorted(key for key, _ in network.named_parameters())
     assert [value.shape[0] for value in parts[-1].values()] == [CLASSES, CLASSES]
 
 
@@ -194,21 +180,18 @@ def frozen_counts(plan, epochs):
 )
 def test_blocks_are_frozen_from_the_image_to_a_count_or_a_name(plan, freeze, count):
     made = plan(freeze=freeze)
-
     for epoch in (0, 5, 9, 10_000):
         assert made.frozen(epoch) == tuple(index < count for index in range(6))
 
 
 def test_blocks_are_released_one_by_one_the_deepest_first(plan):
     made = plan(freeze=3, release=2)
-
     assert frozen_counts(made, 8) == [3, 3, 2, 2, 1, 1, 0, 0]
     assert made.frozen(2) == (True, True, False, False, False, False)
 
 
 def test_a_block_is_released_after_the_epochs_beside_its_name_and_the_others_stay_frozen(plan):
     made = plan(freeze="layer2", release={"layer2": 1, "layer1.1": 4})
-
     frozen = [
         [name for name, held in zip(RESNET, made.frozen(epoch), strict=True) if held] for epoch in range(6)
     ]
@@ -254,7 +237,6 @@ def test_the_rate_falls_by_the_factor_with_every_block_towards_the_image(plan):
 def test_a_plan_that_does_not_fit_the_network_or_the_epochs_is_refused(plan, transfer, reason):
     with pytest.raises(RequestError, match=re.compile(reason, re.DOTALL)) as caught:
         plan(**transfer)
-
     assert caught.value.exit_code == 2
 
 
@@ -278,7 +260,6 @@ def test_the_table_shows_every_block_in_every_epoch(plan):
     table = plan(
         epochs=4, blocks=("conv1", "conv2", "dense1"), freeze=2, release=2, lr_factor=0.1, batch_norm="frozen"
     ).table([0.01, 0.1, 0.05, 0.002])
-
     assert table.splitlines()[1:] == [
         "block          trains from       1       2       3       4",
         "conv1          never        frozen  frozen  frozen  frozen",
@@ -299,7 +280,6 @@ def test_the_table_shows_every_block_in_every_epoch(plan):
 )
 def test_a_long_training_is_shown_by_its_ends_its_changes_and_some_epochs_between(plan, epochs, transfer):
     lines = plan(epochs=epochs, freeze=3, **transfer).table([0.1] * epochs).splitlines()
-
     shown = [int(word) for word in lines[1].split()[3:]]
     changes = [int(line.split("epoch ")[1].split()[0]) for line in lines[2:] if "epoch " in line]
     assert len(shown) == COLUMNS
@@ -310,9 +290,7 @@ def test_a_long_training_is_shown_by_its_ends_its_changes_and_some_epochs_betwee
 
 def test_more_changes_than_columns_are_still_each_named_with_their_epoch(plan):
     blocks = (*(f"conv{index}" for index in range(30)), "dense1")
-
     lines = plan(epochs=30, blocks=blocks, freeze=30, release=1).table([0.1] * 30).splitlines()
-
     assert len(lines[1].split()[3:]) == COLUMNS
     assert lines[1].split()[3] == "1"
     assert lines[1].split()[-1] == "30"
@@ -381,14 +359,12 @@ def reported(capsys):
 )
 def test_frozen_tensors_are_reported_as_unchanged(transfer, capsys, plan, count):
     transfer(**plan)
-
     (line,) = reported(capsys)
     assert re.fullmatch(rf"frozen: {count} tensors unchanged while frozen \(sha256 [0-9a-f]{{12}}\)", line)
 
 
 def test_without_frozen_tensors_nothing_is_reported(transfer, capsys):
     transfer(lr_factor=0.5)
-
     assert reported(capsys) == []
 
 
@@ -412,7 +388,6 @@ def test_a_weight_that_changed_before_its_release_is_found_at_the_release(transf
 
 def test_a_weight_may_change_once_it_is_released(transfer, capsys):
     transfer(Nudge("norm1.weight", epoch=1), freeze=1, release=1)
-
     assert reported(capsys)[0].startswith("frozen: 4 tensors")
 
 
@@ -432,7 +407,6 @@ def test_every_part_of_a_frozen_norm_is_watched_also_in_a_released_block(transfe
 
 def test_with_adapt_statistics_may_follow_the_images(transfer, capsys):
     transfer(FollowImages(), freeze=3)
-
     assert reported(capsys)[0].startswith("frozen: 12 tensors")
 
 
@@ -462,13 +436,11 @@ def test_the_same_weights_have_the_same_hash_and_others_another(transfer, capsys
     for plan in ({"freeze": 1}, {"freeze": 1, "lr_factor": 0.1}, {"freeze": 2}):
         transfer(**plan, epochs=1)
         lines += reported(capsys)
-
     assert lines[0] == lines[1] != lines[2]
 
 
 def test_a_hash_depends_on_the_values_and_not_on_their_order_in_memory():
     values = torch.arange(48, dtype=torch.float32).reshape(2, 3, 2, 4)
-
     assert sha256(values) == sha256(values.contiguous(memory_format=torch.channels_last))
     assert sha256(values) != sha256(values + 1)
     assert sha256(values) != sha256(torch.where(values == 47, 47.00001, values))

@@ -41,11 +41,11 @@ class Look(pl.Callback):
 
     def trained_blocks(self):
         """List the blocks that have gradients, for each epoch."""
-        found = {}
+        blocks = {}
         for step in self.steps:
             assert step["with_grad"] == step["wants_grad"]
-            found.setdefault(step["epoch"], {name.split(".")[0] for name in step["with_grad"]} & set(STACK))
-        return [[name for name in STACK if name in names] for names in found.values()]
+            blocks.setdefault(step["epoch"], {name.split(".")[0] for name in step["with_grad"]} & set(STACK))
+        return [[name for name in STACK if name in names] for names in blocks.values()]
 
 
 def state(classifier):
@@ -56,20 +56,17 @@ def moved(before, after):
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
-def test_each_epoch_trains_the_blocks_that_its_plan_says(stack, params, classifier, train):
+def test_each_epoch_trains_the_blocks_of_its_plan(stack, params, classifier, train):
     look = Look()
     made = classifier(
         stack, params(epochs=4, transfer={"freeze": 2, "release": {"residual1": 1, "conv1": 3}})
     )
-
     train(made, look)
-
     assert look.trained_blocks() == [STACK[2:], STACK[1:], STACK[1:], STACK]
 
 
 def test_the_first_phase_holds_before_the_optimizer_is_made(stack, params, classifier):
     made = classifier(stack, params(transfer={"freeze": "residual1"}))
-
     trained = {name for name, value in made.model.network.named_parameters() if value.requires_grad}
     assert {name.split(".")[0] for name in trained} == {"conv2", "norm2", "dense1"}
 
@@ -80,9 +77,7 @@ def test_neither_momentum_nor_weight_decay_moves_a_frozen_block(stack, params, c
         stack, params(epochs=2, optimizer=optimizer, weight_decay=1.0, transfer={"freeze": "residual1"})
     )
     before = state(made)
-
     train(made)
-
     weights = {name for name, _ in made.model.network.named_parameters()}
     frozen = {name for name in weights if name.startswith(("conv1", "norm1", "residual1"))}
     assert moved(before, state(made)) & weights == weights - frozen
@@ -91,9 +86,7 @@ def test_neither_momentum_nor_weight_decay_moves_a_frozen_block(stack, params, c
 def test_with_adapt_the_statistics_of_frozen_blocks_follow_the_new_images(stack, params, classifier, train):
     made = classifier(stack, params(epochs=1, transfer={"freeze": 3}))
     before = state(made)
-
     train(made)
-
     changed = moved(before, state(made))
     for norm in ("norm1", "residual1.body.norm1", "norm2"):
         assert {f"{norm}.running_mean", f"{norm}.running_var", f"{norm}.num_batches_tracked"} <= changed
@@ -114,9 +107,7 @@ def test_frozen_norms_hold_statistics_scale_and_shift_also_in_blocks_that_train(
     look = Look()
     made = classifier(stack, params(epochs=3, transfer={"freeze": 1, "release": 1, "batch_norm": "frozen"}))
     before = state(made)
-
     train(made, look, *callbacks)
-
     norms = {name for name in before if "norm" in name}
     assert len(norms) == 15
     assert moved(before, state(made)) == before.keys() - norms
@@ -145,9 +136,7 @@ def test_frozen_norms_inside_a_torchvision_network_hold_still(params, classifier
     spec = Spec(name="mine", torchvision="shufflenet_v2_x0_5")
     made = classifier(spec, params(epochs=1, transfer={"batch_norm": "frozen"}))
     before = state(made)
-
     train(made)
-
     norms = {name.rpartition(".")[0] for name in before if name.endswith("running_mean")}
     held = {name for name in before if name.rpartition(".")[0] in norms}
     assert len(norms) == 56
@@ -157,7 +146,6 @@ def test_frozen_norms_inside_a_torchvision_network_hold_still(params, classifier
 def test_evaluation_and_training_mode_come_and_go_around_frozen_norms(stack, params, classifier):
     made = classifier(stack, params(transfer={"batch_norm": "frozen"}))
     network = made.model.network
-
     for mode in (True, False, True):
         assert made.train(mode) is made
         assert network.conv1.training is network.relu1.training is mode
@@ -181,7 +169,7 @@ def test_each_block_learns_at_its_share_of_the_schedule(stack, params, classifie
         assert step["rates"]["conv1.weight"] * 8 == head
 
 
-def test_the_table_says_what_the_optimizer_does(dataset, stack, params, out, starting, capsys):
+def test_the_plans_table_agrees_with_the_optimizer(dataset, stack, params, out, starting, capsys):
     look = Look()
     transfer = {"freeze": 2, "release": 1, "lr_factor": 0.3}
 
@@ -244,9 +232,7 @@ def test_a_resumed_training_is_in_the_phase_where_it_was_and_ends_with_the_same_
 
 def test_every_parameter_is_in_one_group_from_the_first_step_on(stack, params, classifier, train):
     made = classifier(stack, params(epochs=1, transfer={"freeze": 3}))
-
     trainer = train(made)
-
     grouped = [value for group in trainer.optimizers[0].param_groups for value in group["params"]]
     assert len(grouped) == len(set(grouped))
     assert set(grouped) == set(made.model.network.parameters())
@@ -322,7 +308,6 @@ def test_auxiliary_heads_train_at_the_heads_rate_however_much_is_frozen(params, 
 
 def test_a_checkpoint_carries_the_facts_as_text(dataset, stack, params, out, resumable):
     fit(dataset, stack, params(epochs=1), 1, out, resumable=resumable())
-
     [path] = out.parent.glob("checkpoints/*/step-*.ckpt")
     content = torch.load(path, weights_only=True)
     facts = ModelFacts.model_validate_json(content["convoy"])
@@ -338,7 +323,5 @@ def test_an_answer_without_auxiliary_heads_gives_the_plain_loss(dataset, stack, 
     made.log = lambda *_, **__: None
     pixels_u8 = torch.from_numpy(dataset.images("val").copy()).permute(0, 3, 1, 2)
     batch = Batch(pixels_u8, torch.from_numpy(dataset.labels("val").copy()), 0)
-
     loss = made.training_step(batch, 0)
-
     assert torch.equal(loss, cross_entropy(made.model(pixels_u8.float()), batch.labels, label_smoothing=0.1))

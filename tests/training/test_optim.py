@@ -9,7 +9,6 @@ from convoy.training.optim import WARMUP_START, choose_precision, lr_schedule
 def test_the_learning_rate_rises_to_its_highest_and_falls_to_zero(schedule, warmup):
     factors = [lr_schedule(schedule, warmup, 100)(step) for step in range(101)]
     top = round(warmup * 100)
-
     assert factors[top] == max(factors) == 1
     assert factors[0] == pytest.approx(WARMUP_START if warmup else 1)
     assert factors[: top + 1] == sorted(factors[: top + 1])
@@ -20,7 +19,6 @@ def test_the_learning_rate_rises_to_its_highest_and_falls_to_zero(schedule, warm
 
 def test_one_cycle_falls_in_a_straight_line_and_cosine_along_a_wave():
     quarter = 0.2 * 100 + 0.25 * 80
-
     assert lr_schedule("one_cycle", 0.2, 100)(int(quarter)) == pytest.approx(0.75)
     assert lr_schedule("cosine", 0.2, 100)(int(quarter)) == pytest.approx((1 + 2**-0.5) / 2)
 
@@ -51,16 +49,13 @@ def device(monkeypatch):
 )
 def test_auto_is_bf16_where_the_device_computes_in_it(device, machine, lightning, reason):
     device(**machine)
-
     choice = choose_precision("auto")
-
     assert choice.lightning == lightning
     assert reason in choice.reason
 
 
 def test_an_explicit_precision_is_used(device):
     device(cpu=False)
-
     assert choose_precision(32).lightning == "32-true"
     forced = choose_precision("bf16")
     assert forced.lightning == "bf16-mixed"

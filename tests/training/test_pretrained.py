@@ -416,11 +416,11 @@ def test_the_input_transform_of_torchvisions_weights_comes_as_their_mean_and_std
     assert (plain - wanted).abs().max() > 0.1
 
 
-def test_published_weights_say_where_they_are_and_what_goes_with_them() -> None:
-    found = torchvision.pretrained("resnet18")
-    assert found.url.endswith(f"/resnet18-{found.sha256}.pth")
-    assert found.mean == [0.485, 0.456, 0.406]
-    assert len(found.classes) == 1000
+def test_published_weights_have_url_hash_mean_and_classes() -> None:
+    published = torchvision.pretrained("resnet18")
+    assert published.url.endswith(f"/resnet18-{published.sha256}.pth")
+    assert published.mean == [0.485, 0.456, 0.406]
+    assert len(published.classes) == 1000
     assert (
         torchvision.pretrained("resnet50", "ResNet50_Weights.IMAGENET1K_V1").url
         != torchvision.pretrained("resnet50").url

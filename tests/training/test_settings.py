@@ -19,7 +19,7 @@ def test_precision_is_written_as_one_would_type_it(precision):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"lr": 0}, "train.lr is 0: input should be greater than 0"),
         ({"epochs": 0}, "train.epochs is 0: input should be greater than or equal to 1"),
@@ -32,20 +32,17 @@ def test_precision_is_written_as_one_would_type_it(precision):
         ({"transfer": 3}, "train.transfer is 3: input should be a valid dictionary"),
     ],
 )
-def test_a_value_out_of_range_is_refused_with_what_is_allowed(change, said):
+def test_a_value_out_of_range_is_refused_with_what_is_allowed(change, message):
     with pytest.raises(RequestError) as caught:
         params.check("train", TrainParams, SHIPPED | change)
-
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("freeze", [0, 3, "layer4", "features.3"])
 @pytest.mark.parametrize("release", [0, 3, {"layer4": 3, "layer3": 5}])
 def test_freeze_is_a_count_or_a_name_and_release_a_number_or_one_per_name(freeze, release):
     transfer = SHIPPED["transfer"] | {"freeze": freeze, "release": release}
-
     read = params.check("train", TrainParams, SHIPPED | {"transfer": transfer}).transfer
-
     assert (read.freeze, read.release) == (freeze, release)
 
 
@@ -56,7 +53,7 @@ EPOCHS = (
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"freeze": -1}, f"train.transfer.freeze is -1: {BLOCKS}"),
         ({"freeze": 2.5}, f"train.transfer.freeze is 2.5: {BLOCKS}"),
@@ -77,8 +74,7 @@ EPOCHS = (
         ({"frozen": 1}, "unknown key train.transfer.frozen; did you mean `train.transfer.freeze`?"),
     ],
 )
-def test_a_wrong_value_in_the_transfer_plan_is_named_once_with_what_is_allowed(change, said):
+def test_a_wrong_value_in_the_transfer_plan_is_reported_once_with_what_is_allowed(change, message):
     with pytest.raises(RequestError) as caught:
         params.check("train", TrainParams, SHIPPED | {"transfer": SHIPPED["transfer"] | change})
-
-    assert str(caught.value).splitlines()[1:] == [f"  {said}"]
+    assert str(caught.value).splitlines()[1:] == [f"  {message}"]
