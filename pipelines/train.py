@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from convoy.core import files, params, stage
+from convoy.core.contract import FACTS, WEIGHTS
 from convoy.core.dataset import Dataset
 from convoy.energy.settings import EnergyParams
 from convoy.models import spec
@@ -34,7 +35,6 @@ def main() -> None:
     from convoy.energy.callback import TrainingEnergy
     from convoy.energy.meter import metered
     from convoy.explain import diagram, figures
-    from convoy.models.trained import FACTS, WEIGHTS
     from convoy.training import pretrained
     from convoy.training.checkpoints import CheckpointStore, inputs_digest
     from convoy.training.fit import HISTORY, TRANSFER, fit

@@ -16,6 +16,10 @@ from urllib.parse import urlsplit
 
 import typer
 
+from convoy.core import files
+from convoy.core.contract import FACTS, WEIGHTS
+from convoy.core.errors import ConvoyError, NetworkError, RequestError
+
 if TYPE_CHECKING:
     from convoy.training.weight_pins import Pin
 
@@ -88,7 +92,6 @@ def pin(source: str, network: str, root: Path) -> list[str]:
         RequestError: an unknown form of source, or a source that does not exist.
         NetworkError: it cannot be fetched, or is not a file of tensors; weights/ is then unchanged.
     """
-    from convoy.core.errors import ConvoyError, NetworkError, RequestError
     from convoy.repo import dvc
     from convoy.training import weight_pins
 
@@ -132,9 +135,7 @@ def pin(source: str, network: str, root: Path) -> list[str]:
 
 def _locate(source: str, network: str, root: Path) -> Source:
     """Find where a source is, and what it stands for now; nothing is fetched."""
-    from convoy.core.errors import RequestError
     from convoy.models import spec, torchvision
-    from convoy.models.trained import FACTS, WEIGHTS
     from convoy.training import weight_pins
 
     kind = weight_pins.kind(source)
@@ -168,8 +169,6 @@ def _locate(source: str, network: str, root: Path) -> Source:
 
 def _locate_path(source: str, root: Path) -> Source:
     """Find a checkpoint, or the folder of a model, on this machine."""
-    from convoy.core.errors import RequestError
-    from convoy.models.trained import FACTS, WEIGHTS
     from convoy.repo import dvc, git
     from convoy.training import weight_pins
 
@@ -233,7 +232,6 @@ def _fetch(source: Source, root: Path, out: str) -> list[str]:
 
 
 def _import(source: Source, root: Path, out: str) -> list[str]:
-    from convoy.models.trained import FACTS, WEIGHTS
     from convoy.repo import dvc
 
     addresses = {out: source.address}
@@ -258,9 +256,6 @@ def _import(source: Source, root: Path, out: str) -> list[str]:
 
 def _inspect(source: Source, root: Path, name: str) -> "tuple[Pin, int]":
     """Check that the fetched file holds the expected weights; make its pin, and count its tensors."""
-    from convoy.core import files
-    from convoy.core.errors import NetworkError
-    from convoy.models.trained import FACTS, WEIGHTS
     from convoy.training import pretrained
     from convoy.training.weight_pins import FOLDER, Pin
 

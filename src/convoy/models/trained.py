@@ -13,13 +13,11 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from convoy.core import files
+from convoy.core.contract import FACTS, WEIGHTS
 from convoy.core.errors import NetworkError, RequestError
 from convoy.models.build import build
 from convoy.models.modules import Auxiliary
 from convoy.models.spec import Spec
-
-WEIGHTS = "weights.pt"
-FACTS = "model.json"
 
 
 class NormalizedModel(nn.Module):

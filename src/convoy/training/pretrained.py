@@ -19,11 +19,11 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from convoy.core.contract import FACTS
 from convoy.core.errors import NetworkError
 from convoy.models import torchvision
 from convoy.models.modules import Auxiliary
 from convoy.models.spec import Spec
-from convoy.models.trained import FACTS
 from convoy.training import weight_pins
 
 NESTED = ("state_dict", "model_state_dict", "model")

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from convoy.core import files, yaml
+from convoy.core.contract import FACTS
 from convoy.core.errors import NetworkError, RequestError
 from convoy.core.params import did_you_mean
 from convoy.models.spec import FOLDER as NETWORKS
@@ -114,7 +115,7 @@ class Pin(BaseModel):
             return content
         hashes = {content["file"]: content["sha256"]}
         if facts := content.get("facts_sha256"):
-            hashes[Path(content["file"]).with_name("model.json").as_posix()] = facts
+            hashes[Path(content["file"]).with_name(FACTS).as_posix()] = facts
         kept = {key: content[key] for key in ("resolved", "torchvision") if key in content}
         return {"source": content["asked"], "sha256": hashes, **kept}
 
