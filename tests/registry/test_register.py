@@ -252,7 +252,7 @@ def test_a_run_without_a_verified_model_is_refused_with_what_to_do(project: Regi
         match=r"run 20261123-100000-aaaaaa has no verified model: it is FAILED, `export` has not completed",
     ):
         register("20261123-100000-aaaaaa")
-    with pytest.raises(RequestError, match=r"nothing is known of `20261123-999999-aaaaaa`"):
+    with pytest.raises(RequestError, match=r"`20261123-999999-aaaaaa` not found"):
         register("20261123-999999-aaaaaa")
 
 
