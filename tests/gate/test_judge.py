@@ -463,6 +463,18 @@ def test_models_are_closed_before_latency_is_measured(project, against, monkeypa
     assert alive == []
 
 
+def test_latency_is_measured_on_one_thread(project, against, monkeypatch):
+    measure, threads = latency.measure, []
+
+    def watched(models, images_u8):
+        threads.extend(model._session.get_session_options().intra_op_num_threads for model in models)
+        return measure(models, images_u8)
+
+    monkeypatch.setattr(latency, "measure", watched)
+    against(project.model("convoy/7", [3]))
+    assert threads == [1, 1]
+
+
 def test_judging_needs_neither_torch_nor_mlflow():
     code = (
         "import sys, convoy.gate.judge; print(sorted({'torch', 'mlflow', 'matplotlib'} & set(sys.modules)))"

@@ -27,7 +27,7 @@ def test_experiments_and_sweeps_leave_the_aliases_and_a_candidate_needs_a_cause(
     source = {"PYTHONPATH": str(clone.folder / "src")}
     clone.run("convoy", "register", **source)
     said = clone.run("convoy", "promote", **source)
-    assert said.splitlines()[0].startswith("Promote convoy/1: there is no champion yet")
+    assert said.splitlines()[0].startswith("Promote convoy/1: it is the first champion")
     first = (1, {"candidate": "1", "champion": "1"})
     assert registered(clone) == first
 

@@ -182,7 +182,7 @@ def test_deliveries_are_listed_with_address_or_reason():
 
 
 def test_figures_are_relative_links_beside_the_report(tmp_path):
-    names = ("gain.png", "classes.png", "relabelled.png", "flips.png", "other.png")
+    names = ("gain.png", "classes.png", "relabelled.png", "flips.png")
     pictures = [tmp_path / "with (a) space" / name for name in names]
     report.write(tmp_path / "report.md", ROUNDS["refused"], pictures)
     parsed = Parsed((tmp_path / "report.md").read_text(encoding="utf-8"))

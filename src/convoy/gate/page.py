@@ -33,13 +33,6 @@ INK, SOFT, LINE = "#76818d", "#8b95a1", "#8b95a140"
 CHAMPION, CANDIDATE, GOOD, BAD = "#9a86c8", "#3f87d9", "#2f9e63", "#dd574e"
 """Colours on a transparent background, each readable on white and on dark pages."""
 
-FIGURES = {
-    "gain": "Accuracy of champion and candidate, and the gain, each with its interval",
-    "classes": "Recall of each class under champion and candidate",
-    "flips": "Images that only one of the two models classifies correctly",
-}
-"""Figures by the name of their file, with their alternative texts; the tables beside them have the figures."""
-
 WIDTH = 9.0
 """Of each figure, in inches."""
 COLUMNS = 6
@@ -56,12 +49,11 @@ def write(path: Path, result: GateResult, pictures: Sequence[Path]) -> None:
     Args:
         path: the HTML file.
         result: the verdict.
-        pictures: PNG files as `draw` returns them; others are left out.
+        pictures: PNG files as `draw` returns them.
     """
     embedded = {
         picture.stem: f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
         for picture in pictures
-        if picture.stem in FIGURES
     }
     context = {
         "result": result,
@@ -69,7 +61,6 @@ def write(path: Path, result: GateResult, pictures: Sequence[Path]) -> None:
         "sections": list(text.sections(result, most_classes=len(result.classes), most_flips=100)),
         "conditions": text.conditions_table(result),
         "pictures": embedded,
-        "alternatives": FIGURES,
     }
     filters = {
         "visible": visible,

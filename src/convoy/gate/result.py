@@ -26,13 +26,12 @@ Sense = Literal["at least", "at most"]
 
 @dataclass(frozen=True)
 class Criterion:
-    """Hold one criterion with its figure and limit.
+    """Hold one criterion with its figure and limit; shares and points are in 0..1.
 
     Attributes:
         name: key, such as `class_drop`.
-        title: label, such as `accuracy`.
-        figure: None where it was not measured, or is no number. In 0..1 where the unit is `share` or `points`.
-        limit: in the same unit; None where params.yaml sets none, or it is no number.
+        figure: None where it was not measured, or is no number.
+        limit: None where params.yaml sets none, or it is no number.
         held: whether the limit is met; None where there is no limit, or nothing to compare with.
         note: what the figure alone does not show, such as the worst class.
     """
@@ -88,13 +87,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class ClassFigures:
-    """Hold the recall of one class under both models, 0..1.
-
-    Attributes:
-        images: judged images of the class.
-        candidate: None where there is no image, or the candidate lacks the class.
-        champion: likewise, or where there is no champion to compare with.
-    """
+    """Hold the recall of one class under both models, 0..1; None without an image, the class or a champion."""
 
     name: str
     images: int
@@ -104,15 +97,9 @@ class ClassFigures:
 
 @dataclass(frozen=True)
 class Flip:
-    """Hold an image that exactly one of the models classifies correctly.
+    """Hold an image that exactly one model classifies correctly, with both predictions and their probabilities.
 
-    Attributes:
-        path: of the delivered file.
-        champion: the class that it predicts.
-        candidate: the class that it predicts.
-        champion_probability: of its prediction, 0..1.
-        candidate_probability: likewise.
-        kind: `fixed` where the candidate is right, `broken` where it regressed.
+    `kind` is `fixed` where the candidate is right, and `broken` where it regressed.
     """
 
     path: str

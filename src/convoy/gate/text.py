@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from convoy.core.params import flatten
 from convoy.gate.criteria import LIMITED
-from convoy.gate.result import ClassFigures, Comparison, Criterion, GateResult, Share
+from convoy.gate.result import ClassFigures, Comparison, Criterion, Decision, GateResult, Share
 
 NOTHING = "\N{EN DASH}"
 """Shown where there is no figure."""
@@ -21,8 +21,36 @@ JOINERS = "\u200c\u200d"
 """Format characters without which words of some scripts, and joined emoji, come apart."""
 
 OVERRIDE = 'convoy promote --override "reason"'
-ANYWAY = f"To promote it anyway: {OVERRIDE}"
 MORE_IMAGES = "deliver more, or raise data.splits.test in params.yaml."
+
+REASONS: dict[Decision, str] = {
+    "identical": "Keep {champion}: the candidate {candidate} is the champion, byte for byte.",
+    "first": "Promote {candidate}: it is the first champion and meets every limit; {accuracy}.",
+    "champion_unavailable": (
+        "Promote {candidate}, WITHOUT A COMPARISON: the champion {champion} cannot be read ({problem}). The candidate "
+        "meets every limit that needs no champion; {accuracy}."
+    ),
+    "better": "Promote {candidate}: it is significantly better than {champion} and meets every limit. {figures}.",
+    "equal_promoted": (
+        "Promote {candidate}: it equals {champion} and is newer, which is enough with gate.on_equal: promote. {figures}; "
+        "the loss is at most {loss} (gate.equal_within: {allowed})."
+    ),
+    "equal_kept": (
+        "Keep {champion}: {candidate} equals it and is not better. {figures}; the loss is at most {loss} "
+        "(gate.equal_within: {allowed})."
+    ),
+    "equal_not_newer": (
+        "Keep {champion}: {candidate} equals it and is not newer. {figures}; the loss is at most {loss} "
+        "(gate.equal_within: {allowed})."
+    ),
+    "worse": "Keep {champion}: {candidate} is significantly worse. {figures}.",
+    "not_significant": "Keep {champion}: the gain of {candidate} is not significant. {figures}.",
+    "no_gain": (
+        "Keep {champion}: {candidate} shows no gain. {figures}; the loss may be {loss}, more than gate.equal_within "
+        "({allowed})."
+    ),
+}
+"""The first sentence on every decision but `limits`, whose sentences name the breaches."""
 
 REMEDIES = {
     "proof": "Export and verify it again: dvc repro export, then convoy register.",
@@ -177,9 +205,8 @@ def describe(result: GateResult) -> GateResult:
     """Fill in the reasons, the headline first, and make names in the notes visible."""
     criteria = tuple(replace(criterion, note=visible(criterion.note)) for criterion in result.criteria)
     result = replace(result, criteria=criteria)
-    return replace(
-        result, reasons=tuple(_refused(result) if result.decision == "limits" else _reasons(result))
-    )
+    reasons = _refused(result) if result.decision == "limits" else _reasons(result)
+    return replace(result, reasons=tuple(reasons))
 
 
 def headline(result: GateResult) -> str:
@@ -191,71 +218,32 @@ def headline(result: GateResult) -> str:
     return f"{candidate} is refused: {stays}" if result.verdict == "refuse" else stays
 
 
-def _reasons(result: GateResult) -> list[str]:  # noqa: C901 (one case per decision)
-    ours, champion, comparison = result.candidate, result.champion, result.comparison
-    figures, equal, loss = "", "", ""
+def _reasons(result: GateResult) -> list[str]:
+    comparison, share, champion = result.comparison, result.candidate_share, result.champion
+    values = {"candidate": result.candidate, "champion": champion, "problem": result.champion_problem}
+    if share:
+        images = _count(share.images, "unseen test image")
+        values["accuracy"] = f"accuracy {number(share.accuracy, 'share')} on {images}"
     if comparison:
-        worst, allowed = (
-            number(-comparison.low, "points"),
-            number(result.conditions["equal_within"], "points"),
+        values["figures"] = _compared(result, comparison)
+        values["loss"] = number(-comparison.low, "points")
+        values["allowed"] = number(result.conditions["equal_within"], "points")
+    reasons = [REASONS[result.decision].format(**values)]
+    if result.decision == "identical" and result.breaches:
+        limits = _count(len(result.breaches), "limit")
+        reasons.append(f"It breaches {limits} on today's data, so a better model is needed:")
+        reasons += [_upper(_breach(criterion)) for criterion in result.breaches]
+    elif result.decision == "champion_unavailable":
+        reasons.append(
+            f"If {champion} should stay champion, restore its file and judge again: convoy promote"
         )
-        figures = _compared(result, comparison)
-        equal = f"{figures}; the loss is at most {worst} (gate.equal_within: {allowed})."
-        loss = f"{figures}; the loss may be {worst}, more than gate.equal_within ({allowed})."
-    reasons = []
-    match result.decision:
-        case "identical":
-            reasons = [f"Keep {champion}: the candidate {ours} is the champion, byte for byte."]
-            if result.breaches:
-                limits = _count(len(result.breaches), "limit")
-                reasons.append(f"It breaches {limits} on today's data, so a better model is needed:")
-                reasons += [_upper(_breach(criterion)) for criterion in result.breaches]
-        case "first":
-            reasons = [
-                f"Promote {ours}: it is the first champion and meets every limit; {_accuracy(result)}."
-            ]
-        case "champion_unavailable":
-            problem = f"the champion {champion} cannot be read ({result.champion_problem})"
-            met = f"The candidate meets every limit that needs no champion; {_accuracy(result)}."
-            restore = f"If {champion} should stay champion, restore its file and judge again: convoy promote"
-            reasons = [f"Promote {ours}, WITHOUT A COMPARISON: {problem}. {met}", restore]
-        case "better":
-            reasons = [
-                f"Promote {ours}: it is significantly better than {champion} and meets every limit. {figures}."
-            ]
-        case "equal_promoted":
-            rule = "which is enough with gate.on_equal: promote"
-            reasons = [
-                f"Promote {ours}: it equals {champion} and is newer, {rule}. {equal}",
-                *_too_small(result),
-            ]
-        case "equal_kept":
-            rule = "For an equal but newer model to take over, set gate.on_equal: promote in params.yaml; for this one"
-            reasons = [
-                f"Keep {champion}: {ours} equals it and is not better. {equal}",
-                *_more_images(result),
-                f"{rule}: {OVERRIDE}",
-            ]
-        case "equal_not_newer":
-            reasons = [
-                f"Keep {champion}: {ours} equals it and is not newer. {equal}",
-                *_more_images(result),
-                ANYWAY,
-            ]
-        case "worse":
-            reasons = [
-                f"Keep {champion}: {ours} is significantly worse. {figures}.",
-                *_more_images(result),
-                ANYWAY,
-            ]
-        case "not_significant":
-            reasons = [
-                f"Keep {champion}: the gain of {ours} is not significant. {figures}.",
-                *_more_images(result),
-                ANYWAY,
-            ]
-        case "no_gain":
-            reasons = [f"Keep {champion}: {ours} shows no gain. {loss}", *_more_images(result), ANYWAY]
+    elif comparison and result.decision == "equal_promoted":
+        reasons += _too_small(result, comparison)
+    elif comparison and result.decision not in ("identical", "first", "better"):
+        reasons += _more_images(result, comparison)
+        rule = "For an equal but newer model to take over, set gate.on_equal: promote in params.yaml; for this one"
+        anyway = rule if result.decision == "equal_kept" else "To promote it anyway"
+        reasons.append(f"{anyway}: {OVERRIDE}")
     return reasons
 
 
@@ -301,36 +289,26 @@ def _compared(result: GateResult, comparison: Comparison) -> str:
     )
 
 
-def _accuracy(result: GateResult) -> str:
-    if (share := result.candidate_share) is None:
-        raise AssertionError("a candidate without a test image is refused")
-    return f"accuracy {number(share.accuracy, 'share')} on {_count(share.images, 'unseen test image')}"
-
-
-def _more_images(result: GateResult) -> list[str]:
+def _more_images(result: GateResult, comparison: Comparison) -> list[str]:
     """State how many images would show a gain."""
-    comparison = result.comparison
-    if comparison is None or not comparison.showable:
-        return _too_small(result)
-    if comparison.images_needed is None:
-        return []
+    if comparison.images_needed is None or not comparison.showable:
+        return _too_small(result, comparison)
     needed = f"about {comparison.images_needed:,} test images would show it (80 % power)"
     return [f"If the gain is real, {needed}; there are {comparison.images:,}: {MORE_IMAGES}"]
 
 
-def _too_small(result: GateResult) -> list[str]:
+def _too_small(result: GateResult, comparison: Comparison) -> list[str]:
     """State that this split could not have shown any gain, where that is so, and how many images could."""
-    comparison = result.comparison
-    if comparison is None or comparison.showable:
+    if comparison.showable:
         return []
     mistakes = comparison.only_candidate + comparison.both_wrong
-    why = f"{result.champion} makes {_count(mistakes, 'mistake') if mistakes else 'no mistake'} on {comparison.images:,} images"
+    made = f"{_count(mistakes, 'mistake')}" if mistakes else "no mistake"
+    why = f"{result.champion} makes {made} on {comparison.images:,} images"
     why += ", and even fixing all of them would not be significant" if mistakes else ""
     needed = f"{'about' if mistakes else 'at least'} {comparison.images_needed:,} test images"
     what = "a gain of this size" if comparison.gain > 0 else "that all its mistakes are fixed"
-    return [
-        f"This test split cannot show any gain: {why}. It takes {needed} to show {what} (80 % power): {MORE_IMAGES}"
-    ]
+    takes = f"It takes {needed} to show {what} (80 % power): {MORE_IMAGES}"
+    return [f"This test split cannot show any gain: {why}. {takes}"]
 
 
 # Tables and sections
@@ -357,12 +335,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """Hold a part of the page or report: sentences, the figure `<name>.png` where there is one, and tables."""
+    """Hold a part of the page or report: sentences, the figure `<name>.png` with its alternative text, and tables."""
 
     name: str
     title: str
     sentences: Sequence[str]
     tables: Sequence[Table]
+    figure: str = ""
 
 
 def criterion_line(criterion: Criterion) -> str:
@@ -390,7 +369,13 @@ def sections(result: GateResult, most_classes: int, most_flips: int) -> Iterator
     if result.flips:
         why = "Check these images for wrong labels, and for what the new model has unlearned."
         tables = [_flips_table(result, kind, most_flips) for kind in FLIP_TITLES]
-        yield Section("flips", "Changed predictions", [why], [table for table in tables if table.rows])
+        yield Section(
+            "flips",
+            "Changed predictions",
+            [why],
+            [table for table in tables if table.rows],
+            "changed predictions",
+        )
 
 
 def _criteria_section(result: GateResult) -> Section:
@@ -415,7 +400,9 @@ def _accuracy_section(result: GateResult) -> Section:
         rows.append(("gain", "", "", f"{gain(comparison.gain)} points", ends))
     header = ("Model", ">Correct", ">Images", ">Accuracy", f">{confidence(result)} interval")
     title = "Is the candidate better?" if result.comparison else "Accuracy"
-    return Section("gain", title, _explained(result), [Table(header, rows)])
+    return Section(
+        "gain", title, _explained(result), [Table(header, rows)], "accuracies and gain, with intervals"
+    )
 
 
 def _classes_section(result: GateResult, most: int) -> Section:
@@ -426,9 +413,8 @@ def _classes_section(result: GateResult, most: int) -> Section:
         rows.append((Name(row.name), f"{row.images:,}", *recalls))
     header = ("Class", ">Images", ">Champion", ">Candidate", ">Change, points")
     table = Table(header, rows, total=len(result.classes))
-    return Section(
-        "classes", "Recall per class", ["Recall: share of a class's images that are found."], [table]
-    )
+    explained = "Recall: share of a class's images that are found."
+    return Section("classes", "Recall per class", [explained], [table], "recall per class")
 
 
 def fall(row: ClassFigures) -> float:

@@ -22,14 +22,6 @@ from convoy.retraining.facts import Facts
 MOST = 60_000
 """Characters of a report: GitHub takes 65,536 for a pull request, and a job may put something before it."""
 
-FIGURES = {
-    "gain": "accuracies and gain, with intervals",
-    "classes": "recall per class",
-    "relabelled": "images with another label than before",
-    "flips": "changed predictions",
-}
-"""Figures by the name of their file and section, with their alternative texts."""
-
 IDENTITY = {
     "commit": "git commit (code and params)",
     "branch": "branch of this round",
@@ -76,12 +68,11 @@ def write(path: Path, facts: Facts, pictures: Sequence[Path] = ()) -> None:
     Args:
         path: the Markdown file.
         facts: the round.
-        pictures: PNG files as `gate.page.draw` and `outcome.draw_relabelled` return them; others are left out.
+        pictures: PNG files as `gate.page.draw` and `outcome.draw_relabelled` return them.
     """
     links = {
         picture.stem: quote(Path(os.path.relpath(picture, path.parent)).as_posix(), safe="/-._~")
         for picture in pictures
-        if picture.stem in FIGURES
     }
     files.write_text(path, _render(facts, links))
 
@@ -110,7 +101,6 @@ def _render(facts: Facts, pictures: Mapping[str, str]) -> str:
             "sections": list(_sections(facts, most)),
             "next_steps": [*facts.hints, *_next_steps(facts)],
             "pictures": pictures,
-            "alternatives": FIGURES,
         }
         content = templates.render("convoy.retraining", "report.md.j2", context, filters)
         content = re.sub(r"\n{3,}", "\n\n", content).strip() + "\n"
@@ -264,7 +254,7 @@ def _data(facts: Facts, changes: Changes, most: int) -> Section:
         _examples("Removed", changes.gone, changes.gone_examples[:most]),
         _class_counts(changes, most),
     ]
-    return Section("relabelled", "Data", [sentence], tables)
+    return Section("relabelled", "Data", [sentence], tables, "images with another label than before")
 
 
 def _examples(kind: str, total: int, examples: Sequence[Example]) -> Table:
