@@ -128,7 +128,7 @@ def _start_mlflow(base: Path, folder: Path) -> "tuple[subprocess.Popen[bytes], s
         serving = subprocess.Popen(
             [
                 *(sys.executable, "-m", "mlflow", "server"),
-                *("--backend-store-uri", f"postgresql+psycopg2://convoy@/mlflow?host={base}"),
+                *("--backend-store-uri", f"postgresql+psycopg://convoy@/mlflow?host={base}"),
                 *("--serve-artifacts", "--artifacts-destination", str(folder / "artifacts")),
                 *("--host", "127.0.0.1", "--port", uri.rpartition(":")[2], "--workers", "1"),
             ],

@@ -42,8 +42,10 @@ def test_servers_stop_when_the_last_process_that_used_them_was_killed(tmp_path: 
         (tmp_path / "users" / str(user.pid)).touch()
     code = GUARDED.format(tests=str(Path(servers.__file__).parent), shared=str(tmp_path))
     guard = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    until = time.monotonic() + servers.START_S
     while not (tmp_path / "ready.json").exists():
         assert guard.poll() is None
+        assert time.monotonic() < until
         time.sleep(0.05)
     users[0].kill()
     users[0].wait()

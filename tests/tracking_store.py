@@ -20,8 +20,7 @@ from mlflow.entities import (
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
 
-from convoy.tracking.migration.migrate import migrate
-from convoy.tracking.migration.report import Report
+from convoy.tracking.migration.migrate import Report, migrate
 
 POINTS = 2300
 """Of one curve: more than MLflow takes or gives at once."""

@@ -1,5 +1,8 @@
 """CO2 by country, from codecarbon's tables; a country that is not in them is refused."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,3 +61,15 @@ def test_the_comment_in_params_tells_the_figure_in_use(repository: Path) -> None
         line for line in (repository / params.PARAMS_FILE).read_text().splitlines() if "  country:" in line
     ]
     assert f"{find_grid('world').g_per_kwh:.0f} g CO2 per kWh" in line
+
+
+def test_params_are_checked_without_importing_codecarbon(repository: Path) -> None:
+    program = (
+        "import sys; from convoy.energy.settings import EnergyParams; EnergyParams(country='DEU');"
+        "print([name for name in ('codecarbon', 'pandas') if name in sys.modules])"
+    )
+    env = {**os.environ, "PYTHONPATH": str(repository / "src")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"

@@ -122,7 +122,9 @@ def test_a_run_whose_processes_were_killed_is_marked_by_its_uploader_or_by_the_n
     clone.set_param("train.lr", "0.02")
     process = start_long_training(clone)
     where = clone.folder / "outbox"
+    until = time.monotonic() + 300
     while not any(Sent.load(path).mlflow_run_id for path in outbox.journals(where)):
+        assert time.monotonic() < until, (where / "uploader.log").read_text()
         time.sleep(0.1)
     kill_uploaders(clone.folder)
     clone.stop(process, signal.SIGKILL)

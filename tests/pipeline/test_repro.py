@@ -50,7 +50,6 @@ def test_the_run_holds_params_metrics_identity_and_files(finished: tuple[Clone, 
     assert run.data.metrics["test/accuracy"] == metrics(clone, "evaluate")["test"]["accuracy"]
     assert run.data.metrics["deploy/accuracy"] == metrics(clone, "export")["deploy"]["accuracy"]
     assert run.data.metrics["val/accuracy"] == metrics(clone, "train")["val"]["accuracy"]
-    assert any(name.startswith("system/") for name in run.data.metrics)
     client = MlflowClient(f"sqlite:///{clone.folder}/mlflow.db")
     epochs = client.get_metric_history(run.info.run_id, "val/loss")
     assert [point.step for point in epochs] == list(range(1, params["train"]["epochs"] + 1))

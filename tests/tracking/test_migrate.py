@@ -10,8 +10,7 @@ from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
 
 from convoy.core.errors import MigrationError
-from convoy.tracking.migration.migrate import migrate
-from convoy.tracking.migration.report import Report
+from convoy.tracking.migration.migrate import Report, migrate
 from proxy import Proxy
 from tracking_store import ODD, POINTS, by_name, fill, hashes, uri
 
@@ -126,7 +125,7 @@ def test_what_a_server_got_before_it_died_is_not_sent_again(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     source = fill(tmp_path / "source", empty_store, "migrated")
     proxy.die_after(45)
-    with pytest.raises(MigrationError, match=r"(?s)^stopped: .*the same command goes on from there"):
+    with pytest.raises(MigrationError, match=r"(?s)^stopped: .*run the same command again"):
         migrate(proxy.uri, uri(tmp_path / "source"))
     proxy.accept()
     report = migrate(proxy.uri, uri(tmp_path / "source"))

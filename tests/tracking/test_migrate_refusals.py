@@ -14,9 +14,8 @@ from typer.testing import CliRunner
 from clones import free_port
 from convoy import cli
 from convoy.core.errors import MigrationError, RequestError
-from convoy.tracking.migration import copies
-from convoy.tracking.migration.migrate import migrate
-from convoy.tracking.migration.report import Report
+from convoy.tracking.migration import artifacts
+from convoy.tracking.migration.migrate import Report, migrate
 from tracking_store import by_name, hashes, uri
 
 FILES = 6
@@ -38,20 +37,20 @@ def test_a_file_that_was_spoilt_in_the_target_is_sent_again(
 def test_what_the_target_does_not_keep_is_named_and_fails(
     old_store: Path, target_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    send = copies._upload
+    send = artifacts._upload
 
     def lossy(folder: Path, names: list[str], *rest: object) -> None:
         send(folder, [name for name in names if not name.endswith(".html")], *rest)
 
-    monkeypatch.setattr(copies, "_upload", lossy)
+    monkeypatch.setattr(artifacts, "_upload", lossy)
     done = CliRunner().invoke(cli.app, ["migrate", uri(target_store), "--from", uri(old_store)])
     assert isinstance(done.exception, MigrationError)
     assert (
-        f"lacks 1 thing(s) of the source:\n  run {by_name(MlflowClient(uri(old_store)))['parent · ä'].info.run_id}"
+        f"lacks 1 of the source's entries:\n  run {by_name(MlflowClient(uri(old_store)))['parent · ä'].info.run_id}"
         in str(done.exception)
     )
     assert str(done.exception).splitlines()[1].endswith("(parent · ä): report.html")
-    assert "all there" not in done.output
+    assert "complete: counts" not in done.output
 
 
 def test_a_version_of_a_deleted_run_is_named_with_what_to_type(source_store: Path, target_copy: Path) -> None:
@@ -87,7 +86,7 @@ def test_files_that_are_gone_are_told(source_store: Path, target_copy: Path, old
         hidden.rename(old_store)
     assert report.counts["files"].source == 0
     assert report.notes == [
-        f"experiment {name}: {old_store}/mlartifacts does not exist, so none of its files were carried"
+        f"experiment {name}: {old_store}/mlartifacts does not exist, so none of its files were copied"
         for name in ("convoy", "convoy empty")
     ]
 
@@ -102,7 +101,7 @@ def test_the_command_prints_a_table_or_json(old_store: Path, target_copy: Path) 
     }
     assert lines["runs"] == ["5", "5", "0"]
     assert lines["metric points"] == ["2,309", "2,309", "0"]
-    assert "all there: counts are equal, and so is the sha256 of 6 files (133,141 bytes)" in said.output
+    assert "complete: counts are equal, and so is the sha256 of 6 files (133,141 bytes)" in said.output
     said = CliRunner().invoke(cli.app, ["migrate", uri(target_copy), "--from", uri(old_store), "--json"])
     facts = json.loads(said.stdout)
     assert facts["counts"]["runs"] == {"source": 5, "target": 5, "sent": 0}
@@ -115,7 +114,7 @@ def test_an_experiment_without_runs_and_models_is_carried_too(
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     MlflowClient(uri(tmp_path)).create_experiment("lonely", tags={"why": "planned"})
     said = CliRunner().invoke(cli.app, ["migrate", uri(target_store), "--from", uri(tmp_path)])
-    assert "all there: counts are equal, and so is the sha256 of 0 files" in said.output
+    assert "complete: counts are equal, and so is the sha256 of 0 files" in said.output
     found = MlflowClient(uri(target_store)).get_experiment_by_name("lonely")
     assert found
     assert found.tags["why"] == "planned"
@@ -151,7 +150,7 @@ def older(folder: Path) -> str:
         ),
         (
             older,
-            "(?s)was written by an older MLflow: its tables are of revision bd07f7e963c5.*mlflow db upgrade sqlite:///",
+            "(?s)was written by an older MLflow: its tables have revision bd07f7e963c5.*mlflow db upgrade sqlite:///",
         ),
     ],
 )
@@ -172,15 +171,13 @@ def test_a_target_that_cannot_be_one_is_refused(
     with pytest.raises(RequestError, match=r"mlflow.db is the source itself. Name another store"):
         migrate(f"sqlite:///{source_store}/../source/mlflow.db", uri(source_store))
     with pytest.raises(
-        RequestError, match=r"postgresql://ada:\*\*\*@host/db is no place to migrate to. Give the address of"
+        RequestError, match=r"postgresql://ada:\*\*\*@host/db is not a valid target. Use the address of"
     ):
         migrate("postgresql://ada:secret@host/db", uri(source_store))
-    with pytest.raises(RequestError, match=r"has run \w{32} under the very id .* a copy of its database"):
+    with pytest.raises(RequestError, match=r"has run \w{32} under the same id .* a copy of its database"):
         migrate(uri(old_store), uri(source_store))
     nobody = f"http://127.0.0.1:{free_port()}"
-    with pytest.raises(
-        MigrationError, match=rf"^{nobody} cannot be reached; it answered (?s:.*)MLFLOW_TRACKING_USERNAME"
-    ):
+    with pytest.raises(MigrationError, match=rf"^{nobody} does not answer: (?s:.*)MLFLOW_TRACKING_USERNAME"):
         migrate(nobody, uri(source_store))
-    with pytest.raises(MigrationError, match=rf"^{nobody} cannot be reached"):
+    with pytest.raises(MigrationError, match=rf"^{nobody} does not answer"):
         migrate(uri(tmp_path), nobody)

@@ -1,6 +1,7 @@
 """What the store has once a journal is delivered, and that a second delivery changes nothing."""
 
 import sqlite3
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -18,7 +19,7 @@ from convoy.core import files, params, yaml
 from convoy.tracking import mlflow_writer, outbox, stages, store
 from convoy.tracking.journal import Sent
 from convoy.tracking.mlflow_writer import usable_name
-from convoy.tracking.run import Run
+from convoy.tracking.run import Run, now_ms
 
 Deliver = Callable[[], None]
 
@@ -94,11 +95,15 @@ def a_whole_run(workplace: Path) -> Run:
 def test_a_run_arrives_with_params_points_files_model_and_status(
     workplace: Path, client: MlflowClient, deliver: Deliver
 ) -> None:
+    began = now_ms()
     run = a_whole_run(workplace)
+    ended = now_ms()
     deliver()
     found = stored(run, client)
     assert (found.info.status, found.info.run_name) == ("FINISHED", stages.run_name())
-    assert found.info.end_time >= found.info.start_time
+    assert began <= found.info.start_time < found.info.end_time <= ended, (
+        "the times of the run, not of the delivery"
+    )
     assert (
         client.get_experiment(found.info.experiment_id).tags["mlflow.experimentKind"]
         == "custom_model_development"
@@ -125,7 +130,7 @@ def test_a_run_arrives_with_params_points_files_model_and_status(
         == files.sha256(workplace / "model.onnx")
         == found.data.tags["convoy.onnx_sha256"]
     )
-    assert {metric.key for metric in model.metrics or []} >= {"best/epoch"}
+    assert {metric.key for metric in model.metrics or []} == {"best/epoch"}, "no point of a curve is a result"
     assert (folder / "MLmodel").read_text().count("image")
     assert (folder / "images.parquet").read_text() == "images", "what belongs to the model is beside it"
     assert not outbox.journals(workplace / "outbox"), "what is delivered is removed"
@@ -221,6 +226,75 @@ def test_what_is_tried_again_does_not_pile_up(
     assert sizes == [1, 1, 1]
     sent.deliver()
     assert stored(run, client).data.metrics == {"train/loss": 1.0}
+
+
+def test_what_is_written_after_a_read_is_sent_after_the_next(workplace: Path, client: MlflowClient) -> None:
+    with stages.standalone("a", {}) as run:
+        run.log_metrics({"train/loss": 1.0}, 1)
+        delivery = mlflow_writer.Delivery(workplace / "outbox" / run.reference.run_id)
+        delivery.read_new()
+        run.log_metrics({"train/loss": 0.5}, 2)
+        for steps in ([1], [1, 2]):
+            delivery.deliver()
+            history = client.get_metric_history(stored(run, client).info.run_id, "train/loss")
+            assert [point.step for point in history] == steps
+            delivery.read_new()
+
+
+EARLIER = """\
+{"kind":"open","time_ms":5,"uri":"%s","experiment":"convoy","name":"old","tags":{"convoy.run_id":"20260101-000000-abcdef","convoy.host":"gone","convoy.owner":"1:2.00","convoy.stage":"train running"},"writer":"1:2.00","resumed":false,"parent":"","offered":""}
+{"kind":"params","params":{"train.lr":"0.03"}}
+{"kind":"points","points":[["val/loss",1.5,1,7]]}
+{"kind":"files","at":"files/0a1b","folder":"weights"}
+{"kind":"system","on":true}
+{"kind":"system","on":false}
+{"kind":"points","points":[["best/epoch",1.0,0,8]],"result":true}
+{"kind":"end","status":"FINISHED","time_ms":9}
+"""
+"""A journal as version 0.1 wrote it."""
+
+
+def test_a_journal_of_an_earlier_version_is_delivered(
+    workplace: Path, client: MlflowClient, deliver: Deliver
+) -> None:
+    folder = workplace / "outbox/20260101-000000-abcdef"
+    (folder / "files/0a1b").mkdir(parents=True)
+    (folder / "files/0a1b/model.json").write_text("{}")
+    (folder / "journal.jsonl").write_text(EARLIER % store.uri())
+    (folder / "said").touch()
+    (workplace / "outbox/courier.lock").touch()
+    deliver()
+    assert not folder.exists()
+    found = store.find(folder.name, client)
+    assert found
+    assert (found.info.status, found.info.start_time, found.info.end_time) == ("FINISHED", 5, 9)
+    assert found.data.params == {"train.lr": "0.03"}
+    assert found.data.metrics == {"val/loss": 1.5, "best/epoch": 1.0}
+    assert artifacts(found) == {"weights/model.json": b"{}"}
+
+
+def test_the_machine_is_sampled_while_the_run_requests_it(
+    workplace: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mlflow_writer, "SAMPLE_SECONDS", 0.05)
+    with stages.training("d" * 64) as run:
+        delivery = mlflow_writer.Delivery(workplace / "outbox" / run.reference.run_id)
+        with run.system_metrics():
+            delivery.read_new()
+            delivery.deliver()
+            first = delivery._monitor
+            assert first
+            first.finish()  # as MLflow's monitor does when the store fails to answer once
+            until = time.monotonic() + 60
+            while delivery._monitor is first or not any(
+                "system/" in name for name in stored(run, client).data.metrics
+            ):
+                assert time.monotonic() < until
+                delivery.deliver()
+                time.sleep(0.05)
+        delivery.read_new()
+        delivery.deliver()
+        assert delivery._monitor is None
 
 
 def test_many_points_take_few_calls(

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mlflow.tracking import MlflowClient
 
 from convoy.repo import identity
-from convoy.tracking import stages
+from convoy.tracking import stages, store
 from convoy.tracking.journal import FILE, read, state
 
 Git = Callable[..., str]
@@ -77,6 +78,24 @@ def test_a_diff_that_is_too_large_is_left_out_and_the_run_says_why(
     said = state(Path("outbox") / run.reference.run_id).tags
     assert said["convoy.diff"] == "none: more than 0 MB differ from the commit"
     assert "workspace.diff" not in kept(run.reference.run_id)
+
+
+def test_a_store_that_is_being_made_leaves_the_tree_clean(
+    git: Git, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = []
+
+    def connect(uri: str) -> MlflowClient:
+        client = MlflowClient(uri)
+        client.search_experiments()  # the scratch file is there
+        states.append(identity.git_state()["convoy.git_dirty"])
+        return client
+
+    (workplace / "mlflow.db").unlink()
+    monkeypatch.setattr(store, "connect", connect)
+    store.make_file(store.uri())
+    assert states == ["false"]
+    assert (workplace / "mlflow.db").exists()
 
 
 def test_without_git_there_is_no_commit_and_no_diff(workplace: Path) -> None:

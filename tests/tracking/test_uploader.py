@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -142,7 +143,7 @@ def test_the_store_of_a_new_repository_is_made_before_its_first_run(workplace: P
     wait((workplace / "mlflow.db").exists)
     store.check_schema(store.uri())  # whole from the moment at which it is there
     wait(lambda: store.connect().get_experiment_by_name("convoy") is not None)
-    assert not list(workplace.glob(".mlflow.db*"))
+    assert not list(workplace.glob("mlflow.db.new*"))
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, uri: str = "http://me:s3cret@127.0.0.1:9") -> None:
@@ -335,6 +336,31 @@ def test_waiting_says_why_something_is_not_delivered(
         [sentence] = outbox.wait_until_uploaded([run_id], workplace / "outbox", 0.1).values()
     assert "not everything was delivered within 0 s" in sentence
     assert outbox.wait_until_uploaded(["never opened"], workplace / "outbox", None) == {}
+
+
+def test_an_uploader_that_starts_slowly_is_waited_for_and_one_that_ended_is_not(
+    workplace: Path, real_uploader: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(outbox, "start_uploader", lambda *_: None)
+        run_id = a_run().reference.run_id
+    started = []
+
+    def start(*_: object) -> "subprocess.Popen[bytes]":
+        """Start a process that has not taken its lock yet; the second one dies."""
+        started.append(subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE))
+        if len(started) == 2:
+            threading.Timer(0.3, started[-1].kill).start()
+        return started[-1]
+
+    monkeypatch.setattr(outbox, "_start", start)
+    [message] = outbox.wait_until_uploaded([run_id], workplace / "outbox", 0.3).values()
+    assert "not everything was delivered within 0 s" in message
+    [message] = outbox.wait_until_uploaded([run_id], workplace / "outbox", None).values()
+    assert "the uploader ended early" in message
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 def test_a_long_wait_shows_how_much_is_delivered(

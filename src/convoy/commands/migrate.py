@@ -1,4 +1,4 @@
-"""`convoy migrate`: carry a tracking store to a server."""
+"""`convoy migrate`: copy a tracking store to a server."""
 
 from typing import Annotated
 
@@ -21,10 +21,10 @@ def migrate(
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print counts and notes as JSON.")] = False,
 ) -> None:
-    """Carry experiments, runs, files, models and the registry to TARGET, then compare counts and sha256.
+    """Copy experiments, runs, files, models and the registry to TARGET, then compare counts and sha256.
 
-    The source is only read. What TARGET has already is not sent again: after a stop, or after more
-    runs, type the same command once more.
+    The source is only read. What TARGET already has is not sent again: after an interruption, or after
+    more runs, run the same command again.
 
     Example: convoy migrate https://mlflow.example.org
     """
@@ -35,13 +35,13 @@ def migrate(
 
     from convoy.core import stage
     from convoy.core.errors import MigrationError
-    from convoy.tracking.migration.migrate import migrate as carry
-    from convoy.tracking.migration.report import table
+    from convoy.tracking.migration.migrate import migrate as copy_store
+    from convoy.tracking.migration.migrate import table
 
     source = source or f"sqlite:///{stage.repository()}/mlflow.db"
-    # Progress is for people: a program that reads JSON shall find nothing else.
+    # A program that reads the JSON must find nothing else on stdout.
     with redirect_stdout(sys.stderr if as_json else sys.stdout):
-        report = carry(target, source)
+        report = copy_store(target, source)
     names = {"source": without_credentials(source), "target": without_credentials(target)}
     if as_json:
         print(json.dumps({**names, **asdict(report)}, indent=2))
@@ -50,7 +50,7 @@ def migrate(
         print(table(report))
     if report.wrong:
         raise MigrationError(
-            f"{names['target']} lacks {len(report.wrong)} thing(s) of the source:\n  "
+            f"{names['target']} lacks {len(report.wrong)} of the source's entries:\n  "
             + "\n  ".join(report.wrong[:5])
-            + "\nThe source is unchanged; type the same command again once the cause is gone."
+            + "\nThe source is unchanged; run the same command again once the cause is fixed."
         )

@@ -70,12 +70,13 @@ def as_default(address: str) -> Iterator[None]:
 def make_file(address: str) -> None:
     """Create the database file of a store that has none yet; other processes see all of its tables or no file.
 
-    MLflow creates tables one by one, for seconds, and fails if two processes do so at once.
+    MLflow creates tables one by one, for seconds, and fails if two processes do so at once. The scratch file's
+    name begins with the store's, which git ignores: a run opened meanwhile must not find a dirty tree.
     """
     path = Path(address.removeprefix(settings.SQLITE))
     if not address.startswith(settings.SQLITE) or path.exists():
         return
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch = path.with_name(f"{path.name}.new-{os.getpid()}")
     try:
         connect(f"{settings.SQLITE}{scratch}").search_experiments(max_results=1)
         with contextlib.suppress(FileExistsError):  # another process was faster

@@ -1,1 +1,1 @@
-"""Carry one tracking store over to another, and prove that everything arrived."""
+"""Copy one tracking store to another and verify that everything arrived."""

@@ -14,8 +14,8 @@ from mlflow.tracking import MlflowClient
 
 from convoy.core.errors import MigrationError, RequestError, without_credentials
 from convoy.tracking import settings, store
-from convoy.tracking.migration import rows
-from convoy.tracking.migration.copies import Tree, local
+from convoy.tracking.migration import experiments
+from convoy.tracking.migration.artifacts import Tree, local
 
 ARTIFACTS = "mlartifacts"
 """Folder beside a database file in which the files of its runs lie."""
@@ -45,20 +45,20 @@ class Source:
         return Tree(uri, self.uri, moved if moved.exists() else None)
 
     def without_files(self, experiment: Experiment) -> str:
-        """Say that the folder with an experiment's files is not there; empty where it is."""
+        """Return a note if the folder with an experiment's files is missing; empty otherwise."""
         tree = self.tree(experiment.artifact_location)
         path = tree.moved or local(tree.uri)
         if path is None or path.exists():
             return ""
-        return f"experiment {experiment.name}: {path} does not exist, so none of its files were carried"
+        return f"experiment {experiment.name}: {path} does not exist, so none of its files were copied"
 
 
 @contextmanager
 def open_source(uri: str) -> Iterator[Source]:
-    """Open a store to read. Of a database file a copy is read: nothing can change it, nor can it change meanwhile.
+    """Open a store to read; a database file is copied first, so it neither is changed nor changes meanwhile.
 
     Raises:
-        RequestError: there is none, it is of another MLflow, or holds nothing.
+        RequestError: there is none, another version of MLflow wrote it, or it is empty.
         MigrationError: it does not answer.
     """
     with tempfile.TemporaryDirectory() as scratch:
@@ -66,7 +66,7 @@ def open_source(uri: str) -> Iterator[Source]:
             path = Path(uri.removeprefix(settings.SQLITE))
             if not path.exists():
                 raise RequestError(
-                    f"{path} does not exist, so there is nothing to migrate. Change to the repository that made "
+                    f"{path} does not exist, so there is nothing to migrate. Change to the repository of "
                     "the runs, or name the store: convoy migrate TARGET --from sqlite:////PATH/mlflow.db"
                 )
             store.check_schema(uri)
@@ -79,8 +79,8 @@ def open_source(uri: str) -> Iterator[Source]:
             source = Source(store.connect(f"{settings.SQLITE}{copy}"), uri, path.resolve().parent)
         else:
             source = Source(store.connect(uri), uri, None)
-        answer(source.client, uri)
-        if not rows.experiments(source.client):
+        check_answer(source.client, uri)
+        if not experiments.to_copy(source.client):
             raise RequestError(
                 f"{without_credentials(uri)} has no experiments: there is nothing to migrate. "
                 "Name the store that has them: convoy migrate TARGET --from URI"
@@ -89,52 +89,52 @@ def open_source(uri: str) -> Iterator[Source]:
 
 
 def open_target(uri: str, source: Source) -> MlflowClient:
-    """Open the store to carry to.
+    """Open the store to copy to.
 
     Raises:
-        RequestError: it is no server and no database file, or it is the source.
+        RequestError: it is neither a server nor a database file, or it is the source.
         MigrationError: it does not answer.
     """
     scheme = urlsplit(uri).scheme
     if scheme not in ("http", "https", "sqlite"):
         raise RequestError(
-            f"{without_credentials(uri)} is no place to migrate to. Give the address of an MLflow server, such as "
-            "https://mlflow.example.org (files go through it, not only rows), or sqlite:////PATH/mlflow.db"
+            f"{without_credentials(uri)} is not a valid target. Use the address of an MLflow server, such as "
+            "https://mlflow.example.org (files are sent through it, not only rows), or sqlite:////PATH/mlflow.db"
         )
     if _same(uri, source.uri):
         raise RequestError(f"{without_credentials(uri)} is the source itself. Name another store.")
     store.check_schema(uri)
     client = store.connect(uri)
-    answer(client, uri)
-    for one in rows.experiments(source.client):
+    check_answer(client, uri)
+    for one in experiments.to_copy(source.client):
         for run in source.client.search_runs([one.experiment_id], max_results=1):
             if _has(client, run.info.run_id):
                 raise RequestError(
-                    f"{without_credentials(uri)} has run {run.info.run_id} under the very id that it has in the source: "
+                    f"{without_credentials(uri)} has run {run.info.run_id} under the same id as the source: "
                     "it is the same store under another address, or a copy of its database. Name another store."
                 )
     return client
 
 
 def artifacts_of(uri: str) -> str | None:
-    """Say where a target keeps files: beside a database file; None where a server decides."""
+    """Return where a target keeps files: beside a database file; None if a server decides."""
     if not uri.startswith(settings.SQLITE):
         return None
     return (Path(uri.removeprefix(settings.SQLITE)).resolve().parent / ARTIFACTS).as_uri()
 
 
-def answer(client: MlflowClient, uri: str) -> None:
-    """Ask a store for something small.
+def check_answer(client: MlflowClient, uri: str) -> None:
+    """Check that a store answers.
 
     Raises:
-        MigrationError: it does not answer, or not with what a tracking store answers.
+        MigrationError: it does not answer, or not as a tracking store does.
     """
     try:
         client.search_experiments(max_results=1)
     except Exception as error:  # what the store's library raises
         raise MigrationError(
-            f"{without_credentials(uri)} cannot be reached; it answered {store.explain(error)}\n"
-            "Start it, or correct the address; where it asks for a name, set MLFLOW_TRACKING_USERNAME and "
+            f"{without_credentials(uri)} does not answer: {store.explain(error)}\n"
+            "Start it, or correct the address; if it requires a login, set MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD."
         ) from error
 
@@ -150,7 +150,7 @@ def _has(client: MlflowClient, run_id: str) -> bool:
 
 
 def _same(one: str, other: str) -> bool:
-    """Tell whether two addresses are spelt alike, paths resolved."""
+    """Check whether two addresses are equal, paths resolved."""
 
     def plain(uri: str) -> str:
         if uri.startswith(settings.SQLITE):

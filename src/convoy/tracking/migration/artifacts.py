@@ -1,5 +1,6 @@
-"""Carry the artifact files of one run or model to another store, and compare them by sha256."""
+"""Copy the artifact files of one run or model to another store, and compare them by sha256."""
 
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +13,34 @@ from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from convoy.core import files
-from convoy.tracking.migration.ids import Ids
 
 TRANSLATED = "MLmodel"
-"""The one artifact that names the run and the model it belongs to, by MLflow's ids."""
+"""The only artifact that names the run and the model it belongs to, by MLflow's ids."""
+
+ORIGIN = "convoy.migrated_from"
+"""Tag of everything that was copied: its id in the source."""
+
+ID = re.compile(r"\b(?:m-)?[0-9a-f]{32}\b")
+"""MLflow's form of the id of a run, or of a model (`m-…`)."""
+
+
+class Ids(dict[str, str]):
+    """Map ids of the source to those of the target, and addresses of artifacts likewise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: dict[str, str] = {}
+
+    def translate(self, text: str) -> str:
+        """Replace every known id in a text, such as the tag `mlflow.parentRunId`."""
+        return ID.sub(lambda match: self.get(match[0], match[0]), text)
+
+    def address(self, uri: str) -> str:
+        """Return the address in the target of artifacts of the source, whose paths are absolute."""
+        for old, new in self.addresses.items():
+            if uri == old or uri.startswith(f"{old}/"):
+                return new + uri.removeprefix(old)
+        return self.translate(uri)
 
 
 @dataclass(frozen=True)
@@ -25,7 +50,7 @@ class Tree:
     Attributes:
         uri: as the store names it.
         store: address of the tracking store, which serves `mlflow-artifacts:` addresses.
-        moved: folder to read instead of the one in `uri`; None where that one is right.
+        moved: folder to read instead of the one in `uri`; None if that is right.
     """
 
     uri: str
@@ -34,9 +59,9 @@ class Tree:
 
     @contextmanager
     def on_disk(self) -> Iterator[Path]:
-        """Give a folder of this machine that holds the files, fetched where they are elsewhere."""
-        if (here := self.moved or local(self.uri)) is not None:
-            yield here
+        """Yield a folder of this machine with the files, downloaded if they are elsewhere."""
+        if (folder := self.moved or local(self.uri)) is not None:
+            yield folder
             return
         with tempfile.TemporaryDirectory() as scratch:
             repository = self.repository()
@@ -45,11 +70,11 @@ class Tree:
             yield Path(scratch)
 
     def repository(self) -> ArtifactRepository:
-        """Open what MLflow reads and writes artifacts by."""
+        """Open MLflow's access to the artifacts."""
         return get_artifact_repository(self.uri, tracking_uri=self.store)
 
     def sizes(self) -> dict[str, int]:
-        """List the files that the store has, with their bytes."""
+        """List the files of the store with their sizes in bytes."""
         repository = self.repository()
         found: dict[str, int] = {}
         folders: list[str | None] = [None]
@@ -78,13 +103,13 @@ class Difference:
 
 
 def local(uri: str) -> Path | None:
-    """Turn the address of artifacts into a folder of this machine; None where they are elsewhere."""
+    """Turn the address of artifacts into a folder of this machine; None if they are elsewhere."""
     parts = urlsplit(uri)
     return Path(url2pathname(parts.path)) if parts.scheme in ("", "file") else None
 
 
 def send(source: Tree, target: Tree, ids: Ids) -> int:
-    """Upload what the target lacks or has in another size.
+    """Upload the files that the target lacks or has in another size.
 
     Returns:
         How many files were sent.
@@ -98,7 +123,7 @@ def send(source: Tree, target: Tree, ids: Ids) -> int:
 
 
 def check(source: Tree, target: Tree, ids: Ids) -> Difference:
-    """Fetch what the target has and compare sha256; a file that differs is sent once more, then compared."""
+    """Download the target's files and compare sha256; a file that differs is sent once more, then compared."""
     with source.on_disk() as folder:
         names = _names(folder)
         size = sum((folder / name).stat().st_size for name in names)
@@ -122,21 +147,21 @@ def _upload(folder: Path, names: list[str], target: Tree, ids: Ids) -> None:
 
 
 def _wrong(folder: Path, names: list[str], target: Tree, ids: Ids) -> list[str]:
-    """Name the files that the target does not hold with the very bytes."""
+    """List the files that the target lacks or has with other bytes."""
     if not names:
         return []
     wrong = []
-    with target.on_disk() as there:
+    with target.on_disk() as copy:
         for name in names:
             with _translated(folder / name, ids) as path:
-                if not (there / name).is_file() or files.sha256(path) != files.sha256(there / name):
+                if not (copy / name).is_file() or files.sha256(path) != files.sha256(copy / name):
                     wrong.append(name)
     return wrong
 
 
 @contextmanager
 def _translated(path: Path, ids: Ids) -> Iterator[Path]:
-    """Give the file as the target shall have it: ids in an `MLmodel` are those of the target."""
+    """Yield the file for the target: ids in an `MLmodel` are those of the target."""
     if path.name != TRANSLATED:
         yield path
         return

@@ -1,7 +1,6 @@
-"""Carry registered models, their versions and aliases to another store."""
+"""Copy registered models, their versions and aliases to another store."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from mlflow.entities import LoggedModel
@@ -9,26 +8,24 @@ from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from convoy.tracking.migration.ids import ORIGIN, Ids
-
-VERSIONS = "mlflow.modelVersions"
-"""Tag of a logged model: the registered versions that were made of it."""
+from convoy.tracking.migration.artifacts import ORIGIN, Ids
+from convoy.tracking.migration.experiments import VERSIONS, all_pages
 
 NO_STAGE = "None"
-"""What MLflow calls the stage of a version that has none."""
+"""MLflow's name for the absence of a stage."""
 
 
 @dataclass
 class Registry:
-    """Collect what became of the registered models.
+    """Count what was copied of the registered models.
 
     Attributes:
         versions: (model, version) of the source, to the version of the target.
         models_created: registered models that were created now.
         created: versions that were created now.
-        aliases: how many the source has, the target has in the same place, and were set now.
-        notes: what people should know, such as an alias that the target has elsewhere.
-        failed: versions that could not be carried, and why.
+        aliases: number in the source, with the same version in the target, and set now.
+        notes: for the user, such as an alias that points elsewhere in the target.
+        failed: versions that could not be copied, and why.
     """
 
     versions: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -39,48 +36,38 @@ class Registry:
     failed: list[str] = field(default_factory=list)
 
 
-def registered(client: MlflowClient) -> Iterator[RegisteredModel]:
-    """Walk the registered models."""
-    token: str | None = None
-    while True:
-        page = client.search_registered_models(page_token=token)
-        yield from page
-        if not (token := page.token):
-            return
+def registered(client: MlflowClient) -> list[RegisteredModel]:
+    """List the registered models."""
+    return list(all_pages(lambda token: client.search_registered_models(page_token=token)))
 
 
 def versions(client: MlflowClient, name: str) -> list[ModelVersion]:
     """List the versions of a registered model, oldest first."""
-    found: list[ModelVersion] = []
-    token: str | None = None
-    quoted = name.replace("'", "''")
-    while True:
-        page = client.search_model_versions(f"name = '{quoted}'", page_token=token)
-        found += page
-        if not (token := page.token):
-            return sorted(found, key=lambda one: int(one.version))
+    query = "name = '{}'".format(name.replace("'", "''"))
+    pages = all_pages(lambda token: client.search_model_versions(query, page_token=token))
+    return sorted(pages, key=lambda version: int(version.version))
 
 
-def carry(
-    model: RegisteredModel, source: MlflowClient, target: MlflowClient, ids: Ids, said: Registry
+def copy_model(
+    model: RegisteredModel, source: MlflowClient, target: MlflowClient, ids: Ids, counts: Registry
 ) -> None:
-    """Carry one registered model with its versions and aliases.
+    """Copy a registered model with its versions and aliases.
 
     Args:
         model: of the source.
         source: read only.
-        target: to carry to.
-        ids: of runs and logged models, which are carried already.
-        said: learns what became of it.
+        target: to copy to.
+        ids: of runs and logged models, which were copied before.
+        counts: updated.
     """
-    _match_model(model, target, said)
+    _match_model(model, target, counts)
     there = {one.tags[ORIGIN]: str(one.version) for one in versions(target, model.name) if ORIGIN in one.tags}
     for version in versions(source, model.name):
         origin = f"{version.name}/{version.version} of {version.creation_timestamp}"
         found = there.get(origin)
         if found is None:
             if version.run_id and version.run_id not in ids:
-                said.failed.append(
+                counts.failed.append(
                     f"{version.name}/{version.version}: its run {version.run_id} is deleted. Restore it (mlflow runs "
                     f"restore --run-id {version.run_id}) or delete the version"
                 )
@@ -88,19 +75,19 @@ def carry(
             try:
                 found = _create(version, origin, target, ids)
             except MlflowException as error:
-                said.failed.append(f"{version.name}/{version.version}: {error!s:.300}")
+                counts.failed.append(f"{version.name}/{version.version}: {error!s:.300}")
                 continue
-            said.created += 1
-        said.versions[version.name, str(version.version)] = found
+            counts.created += 1
+        counts.versions[version.name, str(version.version)] = found
         if found != str(version.version):
-            said.notes.append(
+            counts.notes.append(
                 f"{version.name}/{version.version} is {version.name}/{found} there: that number was given already"
             )
-    _set_aliases(model, target, said)
+    _set_aliases(model, target, counts)
 
 
-def _match_model(model: RegisteredModel, target: MlflowClient, said: Registry) -> None:
-    """Find the registered model of the same name, or create it; tags that it lacks are added."""
+def _match_model(model: RegisteredModel, target: MlflowClient, counts: Registry) -> None:
+    """Find or create the registered model of the same name, and add the tags that it lacks."""
     tags = dict(model.tags)
     try:
         there = target.get_registered_model(model.name)
@@ -108,7 +95,7 @@ def _match_model(model: RegisteredModel, target: MlflowClient, said: Registry) -
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         target.create_registered_model(model.name, tags=tags, description=model.description)
-        said.models_created += 1
+        counts.models_created += 1
         return
     for key, value in tags.items():
         if key not in there.tags:
@@ -118,8 +105,8 @@ def _match_model(model: RegisteredModel, target: MlflowClient, said: Registry) -
 
 
 def _create(version: ModelVersion, origin: str, target: MlflowClient, ids: Ids) -> str:
-    """Create a version under the number that it had, or a higher one where the target has that already."""
-    where = ids.place(str(version.source))
+    """Create a version with the number that it had, or a higher one if the target has that already."""
+    where = ids.address(str(version.source))
     while True:
         made = target.create_model_version(
             version.name,
@@ -138,33 +125,33 @@ def _create(version: ModelVersion, origin: str, target: MlflowClient, ids: Ids) 
     return str(made.version)
 
 
-def _set_aliases(model: RegisteredModel, target: MlflowClient, said: Registry) -> None:
-    """Set the aliases that the target does not have; one that it has elsewhere is left to people."""
+def _set_aliases(model: RegisteredModel, target: MlflowClient, counts: Registry) -> None:
+    """Set the aliases that the target does not have; one that points elsewhere there is left unchanged."""
     there = {alias: str(number) for alias, number in target.get_registered_model(model.name).aliases.items()}
     for alias, number in model.aliases.items():
-        said.aliases[0] += 1
-        wanted = said.versions.get((model.name, str(number)))
+        counts.aliases[0] += 1
+        wanted = counts.versions.get((model.name, str(number)))
         if wanted is None:
-            said.failed.append(f"{model.name}@{alias}: its version {number} was not carried")
+            counts.failed.append(f"{model.name}@{alias}: its version {number} was not copied")
             continue
         if alias not in there:
             target.set_registered_model_alias(model.name, alias, wanted)
-            said.aliases[2] += 1
+            counts.aliases[2] += 1
         elif there[alias] != wanted:
-            said.notes.append(
+            counts.notes.append(
                 f"{model.name}@{alias} stays at version {there[alias]}, which the target has given it; "
                 f"in the source it is {number}, there {wanted}"
             )
-        said.aliases[1] += 1
+        counts.aliases[1] += 1
 
 
-def tie(model: LoggedModel, target: MlflowClient, ids: Ids, said: Registry) -> None:
-    """Tell a logged model of the registered versions that were made of it."""
+def link_versions(model: LoggedModel, target: MlflowClient, ids: Ids, counts: Registry) -> None:
+    """Name the registered versions of a logged model in its tag."""
     known = json.loads(model.tags.get(VERSIONS, "[]"))
     wanted = [
-        {"name": one["name"], "version": said.versions[one["name"], str(one["version"])]}
+        {"name": one["name"], "version": counts.versions[one["name"], str(one["version"])]}
         for one in known
-        if (one["name"], str(one["version"])) in said.versions
+        if (one["name"], str(one["version"])) in counts.versions
     ]
     if not wanted:
         return
