@@ -150,6 +150,18 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
+@pytest.fixture(scope="session")
+def on() -> Callable[[str, Callable[..., None]], pl.Callback]:
+    """Make a callback with one hook, which calls a function with the hook's arguments."""
+
+    def make(hook: str, action: Callable[..., None]) -> pl.Callback:
+        callback = pl.Callback()
+        setattr(callback, hook, action)
+        return callback
+
+    return make
+
+
 @pytest.fixture
 def resumable(tmp_path: Path) -> Callable[..., Resumable]:
     """Make what `fit` resumes from, as a new process would; unless said otherwise every step is saved."""

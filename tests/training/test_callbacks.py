@@ -3,8 +3,6 @@ import re
 import sys
 from contextlib import suppress
 
-import pytorch_lightning as pl
-
 from convoy.training.fit import fit
 
 
@@ -34,19 +32,20 @@ def test_a_terminal_gets_a_bar_below_the_lines(dataset, tiny, params, out, capsy
     assert "epoch 2/2  train loss" in printed
 
 
-def test_lightning_prints_nothing_about_itself(dataset, tiny, params, out, recwarn, monkeypatch, resumable):
-    class Kill(pl.Callback):
-        def on_validation_start(self, trainer, pl_module):
-            raise InterruptedError
+def test_lightning_prints_nothing_about_itself(
+    dataset, tiny, params, out, recwarn, monkeypatch, resumable, on
+):
+    def kill(*_):
+        raise InterruptedError
 
     messages = []
     handler = logging.Handler()
     monkeypatch.setattr(handler, "emit", lambda record: messages.append(record.getMessage()))
     logging.getLogger("pytorch_lightning").addHandler(handler)
     try:
-        for kill in ([Kill()], []):  # the second resumes
+        for callbacks in ([on("on_validation_start", kill)], []):  # the second resumes
             with suppress(InterruptedError):
-                fit(dataset, tiny, params(epochs=1), 1, out, callbacks=kill, resumable=resumable())
+                fit(dataset, tiny, params(epochs=1), 1, out, callbacks=callbacks, resumable=resumable())
     finally:
         logging.getLogger("pytorch_lightning").removeHandler(handler)
 

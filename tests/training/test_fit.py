@@ -14,7 +14,6 @@ from convoy.models import trained
 from convoy.models.spec import Spec
 from convoy.training.data import shuffled
 from convoy.training.fit import fit
-from convoy.training.module import Classifier
 
 BF16 = pytest.param(
     "bf16",
@@ -144,37 +143,26 @@ def test_the_same_seed_gives_equal_metrics_and_equal_bytes(
     assert outcomes[0][1] != outcomes[2][1]
 
 
-def test_a_norm_and_every_bias_are_spared_weight_decay(dataset, tiny, params, out):
-    seen = []
+def test_norms_and_biases_have_no_weight_decay(dataset, tiny, params, out, on):
+    decays = {0.01: set(), 0.0: set()}
 
-    class Look(pl.Callback):
-        def on_train_start(self, trainer, pl_module):
-            names = {value: name for name, value in pl_module.named_parameters()}
-            groups = trainer.optimizers[0].param_groups
-            seen.extend(
-                (group["weight_decay"], {names[value] for value in group["params"]}) for group in groups
-            )
+    def look(trainer, module):
+        names = {value: name for name, value in module.model.network.named_parameters()}
+        for group in trainer.optimizers[0].param_groups:
+            decays[group["weight_decay"]] |= {names[value] for value in group["params"]}
 
-    fit(dataset, tiny, params(epochs=1, weight_decay=0.01), 1, out, callbacks=[Look()])
-
-    assert seen == [
-        (0.01, {"model.network.conv1.weight"}),
-        (0.0, {"model.network.conv1.bias", "model.network.norm1.weight", "model.network.norm1.bias"}),
-        (0.01, {"model.network.dense1.weight"}),
-        (0.0, {"model.network.dense1.bias"}),
-    ]
+    fit(dataset, tiny, params(epochs=1, weight_decay=0.01), 1, out, callbacks=[on("on_train_start", look)])
+    assert decays[0.01] == {"conv1.weight", "dense1.weight"}
+    assert decays[0.0] == {"conv1.bias", "norm1.weight", "norm1.bias", "dense1.bias"}
 
 
 @pytest.mark.parametrize("schedule", ["one_cycle", "cosine"])
-def test_the_learning_rate_follows_the_schedule_step_by_step(dataset, tiny, params, out, schedule):
+def test_the_learning_rate_follows_the_schedule_step_by_step(dataset, tiny, params, out, on, schedule):
     rates = []
-
-    class Look(pl.Callback):
-        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-            rates.append(optimizer.param_groups[0]["lr"])
-
-    fit(dataset, tiny, params(epochs=5, schedule=schedule, lr=0.2), 1, out, callbacks=[Look()])
-
+    look = on(
+        "on_before_optimizer_step", lambda _t, _m, optimizer: rates.append(optimizer.param_groups[0]["lr"])
+    )
+    fit(dataset, tiny, params(epochs=5, schedule=schedule, lr=0.2), 1, out, callbacks=[look])
     assert len(rates) == 15
     assert rates[0] == pytest.approx(0.02)
     assert max(rates) == rates[3] == pytest.approx(0.2)
@@ -187,17 +175,14 @@ def test_the_rate_in_the_history_is_the_heads(dataset, stack, params, out):
     assert float(history(out)[1]["lr"]) == pytest.approx(0.2)
 
 
-def test_every_epoch_shows_the_images_in_the_order_of_its_seed_and_number(dataset, tiny, params, out):
+def test_every_epoch_shows_the_images_in_the_order_of_its_seed_and_number(dataset, tiny, params, out, on):
     seen = []
 
-    class Look(pl.Callback):
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            seen.append(
-                (trainer.current_epoch, batch.step, batch.pixels_u8.cpu().permute(0, 2, 3, 1).numpy())
-            )
+    def look(trainer, _module, batch, _index):
+        seen.append((trainer.current_epoch, batch.step, batch.pixels_u8.cpu().permute(0, 2, 3, 1).numpy()))
 
-    fit(dataset, tiny, params(epochs=3, augment=[]), 7, out, callbacks=[Look()])
-
+    look = on("on_train_batch_start", look)
+    fit(dataset, tiny, params(epochs=3, augment=[]), 7, out, callbacks=[look])
     assert [(epoch, step) for epoch, step, _ in seen] == [(e, s) for e in range(3) for s in range(3)]
     for epoch, step, images_u8 in seen:
         rows = np.sort(np.array_split(shuffled(48, 7, epoch), 3)[step])
@@ -215,15 +200,10 @@ def test_a_lost_loss_ends_the_training_with_the_remedy(dataset, tiny, params, ou
         fit(dataset, tiny, params(epochs=200, lr=100.0, weight_decay=1.0, warmup=0.0), 1, out)
 
 
-def test_callbacks_can_read_the_metrics_at_the_end_of_an_epoch(dataset, tiny, params, out):
+def test_callbacks_can_read_the_metrics_at_the_end_of_an_epoch(dataset, tiny, params, out, on):
     seen = []
-
-    class Look(pl.Callback):
-        def on_train_epoch_end(self, trainer, pl_module):
-            seen.append(set(trainer.callback_metrics))
-
-    fit(dataset, tiny, params(), 1, out, callbacks=[Look()])
-
+    look = on("on_train_epoch_end", lambda trainer, _module: seen.append(set(trainer.callback_metrics)))
+    fit(dataset, tiny, params(), 1, out, callbacks=[look])
     assert seen == [{"train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr"}] * 2
 
 
@@ -245,21 +225,18 @@ def test_a_torchvision_network_trains(dataset, params, out):
     assert model(torch.zeros(2, 3, 8, 8)).shape == (2, 3)
 
 
-def test_the_validation_loss_is_taken_without_smoothing(dataset, tiny, params, out):
-    """A smoothed loss of a network that answers at random is log 3 as well; a wrong certain one tells."""
+def test_the_validation_loss_is_taken_without_smoothing(dataset, tiny, params, out, on):
     losses = []
 
-    class Look(pl.Callback):
-        def on_validation_epoch_end(self, trainer, pl_module):
-            losses.append(float(trainer.callback_metrics["val/loss"]))
-            assert isinstance(pl_module, Classifier)
-            pixels = torch.from_numpy(dataset.images("val").copy()).permute(0, 3, 1, 2).float()
-            logits = pl_module.model(pixels.to(pl_module.device))
-            labels = torch.from_numpy(dataset.labels("val").copy()).to(pl_module.device)
-            losses.append(float(torch.nn.functional.cross_entropy(logits, labels)))
+    def look(trainer, module):
+        losses.append(float(trainer.callback_metrics["val/loss"]))
+        pixels = torch.from_numpy(dataset.images("val").copy()).permute(0, 3, 1, 2).float()
+        logits = module.model(pixels.to(module.device))
+        labels = torch.from_numpy(dataset.labels("val").copy()).to(module.device)
+        losses.append(float(torch.nn.functional.cross_entropy(logits, labels)))
 
-    fit(dataset, tiny, params(epochs=1, label_smoothing=0.5), 1, out, callbacks=[Look()])
-
+    chosen = params(epochs=1, label_smoothing=0.5)
+    fit(dataset, tiny, chosen, 1, out, callbacks=[on("on_validation_epoch_end", look)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
@@ -397,49 +374,41 @@ def handle():
         signal.signal(number, handler)
 
 
-def test_ctrl_c_reaches_the_caller(dataset, tiny, params, out, handle):
-    class Press(pl.Callback):
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            os.kill(os.getpid(), signal.SIGINT)
+@pytest.fixture
+def send(on):
+    """Make a callback that sends this process a signal."""
+    return lambda number, hook="on_train_batch_end": on(hook, lambda *_: os.kill(os.getpid(), number))
 
+
+def test_ctrl_c_reaches_the_caller(dataset, tiny, params, out, handle, send):
     handle(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt):
-        fit(dataset, tiny, params(), 1, out, callbacks=[Press()])
-
+        fit(dataset, tiny, params(), 1, out, callbacks=[send(signal.SIGINT)])
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert not (out / "weights.pt").exists()
 
 
-def test_sigterm_reaches_the_caller_as_what_its_handler_raises(dataset, tiny, params, out, handle):
+def test_sigterm_reaches_the_caller_as_what_its_handler_raises(dataset, tiny, params, out, handle, send):
     class StopError(BaseException):
         pass
 
     def stop(number, frame):
         raise StopError
 
-    class Terminate(pl.Callback):
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            os.kill(os.getpid(), signal.SIGTERM)
-
     handle(signal.SIGTERM, stop)
     with pytest.raises(StopError):
-        fit(dataset, tiny, params(), 1, out, callbacks=[Terminate()])
+        fit(dataset, tiny, params(), 1, out, callbacks=[send(signal.SIGTERM)])
     assert signal.getsignal(signal.SIGTERM) is stop
 
 
-def test_sigterm_without_a_handler_reaches_the_caller_as_an_exit(dataset, tiny, params, out):
-    class Terminate(pl.Callback):
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            os.kill(os.getpid(), signal.SIGTERM)
-
+def test_sigterm_without_a_handler_reaches_the_caller_as_an_exit(dataset, tiny, params, out, send):
     with pytest.raises(SystemExit):
-        fit(dataset, tiny, params(), 1, out, callbacks=[Terminate()])
+        fit(dataset, tiny, params(), 1, out, callbacks=[send(signal.SIGTERM, "on_train_batch_start")])
 
 
-def test_an_error_in_a_callback_reaches_the_caller(dataset, tiny, params, out):
-    class Fail(pl.Callback):
-        def on_train_epoch_end(self, trainer, pl_module):
-            raise OSError("the disk is full")
+def test_an_error_in_a_callback_reaches_the_caller(dataset, tiny, params, out, on):
+    def fail(*_):
+        raise OSError("the disk is full")
 
     with pytest.raises(OSError, match="the disk is full"):
-        fit(dataset, tiny, params(), 1, out, callbacks=[Fail()])
+        fit(dataset, tiny, params(), 1, out, callbacks=[on("on_train_epoch_end", fail)])

@@ -316,16 +316,6 @@ class Nudge(pl.Callback):
             tensor.add_(1e-6 if tensor.is_floating_point() else 1)
 
 
-class StopAfter(pl.Callback):
-    """Let a training end with an epoch."""
-
-    def __init__(self, epoch):
-        self.epoch = epoch
-
-    def on_train_epoch_end(self, trainer, pl_module):
-        trainer.should_stop = trainer.current_epoch == self.epoch
-
-
 class FollowImages(pl.Callback):
     """Let one norm's statistics follow the images, as a network that switches its own modes would."""
 
@@ -374,15 +364,11 @@ def test_a_frozen_weight_that_changed_fails_the_training_by_name(transfer, out):
     assert not (out / "weights.pt").exists()
 
 
-def test_a_weight_that_changed_before_its_release_is_found_at_the_release(transfer):
+def test_a_weight_that_changed_before_its_release_is_found_at_the_release(transfer, on):
     seen = []
-
-    class Count(pl.Callback):
-        def on_train_epoch_end(self, trainer, pl_module):
-            seen.append(trainer.current_epoch)
-
+    count = on("on_train_epoch_end", lambda trainer, _module: seen.append(trainer.current_epoch))
     with pytest.raises(TrainingError, match=r"changed: norm1\.weight\."):
-        transfer(Nudge("norm1.weight"), Count(), freeze=1, release=1)
+        transfer(Nudge("norm1.weight"), count, freeze=1, release=1)
     assert seen == [0]
 
 
@@ -410,10 +396,16 @@ def test_with_adapt_statistics_may_follow_the_images(transfer, capsys):
     assert reported(capsys)[0].startswith("frozen: 12 tensors")
 
 
-def test_a_resumed_run_checks_what_the_checkpoint_brought(stack, params, classifier, train, tmp_path, capsys):
+def test_a_resumed_run_checks_what_the_checkpoint_brought(
+    stack, params, classifier, train, on, tmp_path, capsys
+):
     chosen = params(epochs=3, transfer={"freeze": 2, "release": 1})
     keeper = ModelCheckpoint(dirpath=tmp_path, filename="last", enable_version_counter=False)
-    train(classifier(stack, chosen), StopAfter(0), keeper)
+
+    def stop(trainer, _module):
+        trainer.should_stop = True
+
+    train(classifier(stack, chosen), on("on_train_epoch_end", stop), keeper)
 
     other = classifier(stack, chosen, seed=2)
     before = other.model.network.conv1.weight.clone()

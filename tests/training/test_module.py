@@ -93,18 +93,13 @@ def test_with_adapt_the_statistics_of_frozen_blocks_follow_the_new_images(stack,
         assert not {f"{norm}.weight", f"{norm}.bias"} & changed
 
 
-class CallTrain(pl.Callback):
-    """Switch everything to training in the middle of an epoch, as Lightning 1 did and other callbacks do."""
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        pl_module.train()
-
-
-@pytest.mark.parametrize("callbacks", [[], [CallTrain()]], ids=["as it is", "with train() called"])
+@pytest.mark.parametrize("call_train", [False, True])
 def test_frozen_norms_hold_statistics_scale_and_shift_also_in_blocks_that_train(
-    stack, params, classifier, train, callbacks
+    stack, params, classifier, train, on, call_train
 ):
+    """Other callbacks call `train()` in the middle of an epoch, as Lightning 1 did."""
     look = Look()
+    callbacks = [on("on_train_batch_start", lambda _t, module, *_: module.train())] if call_train else []
     made = classifier(stack, params(epochs=3, transfer={"freeze": 1, "release": 1, "batch_norm": "frozen"}))
     before = state(made)
     train(made, look, *callbacks)

@@ -207,7 +207,7 @@ def test_points_are_published_only_with_a_checkpoint_that_comes_after_them(
 
 
 def test_a_full_disk_stops_no_training_and_is_reported_once(
-    dataset, tiny, params, tmp_path, resumable, monkeypatch, capsys
+    dataset, tiny, params, tmp_path, resumable, on, monkeypatch, capsys
 ):
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
@@ -216,11 +216,10 @@ def test_a_full_disk_stops_no_training_and_is_reported_once(
     make = resumable(journal.publish)
     monkeypatch.setattr(DirectIO, "save_checkpoint", full)
 
-    class Look(pl.Callback):
-        def on_train_end(self, trainer, pl_module):
-            assert not journal.points, "what no checkpoint holds may be computed again"
+    def look(*_: object) -> None:
+        assert not journal.points, "what no checkpoint holds may be computed again"
 
-    fit(dataset, tiny, params(), 1, tmp_path / "model", callbacks=[Look()], resumable=make)
+    fit(dataset, tiny, params(), 1, tmp_path / "model", callbacks=[on("on_train_end", look)], resumable=make)
     assert ("val/loss", 2) in journal.points, "nothing is computed again"
     printed = capsys.readouterr().out
     assert printed.count("The checkpoint could not be written to") == 1
