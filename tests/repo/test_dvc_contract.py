@@ -36,17 +36,6 @@ def test_an_import_is_compared_with_its_source(small: Small) -> None:
     assert after.recorded == before.recorded != after.current
 
 
-def test_the_inputs_of_stages_are_commands_params_and_committed_files(reproduced: Small) -> None:
-    inputs = dvc.stage_inputs(reproduced.folder)
-    assert list(inputs) == ["data.dvc", "prepare", "train", "evaluate"], "the order of dvc repro"
-    train = inputs["train"]
-    assert train.command == "sh train.sh"
-    assert train.params == [{"net": {"name": "one"}, "fit": {"lr": 0.5, "steps": [1, 2]}}]
-    assert train.files == {
-        name: reproduced.git("rev-parse", f"HEAD:{name}") for name in ("nets/one.yaml", "train.sh")
-    }
-
-
 def test_a_remote_is_contacted_and_gets_the_run_cache_entries_of_this_lock_only(
     small: Small, tmp_path: Path
 ) -> None:

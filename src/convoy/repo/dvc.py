@@ -6,6 +6,7 @@ pins the minor version, and tests/repo/test_dvc_contract.py names what changed. 
 
 import difflib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,8 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convoy.core import yaml
 from convoy.core.errors import RequestError, without_credentials
+from convoy.core.params import PARAMS_FILE
 from convoy.repo import git
+
+TEMPLATE = re.compile(r"\$\{([^}]+)\}")
+"""How dvc.yaml refers to a param, such as `${network.name}`."""
 
 
 class DvcError(Exception):
@@ -152,6 +158,34 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def stage_inputs(root: Path) -> dict[str, dict[str, Any]]:
+    """List what each stage of dvc.yaml is given: `cmd`, the values of its `params`, and git's ids of its `files`.
+
+    Files are those of HEAD; outputs of other stages and other files that git does not hold are left out.
+    """
+    values = yaml.read(root / PARAMS_FILE)
+    inputs = {}
+    for name, stage in yaml.read(root / "dvc.yaml")["stages"].items():
+        fields = stage.get("do", stage)  # of foreach and matrix
+        params: dict[str, Any] = {}
+        for entry in fields.get("params") or ():
+            for path, keys in ({PARAMS_FILE: [entry]} if isinstance(entry, str) else entry).items():
+                content = yaml.read(root / path)
+                params |= {f"{path}:{key}": _param(content, key) for key in keys or content}
+        deps = [
+            TEMPLATE.sub(lambda match: str(_param(values, match[1])), dep) for dep in fields.get("deps") or ()
+        ]
+        inputs[name] = {"cmd": fields["cmd"], "params": params, "files": git.objects(root, deps)}
+    return inputs
+
+
+def _param(values: dict[str, Any], key: str) -> Any:  # noqa: ANN401 (as wide as YAML)
+    try:
+        return yaml.get(values, key)
+    except (KeyError, TypeError):
+        return None
+
+
 # From here on: DVC's own classes.
 
 
@@ -171,21 +205,6 @@ class ImportSource:
     recorded: str
     current: str
     has_fingerprint: bool
-
-
-@dataclass(frozen=True)
-class StageInputs:
-    """List what a stage depends on, apart from outputs of other stages.
-
-    Attributes:
-        command: of dvc.yaml.
-        params: values of each params file.
-        files: path to git's id of the committed content, else DVC's hash; empty for a missing file.
-    """
-
-    command: Any
-    params: list[Any]
-    files: dict[str, str]
 
 
 def config(root: Path) -> Any:  # noqa: ANN401 (DVC has no types)
@@ -246,43 +265,6 @@ def import_source(root: Path, name: str) -> ImportSource:
         except Exception as error:  # file systems raise what their libraries do
             reason = without_credentials(" ".join(str(error).split()))[:500]
             raise DvcError(f"{type(error).__name__}: {reason}") from error
-
-
-def stage_inputs(root: Path, skip: str = "") -> dict[str, StageInputs]:
-    """List the inputs of every stage, .dvc files included, in the order of `dvc repro`.
-
-    Args:
-        root: the repository.
-        skip: a .dvc file to leave out: hashing a source on a server would download it.
-
-    Raises:
-        RequestError: DVC cannot read the pipeline.
-    """
-    from dvc.dependency import ParamsDependency  # type: ignore[import-untyped] # noqa: PLC0415 (half a second)
-
-    def path_of(dep: Any) -> str:  # noqa: ANN401 (DVC has no types)
-        path = Path(dep.fs_path)
-        inside = dep.protocol == "local" and path.is_relative_to(root.resolve())
-        return path.relative_to(root.resolve()).as_posix() if inside else str(dep)
-
-    with _opened(root) as repo:
-        stages = _stages(repo)
-        made = {out.fs_path for stage in stages for out in stage.outs}
-        inputs = {}
-        for stage in (stage for stage in stages if stage.addressing != skip):
-            values = [dep.read_params() for dep in stage.deps if isinstance(dep, ParamsDependency)]
-            files = {
-                path_of(dep): dep
-                for dep in stage.deps
-                if not isinstance(dep, ParamsDependency) and dep.fs_path not in made
-            }
-            committed = git.objects(root, [path for path in files if "://" not in path and path[0] != "/"])
-            hashes = {
-                path: committed.get(path) or str(dep.get_hash().value if dep.exists else "")
-                for path, dep in files.items()
-            }
-            inputs[stage.addressing] = StageInputs(stage.cmd, values, hashes)
-        return inputs
 
 
 def check_remote(root: Path) -> str:

@@ -105,14 +105,10 @@ def look(tree: Path) -> Upstream:
             else f"`{DATA}` has no source, so new data come only with a commit of it. To give it a source: `convoy data "
             "use PATH-OR-URL`"
         )
-    stages = {
-        name: {"cmd": stage.command, "params": stage.params, "files": stage.files}
-        for name, stage in dvc.stage_inputs(tree, skip=DATA).items()
-    }
     # Changed limits may give another verdict on the same model.
     gate: dict[str, Any] = yaml.read(tree / params.PARAMS_FILE).get("gate") or {}
     limits = {name: limit for name, limit in gate.items() if name != TRIGGER}
-    inputs = params.digest({"source": now, "stages": stages, "gate": limits})
+    inputs = params.digest({"source": now, "stages": dvc.stage_inputs(tree), "gate": limits})
     return Upstream(address, params.digest({"source": now}), recorded != now, inputs, hint)
 
 
