@@ -23,21 +23,6 @@ def _known_source(source: str) -> str:
     return source
 
 
-class NetworkParams(Section):
-    """Choose the network and its starting weights."""
-
-    name: Annotated[
-        str,
-        Field(
-            pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$",
-            description="network to train: a file in networks/, without .yaml",
-        ),
-    ]
-    weights: Annotated[
-        str, AfterValidator(_known_source), Field(description="weights that training starts from")
-    ]
-
-
 def _one_message(allowed: LiteralString) -> WrapValidator:
     """Report once what a union allows; pydantic would report every alternative under a name of its own."""
 
@@ -50,106 +35,93 @@ def _one_message(allowed: LiteralString) -> WrapValidator:
     return WrapValidator(validate)
 
 
+Freeze = Annotated[
+    Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)],
+    _one_message("Input should be a number of blocks from 0, or the name of a block"),
+]
+Release = Annotated[
+    Annotated[int, Field(ge=0, le=10_000)]
+    | Annotated[dict[str, Annotated[int, Field(ge=1, le=10_000)]], Field(min_length=1)],
+    _one_message(
+        "Input should be a number of epochs from 0 to 10000, or `block: epochs` pairs, epochs from 1 to 10000"
+    ),
+]
+
+
+class NetworkParams(Section):
+    """Choose the network and its starting weights."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$",
+        description="network to train: a file in networks/, without .yaml",
+    )
+    weights: Annotated[str, AfterValidator(_known_source)] = Field(
+        description="weights that training starts from"
+    )
+
+
 class TransferParams(Section):
     """Choose how starting weights are adapted."""
 
-    freeze: Annotated[
-        Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)],
-        _one_message("Input should be a number of blocks from 0, or the name of a block"),
-        Field(description="blocks frozen at the start, counted from the image, or the name of the last"),
-    ]
-    release: Annotated[
-        Annotated[int, Field(ge=0, le=10_000)]
-        | Annotated[dict[str, Annotated[int, Field(ge=1, le=10_000)]], Field(min_length=1)],
-        _one_message(
-            "Input should be a number of epochs from 0 to 10000, or `block: epochs` pairs, epochs from 1 to 10000"
-        ),
-        Field(description="epochs between releases of frozen blocks, the deepest first"),
-    ]
-    lr_factor: Annotated[
-        float,
-        Field(
-            gt=0,
-            le=1,
-            description="learning rate of a block as a share of the next deeper block's; the head learns at lr",
-        ),
-    ]
-    batch_norm: Annotated[
-        Literal["adapt", "frozen"], Field(description="batch norms of all blocks but the head")
-    ]
+    freeze: Freeze = Field(
+        description="blocks frozen at the start, counted from the image, or the name of the last"
+    )
+    release: Release = Field(description="epochs between releases of frozen blocks, the deepest first")
+    lr_factor: float = Field(
+        gt=0,
+        le=1,
+        description="learning rate of a block as a share of the next deeper block's; the head learns at lr",
+    )
+    batch_norm: Literal["adapt", "frozen"] = Field(description="batch norms of all blocks but the head")
 
 
 class TrainParams(Section):
     """Choose how a network is trained."""
 
-    epochs: Annotated[int, Field(ge=1, le=10_000, description="passes over the training images")]
-    batch_size: Annotated[int, Field(ge=1, le=65_536, description="images per step")]
-    optimizer: Annotated[Literal["sgd", "adamw"], Field(description="update rule of the weights")]
-    lr: Annotated[float, Field(gt=0, le=100, description="highest learning rate")]
-    weight_decay: Annotated[
-        float, Field(ge=0, le=1, description="weight decay; not applied to norms and biases")
-    ]
-    schedule: Annotated[Schedule, Field(description="learning-rate schedule after the warm-up")]
-    warmup: Annotated[
-        float, Field(ge=0, le=0.9, description="share of all steps in which the learning rate rises to lr")
-    ]
-    label_smoothing: Annotated[
-        float,
-        Field(
-            ge=0,
-            le=0.5,
-            description="share of the target probability spread over all classes in the training loss",
-        ),
-    ]
-    augment: Annotated[list[Augmentation], Field(description="augmentations of training images")]
-    crop_padding: Annotated[
-        int,
-        Field(
-            ge=0,
-            le=64,
-            description="largest shift of `crop`, in pixels; the gap is filled with the image's reflection",
-        ),
-    ]
-    early_stop: Annotated[
-        int,
-        Field(ge=0, le=10_000, description="epochs without a lower validation loss before training stops"),
-    ]
-    ema: Annotated[
-        float,
-        Field(
-            ge=0,
-            lt=1,
-            description="decay of the exponential moving average of the weights, which is then validated and saved",
-        ),
-    ]
-    precision: Annotated[Precision, Field(description="number format of convolutions and dense layers")]
-    transfer: Annotated[
-        TransferParams, Field(description="how starting weights (network.weights) are adapted")
-    ]
+    epochs: int = Field(ge=1, le=10_000, description="passes over the training images")
+    batch_size: int = Field(ge=1, le=65_536, description="images per step")
+    optimizer: Literal["sgd", "adamw"] = Field(description="update rule of the weights")
+    lr: float = Field(gt=0, le=100, description="highest learning rate")
+    weight_decay: float = Field(ge=0, le=1, description="weight decay; not applied to norms and biases")
+    schedule: Schedule = Field(description="learning-rate schedule after the warm-up")
+    warmup: float = Field(
+        ge=0, le=0.9, description="share of all steps in which the learning rate rises to lr"
+    )
+    label_smoothing: float = Field(
+        ge=0,
+        le=0.5,
+        description="share of the target probability spread over all classes in the training loss",
+    )
+    augment: list[Augmentation] = Field(description="augmentations of training images")
+    crop_padding: int = Field(
+        ge=0,
+        le=64,
+        description="largest shift of `crop`, in pixels; the gap is filled with the image's reflection",
+    )
+    early_stop: int = Field(
+        ge=0, le=10_000, description="epochs without a lower validation loss before training stops"
+    )
+    ema: float = Field(
+        ge=0,
+        lt=1,
+        description="decay of the exponential moving average of the weights, which is then validated and saved",
+    )
+    precision: Precision = Field(description="number format of convolutions and dense layers")
+    transfer: TransferParams = Field(description="how starting weights (network.weights) are adapted")
 
 
 class CheckpointParams(Section):
     """Choose when checkpoints are written and how long they are kept. Changes no result."""
 
-    every_s: Annotated[
-        float,
-        Field(
-            ge=0,
-            le=86_400,
-            description="seconds between checkpoints, with which a run's curves are published",
-        ),
-    ]
-    keep: Annotated[
-        int, Field(ge=1, le=1000, description="trainings whose checkpoints are kept, this one included")
-    ]
-    keep_days: Annotated[
-        float, Field(gt=0, le=3650, description="days after which the checkpoints of a training are removed")
-    ]
-    time_budget_min: Annotated[
-        float,
-        Field(
-            ge=0,
-            le=100_000,
-            description="minutes after which training saves and stops (exit code 1), for the next run to resume",
-        ),
-    ]
+    every_s: float = Field(
+        ge=0, le=86_400, description="seconds between checkpoints, with which a run's curves are published"
+    )
+    keep: int = Field(ge=1, le=1000, description="trainings whose checkpoints are kept, this one included")
+    keep_days: float = Field(
+        gt=0, le=3650, description="days after which the checkpoints of a training are removed"
+    )
+    time_budget_min: float = Field(
+        ge=0,
+        le=100_000,
+        description="minutes after which training saves and stops (exit code 1), for the next run to resume",
+    )
