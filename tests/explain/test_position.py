@@ -263,8 +263,8 @@ def test_the_table_has_mean_and_seeds_of_every_arm():
 
 def test_json_has_the_numbers_and_what_follows():
     found = Result(HURT, UNCHANGED, (1, 2, 3)).as_json()
-    assert found["cnn"]["in_place"] == [0.97, 0.98, 0.99]
-    assert found["cnn"]["shuffled"] == [0.80, 0.81, 0.81]
+    assert found["cnn"]["in_place"] == (0.97, 0.98, 0.99)
+    assert found["cnn"]["shuffled"] == (0.80, 0.81, 0.81)
     assert found["cnn"]["loss"] > found["spreads"] * found["cnn"]["spread"]
     assert found["cnn"]["is_hurt"] is True
     assert found["dense"]["is_as_it_was"] is True

@@ -152,18 +152,8 @@ def work_out(
     activation = convolve(image.values, weights, padding, mode, stride)
     rectified = relu(activation)
     padded = pad(image.values, padding, mode)
-    return Worked(
-        image,
-        filters,
-        padding,
-        mode,
-        stride,
-        weights=weights,
-        padded=padded,
-        activation=activation,
-        rectified=rectified,
-        pooled=max_pool(rectified),
-    )
+    volumes = weights, padded, activation, rectified, max_pool(rectified)
+    return Worked(image, filters, padding, mode, stride, *volumes)
 
 
 def convolve(image: Volume, weights: Volume, padding: int, mode: PaddingMode, stride: int) -> Volume:

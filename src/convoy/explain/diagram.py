@@ -1,7 +1,7 @@
-"""A network as a picture: its volumes, narrowing and deepening from the image to the classes.
+"""Draw a network as its volumes, from the image to the classes.
 
-Each box is a volume: as tall as its height, as far into the page as its width, as thick as its depth. Lengths
-are in inches and follow the square root, so that 224 and 7 pixels, 3 and 2048 channels fit side by side.
+Each volume is a box: its height upwards, its width into the page, its channels as thickness. Lengths are in inches
+and proportional to the square root, so that 224 and 7 pixels, 3 and 2048 channels fit side by side.
 """
 
 import math
@@ -17,31 +17,29 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 
 from convoy.explain import figures
+from convoy.explain.figures import INK, PAPER
 from convoy.explain.table import Row, Table, tabulate
 from convoy.models.layer_types import ACTIVATIONS
 from convoy.models.spec import Spec
 
 _NORMS = ("norm", "local_response_norm", "LayerNorm", "LayerNorm2d")
 SHARING = {*ACTIVATIONS, *_NORMS, "dropout", "flatten", "parameter", "Permute"}
-"""Operations that leave the volume, or only its shape in memory: they share the box of what they follow."""
+"""Operations that do not change the volume, or only its memory layout: they share the box of their input."""
 
 TALLEST = 2.4
 THICKEST = 0.8
 THINNEST = 0.05
 THICK_CHANNELS = 64
-"""Fewest channels that the thickest box stands for: three of an image should look thin in a small network too."""
+"""Channels of the thickest box, at least: the three of an image should look thin in a small network too."""
 SLANT = (0.32, 0.22)
 """Right and up for each unit into the page."""
 LINE = 15.0
-"""Room for boxes in a line; longer networks are broken into lines of about equal length."""
-LETTER = 0.075
-TITLE_LETTER = 0.1
+"""Width of a line of boxes; longer networks are broken into lines of about equal length."""
+LETTER, TITLE_LETTER = 0.075, 0.1
 """Width of a letter of a caption and of the title."""
-BETWEEN = 0.22
-CLOSE = 0.07
-"""Space between boxes that share captions."""
+GAP, SMALL_GAP = 0.22, 0.07
+"""Space between boxes, and between equal boxes, which share their caption."""
 
-INK = "#1c2530"
 FAINT = "#5b6673"
 COLOURS = {
     "image": "#9aa5b1",
@@ -54,7 +52,7 @@ COLOURS = {
 
 @dataclass(frozen=True)
 class Box:
-    """Hold what makes a volume, and the volume as (H, W, C); alike boxes stand close, under one caption."""
+    """A volume (H, W, C) and the operation that makes it; equal neighbours share a caption."""
 
     caption: str
     colour: str
@@ -66,15 +64,14 @@ def draw(spec: Spec, classes: int, image_px: int, path: Path) -> Path:
     """Draw a network into a PNG or SVG file.
 
     Raises:
-        RequestError: another ending, or a file that cannot be written.
+        RequestError: the file cannot be written.
         NetworkError: the images are too small, or layers do not fit each other.
     """
-    figures.check_name(path)
     return draw_table(tabulate(spec, classes, image_px), path)
 
 
 def draw_table(table: Table, path: Path) -> Path:
-    """Draw the network of a table; `path` ends in .png or .svg.
+    """Draw the network of a table into a PNG or SVG file.
 
     Raises:
         RequestError: the file cannot be written.
@@ -86,14 +83,13 @@ def draw_table(table: Table, path: Path) -> Path:
         for line in lines
     ]
     title = _title(table)
-    rooms = [sum(scale.room(run) for run in line) for line in lines]
-    width = max(*rooms, len(title) * TITLE_LETTER) + BETWEEN
+    width = max(*(sum(map(scale.room, line)) for line in lines), len(title) * TITLE_LETTER) + GAP
     height = sum(tall) + 0.75 * len(lines) + 0.45
-    figure = Figure(figsize=(width, height), facecolor="white")
+    figure = Figure(figsize=(width, height), facecolor=PAPER)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(0, height))
     axes.set_axis_off()
-    axes.text(BETWEEN, height - 0.28, title, color=INK, fontsize=11, parse_math=False)
+    axes.text(GAP, height - 0.28, title, color=INK, fontsize=11, parse_math=False)
     top = height - 0.45
     for line, room in zip(lines, tall, strict=True):
         _draw_line(axes, line, scale, middle=top - 0.42 - room / 2)
@@ -102,7 +98,7 @@ def draw_table(table: Table, path: Path) -> Path:
 
 
 def boxes(table: Table) -> list[Box]:
-    """List the volumes from image to classes: one per unit that has weights or changes the volume."""
+    """List the volumes from image to classes: one for each unit that has weights or changes the volume."""
     found = [Box("image", "image", (table.image_px, table.image_px, 3))]
     flat = False
     for unit in _units(table.rows):
@@ -115,7 +111,7 @@ def boxes(table: Table) -> list[Box]:
 
 
 def _units(rows: tuple[Row, ...]) -> Iterator[Row]:
-    """Take stages apart that only hold units; auxiliary heads are no part of what is served."""
+    """Expand stages that only hold units; leave out auxiliary heads."""
     for row in rows:
         stage = row.operation in {"group", "repeat"} and all(part.parts for part in row.parts)
         if stage or row.operation == "Sequential":
@@ -125,17 +121,16 @@ def _units(rows: tuple[Row, ...]) -> Iterator[Row]:
 
 
 def _essence(row: Row) -> Row:
-    """Take the one layer that matters, where all else that a unit holds shares its box."""
+    """Return the only layer of a unit with a box of its own, else the unit."""
     leading = [layer for layer in row.walk() if layer.operation not in SHARING]
     return leading[0] if len(leading) == 1 else row
 
 
 def _caption(row: Row) -> str:
-    words = "residual" if row.operation == "add" else row.operation
-    words = "inception" if words == "concat" else words.replace("_", " ").strip()
-    if row.kernel is None:
-        return words
-    return f"{words}\n{row.kernel[0]}×{row.kernel[1]}"
+    words = {"add": "residual", "concat": "inception"}.get(
+        row.operation, row.operation.replace("_", " ").strip()
+    )
+    return words if row.kernel is None else f"{words}\n{row.kernel[0]}×{row.kernel[1]}"
 
 
 def _colour(row: Row) -> str:
@@ -152,7 +147,7 @@ def _title(table: Table) -> str:
 
 
 class _Scale:
-    """Turn volumes into inches."""
+    """Convert volumes to inches."""
 
     def __init__(self, drawn: list[Box]) -> None:
         self.side = max(max(box.volume[:2]) for box in drawn)
@@ -160,7 +155,7 @@ class _Scale:
         self.row = max((box.volume[2] for box in drawn if box.flat), default=1)
 
     def size(self, box: Box) -> tuple[float, float, float]:
-        """Give thickness, height and length into the page; a flat row is a thin bar, as tall as it is long."""
+        """Return thickness, height and length into the page; a flat row is a thin bar whose height shows its length."""
         height, width, channels = box.volume
         if box.flat:
             return THINNEST, max(TALLEST * 0.6 * math.sqrt(channels / self.row), 3 * THINNEST), THINNEST
@@ -169,18 +164,18 @@ class _Scale:
         return thickness, tall, deep
 
     def extent(self, run: list[Box]) -> float:
-        """Give the width of boxes that stand close."""
+        """Return the width of a run of equal boxes."""
         thickness, _, deep = self.size(run[0])
-        return len(run) * thickness + (len(run) - 1) * CLOSE + deep * SLANT[0]
+        return len(run) * thickness + (len(run) - 1) * SMALL_GAP + deep * SLANT[0]
 
     def room(self, run: list[Box]) -> float:
-        """Give the width that boxes and captions need, and the space before the next."""
+        """Return the width of a run with its captions, and the gap before the next."""
         words = [*_heading(run).split("\n"), _footing(run[0])]
-        return max(self.extent(run), max(map(len, words)) * LETTER) + BETWEEN
+        return max(self.extent(run), max(map(len, words)) * LETTER) + GAP
 
 
 def _lines(found: list[Box]) -> list[list[list[Box]]]:
-    """Break runs of alike boxes into lines that fit the page."""
+    """Break runs of equal boxes into lines that fit the page."""
     scale = _Scale(found)
     runs = [list(alike) for _, alike in groupby(found)]
     whole = sum(map(scale.room, runs))
@@ -203,21 +198,23 @@ def _footing(box: Box) -> str:
 
 
 def _draw_line(axes: Axes, line: list[list[Box]], scale: _Scale, *, middle: float) -> None:
-    """Draw boxes beside each other, centred on `middle`."""
-    left = BETWEEN
+    """Draw boxes side by side, centred on `middle`."""
+    left = GAP
     for run in line:
-        room = scale.room(run) - BETWEEN
+        room = scale.room(run) - GAP
         x = left + (room - scale.extent(run)) / 2
         thickness, tall, deep = scale.size(run[0])
         rise = deep * SLANT[1]
         bottom = middle - (tall + rise) / 2
-        for place, box in enumerate(run):
-            _draw_box(axes, (x + place * (thickness + CLOSE), bottom), scale.size(box), COLOURS[box.colour])
+        for index, box in enumerate(run):
+            _draw_box(
+                axes, (x + index * (thickness + SMALL_GAP), bottom), scale.size(box), COLOURS[box.colour]
+            )
         centre = left + room / 2
         words: dict[str, Any] = {"ha": "center", "fontsize": 8, "parse_math": False}
         axes.text(centre, bottom + tall + rise + 0.06, _heading(run), va="bottom", color=INK, **words)
         axes.text(centre, bottom - 0.06, _footing(run[0]), va="top", color=FAINT, **words)
-        left += room + BETWEEN
+        left += room + GAP
 
 
 def _draw_box(axes: Axes, corner: tuple[float, float], size: tuple[float, float, float], colour: str) -> None:

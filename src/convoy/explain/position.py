@@ -149,12 +149,7 @@ class Effect:
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data."""
-        return {
-            "in_place": list(self.in_place),
-            "shuffled": list(self.shuffled),
-            "loss": self.loss,
-            "spread": self.spread,
-        }
+        return {key: getattr(self, key) for key in ("in_place", "shuffled", "loss", "spread")}
 
 
 @dataclass(frozen=True)
@@ -375,21 +370,12 @@ def report(result: Result) -> list[str]:
         ],
         right=(3, 4),
     )
-    cnn = "more than" if result.cnn_is_hurt else "not more than"
-    dense = "not more than" if result.dense_is_unchanged else "more than"
-    conclusion = [
-        *_prose(f"CNN: {_change(result.cnn)}, {cnn} the bound of {points(result.cnn.bound)}."),
-        *_prose(
-            f"Dense network: {_change(result.dense)}, {dense} the bound of {points(result.dense.bound)}."
-        ),
-    ]
-    if result.holds:
-        conclusion += _prose("The position of pixels matters to the CNN and not to the dense network.")
-    else:
-        conclusion += _prose(
-            "This run does not show the expected effect. Another --seed draws images, shuffle and initial weights "
-            "anew; the default data was chosen to show it."
-        )
+    conclusion = (
+        "The position of pixels matters to the CNN and not to the dense network."
+        if result.holds
+        else "This run does not show the expected effect. Another --seed draws images, shuffle and initial weights "
+        "anew; the default data was chosen to show it."
+    )
     return [
         *table.splitlines(),
         "",
@@ -398,7 +384,9 @@ def report(result: Result) -> list[str]:
             "the lowest seed to the highest, in place or shuffled, whichever is larger."
         ),
         "",
-        *conclusion,
+        f"CNN: {_change(result.cnn, exceeds=result.cnn_is_hurt)}",
+        f"Dense network: {_change(result.dense, exceeds=not result.dense_is_unchanged)}",
+        *_prose(conclusion),
         "",
         *_prose(
             "Why: a filter sees a pixel together with its neighbours, and looks for the same pattern everywhere. "
@@ -419,9 +407,10 @@ def _prose(text: str) -> list[str]:
     return textwrap.wrap(text, WIDTH)
 
 
-def _change(effect: Effect) -> str:
+def _change(effect: Effect, *, exceeds: bool) -> str:
     word = "gain" if points(effect.loss).startswith("-") else "loss"
-    return f"{word} of {points(abs(effect.loss))} points"
+    relation = "more than" if exceeds else "not more than"
+    return f"{word} of {points(abs(effect.loss))} points, {relation} the bound of {points(effect.bound)}."
 
 
 def _arm(accuracies: tuple[float, ...]) -> str:
@@ -448,13 +437,10 @@ def draw(sheets: Sheets, result: Result, out: Path) -> None:
 
 
 def _draw_bars(axes: Axes, result: Result, chance: float) -> None:
-    effects = {CNN: result.cnn, DENSE: result.dense}
-    in_place, shuffled = (
-        [getattr(effect, arm) for effect in effects.values()] for arm in ("in_place", "shuffled")
-    )
+    cnn, dense = result.cnn, result.dense
     for label, colour, offset, arms in (
-        ("in place", IN_PLACE, -BAR / 2, in_place),
-        ("shuffled", SHUFFLED, BAR / 2, shuffled),
+        ("in place", IN_PLACE, -BAR / 2, (cnn.in_place, dense.in_place)),
+        ("shuffled", SHUFFLED, BAR / 2, (cnn.shuffled, dense.shuffled)),
     ):
         positions = np.arange(len(arms)) + offset
         means = [100 * fmean(arm) for arm in arms]
@@ -466,7 +452,7 @@ def _draw_bars(axes: Axes, result: Result, chance: float) -> None:
             axes.text(x, 3, f"{mean:.1f}", ha="center", color=INK, fontsize=11)
     axes.axhline(100 * chance, color=INK, linestyle=":", linewidth=1)
     axes.text(0.5, 100 * chance + 1, "by chance", ha="center", color=INK, fontsize=8)
-    axes.set_xticks(range(len(effects)), list(effects), color=INK, fontsize=11)
+    axes.set_xticks((0, 1), (CNN, DENSE), color=INK, fontsize=11)
     axes.set_ylim(0, 104)
     axes.set_ylabel("accuracy in %, dots: seeds", color=INK)
     axes.tick_params(length=0, colors=INK)

@@ -3,8 +3,7 @@
 The meta device computes shapes without numbers, so nothing is allocated. N images, H height, W width, C channels.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -149,13 +148,13 @@ def tabulate(spec: Spec, classes: int, image_px: int) -> Table:
     else:
         modules = {name: module for name, module in network.named_modules() if name}
     root, macs, saved = _train_one_step(network, modules, image_px)
-    costs = _Costs(root, macs)
-    loose = [
-        Row(name, "parameter", _sides(tuple(value.shape), channels_last=True), value.numel())
-        for name, value in costs.loose.items()
-    ]
-    rows = [_row(call, costs, units) for call in root.calls]
-    return Table(spec.name, image_px, classes, (*loose, *rows), saved)
+    parameters = {
+        name: sum(value.numel() for value in module.parameters()) for name, module in modules.items()
+    }
+    totals: dict[Summed, dict[str, int]] = {"parameters": parameters, "macs": macs}
+    seen: set[str] = set()
+    rows = tuple(_row(call, totals, units, seen) for call in root.calls)
+    return Table(spec.name, image_px, classes, (*_loose(network, rows), *rows), saved)
 
 
 @dataclass(frozen=True)
@@ -267,46 +266,20 @@ def _train_one_step(
     saved_bytes = sum(storage.nbytes() for key, storage in saved.items() if key not in own)
     del output  # holds the graph, and with it the saved tensors, until here
     class_name = type(network).__name__
-    macs = {
-        name.removeprefix(class_name).removeprefix("."): sum(flops.values()) // 2
-        for name, flops in counter.get_flop_counts().items()
-        if name != "Global"
-    }
+    flops = counter.get_flop_counts()
+    macs = {name: sum(flops.get(f"{class_name}.{name}", {}).values()) // 2 for name in modules}
     return root, macs, saved_bytes
 
 
-class _Costs:
-    """Assign parameters and MACs to calls: each to the innermost module called that holds it, once."""
-
-    def __init__(self, root: _Call, macs: dict[str, int]) -> None:
-        inside: dict[str, set[str]] = defaultdict(set)
-        calls = [root]
-        for call in calls:
-            inside[call.name] |= {inner.name for inner in call.calls}
-            calls += call.calls
-        self._macs = {
-            name: macs.get(name, 0) - sum(macs.get(inner, 0) for inner in called)
-            for name, called in inside.items()
-        }
-        self._parameters: Counter[str] = Counter()
-        self.loose: dict[str, Tensor] = {}
-        for name, value in root.module.named_parameters():
-            holder = name.rpartition(".")[0]
-            while holder and holder not in inside:
-                holder = holder.rpartition(".")[0]
-            if holder:
-                self._parameters[holder] += value.numel()
-            else:
-                self.loose[name] = value
-
-    def take(self, name: str) -> tuple[int, int]:
-        """Return a module's parameters and MACs at its first call, zeros at later ones."""
-        return self._parameters.pop(name, 0), self._macs.pop(name, 0)
-
-
-def _row(call: _Call, costs: _Costs, units: dict[str, _Unit]) -> Row:
-    parameters, macs = costs.take(call.name)
-    parts = tuple(_row(inner, costs, units) for inner in call.calls)
+def _row(call: _Call, totals: dict[Summed, dict[str, int]], units: dict[str, _Unit], seen: set[str]) -> Row:
+    """Make the row of a call; costs go to the innermost module called that has them, at its first call."""
+    inside = {inner.name for inner in call.calls}
+    parameters, macs = (
+        0 if call.name in seen else costs[call.name] - sum(costs[name] for name in inside)
+        for costs in (totals["parameters"], totals["macs"])
+    )
+    seen.add(call.name)
+    parts = tuple(_row(inner, totals, units, seen) for inner in call.calls)
     kind, unit = type(call.module).__name__, units.get(call.name)
     operation = unit.operation if unit else OPERATIONS.get(kind, kind)
     combines = operation in {"add", "concat"}
@@ -321,9 +294,18 @@ def _row(call: _Call, costs: _Costs, units: dict[str, _Unit]) -> Row:
         parts=parts,
     )
     if unit:
-        seen = (unit.field[0].length, unit.field[1].length) if unit.field else None
-        row = replace(row, receptive_field=seen, auxiliary=unit.auxiliary)
+        field = (unit.field[0].length, unit.field[1].length) if unit.field else None
+        row = replace(row, receptive_field=field, auxiliary=unit.auxiliary)
     return replace(row, **_window(call.module))
+
+
+def _loose(network: nn.Module, rows: Iterable[Row]) -> Iterator[Row]:
+    """Make a row for every parameter that no listed module holds."""
+    held = {name for row in rows for name, _ in network.get_submodule(row.name).named_parameters(row.name)}
+    for name, value in network.named_parameters():
+        if name not in held:
+            output = _sides(tuple(value.shape), channels_last=True)
+            yield Row(name, "parameter", output, value.numel())
 
 
 def _window(module: nn.Module) -> dict[str, Any]:

@@ -4,7 +4,7 @@ N images, C channels, H height, W width, K classes. A volume is (C, H, W) in cod
 and H×W×C in messages; a flat row is (C,).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -88,13 +88,7 @@ def _skeleton(name: str, classes: int, image_px: int) -> nn.Module:
 class _WeightlessMode(TorchFunctionMode):
     """Put only weights on the meta device: RegNet's constructor computes its widths with real tensors."""
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401 (as torch declares it)
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401 (as torch)
         """Make uninitialised and constant tensors on the meta device."""
         given = kwargs or {}
         if func in {torch.empty, torch.zeros, torch.ones} and given.get("device") is None:

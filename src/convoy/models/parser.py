@@ -5,7 +5,7 @@ word with named arguments (`- conv: {filters: 6, kernel: 5}`).
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -226,52 +226,39 @@ class SpecParser:
         for value in named.values():  # a list of layers given as an argument may use the block itself
             if isinstance(value, list | tuple):
                 self._argument_scopes.setdefault(id(value), (value, outer))
-        filled = _Substitution(word, values, self._at).of(block.layers)
+        filled = self._filled(word, values)
         self._open_blocks = (*outer, word)
         layers = self.layers(filled, f"{label}, ", line)
         self._open_blocks = outer
         group = LAYERS["group"]
         return _validated(group, location, word="group", name=named.get("name"), layers=layers, block=word)
 
+    def _filled(self, word: str, values: Mapping[str, object]) -> object:
+        """Copy a block's raw layers, with their lines, putting values in place of `$argument`."""
+        done: dict[
+            int, object
+        ] = {}  # copies by the original's id: aliases share them, lest they grow without bound
 
-@dataclass
-class _Substitution:
-    """Copy a block's raw layers, with their lines, putting values in place of `$argument`."""
+        def fill(raw: object, line: int) -> object:
+            if isinstance(raw, str) and raw.startswith(_ARGUMENT_MARK):
+                name = raw[1:]
+                if name not in values:
+                    add = f"; it takes none: add `takes: {{{name}}}`"
+                    raise RequestError(
+                        f"{self._at(line)}block `{word}` takes no argument `{name}`"
+                        f"{did_you_mean(name, values) if values else add}"
+                    )
+                return values[name]
+            if isinstance(raw, list | tuple) and id(raw) not in done:
+                lines = [line_of(raw, index) for index in range(len(raw))]
+                items = LocatedList(map(fill, raw, lines))
+                items.lines, done[id(raw)] = lines, items
+            elif isinstance(raw, Mapping) and id(raw) not in done:
+                content = LocatedDict({key: fill(item, line_of(raw, key)) for key, item in raw.items()})
+                content.lines, done[id(raw)] = {key: line_of(raw, key) for key in raw}, content
+            return done.get(id(raw), raw)
 
-    block: str
-    values: Mapping[str, object]
-    at: Callable[[int], str]
-    done: dict[int, object] = field(default_factory=dict)  # shared by aliases, which would grow when copied
-
-    def of(self, raw: object) -> object:
-        """Copy a list or mapping; return anything else as it is.
-
-        Raises:
-            RequestError: the layers use an argument that the block does not take.
-        """
-        if id(raw) in self.done:
-            return self.done[id(raw)]
-        if isinstance(raw, list | tuple):
-            items = LocatedList(self._value(raw, index, item) for index, item in enumerate(raw))
-            items.lines = [line_of(raw, index) for index in range(len(raw))]
-            self.done[id(raw)] = items
-        elif isinstance(raw, Mapping):
-            content = LocatedDict({key: self._value(raw, key, item) for key, item in raw.items()})
-            content.lines = {key: line_of(raw, key) for key in raw}
-            self.done[id(raw)] = content
-        return self.done.get(id(raw), raw)
-
-    def _value(self, container: object, key: str | int, item: object) -> object:
-        if not (isinstance(item, str) and item.startswith(_ARGUMENT_MARK)):
-            return self.of(item)
-        name = item[1:]
-        if name not in self.values:
-            add = f"; it takes none: add `takes: {{{name}}}`"
-            raise RequestError(
-                f"{self.at(line_of(container, key))}block `{self.block}` takes no argument `{name}`"
-                f"{did_you_mean(name, self.values) if self.values else add}"
-            )
-        return self.values[name]
+        return fill(self.blocks[word].layers, 0)
 
 
 def _line_of_layer(container: object, index: int) -> int:

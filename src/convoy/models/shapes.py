@@ -12,25 +12,8 @@ from math import prod
 from typing import Any
 
 from convoy.core.errors import NetworkError
-from convoy.models.layer_types import (
-    Activation,
-    AdaptivePool,
-    Auxiliary,
-    Branches,
-    Conv,
-    Dense,
-    Dropout,
-    Flatten,
-    GlobalAvgPool,
-    Group,
-    Layer,
-    LocalResponseNorm,
-    Norm,
-    Pool,
-    Repeat,
-    Residual,
-    pair,
-)
+from convoy.models import layer_types
+from convoy.models.layer_types import Layer, pair
 from convoy.models.spec import Spec
 
 LARGEST_PX = 1024
@@ -112,7 +95,7 @@ def too_small(spec: Spec, image_px: int, cause: Exception, works: int | None) ->
         if works
         else f"No side up to {LARGEST_PX} works: correct the layer, or choose another network.name."
     )
-    trunk = tuple(layer for layer in spec.layers if not isinstance(layer, Auxiliary))
+    trunk = tuple(layer for layer in spec.layers if not isinstance(layer, layer_types.Auxiliary))
     if len(trunk) < len(spec.layers):
         without_heads = smallest_px(trunk, 2, image_px)
         if without_heads and without_heads != works:
@@ -138,7 +121,7 @@ def chain(layers: tuple[Layer, ...], volume: Volume, classes: int, path: str = "
     steps: list[Step] = []
     seen: Counter[str] = Counter()
     for number, layer in enumerate(layers, start=1):
-        kind = (layer.block or "group") if isinstance(layer, Group) else layer.word
+        kind = (layer.block or "group") if isinstance(layer, layer_types.Group) else layer.word
         seen[kind] += 1
         name = layer.name or f"{kind}{seen[kind]}"
         label = layer.location or f"{path}layer {number} ({layer.word})"
@@ -163,7 +146,7 @@ def same_padding(side: int, kernel: int, stride: int, dilation: int) -> tuple[in
     return total // 2, total - total // 2
 
 
-def padding(layer: Conv, sides: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, int]]:
+def padding(layer: layer_types.Conv, sides: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return the pixels added (above, below), (left, right) of an input of `sides` (height, width)."""
     if layer.padding == "same":
         axes = zip(sides, pair(layer.kernel), pair(layer.stride), pair(layer.dilation), strict=True)
@@ -203,7 +186,7 @@ _Inferred = tuple[Volume, tuple[tuple[Step, ...], ...]]
 """A layer's output, and the chains inside it."""
 
 
-def _activation(layer: Activation, volume: Volume, _classes: int, label: str) -> _Inferred:
+def _activation(layer: layer_types.Activation, volume: Volume, _classes: int, label: str) -> _Inferred:
     if layer.word == "softmax2d":
         _deep(volume, label)
     if layer.word != "glu":
@@ -215,7 +198,7 @@ def _activation(layer: Activation, volume: Volume, _classes: int, label: str) ->
     return (volume[0] // 2, *volume[1:]), ()
 
 
-def _conv(layer: Conv, volume: Volume, _classes: int, label: str) -> _Inferred:
+def _conv(layer: layer_types.Conv, volume: Volume, _classes: int, label: str) -> _Inferred:
     channels, *sides = _deep(volume, label)
     if channels % layer.groups or layer.filters % layer.groups:
         raise NetworkError(
@@ -238,7 +221,7 @@ def _conv(layer: Conv, volume: Volume, _classes: int, label: str) -> _Inferred:
     return (layer.filters, *output), ()
 
 
-def _pool(layer: Pool, volume: Volume, _classes: int, label: str) -> _Inferred:
+def _pool(layer: layer_types.Pool, volume: Volume, _classes: int, label: str) -> _Inferred:
     channels, *sides = _deep(volume, label)
     output = []
     strides = pair(layer.kernel if layer.stride is None else layer.stride)
@@ -256,7 +239,7 @@ def _pool(layer: Pool, volume: Volume, _classes: int, label: str) -> _Inferred:
     return (channels, *output), ()
 
 
-def _dense(layer: Dense, volume: Volume, classes: int, label: str) -> _Inferred:
+def _dense(layer: layer_types.Dense, volume: Volume, classes: int, label: str) -> _Inferred:
     if len(volume) != 1:
         raise NetworkError(
             f"{label} needs a flat row, but its input is the volume {describe(volume)}. Put `- flatten` before it."
@@ -264,7 +247,7 @@ def _dense(layer: Dense, volume: Volume, classes: int, label: str) -> _Inferred:
     return (classes if layer.units == "classes" else layer.units,), ()
 
 
-def _residual(layer: Residual, volume: Volume, classes: int, label: str) -> _Inferred:
+def _residual(layer: layer_types.Residual, volume: Volume, classes: int, label: str) -> _Inferred:
     body = chain(layer.body, volume, classes, f"{label}, body ")
     shortcut = chain(layer.shortcut, volume, classes, f"{label}, shortcut ")
     output, passed = _output(body, volume), _output(shortcut, volume)
@@ -276,7 +259,7 @@ def _residual(layer: Residual, volume: Volume, classes: int, label: str) -> _Inf
     return output, (body, shortcut)
 
 
-def _branches(layer: Branches, volume: Volume, classes: int, label: str) -> _Inferred:
+def _branches(layer: layer_types.Branches, volume: Volume, classes: int, label: str) -> _Inferred:
     _deep(volume, label)
     parts = tuple(
         chain(layers, volume, classes, f"{label}, {name} ") for name, layers in layer.branches.items()
@@ -293,12 +276,12 @@ def _branches(layer: Branches, volume: Volume, classes: int, label: str) -> _Inf
     return (sum(output[0] for output in outputs), *outputs[0][1:]), parts
 
 
-def _group(layer: Group, volume: Volume, classes: int, label: str) -> _Inferred:
+def _group(layer: layer_types.Group, volume: Volume, classes: int, label: str) -> _Inferred:
     steps = chain(layer.layers, volume, classes, f"{label}, ")
     return _output(steps, volume), (steps,)
 
 
-def _repeat(layer: Repeat, volume: Volume, classes: int, label: str) -> _Inferred:
+def _repeat(layer: layer_types.Repeat, volume: Volume, classes: int, label: str) -> _Inferred:
     parts = []
     for _ in range(layer.times):
         parts.append(chain(layer.layers, volume, classes, f"{label}, "))
@@ -306,26 +289,29 @@ def _repeat(layer: Repeat, volume: Volume, classes: int, label: str) -> _Inferre
     return volume, tuple(parts)
 
 
-def _auxiliary(layer: Auxiliary, volume: Volume, classes: int, label: str) -> _Inferred:
+def _auxiliary(layer: layer_types.Auxiliary, volume: Volume, classes: int, label: str) -> _Inferred:
     head = chain(layer.layers, volume, classes, f"{label}, ")
     _check_head(label, _output(head, volume), classes)
     return volume, (head,)
 
 
 _RULES: dict[type[Layer], Callable[[Any, Volume, int, str], _Inferred]] = {
-    Activation: _activation,
-    Norm: lambda _layer, volume, _classes, label: (_deep(volume, label), ()),
-    LocalResponseNorm: lambda _layer, volume, _classes, label: (_deep(volume, label), ()),
-    Dropout: lambda _layer, volume, _classes, _label: (volume, ()),
-    Conv: _conv,
-    Pool: _pool,
-    AdaptivePool: lambda layer, volume, _classes, label: ((_deep(volume, label)[0], *pair(layer.side)), ()),
-    GlobalAvgPool: lambda _layer, volume, _classes, label: ((_deep(volume, label)[0], 1, 1), ()),
-    Flatten: lambda _layer, volume, _classes, _label: ((prod(volume),), ()),
-    Dense: _dense,
-    Residual: _residual,
-    Branches: _branches,
-    Group: _group,
-    Repeat: _repeat,
-    Auxiliary: _auxiliary,
+    layer_types.Activation: _activation,
+    layer_types.Norm: lambda _layer, volume, _classes, label: (_deep(volume, label), ()),
+    layer_types.LocalResponseNorm: lambda _layer, volume, _classes, label: (_deep(volume, label), ()),
+    layer_types.Dropout: lambda _layer, volume, _classes, _label: (volume, ()),
+    layer_types.Conv: _conv,
+    layer_types.Pool: _pool,
+    layer_types.AdaptivePool: lambda layer, volume, _classes, label: (
+        (_deep(volume, label)[0], *pair(layer.side)),
+        (),
+    ),
+    layer_types.GlobalAvgPool: lambda _layer, volume, _classes, label: ((_deep(volume, label)[0], 1, 1), ()),
+    layer_types.Flatten: lambda _layer, volume, _classes, _label: ((prod(volume),), ()),
+    layer_types.Dense: _dense,
+    layer_types.Residual: _residual,
+    layer_types.Branches: _branches,
+    layer_types.Group: _group,
+    layer_types.Repeat: _repeat,
+    layer_types.Auxiliary: _auxiliary,
 }
