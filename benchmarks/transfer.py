@@ -93,16 +93,16 @@ def main() -> None:
         first = subset(whole, eight, None, 0, folder / "eight")
         long = train.model_copy(update={"epochs": chosen.epochs, "batch_size": 128, "lr": 0.1})
         with metered("fit", country) as meter:
-            found = fit(first, spec.load("convnet"), long, 1, folder / "model")
+            metrics = fit(first, spec.load("convnet"), long, 1, folder / "model")
         begun = f"{chosen.epochs} epochs, {accuracy(first, folder / 'model'):.1%} of {len(first.labels('test')):,} test images, "
-        begun += f"{found['train']['seconds']:.0f} s, {watt_hours(meter):.2f} Wh"
+        begun += f"{metrics['train']['seconds']:.0f} s, {watt_hours(meter):.2f} Wh"
         starting = beginning(folder / "model")
         arms = {
             (name, count): compare(whole, count, name, train, starting, folder, seeds, country)
             for count in counts
             for name in PLANS
         }
-    text = "\n".join(report(arms, counts, begun, meter.how))
+    text = "\n".join(report(arms, counts, begun, "; ".join(meter.tags().values()) or "not measured"))
     if (counts, seeds, chosen.epochs) == (list(EPOCHS), SEEDS, FIRST_EPOCHS):
         (ROOT / "benchmarks/TRANSFER.md").write_text(text + "\n", encoding="utf-8")
     print(text)
@@ -208,8 +208,8 @@ def beginning(model: Path) -> StartingWeights:
 def accuracy(dataset: Dataset, model: Path) -> float:
     """Give the share of test images that a model classifies correctly."""
     module, _ = trained.load(model)
-    found = predict_probabilities(module, dataset.images("test"), 500).argmax(axis=1)
-    return float((found == dataset.labels("test")).mean())
+    predicted = predict_probabilities(module, dataset.images("test"), 500).argmax(axis=1)
+    return float((predicted == dataset.labels("test")).mean())
 
 
 def watt_hours(meter: Meter) -> float:
