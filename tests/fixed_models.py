@@ -1,6 +1,6 @@
-"""ONNX files that give chosen answers to numbered images: real models whose every figure is known beforehand.
+"""ONNX files with fixed predictions of numbered images: real models whose every figure is known beforehand.
 
-An image's number is its colour: red, and 256 times green. The graph looks the answer up in a table.
+An image's number is its colour: red, and 256 times green. The graph looks the prediction up in a table.
 """
 
 import io
@@ -35,36 +35,36 @@ def png(number: int) -> bytes:
 def write_onnx(
     path: Path,
     classes: Sequence[str],
-    answers: Sequence[str],
+    predictions: Sequence[str],
     *,
     certainty: float | Sequence[float] = 0.9,
     products: int = 0,
     dead_bytes: int = 0,
     identity: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write a model of Convoy's that answers image n with `answers[n]`.
+    """Write a model that predicts `predictions[n]` for image n.
 
     Args:
         path: to write.
-        classes: that it serves, in the order of its probabilities.
-        answers: class of each numbered image; a name that is no class gets no certain answer.
-        certainty: probability of the answer, the others sharing what is left; one, or one per image.
+        classes: in the order of its probabilities.
+        predictions: class of each numbered image.
+        certainty: probability of the prediction, the others sharing the rest; a number, or one per image.
         products: of 512 x 512 matrices for each image, whose result is multiplied with zero.
         dead_bytes: of weights that are multiplied with zero.
-        identity: run_id, git_commit, data_hash, params_hash; made up where not given.
+        identity: run_id, git_commit, data_hash, params_hash; made up by default.
     """
-    sure = np.broadcast_to(np.asarray(certainty, np.float32), (len(answers),))
+    sure = np.broadcast_to(np.asarray(certainty, np.float32), (len(predictions),))
     table = np.repeat(((1 - sure) / (len(classes) - 1))[:, np.newaxis], len(classes), axis=1)
-    for number, answer in enumerate(answers):
-        table[number, list(classes).index(answer)] = sure[number]
+    for number, prediction in enumerate(predictions):
+        table[number, list(classes).index(prediction)] = sure[number]
     nodes = [
         helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["pixels", "sides"], ["colour"], keepdims=0),  # (N, 3)
         helper.make_node("MatMul", ["colour", "digits"], ["number"]),  # (N, 1)
         helper.make_node("Squeeze", ["number", "last"], ["flat"]),
         helper.make_node("Round", ["flat"], ["whole"]),
-        helper.make_node("Cast", ["whole"], ["place"], to=TensorProto.INT64),
-        helper.make_node("Gather", ["table", "place"], ["found"]),  # (N, K)
+        helper.make_node("Cast", ["whole"], ["index"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "index"], ["row"]),  # (N, K)
     ]
     constants = {
         "sides": np.array([1, 2], np.int64),
@@ -92,17 +92,17 @@ def write_onnx(
             helper.make_node("Mul", [f"sum{n}", "nothing"], [f"none{n}"]),
         ]
     nodes.append(
-        helper.make_node("Sum", ["found", *(f"none{n}" for n in range(len(wasted)))], ["probabilities"])
+        helper.make_node("Sum", ["row", *(f"none{n}" for n in range(len(wasted)))], ["probabilities"])
     )
     graph = helper.make_graph(
         nodes,
-        "chosen",
+        "fixed",
         [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", "H", "W", 3])],
         [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", len(classes)])],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    origin = identity or dict.fromkeys(contract.IDENTITY, "chosen")
+    origin = identity or dict.fromkeys(contract.IDENTITY, "fixed")
     properties = {
         contract.CLASSES: json.dumps(list(classes), ensure_ascii=False),
         contract.IMAGE_PX: "8",

@@ -40,19 +40,19 @@ def test_a_limit_that_is_not_set_refuses_nothing_and_still_gives_its_figure(proj
     tight = judge(bad, fallen, project.test_images, project.limits(**TIGHT))
     assert held(tight)[name] is False
     loose = judge(bad, fallen, project.test_images, project.limits(**(TIGHT | {LIMITED[name].key: None})))
-    found = criterion(loose, name)
-    assert (found.held, found.limit) == (None, None)
-    assert found.figure is not None
-    assert found.note.startswith("no limit set")
+    unlimited = criterion(loose, name)
+    assert (unlimited.held, unlimited.limit) == (None, None)
+    assert unlimited.figure is not None
+    assert unlimited.note.startswith("no limit set")
     others = {key: value for key, value in held(loose).items() if key != name}
     assert others == {key: value for key, value in held(tight).items() if key != name}
 
 
 def test_a_gate_that_asks_for_one_thing_asks_for_no_other(project, bad, champion):
     limits = project.limits(**(dict.fromkeys(TIGHT) | {"max_size_mb": 600.0}))
-    found = judge(bad, champion, project.test_images, limits)
-    assert found.verdict == "keep"
-    assert [one.name for one in found.criteria if one.held is not None] == [
+    result = judge(bad, champion, project.test_images, limits)
+    assert result.verdict == "keep"
+    assert [criterion.name for criterion in result.criteria if criterion.held is not None] == [
         "proof",
         "classes",
         "seen",
@@ -78,13 +78,13 @@ def test_a_figure_that_is_the_limit_holds(project, champion):
 
 def test_a_figure_that_is_the_limit_holds_from_above_too(project, champion):
     wrong = [n for n in range(120) if n % 3 == 1][:28]
-    found = judge(
+    result = judge(
         project.model("convoy/7", wrong),
         champion,
         project.test_images,
         project.limits(min_class_recall=0.1 + 0.2),
     )
-    assert held(found)["class_recall"]
+    assert held(result)["class_recall"]
 
 
 @pytest.mark.parametrize(

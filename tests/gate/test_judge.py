@@ -197,7 +197,7 @@ def returns_nan(model):
 
 
 def exceeds_one(model):
-    return edited(model, lambda graph: graph.node[-1].input.append("found"))
+    return edited(model, lambda graph: graph.node[-1].input.append("row"))
 
 
 def below_zero(model):

@@ -19,10 +19,15 @@ def compare(fixed, regressed, both_right, both_wrong, confidence=0.95):
 
 
 def test_pairs_are_counted_as_they_are():
-    found = compare(5, 2, 80, 13)
-    assert (found.only_candidate, found.only_champion, found.both_right, found.both_wrong) == (5, 2, 80, 13)
-    assert found.images == 100
-    assert found.gain == pytest.approx(0.03)
+    comparison = compare(5, 2, 80, 13)
+    assert (
+        comparison.only_candidate,
+        comparison.only_champion,
+        comparison.both_right,
+        comparison.both_wrong,
+    ) == (5, 2, 80, 13)
+    assert comparison.images == 100
+    assert comparison.gain == pytest.approx(0.03)
 
 
 @pytest.mark.parametrize(
@@ -53,16 +58,16 @@ def test_the_interval_leaves_zero_out_exactly_where_the_test_finds_a_difference(
     fixed, regressed, same, confidence
 ):
     assume(fixed + regressed + same)
-    found = compare(fixed, regressed, same, 0, confidence)
-    assert (found.low > 0 or found.high < 0) == (found.p_value < 1 - confidence)
-    assert -1 <= found.low <= found.gain <= found.high <= 1
+    comparison = compare(fixed, regressed, same, 0, confidence)
+    assert (comparison.low > 0 or comparison.high < 0) == (comparison.p_value < 1 - confidence)
+    assert -1 <= comparison.low <= comparison.gain <= comparison.high <= 1
 
 
 def test_the_interval_follows_the_exact_test_where_the_score_test_is_the_stricter():
     """So far out in the tail the normal approximation says 0.00018 where the exact test says 0.00012."""
-    for found in (compare(14, 0, 100, 6, 0.99985), compare(0, 14, 100, 6, 0.99985)):
-        assert found.p_value == pytest.approx(2 / 2**14)
-        assert found.low > 0 or found.high < 0
+    for comparison in (compare(14, 0, 100, 6, 0.99985), compare(0, 14, 100, 6, 0.99985)):
+        assert comparison.p_value == pytest.approx(2 / 2**14)
+        assert comparison.low > 0 or comparison.high < 0
 
 
 def score_by_likelihood(fixed, regressed, images, gain):
@@ -139,8 +144,8 @@ def test_power_as_simulated_agrees():
     rng = np.random.default_rng(1)
     images = statistics.images_needed(0.05, 0.07, 0.95)
     draws = rng.multinomial(images, (0.06, 0.01, 0.93), 500)
-    shown = [compare(b, c, images - b - c, 0).low > 0 for b, c, _ in draws.tolist()]
-    assert 0.72 <= np.mean(shown) <= 0.88
+    significant = [compare(b, c, images - b - c, 0).low > 0 for b, c, _ in draws.tolist()]
+    assert 0.72 <= np.mean(significant) <= 0.88
 
 
 def test_the_number_of_images_is_connor_s():
@@ -149,22 +154,22 @@ def test_the_number_of_images_is_connor_s():
 
 
 def test_where_a_split_could_show_a_gain_and_there_is_none_no_number_is_given():
-    found = compare(5, 5, 80, 10)
-    assert found.showable
-    assert found.images_needed is None
+    comparison = compare(5, 5, 80, 10)
+    assert comparison.showable
+    assert comparison.images_needed is None
 
 
 def test_a_split_on_which_the_champion_makes_few_mistakes_can_show_no_gain():
-    found = compare(2, 3, 52, 3)  # 5 mistakes: all fixed gives p = 2 / 32
-    assert not found.showable
-    assert found.images_needed == statistics.images_needed(5 / 60, 5 / 60, 0.95)
+    comparison = compare(2, 3, 52, 3)  # 5 mistakes: all fixed gives p = 2 / 32
+    assert not comparison.showable
+    assert comparison.images_needed == statistics.images_needed(5 / 60, 5 / 60, 0.95)
     assert compare(3, 3, 51, 3).showable  # 6 mistakes: p = 2 / 64
 
 
 def test_a_champion_without_a_mistake_needs_more_images_by_its_interval():
-    found = compare(0, 0, 60, 0)
-    assert not found.showable
-    assert 100 < found.images_needed < 200
+    comparison = compare(0, 0, 60, 0)
+    assert not comparison.showable
+    assert 100 < comparison.images_needed < 200
     assert compare(0, 0, 600, 0).images_needed > 1000
 
 

@@ -11,8 +11,8 @@ from convoy.retraining.data_diff import MOST_EXAMPLES, ClassChange, Example, dif
 def images(**labels):
     """Make a dataset of `name="label"` in train, or `name="label/split"`."""
     table = {}
-    for name, said in labels.items():
-        label, _, split = said.partition("/")
+    for name, content in labels.items():
+        label, _, split = content.partition("/")
         table[name] = (label, split or "train")
     return Images(table)
 

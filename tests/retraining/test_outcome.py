@@ -64,7 +64,7 @@ class Store:
     """Stand for the files of a version in the registry."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, held: Path | None) -> None:
-        self.asked: list[str] = []
+        self.requested: list[str] = []
         self.held = held
         monkeypatch.setattr(outcome.Registry, "open", classmethod(lambda _: None))
         monkeypatch.setattr(
@@ -72,11 +72,11 @@ class Store:
         )
 
     def of(self, version: Version) -> "Store":
-        self.asked.append(str(version))
+        self.requested.append(str(version))
         return self
 
     def download_file(self, name: str, folder: Path) -> Path:
-        self.asked.append(name)
+        self.requested.append(name)
         if self.held is None:
             raise ArtifactMissing(f"{name} is not in the store")
         return Path(shutil.copy(self.held, folder / name))
@@ -92,7 +92,7 @@ def test_data_are_compared_with_the_champion_s(tmp_path: Path, monkeypatch: pyte
     store = Store(monkeypatch, before)
     facts = Facts(started="", push=False)
     outcome.compare_data(facts, VERSION, tmp_path, tmp_path / "out")
-    assert store.asked == ["convoy/1", contract.IMAGES]
+    assert store.requested == ["convoy/1", contract.IMAGES]
     assert facts.changes
     assert (facts.changes.added, facts.changes.gone, facts.changes.relabelled) == (1, 1, 0)
     assert facts.changes.added_examples[0].path == "bb.png"
