@@ -178,6 +178,14 @@ def test_a_file_that_git_never_had_is_described_by_its_size(small: Small) -> Non
     assert (change["old_bytes"], change["new_bytes"]) == (10, 11)
 
 
+def test_the_source_of_an_import_in_a_folder_is_compared(small: Small) -> None:
+    small.dvc("import-url", "source/a.txt", "nets/start.txt")
+    small.dvc("unfreeze", "nets/start.txt.dvc")
+    small.write("source/a.txt", "longer\n")
+    change = changes(small, "nets/start.txt.dvc")["source/a.txt"]
+    assert (change["state"], change["old_bytes"], change["new_bytes"]) == ("modified", 2, 7)
+
+
 def test_files_of_a_data_folder_are_named_up_to_a_number(small: Small) -> None:
     for number in range(9):
         small.write(f"source/n{number}.txt", "n\n")

@@ -6,6 +6,7 @@ files of folders that it tracks, git the edits of the others. Nothing is run or 
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -82,32 +83,27 @@ class Stage:
 
     def paths(self, *kinds: str) -> list[str]:
         """List its recorded and declared inputs (`deps`) or outputs (`outs`, `metrics`, `plots`)."""
-        entries = [
-            entry
-            for source in (self.recorded or {}, self.declared)
-            for kind in kinds
-            for entry in source.get(kind) or ()
-        ]
+        sources = (self.recorded or {}, self.declared)
+        entries = [entry for source in sources for kind in kinds for entry in source.get(kind) or ()]
         names = (
             entry if isinstance(entry, str) else entry["path"] if "path" in entry else next(iter(entry))
             for entry in entries
         )
-        folder = Path(self.name).parent if self.is_file else Path()
-        return list(dict.fromkeys((folder / name).as_posix() for name in names if "${" not in name))
+        return list(dict.fromkeys(self._locate(name) for name in names if "${" not in name))
+
+    def entry(self, kind: str, path: str) -> dict[str, Any]:
+        """Read what is recorded of an input (`deps`) or output (`outs`): `md5`, with `.dir` for a folder, and `size`."""
+        entries = (self.recorded or {}).get(kind) or ()
+        return next((entry for entry in entries if self._locate(str(entry.get("path"))) == path), {})
 
     def hash(self, kind: str, path: str) -> str:
-        """Read the recorded md5 of an input or output, with DVC's `.dir` for a folder; empty if none is recorded."""
-        return str(self._entry(kind, path).get("md5", ""))
+        """Read the recorded md5 of an input or output; empty if none is recorded."""
+        return str(self.entry(kind, path).get("md5", ""))
 
-    def size(self, path: str) -> int | None:
-        """Read the recorded size of an input, in bytes."""
-        size = self._entry("deps", path).get("size")
-        return size if isinstance(size, int) else None
-
-    def _entry(self, kind: str, path: str) -> dict[str, Any]:
-        name = Path(path).name if self.is_file and kind == "outs" else path
-        entries = (self.recorded or {}).get(kind) or ()
-        return next((entry for entry in entries if entry.get("path") in (path, name)), {})
+    def _locate(self, name: str) -> str:
+        """Spell a path as `dvc status` does: a .dvc file has it relative to its folder."""
+        folder = Path(self.name).parent if self.is_file else Path()
+        return name if "://" in name else os.path.normpath(folder / name)
 
 
 @dataclass
@@ -304,7 +300,7 @@ def _input_change(stage: Stage, path: str, state: str, repository: Repository) -
         return change | members
     if maker is None and not stage.is_file and (edits := _edits(repository, md5, path)):
         return change | edits
-    file, size = repository.root / path, stage.size(path)
+    file, size = repository.root / path, stage.entry("deps", path).get("size")
     if file.is_file() and size is not None:
         return change | {"old_bytes": size, "new_bytes": file.stat().st_size}
     return change
