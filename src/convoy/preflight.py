@@ -1,4 +1,4 @@
-"""Check everything that can be checked before the pipeline writes anything."""
+"""Check params and network before the pipeline writes anything."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,35 +31,35 @@ SECTIONS: dict[str, type[params.Section]] = {
 }
 
 MAPPINGS = ("train.transfer.release", "sweep.space")
-"""Keys whose value may be a mapping, which flattening takes apart; that of the last has keys with dots."""
+"""Keys whose value may be a mapping, which flattening splits; that of `sweep.space` has keys with dots."""
 
 ANY_CLASSES = 2
-"""Stands for the number of classes, which no layer but the last sees."""
+"""Placeholder for the number of classes, on which only the last layer depends."""
 
 
 def parse(words: list[str]) -> dict[str, str]:
-    """Read `--train.epochs 3` pairs, as `mlflow run -P train.epochs=3` hands them on.
+    """Read `--train.epochs 3` pairs, as `mlflow run -P train.epochs=3` passes them.
 
     Raises:
-        RequestError: a word that is no `--key`, or a key without a value.
+        RequestError: a word is not a `--key`, or a key has no value.
     """
     if len(words) % 2 or any(not word.startswith("--") for word in words[::2]):
         raise RequestError(
-            f"cannot read {' '.join(words)!r}. Give pairs, such as: --train.epochs 3 --train.lr 0.02"
+            f"{' '.join(words)!r} is not a list of keys and values, such as: --train.epochs 3 --train.lr 0.02"
         )
     return {key.removeprefix("--"): value for key, value in zip(words[::2], words[1::2], strict=True)}
 
 
 def check(overrides: Mapping[str, str], path: Path = params.PARAMS_FILE) -> None:
-    """Check params.yaml, with some values replaced, and the network that it names, down to the size of its images.
+    """Check params.yaml, with some values replaced, and that its network accepts images of `data.image_px`.
 
     Args:
-        overrides: flat names to values as typed, such as `train.epochs` to `3`.
+        overrides: flat names to values as typed, such as `train.epochs` to `3`; read as YAML 1.2.
         path: the params file.
 
     Raises:
         RequestError: naming the key, the nearest valid one or the allowed range.
-        NetworkError: the network does not take images of `data.image_px`.
+        NetworkError: the network does not accept images of `data.image_px`.
     """
     content = yaml.read(path)
     known = {*MAPPINGS, *(key for key in params.flatten(content) if not key.startswith("sweep.space."))}
@@ -77,13 +77,8 @@ def check(overrides: Mapping[str, str], path: Path = params.PARAMS_FILE) -> None
     params.check("", params.TopLevel, {"seed": content["seed"]}, path)
     for name, kind in SECTIONS.items():
         params.check(name, kind, content[name], path)
-    _check_network(content["network"]["name"], content["data"]["image_px"])
-
-
-def _check_network(name: str, image_px: int) -> None:
-    """Check a spec, and that it takes images of this size; say so where a queued experiment would lack it."""
-    network = spec.load(name)
-    if note := untracked(spec.FOLDER / f"{name}.yaml"):
-        info(note)
-    if network.torchvision is None:  # torchvision's own would cost the import of torch
-        shapes.infer(network, ANY_CLASSES, image_px)
+    network = spec.load(content["network"]["name"])
+    if warning := untracked(spec.FOLDER / f"{network.name}.yaml"):
+        info(warning)
+    if network.torchvision is None:  # the shapes of torchvision's networks would cost the import of torch
+        shapes.infer(network, ANY_CLASSES, content["data"]["image_px"])

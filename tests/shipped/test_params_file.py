@@ -60,6 +60,13 @@ def test_a_wrong_value_is_refused_by_name_with_what_is_allowed(
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize("typed", ["0.00005", "5e-05", "5e-5", "1e-5", "0", "1E-4"])
+def test_a_number_in_any_notation_is_a_number(here: Path, typed: str) -> None:
+    preflight.check({"train.weight_decay": typed})
+    with pytest.raises(RequestError, match=r"train\.epochs is '1e-5x'"):
+        preflight.check({"train.weight_decay": typed, "train.epochs": "1e-5x"})
+
+
 def test_a_gate_without_limits_is_refused_since_it_gives_no_verdict(here: Path) -> None:
     limits = {f"gate.{key}": "null" for key in GateParams.model_fields if key.startswith(("min_", "max_"))}
     with pytest.raises(
@@ -86,7 +93,7 @@ def test_a_missing_key_is_named(here: Path, tmp_path: Path) -> None:
 
 
 def test_words_without_a_value_are_refused() -> None:
-    with pytest.raises(RequestError, match=r"Give pairs, such as: --train\.epochs 3"):
+    with pytest.raises(RequestError, match=r"such as: --train\.epochs 3"):
         preflight.parse(["--train.epochs"])
 
 
