@@ -8,7 +8,7 @@ import pytest
 
 from convoy.core.errors import DataError
 from convoy.images import archive
-from convoy.images.archive import EXTENDED_HEADERS, kind_of, members
+from convoy.images.archive import kind_of, members
 
 TARS = ("", "gz", "bz2", "xz")
 
@@ -242,7 +242,16 @@ def test_too_many_members_are_refused(zipped, tarred, monkeypatch):
         assert "contains more than 3 members" in refusal(path)
 
 
-@pytest.mark.parametrize("kind", EXTENDED_HEADERS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        tarfile.XHDTYPE,
+        tarfile.XGLTYPE,
+        tarfile.SOLARIS_XHDTYPE,
+        tarfile.GNUTYPE_LONGNAME,
+        tarfile.GNUTYPE_LONGLINK,
+    ],
+)
 def test_an_extended_header_that_needs_much_memory_is_refused(tmp_path, kind):
     header = special("cat/1.png", kind)
     header.size = archive.MAX_HEADER_BYTES + 1

@@ -162,3 +162,9 @@ def test_an_image_that_no_longer_decodes_is_named(folder, pets, monkeypatch):
     monkeypatch.setattr("convoy.images.delivery.decode", decode_nothing)
     with pytest.raises(DataError, match=r"cat/0.png was prepared, but now it cannot be .*--force prepare"):
         images_of(folder(pets), {"cat/0.png": pets["cat/0.png"]})
+
+
+def test_an_archive_is_read_no_further_than_the_last_image(tarred, pets):
+    path = tarred(pets, "")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert list(images_of(path, {"cat/0.png": pets["cat/0.png"]})) == ["cat/0.png"]
