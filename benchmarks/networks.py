@@ -2,8 +2,8 @@
 
     python benchmarks/networks.py     about 10 minutes on 2 cores
 
-A step is forward, backward and SGD on one batch. The two networks take turns within one process, so that what
-slows the machine slows both; the ratio of each pair counts.
+A step is forward, backward and SGD on one batch. The two networks alternate within a process, so that
+other load slows both; the ratio of each pair counts.
 """
 
 import os
@@ -40,11 +40,11 @@ SIDES = {
     "resnet18": 128,
     "resnet50": 96,
 }
-"""Pixels of the images: enough to keep both cores busy, few enough to end within minutes."""
+"""Side of the images in pixels: large enough to keep both cores busy, small enough to finish within minutes."""
 
 
 class Timed(NamedTuple):
-    """Hold the seconds of one network's steps."""
+    """Seconds of both networks' steps."""
 
     ours: list[float]
     theirs: list[float]
@@ -65,7 +65,7 @@ def main() -> None:
         "",
         (
             "Speed: steps of torchvision's network over steps of the spec-built one, in seconds, float32, batches of "
-            f"{BATCH}; median of {PAIRS} pairs that take turns (lowest to highest). Above 1 the spec-built one is faster. "
+            f"{BATCH}; median of {PAIRS} alternating pairs (lowest to highest). Above 1 the spec-built one is faster. "
             "Build: the whole network at its own size, with fresh weights; median of 3."
         ),
         "",
@@ -75,19 +75,19 @@ def main() -> None:
     for name, px in SIDES.items():
         timed = race(name, px)
         ratios = [theirs / ours for ours, theirs in zip(*timed, strict=True)]
-        seconds = statistics.median(building(name) for _ in range(3))
+        seconds = statistics.median(time_build(name) for _ in range(3))
         lines.append(
             f"| {name} | {px} px | {statistics.median(ratios):.3f} ({min(ratios):.2f} to {max(ratios):.2f}) | "
             f"{statistics.median(timed.ours):.3f} | {seconds:.2f} |"
         )
         print(lines[-1], flush=True)
-    shown = statistics.median(showing() for _ in range(5))
+    shown = statistics.median(time_show() for _ in range(5))
     lines += ["", f"`convoy network show vgg16`, the whole command: {shown:.2f} s, median of 5."]
     (ROOT / "benchmarks/NETWORKS.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def race(name: str, px: int) -> Timed:
-    """Let the two networks take turns."""
+    """Time steps of the two networks alternately."""
     ours = build(spec.load(name), CLASSES, px, auxiliary=True)
     extra = {"init_weights": False} if name in {"googlenet", "inception_v3"} else {}
     theirs = models.get_model(name, weights=None, num_classes=CLASSES, **extra).train()
@@ -124,18 +124,18 @@ def step(
     optimizer.step()
 
 
-def building(name: str) -> float:
-    """Time the building of a network at the size it was made for."""
+def time_build(name: str) -> float:
+    """Time building a network at its own size."""
     chosen = spec.load(name)
     if chosen.made_for is None:
-        raise ValueError(f"{name} does not say what it was made for")
+        raise ValueError(f"{name} has no made_for")
     began = time.perf_counter()
     build(chosen, chosen.made_for.classes, chosen.made_for.image_px, auxiliary=True)
     return time.perf_counter() - began
 
 
-def showing() -> float:
-    """Time the table of VGG16, start of Python included."""
+def time_show() -> float:
+    """Time the table of VGG16, Python's start included."""
     began = time.perf_counter()
     subprocess.run(
         [sys.executable, "-c", "from convoy.cli import main; main()", "network", "show", "vgg16"],

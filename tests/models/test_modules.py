@@ -29,7 +29,7 @@ def module(line, volume=(4, 5, 5)):
     return modules.network(steps, auxiliary=False)[0]
 
 
-def test_the_words_for_activations_are_all_of_torchs_that_take_one_tensor():
+def test_every_activation_of_torch_with_one_input_has_a_word():
     with_a_query_key_and_value = {"MultiheadAttention"}
 
     assert {name for name, _ in ACTIVATIONS.values()} == set(activation.__all__) - with_a_query_key_and_value
@@ -45,7 +45,7 @@ def test_an_activation_is_torchs_with_its_arguments(word):
 
     made = module({word: given}).eval()
 
-    unsaid = {
+    implicit = {
         "inplace",
         "dim",
         "num_parameters",
@@ -56,7 +56,7 @@ def test_an_activation_is_torchs_with_its_arguments(word):
         "args",
         "kwargs",
     }
-    assert set(arguments) == set(inspect.signature(kind).parameters) - unsaid
+    assert set(arguments) == set(inspect.signature(kind).parameters) - implicit
     assert type(made) is kind
     assert torch.equal(made(image), kind(**given, **extra).eval()(image))
     if word != "threshold":
@@ -65,13 +65,13 @@ def test_an_activation_is_torchs_with_its_arguments(word):
         assert module({word: given}, volume=(6,))(image[:, 0, 0, :].repeat(1, 2)[:, :6]).shape[0] == 3
 
 
-def test_softmax_and_its_kin_look_at_all_channels_of_a_place():
+def test_softmax_is_over_the_channels_of_a_pixel():
     made = module("softmax")(torch.randn(2, 4, 5, 5))
 
     torch.testing.assert_close(made.sum(dim=1), torch.ones(2, 5, 5))
 
 
-def test_a_prelu_starts_at_a_quarter_unless_told():
+def test_a_prelu_starts_at_a_quarter_or_its_argument():
     assert module("prelu").weight.tolist() == [0.25]
     assert module({"prelu": 0.1}).weight.tolist() == [pytest.approx(0.1)]
 
@@ -125,7 +125,7 @@ def test_a_convolution_without_bias_has_none():
     assert module({"conv": {"filters": 2, "kernel": 1}}).bias is not None
 
 
-def test_a_dense_layer_has_the_units_and_the_bias_that_it_is_given():
+def test_a_dense_layer_has_the_given_units_and_bias():
     dense = module({"dense": {"units": 7, "bias": False}}, (5,))
 
     assert (dense.in_features, dense.out_features, dense.bias) == (5, 7, None)
@@ -149,7 +149,7 @@ def test_a_norm_is_batch_norm_with_its_epsilon():
     assert (type(norm), norm.num_features, norm.eps, norm.momentum) == (nn.BatchNorm2d, 4, 0.01, 0.1)
 
 
-def test_dropout_drops_its_share_in_training_alone():
+def test_dropout_drops_its_share_in_training_only():
     dropout = module({"dropout": 0.25}, (10_000,))
     row = torch.ones(1, 10_000)
 
@@ -174,7 +174,7 @@ def test_a_pooling_layer_is_torchs(line, kind):
     assert torch.equal(module(line)(image), kind(image))
 
 
-def test_each_repetition_has_weights_of_its_own_and_its_number_for_a_name():
+def test_each_repetition_has_separate_weights_and_is_named_by_its_number():
     repeat = module({"repeat": {"times": 3, "layers": [{"conv": {"filters": 4, "kernel": 1}}, "relu"]}})
     weights = [part.conv1.weight for part in repeat]
 
@@ -197,22 +197,22 @@ def test_each_repetition_has_weights_of_its_own_and_its_number_for_a_name():
         ),
     ],
 )
-def test_a_name_that_torchs_modules_have_for_something_else_is_refused(line, label, name):
+def test_a_name_of_an_attribute_of_torchs_modules_is_refused(line, label, name):
     with pytest.raises(NetworkError) as caught:
         module(line)
 
     assert str(caught.value).startswith(f"{label}: `{name}` is an attribute of torch's modules")
 
 
-def test_a_relu_writes_over_a_volume_that_nothing_else_needs():
+def test_a_relu_overwrites_a_volume_that_nothing_else_needs():
     layers = [
         CONV,
         "relu",  # straight after a convolution: over its volume
-        {"residual": ["relu", CONV]},  # the shortcut needs what arrives
+        {"residual": ["relu", CONV]},  # the shortcut needs its input
         "relu",
         {"branches": [["relu"], ["relu"]]},  # so does the other branch
         {"auxiliary": {"weight": 0.3, "layers": HEAD}},
-        "relu",  # the head needs what arrives
+        "relu",  # the head needs its input
         "sigmoid",
         "relu",  # the sigmoid goes backward by what it made
         *HEAD,
@@ -254,35 +254,35 @@ def with_heads(*, auxiliary=True):
     return build(spec, classes=5, image_px=6, auxiliary=auxiliary)
 
 
-def test_a_residual_adds_what_arrives_through_its_shortcut():
+def test_a_residual_adds_its_shortcut():
     residual = module(
         {"residual": {"body": [CONV], "shortcut": [{"conv": {"filters": 4, "kernel": 1}}]}}, IMAGE
     )
-    arrives = image()
+    volume = image()
 
-    total = residual.body.conv1(arrives) + residual.shortcut.conv1(arrives)
+    total = residual.body.conv1(volume) + residual.shortcut.conv1(volume)
 
-    assert torch.equal(residual(arrives), total)
+    assert torch.equal(residual(volume), total)
 
 
-def test_a_residual_without_a_shortcut_adds_what_arrives():
+def test_a_residual_without_a_shortcut_adds_its_input():
     residual = module({"residual": ["tanh"]}, IMAGE)
-    arrives = image()
+    volume = image()
 
-    assert torch.equal(residual(arrives), arrives.tanh() + arrives)
+    assert torch.equal(residual(volume), volume.tanh() + volume)
 
 
-def test_branches_are_put_behind_each_other_in_their_order():
+def test_branches_are_concatenated_in_their_order():
     branches = module({"branches": {"wide": [CONV], "none": [], "odd": ["tanh"]}}, IMAGE)
-    arrives = image()
+    volume = image()
 
-    made = branches(arrives)
+    output = branches(volume)
 
     assert [name for name, _ in branches.named_children()] == ["wide", "none", "odd"]
-    assert torch.equal(made, torch.cat([branches.wide(arrives), arrives, arrives.tanh()], dim=1))
+    assert torch.equal(output, torch.cat([branches.wide(volume), volume, volume.tanh()], dim=1))
 
 
-def test_branches_that_end_flat_are_put_behind_each_other_too():
+def test_flat_branches_are_concatenated_too():
     branches = module({"branches": [["flatten"], [{"max_pool": 2}, "flatten"]]}, IMAGE)
 
     assert branches(image()).shape == (2, 108 + 27)
@@ -295,14 +295,14 @@ def test_a_named_group_is_one_child_of_the_network():
     assert [name for name, _ in group.named_children()] == ["relu1", "tanh1"]
 
 
-def test_in_training_auxiliary_heads_answer_with_their_weights():
+def test_in_training_auxiliary_heads_return_logits_with_their_weights():
     network = with_heads()
-    arrives = image()
+    volume = image()
 
-    answer = network.train()(arrives)
+    answer = network.train()(volume)
 
     assert isinstance(answer, WithAuxiliary)
-    after_conv = network.conv1(arrives)
+    after_conv = network.conv1(volume)
     late = network.late(after_conv.relu())
     assert [weight for weight, _ in answer.auxiliary] == [0.3, 0.4]
     assert torch.equal(answer.auxiliary[0][1], network.auxiliary1(after_conv))
@@ -310,17 +310,17 @@ def test_in_training_auxiliary_heads_answer_with_their_weights():
     assert torch.equal(answer.logits, network.dense1(after_conv.relu().flatten(1)))
 
 
-def test_in_evaluation_auxiliary_heads_are_silent():
+def test_in_evaluation_auxiliary_heads_do_not_run():
     network = with_heads()
-    arrives = image()
+    volume = image()
 
-    answer = network.eval()(arrives)
+    answer = network.eval()(volume)
 
     assert isinstance(answer, torch.Tensor)
-    assert torch.equal(answer, network.train()(arrives).logits)
+    assert torch.equal(answer, network.train()(volume).logits)
 
 
-def test_without_auxiliary_heads_training_answers_logits_alone():
+def test_without_auxiliary_heads_training_returns_logits_only():
     network = with_heads(auxiliary=False)
 
     assert [name for name, _ in network.named_children()] == ["conv1", "relu1", "flatten1", "dense1"]
@@ -329,7 +329,7 @@ def test_without_auxiliary_heads_training_answers_logits_alone():
 
 
 @pytest.mark.parametrize("head", ["auxiliary1", "late"])
-def test_an_auxiliary_head_trains_what_lies_before_it(head):
+def test_an_auxiliary_head_trains_the_layers_before_it(head):
     network = with_heads()
     answer = network.train()(image())
     which = ["auxiliary1", "late"].index(head)

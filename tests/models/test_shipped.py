@@ -198,7 +198,7 @@ def test_every_volume_in_a_comment_is_the_one_that_its_line_makes(name):
         found = None if text.startswith("#") else COMMENT.search(text)
         if not found:
             continue
-        arrives, leaves, made = found.groups()
+        before, after, alone = found.groups()
         here = [step for step in steps if step.layer.location.startswith(f"{path}:{line}, ")]
         here = [
             step
@@ -206,8 +206,8 @@ def test_every_volume_in_a_comment_is_the_one_that_its_line_makes(name):
             if step.layer.location.count("layer ") == min(s.layer.location.count("layer ") for s in here)
         ]
         assert here, f"{path}:{line} makes no layer"
-        assert {written(step.output) for step in here} == {leaves or made}, f"{path}:{line}"
-        assert not arrives or {written(step.input) for step in here} == {arrives}, f"{path}:{line}"
+        assert {written(step.output) for step in here} == {after or alone}, f"{path}:{line}"
+        assert not before or {written(step.input) for step in here} == {before}, f"{path}:{line}"
         checked += 1
 
     assert checked >= 4
