@@ -76,15 +76,15 @@ class Tree:
     def sizes(self) -> dict[str, int]:
         """List the files of the store with their sizes in bytes."""
         repository = self.repository()
-        found: dict[str, int] = {}
+        sizes: dict[str, int] = {}
         folders: list[str | None] = [None]
         while folders:
             for entry in repository.list_artifacts(folders.pop()):
                 if entry.is_dir:
                     folders.append(entry.path)
                 else:
-                    found[entry.path] = entry.file_size or 0
-        return found
+                    sizes[entry.path] = entry.file_size or 0
+        return sizes
 
 
 @dataclass(frozen=True)

@@ -60,12 +60,12 @@ class Missing:
 
 def to_copy(client: MlflowClient) -> list[Experiment]:
     """List the experiments to copy, oldest first: not an empty `Default`."""
-    found = [
+    experiments = [
         one
         for one in client.search_experiments()
         if one.name != "Default" or client.search_runs([one.experiment_id], max_results=1)
     ]
-    return sorted(found, key=lambda one: (one.creation_time or 0, one.experiment_id))
+    return sorted(experiments, key=lambda one: (one.creation_time or 0, one.experiment_id))
 
 
 def all_pages(search: Callable[[str | None], PagedList[T]]) -> Iterator[T]:
@@ -97,19 +97,19 @@ def match_experiment(target: MlflowClient, source: Experiment, artifacts: str | 
     Returns:
         Its id in the target, and the number created.
     """
-    found = target.get_experiment_by_name(source.name)
-    if found is None:
+    existing = target.get_experiment_by_name(source.name)
+    if existing is None:
         tags = dict(source.tags)
         return target.create_experiment(source.name, artifact_location=artifacts, tags=tags), 1
-    if found.lifecycle_stage != "active":
-        target.restore_experiment(found.experiment_id)
+    if existing.lifecycle_stage != "active":
+        target.restore_experiment(existing.experiment_id)
     for key, value in source.tags.items():
-        if key not in found.tags:
-            target.set_experiment_tag(found.experiment_id, key, value)
-    return str(found.experiment_id), 0
+        if key not in existing.tags:
+            target.set_experiment_tag(existing.experiment_id, key, value)
+    return str(existing.experiment_id), 0
 
 
-def match_runs(target: MlflowClient, experiment: str, carried: Iterable[Run], ids: Ids) -> set[str]:
+def match_runs(target: MlflowClient, experiment: str, source_runs: Iterable[Run], ids: Ids) -> set[str]:
     """Find or create the run of the target for each of the source, and add them to `ids`.
 
     A run is identified by the id that it had in the source, else by Convoy's own id: the uploader of another
@@ -126,19 +126,19 @@ def match_runs(target: MlflowClient, experiment: str, carried: Iterable[Run], id
         if contract.RUN_ID in run.data.tags and ORIGIN not in run.data.tags
     }
     created = set()
-    for run in carried:
+    for run in source_runs:
         old = run.info.run_id
-        found = origins.get(old) or minted.pop(run.data.tags.get(contract.RUN_ID, ""), "")
-        if not found:
-            made = target.create_run(
+        copy_id = origins.get(old) or minted.pop(run.data.tags.get(contract.RUN_ID, ""), "")
+        if not copy_id:
+            created_run = target.create_run(
                 experiment,
                 start_time=run.info.start_time,
                 tags={ORIGIN: old} | {key: run.data.tags[key] for key in (USER,) if key in run.data.tags},
                 run_name=run.info.run_name,
             )
-            found = made.info.run_id
+            copy_id = created_run.info.run_id
             created.add(old)
-        ids[old] = found
+        ids[old] = copy_id
     return created
 
 
@@ -207,7 +207,7 @@ def logged_models(client: MlflowClient, experiment: str) -> Iterator[LoggedModel
     )
 
 
-def match_models(target: MlflowClient, experiment: str, carried: list[LoggedModel], ids: Ids) -> int:
+def match_models(target: MlflowClient, experiment: str, source_models: list[LoggedModel], ids: Ids) -> int:
     """Find or create the model of the target for each of the source, and add them to `ids`.
 
     Returns:
@@ -216,9 +216,9 @@ def match_models(target: MlflowClient, experiment: str, carried: list[LoggedMode
     there = {
         one.tags[ORIGIN]: one.model_id for one in logged_models(target, experiment) if ORIGIN in one.tags
     }
-    for model in carried:
-        if (found := there.get(model.model_id)) is None:
-            made = target.create_logged_model(
+    for model in source_models:
+        if (copy_id := there.get(model.model_id)) is None:
+            created = target.create_logged_model(
                 experiment,
                 name=model.name,
                 source_run_id=ids.get(model.source_run_id or "") or None,
@@ -226,9 +226,9 @@ def match_models(target: MlflowClient, experiment: str, carried: list[LoggedMode
                 params=dict(model.params),
                 model_type=model.model_type or None,
             )
-            found = made.model_id
-        ids[model.model_id] = found
-    return sum(model.model_id not in there for model in carried)
+            copy_id = created.model_id
+        ids[model.model_id] = copy_id
+    return sum(model.model_id not in there for model in source_models)
 
 
 def complete_model(model: LoggedModel, target: MlflowClient, ids: Ids) -> None:
@@ -314,12 +314,12 @@ def link_models(run: Run, target: MlflowClient, ids: Ids) -> int:
     Returns:
         The number of new links.
     """
-    found = links(run, target, ids)
-    if found.inputs:
-        target.log_inputs(ids[run.info.run_id], models=found.inputs)
-    if found.outputs:
-        target.log_outputs(ids[run.info.run_id], found.outputs)
-    return len(found.inputs) + len(found.outputs)
+    missing = links(run, target, ids)
+    if missing.inputs:
+        target.log_inputs(ids[run.info.run_id], models=missing.inputs)
+    if missing.outputs:
+        target.log_outputs(ids[run.info.run_id], missing.outputs)
+    return len(missing.inputs) + len(missing.outputs)
 
 
 def _inputs(run: Run) -> list[LoggedModelInput]:

@@ -1,13 +1,11 @@
 """Copy a tracking store to another: experiments, runs, files, models and the registry.
 
-MLflow has no tool of its own for this. `mlflow-export-import` does not fit: its last release on
-PyPI (1.2.0, February 2023) is of MLflow 1 and 2.1, ends every run as FINISHED at the time of the
-import, knows neither datasets nor logged models (its repository has learnt the latter since, in
-no release), compares nothing, and an import that is repeated doubles every run.
+MLflow has no tool for this. `mlflow-export-import` is unsuitable: its last release on PyPI (1.2.0, February
+2023) supports MLflow 1 and 2.1 only, ends every run as FINISHED at the time of the import, ignores datasets and
+logged models, compares nothing, and a repeated import duplicates every run.
 
-What MLflow does not let anybody set is lost: when a logged model or a version was created. Runs
-and models get new ids, which tags and `MLmodel` files are made to name; traces, prompts and what
-was deleted stay behind.
+MLflow does not let anyone set when a logged model or a version was created, so these times are lost. Runs and
+models get new ids, to which tags and `MLmodel` files are updated; traces, prompts and deleted entries are not copied.
 """
 
 from dataclasses import dataclass, field
@@ -139,8 +137,7 @@ class Migration:
         there, created = experiments.match_experiment(self.target, experiment, self.artifacts)
         report.add("experiments", 1, 1, created)
         # One by one: a search leaves out the models that a run took.
-        found = experiments.runs(client, experiment.experiment_id)
-        runs = [client.get_run(run.info.run_id) for run in found]
+        runs = [client.get_run(run.info.run_id) for run in experiments.runs(client, experiment.experiment_id)]
         new = experiments.match_runs(self.target, there, runs, self.ids)
         self.new |= new
         report.add("runs", len(runs), sent=len(new))

@@ -64,8 +64,8 @@ def copy_model(
     there = {one.tags[ORIGIN]: str(one.version) for one in versions(target, model.name) if ORIGIN in one.tags}
     for version in versions(source, model.name):
         origin = f"{version.name}/{version.version} of {version.creation_timestamp}"
-        found = there.get(origin)
-        if found is None:
+        number = there.get(origin)
+        if number is None:
             if version.run_id and version.run_id not in ids:
                 counts.failed.append(
                     f"{version.name}/{version.version}: its run {version.run_id} is deleted. Restore it (mlflow runs "
@@ -73,15 +73,15 @@ def copy_model(
                 )
                 continue
             try:
-                found = _create(version, origin, target, ids)
+                number = _create(version, origin, target, ids)
             except MlflowException as error:
                 counts.failed.append(f"{version.name}/{version.version}: {error!s:.300}")
                 continue
             counts.created += 1
-        counts.versions[version.name, str(version.version)] = found
-        if found != str(version.version):
+        counts.versions[version.name, str(version.version)] = number
+        if number != str(version.version):
             counts.notes.append(
-                f"{version.name}/{version.version} is {version.name}/{found} there: that number was given already"
+                f"{version.name}/{version.version} is {version.name}/{number} there: that number is taken"
             )
     _set_aliases(model, target, counts)
 

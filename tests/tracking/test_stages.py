@@ -1,4 +1,4 @@
-"""Runs as the stages write them: what is opened, continued and ended, without MLflow."""
+"""Runs as the stages write them, without MLflow: what is opened, continued and ended, and their names."""
 
 import errno
 import os
@@ -11,12 +11,14 @@ from typing import Any
 import psutil
 import pytest
 
+from clones import Clone
 from convoy.core import params, yaml
 from convoy.core.errors import TrainingPaused, without_credentials
 from convoy.repo import identity
 from convoy.tracking import journal, outbox, settings, stages
 from convoy.tracking.journal import FILE, State, read, state
 from convoy.tracking.run import Reference, Run, flatten_metrics
+from convoy.tracking.stages import run_name
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -30,7 +32,7 @@ def entries(run: Run | Reference, kind: str) -> list[dict[str, Any]]:
     ]
 
 
-def said(run: Run) -> State:
+def journal_state(run: Run) -> State:
     return state(Path("outbox") / run.reference.run_id)
 
 
@@ -69,8 +71,8 @@ def test_a_training_names_itself_by_what_differs_and_says_what_it_is_made_of() -
     assert tags["convoy.data_hash"] == "d" * 64
     assert tags["convoy.data_md5"].endswith(".dir")
     assert len(tags["convoy.params_hash"]) == 64
-    assert said(run).tags["convoy.stage"] == "train done"
-    assert not said(run).ended
+    assert journal_state(run).tags["convoy.stage"] == "train done"
+    assert not journal_state(run).ended
 
 
 def test_evaluate_continues_the_open_run_and_export_ends_it() -> None:
@@ -79,11 +81,11 @@ def test_evaluate_continues_the_open_run_and_export_ends_it() -> None:
     for stage in ("evaluate", "export"):
         with stages.continuing(stage, "d" * 64) as run:
             assert run.reference == first.reference
-    assert said(first).tags["convoy.stage"] == "export running"
+    assert journal_state(first).tags["convoy.stage"] == "export running"
     with stages.finishing("export") as run:
         pass
     assert run.reference == first.reference
-    assert said(run).ended == "FINISHED"
+    assert journal_state(run).ended == "FINISHED"
     names = {name for entry in entries(run, "params") for name in entry["params"]}
     assert {"train.lr", "evaluate.batch_size", "export.max_label_flips"} <= names
 
@@ -147,7 +149,7 @@ def test_a_proof_by_hand_after_the_end_gets_a_run_of_its_own() -> None:
             pass
     assert run.reference.run_id != first.reference.run_id
     assert run.reference.training == first.reference.run_id
-    assert said(first).ended == said(run).ended == "FINISHED"
+    assert journal_state(first).ended == journal_state(run).ended == "FINISHED"
 
 
 def test_the_second_command_of_export_without_the_first_says_what_to_type() -> None:
@@ -192,7 +194,7 @@ def test_the_runs_of_a_sweep_take_no_run_up_that_mlflow_offers_to_the_sweep(
     assert entries(parent, "open")[0]["offered"] == "0" * 32
     [opened] = entries(trial, "open")
     assert (opened["offered"], opened["parent"], opened["name"]) == ("", parent.reference.run_id, "trial 0")
-    assert said(trial).ended == said(parent).ended == "FINISHED"
+    assert journal_state(trial).ended == journal_state(parent).ended == "FINISHED"
     assert entries(parent, "open")[0]["tags"]["convoy.sweep"] == "s"
 
 
@@ -201,20 +203,20 @@ def test_a_training_that_goes_on_writes_to_its_own_journal(dead: None) -> None:
         first.log_points([("train/loss", 1.0, 1, 5)])
         first.end("KILLED")
     with stages.training("d" * 64, resumed=first.reference.run_id) as again:
-        assert not said(again).ended
+        assert not journal_state(again).ended
         again.log_points([("train/loss", 0.9, 1, 9), ("train/loss", 0.5, 2, 9)])
     assert again.reference == first.reference
     points = [point for entry in entries(again, "points") for point in entry["points"]]
     assert points == [["train/loss", 1.0, 1, 5], ["train/loss", 0.5, 2, 9]]
     assert [entry["resumed"] for entry in entries(again, "open")] == [False, True]
-    assert not said(again).remade
+    assert not journal_state(again).remade
 
 
 def test_a_training_that_goes_on_after_its_journal_was_delivered_makes_it_anew() -> None:
     with stages.training("d" * 64, resumed="20260101-000000-abcdef") as run:
         pass
     assert run.reference == Reference("20260101-000000-abcdef", "20260101-000000-abcdef")
-    assert said(run).remade
+    assert journal_state(run).remade
 
 
 def test_a_run_whose_process_is_gone_is_ended_by_the_next_that_opens(dead: None) -> None:
@@ -224,15 +226,15 @@ def test_a_run_whose_process_is_gone_is_ended_by_the_next_that_opens(dead: None)
         inside.set_tags({"convoy.stage": "train running"})
         inside.close()
     inside.close()
-    assert said(between).ended == "FINISHED"
+    assert journal_state(between).ended == "FINISHED"
     folder = Path("outbox") / inside.reference.run_id
     journal.Journal(folder).append({"kind": "tags", "tags": {"convoy.stage": "train running"}})
     os.utime(folder / FILE, (1e9, 1e9))
     with stages.training("d" * 64) as alive:
         pass
-    assert said(inside).ended == "KILLED"
+    assert journal_state(inside).ended == "KILLED"
     assert entries(inside, "end")[0]["time_ms"] == 1_000_000_000_000, "the last sign of life"
-    assert not said(alive).ended
+    assert not journal_state(alive).ended
 
 
 def test_a_journal_of_another_host_is_left_to_it_while_it_is_written_to(
@@ -334,3 +336,82 @@ def test_nothing_that_a_stage_calls_imports_mlflow(repository: Path) -> None:
         check=False,
     )
     assert done.stdout.splitlines()[-1:] == ["done"], done.stderr
+
+
+COMMITTED = """\
+seed: 1
+data:
+  image_px: 32
+network:
+  name: convnet
+train:
+  epochs: 10
+  lr: 0.03
+  weight_decay: 0.0005
+  label_smoothing: 0.1
+  augment: [crop]
+export:
+  latency_runs: 100
+"""
+
+
+@pytest.fixture
+def committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with a committed params.yaml, which is the current folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(COMMITTED)
+    for words in (
+        ("init", "-q"),
+        ("config", "user.name", "test"),
+        ("config", "user.email", "test@example.invalid"),
+        ("add", "-A"),
+        ("commit", "-q", "-m", "params"),
+    ):
+        Clone(tmp_path).run("git", *words)
+    return tmp_path
+
+
+def change(committed: Path, **replaced: str) -> None:
+    text = COMMITTED
+    for key, value in replaced.items():
+        [line] = [line for line in text.splitlines() if line.strip().startswith(f"{key}:")]
+        text = text.replace(line, f"{line.partition(':')[0]}: {value}")
+    (committed / "params.yaml").write_text(text)
+
+
+def test_a_name_says_network_learning_rate_and_epochs(committed: Path) -> None:
+    assert run_name("train") == "convnet · lr 0.03 · 10 epochs"
+    change(committed, name="lenet5", lr="0.020", epochs="1")
+    assert run_name("train") == "lenet5 · lr 0.02 · 1 epoch"
+
+
+def test_a_name_says_what_else_differs_from_the_commit(committed: Path) -> None:
+    change(committed, weight_decay="0.001", seed="2")
+    assert run_name("train") == "convnet · lr 0.03 · 10 epochs · seed 2 · weight_decay 0.001"
+    Clone(committed).run("git", "commit", "-q", "-am", "adopted")
+    assert run_name("train") == "convnet · lr 0.03 · 10 epochs"
+
+
+def test_a_name_stays_short_where_much_differs(committed: Path) -> None:
+    change(committed, seed="2", image_px="64", weight_decay="0", label_smoothing="0", augment="[crop, flip]")
+    assert (
+        run_name("train") == "convnet · lr 0.03 · 10 epochs · seed 2 · image_px 64 · weight_decay 0 · 2 more"
+    )
+    change(committed, augment="[crop, flip, rotate, colour, erase]")
+    assert run_name("train").endswith(" · augment crop+flip+rotate+colour…")
+    change(committed, augment="[]")
+    assert run_name("train").endswith(" · augment none")
+
+
+def test_a_name_leaves_out_what_cannot_change_the_run(committed: Path) -> None:
+    change(committed, latency_runs="10")
+    assert run_name("train") == "convnet · lr 0.03 · 10 epochs"
+    assert run_name("train", "export") == "convnet · lr 0.03 · 10 epochs · latency_runs 10"
+
+
+@pytest.mark.parametrize("content", ["", "a: b: c", "- 1"])
+def test_a_commit_without_readable_params_leaves_the_first_words(committed: Path, content: str) -> None:
+    (committed / "params.yaml").write_text(content)
+    Clone(committed).run("git", "commit", "-q", "-am", "no params")
+    change(committed, seed="2")
+    assert run_name("train") == "convnet · lr 0.03 · 10 epochs"
