@@ -1,4 +1,4 @@
-"""The documented CIFAR-10 experiment, from the archive to the proof, by the README's commands."""
+"""The documented CIFAR-10 experiment, from the archive to the verified model, by the README's commands."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""With a GPU, the same params train there, and the proof holds on the CPU."""
+"""With a GPU, the same params train there, and the exported model is verified on the CPU."""
 
 import json
 import sys

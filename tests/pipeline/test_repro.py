@@ -20,7 +20,7 @@ def metrics(clone: Clone, stage: str) -> dict:
     return json.loads((clone.folder / "build/metrics" / f"{stage}.json").read_text())
 
 
-def test_a_fresh_clone_has_a_proven_model_after_one_command(finished: tuple[Clone, str]) -> None:
+def test_a_fresh_clone_has_a_verified_model_after_one_command(finished: tuple[Clone, str]) -> None:
     clone, said = finished
     verification = json.loads((clone.folder / "build/deploy/verification.json").read_text())
     assert verification["model"]["sha256"] == sha256(clone.folder / "build/deploy/model.onnx")

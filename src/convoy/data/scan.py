@@ -128,7 +128,8 @@ def _read(name: str, content: bytes, layout: Layout, shrink: Shrink) -> tuple[Re
     except DataError as error:
         status: Status = "quarantined" if label else "ignored"
         return replace(record, split=None, status=status, reason=str(error)), None
-    record = replace(record, width=image.width, height=image.height, mode=image.mode)
+    height, width, _ = image.image_u8.shape
+    record = replace(record, width=width, height=height, mode=image.mode)
     if label is None:
         return replace(record, split=None, status="quarantined", reason="is not in a class folder"), None
     return replace(record, pixels=pixel_hash(image.image_u8)), shrink(image.image_u8)

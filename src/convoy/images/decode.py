@@ -36,16 +36,6 @@ class Decoded:
     image_u8: npt.NDArray[np.uint8]
     mode: str
 
-    @property
-    def height(self) -> int:
-        """Return the height in pixels, after the EXIF orientation."""
-        return int(self.image_u8.shape[0])
-
-    @property
-    def width(self) -> int:
-        """Return the width in pixels, after the EXIF orientation."""
-        return int(self.image_u8.shape[1])
-
 
 def decode(content: bytes) -> Decoded:
     """Decode a file's bytes to upright 8-bit RGB.
