@@ -101,8 +101,8 @@ def test_numbers_are_short_enough_to_be_typed_and_stay_in_their_range(project) -
         "train.ema: {low: 0.0, high: 0.3, step: 0.1}",
     )
     lr, warmup, smoothing, padding, ema = Request.read().space
-    assert [lr.rounded(value) for value in (0.01234441, 0.04567891, 0.5)] == [0.0123444, 0.04568, 0.5]
-    assert warmup.rounded(0.123456) == 0.1235
+    assert [lr.rounded(value) for value in (0.01234441, 0.04567891, 0.5)] == [0.0123444, 0.0457, 0.5]
+    assert warmup.rounded(0.123456) == 0.123
     assert smoothing.rounded(0.10012345) == 0.100123
     assert padding.rounded(3) == 3
     assert ema.rounded(0.1 + 0.2) == 0.3

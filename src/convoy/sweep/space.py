@@ -62,7 +62,7 @@ class Dimension:
         if kind.step is not None:
             return float(f"{stored:.10g}")
         largest = max(abs(kind.low), abs(kind.high))
-        digits = 3 + max(0, math.ceil(math.log10(largest / (kind.high - kind.low))))
+        digits = 3 + round(math.log10(largest / (kind.high - kind.low)))
         return min(max(float(f"{stored:.{digits}g}"), kind.low), kind.high)
 
     def ends(self) -> tuple[Any, ...]:
