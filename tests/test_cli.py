@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,10 @@ def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ..
         yield from commands(inner, (*path, name))
 
 
-def test_the_version_is_printed() -> None:
+def test_the_version_is_printed_and_is_that_of_the_package(repository: Path) -> None:
     assert CliRunner().invoke(cli.app, ["--version"]).stdout.strip() == __version__
+    project = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project.get("version", __version__) == __version__
 
 
 @pytest.mark.parametrize("path", list(commands(typer.main.get_command(cli.app))), ids=" ".join)

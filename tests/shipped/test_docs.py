@@ -18,6 +18,8 @@ from convoy.models.shapes import smallest_px
 
 PAGES = (
     "README.md",
+    "AGENTS.md",
+    "CONTRIBUTING.md",
     "docs/architecture.md",
     "docs/data.md",
     "docs/deployment.md",
@@ -106,7 +108,7 @@ def anchors(page: Path) -> set[str]:
 
 def test_every_page_is_looked_at(repository: Path) -> None:
     shipped = {path.relative_to(repository).as_posix() for path in (repository / "docs").glob("*.md")}
-    assert shipped | {"README.md"} == set(PAGES)
+    assert shipped | {"AGENTS.md", "CONTRIBUTING.md", "README.md"} == set(PAGES)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -7,6 +7,8 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import optuna
+from matplotlib.axis import Axis
+from matplotlib.ticker import LogLocator
 from optuna.trial import TrialState
 from optuna.visualization import matplotlib as draw
 
@@ -41,7 +43,21 @@ def plots(study: optuna.Study, request: Request, folder: Path) -> list[Path]:
         if len(values) >= MIN_IMPORTANCES and len(set(values)) > 1:
             importances: Any = draw.plot_param_importances(study, target_name=metric)
             drawn["importances.png"] = importances.figure
-        written = [figures.write(figure, folder / name) for name, figure in drawn.items()]
-        for figure in drawn.values():
+        written = []
+        for name, figure in drawn.items():
+            for axes in figure.get_axes():
+                for axis in (axes.xaxis, axes.yaxis):
+                    _label_decades(axis)
+            figure.set_layout_engine("constrained")  # Optuna's own layout cuts off long names
+            written.append(figures.write(figure, folder / name))
             plt.close(figure)
     return written
+
+
+def _label_decades(axis: Axis) -> None:
+    """Label a log scale with plain numbers, at 1, 2 and 5 of each decade where there is room."""
+    if axis.get_scale() == "log":
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 40 * low else (1,)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
