@@ -17,53 +17,24 @@ def test_the_last_convolution_of_vgg16_sees_196_pixels_and_its_last_pooling_212(
 
 
 END = ["global_avg_pool", "flatten", {"dense": "classes"}]
+
+
+def conv(kernel, filters=2, **more):
+    return {"conv": {"filters": filters, "kernel": kernel, **more}}
+
+
 SEEING = {
-    "convolutions": [
-        {"conv": {"filters": 2, "kernel": [3, 1], "padding": "same"}},
-        {"conv": {"filters": 2, "kernel": 5, "stride": 2}},
-    ],
-    "dilation": [
-        {"conv": {"filters": 2, "kernel": 3, "dilation": [2, 3]}},
-        {"conv": {"filters": 2, "kernel": 2}},
-    ],
-    "pooling": [
-        {"max_pool": {"kernel": 3, "stride": 2}},
-        {"avg_pool": 2},
-        {"conv": {"filters": 2, "kernel": 3, "padding": 1}},
-    ],
-    "adaptive pooling": [{"adaptive_avg_pool": [8, 16]}, {"conv": {"filters": 2, "kernel": 3}}],
-    "uneven padding": [
-        {"conv": {"filters": 2, "kernel": 3, "stride": 2, "padding": "same"}},
-        {"conv": {"filters": 2, "kernel": 2, "padding": "same"}},
-    ],
-    "residual": [
-        {
-            "residual": {
-                "body": [
-                    {"conv": {"filters": 3, "kernel": 3, "padding": 1}},
-                    {"conv": {"filters": 3, "kernel": 3, "padding": 1}},
-                ]
-            }
-        }
-    ],
+    "convolutions": [conv([3, 1], padding="same"), conv(5, stride=2)],
+    "dilation": [conv(3, dilation=[2, 3]), conv(2)],
+    "pooling": [{"max_pool": {"kernel": 3, "stride": 2}}, {"avg_pool": 2}, conv(3, padding=1)],
+    "adaptive pooling": [{"adaptive_avg_pool": [8, 16]}, conv(3)],
+    "uneven padding": [conv(3, stride=2, padding="same"), conv(2, padding="same")],
+    "residual": [{"residual": [conv(3, 3, padding=1), conv(3, 3, padding=1)]}],
     "residual, apart": [
-        {
-            "residual": {
-                "body": [{"conv": {"filters": 3, "kernel": 3, "stride": 2, "padding": "same"}}],
-                "shortcut": [{"conv": {"filters": 3, "kernel": 2, "stride": 2}}],
-            }
-        }
+        {"residual": {"body": [conv(3, 3, stride=2, padding="same")], "shortcut": [conv(2, 3, stride=2)]}}
     ],
-    "branches": [
-        {
-            "branches": [
-                [{"conv": {"filters": 2, "kernel": 1}}],
-                [{"conv": {"filters": 2, "kernel": [1, 7], "padding": [0, 3]}}],
-                [],
-            ]
-        }
-    ],
-    "repeat": [{"repeat": {"times": 3, "layers": [{"conv": {"filters": 3, "kernel": 3}}, "relu"]}}],
+    "branches": [{"branches": [[conv(1)], [conv([1, 7], padding=[0, 3])], []]}],
+    "repeat": [{"repeat": {"times": 3, "layers": [conv(3, 3), "relu"]}}],
 }
 
 

@@ -11,29 +11,11 @@ from convoy.models.spec import Spec
 from network_specs import SHIPPED, network
 
 FAMILIES = [
-    "alexnet",
-    "convnext_tiny",
-    "densenet121",
-    "efficientnet_b0",
-    "efficientnet_v2_s",
-    "googlenet",
-    "inception_v3",
-    "maxvit_t",
-    "mnasnet0_5",
-    "mobilenet_v2",
-    "mobilenet_v3_small",
-    "regnet_x_400mf",
-    "regnet_y_400mf",
-    "resnet18",
-    "resnext50_32x4d",
-    "shufflenet_v2_x0_5",
-    "squeezenet1_0",
-    "swin_t",
-    "swin_v2_t",
-    "vgg11_bn",
-    "vit_b_16",
-    "wide_resnet50_2",
-]
+    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet",
+    "inception_v3", "maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf",
+    "regnet_y_400mf", "resnet18", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_0", "swin_t",
+    "swin_v2_t", "vgg11_bn", "vit_b_16", "wide_resnet50_2",
+]  # fmt: skip
 """The smallest member of each family of torchvision's."""
 
 SMALL = ["convnet", "googlenet", "lenet5", "resnet18"]
