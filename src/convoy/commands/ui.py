@@ -15,7 +15,7 @@ def ui(
     """Show the training runs in MLflow, with accuracy, latency, energy and params as columns.
 
     Ends dead runs and completes finished ones first, as `convoy sync` does. Serves mlflow.db on this host
-    until Ctrl-C; where MLFLOW_TRACKING_URI names a server, prints the address that opens the same view there.
+    until Ctrl-C and prints the address of the view; if MLFLOW_TRACKING_URI names a server, the address there.
 
     Example: convoy ui --port 5001
     """
