@@ -22,20 +22,20 @@ from convoy.core import yaml
 pytestmark = pytest.mark.pipeline
 
 MODEL = "rounds"
-TEST, VAL, FEW, MANY = 300, 100, 150, 500
+TEST, VAL, FEW, MANY = 300, 100, 60, 500
 """Images of the parts of a delivery, and of its train part at first and later."""
 
 SMALL = {
     "tracking.experiment": MODEL,
     "tracking.registered_model": MODEL,
     "network.name": "lenet5",
-    "train.epochs": "24",  # so that a training still runs when the kill arrives
+    "train.epochs": "20",  # so that a training still runs when the kill arrives
     "train.batch_size": "8",
     "checkpoints.every_s": "0.1",
     "evaluate.feature_classes": "0",
     "evaluate.worst_images": "0",
     "export.latency_runs": "10",
-    "gate.min_class_recall": "null",  # which a model of 150 images may not reach
+    "gate.min_class_recall": "null",  # which a model of few images may not reach
 }
 SWAPPED = {"1": "7", "7": "1", "3": "8", "8": "3"}
 

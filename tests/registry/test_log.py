@@ -218,12 +218,13 @@ def test_entries_that_this_process_could_not_close_do_not_block_it(memory: Memor
     assert memory.status(run) == "FAILED"
 
 
-def test_entries_and_lock_tags_of_an_earlier_convoy_block_nobody(
-    project: RegistryProject, memory: Memory
-) -> None:
+def test_open_entries_of_an_earlier_convoy_block_nobody(memory: Memory, clock: Clock) -> None:
     run = memory.entry(machine="")
     memory.move(1)
-    assert memory.status(run) == "FAILED"
+    assert (memory.status(run), clock.now) == ("FAILED", 1000)
+
+
+def test_lock_tags_of_an_earlier_convoy_block_nobody(project: RegistryProject) -> None:
     [first] = project.versions(1, files=False)
     claim = {"ticket": 1, "beat": 0, "host": identity.host(), "process": PARENT, "what": "promote convoy/9"}
     project.client.set_registered_model_tag("convoy", "convoy.lock.a1b2c3d4", json.dumps(claim))
@@ -331,6 +332,18 @@ def test_entries_that_were_left_open_are_closed_by_where_the_alias_points(
     ]
     assert "an earlier promote of convoy/1 was interrupted; the alias: moved" in capsys.readouterr().out
     assert [entry.after for entry in log.history(memory.registry, "4")] == ["1", "4"]
+
+
+def test_the_entry_of_a_living_process_is_left_open(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    close, others = log.Move.close_abandoned, []
+
+    def after_another_started(entry: log.Move, champion: str) -> None:
+        others.append(memory.entry())
+        close(entry, champion)
+
+    monkeypatch.setattr(log.Move, "close_abandoned", after_another_started)
+    memory.move(1)
+    assert memory.status(others[0]) == "RUNNING"
 
 
 @pytest.mark.parametrize("order", [1, -1], ids=["twin after", "twin before"])
