@@ -233,7 +233,7 @@ class RegistryProject:
         return [self.version(files=files) for _ in range(count)]
 
     def champion(self) -> str:
-        """Name the version that the alias points to, asked past any proxy."""
+        """Number of the champion, read without the proxy."""
         found = self.client.get_registered_model(self.registry.model)
         return str(found.aliases.get("champion", ""))
 

@@ -27,12 +27,12 @@ def test_a_move_points_the_alias_and_leaves_an_entry_with_its_files(
     verdict = tmp_path / "verdict.json"
     verdict.write_text("{}")
     moved = move(
-        project.registry, second, expected=first, kind="override", reason="asked for", files=[verdict]
+        project.registry, second, expected=first, kind="override", reason="requested", files=[verdict]
     )
     assert (project.champion(), moved.before, moved.to) == (second.number, first, second)
     (one, status, _), (two, _, tags) = project.entries()
     assert (one, two, status) == (f"promote {first}", f"override {second}", "FINISHED")
-    assert (tags["convoy.from"], tags["convoy.to"], tags["convoy.reason"]) == ("1", "2", "asked for")
+    assert (tags["convoy.from"], tags["convoy.to"], tags["convoy.reason"]) == ("1", "2", "requested")
     assert tags["convoy.outcome"] == "moved"
     assert {"mlflow.user", "convoy.host"} <= set(tags)
     assert [entry.path for entry in project.client.list_artifacts(moved.entry)] == ["verdict.json"]
@@ -113,9 +113,9 @@ def test_a_registry_that_dies_at_any_call_leaves_the_old_or_the_new_champion_and
         try:
             move(registry, to, expected=champion, kind="promote", reason="", files=[verdict])
         except RegistryError as error:
-            said = str(error)
+            text = str(error)
         else:
-            said = ""
+            text = ""
         died = mortal.dead
         mortal.revive()
         stands = project.champion()
@@ -123,16 +123,16 @@ def test_a_registry_that_dies_at_any_call_leaves_the_old_or_the_new_champion_and
         outcomes.add(stands == to.number)
         if not died:
             break
-        assert "did not answer" in said or stands == to.number
-        assert "was not moved" not in said
+        assert "did not answer" in text or stands == to.number
+        assert "is unchanged" not in text
         champion = to if stands == to.number else champion
-        told = [entry for entry in log.history(project.registry, stands) if entry.moved]
-        assert told[-1].after == stands, "the log is true before anybody settles it"
+        last = log.history(project.registry, stands)[-1]
+        assert last.after == stands, "the log is true before open entries are closed"
     assert not died
     assert 12 < deaths < 39
     assert outcomes == {True, False}
     statuses = [(status, tags["convoy.to"]) for _, status, tags in project.entries()]
-    assert "RUNNING" not in dict(statuses), "the last move settled what the deaths left"
+    assert "RUNNING" not in dict(statuses), "the last move closed what the deaths left"
     assert [to for status, to in statuses if status == "FINISHED"][-1] == project.champion()
 
 
@@ -252,7 +252,7 @@ def test_a_version_that_does_not_exist_or_serves_already_is_refused(project: Reg
         rollback("", to="2")
 
 
-def test_a_version_whose_file_is_gone_does_not_become_champion(project: RegistryProject) -> None:
+def test_a_version_whose_file_is_missing_does_not_become_champion(project: RegistryProject) -> None:
     versions = project.versions(3)
     promote_all(project, *versions)
     run = project.client.get_run(versions[1].mlflow_run_id)

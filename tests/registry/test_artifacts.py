@@ -73,7 +73,7 @@ def test_a_file_that_a_server_lists_but_does_not_have_is_missing_and_one_that_it
         artifacts.fetch(registry, only, tmp_path / "3")
 
 
-def test_a_folder_holds_a_model_only_with_the_proof_of_its_bytes(tmp_path: Path) -> None:
+def test_a_folder_holds_a_model_only_with_the_verification_of_its_bytes(tmp_path: Path) -> None:
     sha256 = write_verified(tmp_path / "deploy", "run-1")
     assert artifacts.is_verified(tmp_path / "deploy", sha256)
     assert not artifacts.is_verified(tmp_path / "deploy", "0" * 64)

@@ -77,10 +77,10 @@ def test_an_account_without_permission_is_named_with_what_to_ask_for(
     through.forbid("registered-models/alias")
     with pytest.raises(RegistryError) as refused:
         server_project.registry.point(CHAMPION, only)
-    said = str(refused.value)
-    assert f"the account `anna` may not move the alias champion to {only} at {through.uri}" in said
-    assert f"the permission EDIT on the registered model `{only.model}`" in said
-    assert "geheim" not in said
+    text = str(refused.value)
+    assert f"the account `anna` may not move the alias champion to {only} at {through.uri}" in text
+    assert f"the permission EDIT on the registered model `{only.model}`" in text
+    assert "geheim" not in text
 
 
 def test_a_rejected_login_names_the_variables_of_the_account(
@@ -96,9 +96,9 @@ def test_a_rejected_login_names_the_variables_of_the_account(
 
 
 def test_a_store_file_without_write_permission_is_reported(project: RegistryProject) -> None:
-    said = str(project.registry.failure("move it", MlflowException("attempt to write a readonly database")))
-    assert said.startswith("this user may not move it in sqlite:///")
-    assert "grant write access to it and its folder" in said
+    text = str(project.registry.failure("move it", MlflowException("attempt to write a readonly database")))
+    assert text.startswith("this user may not move it in sqlite:///")
+    assert "grant write access to it and its folder" in text
 
 
 def test_a_refusal_is_not_reported_as_a_missing_answer(project: RegistryProject) -> None:
@@ -119,5 +119,5 @@ def test_an_account_is_named_by_what_names_it(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_store_of_another_mlflow_is_refused(project: RegistryProject) -> None:
     (project.folder / "mlflow.db").write_text("no database at all, but long enough for one" * 10)
-    with pytest.raises(RequestError, match=r"mlflow.db is no database"):
+    with pytest.raises(RequestError, match=r"mlflow.db is not a database"):
         Registry.open()

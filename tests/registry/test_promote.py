@@ -232,7 +232,7 @@ def test_the_verdict_moves_the_alias_or_leaves_it(
 
 
 @pytest.mark.parametrize("loss", ["gone", "other bytes"])
-def test_a_champion_that_is_gone_or_damaged_does_not_keep_candidates_out(
+def test_a_missing_or_damaged_champion_does_not_block_candidates(
     here: RegistryProject, gate_project: GateProject, tmp_path: Path, loss: str
 ) -> None:
     champion = publish(here, gate_project.model(wrong=MANY), CHAMPION)
@@ -266,7 +266,7 @@ def test_a_round_finds_the_champions_images_from_its_worktree(
     assert found.table == gate_project.images().table
 
 
-def test_a_candidate_whose_file_is_gone_gets_no_verdict(
+def test_a_candidate_whose_file_is_missing_gets_no_verdict(
     here: RegistryProject, gate_project: GateProject, tmp_path: Path
 ) -> None:
     candidate = publish(here, gate_project.model(wrong=FEW), CANDIDATE)
@@ -367,7 +367,7 @@ def test_a_registry_that_goes_down_while_judging_leaves_the_champion(
     assert (tmp_path / "verdict.html").exists(), "the verdict is not lost"
 
 
-def test_people_are_told_the_verdict_the_limits_and_what_serves(
+def test_the_output_shows_the_verdict_the_limits_and_the_champion(
     here: RegistryProject, gate_project: GateProject, tmp_path: Path, pictured: None
 ) -> None:
     publish(here, gate_project.model(wrong=MANY), CHAMPION)

@@ -42,7 +42,7 @@ def found(project: RegistryProject, run_id: str) -> list:
 
 
 @pytest.mark.parametrize("backend", ["project", "server_project"])
-def test_the_workspace_s_model_becomes_a_version_with_all_that_is_known_of_it(
+def test_the_workspace_s_model_becomes_a_version_with_its_provenance(
     backend: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project = request.getfixturevalue(backend)
@@ -70,9 +70,9 @@ def test_the_workspace_s_model_becomes_a_version_with_all_that_is_known_of_it(
     assert made.description.startswith("# Card of ")
     assert made.source == f"models:/{project.model_of(run).model_id}"
     assert project.client.get_registered_model(version.model).description.startswith("Image classifiers")
-    said = capsys.readouterr().out
-    assert f"{version} is registered: model.onnx {sha256[:12]} of run {version.run_id}" in said
-    assert f"candidate is {version}, accuracy 90.00% (85.00% to 95.00%)" in said
+    output = capsys.readouterr().out
+    assert f"{version} is registered: model.onnx {sha256[:12]} of run {version.run_id}" in output
+    assert f"candidate is {version}, accuracy 90.00% (85.00% to 95.00%)" in output
     kept = {name: (project.deploy / name).read_bytes() for name in ("model.onnx", *artifacts.BESIDE)}
     shutil.rmtree(project.deploy)
     folder = artifacts.fetch(project.registry, version, tmp_path / "back")
@@ -96,7 +96,7 @@ def test_a_second_time_registers_nothing_and_moves_the_candidate_back(
     assert "convoy/1 has this file already" in capsys.readouterr().out
 
 
-def test_a_candidate_that_points_nowhere_is_mended(project: RegistryProject) -> None:
+def test_a_candidate_that_points_nowhere_is_repaired(project: RegistryProject) -> None:
     project.train()
     version = register()
     project.point_nowhere(CANDIDATE)
@@ -166,10 +166,10 @@ def test_a_store_that_lost_the_model_gets_a_new_version_of_the_same_file(
     assert (second.number, second.sha256) == ("2", first.sha256)
     assert artifacts.ModelArtifacts.of(project.registry, second).has_model
     assert project.model_of(run).model_id != lost.model_id, "the lost one is removed"
-    said = capsys.readouterr().out
-    assert f"has lost the model of run {first.run_id}: logging it again" in said
-    assert "it is the same file as convoy/1, which the store has lost" in said
-    assert 'convoy/1 is the champion; to replace it by convoy/2: convoy promote --override "' in said
+    output = capsys.readouterr().out
+    assert f"has lost the model of run {first.run_id}: logging it again" in output
+    assert "it is the same file as convoy/1, which the store has lost" in output
+    assert 'convoy/1 is the champion; to replace it by convoy/2: convoy promote --override "' in output
     assert aliases(project) == {CANDIDATE: "2", CHAMPION: "1"}
     assert register() == second
 
@@ -325,7 +325,7 @@ def test_many_classes_and_a_long_card_fit_into_every_store(
     assert text.endswith("The whole card is `model_card.md` beside the model.)")
 
 
-def test_the_proof_s_facts_are_read_from_the_files(tmp_path: Path) -> None:
+def test_the_facts_of_a_verified_model_are_read_from_its_files(tmp_path: Path) -> None:
     sha256 = write_verified(tmp_path / "deploy", "run-7", accuracy=0.5)
     read = VerifiedModel.read(tmp_path / "deploy")
     assert (read.sha256, read.run_id, read.classes) == (sha256, "run-7", ("Bär", "cat", "x"))

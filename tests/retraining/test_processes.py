@@ -40,9 +40,9 @@ except KeyboardInterrupt:
 
 def test_lines_go_through_and_the_last_are_kept(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     code = "import sys; [print(n) for n in range(100)]; print('https://me:secret@host', file=sys.stderr)"
-    said = processes.stream([sys.executable, "-c", code], tmp_path, os.environ)
+    output = processes.stream([sys.executable, "-c", code], tmp_path, os.environ)
     assert capfd.readouterr().out.startswith("0\n1\n2\n")
-    lines = said.splitlines()
+    lines = output.splitlines()
     assert (len(lines), lines[0], lines[-1]) == (processes.TAIL, "61", "https://me:***@host")
 
 

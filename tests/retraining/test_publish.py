@@ -68,9 +68,9 @@ def test_another_machine_takes_what_a_round_pushed_instead_of_running_it(
     monkeypatch.chdir(rounds.root)
     rounds.kept[1].tags.clear()
     assert rounds.run(push=True) == 0
-    said = capfd.readouterr().out
-    assert "Running stage" not in said
-    assert "Stage 'train' is cached - skipping run, checking out outputs" in said
+    output = capfd.readouterr().out
+    assert "Running stage" not in output
+    assert "Stage 'train' is cached - skipping run, checking out outputs" in output
     assert len(rounds.kept) == 2
 
 
@@ -90,11 +90,11 @@ def test_a_rejected_branch_leaves_the_champion_and_passes_on_what_the_remote_sai
     remotes.hook("echo 'only robots may push' && exit 1")
     before = state(remotes.rounds.root)
     assert remotes.rounds.run(push=True) == 1
-    said = remotes.rounds.result
-    assert (said["verdict"], said["step"], said["champion"]) == ("failed", "push branch", "convoy/1")
+    result = remotes.rounds.result
+    assert (result["verdict"], result["step"], result["champion"]) == ("failed", "push branch", "convoy/1")
     assert remotes.rounds.champion() == "1"
-    assert "only robots may push" in said["reason"]
-    assert "May this machine push there (../remote.git)?" in said["reason"]
+    assert "only robots may push" in result["reason"]
+    assert "May this machine push there (../remote.git)?" in result["reason"]
     assert "only robots may push" in remotes.rounds.report
     assert state(remotes.rounds.root) == before
 
@@ -114,10 +114,10 @@ def test_a_dvc_remote_that_takes_nothing_leaves_the_champion(remotes: Remotes, q
     remotes.dvc.write_text("a file, where a folder belongs")
     before = state(remotes.rounds.root)
     assert remotes.rounds.run(push=True) == 1
-    said = remotes.rounds.result
-    assert (said["step"], said["champion"]) == ("push data", "convoy/1")
-    assert "the DVC remote rejected the data and models: " in said["reason"]
-    assert "`dvc push`" in said["reason"]
+    result = remotes.rounds.result
+    assert (result["step"], result["champion"]) == ("push data", "convoy/1")
+    assert "the DVC remote rejected the data and models: " in result["reason"]
+    assert "`dvc push`" in result["reason"]
     assert remotes.branches() == []
     assert state(remotes.rounds.root) == before
 
@@ -168,13 +168,13 @@ def test_a_pull_request_that_fails_is_a_failure_that_names_the_new_champion(
 ) -> None:
     fake_gh(tmp_path, monkeypatch, "echo 'no permission' >&2; exit 4")
     assert remotes.rounds.run(push=True) == 1
-    said = remotes.rounds.result
-    assert (said["step"], said["champion"]) == ("propose", "convoy/2")
-    assert said["reason"].startswith(
-        f"convoy/2 is champion and its branch {said['branch']} is pushed, but no request was opened: "
+    result = remotes.rounds.result
+    assert (result["step"], result["champion"]) == ("propose", "convoy/2")
+    assert result["reason"].startswith(
+        f"convoy/2 is champion and its branch {result['branch']} is pushed, but no request was opened: "
         "`gh pr create` failed: no permission"
     )
-    assert said["branch"] in remotes.branches()
+    assert result["branch"] in remotes.branches()
 
 
 def test_gitlab_gets_a_merge_request_by_push_options_once_the_lock_is_promoted(
@@ -229,15 +229,15 @@ def test_all_that_push_needs_and_is_missing_is_named_at_once(
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("PATH", str(bin_with(tmp_path, "git")))
     assert rounds.run(push=True) == 2
-    said = rounds.result["reason"]
-    assert said.startswith("PUSH=1 requires:\n  MLFLOW_TRACKING_URI: ")
+    reason = rounds.result["reason"]
+    assert reason.startswith("PUSH=1 requires:\n  MLFLOW_TRACKING_URI: ")
     for name in (
         "\n  a DVC remote: ",
         "\n  a git remote `origin`: ",
         "\n  gh: ",
         "\nWithout PUSH=1 a round stays",
     ):
-        assert name in said
+        assert name in reason
     assert "PUSH=1 requires" in rounds.report
 
 
@@ -276,7 +276,7 @@ def test_a_lock_that_is_as_committed_makes_no_branch(rounds: Rounds, quick: Prog
 
 
 def fake_gh(folder: Path, patch: pytest.MonkeyPatch, text: str) -> None:
-    """Put a `gh` before all others, which does as it is told."""
+    """Put a fake `gh` first in PATH, which runs this shell script."""
     script = bin_with(folder) / "gh"
     script.write_text(f"#!/bin/sh\nOUT={folder}\n{text}\n")
     script.chmod(0o755)

@@ -110,7 +110,7 @@ def test_other_limits_ask_for_another_verdict_on_the_same_model(trained: Rounds)
     assert len(trained.kept) == 1
 
 
-def test_uncommitted_changes_are_no_part_of_a_round_and_are_told(trained: Rounds) -> None:
+def test_uncommitted_changes_are_not_part_of_a_round_and_are_reported(trained: Rounds) -> None:
     trained.small.edit("params.yaml", "lr: 0.5", "lr: 0.25")
     assert trained.run() == 0
     assert trained.result["verdict"] == "nothing-new"
@@ -164,8 +164,8 @@ def test_a_bug_is_reported_like_a_failure(
 
 
 def test_a_training_that_fails_is_reported_with_its_last_words(trained: Rounds) -> None:
-    said = "ERROR in train: params cannot be used:\\n  train.epochs is 0\\nDVC removed it"
-    trained.small.write("train.sh", f"echo counting && printf '{said}\\n' && exit 1\n")
+    error = "ERROR in train: params cannot be used:\\n  train.epochs is 0\\nDVC removed it"
+    trained.small.write("train.sh", f"echo counting && printf '{error}\\n' && exit 1\n")
     trained.small.commit("worse code")
     before = state(trained.root)
     assert trained.run() == 1
@@ -213,7 +213,7 @@ def test_words_of_a_stage_pause_nothing(
     assert (trained.result["verdict"], trained.result["step"]) == ("failed", "repro")
 
 
-def test_a_pipeline_that_ends_without_a_word_is_told_by_its_exit_code(
+def test_a_pipeline_that_ends_without_an_error_is_reported_with_its_exit_code(
     trained: Rounds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained.small.edit("params.yaml", "lr: 0.5", "lr: 0.25")
@@ -223,7 +223,7 @@ def test_a_pipeline_that_ends_without_a_word_is_told_by_its_exit_code(
     assert trained.result["reason"].startswith("the pipeline failed: `repro.py` ended with exit code 137\n")
 
 
-def test_data_whose_source_is_gone_stop_a_round_and_nothing_is_lost(trained: Rounds) -> None:
+def test_a_missing_data_source_stops_a_round_and_nothing_is_lost(trained: Rounds) -> None:
     trained.small.git("mv", "source", "elsewhere")
     trained.small.commit("moved")
     before = state(trained.root)
@@ -265,9 +265,9 @@ def test_what_a_killed_round_left_is_removed_and_the_next_goes_on(trained: Round
     trained.small.edit("params.yaml", "lr: 0.5", "lr: 0.25")
     trained.small.commit("another rate")
     before = state(trained.root)
-    place = worktree.create(trained.root)
-    (place.parent / "out-1").mkdir()
-    (place / ".git").unlink()
+    tree = worktree.create(trained.root)
+    (tree.parent / "out-1").mkdir()
+    (tree / ".git").unlink()
     assert trained.run() == 0
     assert trained.result["verdict"] == "promoted"
     assert not list((trained.root / worktree.FOLDER).glob("out-*"))
@@ -342,7 +342,7 @@ def test_the_script_takes_no_words_and_push_is_0_or_1(
     from runpy import run_path  # noqa: PLC0415 (for this test alone)
 
     script = str(Path(__file__).parents[2] / "pipelines/retrain.py")
-    for words, push, said in (
+    for words, push, message in (
         (["--now"], "", "no arguments such as '--now'"),
         ([], "yes", "PUSH is 'yes'"),
     ):
@@ -350,4 +350,4 @@ def test_the_script_takes_no_words_and_push_is_0_or_1(
         monkeypatch.setenv("PUSH", push)
         with pytest.raises(SystemExit, match="2"):
             run_path(script, run_name="__main__")
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err

@@ -231,8 +231,8 @@ def test_missing_content_is_reported_with_its_file(small: Small, tmp_path: Path)
     assert checkout_pinned(small.folder, has_remote=False) == ["weights/net.pt.dvc"]
     small.remove("weights/net.pt")
     small.remove(".dvc/cache")
-    said = r"content of weights/net\.pt\.dvc is not in DVC's cache and there is no DVC remote"
-    with pytest.raises(RoundError, match=said):
+    message = r"content of weights/net\.pt\.dvc is not in DVC's cache and there is no DVC remote"
+    with pytest.raises(RoundError, match=message):
         checkout_pinned(small.folder, has_remote=False)
     small.write(
         ".dvc/config", f"[core]\n    remote = store\n['remote \"store\"']\n    url = {tmp_path}/store\n"

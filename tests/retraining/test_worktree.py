@@ -13,11 +13,11 @@ from retraining_rounds import Programs, Rounds, state
 
 def test_it_uses_the_cache_of_the_caller_and_links_nothing_into_reach_of_an_edit(trained: Rounds) -> None:
     trained.small.dvc("config", "--local", "cache.type", "hardlink,symlink")
-    place = worktree.create(trained.root)
-    dvc.run(place, "repro")
+    tree = worktree.create(trained.root)
+    dvc.run(tree, "repro")
     files = [path for path in (trained.root / ".dvc/cache").rglob("*") if path.is_file()]
-    assert not list((place / ".dvc").glob("cache/files"))
-    data = place / "data/a.txt"
+    assert not list((tree / ".dvc").glob("cache/files"))
+    data = tree / "data/a.txt"
     assert (data.is_symlink(), data.stat().st_nlink) == (False, 1)
     data.chmod(0o644)
     data.write_text("edited")
@@ -31,27 +31,27 @@ def test_it_knows_the_remotes_of_the_caller_with_passwords_and_relative_paths(
     rounds.small.dvc("remote", "add", "-q", "--local", "http", "https://host/path")
     rounds.small.dvc("remote", "modify", "--local", "http", "password", "secret")
     rounds.small.commit("remotes")
-    place = worktree.create(rounds.root)
-    file = place / ".dvc/config.local"
+    tree = worktree.create(rounds.root)
+    file = tree / ".dvc/config.local"
     assert "password = secret" in file.read_text()
     assert file.stat().st_mode & 0o077 == 0
-    dvc.run(place, "push")
+    dvc.run(tree, "push")
     assert (tmp_path / "store/files").is_dir()
-    assert rounds.small.git("-C", str(place), "status", "--porcelain") == ""
+    assert rounds.small.git("-C", str(tree), "status", "--porcelain") == ""
 
 
 def test_half_a_worktree_is_removed_like_a_whole_one(rounds: Rounds) -> None:
     before = state(rounds.root)
-    place = worktree.create(rounds.root)
+    tree = worktree.create(rounds.root)
     assert state(rounds.root) != before, "git lists it"
-    (place / ".git").unlink()
+    (tree / ".git").unlink()
     assert worktree.remove(rounds.root)
     assert state(rounds.root) == before
     worktree.create(rounds.root)
-    dvc.remove(place)
+    dvc.remove(tree)
     assert worktree.remove(rounds.root)
-    place.mkdir(parents=True)
-    (place / "left.txt").touch()
+    tree.mkdir(parents=True)
+    (tree / "left.txt").touch()
     assert worktree.remove(rounds.root)
     assert not worktree.remove(rounds.root)
     assert state(rounds.root) == before
@@ -74,9 +74,9 @@ def test_a_store_with_a_relative_address_is_the_same_from_the_worktree(
         assert worktree.absolute(same, root) in (same, f"{root}/{same}")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mine.db")
     monkeypatch.chdir(root)
-    place = worktree.create(root)
-    with worktree.inside(root, place):
-        assert Path.cwd() == place
+    tree = worktree.create(root)
+    with worktree.inside(root, tree):
+        assert Path.cwd() == tree
         assert stage.repository() == root
         assert os.environ["MLFLOW_TRACKING_URI"] == f"sqlite:///{root}/mine.db"
     assert Path.cwd() == root
