@@ -290,7 +290,7 @@ def test_a_picture_of_another_format_is_refused_before_training(run):
 def test_a_folder_without_a_dataset_is_refused(run):
     done = run("position", "--dataset", "nothing")
     assert isinstance(done.exception, DataError)
-    assert str(done.exception).startswith("nothing is no packed dataset")
+    assert str(done.exception).startswith("nothing is not a packed dataset")
 
 
 def test_a_negative_seed_is_exit_2(run):

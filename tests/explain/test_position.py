@@ -139,7 +139,7 @@ def test_the_digits_are_those_of_the_archive(sheets):
 
 
 def test_a_folder_without_a_dataset_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"is no packed dataset: it has no dataset\.json\. Make it with"):
+    with pytest.raises(DataError, match=r"dataset\.json is missing.*dvc repro prepare"):
         position.packed(tmp_path, seed=1)
 
 

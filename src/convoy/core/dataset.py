@@ -1,6 +1,6 @@
-"""The packed dataset: what `prepare` writes and everything after it reads.
+"""The packed dataset: `prepare` writes it, all later stages read it.
 
-Numpy only, so that reading it costs no other import.
+Depends on numpy only, so that opening it imports nothing else.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ MANIFEST_FILE = "manifest.parquet"
 
 @dataclass(frozen=True)
 class Dataset:
-    """Hand out images and labels of one split as slices of files mapped into memory.
+    """Images and labels by split, as slices of memory-mapped files.
 
     Attributes:
         classes: names, sorted; a label is an index into them.
@@ -54,13 +54,13 @@ class Dataset:
         """Open a folder that `prepare` wrote; no image is read yet.
 
         Raises:
-            DataError: the folder is missing, incomplete, or no dataset.
+            DataError: the folder is missing, incomplete, or not a dataset.
         """
         for name in (FACTS_FILE, IMAGES_FILE, LABELS_FILE):
             if not (folder / name).is_file():
                 raise DataError(
-                    f"{folder} is no packed dataset: it has no {name}. "
-                    "Make it with `dvc repro prepare`, or restore it with `dvc checkout`."
+                    f"{folder} is not a packed dataset: {name} is missing. "
+                    "Create it with `dvc repro prepare`, or restore it with `dvc checkout`."
                 )
         try:
             facts: dict[str, Any] = read_json(folder / FACTS_FILE)
@@ -80,15 +80,15 @@ class Dataset:
             images, labels = dataset._mapped(IMAGES_FILE), dataset._mapped(LABELS_FILE)
         except (ValueError, KeyError, IndexError, TypeError, EOFError) as error:
             raise DataError(
-                f"{folder} is no packed dataset that this version reads ({type(error).__name__}: {error}). "
-                "Make it anew with `dvc repro --force prepare`."
+                f"{folder} is not a packed dataset of this version ({type(error).__name__}: {error}). "
+                "Recreate it with `dvc repro --force prepare`."
             ) from error
         rows = max(stop for _, stop in dataset.splits.values())
         if images.shape != (rows, dataset.image_px, dataset.image_px, 3) or labels.shape != (rows,):
             raise DataError(
-                f"{folder} does not agree with itself: {FACTS_FILE} speaks of {rows:,} images of "
-                f"{dataset.image_px} px, {IMAGES_FILE} holds {images.shape}, {LABELS_FILE} {labels.shape}. "
-                "Make it anew with `dvc repro --force prepare`."
+                f"{folder} is inconsistent: {FACTS_FILE} describes {rows:,} images of {dataset.image_px} px, "
+                f"{IMAGES_FILE} holds {images.shape}, {LABELS_FILE} {labels.shape}. "
+                "Recreate it with `dvc repro --force prepare`."
             )
         return dataset
 

@@ -1,4 +1,4 @@
-"""How much a share of so many images can be trusted."""
+"""Confidence interval of an accuracy."""
 
 from scipy.stats import binomtest
 
@@ -7,7 +7,7 @@ CONFIDENCE = 0.95
 
 
 def wilson(correct: int, images: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Bound the accuracy that so many images support.
+    """Compute the interval of the accuracy that `correct` of `images` support.
 
     Wilson's score interval: unlike the textbook's p ± 1.96 s it stays inside 0..1
     and is not empty when every image is right.

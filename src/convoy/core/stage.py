@@ -1,4 +1,4 @@
-"""Run a stage script: known errors become one message and an exit code, a stop stays a stop."""
+"""The entry point of stage scripts: known errors become one message and an exit code; a stop stays a stop."""
 
 import hashlib
 import os
@@ -20,7 +20,7 @@ INTERRUPTED = 1
 
 
 def main(work: Callable[[], None]) -> NoReturn:
-    """Call a stage's work and exit as the design says: 0 done, 1 failed, 2 wrongly asked.
+    """Call a stage's work and exit with 0 success, 1 failure or 2 invalid request.
 
     SIGTERM, which CI systems and `dvc queue kill` send, ends a run like Ctrl-C does.
     """
@@ -60,7 +60,7 @@ def repository() -> Path:
 
 
 def recorded(stage: str, path: Path, content: bytes) -> bool:
-    """Tell whether dvc.lock, here, records a file with this content among a stage's outputs."""
+    """Tell whether dvc.lock in the current folder records a file with this content among a stage's outputs."""
     lock = Path("dvc.lock")
     if not lock.exists():
         return False
@@ -71,7 +71,7 @@ def recorded(stage: str, path: Path, content: bytes) -> bool:
 
 
 def silence_dependencies() -> None:
-    """Switch off usage statistics that only environment variables can switch off, and progress noise.
+    """Disable usage statistics and progress noise of dependencies by their environment variables.
 
     Called by every entry point before it imports MLflow; importing Convoy changes nothing.
     """

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, Self
 from convoy.core import stage
 from convoy.core.errors import ConvoyError, TrainingError
 from convoy.sweep.request import Request, code
+from convoy.sweep.study import WORKER
 from convoy.tracking.run import Reference
 
 PATIENCE_S = 15.0
@@ -164,7 +165,7 @@ class _Parent:
         self._pipe = pipe
 
     def started(self, attributes: Mapping[str, Any]) -> None:
-        self._pipe.send(("started", [dict(attributes) | {"worker": os.getpid()}]))
+        self._pipe.send(("started", [dict(attributes) | {WORKER: os.getpid()}]))
         self._pipe.recv()
 
     def report(self, epoch: int, value: float) -> bool:
