@@ -55,7 +55,7 @@ def test_a_folder_without_one_of_the_files_is_refused(packed, name):
 )
 def test_a_folder_with_a_broken_file_is_refused(packed, name, content):
     (packed / name).write_bytes(content)
-    with pytest.raises(DataError, match="not a packed dataset of this version.*dvc repro --force prepare"):
+    with pytest.raises(DataError, match=r"not a packed dataset of this version.*dvc repro --force prepare"):
         Dataset.load(packed)
 
 
