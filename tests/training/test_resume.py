@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 from convoy.core.errors import TrainingPaused
 from convoy.training.callbacks import Point
 from convoy.training.fit import fit
+from convoy.training.optim import WARMUP_START
 from convoy.training.resume import DirectIO, Resumable
 
 HOOKS = (
@@ -204,6 +205,9 @@ def test_points_are_published_only_with_a_checkpoint_that_comes_after_them(
     run()
     assert {step for name, step in journal.points if name == "step/loss"} == set(range(1, 7))
     assert {step for name, step in journal.points if name == "val/loss"} == {1, 2}
+    assert journal.points["step/lr", 1] == pytest.approx(0.1 * WARMUP_START), (
+        "the rate that the step was done with"
+    )
 
 
 def test_a_full_disk_stops_no_training_and_is_reported_once(
