@@ -321,5 +321,16 @@ def test_of_long_lists_examples_are_cut_and_never_the_criteria():
     assert f"{2000 - (len(recalls) - 1):,} more are not listed." in cut.paragraphs["Recall per class"]
 
 
+def test_long_tables_are_folded_and_of_many_classes_those_that_changed_most_are_counted():
+    names = [f"class {n:03}" for n in range(300)]
+    before, now = images(300, names), images(299, names)
+    facts = round_with("kept", gate_result=None, changes=diff(before, now))
+    assert "<details><summary>100 rows</summary>\n" in parse(facts).raw
+    (removed, counts) = parse(facts).tables["Data"]
+    assert removed[1][2] == "class 299"
+    assert counts[1] == ["class 299", "1", "0", "-1"]
+    assert len(counts) == 101
+
+
 def test_equal_rounds_give_equal_reports():
     assert report.body(hostile_round()) == report.body(hostile_round())
