@@ -240,7 +240,9 @@ def test_a_run_that_waits_in_the_outbox_is_found_with_what_is_missing(
     journal.append({"kind": "params", "params": {"fit.lr": "1"}})
     points = [["val/loss", 2.0, 2, 1], ["val/loss", 1.0, 1, 1], ["test/accuracy", 0.5, 0, 1]]
     journal.append({"kind": "points", "points": points})
-    journal.append({"kind": "files", "at": journal.keep(traced.folder / "params.yaml"), "folder": "pipeline"})
+    journal.append(
+        {"kind": "files", "at": journal.copy_in(traced.folder / "params.yaml"), "folder": "pipeline"}
+    )
     journal.append({"kind": "end", "status": "FINISHED", "time_ms": 1_795_100_000_001})
     journal.close()
     assert run_ids("20261125") == [waiting]

@@ -26,9 +26,9 @@ def test_output_comes_without_its_last_line_break_and_variables_reach_git(reposi
 
 
 def test_an_error_names_the_command_and_hides_passwords(repository):
-    with pytest.raises(git.GitError, match="`git fetch` failed") as error:
-        git.run(repository, "-c", "a.b=c", "fetch", "https://me:secret@127.0.0.1:9/x.git")
-    assert "127.0.0.1" in str(error.value)
+    with pytest.raises(git.GitError, match="`git checkout` failed") as error:
+        git.run(repository, "-c", "a.b=c", "checkout", "--", "https://me:secret@example.invalid")
+    assert "me:***@example.invalid" in str(error.value)
     assert "secret" not in str(error.value)
     assert git.ask(repository, "rev-parse", "no-such-branch") == ""
 
@@ -42,9 +42,9 @@ def test_without_git_the_error_names_the_remedy(repository, monkeypatch):
 
 
 def test_objects_are_read_in_one_call_and_missing_ones_left_out(repository):
-    names = ["HEAD:none.yaml", "HEAD:known.yaml", "HEAD:none too.yaml", "HEAD:known.yaml"]
-    assert git.contents(repository, names) == {"HEAD:known.yaml": b"layers: [flatten]\n"}
     number = git.run(repository, "rev-parse", "HEAD:known.yaml")
+    names = ["HEAD:none.yaml", "HEAD:known.yaml", "HEAD:none too.yaml", number]
+    assert git.contents(repository, names) == dict.fromkeys(names[1::2], b"layers: [flatten]\n")
     assert git.objects(repository, ["known.yaml", "new.yaml"]) == {"known.yaml": number}
     assert git.objects(repository, []) == {}
 
@@ -55,7 +55,8 @@ def test_a_commit_is_resolved_and_its_holders_are_named(repository):
     assert git.commit(repository, "none") == ""
     git.run(repository, "tag", "v1")
     git.run(repository, "update-ref", f"refs/exps/{number[:2]}/{number[2:]}/quick-fox", "HEAD")
-    git.run(repository, "update-ref", "refs/exps/stash", "HEAD")
+    for other in ("stash", "zz"):
+        git.run(repository, "update-ref", f"refs/exps/{other}", "HEAD")
     assert git.holders(repository, number) == ["main", "tag v1", "experiment quick-fox"]
     assert git.experiments(repository) == {"quick-fox": number}
 
