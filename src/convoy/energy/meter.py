@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 
 STAGES = ("prepare", "train", "evaluate", "export")
 
-START_S = 30.0
-"""Longest wait, at the end of a block, for a tracker that is still starting; it takes 1.5 s on a quiet core."""
+START_S = 120.0
+"""Longest wait, at the end of a block, for a tracker that is still starting: 1.5 s on a quiet core, 30 on busy ones."""
+
+ATTEMPTS = 3
+"""Readings may fail once while codecarbon's own thread samples."""
 
 STILL_S = 2.0
 """Time after which a hardware counter that has not moved counts as broken, as on some virtual machines."""
@@ -121,7 +124,10 @@ class Meter:
         if self._failed or self._tracker is None:
             return
         self._readings.latest = None
-        self._tracker.flush()  # hides its errors, but then there is no reading
+        for _ in range(ATTEMPTS):
+            self._tracker.flush()  # hides its errors, but then there is no reading
+            if self._readings.latest is not None:
+                break
         reading = self._readings.latest
         if reading is None:
             self._fail("codecarbon has no reading")
