@@ -21,7 +21,7 @@ ELSEWHERE = {
     "make repro": "the fixture `finished`",
     "make ui": "test_make_ui_serves_the_runs",
     "source .venv/bin/activate": "every test: PATH",
-    "make check": "CI",
+    "make test": "CI",
     "make retrain": "test_retrain_rounds.py, as CI does",
 }
 
