@@ -18,8 +18,8 @@ from convoy.models.shapes import smallest_px
 
 PAGES = (
     "README.md",
-    "AGENTS.md",
     "CONTRIBUTING.md",
+    "AGENTS.md",
     "docs/architecture.md",
     "docs/data.md",
     "docs/deployment.md",
@@ -31,6 +31,7 @@ PAGES = (
     "docs/tracking.md",
     "docs/training.md",
 )
+WITHOUT_PARAMS = {"CONTRIBUTING.md", "AGENTS.md"}
 RUNNERS = {"convoy", "dvc", "make"}
 
 
@@ -108,13 +109,20 @@ def anchors(page: Path) -> set[str]:
 
 def test_every_page_is_looked_at(repository: Path) -> None:
     shipped = {path.relative_to(repository).as_posix() for path in (repository / "docs").glob("*.md")}
-    assert shipped | {"AGENTS.md", "CONTRIBUTING.md", "README.md"} == set(PAGES)
+    assert shipped | {"README.md", "CONTRIBUTING.md", "AGENTS.md"} == set(PAGES)
+
+
+def test_the_readme_is_short(repository: Path) -> None:
+    assert len((repository / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+    assert len((repository / "dvc.yaml").read_text(encoding="utf-8").splitlines()) <= 110
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(repository: Path, page: str) -> None:
     path = repository / page
-    for link in re.findall(r"\]\(([^)\s]+)\)", prose(path.read_text(encoding="utf-8"))):
+    links = re.findall(r"\]\(([^)\s]+)\)", prose(path.read_text(encoding="utf-8")))
+    assert links or page == "AGENTS.md"
+    for link in links:
         if "://" in link:
             continue
         name, _, anchor = link.partition("#")
@@ -130,13 +138,17 @@ def test_commands_and_their_options_exist(repository: Path, page: str) -> None:
         "dvc": options_of_dvc(),
         "make": {name: set() for name in targets(repository)},
     }
-    for command in commands((repository / page).read_text(encoding="utf-8")):
+    found = commands((repository / page).read_text(encoding="utf-8"))
+    assert found
+    for command in found:
         words = [word for word in command if not re.match(r"[A-Z]+=", word)]  # make repro VENV=path
         lacking = missing(words, known[words[0]])
         assert not lacking, f"{page}: `{' '.join(command)}`: {lacking}"
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES[1:] if page != "docs/architecture.md"])
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.startswith("docs/") and page != "docs/architecture.md"]
+)
 def test_bash_blocks_hold_commands_and_outputs_stand_elsewhere(repository: Path, page: str) -> None:
     programs = {*RUNNERS, "git", "mlflow", "python"}
     lines = [
@@ -157,6 +169,7 @@ def test_params_that_a_page_names_exist(repository: Path, page: str) -> None:
     known = {".".join(key.split(".")[:end]) for key in flat for end in range(1, key.count(".") + 2)}
     text = (repository / page).read_text(encoding="utf-8")
     sections = "|".join(content)
+    assert re.search(rf"`(?:{sections})\.[\w.]+|(?:-S|-P) [\w.]+=", text) or page in WITHOUT_PARAMS
     for name in re.findall(rf"`((?:{sections})\.[\w.]+)(?::[^`]*)?`", prose(text)):
         assert name in known or (repository / name).exists(), f"{page} names `{name}`"
     for name in re.findall(r"(?:-S|-P) ([\w.]+)=", text):
