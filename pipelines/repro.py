@@ -1,9 +1,9 @@
-"""Run the DAG and say what came of it: what `make repro` and `mlflow run .` call.
+"""Run the DAG and print the results. Called by `make repro` and `mlflow run .`.
 
     python pipelines/repro.py [--until STAGE] [--force] [--pull] [--train.epochs 3 …]
 
-Values make a DVC experiment (`dvc exp run -S`), none a plain `dvc repro`. `--force` and `--pull` are DVC's own: run
-stages that have not changed too; take from the DVC remote what other machines have made.
+With values it runs a DVC experiment (`dvc exp run -S`), otherwise `dvc repro`. `--force` and `--pull` are DVC's: run
+unchanged stages too; fetch outputs of other machines from the DVC remote.
 """
 
 import os
@@ -25,7 +25,7 @@ METRICS = Path("build/metrics")
 
 
 class PipelineError(ConvoyError):
-    """Pass on that DVC failed; it and its stage have said why."""
+    """DVC failed; DVC and its stage have printed the reason."""
 
 
 def main() -> None:
@@ -47,16 +47,16 @@ def main() -> None:
     where = outbox.folder()
     outbox.prepare_store(where)
     command = [*(["exp", "run", *settings] if overrides else ["repro"]), *flags]
-    # Stage commands say `python`: it must be the one that runs this script.
+    # Stage commands are `python …`: it must be the Python that runs this script.
     search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    done = subprocess.run(  # noqa: S603 (own words)
+    done = subprocess.run(  # noqa: S603 (no shell)
         [sys.executable, "-m", "dvc", *command, *target], env={**os.environ, "PATH": search}, check=False
     )
     if done.returncode:
-        # In a CI job nobody delivers after this process has ended.
+        # In a CI job nothing is uploaded after this process has ended.
         ended = [path.name for path in outbox.journals(where) if state(path).ended]
         outbox.warn_once(outbox.wait_until_uploaded(ended, where, outbox.WAIT_SECONDS), where)
-        raise PipelineError(f"`dvc {' '.join([*command, *target])}` failed; the message above says where.")
+        raise PipelineError(f"`dvc {' '.join([*command, *target])}` failed; the reason is in the output above.")
     if not target:
         from convoy.tracking.sync import sync  # noqa: PLC0415 (a second saved where DVC fails first)
 
