@@ -56,7 +56,9 @@ def main() -> None:
         # In a CI job nothing is uploaded after this process has ended.
         ended = [path.name for path in outbox.journals(where) if state(path).ended]
         outbox.warn_once(outbox.wait_until_uploaded(ended, where, outbox.WAIT_SECONDS), where)
-        raise PipelineError(f"`dvc {' '.join([*command, *target])}` failed; the reason is in the output above.")
+        raise PipelineError(
+            f"`dvc {' '.join([*command, *target])}` failed; the reason is in the output above."
+        )
     if not target:
         from convoy.tracking.sync import sync  # noqa: PLC0415 (a second saved where DVC fails first)
 

@@ -1,13 +1,16 @@
 """The shipped params.yaml is complete, commented and accepted."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic.fields import FieldInfo
 
 from convoy import preflight
 from convoy.core import yaml
 from convoy.core.errors import RequestError
+from convoy.core.params import Section
 from convoy.gate.settings import GateParams
 
 
@@ -22,9 +25,39 @@ def test_the_shipped_params_pass_the_check(here: Path) -> None:
 
 
 def test_every_value_has_a_comment(here: Path) -> None:
-    for line in (here / "params.yaml").read_text().splitlines():
-        if re.match(r"\s*[a-z_]+: \S", line):
-            assert "# " in line, f"no comment: {line}"
+    written = comments((here / "params.yaml").read_text(encoding="utf-8"))
+    assert len(written) > 50
+    bare = [key for key, comment in written.items() if not comment and key not in preflight.SECTIONS]
+    assert not bare
+
+
+def comments(text: str) -> dict[str, str]:
+    """Map flat keys of params.yaml to the comments on their lines."""
+    found, parents = {}, []
+    for line in text.splitlines():
+        if match := re.match(r"( *)([\w.]+):[^#]*(?:# (.*))?$", line):
+            depth = len(match[1]) // 2
+            parents = [*parents[:depth], match[2]]
+            found[".".join(parents)] = match[3] or ""
+    return found
+
+
+def fields(kind: type[Section], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in kind.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from fields(field.annotation, f"{prefix}.{name}")
+        else:
+            yield f"{prefix}.{name}", field
+
+
+@pytest.mark.parametrize("section", preflight.SECTIONS)
+def test_a_comment_begins_with_the_description_of_its_field(here: Path, section: str) -> None:
+    written = comments((here / "params.yaml").read_text(encoding="utf-8"))
+    described = list(fields(preflight.SECTIONS[section], section))
+    assert described
+    for key, field in described:
+        assert field.description, f"{key} has no description"
+        assert written[key].startswith(field.description), f"{key}: {written[key]!r}: {field.description!r}"
 
 
 def test_no_section_declares_a_second_default() -> None:

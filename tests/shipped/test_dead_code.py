@@ -1,0 +1,31 @@
+"""Functions, methods, properties and classes that nothing in src/ and pipelines/ uses are removed."""
+
+from pathlib import Path
+
+from vulture import Vulture
+
+KINDS = ("function", "method", "property", "class", "import")
+DECORATORS = ["@*.command*", "@*.callback*", "@*validator*", "@*serializer*", "@*.register*", "@override"]
+"""What typer, pydantic and singledispatch call."""
+NAMES = [
+    "forward",  # torch
+    "check_mapping_key",  # ruamel
+    "list_commands",  # click
+    "on_*", "setup", "*_step", "configure_*", "*_dataloader", "*state_dict", "transfer_batch_to_device",  # Lightning
+    "save_checkpoint", "remove_checkpoint",  # Lightning's CheckpointIO
+]  # fmt: skip
+
+
+def test_nothing_is_left_that_no_code_uses(repository: Path) -> None:
+    sources = repository / "src/convoy"
+    vulture = Vulture(ignore_names=NAMES, ignore_decorators=DECORATORS)
+    vulture.scavenge([sources, repository / "pipelines"])
+    templates = "\n".join(path.read_text(encoding="utf-8") for path in sources.rglob("*.j2"))
+    items = vulture.get_unused_code(min_confidence=60)
+    assert items, "vulture found no candidates at all: it read nothing"
+    dead = [
+        f"{item.filename}:{item.first_lineno} {item.typ} {item.name}"
+        for item in items
+        if item.typ in KINDS and item.name not in templates
+    ]
+    assert not dead, "\n".join(dead)
