@@ -1,4 +1,4 @@
-"""The classics at full width, a handful of steps each, through the pipeline to a proven model."""
+"""The classics at full width, a handful of steps each, through the pipeline to a verified model."""
 
 import shutil
 import zipfile
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
 @pytest.mark.parametrize(
     ("name", "px"), [("alexnet", 63), ("vgg16", 32), ("googlenet", 32), ("inception_v3", 299)]
 )
-def test_a_classic_trains_a_few_steps_and_is_proven(
+def test_a_classic_trains_a_few_steps_and_is_verified(
     finished: tuple[Clone, str], tmp_path: Path, name: str, px: int
 ) -> None:
     clone = finished[0].copy(tmp_path / "clone")

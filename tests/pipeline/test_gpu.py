@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.pipeline, pytest.mark.gpu]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
-def test_the_pipeline_trains_on_cuda_and_is_proven_on_the_cpu(tmp_path: Path) -> None:
+def test_the_pipeline_trains_on_cuda_and_is_verified_on_the_cpu(tmp_path: Path) -> None:
     clone = clone_working_tree(tmp_path / "clone")
     said = clone.run("make", "repro", f"VENV={sys.prefix}")
     assert torch.cuda.get_device_name() in said

@@ -77,7 +77,7 @@ def test_the_run_holds_params_metrics_identity_and_files(finished: tuple[Clone, 
     assert lock.read_text() == (clone.folder / "dvc.lock").read_text()
 
 
-def test_the_logged_model_is_the_proven_file_byte_for_byte(finished: tuple[Clone, str]) -> None:
+def test_the_logged_model_is_the_verified_file_byte_for_byte(finished: tuple[Clone, str]) -> None:
     clone, _ = finished
     [run] = runs(clone)
     client = MlflowClient(f"sqlite:///{clone.folder}/mlflow.db")

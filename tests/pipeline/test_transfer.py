@@ -1,4 +1,4 @@
-"""Transfer through the pipeline: from one run's weights, on other classes, to a proven model."""
+"""Transfer through the pipeline: from one run's weights, on other classes, to a verified model."""
 
 import re
 import zipfile
