@@ -60,10 +60,10 @@ def test_the_most_confident_mistakes_come_first():
     images_u8 = np.zeros((4, 8, 8, 3), np.uint8)
     labels = np.array([1, 0, 1, 1])
     mistakes = report.most_confident_mistakes(images_u8, labels, probabilities, "wxyz", ["a", "b"], most=2)
-    assert [mistake.path for mistake in mistakes] == ["w", "x"]
-    assert mistakes[1].predicted == "b"
-    assert mistakes[1].probability == pytest.approx(0.8)
-    assert mistakes[1].probability_of_actual == pytest.approx(0.2)
+    assert [mistake["path"] for mistake in mistakes] == ["w", "x"]
+    assert (mistakes[1]["predicted"], mistakes[1]["actual"]) == ("b", "a")
+    assert mistakes[1]["probability"] == pytest.approx(0.8)
+    assert mistakes[1]["probability_of_actual"] == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize(

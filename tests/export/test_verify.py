@@ -260,7 +260,7 @@ def test_cropped_images_are_verified(empty, error_of):
 
 def test_the_sample_holds_test_images_as_they_were_packed(built, sample, reference):
     images_u8 = np.load(built.home / "dataset" / "images.npy")[-len(reference.paths) :]
-    assert sample.paths == list(reference.paths)
+    assert sample.paths == reference.paths
     assert np.array_equal(sample.squares_u8, images_u8)
     assert np.array_equal(sample.probabilities, reference.probabilities)
 
@@ -268,7 +268,7 @@ def test_the_sample_holds_test_images_as_they_were_packed(built, sample, referen
 def test_the_sample_stays_bounded(built, model, reference, monkeypatch):
     monkeypatch.setattr(verify, "SAMPLE_BYTES", 5 * 12 * 12 * 3)
     comparison, _, sample = verify.compare_from_files(model, built.home / "data", reference, GEOMETRY, LIMITS)
-    assert sample.paths == list(reference.paths[:5])
+    assert sample.paths == reference.paths[:5]
     assert comparison.images == len(reference.paths)
 
 

@@ -27,35 +27,35 @@ def folder(built, tmp_path):
 
 
 def test_a_folder_is_walked_by_content_and_one_bad_file_does_not_stop_the_rest(built, folder):
-    found = {
-        one.path.relative_to(folder).as_posix(): one.label or one.reason
-        for one in predict(built.unverified, [folder])
+    answers = {
+        prediction.path.relative_to(folder).as_posix(): prediction.reason or prediction.label
+        for prediction in predict(built.unverified, [folder])
     }
-    assert list(found) == ["a.jpg", "b.png", "deeper/no_suffix", "empty.png"]
-    assert found["a.jpg"].startswith("cannot be decoded")
-    assert found["empty.png"] == "is empty (0 bytes)"
-    assert {found["b.png"], found["deeper/no_suffix"]} <= {"Bär", "cat|dog", "x"}
+    assert list(answers) == ["a.jpg", "b.png", "deeper/no_suffix", "empty.png"]
+    assert answers["a.jpg"].startswith("cannot be decoded")
+    assert answers["empty.png"] == "is empty (0 bytes)"
+    assert {answers["b.png"], answers["deeper/no_suffix"]} <= {"Bär", "cat|dog", "x"}
 
 
 def test_a_prediction_is_the_most_probable_class_of_the_model(built, folder):
-    (one,) = predict(built.unverified, [folder / "b.png"])
-    image_u8 = built.noisy(9, 1)[0]
+    (prediction,) = predict(built.unverified, [folder / "b.png"])
     model = OnnxModel(built.unverified)
-    probabilities = model(image_u8[None])[0]
-    assert one.label == model.classes[probabilities.argmax()]
-    assert one.probability == pytest.approx(probabilities.max(), abs=1e-6)
-    assert sum(one.probabilities.values()) == pytest.approx(1, abs=1e-5)
+    probabilities = model(built.noisy(9, 1)[0][None])[0]
+    assert prediction.label == model.classes[probabilities.argmax()]
+    assert list(prediction.probabilities) == list(model.classes)
+    assert list(prediction.probabilities.values()) == pytest.approx(probabilities, abs=1e-6)
 
 
 def test_every_given_path_gets_a_prediction_or_a_reason_in_its_order(built, folder, tmp_path):
     (tmp_path / "void").mkdir()
     paths = [tmp_path / "nowhere.png", folder / "b.png", folder / "readme.txt", tmp_path / "void"]
-    found = list(predict(built.unverified, paths))
-    assert [one.path for one in found] == paths
-    assert found[0].reason == "cannot be read: No such file or directory"
-    assert found[1].reason is None
-    assert found[2].reason.startswith("is not an image in a supported format")
-    assert found[3].reason == "contains no images"
+    predictions = list(predict(built.unverified, paths))
+    assert [prediction.path for prediction in predictions] == paths
+    gone, good, text, void = [prediction.reason for prediction in predictions]
+    assert gone == "cannot be read: No such file or directory"
+    assert good is None
+    assert text.startswith("is not an image in a supported format")
+    assert void == "contains no images"
 
 
 def test_a_missing_model_is_reported_before_any_image_is_read(tmp_path):
@@ -83,8 +83,8 @@ def test_json_is_one_object_per_line(built, folder, capsys):
 
 def test_nan_is_an_error(built, folder, monkeypatch):
     monkeypatch.setattr(OnnxModel, "__call__", lambda self, images_u8: images_u8[:, 0, 0] * float("nan"))
-    (one,) = predict(built.unverified, [folder / "b.png"])
-    assert one.reason == "the model outputs NaN"
+    (prediction,) = predict(built.unverified, [folder / "b.png"])
+    assert prediction.reason == "the model outputs NaN"
 
 
 def test_predicting_imports_no_torch():

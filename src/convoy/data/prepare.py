@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -66,12 +66,8 @@ def prepare(data: Path, params: DataParams, out: Path) -> dict[str, Any]:
     out.parent.mkdir(parents=True, exist_ok=True)
     # The packed images wait in an unnamed file until all are checked; it is gone whatever ends the process.
     with tempfile.TemporaryFile(dir=out.parent) as spool, _replacing(out) as scratch:
-        result = scan(
-            data,
-            params,
-            shrink=Geometry(params.image_px, params.fit),
-            keep=lambda square_u8: _append(spool, square_u8),
-        )
+        geometry = Geometry(params.image_px, params.fit)
+        result = scan(data, params, geometry, keep=lambda square_u8: spool.write(square_u8.tobytes()))
         _write(result, params, spool, scratch)
     for line in describe(result, params):
         info(line)
@@ -97,9 +93,8 @@ def describe(result: Scan, params: DataParams) -> list[str]:
     data = metrics(result)["data"]
     splits = ", ".join(f"{split} {data[split]:,}" for split in SPLITS)
     delivery = f"{result.delivery.path} ({result.delivery.kind})"
-    lines = [
-        f"{delivery}: {data['classes']:,} classes, {data['images']:,} images ({splits}), {data['quarantined']:,} quarantined"
-    ]
+    images = f"{data['images']:,} images ({splits}), {data['quarantined']:,} quarantined"
+    lines = [f"{delivery}: {data['classes']:,} classes, {images}"]
     if result.cut:
         shares = ", ".join(f"{split} {getattr(params.splits, split):g}" for split in result.cut)
         source = "the train split" if len(result.cut) == 1 else "all images"
@@ -124,10 +119,6 @@ def _replacing(out: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _append(spool: IO[bytes], square_u8: npt.NDArray[np.uint8]) -> None:
-    spool.write(square_u8.tobytes())
-
-
 def _write(result: Scan, params: DataParams, spool: IO[bytes], out: Path) -> None:
     """Write arrays, facts and manifest into an empty folder."""
     used = sorted(
@@ -141,14 +132,19 @@ def _write(result: Scan, params: DataParams, spool: IO[bytes], out: Path) -> Non
     order = np.array([record.index for record in used], np.int64)
     mean, std = _write_images(out / IMAGES_FILE, spool, order, params.image_px, train_rows=stops[0])
     facts: dict[str, object] = {"classes": result.classes, "image_px": params.image_px, "fit": params.fit}
-    written = {
+    digest = hashlib.sha256(
+        json.dumps(facts, sort_keys=True).encode()
+    )  # of the content, whatever files it came in
+    for record in used:
+        digest.update(f"{record.split}\n{record.label}\n{record.pixels}".encode() + b"\0")
+    measured = {
         "splits": dict(zip(SPLITS, zip([0, *stops], stops, strict=False), strict=True)),
         "counts": counts,
         "mean": mean,
         "std": std,
-        "hash": _content_hash(facts, used),
+        "hash": digest.hexdigest(),
     }
-    write_json(out / FACTS_FILE, facts | written)
+    write_json(out / FACTS_FILE, facts | measured)
     row_of = {record.path: row for row, record in enumerate(used)}
     records = sorted(result.records, key=lambda record: record.path)
     columns: dict[str, list[Any]] = {
@@ -181,14 +177,6 @@ def _write_images(
     mean = (shares * levels).sum(axis=1)
     std = np.sqrt((shares * (levels - mean[:, np.newaxis]) ** 2).sum(axis=1))
     return mean.tolist(), np.maximum(std, LEAST_STD).tolist()
-
-
-def _content_hash(facts: dict[str, object], used: Sequence[Record]) -> str:
-    """Hash the content of a dataset as 64 hexadecimal digits, whatever files it came in."""
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    for record in used:
-        digest.update(f"{record.split}\n{record.label}\n{record.pixels}".encode() + b"\0")
-    return digest.hexdigest()
 
 
 def _verdict(record: Record) -> str:

@@ -54,7 +54,7 @@ class Scan:
         return {split: {label: counts[split, label] for label in self.classes} for split in SPLITS}
 
 
-def scan(data: Path, params: DataParams, shrink: Shrink, keep: Callable[[Square], None]) -> Scan:
+def scan(data: Path, params: DataParams, shrink: Shrink, keep: Callable[[Square], object]) -> Scan:
     """Decode every delivered file once and decide how it is used; write nothing.
 
     What the names alone reveal is checked before the first image is decoded.
@@ -76,10 +76,12 @@ def scan(data: Path, params: DataParams, shrink: Shrink, keep: Callable[[Square]
     records: list[Record] = []
     kept = 0
     for record, square_u8 in track(read(delivery.files(), layout, shrink), "decode images", len(names)):
-        if square_u8 is not None:
+        if square_u8 is None:
+            records.append(record)
+        else:
             keep(square_u8)
-        records.append(record if square_u8 is None else replace(record, index=kept))
-        kept += square_u8 is not None
+            records.append(replace(record, index=kept))
+            kept += 1
     records = assign(records, params.splits, layout.missing)
     _check_quarantine(delivery, records, params)
     classes = sorted({record.label for record in records if record.label})

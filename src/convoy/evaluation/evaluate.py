@@ -49,7 +49,13 @@ def evaluate(dataset_folder: Path, model_folder: Path, params: EvaluateParams, o
     classes, labels, images_u8 = dataset.classes, np.asarray(dataset.labels("test")), dataset.images("test")
     paths, sha256 = _sources(dataset_folder / MANIFEST_FILE, *dataset.splits["test"])
     probabilities = predict_probabilities(model, images_u8, params.batch_size)
-    _refuse_nan(probabilities, paths, facts.network)
+    # Stop before NaN reaches a file: comparisons with NaN are silently false.
+    bad = np.flatnonzero(~np.isfinite(probabilities).all(axis=1))
+    if len(bad):
+        raise NetworkError(
+            f"network {facts.network} outputs NaN for {len(bad)} of {len(probabilities)} test images, the first is "
+            f"{paths[bad[0]]}: its weights have diverged. Train with a lower rate: dvc exp run -S train.lr=0.01"
+        )
     predicted = probabilities.argmax(axis=1)
     counts = confusion(labels, predicted, len(classes))
     summary = summarise(counts, classes)
@@ -68,8 +74,7 @@ def evaluate(dataset_folder: Path, model_folder: Path, params: EvaluateParams, o
     pq.write_table(pa.table(predictions), out / "predictions.parquet")
     with (out / "confusion.csv").open("w", encoding="utf-8", newline="") as file:
         lines = csv.writer(file, lineterminator="\n")
-        lines.writerow(["actual", "predicted"])
-        lines.writerows(zip(names[labels], names[predicted], strict=True))
+        lines.writerows([("actual", "predicted"), *zip(names[labels], names[predicted], strict=True)])
     measured = {
         "network": facts.network,
         "data_hash": dataset.hash,
@@ -136,23 +141,14 @@ def summarise(counts: npt.NDArray[np.int64], classes: Sequence[str]) -> dict[str
 
 def _sources(manifest: Path, start: int, stop: int) -> tuple[list[str], list[str]]:
     """Look up path and SHA-256 of the delivered file behind each packed row of a split, in row order."""
-    table = pq.read_table(manifest, columns=["row", "path", "sha256"]).to_pydict()
-    index = {row: n for n, row in enumerate(table["row"])}
-    missing = [row for row in range(start, stop) if row not in index]
+    rows = [("row", ">=", start), ("row", "<", stop)]
+    table = (
+        pq.read_table(manifest, columns=["row", "path", "sha256"], filters=rows).sort_by("row").to_pydict()
+    )
+    missing = sorted(set(range(start, stop)).difference(table["row"]))
     if missing:
         raise DataError(
             f"{manifest} has no delivered file for row {missing[0]} and {len(missing) - 1} other rows of the "
             "test split. Prepare again: dvc repro --force prepare"
         )
-    order = [index[row] for row in range(start, stop)]
-    return [table["path"][n] for n in order], [table["sha256"][n] for n in order]
-
-
-def _refuse_nan(probabilities: npt.NDArray[np.float32], paths: list[str], network: str) -> None:
-    """Stop before NaN reaches a file: comparisons with NaN are silently false."""
-    bad = np.flatnonzero(~np.isfinite(probabilities).all(axis=1))
-    if len(bad):
-        raise NetworkError(
-            f"network {network} outputs NaN for {len(bad)} of {len(probabilities)} test images, the first is "
-            f"{paths[bad[0]]}: its weights have diverged. Train with a lower rate: dvc exp run -S train.lr=0.01"
-        )
+    return table["path"], table["sha256"]

@@ -172,7 +172,7 @@ class _Trace:
             self.layers.append(Layer(name, name, [kind], _volume(output), (name, call)))
             self._newest.append(weakref.ref(output))
         elif isinstance(module, Sum):
-            bodies = (n for n, layer in enumerate(self.layers) if layer.end == (f"{name}.body", call))
+            bodies = [n for n, layer in enumerate(self.layers) if layer.end == (f"{name}.body", call)]
             if layer := self._extend(bodies, name, call, output):
                 layer.name, layer.operations = name, [kind]
         elif isinstance(module, _REFINES):
@@ -184,14 +184,14 @@ class _Trace:
             elif any(module.children()) and not isinstance(module, nn.Sequential):
                 layer.name, layer.operations = name, [kind]
 
-    def _makers(self, tensor: Tensor) -> Iterator[int]:
+    def _makers(self, tensor: Tensor) -> list[int]:
         """Find the layer whose newest output is this very tensor; units return that of their last layer."""
-        return (n for n, newest in enumerate(self._newest) if newest() is tensor)
+        return [n for n, newest in enumerate(self._newest) if newest() is tensor]
 
-    def _extend(self, makers: Iterator[int], name: str, call: int, output: Tensor) -> Layer | None:
-        n = next(makers, None)
-        if n is None:
+    def _extend(self, makers: list[int], name: str, call: int, output: Tensor) -> Layer | None:
+        if not makers:
             return None
+        n = makers[0]
         self._newest[n] = weakref.ref(output)
         self.layers[n].end, self.layers[n].volume = (name, call), _volume(output)
         return self.layers[n]

@@ -40,18 +40,6 @@ CELLS = LinearSegmentedColormap.from_list("share", ["#dbe8f7", "#1a5fb4"])
 
 
 @dataclass(frozen=True)
-class Mistake:
-    """Hold a misclassified image with the probabilities of the predicted class and of its label."""
-
-    path: str
-    actual: str
-    predicted: str
-    probability: float
-    probability_of_actual: float
-    image: str  # a PNG as data URI
-
-
-@dataclass(frozen=True)
 class Subject:
     """Name an image whose feature maps are drawn.
 
@@ -74,7 +62,7 @@ def most_confident_mistakes(
     classes: Sequence[str],
     *,
     most: int,
-) -> list[Mistake]:
+) -> list[dict[str, Any]]:
     """Select the misclassified images with the highest predicted probability, highest first.
 
     These are where wrong labels and confusable classes show.
@@ -86,20 +74,23 @@ def most_confident_mistakes(
         paths: N names for the images.
         classes: K names.
         most: largest number of them.
+
+    Returns:
+        What the report lists of each; `image` is a PNG as data URI.
     """
     predicted = probabilities.argmax(axis=1)
     wrong = np.flatnonzero(predicted != labels)
     confidence = probabilities[wrong, predicted[wrong]]
     selected = wrong[np.argsort(-confidence, kind="stable")][:most]
     return [
-        Mistake(
-            path=paths[n],
-            actual=classes[labels[n]],
-            predicted=classes[predicted[n]],
-            probability=float(probabilities[n, predicted[n]]),
-            probability_of_actual=float(probabilities[n, labels[n]]),
-            image=_png(images_u8[n], THUMBNAIL_PX, Image.Resampling.BICUBIC),
-        )
+        {
+            "path": paths[n],
+            "actual": classes[labels[n]],
+            "predicted": classes[predicted[n]],
+            "probability": float(probabilities[n, predicted[n]]),
+            "probability_of_actual": float(probabilities[n, labels[n]]),
+            "image": _png(images_u8[n], THUMBNAIL_PX, Image.Resampling.BICUBIC),
+        }
         for n in selected
     ]
 
@@ -109,7 +100,7 @@ def write_report(
     facts: Mapping[str, Any],
     summary: Mapping[str, Any],
     counts: npt.NDArray[np.int64],
-    mistakes: Sequence[Mistake],
+    mistakes: Sequence[Mapping[str, Any]],
 ) -> None:
     """Write the evaluation report, and `confusion.png` beside it.
 

@@ -39,8 +39,7 @@ def write(manifest: Path, path: Path) -> None:
     Raises:
         DataError: the manifest has no pixel hashes: an earlier version wrote it.
     """
-    present = pq.read_schema(manifest).names
-    if not set(COLUMNS) <= set(present):
+    if not set(COLUMNS) <= set(pq.read_schema(manifest).names):
         raise DataError(
             f"{manifest} has no column `pixels`: an earlier version of Convoy wrote it. "
             "Prepare again: dvc repro --force prepare"

@@ -103,11 +103,11 @@ def _eager(path: Path) -> Predict:
 
 
 def _in_own_process(kind: str, path: Path, image_px: int, runs: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "convoy.export.latency", kind, path, image_px, runs]
+    command = [sys.executable, "-m", "convoy.export.latency", kind, str(path), str(image_px), str(runs)]
     source = str(Path(convoy.__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([source, os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(  # noqa: S603 (this module, with fixed arguments)
-        [str(part) for part in command], capture_output=True, text=True, check=False, env=environment
+        command, capture_output=True, text=True, check=False, env=environment
     )
     if done.returncode:
         lines = "\n".join(done.stderr.strip().splitlines()[-5:])
@@ -143,10 +143,7 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _main(kind: str, path: str, image_px: str, runs: str) -> None:
-    engine = {"onnx": _onnx, "eager": _eager}[kind]
-    print(json.dumps(time_calls(engine(Path(path)), int(image_px), int(runs))))
-
-
 if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    _kind, _path, _image_px, _runs = sys.argv[1:]
+    _predict = {"onnx": _onnx, "eager": _eager}[_kind](Path(_path))
+    print(json.dumps(time_calls(_predict, int(_image_px), int(_runs))))

@@ -51,8 +51,9 @@ class OnnxModel:
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors share no base class
+            cause = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise VerificationError(
-                f"{name} is not a valid ONNX file: {_first_line(error)}\n"
+                f"{name} is not a valid ONNX file: {cause}\n"
                 "Restore it with `dvc checkout`, or export again: dvc repro export"
             ) from error
         self.properties: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
@@ -107,7 +108,3 @@ def chunks(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
         held += weight
     if chunk:
         yield chunk
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

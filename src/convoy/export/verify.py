@@ -17,11 +17,11 @@ import onnx
 import pyarrow.parquet as pq
 from onnx import numpy_helper
 
-from convoy.core import contract, files
+from convoy.core import contract, files, templates
 from convoy.core.dataset import Fit
 from convoy.core.errors import VerificationError
 from convoy.core.intervals import wilson
-from convoy.export import latency, model_card
+from convoy.export import latency
 from convoy.export.onnx_model import CHUNK_IMAGES, OnnxModel, chunks
 from convoy.export.settings import ExportParams
 from convoy.images.delivery import open_delivery
@@ -106,7 +106,9 @@ def verify(deploy: Path, trained: Path, data: Path, evaluation: Path, params: Ex
         "hardware": latency.hardware(),
     }
     files.write_json(deploy / contract.VERIFICATION, verification)
-    model_card.write(deploy / contract.MODEL_CARD, verification, reference.summary)
+    context = {"verification": verification, "data": reference.summary}
+    card = templates.render("convoy.export", "model_card.md.j2", context, {"cell": _cell})
+    files.write_text(deploy / contract.MODEL_CARD, card)
     verified = unverified.rename(deploy / contract.VERIFIED)
     return {
         "deploy": {
@@ -197,8 +199,8 @@ class ReferencePredictions:
         summary: counts and metrics, as evaluation wrote them.
     """
 
-    paths: tuple[str, ...]
-    sha256: tuple[str, ...]
+    paths: list[str]
+    sha256: list[str]
     labels: npt.NDArray[np.int64]
     probabilities: npt.NDArray[np.float32]
     classes: tuple[str, ...]
@@ -219,25 +221,20 @@ class ReferencePredictions:
         summary = files.read_json(folder / SUMMARY)
         classes = tuple(summary["classes"])
         table = pq.read_table(folder / PREDICTIONS)
+        paths, sha256, labels, predicted = (
+            table.column(name).to_pylist() for name in ("path", "sha256", "label", "predicted")
+        )
         column = table.column("probabilities").combine_chunks()
         probabilities = np.asarray(column.flatten(), dtype=np.float32).reshape(len(table), len(classes))
+        for path, name, most_probable in zip(paths, predicted, probabilities.argmax(axis=1), strict=True):
+            if name != classes[most_probable]:
+                raise VerificationError(
+                    f"{folder / PREDICTIONS} is inconsistent: the predicted class of {path} is not "
+                    "its most probable one. Measure again: dvc repro --force evaluate"
+                )
         number = {name: k for k, name in enumerate(classes)}
-        paths = table.column("path").to_pylist()
-        predicted = np.array([number[name] for name in table.column("predicted").to_pylist()])
-        contradicting = np.flatnonzero(predicted != probabilities.argmax(axis=1))
-        if len(contradicting):
-            raise VerificationError(
-                f"{folder / PREDICTIONS} is inconsistent: the predicted class of {paths[contradicting[0]]} is not "
-                "its most probable one. Measure again: dvc repro --force evaluate"
-            )
-        return cls(
-            paths=tuple(paths),
-            sha256=tuple(table.column("sha256").to_pylist()),
-            labels=np.array([number[name] for name in table.column("label").to_pylist()], dtype=np.int64),
-            probabilities=probabilities,
-            classes=classes,
-            summary=summary,
-        )
+        numbers = np.array([number[name] for name in labels], dtype=np.int64)
+        return cls(paths, sha256, numbers, probabilities, classes, summary)
 
 
 @dataclass(frozen=True)
@@ -276,9 +273,9 @@ def compare_from_files(
         comparison.add([path for path, _ in chunk], reference.probabilities[rows], probabilities)
         correct += int((probabilities.argmax(axis=1) == reference.labels[rows]).sum())
         sample |= {row_of[path]: geometry(image_u8) for path, image_u8 in chunk if row_of[path] < most}
-    paths = list(reference.paths[: len(sample)])
     squares_u8 = np.stack([sample[row] for row in range(len(sample))])
-    return comparison, correct, Sample(paths, squares_u8, reference.probabilities[: len(sample)])
+    measured = reference.probabilities[: len(sample)]
+    return comparison, correct, Sample(reference.paths[: len(sample)], squares_u8, measured)
 
 
 def compare_batches(model: OnnxModel, sample: Sample, limits: ExportParams) -> list[Comparison]:
@@ -309,12 +306,13 @@ def negative_control(path: Path, sample: Sample, limits: ExportParams) -> tuple[
         VerificationError: not even the largest shift is detected.
     """
     graph = onnx.load(path)
-    mean = next((constant for constant in graph.graph.initializer if constant.name == contract.MEAN), None)
-    if mean is None:
+    constants = {constant.name: constant for constant in graph.graph.initializer}
+    if contract.MEAN not in constants:
         raise VerificationError(
             f"{path} has no constant {contract.MEAN}, which the negative control of the verification shifts. "
             "Export again: dvc repro --force export"
         )
+    mean = constants[contract.MEAN]
     correct_mean = numpy_helper.to_array(mean)
     for shift in SHIFTS:
         mean.CopyFrom(numpy_helper.from_array((correct_mean + shift).astype(np.float32), contract.MEAN))
@@ -358,6 +356,11 @@ def _top(probabilities: npt.NDArray[np.float32], classes: Sequence[str]) -> str:
         return "NaN"
     order = np.argsort(-probabilities, kind="stable")[:3]
     return ", ".join(f"{classes[k]} {probabilities[k]:.6f}" for k in order)
+
+
+def _cell(text: str) -> str:
+    """Keep a class name inside its table cell."""
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
 def _refuse_torch() -> None:

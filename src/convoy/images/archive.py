@@ -72,7 +72,7 @@ def kind_of(path: Path) -> Kind | None:
     compressed = next((kind for magic, kind in COMPRESSED.items() if head.startswith(magic)), None)
     if compressed is None:
         return None
-    with _damage_reported(path), _uncompressed(path, compressed) as stream:
+    with _damage_reported(path), _Decompressed(path, compressed) as stream:
         head = stream.read(512)
     if not _is_tar(head):
         raise DataError(
@@ -124,7 +124,7 @@ def _zip_members(path: Path, *, names_only: bool) -> Iterator[tuple[str, bytes]]
 
 def _tar_members(path: Path, kind: Kind, *, names_only: bool) -> Iterator[tuple[str, bytes]]:
     with (
-        _uncompressed(path, kind) as stream,
+        _Decompressed(path, kind) as stream,
         tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|", tarinfo=_StrictTarInfo) as archive,
     ):
         while (member := archive.next()) is not None:
@@ -139,8 +139,7 @@ def _tar_members(path: Path, kind: Kind, *, names_only: bool) -> Iterator[tuple[
             if member.issparse() or not member.isfile():
                 raise _not_a_file(path, name, "sparse file" if member.issparse() else "device")
             _check_size(path, name, member.size)
-            file = None if names_only else archive.extractfile(member)
-            yield name, file.read() if file else b""
+            yield name, b"" if names_only else cast("IO[bytes]", archive.extractfile(member)).read()
         while stream.read(2**20):
             pass  # the checksum of gz, bz2 and xz comes last, after the tar's own end
 
@@ -171,12 +170,18 @@ class _Allowance:
             )
 
 
-class _Stream:
+class _Decompressed:
     """Read decompressed bytes, counted."""
 
-    def __init__(self, file: IO[bytes], allowance: _Allowance) -> None:
-        self.file = file
-        self.allowance = allowance
+    def __init__(self, path: Path, kind: Kind) -> None:
+        openers: dict[Kind, Any] = {
+            "tar": open,
+            "tar.gz": gzip.open,
+            "tar.bz2": bz2.open,
+            "tar.xz": lzma.open,
+        }
+        self.file: IO[bytes] = openers[kind](path, "rb")
+        self.allowance = _Allowance(path)
 
     def read(self, size: int) -> bytes:
         """Read up to `size` bytes; fewer only at the end."""
@@ -225,11 +230,6 @@ def _damage_reported(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _uncompressed(path: Path, kind: Kind) -> _Stream:
-    openers: dict[str, Any] = {"tar": open, "tar.gz": gzip.open, "tar.bz2": bz2.open, "tar.xz": lzma.open}
-    return _Stream(openers[kind](path, "rb"), _Allowance(path))
-
-
 def _is_tar(head: bytes) -> bool:
     """Recognise a tar header by its checksum, which old tars have too, unlike the word `ustar`."""
     try:
@@ -240,8 +240,7 @@ def _is_tar(head: bytes) -> bool:
 
 
 def _check_name(path: Path, name: str) -> None:
-    drive = name[1:3] == ":/" and name[0].isalpha()
-    if name.startswith("/") or drive:
+    if name.startswith("/") or (name[1:3] == ":/" and name[0].isalpha()):
         raise DataError(
             f"{path} contains `{name}`, an absolute path, which points out of any folder. {REPACK}"
         )

@@ -8,6 +8,7 @@ border is off by up to 15/255.
 N: images in a batch, H and W: their size, P: side of the square, all in pixels.
 """
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -32,10 +33,8 @@ def graph(image_px: int, fit: Fit) -> onnx.ModelProto:
     longer side to P and pads with black, evenly, the odd pixel going right and below.
     """
     build = _Builder()
-    build.node("Transpose", ["image"], "geometry_planes", perm=[0, 3, 1, 2])
-    planes = "geometry_planes"
-    size = "geometry_square"
-    build.constant(size, [image_px, image_px])
+    planes = build.node("Transpose", ["image"], "geometry_planes", perm=[0, 3, 1, 2])
+    size = build.constant("geometry_square", [image_px, image_px])
     if fit == "crop":
         planes = _central_square(build, planes)
     elif fit == "letterbox":
@@ -62,12 +61,12 @@ def graph(image_px: int, fit: Fit) -> onnx.ModelProto:
     return build.model(image_px)
 
 
+@dataclass(frozen=True)
 class Geometry:
     """Run the graph on single images, as `prepare` does; safe to call from many threads."""
 
-    def __init__(self, image_px: int, fit: Fit) -> None:
-        self.image_px = image_px
-        self.fit: Fit = fit
+    image_px: int
+    fit: Fit
 
     def __call__(self, image_u8: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Resize one (H, W, 3) uint8 image to (P, P, 3) uint8."""

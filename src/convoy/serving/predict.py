@@ -1,8 +1,8 @@
 """Classify image files with an exported model: numpy, Pillow and onnxruntime, no torch."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,18 @@ class Prediction:
     """Hold the prediction for one file, or the reason why there is none.
 
     Attributes:
-        path: the file.
         reason: why there is no prediction; None if there is one.
-        label: the most probable class.
-        probability: its probability, 0..1.
-        probabilities: of every class.
+        probabilities: of every class, 0..1; empty if there is no prediction.
     """
 
     path: Path
     reason: str | None = None
-    label: str | None = None
-    probability: float | None = None
-    probabilities: dict[str, float] | None = None
+    probabilities: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """Return the most probable class."""
+        return max(self.probabilities, key=self.probabilities.__getitem__)
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data: `path` with either `error`, or `class`, `probability` and `probabilities`."""
@@ -45,7 +45,7 @@ class Prediction:
         return {
             "path": str(self.path),
             "class": self.label,
-            "probability": self.probability,
+            "probability": self.probabilities[self.label],
             "probabilities": self.probabilities,
         }
 
@@ -73,7 +73,7 @@ def show(predictions: Iterable[Prediction], *, as_json: bool) -> int:
         elif prediction.reason is not None:
             info(f"{prediction.path}: ERROR: {prediction.reason}")
         else:
-            info(f"{prediction.path}: {prediction.label} {prediction.probability:.4f}")
+            info(f"{prediction.path}: {prediction.label} {prediction.probabilities[prediction.label]:.4f}")
     return 1 if failed else 0
 
 
@@ -85,21 +85,11 @@ def _predictions(model: OnnxModel, paths: Sequence[Path]) -> Iterator[Prediction
         probabilities = iter(model.predict_mixed(images_u8))
         for path, image_u8, reason in chunk:
             if image_u8 is None:
-                yield Prediction(path, reason=reason)
+                yield Prediction(path, reason)
+            elif np.isfinite(row := next(probabilities)).all():
+                yield Prediction(path, probabilities=dict(zip(model.classes, row.tolist(), strict=True)))
             else:
-                yield _prediction(path, next(probabilities), model.classes)
-
-
-def _prediction(path: Path, probabilities: npt.NDArray[np.float32], classes: Sequence[str]) -> Prediction:
-    if not np.isfinite(probabilities).all():
-        return Prediction(path, reason="the model outputs NaN")
-    best = int(probabilities.argmax())
-    return Prediction(
-        path,
-        label=classes[best],
-        probability=float(probabilities[best]),
-        probabilities={name: float(share) for name, share in zip(classes, probabilities, strict=True)},
-    )
+                yield Prediction(path, "the model outputs NaN")
 
 
 def _read(path: Path) -> Iterator[Item]:
