@@ -431,9 +431,9 @@ def test_a_runs_artifacts_outside_the_repository_are_imported(root: Path, tmp_pa
 def proxied(served: tuple[str, Path], root: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A run whose artifacts a tracking server hands out; the server is played by folders that are served."""
     model(served[1] / "run" / "weights")
-    logged = lookup.Logged("runs:/12", "12", None, f"{served[0]}/run/weights")
+    logged = lookup.LoggedWeights("runs:/12", "12", None, f"{served[0]}/run/weights")
     monkeypatch.setattr(lookup, "find", lambda *_: logged)
-    monkeypatch.setattr(lookup.Logged, "download", lambda _, target: model(target))
+    monkeypatch.setattr(lookup.LoggedWeights, "download", lambda _, target: model(target))
     return logged.address
 
 
@@ -471,9 +471,9 @@ def test_a_server_without_steady_etags_gives_a_copy(
 def test_a_password_of_the_tracking_server_gets_into_no_file(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    logged = lookup._located("runs:/12", "12", "http://me:secret@127.0.0.1:9/run")
+    logged = lookup._locate("runs:/12", "12", "http://me:secret@127.0.0.1:9/run")
     monkeypatch.setattr(lookup, "find", lambda *_: logged)
-    monkeypatch.setattr(lookup.Logged, "download", lambda _, target: model(target))
+    monkeypatch.setattr(lookup.LoggedWeights, "download", lambda _, target: model(target))
     lines = pin("runs:/12", "mine", root)
     assert "because the tracking server requires a password" in lines[1]
     assert not [name for name, content in snapshot(root).items() if b"secret" in content]

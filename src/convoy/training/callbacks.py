@@ -31,12 +31,6 @@ class BestWeights(pl.Callback):
     Must stand before a callback that averages weights, which swaps the validated weights back in the same
     hook. The copy is part of every checkpoint: a file of its own could be newer than the checkpoint that a
     run resumes from.
-
-    Example:
-        best = BestWeights(classifier)
-        trainer = pl.Trainer(callbacks=[best])
-        trainer.fit(classifier, datamodule=data)
-        classifier.model.load_state_dict(best.weights)
     """
 
     def __init__(self, classifier: Classifier) -> None:
@@ -155,16 +149,17 @@ class MetricBuffer(pl.Callback):
         """Collect loss and learning rate of the step."""
         step = trainer.global_step
         if self.step_interval and step % self.step_interval == 0 and isinstance(outputs, dict):
-            now = _now_ms()
-            self._pending.append(("step/loss", outputs["loss"].detach(), step, now))
-            self._pending.append(("step/lr", self.classifier.learning_rate(step - 1), step, now))
+            rate, now_ms = self.classifier.learning_rate(step - 1), int(time.time() * 1000)
+            self._pending += [
+                ("step/loss", outputs["loss"].detach(), step, now_ms),
+                ("step/lr", rate, step, now_ms),
+            ]
 
     def on_train_epoch_end(self, trainer: pl.Trainer, *_: object) -> None:
         """Collect the epoch's metrics; validation has run by then."""
-        now, epoch = _now_ms(), trainer.current_epoch + 1
-        self._pending += [
-            (name, float(value), epoch, now) for name, value in trainer.callback_metrics.items()
-        ]
+        epoch, now_ms = trainer.current_epoch + 1, int(time.time() * 1000)
+        metrics = trainer.callback_metrics
+        self._pending += [(name, float(value), epoch, now_ms) for name, value in metrics.items()]
 
     def flush(self) -> None:
         """Publish what is pending; to be called once a checkpoint with it is on the disk."""
@@ -182,10 +177,6 @@ class MetricBuffer(pl.Callback):
 
     def _points(self) -> list[Point]:
         return [Point(name, float(value), step, when) for name, value, step, when in self._pending]
-
-
-def _now_ms() -> int:
-    return int(time.time() * 1000)
 
 
 class TrainingProgress(pl.Callback):

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -38,11 +38,7 @@ DAY_S = 24 * 3600.0
 def inputs_digest(
     dataset: Dataset, spec: Spec, starting: StartingWeights | None, train: TrainParams, seed: int
 ) -> str:
-    """Hash everything that decides a training: data, network, starting weights, params, seed and code.
-
-    Returns:
-        64 hexadecimal digits.
-    """
+    """Hash everything that decides a training: data, network, starting weights, params, seed and code."""
     return params.digest(
         {
             "data": dataset.hash,
@@ -80,8 +76,7 @@ class CheckpointFacts:
     saved: str  # UTC time
 
 
-@dataclass(frozen=True)
-class LoadedCheckpoint:
+class LoadedCheckpoint(NamedTuple):
     """Hold a valid checkpoint, loaded on the CPU."""
 
     path: Path
@@ -124,7 +119,9 @@ class CheckpointStore:
             reference: file that names the run; as an output of the stage it identifies the result in dvc.lock.
         """
         if self.is_recorded(reference):
-            self.clear()
+            for path in self._paths():
+                _remove(path)
+            (self.folder / REFERENCE).unlink(missing_ok=True)
         self.prune()
         return self.newest()
 
@@ -180,20 +177,13 @@ class CheckpointStore:
         return copy.exists() and stage.recorded("train", reference, copy.read_bytes())
 
     def record_result(self, reference: Path) -> None:
-        """Keep the reference that the finished training's results come with."""
+        """Keep the reference of the finished training's run."""
         shutil.copyfile(reference, self.folder / REFERENCE)
-
-    def clear(self) -> None:
-        """Remove every checkpoint of these inputs, so that the training starts from the beginning."""
-        for path in self._paths():
-            _remove(path)
-        (self.folder / REFERENCE).unlink(missing_ok=True)
 
     def prune(self) -> None:
         """Remove the checkpoints of trainings with other inputs, beyond a number of them or a number of days."""
         others = [path for path in self.folder.parent.iterdir() if path.is_dir() and path != self.folder]
-        newest_first = sorted(others, key=_age_s)
-        for rank, folder in enumerate(newest_first, start=2):  # this training is the first
+        for rank, folder in enumerate(sorted(others, key=_age_s), start=2):  # this training is the first
             if rank > self.params.keep or _age_s(folder) > self.params.keep_days * DAY_S:
                 with suppress(locks.AlreadyRunning), locks.exclusive(folder / "lock"):
                     shutil.rmtree(folder, ignore_errors=True)

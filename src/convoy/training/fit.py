@@ -56,17 +56,12 @@ def fit(
     Uses a GPU if there is one. On one CPU, equal arguments give equal weights, bit for bit, even if
     processes died in between and `resumable` holds their last checkpoint.
 
-    Args:
-        dataset: its `val` split chooses the epoch; its `test` split is not read.
-        spec: the network.
-        params: how to train.
-        seed: decides fresh weights, order of images and augmentation.
-        out: folder, created, for the model (`trained.save`), `history.csv` and, with starting weights,
-            `transfer.json`: their origin, which tensors were copied, reinitialised and ignored, and the plan.
-        callbacks: more of Lightning's; they may read the metrics of an epoch at its end. Checkpoints hold
-            their states too.
-        starting: weights to begin with, whose mean and std, if known, replace the dataset's; None: fresh ones.
-        resumable: how the training is saved, and what it resumes from; None: not saved.
+    The dataset's `val` split chooses the epoch; its `test` split is not read. The seed decides fresh weights, the
+    order of images and augmentation. `out` is a folder, created, for the model (`trained.save`), `history.csv`
+    and, with starting weights, `transfer.json`: their origin, which tensors were copied, reinitialised and
+    ignored, and the plan. More `callbacks` may read the metrics of an epoch at its end; checkpoints hold their
+    states too. Mean and std of `starting` weights, if known, replace the dataset's. Without `resumable` nothing
+    is saved in between.
 
     Returns:
         `{"train": {...}, "val": {...}, "best": {...}}`: loss and accuracy of the last epoch, the epochs
@@ -97,9 +92,9 @@ def fit(
     data = DataModule(dataset, params, seed)
     steps = len(data.train_dataloader())
     classifier = Classifier(model.to(memory_format=torch.channels_last), params, facts, steps)
-    precision = choose_precision(params.precision)
+    precision, reason = choose_precision(params.precision)
     parameters = sum(value.numel() for value in model.parameters())
-    info(f"train {spec.name} ({parameters:,} parameters) in {precision.reason}")
+    info(f"train {spec.name} ({parameters:,} parameters) in {reason}")
     plan = classifier.plan.table([classifier.learning_rate(epoch * steps) for epoch in range(params.epochs)])
     info("\n".join([*(grafted.lines() if grafted else []), plan]))
     history, best, timer = History(out / HISTORY), BestWeights(classifier), TrainingTimer()
@@ -108,8 +103,7 @@ def fit(
         TrainingProgress(len(dataset.labels("train"))),
         FrozenLayersCheck(model.network, classifier.frozen),
         best,
-        *_averaging(params),
-        *_early_stop(params),
+        *_optional_callbacks(params),
         timer,
         *callbacks,
     ]
@@ -123,7 +117,7 @@ def fit(
         trainer = pl.Trainer(
             accelerator="auto",
             devices=1,
-            precision=precision.lightning,
+            precision=precision,
             max_epochs=params.epochs,
             # Not True: that refuses networks with an operation that has no exact form on CUDA, such as AlexNet's pooling.
             deterministic="warn",
@@ -160,10 +154,10 @@ def _run(
     trainer: pl.Trainer, classifier: Classifier, data: DataModule, checkpoint: LoadedCheckpoint | None
 ) -> None:
     """Fit, passing Ctrl-C on: Lightning would turn it into an exit that a caller takes for the end."""
+    path = None
     if checkpoint:
-        facts = checkpoint.facts
-        info(f"Resuming from epoch {facts.epoch}, step {facts.step:,} ({checkpoint.path}).")
-    path = checkpoint.path if checkpoint else None
+        path, facts = checkpoint.path, checkpoint.facts
+        info(f"Resuming from epoch {facts.epoch}, step {facts.step:,} ({path}).")
     try:
         trainer.fit(classifier, datamodule=data, ckpt_path=path, weights_only=True)
     except SystemExit as exit_:
@@ -176,32 +170,24 @@ def _metrics(history: History, best: int, seconds: float) -> dict[str, Any]:
     """Nest the metrics of the last epoch, where the curves end, and those of the saved epoch."""
     last, saved = history.rows[-1], history.rows[best]
     return {
-        "train": {
-            "loss": last["train/loss"],
-            "accuracy": last["train/accuracy"],
-            "epochs_trained": len(history.rows),
-            "seconds": round(seconds, 2),
-        },
+        "train": {"loss": last["train/loss"], "accuracy": last["train/accuracy"]}
+        | {"epochs_trained": len(history.rows), "seconds": round(seconds, 2)},
         "val": {"loss": last["val/loss"], "accuracy": last["val/accuracy"]},
         "best": {"epoch": best + 1, "val_loss": saved["val/loss"], "val_accuracy": saved["val/accuracy"]},
     }
 
 
-def _averaging(params: TrainParams) -> list[pl.Callback]:
-    """Average the weights, which validation then measures and `BestWeights` copies; 0 does not.
-
-    Torch's multi-tensor form moves by a share of the difference, so that frozen tensors stay the same to
-    the bit; Lightning's EMA callback takes the sum of two products instead.
-    """
-    if not params.ema:
-        return []
-    average = get_ema_multi_avg_fn(params.ema)  # type: ignore[no-untyped-call] # torch has no types here
-    return [WeightAveraging(multi_avg_fn=average)]
-
-
-def _early_stop(params: TrainParams) -> list[pl.Callback]:
-    """Stop after `early_stop` epochs without a lower validation loss; 0 never stops."""
-    return [EarlyStopping(MONITOR, patience=params.early_stop, mode="min")] if params.early_stop else []
+def _optional_callbacks(params: TrainParams) -> list[pl.Callback]:
+    """Average the weights, which validation then measures and `BestWeights` copies; stop early."""
+    callbacks: list[pl.Callback] = []
+    if params.ema:
+        # Torch's multi-tensor form moves by a share of the difference, so that frozen tensors stay the same to
+        # the bit; Lightning's EMA callback takes the sum of two products instead.
+        average = get_ema_multi_avg_fn(params.ema)  # type: ignore[no-untyped-call] # torch has no types here
+        callbacks.append(WeightAveraging(multi_avg_fn=average))
+    if params.early_stop:
+        callbacks.append(EarlyStopping(MONITOR, patience=params.early_stop, mode="min"))
+    return callbacks
 
 
 @contextmanager

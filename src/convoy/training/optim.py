@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -41,23 +41,23 @@ def make_optimizer(
 ) -> tuple[Optimizer, LambdaLR]:
     """Make the optimizer and its schedule, with up to two groups per block: with and without weight decay.
 
-    The weights of convolutions and dense layers decay; scales of norms and biases do not.
-
-    Args:
-        blocks: parameters by name, from image to head; frozen ones too, so that a checkpoint fits in every phase.
-        block_factors: learning rate of each block as a share of the head's.
-        params: optimizer, highest learning rate and weight decay.
-        schedule: factor on the learning rate by step.
+    The weights of convolutions and dense layers decay; scales of norms and biases do not. `blocks` are parameters
+    by name, frozen ones too, so that a checkpoint fits in every phase; `block_factors` their learning rates as
+    shares of the head's.
     """
     groups: list[dict[str, Any]] = []
     schedules: list[Callable[[int], float]] = []
     for parameters, block_factor in zip(blocks, block_factors, strict=True):
+
+        def scaled(step: int, factor: float = block_factor) -> float:
+            return factor * schedule(step)
+
         decaying = [value for value in parameters.values() if value.ndim > 1]
         others = [value for value in parameters.values() if value.ndim <= 1]
         for values, decay in ((decaying, params.weight_decay), (others, 0.0)):
             if values:
                 groups.append({"params": values, "weight_decay": decay})
-                schedules.append(_scaled(schedule, block_factor))
+                schedules.append(scaled)
     optimizer: Optimizer
     if params.optimizer == "sgd":
         optimizer = SGD(groups, lr=params.lr, momentum=0.9, nesterov=True)
@@ -66,34 +66,19 @@ def make_optimizer(
     return optimizer, LambdaLR(optimizer, schedules)
 
 
-def _scaled(schedule: Callable[[int], float], factor: float) -> Callable[[int], float]:
-    return lambda step: factor * schedule(step)
+def choose_precision(setting: Precision) -> tuple[Literal["32-true", "bf16-mixed"], str]:
+    """Return Lightning's name of the number format for `train.precision`, and the reason for it.
 
-
-class PrecisionChoice(NamedTuple):
-    """Hold Lightning's name of a number format, and the reason for it."""
-
-    lightning: Literal["32-true", "bf16-mixed"]
-    reason: str
-
-
-def choose_precision(setting: Precision) -> PrecisionChoice:
-    """Apply `train.precision`; `auto` is bf16 on devices that compute in it, where it halves the time.
-
-    bf16 means that convolutions and dense layers compute in it, while weights, normalisation and
-    loss stay in float32.
+    `auto` is bf16 on devices that compute in it, where it halves the time. With bf16, convolutions and dense
+    layers compute in it, while weights, normalisation and loss stay in float32.
     """
     if setting == 32:
-        return PrecisionChoice("32-true", "float32, as train.precision is set")
+        return "32-true", "float32, as train.precision is set"
     native, device = _native_bf16()
     if setting == "bf16":
         slow = "" if native else f"; {device}, so this is slow"
-        return PrecisionChoice("bf16-mixed", f"bf16, as train.precision is set{slow}")
-    return (
-        PrecisionChoice("bf16-mixed", f"bf16: {device}")
-        if native
-        else PrecisionChoice("32-true", f"float32: {device}")
-    )
+        return "bf16-mixed", f"bf16, as train.precision is set{slow}"
+    return ("bf16-mixed", f"bf16: {device}") if native else ("32-true", f"float32: {device}")
 
 
 def _native_bf16() -> tuple[bool, str]:

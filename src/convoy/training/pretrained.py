@@ -71,15 +71,7 @@ class StartingWeights:
 
 
 def load(source: str, spec: Spec, folder: Path = weight_pins.FOLDER) -> StartingWeights | None:
-    """Load the weights that were pinned for a source; nothing is downloaded.
-
-    Args:
-        source: the value of `network.weights`.
-        spec: the network that they are meant for.
-        folder: where pins are.
-
-    Returns:
-        The weights, or None if the network starts from fresh ones.
+    """Load the weights that were pinned for a source, None for `none`; nothing is downloaded.
 
     Raises:
         RequestError: an unknown form of source; `imagenet` for a network that torchvision does not have.
@@ -96,15 +88,7 @@ def load(source: str, spec: Spec, folder: Path = weight_pins.FOLDER) -> Starting
     if pin.torchvision:
         published = torchvision.pretrained(pin.torchvision, pin.resolved)
         facts = WeightFacts(classes=published.classes, mean=published.mean, std=published.std)
-    return StartingWeights(
-        source=source,
-        resolved=pin.resolved,
-        file=path,
-        network=spec.name,
-        tensors=tensors,
-        facts=facts,
-        sha256=pin.weights_sha256,
-    )
+    return StartingWeights(source, pin.resolved, path, spec.name, tensors, facts, pin.weights_sha256)
 
 
 def read_file(path: Path) -> tuple[dict[str, Tensor], WeightFacts | None]:
@@ -202,11 +186,7 @@ def graft(network: nn.Module, starting: StartingWeights, classes: Sequence[str])
     """Copy starting weights into a network; a head made for other classes keeps its fresh weights.
 
     Auxiliary heads are copied if they fit; the network's own otherwise start fresh, the file's are ignored.
-
-    Args:
-        network: changed in place, unless the weights do not fit.
-        starting: the weights.
-        classes: of the network, in the order of its logits.
+    `classes` are the network's, in the order of its logits.
 
     Raises:
         NetworkError: the weights are of another architecture, naming the first tensor that does not fit.
@@ -224,8 +204,9 @@ def graft(network: nn.Module, starting: StartingWeights, classes: Sequence[str])
     try:
         pairs = pair(own, given, head)
     except MisfitError as misfit:
+        given_tensor, expected = misfit.args
         raise NetworkError(
-            f"{starting.file} holds another architecture: {misfit.given}, {starting.network} needs {misfit.expected}. "
+            f"{starting.file} holds another architecture: {given_tensor}, {starting.network} needs {expected}. "
             "Set network.name to the network that these weights belong to, or network.weights to others. (A network "
             "that takes a single image size also needs the data.image_px that it was trained with.)"
         ) from misfit
@@ -250,19 +231,11 @@ def graft(network: nn.Module, starting: StartingWeights, classes: Sequence[str])
 class MisfitError(Exception):
     """Report which tensor of a file does not fit: what the file has, and what the network needs there."""
 
-    def __init__(self, given: str, expected: str) -> None:
-        super().__init__(given)
-        self.given = given
-        self.expected = expected
-
 
 def pair(own: Mapping[str, Tensor], given: Mapping[str, Tensor], heads: Collection[str]) -> dict[str, str]:
-    """Map each tensor of a network to the tensor of a file that belongs there.
+    """Map each tensor of a network, in order, to the tensor of a file that belongs there.
 
-    Args:
-        own: the network's tensors, in order.
-        given: the file's, in order.
-        heads: the network's names whose first dimension may differ: the file's number of classes.
+    The first dimension of `heads` may differ: it is the number of classes.
 
     Raises:
         MisfitError: naming the first tensor that does not fit.

@@ -38,9 +38,8 @@ class CheckpointCallback(pl.Callback):
     """
 
     def __init__(self, resumable: Resumable, data: DataModule, points: MetricBuffer) -> None:
+        self.resumable = resumable
         self.store = resumable.store
-        self.run_id = resumable.run_id
-        self.started = resumable.started
         self.data = data
         self.points = points
         self.saved = time.monotonic()
@@ -57,20 +56,12 @@ class CheckpointCallback(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, _module: object, _outputs: object, batch: Batch, *_: object
     ) -> None:
-        """Save between two steps; after an epoch's last step validation comes first.
-
-        Raises:
-            TrainingPaused: the time budget is spent.
-        """
+        """Save between two steps; after an epoch's last step validation comes first."""
         if batch.step + 1 < trainer.num_training_batches:
             self._save_if_due(trainer, (trainer.current_epoch, batch.step + 1))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, *_: object) -> None:
-        """Save after an epoch and its validation; after the last epoch `finish` does.
-
-        Raises:
-            TrainingPaused: the time budget is spent.
-        """
+        """Save after an epoch and its validation; after the last epoch `finish` does."""
         epochs = trainer.current_epoch + 1
         if epochs < (trainer.max_epochs or 0) and not trainer.should_stop:
             self._save_if_due(trainer, (epochs, 0))
@@ -94,17 +85,14 @@ class CheckpointCallback(pl.Callback):
         """Save if the interval is over; if the time budget is spent, save and stop."""
         now = time.monotonic()
         budget_min = self.store.params.time_budget_min
-        if budget_min and now - self.started >= budget_min * 60:
-            epoch, step = position
-            saved = self._save(trainer, position, finished=False)
-            resume = (
-                f"The checkpoint is saved; `dvc repro` resumes at epoch {epoch + 1} of {trainer.max_epochs}, "
-                f"step {step + 1} of {trainer.num_training_batches}."
-            )
-            raise TrainingPaused(
-                f"checkpoints.time_budget_min ({budget_min:g}) is spent. "
-                + (resume if saved else "No checkpoint could be saved.")
-            )
+        if budget_min and now - self.resumable.started >= budget_min * 60:
+            result = "No checkpoint could be saved."
+            if self._save(trainer, position, finished=False):
+                result = (
+                    f"The checkpoint is saved; `dvc repro` resumes at epoch {position[0] + 1} of "
+                    f"{trainer.max_epochs}, step {position[1] + 1} of {trainer.num_training_batches}."
+                )
+            raise TrainingPaused(f"checkpoints.time_budget_min ({budget_min:g}) is spent. {result}")
         if now - self.saved >= self.store.params.every_s:
             self._save(trainer, position, finished=False)
 
@@ -114,7 +102,7 @@ class CheckpointCallback(pl.Callback):
         try:
             self.store.save(
                 trainer.save_checkpoint,
-                run_id=self.run_id,
+                run_id=self.resumable.run_id,
                 epoch=position[0] + (not finished),
                 step=trainer.global_step,
                 finished=finished,
@@ -147,11 +135,7 @@ class DirectIO(TorchCheckpointIO):
         path: str | Path,
         storage_options: Any | None = None,  # noqa: ANN401, ARG002 (Lightning's signature)
     ) -> None:
-        """Write a checkpoint.
-
-        Raises:
-            OSError: it could not be written.
-        """
+        """Write a checkpoint, or raise the system's error."""
         try:
             with Path(path).open("wb") as file:
                 torch.save(checkpoint, file)
