@@ -35,6 +35,7 @@ def main() -> None:
     from convoy.energy.callback import TrainingEnergy
     from convoy.energy.meter import metered
     from convoy.explain import diagram, figures
+    from convoy.explain.table import tabulate
     from convoy.training import pretrained
     from convoy.training.checkpoints import CheckpointStore, inputs_digest
     from convoy.training.fit import HISTORY, TRANSFER, fit
@@ -50,7 +51,7 @@ def main() -> None:
         with stages.training(dataset.hash, resumed_run) as run:
             run.log_dataset(dataset.hash, DATASET)
             picture = PLOTS / "network.png"
-            diagram.draw(network_spec, len(dataset.classes), dataset.image_px, picture)
+            diagram.draw(tabulate(network_spec, len(dataset.classes), dataset.image_px), picture)
             run_id = run.reference.run_id
             resumable = Resumable(store, checkpoint, run_id, run.log_points, tracking.step_interval, STARTED)
             with metered("train", energy.country) as meter, run.system_metrics():

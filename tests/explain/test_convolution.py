@@ -20,7 +20,6 @@ from convoy.explain.convolution import (
     output_size,
     read_filters,
     read_image,
-    relu,
     stack,
     work_out,
 )
@@ -74,7 +73,7 @@ def test_every_convolution_equals_torchs(size, kernel, channels, count, padding,
 def test_relu_and_pooling_equal_torchs(rows, columns, seed):
     volume = np.random.default_rng(seed).normal(size=(rows, columns, 3))
     expected = functional.max_pool2d(torch.from_numpy(volume).permute(2, 0, 1).relu(), 2)
-    assert np.array_equal(max_pool(relu(volume)), expected.permute(1, 2, 0).numpy())
+    assert np.array_equal(max_pool(np.maximum(volume, 0)), expected.permute(1, 2, 0).numpy())
 
 
 def test_a_binary_7x7_image_with_a_3x3_filter_gives_5x5_worked_on_paper():

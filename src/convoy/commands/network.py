@@ -69,7 +69,7 @@ def network_show(
     from convoy.repo.git import untracked
 
     if picture:
-        from convoy.explain.diagram import draw_table
+        from convoy.explain.diagram import draw
         from convoy.explain.figures import check_name
 
         check_name(picture)
@@ -81,7 +81,7 @@ def network_show(
         batch_size = params.section("train", TrainParams).batch_size
     rows = table.tabulate(spec, width, side)
     if picture:
-        draw_table(rows, picture)
+        draw(rows, picture)
     if as_json:
         print(json.dumps(table.as_json(rows, batch_size), ensure_ascii=False))
         return

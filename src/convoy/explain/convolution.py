@@ -110,6 +110,9 @@ class Worked:
         """Return plain data: volumes as nested lists [row][column][channel]; rows and columns count from 1."""
         row, column, channel = largest(self.activation)
         maps = {"activation": self.activation, "relu": self.rectified, "max_pool": self.pooled}
+        shaped = {
+            name: {"shape": list(values.shape), "values": values.tolist()} for name, values in maps.items()
+        }
         return {
             "operation": "cross-correlation",
             "image": {"source": self.image.source, "shape": list(self.image.values.shape)},
@@ -126,33 +129,22 @@ class Worked:
                 "column": column + 1,
                 "filter": channel + 1,
             },
-            **{
-                name: {"shape": list(values.shape), "values": values.tolist()}
-                for name, values in maps.items()
-            },
+            **shaped,
         }
 
 
 def work_out(
     image: GivenImage, filters: Sequence[GivenFilter], padding: int, mode: PaddingMode, stride: int
 ) -> Worked:
-    """Convolve, rectify and pool.
-
-    Args:
-        image: to convolve.
-        filters: of the same size.
-        padding: rows and columns added on every side.
-        mode: content of the padding: zeros, or copies of the border.
-        stride: step from one window to the next, down and to the right.
+    """Convolve with filters of the same size, rectify and pool.
 
     Raises:
         RequestError: as `convolve` and `stack`.
     """
     weights = stack(filters, image.values.shape[2])
     activation = convolve(image.values, weights, padding, mode, stride)
-    rectified = relu(activation)
-    padded = pad(image.values, padding, mode)
-    volumes = weights, padded, activation, rectified, max_pool(rectified)
+    rectified = np.maximum(activation, 0.0)
+    volumes = weights, pad(image.values, padding, mode), activation, rectified, max_pool(rectified)
     return Worked(image, filters, padding, mode, stride, *volumes)
 
 
@@ -205,11 +197,6 @@ def pad(image: Volume, padding: int, mode: PaddingMode) -> Volume:
     return padded
 
 
-def relu(volume: Volume) -> Volume:
-    """Replace negative values by 0."""
-    return np.maximum(volume, 0.0)
-
-
 def max_pool(volume: Volume) -> Volume:
     """Keep the largest of each 2×2 square of (H, W, C); an odd last row or column is dropped."""
     height, width, channels = volume.shape
@@ -236,7 +223,23 @@ def read_image(text: str | None) -> GivenImage:
         return GivenImage(matrix(EXAMPLE, "The example"), "the built-in example, a 1")
     if _is_typed(text):
         return GivenImage(matrix(text, "The image"), "typed")
-    return _from_file(Path(text))
+    path = Path(text)
+    try:
+        image_u8 = decode(path.read_bytes()).image_u8
+    except OSError as error:
+        raise RequestError(
+            f"{path} cannot be read as an image file: {error.strerror}. Name another file. {HOW_TO_TYPE}."
+        ) from error
+    except DataError as error:
+        raise DataError(f"{path} {error}. Name another image, or omit it for the example.") from error
+    picture = Image.fromarray(image_u8)
+    height, width = image_u8.shape[:2]
+    picture.thumbnail((LONGEST_SIDE_PX, LONGEST_SIDE_PX), Image.Resampling.BILINEAR)
+    source = str(path) if picture.size == (width, height) else f"{path}, shrunk from {height}×{width}"
+    values = np.asarray(picture).astype(np.float64)
+    if (values == values[:, :, :1]).all():
+        return GivenImage(values[:, :, :1], f"{source}; gray, so one channel")
+    return GivenImage(values, source, is_rgb=True)
 
 
 def read_filters(texts: Sequence[str]) -> list[GivenFilter]:
@@ -245,10 +248,18 @@ def read_filters(texts: Sequence[str]) -> list[GivenFilter]:
     Raises:
         RequestError: an unknown name, a matrix that cannot be read, or sizes that differ.
     """
-    filters = [
-        _filter(text, f"typed {number}" if len(texts) > 1 else "typed")
-        for number, text in enumerate(texts, start=1)
-    ]
+    filters = []
+    for number, text in enumerate(texts, start=1):
+        if text in NAMED:
+            filters.append(GivenFilter(text, matrix(NAMED[text].weights, f"The filter {text}")))
+        elif _is_typed(text):
+            name = f"typed {number}" if len(texts) > 1 else "typed"
+            filters.append(GivenFilter(name, matrix(text, "The filter")))
+        else:
+            raise RequestError(
+                f"There is no filter `{text}`{did_you_mean(text, NAMED)}. "
+                'Or type its weights: --filter "0 -1 0; -1 5 -1; 0 -1 0"'
+            )
     sizes = sorted({f"{given.weights.shape[0]}×{given.weights.shape[1]}" for given in filters})
     if len(sizes) > 1:
         raise RequestError(
@@ -334,36 +345,3 @@ def _number(word: str) -> float | None:
     except (ValueError, ZeroDivisionError):
         return None
     return number if math.isfinite(number) and abs(number) <= LARGEST_NUMBER else None
-
-
-def _filter(text: str, name_if_typed: str) -> GivenFilter:
-    if text in NAMED:
-        return GivenFilter(text, matrix(NAMED[text].weights, f"The filter {text}"))
-    if not _is_typed(text):
-        raise RequestError(
-            f"There is no filter `{text}`{did_you_mean(text, NAMED)}. "
-            'Or type its weights: --filter "0 -1 0; -1 5 -1; 0 -1 0"'
-        )
-    return GivenFilter(name_if_typed, matrix(text, "The filter"))
-
-
-def _from_file(path: Path) -> GivenImage:
-    """Decode a file, shrink it if it is large, and keep one of three equal channels."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise RequestError(
-            f"{path} cannot be read as an image file: {error.strerror}. Name another file. {HOW_TO_TYPE}."
-        ) from error
-    try:
-        image_u8 = decode(content).image_u8
-    except DataError as error:
-        raise DataError(f"{path} {error}. Name another image, or omit it for the example.") from error
-    picture = Image.fromarray(image_u8)
-    size = picture.size
-    picture.thumbnail((LONGEST_SIDE_PX, LONGEST_SIDE_PX), Image.Resampling.BILINEAR)
-    source = str(path) if picture.size == size else f"{path}, shrunk from {size[1]}×{size[0]}"
-    values = np.asarray(picture).astype(np.float64)
-    if (values == values[:, :, :1]).all():
-        return GivenImage(values[:, :, :1], f"{source}; gray, so one channel")
-    return GivenImage(values, source, is_rgb=True)

@@ -2,7 +2,9 @@
 
 import textwrap
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from convoy.explain import figures
-from convoy.explain.convolution import NAMED, POOL, GivenFilter, Volume, Worked, convolve, largest
+from convoy.explain.convolution import NAMED, POOL, Volume, Worked, convolve, largest
 from convoy.explain.figures import INK, PAPER
 
 MAX_SUMS = 36
@@ -22,9 +24,6 @@ MAX_PRODUCTS = 27
 FEW_PRODUCTS = 9
 MAX_CELLS = 16
 """Longest side of a matrix that is printed."""
-WIDTH = 100
-"""Characters per line of prose."""
-SHOW_ALL = "  --all prints every product of every sum."
 
 MAX_FILTERS = 4
 """Most filters in the picture; the title counts the others."""
@@ -37,20 +36,21 @@ DECIMALS = 2
 ACCENT, GRID = "#d9480f", "#b8c0c8"
 SIGNED = "RdBu"  # red below 0, white at 0, blue above
 
+_prose = partial(textwrap.wrap, width=100, break_long_words=False)
+
 
 def lesson(worked: Worked, *, every_sum: bool) -> Iterator[str]:
     """Yield the lines that explain a convolution; `every_sum` prints each product, however many there are."""
-    yield from _inputs(worked)
-    yield from _sums(worked, every_sum=every_sum)
-    yield from _size(worked)
-    yield from _agreement(worked)
-    yield from _relu_and_pooling(worked)
+    sums = _sums(worked, every_sum=every_sum)
+    for section in (_inputs(worked), sums, _size(worked), _agreement(worked), _relu_and_pooling(worked)):
+        yield from section
+        yield ""
     yield from _flipped(worked)
 
 
 def number(value: float, decimals: int = 4) -> str:
     """Format a number without trailing zeros."""
-    return f"{round(value, decimals) + 0.0:.10g}"  # + 0.0 turns -0 into 0
+    return f"{round(value, decimals):z.10g}"
 
 
 def size_of(values: Volume) -> str:
@@ -71,7 +71,6 @@ def _inputs(worked: Worked) -> Iterator[str]:
         finds = f": {NAMED[given.name].finds}" if given.name in NAMED else ""
         yield f"Filter {given.name}, {size_of(weights)}{finds}{same}"
         yield from _grid(given.weights, "channel")
-    yield ""
 
 
 def _sums(worked: Worked, *, every_sum: bool) -> Iterator[str]:
@@ -91,10 +90,8 @@ def _sums(worked: Worked, *, every_sum: bool) -> Iterator[str]:
     if shown < total:
         yield f"  … and {total - shown:,} more sums; the largest is"
         yield _sum(worked, largest(worked.activation), every_product=every_sum)
-        yield SHOW_ALL
-    elif worked.weights[0].size > MAX_PRODUCTS and not every_sum:
-        yield SHOW_ALL
-    yield ""
+    if not every_sum and (shown < total or worked.weights[0].size > MAX_PRODUCTS):
+        yield "  --all prints every product of every sum."
 
 
 def _sum(worked: Worked, cell: tuple[int, int, int], *, every_product: bool) -> str:
@@ -124,7 +121,6 @@ def _size(worked: Worked) -> Iterator[str]:
         "A layer of a network also learns one bias per filter, which is added to each of its sums; here it is 0."
     )
     yield from _grid(worked.activation, "map")
-    yield ""
 
 
 def _agreement(worked: Worked) -> Iterator[str]:
@@ -140,7 +136,6 @@ def _agreement(worked: Worked) -> Iterator[str]:
             f"The largest sum{name} is {number(value)}, at row {row + 1}, column {column + 1}{again}: large pixels "
             "lie under large weights there. The sum is largest where image and filter agree."
         )
-    yield ""
 
 
 def _relu_and_pooling(worked: Worked) -> Iterator[str]:
@@ -159,7 +154,6 @@ def _relu_and_pooling(worked: Worked) -> Iterator[str]:
         dropped = f"; {' and '.join(odd)} fill no square and are dropped" if odd else ""
         yield f"{title}, stride {POOL}: the largest value of each square, {size_of(worked.pooled)}{dropped}"
         yield from _grid(worked.pooled, "map")
-    yield ""
 
 
 def _flipped(worked: Worked) -> Iterator[str]:
@@ -182,10 +176,6 @@ def _flipped(worked: Worked) -> Iterator[str]:
             f"Here the turned filter would give {number(turned[cell])} instead of "
             f"{number(worked.activation[cell])} at row {row + 1}, column {column + 1}{name}."
         )
-
-
-def _prose(text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, break_long_words=False)
 
 
 def _factor(value: float) -> str:
@@ -226,7 +216,9 @@ def draw(worked: Worked, out: Path) -> None:
     panels = figure.subplots(drawn, 5, squeeze=False)
     for row in range(drawn):
         _draw_image(panels[row, 0], worked)
-        _draw_filter(panels[row, 1], worked.filters[row], worked.weights[row])
+        plane = _stacked(worked.filters[row].weights)
+        _draw_cells(panels[row, 1], plane, SIGNED, _around_zero(plane))
+        _title(panels[row, 1], f"filter {worked.filters[row].name}, {size_of(worked.weights[row])}")
         _draw_maps(list(panels[row, 2:]), worked, row)
         _frame_largest(panels[row, 0], panels[row, 2], worked, row)
     figures.write(figure, out)
@@ -243,17 +235,8 @@ def _draw_image(axes: Axes, worked: Worked) -> None:
         _draw_cells(axes, plane, SIGNED if signed else "gray", scale)
     if padding and (image.is_rgb or worked.padded.shape[2] == 1):
         height, width = image.values.shape[:2]
-        corner = (padding - 0.5, padding - 0.5)
-        axes.add_patch(
-            Rectangle(corner, width, height, fill=False, edgecolor=INK, linestyle=":", linewidth=1.2)
-        )
+        _frame(axes, (padding, padding), width, height, edgecolor=INK, linestyle=":", linewidth=1.2)
     _title(axes, f"image {size_of(image.values)}" + (f", padded by {padding}" if padding else ""))
-
-
-def _draw_filter(axes: Axes, given: GivenFilter, weights: Volume) -> None:
-    plane = _stacked(given.weights)
-    _draw_cells(axes, plane, SIGNED, _around_zero(plane))
-    _title(axes, f"filter {given.name}, {size_of(weights)}")
 
 
 def _draw_maps(panels: Sequence[Axes], worked: Worked, channel: int) -> None:
@@ -279,13 +262,13 @@ def _frame_largest(image: Axes, activation: Axes, worked: Worked, channel: int) 
     height, width = worked.weights.shape[1:3]
     for plane in range(1 if worked.image.is_rgb else worked.padded.shape[2]):
         top = plane * (worked.padded.shape[0] + 1) + row * worked.stride
-        _frame(image, (column * worked.stride, top), width, height)
-    _frame(activation, (column, row), 1, 1)
+        _frame(image, (column * worked.stride, top), width, height, edgecolor=ACCENT, linewidth=2)
+    _frame(activation, (column, row), 1, 1, edgecolor=ACCENT, linewidth=2)
 
 
-def _frame(axes: Axes, cell: tuple[int, int], width: int, height: int) -> None:
+def _frame(axes: Axes, cell: tuple[int, int], width: int, height: int, **style: Any) -> None:  # noqa: ANN401 (as Rectangle takes them)
     corner = (cell[0] - 0.5, cell[1] - 0.5)
-    axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=ACCENT, linewidth=2))
+    axes.add_patch(Rectangle(corner, width, height, fill=False, **style))
 
 
 def _draw_cells(axes: Axes, plane: Volume, colours: str, scale: Normalize) -> None:
@@ -309,9 +292,8 @@ def _draw_cells(axes: Axes, plane: Volume, colours: str, scale: Normalize) -> No
 
 def _stacked(values: Volume) -> Volume:
     """Lay the channels of (H, W, C) below each other, separated by an empty row."""
-    gap = np.full((1, values.shape[1]), np.nan)
-    planes = [values[:, :, channel] for channel in range(values.shape[2])]
-    return np.concatenate([part for plane in planes for part in (plane, gap)][:-1])
+    gapped = np.pad(values, ((0, 1), (0, 0), (0, 0)), constant_values=np.nan)
+    return np.moveaxis(gapped, 2, 0).reshape(-1, values.shape[1])[:-1]
 
 
 def _around_zero(values: Volume) -> Normalize:

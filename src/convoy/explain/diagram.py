@@ -18,9 +18,8 @@ from matplotlib.patches import Polygon
 
 from convoy.explain import figures
 from convoy.explain.figures import INK, PAPER
-from convoy.explain.table import Row, Table, tabulate
+from convoy.explain.table import Row, Table
 from convoy.models.layer_types import ACTIVATIONS
-from convoy.models.spec import Spec
 
 _NORMS = ("norm", "local_response_norm", "LayerNorm", "LayerNorm2d")
 SHARING = {*ACTIVATIONS, *_NORMS, "dropout", "flatten", "parameter", "Permute"}
@@ -60,29 +59,20 @@ class Box:
     flat: bool = False
 
 
-def draw(spec: Spec, classes: int, image_px: int, path: Path) -> Path:
-    """Draw a network into a PNG or SVG file.
-
-    Raises:
-        RequestError: the file cannot be written.
-        NetworkError: the images are too small, or layers do not fit each other.
-    """
-    return draw_table(tabulate(spec, classes, image_px), path)
-
-
-def draw_table(table: Table, path: Path) -> Path:
+def draw(table: Table, path: Path) -> Path:
     """Draw the network of a table into a PNG or SVG file.
 
     Raises:
         RequestError: the file cannot be written.
     """
-    lines = _lines(boxes(table))
-    scale = _Scale([box for line in lines for run in line for box in run])
-    tall = [
-        max(scale.size(box)[1] + scale.size(box)[2] * SLANT[1] for run in line for box in run)
-        for line in lines
-    ]
-    title = _title(table)
+    drawn = boxes(table)
+    scale = _Scale(drawn)
+    lines = _lines(drawn, scale)
+    tall = [max(scale.height(run[0]) for run in line) for line in lines]
+    title = (
+        f"{table.name}: {table.image_px}×{table.image_px} RGB to {table.classes} classes, "
+        f"{table.total('parameters'):,} parameters, {table.total('macs'):,} MACs"
+    )
     width = max(*(sum(map(scale.room, line)) for line in lines), len(title) * TITLE_LETTER) + GAP
     height = sum(tall) + 0.75 * len(lines) + 0.45
     figure = Figure(figsize=(width, height), facecolor=PAPER)
@@ -127,9 +117,7 @@ def _essence(row: Row) -> Row:
 
 
 def _caption(row: Row) -> str:
-    words = {"add": "residual", "concat": "inception"}.get(
-        row.operation, row.operation.replace("_", " ").strip()
-    )
+    words = {"add": "residual", "concat": "inception"}.get(row.operation, row.operation.replace("_", " "))
     return words if row.kernel is None else f"{words}\n{row.kernel[0]}×{row.kernel[1]}"
 
 
@@ -137,13 +125,6 @@ def _colour(row: Row) -> str:
     if row.parts:
         return "unit"
     return next((kind for kind in ("pool", "dense", "conv") if kind in row.operation.lower()), "unit")
-
-
-def _title(table: Table) -> str:
-    return (
-        f"{table.name}: {table.image_px}×{table.image_px} RGB to {table.classes} classes, "
-        f"{table.parameters:,} parameters, {table.macs:,} MACs"
-    )
 
 
 class _Scale:
@@ -163,6 +144,11 @@ class _Scale:
         tall, deep = (max(TALLEST * math.sqrt(side / self.side), THINNEST) for side in (height, width))
         return thickness, tall, deep
 
+    def height(self, box: Box) -> float:
+        """Return the height of the drawing of a box, with its top face."""
+        _, tall, deep = self.size(box)
+        return tall + deep * SLANT[1]
+
     def extent(self, run: list[Box]) -> float:
         """Return the width of a run of equal boxes."""
         thickness, _, deep = self.size(run[0])
@@ -174,10 +160,9 @@ class _Scale:
         return max(self.extent(run), max(map(len, words)) * LETTER) + GAP
 
 
-def _lines(found: list[Box]) -> list[list[list[Box]]]:
+def _lines(drawn: list[Box], scale: _Scale) -> list[list[list[Box]]]:
     """Break runs of equal boxes into lines that fit the page."""
-    scale = _Scale(found)
-    runs = [list(alike) for _, alike in groupby(found)]
+    runs = [list(alike) for _, alike in groupby(drawn)]
     whole = sum(map(scale.room, runs))
     lines: list[list[list[Box]]] = [[] for _ in range(math.ceil(whole / LINE))]
     passed = 0.0
@@ -203,16 +188,13 @@ def _draw_line(axes: Axes, line: list[list[Box]], scale: _Scale, *, middle: floa
     for run in line:
         room = scale.room(run) - GAP
         x = left + (room - scale.extent(run)) / 2
-        thickness, tall, deep = scale.size(run[0])
-        rise = deep * SLANT[1]
-        bottom = middle - (tall + rise) / 2
+        size, height = scale.size(run[0]), scale.height(run[0])
+        bottom = middle - height / 2
         for index, box in enumerate(run):
-            _draw_box(
-                axes, (x + index * (thickness + SMALL_GAP), bottom), scale.size(box), COLOURS[box.colour]
-            )
+            _draw_box(axes, (x + index * (size[0] + SMALL_GAP), bottom), size, COLOURS[box.colour])
         centre = left + room / 2
         words: dict[str, Any] = {"ha": "center", "fontsize": 8, "parse_math": False}
-        axes.text(centre, bottom + tall + rise + 0.06, _heading(run), va="bottom", color=INK, **words)
+        axes.text(centre, bottom + height + 0.06, _heading(run), va="bottom", color=INK, **words)
         axes.text(centre, bottom - 0.06, _footing(run[0]), va="top", color=FAINT, **words)
         left += room + GAP
 

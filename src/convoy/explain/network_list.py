@@ -23,9 +23,8 @@ class Entry(BaseModel):
 
     Attributes:
         name: as `network.name` and `convoy network show` accept it.
-        image_px: side of the images that parameters and MACs are counted for.
-        classes: likewise.
-        smallest_px: side of the smallest images that it takes, in pixels.
+        image_px: side of the images that parameters and MACs are counted for; `classes` likewise.
+        smallest_px: side of the smallest images that it takes.
         problem: the error; all numbers are None then.
     """
 
@@ -46,9 +45,9 @@ def entries(folder: Path, image_px: int, classes: int, *, everything: bool, quie
 
     Args:
         folder: of the specs.
-        image_px: side of the images to count for where a spec has no `made_for`; the smallest side that
-            the network takes, if that is larger.
-        classes: likewise.
+        image_px: side of the images to count for where a spec has no `made_for`, or the smallest side that the network
+            takes, if that is larger.
+        classes: to count for where a spec has no `made_for`.
         everything: describe torchvision's classifiers too.
         quiet: show no progress.
     """
@@ -132,9 +131,8 @@ class Cache(BaseModel):
     def of_spec(self, read: Spec, classes: int, image_px: int, smallest_px: int | None) -> Entry:
         """Describe a network of layers."""
         content = read.model_dump(mode="json", exclude={"name"})
-        key = params.digest(
-            {"spec": content, "classes": classes, "image_px": image_px, "convoy": __version__}
-        )
+        inputs = {"spec": content, "classes": classes, "image_px": image_px, "convoy": __version__}
+        key = params.digest(inputs)
         if key not in self.specs:
             self.specs[key] = _measure(read, classes, image_px, smallest_px)
             self._write()
@@ -145,10 +143,8 @@ class Cache(BaseModel):
         try:
             files.write_json(self._file, self.model_dump())
         except OSError as error:
-            note = (
-                f"{self._file} cannot be written, so networks are measured again next time: {error.strerror}"
-            )
-            print(note, file=sys.stderr)
+            cause = f"networks are measured again next time: {error.strerror}"
+            print(f"{self._file} cannot be written, so {cause}", file=sys.stderr)
 
 
 def _entry(name: str, folder: Path, cache: Cache, otherwise: tuple[int, int]) -> Entry:
@@ -173,9 +169,9 @@ def _measure(read: Spec, classes: int, image_px: int, smallest_px: int | None) -
         name=read.name,
         image_px=image_px,
         classes=classes,
-        parameters=table.parameters,
+        parameters=table.total("parameters"),
         auxiliary_parameters=table.total("parameters", auxiliary=True),
-        macs=table.macs,
+        macs=table.total("macs"),
         smallest_px=smallest_px,
     )
 

@@ -7,8 +7,8 @@ import io
 import textwrap
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from statistics import fmean
 from typing import Any
@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -49,8 +48,6 @@ LR = 0.003
 WARMUP = 0.2
 SPREADS = 3
 """A change counts only if it exceeds this many spreads over the seeds."""
-WIDTH = 100
-"""Characters per line of prose."""
 IN_PLACE, SHUFFLED = "#1a5fb4", "#d9480f"
 BAR = 0.36
 """Width of a bar in the picture; networks are 1 apart."""
@@ -85,14 +82,10 @@ class Sheets:
     """Images on black sheets, and the order by which all of them are shuffled.
 
     Attributes:
-        source: of the images, in words.
-        classes: K.
-        image_px: side of an image, in pixels.
+        image_px: side of an image.
         shift: most pixels that an image is moved from the middle of its sheet.
         train_u8: (N, 3, P, P) uint8, images in the middle; training shifts them anew at each step.
-        train_labels: (N,) int64.
         test_u8: (TEST_SHEETS, 3, P, P) uint8, each image shifted once.
-        test_labels: (TEST_SHEETS,) int64.
         order: (P * P,) int64: pixel i of a shuffled sheet is pixel `order[i]` of the sheet.
     """
 
@@ -147,10 +140,6 @@ class Effect:
         """Return the largest change that the seeds explain."""
         return SPREADS * self.spread
 
-    def as_json(self) -> dict[str, Any]:
-        """Return plain data."""
-        return {key: getattr(self, key) for key in ("in_place", "shuffled", "loss", "spread")}
-
 
 @dataclass(frozen=True)
 class Result:
@@ -177,15 +166,20 @@ class Result:
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data."""
+        cnn, dense = (
+            {key: getattr(effect, key) for key in ("in_place", "shuffled", "loss", "spread")}
+            for effect in (self.cnn, self.dense)
+        )
         return {
             "seeds": list(self.seeds),
             "spreads": SPREADS,
-            "cnn": self.cnn.as_json() | {"is_hurt": self.cnn_is_hurt},
-            "dense": self.dense.as_json() | {"is_as_it_was": self.dense_is_unchanged},
+            "cnn": cnn | {"is_hurt": self.cnn_is_hurt},
+            "dense": dense | {"is_as_it_was": self.dense_is_unchanged},
             "holds": self.holds,
         }
 
 
+_prose = partial(textwrap.wrap, width=100)
 _Labelled = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
 
 
@@ -241,14 +235,20 @@ def packed(folder: Path, seed: int) -> Sheets:
 def trainings(sheets: Sheets, seed: int) -> Iterator[tuple[str, bool, float]]:
     """Train each network in place and shuffled, `SEEDS` times each; yield network, shuffled, accuracy 0..1.
 
-    A seed decides initial weights, batches and shifts, equally in all four arms.
+    A seed decides initial weights, batches and shifts, equally in all four arms. Torch is kept on one thread: a second
+    one saves a third of the time on batches this small, but makes them eight times slower on a busy processor, since
+    each operation waits for both.
     """
+    threads = torch.get_num_threads()
     for name, layers in NETWORKS.items():
         spec = Spec.model_validate({"name": name, "layers": layers})
         for shuffled in (False, True):
             for own in range(seed, seed + SEEDS):
-                with _one_thread():
+                torch.set_num_threads(1)
+                try:
                     accuracy = train(spec, sheets, own, shuffled=shuffled)
+                finally:
+                    torch.set_num_threads(threads)
                 yield name, shuffled, accuracy
 
 
@@ -294,21 +294,6 @@ def train(spec: Spec, sheets: Sheets, seed: int, *, shuffled: bool) -> float:
 def shuffle(pixels: Tensor, order: Tensor) -> Tensor:
     """Move pixel `order[i]`, counted row by row, to position i; (N, C, P, P) keeps its shape."""
     return pixels.flatten(2)[:, :, order].view(pixels.shape).contiguous(memory_format=torch.channels_last)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keep torch on one thread.
-
-    A second thread saves a third of the time on batches this small; on a busy processor it makes them eight
-    times slower, since each operation waits for both.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _sheets(
@@ -361,12 +346,11 @@ def introduction(sheets: Sheets) -> list[str]:
 
 def report(result: Result) -> list[str]:
     """Write the table, the conclusion and the explanation."""
-    effects = {CNN: result.cnn, DENSE: result.dense}
     table = console.table(
         ("", "in place", "shuffled", "loss", f"{SPREADS} × spread"),
         [
             (name, _arm(effect.in_place), _arm(effect.shuffled), points(effect.loss), points(effect.bound))
-            for name, effect in effects.items()
+            for name, effect in ((CNN, result.cnn), (DENSE, result.dense))
         ],
         right=(3, 4),
     )
@@ -400,11 +384,7 @@ def report(result: Result) -> list[str]:
 
 def points(share: float) -> str:
     """Format a difference of accuracies in percentage points."""
-    return f"{round(100 * share, 1) + 0.0:.1f}"  # + 0.0 turns -0 into 0
-
-
-def _prose(text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH)
+    return f"{100 * share:z.1f}"
 
 
 def _change(effect: Effect, *, exceeds: bool) -> str:
@@ -432,11 +412,6 @@ def draw(sheets: Sheets, result: Result, out: Path) -> None:
         axes.imshow(picture_u8[0].permute(1, 2, 0).numpy(), interpolation="nearest")
         axes.set_title(title, color=INK, fontsize=11)
         axes.set_axis_off()
-    _draw_bars(bars, result, 1 / sheets.classes)
-    figures.write(figure, out)
-
-
-def _draw_bars(axes: Axes, result: Result, chance: float) -> None:
     cnn, dense = result.cnn, result.dense
     for label, colour, offset, arms in (
         ("in place", IN_PLACE, -BAR / 2, (cnn.in_place, dense.in_place)),
@@ -444,17 +419,19 @@ def _draw_bars(axes: Axes, result: Result, chance: float) -> None:
     ):
         positions = np.arange(len(arms)) + offset
         means = [100 * fmean(arm) for arm in arms]
-        axes.bar(positions, means, BAR * 0.94, color=colour, alpha=0.35, label=label)
+        bars.bar(positions, means, BAR * 0.94, color=colour, alpha=0.35, label=label)
         for x, mean, arm in zip(positions, means, arms, strict=True):
             # Next to each other, since equal seeds would hide each other.
             beside = x + np.linspace(-BAR / 4, BAR / 4, len(arm))
-            axes.plot(beside, [100 * accuracy for accuracy in arm], "o", color=colour, markersize=4)
-            axes.text(x, 3, f"{mean:.1f}", ha="center", color=INK, fontsize=11)
-    axes.axhline(100 * chance, color=INK, linestyle=":", linewidth=1)
-    axes.text(0.5, 100 * chance + 1, "by chance", ha="center", color=INK, fontsize=8)
-    axes.set_xticks((0, 1), (CNN, DENSE), color=INK, fontsize=11)
-    axes.set_ylim(0, 104)
-    axes.set_ylabel("accuracy in %, dots: seeds", color=INK)
-    axes.tick_params(length=0, colors=INK)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=2, frameon=False)
+            bars.plot(beside, [100 * accuracy for accuracy in arm], "o", color=colour, markersize=4)
+            bars.text(x, 3, f"{mean:.1f}", ha="center", color=INK, fontsize=11)
+    chance = 100 / sheets.classes
+    bars.axhline(chance, color=INK, linestyle=":", linewidth=1)
+    bars.text(0.5, chance + 1, "by chance", ha="center", color=INK, fontsize=8)
+    bars.set_xticks((0, 1), (CNN, DENSE), color=INK, fontsize=11)
+    bars.set_ylim(0, 104)
+    bars.set_ylabel("accuracy in %, dots: seeds", color=INK)
+    bars.tick_params(length=0, colors=INK)
+    bars.spines[["top", "right"]].set_visible(False)
+    bars.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=2, frameon=False)
+    figures.write(figure, out)

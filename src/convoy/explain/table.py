@@ -51,16 +51,14 @@ class Row:
 
     Attributes:
         name: of the torch module, such as residual1.body.conv1.
-        operation: the spec's word; `add` and `concat` for the operation of residuals and branches.
+        operation: the spec's word; `add` and `concat` for residuals and branches.
         output: height, width and channels; a flat row of C numbers is (1, 1, C).
         parameters: its own, without those of `parts`; likewise `macs` and `activation_bytes`.
         macs: multiply-accumulate operations per image, of convolutions and matrix products.
         activation_bytes: of its output, per image in float32; 0 where it returns its input.
         receptive_field: height and width in pixels; None: the whole image, or unknown.
         padding: pixels (above, below), (left, right).
-        auxiliary: whether it belongs to an auxiliary head, which only training has.
         computes: whether it has an operation of its own; a group only holds others.
-        parts: the layers inside it, in order.
     """
 
     name: str
@@ -114,19 +112,9 @@ class Table:
         """Sum over the network that is served, or over its auxiliary heads."""
         return sum(getattr(row, what) for row in self.layers if row.auxiliary == auxiliary)
 
-    @property
-    def parameters(self) -> int:
-        """Count the parameters of the network that is served."""
-        return self.total("parameters")
-
-    @property
-    def macs(self) -> int:
-        """Count the multiply-accumulate operations per image of the network that is served."""
-        return self.total("macs")
-
     def training_memory_bytes(self, batch_size: int) -> int:
         """Estimate the memory of a step of SGD with momentum in float32: weights, and tensors saved for backward."""
-        weights = self.parameters + self.total("parameters", auxiliary=True)
+        weights = sum(row.parameters for row in self.layers)
         return BYTES_PER_PARAMETER * weights + batch_size * self.saved_bytes
 
 
@@ -147,13 +135,12 @@ def tabulate(spec: Spec, classes: int, image_px: int) -> Table:
         modules = {name: network.get_submodule(name) for name in units}
     else:
         modules = {name: module for name, module in network.named_modules() if name}
-    root, macs, saved = _train_one_step(network, modules, image_px)
+    calls, macs, saved = _train_one_step(network, modules, image_px)
     parameters = {
         name: sum(value.numel() for value in module.parameters()) for name, module in modules.items()
     }
-    totals: dict[Summed, dict[str, int]] = {"parameters": parameters, "macs": macs}
     seen: set[str] = set()
-    rows = tuple(_row(call, totals, units, seen) for call in root.calls)
+    rows = tuple(_row(call, (parameters, macs), units, seen) for call in calls)
     return Table(spec.name, image_px, classes, (*_loose(network, rows), *rows), saved)
 
 
@@ -212,11 +199,11 @@ class _Call:
 
 def _train_one_step(
     network: nn.Module, modules: dict[str, nn.Module], image_px: int
-) -> tuple[_Call, dict[str, int], int]:
+) -> tuple[list[_Call], dict[str, int], int]:
     """Run the forward pass of a training step on one image.
 
     Returns:
-        The tree of calls, MACs per image by module (those inside it included), and the bytes per image that autograd
+        The calls, MACs per image by module (those inside it included), and the bytes per image that autograd
         saves: every tensor once, without parameters, buffers and the two numbers per channel of a norm.
     """
     root = _Call("", network)
@@ -268,15 +255,14 @@ def _train_one_step(
     class_name = type(network).__name__
     flops = counter.get_flop_counts()
     macs = {name: sum(flops.get(f"{class_name}.{name}", {}).values()) // 2 for name in modules}
-    return root, macs, saved_bytes
+    return root.calls, macs, saved_bytes
 
 
-def _row(call: _Call, totals: dict[Summed, dict[str, int]], units: dict[str, _Unit], seen: set[str]) -> Row:
+def _row(call: _Call, totals: tuple[dict[str, int], ...], units: dict[str, _Unit], seen: set[str]) -> Row:
     """Make the row of a call; costs go to the innermost module called that has them, at its first call."""
     inside = {inner.name for inner in call.calls}
     parameters, macs = (
-        0 if call.name in seen else costs[call.name] - sum(costs[name] for name in inside)
-        for costs in (totals["parameters"], totals["macs"])
+        0 if call.name in seen else costs[call.name] - sum(costs[name] for name in inside) for costs in totals
     )
     seen.add(call.name)
     parts = tuple(_row(inner, totals, units, seen) for inner in call.calls)
@@ -392,9 +378,9 @@ def as_json(table: Table, batch_size: int) -> dict[str, Any]:
         "name": table.name,
         "image_px": table.image_px,
         "classes": table.classes,
-        "parameters": table.parameters,
+        "parameters": table.total("parameters"),
         "auxiliary_parameters": table.total("parameters", auxiliary=True),
-        "macs": table.macs,
+        "macs": table.total("macs"),
         "auxiliary_macs": table.total("macs", auxiliary=True),
         "activation_bytes": table.total("activation_bytes"),
         "kept_bytes_per_image": table.saved_bytes,
@@ -455,13 +441,17 @@ def _short(sides: Sequence[object] | None) -> str:
 
 
 def _sums(table: Table, batch_size: int) -> list[str]:
-    heads, head_macs = (table.total(what, auxiliary=True) for what in ("parameters", "macs"))
     weights, saved = table.training_memory_bytes(0), batch_size * table.saved_bytes
-    in_training = f" ({table.parameters + heads:,} in training, with the auxiliary heads)" if heads else ""
-    macs_in_training = f" ({table.macs + head_macs:,} in training)" if heads else ""
+    parameters, macs = (table.total(what) for what in ("parameters", "macs"))
+    head_parameters, head_macs = (table.total(what, auxiliary=True) for what in ("parameters", "macs"))
+    if head_parameters:
+        note = f" ({parameters + head_parameters:,} in training, with the auxiliary heads)"
+        macs_note = f" ({macs + head_macs:,} in training)"
+    else:
+        note = macs_note = ""
     return [
-        f"parameters  {table.parameters:,}{in_training}",
-        f"MACs        {table.macs:,} per image{macs_in_training}",
+        f"parameters  {parameters:,}{note}",
+        f"MACs        {macs:,} per image{macs_note}",
         f"memory      {amount(table.total('activation_bytes'))} per image, if nothing were freed",
         f"training    about {amount(weights + saved)} with {batch_size} images per step:",
         f"            {amount(weights)} for weights, gradients and momentum; {amount(saved)} saved for backward",
