@@ -17,47 +17,51 @@ def refusal(data, params) -> str:
     return str(caught.value)
 
 
+def unused(result):
+    return {record.path: record for record in result.records if record.status != "ok"}
+
+
 def test_each_delivered_file_has_a_record(folder, pets, settings):
-    found = scan_of(folder(pets | {"README.md": b"# Pets"}), settings())
-    statuses = {record.path: record.status for record in found.records}
-    assert statuses.keys() == pets.keys() | {"README.md"}
-    assert statuses.pop("README.md") == "ignored"
-    assert set(statuses.values()) == {"ok"}
-    assert found.classes == ["cat", "dog"]
-    assert found.cut == ("val", "test")
+    result = scan_of(folder(pets | {"README.md": b"# Pets"}), settings())
+    assert {record.path for record in result.records} == pets.keys() | {"README.md"}
+    assert {path: record.status for path, record in unused(result).items()} == {"README.md": "ignored"}
+    assert result.classes == ["cat", "dog"]
+    assert result.cut == ("val", "test")
 
 
 def test_usable_images_are_kept_once_in_the_order_of_the_records(zipped, pets, settings):
     kept = []
-    found = scan_of(zipped(pets | {"cat/x.png": b""}), settings(), keep=kept.append)
+    records = scan_of(zipped(pets | {"cat/x.png": b""}), settings(), keep=kept.append).records
     assert len(kept) == len(pets)
-    for record in found.records:
+    for record in records:
         if record.path == "cat/x.png":
             assert record.index == -1
         else:
             assert (kept[record.index] == decode(pets[record.path]).image_u8).all()
 
 
-def test_a_file_in_a_class_folder_that_is_no_image_is_quarantined_with_its_reason(folder, pets, settings):
-    odd = {"cat/empty.png": b"", "cat/404.jpg": b"<!DOCTYPE html>", "dog/notes.txt": b"hello"}
-    found = scan_of(folder(pets | odd), settings())
-    reasons = {record.path: record.reason for record in found.records if record.status == "quarantined"}
-    assert reasons["cat/empty.png"] == "is empty (0 bytes)"
-    assert "web page" in reasons["cat/404.jpg"]
-    assert "is not an image" in reasons["dog/notes.txt"]
-    assert len(reasons) == 3
-
-
-def test_an_image_outside_the_class_folders_is_quarantined(folder, pets, settings, png):
-    found = scan_of(folder(pets | {"stray.png": png(9)}), settings())
-    (stray,) = (record for record in found.records if record.status == "quarantined")
-    assert (stray.path, stray.reason, stray.label) == ("stray.png", "is not in a class folder", None)
+@pytest.mark.parametrize(
+    ("path", "content", "label", "reason"),
+    [
+        ("cat/empty.png", b"", "cat", "is empty (0 bytes)"),
+        ("cat/404.jpg", b"<!DOCTYPE html>", "cat", "is a web page"),
+        ("dog/notes.txt", b"hello", "dog", "is not an image"),
+        ("stray.png", None, None, "is not in a class folder"),
+    ],
+)
+def test_an_unusable_file_is_quarantined_with_its_reason(
+    folder, pets, settings, png, path, content, label, reason
+):
+    (record,) = unused(
+        scan_of(folder(pets | {path: png(9) if content is None else content}), settings())
+    ).values()
+    assert (record.path, record.status, record.label) == (path, "quarantined", label)
+    assert record.reason.startswith(reason)
 
 
 def test_upper_case_endings_single_pixels_and_odd_names_are_accepted(folder, pets, settings, png):
     odd = {"cat/IMG 01.PNG": png(901), "dog/ねこ.png": png(902, 1, 1), "dog/noending": png(903)}
-    found = scan_of(folder(pets | odd), settings(max_quarantined=0.0))
-    assert {record.status for record in found.records} == {"ok"}
+    assert unused(scan_of(folder(pets | odd), settings(max_quarantined=0.0))) == {}
 
 
 def test_too_many_unusable_files_are_refused_with_examples_and_the_limit(folder, pets, settings):
@@ -69,42 +73,36 @@ def test_too_many_unusable_files_are_refused_with_examples_and_the_limit(folder,
 
 
 def test_identical_pixels_under_two_labels_count_as_unusable(folder, pets, settings, png):
-    found = scan_of(folder(pets | {"cat/a.png": png(77), "dog/a.png": png(77)}), settings())
-    assert sorted(record.path for record in found.records if record.status == "quarantined") == [
-        "cat/a.png",
-        "dog/a.png",
-    ]
+    result = scan_of(folder(pets | {"cat/a.png": png(77), "dog/a.png": png(77)}), settings())
+    assert sorted(unused(result)) == ["cat/a.png", "dog/a.png"]
+    assert {record.status for record in unused(result).values()} == {"quarantined"}
 
 
 def test_a_train_image_delivered_in_test_too_is_left_out_but_not_unusable(folder, parts, settings):
-    found = scan_of(
-        folder(parts | {"train/cat/copy.png": parts["test/cat/0.png"]}), settings(max_quarantined=0.0)
-    )
-    (copy,) = (record for record in found.records if record.status != "ok")
+    data = folder(parts | {"train/cat/copy.png": parts["test/cat/0.png"]})
+    result = scan_of(data, settings(max_quarantined=0.0))
+    (copy,) = unused(result).values()
     assert copy.status == "left_out"
     assert "test/cat/0.png" in copy.reason
-    assert found.cut == ()
+    assert result.cut == ()
 
 
-def test_a_delivery_without_images_is_refused_with_what_was_found_and_what_is_expected(folder, settings, png):
-    message = refusal(folder({"a.txt": b"x", "b.png": png(1)}), settings())
-    assert "contains no images in class folders. Found: 2 files, such as a.txt, b.png." in message
-    assert "Expected: one folder per class with its images inside" in message
-
-
-def test_an_empty_delivery_is_refused(folder, tmp_path, settings):
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            {"a.txt": b"x", "b.png": b"x"},
+            "contains no images in class folders. Found: 2 files, such as a.txt, b.png. Expected: one folder per",
+        ),
+        ({}, "It is empty."),
+        ({"cat/1.png": b"x", "dog/1.png": b"x"}, "contains no usable image"),
+        ({"cat/1.png": b"x", "cat/2.png": b"x"}, "has a single class, `cat`"),
+    ],
+)
+def test_a_delivery_without_images_of_two_classes_is_refused(folder, tmp_path, settings, files, message):
     (tmp_path / "data").mkdir()
-    assert "It is empty." in refusal(tmp_path / "data", settings())
-
-
-def test_class_folders_without_a_usable_image_are_refused(folder, settings):
-    files = {"cat/1.png": b"x", "dog/1.png": b"x"}
-    assert "contains no usable image" in refusal(folder(files), settings(max_quarantined=1.0))
-
-
-def test_a_single_class_is_refused_by_name(folder, settings, png):
-    files = {f"cat/{n}.png": png(n) for n in range(3)}
-    assert "has a single class, `cat`" in refusal(folder(files), settings())
+    folder(files)
+    assert message in refusal(tmp_path / "data", settings(max_quarantined=1.0))
 
 
 def test_a_class_without_a_usable_image_is_named_with_the_reason(folder, settings, png):
@@ -122,11 +120,11 @@ def test_a_class_absent_from_a_delivered_split_is_named_with_it(folder, parts, s
     assert ("leave the" in message) == (split != "train")
 
 
-def test_a_class_whose_images_in_a_delivered_split_are_all_broken_is_named(folder, parts, settings):
-    files = {name: b"broken" if name.startswith("val/dog") else content for name, content in parts.items()}
-    assert "the delivered val split has no usable image of class `dog`" in refusal(
-        folder(files), settings(max_quarantined=0.5)
-    )
+@pytest.mark.parametrize(("broken", "classes"), [("val/dog", "`dog`"), ("val/", "`cat`, `dog`")])
+def test_a_delivered_split_whose_images_are_broken_is_not_cut_again(folder, parts, settings, broken, classes):
+    files = {name: b"broken" if name.startswith(broken) else content for name, content in parts.items()}
+    message = refusal(folder(files), settings(max_quarantined=0.5))
+    assert f"the delivered val split has no usable image of class {classes}." in message
 
 
 def test_a_class_absent_from_a_cut_split_is_named_with_its_images_and_the_shares(folder, pets, settings, png):
@@ -139,25 +137,16 @@ def test_what_names_reveal_is_refused_before_an_image_is_decoded(folder, parts, 
     monkeypatch.setattr("convoy.data.scan.decode", lambda _: pytest.fail("an image was decoded"))
     assert "a single class" in refusal(folder({"cat/1.png": b"1"}, name="a"), settings())
     files = {name: content for name, content in parts.items() if not name.startswith("val/dog")}
-    assert "the delivered val split has no usable image of class `dog`" in refusal(
-        folder(files, name="b"), settings()
-    )
-
-
-def test_a_delivered_split_without_a_usable_image_is_not_cut_again(folder, parts, settings):
-    files = {name: b"broken" if name.startswith("val/") else content for name, content in parts.items()}
-    message = refusal(folder(files), settings(max_quarantined=0.5))
-    assert "the delivered val split has no usable image of class `cat`, `dog`" in message
+    assert "the delivered val split has no usable image" in refusal(folder(files, name="b"), settings())
 
 
 @pytest.mark.parametrize(("files", "size"), [(1, 2**20), (3, 2**20), (1000, 1), (1000, 2**20)])
 def test_records_come_in_the_order_of_the_files_however_they_are_batched(pets, monkeypatch, files, size):
     monkeypatch.setattr(scan, "BATCH_FILES", files)
     monkeypatch.setattr(scan, "BATCH_BYTES", size)
-    found = list(scan.read(pets.items(), recognise(pets), shrink=lambda image_u8: image_u8[:1]))
-    assert [record.path for record, _ in found] == list(pets)
-    for (record, square_u8), content in zip(found, pets.values(), strict=True):
-        assert record.status == "ok"
+    decoded = list(scan.read(pets.items(), recognise(pets), shrink=lambda image_u8: image_u8[:1]))
+    assert [record.path for record, _ in decoded] == list(pets)
+    for (_, square_u8), content in zip(decoded, pets.values(), strict=True):
         assert np.array_equal(square_u8, decode(content).image_u8[:1])
 
 
@@ -173,8 +162,6 @@ def test_files_are_read_only_a_little_ahead(pets, monkeypatch):
     monkeypatch.setattr(scan, "BATCH_FILES", 1)
     monkeypatch.setattr(scan.os, "cpu_count", lambda: 2)
     taken = []
-    reading = scan.read(
-        ((taken.append(name), (name, pets[name]))[1] for name in pets), recognise(pets), np.copy
-    )
-    next(reading)
+    files = ((taken.append(name), item)[1] for name, item in zip(pets, pets.items(), strict=True))
+    next(scan.read(files, recognise(pets), np.copy))
     assert len(taken) <= 2 * 2 + 1
