@@ -1,8 +1,8 @@
 """The criteria of the gate, one function each: figure, limit, and whether the limit is met."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,8 +12,7 @@ from convoy.gate.settings import GateParams
 from convoy.gate.statistics import calibration_error
 
 
-@dataclass(frozen=True)
-class Limited:
+class Limited(NamedTuple):
     """Describe a criterion with a limit; `key` is its limit in the `gate` section."""
 
     key: str
@@ -27,9 +26,7 @@ LIMITED = {
     "champion_drop": Limited("max_champion_drop", "champion accuracy drop vs. recorded", "at most", "points"),
     "accuracy": Limited("min_accuracy", "accuracy", "at least", "share"),
     "class_recall": Limited("min_class_recall", "recall of the worst class", "at least", "share"),
-    "class_drop": Limited(
-        "max_class_drop", "largest recall drop of a class vs. champion", "at most", "points"
-    ),
+    "class_drop": Limited("max_class_drop", "largest class recall drop vs. champion", "at most", "points"),
     "ece": Limited("max_ece", "calibration error (ECE)", "at most", "share"),
     "latency_ms_p95": Limited("max_latency_ms_p95", "latency per image (p95)", "at most", "ms"),
     "latency_ratio": Limited("max_latency_ratio", "latency vs. champion", "at most", "times"),
@@ -56,14 +53,14 @@ def check(evidence: Evidence, limits: GateParams) -> tuple[Criterion, ...]:
         _ece(evidence, limits),
         _latency(evidence, limits),
         _latency_ratio(evidence, limits),
-        _limited("size_mb", evidence.size_bytes / 1e6, limits),
+        _limited("size_mb", evidence.candidate.onnx.stat().st_size / 1e6, limits),
     )
 
 
 def _verification(candidate: ModelUnderTest) -> Criterion:
     problem = _verification_problem(candidate.verification, candidate.sha256)
-    note = problem or "passed with these bytes"
-    return _unlimited("proof", "verification of model.onnx", held=not problem, note=note)
+    title, note = "verification of model.onnx", problem or "passed with these bytes"
+    return _unlimited("proof", title, held=not problem, note=note)
 
 
 def _verification_problem(verification: Mapping[str, Any] | None, sha256: str) -> str:
@@ -107,11 +104,12 @@ def _classes(evidence: Evidence) -> Criterion:
 
 def _training_images(evidence: Evidence) -> Criterion:
     known = evidence.candidate.images is not None
-    note = "of both" if evidence.champion_predictions else "of the candidate"
     if not known:
         note = "the candidate's training images are unknown"
     elif isinstance(evidence.champion, ModelUnderTest) and evidence.champion.images is None:
         note = "the champion's are unknown, so its accuracy may be flattered"
+    else:
+        note = "of both" if evidence.champion_predictions else "of the candidate"
     return _unlimited("seen", "training images on record", held=known, note=note)
 
 
@@ -127,7 +125,7 @@ def _images(evidence: Evidence, limits: GateParams) -> Criterion:
 def _accuracy(evidence: Evidence, limits: GateParams) -> Criterion:
     share = evidence.candidate_predictions.share(limits.confidence)
     if share is None:
-        return _limited("accuracy", None, limits, NO_IMAGE)
+        return _limited("accuracy", None, limits)
     note = f"{100 * limits.confidence:g} % interval {_percent(share.low)} to {_percent(share.high)}"
     return _limited("accuracy", share.accuracy, limits, note)
 
@@ -136,7 +134,7 @@ def _class_recall(evidence: Evidence, limits: GateParams) -> Criterion:
     # A class that the model lacks is never predicted, so its recall is 0.
     recalls = [(row.candidate or 0.0, row.name, row.images) for row in evidence.classes if row.images]
     if not recalls:
-        return _limited("class_recall", None, limits, NO_IMAGE)
+        return _limited("class_recall", None, limits)
     recall, name, images = min(recalls)
     criterion = _limited("class_recall", recall, limits, _class(name, images))
     empty = [row.name for row in evidence.classes if not row.images]
@@ -152,16 +150,15 @@ def _class_drop(evidence: Evidence, limits: GateParams) -> Criterion:
         if row.champion is not None and row.candidate is not None
     ]
     if not drops:
-        return _limited("class_drop", None, limits, evidence.no_comparison or NO_IMAGE, required=False)
+        return _limited("class_drop", None, limits, evidence.no_comparison, required=False)
     drop, name, images = max(drops)
     return _limited("class_drop", drop, limits, _class(name, images))
 
 
 def _ece(evidence: Evidence, limits: GateParams) -> Criterion:
     predictions = evidence.candidate_predictions
-    if not len(evidence.labels):
-        return _limited("ece", None, limits, NO_IMAGE)
-    return _limited("ece", calibration_error(predictions.probability, predictions.correct), limits)
+    error = calibration_error(predictions.probability, predictions.correct) if len(evidence.labels) else None
+    return _limited("ece", error, limits)
 
 
 def _champion_drop(evidence: Evidence, limits: GateParams) -> Criterion:
@@ -185,8 +182,11 @@ def _champion_drop(evidence: Evidence, limits: GateParams) -> Criterion:
     else:
         today = float(own.correct[known].mean())
         drop, note = recorded - today, _join(note, f"{_percent(today)} today, {_percent(recorded)} recorded")
-        if evidence.relabelled:
-            note += f"; {evidence.relabelled:,} test images had another label when it was made"
+        before = champion.images.table if isinstance(champion, ModelUnderTest) and champion.images else {}
+        labelled = zip(evidence.test_images.pixels, evidence.test_images.labels, strict=True)
+        relabelled = sum(pixels in before and before[pixels][0] != label for pixels, label in labelled)
+        if relabelled:
+            note += f"; {relabelled:,} test images had another label when it was made"
     criterion = _limited("champion_drop", drop, limits, note, required=False)
     if stand_in:
         return replace(criterion, title="candidate accuracy drop vs. the champion's recorded accuracy")
@@ -196,7 +196,7 @@ def _champion_drop(evidence: Evidence, limits: GateParams) -> Criterion:
 def _latency(evidence: Evidence, limits: GateParams) -> Criterion:
     latency = evidence.latency
     if latency is None:
-        note = f"not measured: {evidence.no_comparison}" if evidence.identical else NO_IMAGE
+        note = f"not measured: {evidence.no_comparison}" if evidence.identical else ""
         return _limited("latency_ms_p95", None, limits, note, required=not evidence.identical)
     return _limited("latency_ms_p95", latency.p95_ms[0], limits, f"median {latency.p50_ms[0]:.3g} ms")
 
@@ -204,7 +204,7 @@ def _latency(evidence: Evidence, limits: GateParams) -> Criterion:
 def _latency_ratio(evidence: Evidence, limits: GateParams) -> Criterion:
     latency = evidence.latency
     if latency is None or latency.ratio is None:
-        return _limited("latency_ratio", None, limits, evidence.no_comparison or NO_IMAGE, required=False)
+        return _limited("latency_ratio", None, limits, evidence.no_comparison, required=False)
     note = f"median {latency.p50_ms[0]:.3g} ms, champion {latency.p50_ms[1]:.3g} ms"
     return _limited("latency_ratio", latency.ratio, limits, note)
 
@@ -218,20 +218,21 @@ def _limited(
         name: key of `LIMITED`.
         figure: None where it could not be measured.
         limits: from params.yaml.
-        note: what the figure alone does not show.
+        note: what the figure alone does not show; where it is missing, that no image is left unless given.
         required: whether a missing figure breaches a limit; not where there is nothing to compare with.
     """
-    rule = LIMITED[name]
-    limit: float | None = getattr(limits, rule.key)
-    held: bool | None = None
+    key, title, sense, unit = LIMITED[name]
+    figure, limit = (None if value is None else float(value) for value in (figure, getattr(limits, key)))
+    held = None
+    if figure is None:
+        note = note or NO_IMAGE
     if limit is None:
         note = _join("no limit set", note)
     elif figure is not None:
-        held = figure >= limit - ROUNDING if rule.sense == "at least" else figure <= limit + ROUNDING
+        held = figure >= limit - ROUNDING if sense == "at least" else figure <= limit + ROUNDING
     elif required:
         held = False
-    figure, limit = (None if value is None else float(value) for value in (figure, limit))
-    return Criterion(name, rule.title, figure, limit, rule.sense, rule.unit, held, note)
+    return Criterion(name, title, figure, limit, sense, unit, held, note)
 
 
 def _unlimited(name: str, title: str, *, held: bool, note: str) -> Criterion:

@@ -46,13 +46,7 @@ class ModelUnderTest:
 
 @dataclass(frozen=True)
 class UnavailableModel:
-    """Name a registered champion whose file is gone or damaged.
-
-    Attributes:
-        name: such as `convoy/7`.
-        reason: why it cannot be read, as half a sentence.
-        recorded_accuracy: 0..1, from the verification at registration; None where that is unknown.
-    """
+    """Name a registered champion whose file is gone or damaged; `reason` is half a sentence."""
 
     name: str
     reason: str
@@ -94,10 +88,8 @@ class Evidence:
         paths: of the n images.
         champion_predictions: None where the champion is missing, unreadable or the candidate itself.
         excluded: reason to number of test images that are not among the n.
-        relabelled: test images that had another label when the champion was made.
         comparison: None where there are no two predictions, or no image.
         latency: None where nothing was timed.
-        size_bytes: of the candidate's file.
     """
 
     candidate: ModelUnderTest
@@ -108,10 +100,8 @@ class Evidence:
     candidate_predictions: Predictions
     champion_predictions: Predictions | None
     excluded: Mapping[str, int]
-    relabelled: int
     comparison: Comparison | None
     latency: Latency | None
-    size_bytes: int
 
     @property
     def identical(self) -> bool:
@@ -144,8 +134,7 @@ class Evidence:
             ]
 
         candidate, champion = recalls(self.candidate_predictions), recalls(self.champion_predictions)
-        columns = zip(number_of, images.tolist(), candidate, champion, strict=True)
-        return tuple(ClassFigures(*row) for row in columns)
+        return tuple(map(ClassFigures, number_of, images.tolist(), candidate, champion))
 
     def flips(self) -> tuple[Flip, ...]:
         """List images that only one model classifies correctly: regressions first, the most certain first."""

@@ -4,26 +4,32 @@ Both are ONNX files and run in onnxruntime, as they are served. This package doe
 the registry fetches the files and moves the alias.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from convoy.core import files
 from convoy.core.errors import ConvoyError, VerificationError
-from convoy.export.latency import hardware, versions
+from convoy.export.latency import THREADS, hardware, versions
 from convoy.export.onnx_model import OnnxModel
 from convoy.gate import criteria, latency, statistics, text
 from convoy.gate.evidence import Evidence, ModelUnderTest, Predictions, UnavailableModel
-from convoy.gate.latency import Latency
 from convoy.gate.result import Comparison, Criterion, Decision, GateResult, Verdict
 from convoy.gate.settings import GateParams
 from convoy.gate.test_images import TestImages
 
 SAMPLE_BYTES = 64 * 2**20
 """Most bytes of test images that are kept for the latency measurement."""
+
+SEEN = {
+    (True, False): "in the candidate's training",
+    (False, True): "in the champion's training",
+    (True, True): "in the training of both",
+}
+"""Reasons to leave a test image out, by whether the candidate and the champion were trained on it."""
 
 
 def judge(
@@ -57,10 +63,12 @@ def judge(
     ours, *others = [run.predictions(labels) for run in runs]
     theirs = others[0] if others else None
     del runs  # their threads would disturb the latency measurement
-    comparison = None
+    comparison = measured = None
     if theirs is not None and indices:
         comparison = statistics.compare(ours.correct, theirs.correct, limits.confidence)
-    identical = isinstance(champion, ModelUnderTest) and champion.sha256 == candidate.sha256
+    contenders = [model for model in (candidate, champion) if isinstance(model, ModelUnderTest)]
+    if indices and len({model.sha256 for model in contenders}) == len(contenders):
+        measured = latency.measure([OnnxModel(model.onnx, threads=THREADS) for model in contenders], sample)
     evidence = Evidence(
         candidate=candidate,
         champion=champion,
@@ -70,14 +78,10 @@ def judge(
         candidate_predictions=ours,
         champion_predictions=theirs,
         excluded=excluded,
-        relabelled=_relabelled(champion, test_images),
         comparison=comparison,
-        latency=None if identical or not indices else _latency(candidate, champion, sample),
-        size_bytes=candidate.onnx.stat().st_size,
+        latency=measured,
     )
-    checked = criteria.check(evidence, limits)
-    verdict, decision = _decide(evidence, checked, limits)
-    return text.describe(_result(evidence, checked, verdict, decision, limits))
+    return text.describe(_result(evidence, criteria.check(evidence, limits), limits))
 
 
 class Inference:
@@ -142,18 +146,9 @@ def _unseen(
     ours = candidate.images.seen if candidate.images else frozenset()
     known = champion.images if isinstance(champion, ModelUnderTest) else None
     theirs = known.seen if known else frozenset()
-    indices = []
-    excluded: dict[str, int] = {}
-    for index, pixels in enumerate(test_images.pixels):
-        if pixels in ours:
-            reason = "in the training of both" if pixels in theirs else "in the candidate's training"
-        elif pixels in theirs:
-            reason = "in the champion's training"
-        else:
-            indices.append(index)
-            continue
-        excluded[reason] = excluded.get(reason, 0) + 1
-    return indices, excluded
+    seen = [(pixels in ours, pixels in theirs) for pixels in test_images.pixels]
+    indices = [index for index, by in enumerate(seen) if by not in SEEN]
+    return indices, dict(Counter(SEEN[by] for by in seen if by in SEEN))
 
 
 def _predict(
@@ -180,26 +175,6 @@ def _predict(
                 sample[number] = image_u8
                 room -= image_u8.nbytes
     return [sample[number] for number in sorted(sample)]
-
-
-def _latency(
-    candidate: ModelUnderTest,
-    champion: ModelUnderTest | UnavailableModel | None,
-    images_u8: Sequence[npt.NDArray[np.uint8]],
-) -> Latency:
-    models = [candidate, champion] if isinstance(champion, ModelUnderTest) else [candidate]
-    return latency.measure([OnnxModel(model.onnx, threads=latency.THREADS) for model in models], images_u8)
-
-
-def _relabelled(champion: ModelUnderTest | UnavailableModel | None, test_images: TestImages) -> int:
-    """Count test images that had another label when the champion was made."""
-    if not isinstance(champion, ModelUnderTest) or champion.images is None:
-        return 0
-    before = champion.images.table
-    return sum(
-        pixels in before and before[pixels][0] != label
-        for pixels, label in zip(test_images.pixels, test_images.labels, strict=True)
-    )
 
 
 def _decide(evidence: Evidence, checked: Sequence[Criterion], limits: GateParams) -> tuple[Verdict, Decision]:
@@ -233,18 +208,14 @@ def compare(comparison: Comparison, limits: GateParams, *, newer: bool) -> tuple
     return "keep", "not_significant" if comparison.gain > 0 else "no_gain"
 
 
-def _result(
-    evidence: Evidence,
-    checked: tuple[Criterion, ...],
-    verdict: Verdict,
-    decision: Decision,
-    limits: GateParams,
-) -> GateResult:
-    candidate, champion = evidence.candidate, evidence.champion
+def _result(evidence: Evidence, checked: tuple[Criterion, ...], limits: GateParams) -> GateResult:
+    candidate, champion, measured = evidence.candidate, evidence.champion, evidence.latency
+    verdict, decision = _decide(evidence, checked, limits)
     share = evidence.candidate_predictions.share(limits.confidence)
     champion_share = share if evidence.identical else None
     if evidence.champion_predictions:
         champion_share = evidence.champion_predictions.share(limits.confidence)
+    timed = {"threads": THREADS, "rounds": latency.ROUNDS, "images": measured.images} if measured else None
     return GateResult(
         verdict=verdict,
         decision=decision,
@@ -262,19 +233,15 @@ def _result(
         comparison=evidence.comparison,
         classes=evidence.classes,
         flips=evidence.flips(),
-        conditions=_conditions(limits, evidence.latency),
+        conditions={
+            "moment": datetime.now(UTC).isoformat(timespec="seconds"),
+            "confidence": limits.confidence,
+            "on_equal": limits.on_equal,
+            "equal_within": limits.equal_within,
+            "test": "McNemar, exact, two-sided",
+            "ece_bins": statistics.BINS,
+            "latency": timed,
+            "versions": versions(),
+            "hardware": hardware(),
+        },
     )
-
-
-def _conditions(limits: GateParams, measured: Latency | None) -> dict[str, Any]:
-    return {
-        "moment": datetime.now(UTC).isoformat(timespec="seconds"),
-        "confidence": limits.confidence,
-        "on_equal": limits.on_equal,
-        "equal_within": limits.equal_within,
-        "test": "McNemar, exact, two-sided",
-        "ece_bins": statistics.BINS,
-        "latency": measured.conditions() if measured else None,
-        "versions": versions(),
-        "hardware": hardware(),
-    }

@@ -6,23 +6,19 @@ Load and temperature of the machine then affect both alike.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from convoy.core.console import track
+from convoy.export.latency import WARM_UP
 from convoy.export.onnx_model import OnnxModel
 
-THREADS = 1
-"""Of onnxruntime, as in the export stage's latency: with more, waiting threads would be timed."""
 ROUNDS = 5
 IMAGES = 64
 """Most images per round."""
 LEAST_IMAGES = 20
 """Also of a slow model; where there are fewer, some are timed twice."""
-WARM_UP = 3
-"""Untimed images before the timed ones: first calls allocate memory and choose kernels."""
 BUDGET_S = 15.0
 """Seconds that the timing may take in all, unless the least images take longer."""
 
@@ -44,16 +40,11 @@ class Latency:
     p95_ms: tuple[float, ...]
     ratio: float | None
 
-    def conditions(self) -> dict[str, Any]:
-        """Return how it was measured."""
-        return {"threads": THREADS, "rounds": ROUNDS, "images": self.images}
-
 
 def measure(models: Sequence[OnnxModel], images_u8: Sequence[npt.NDArray[np.uint8]]) -> Latency:
-    """Time one or two models, opened with `THREADS`, on single (H, W, 3) images."""
+    """Time one or two models, opened with `export.latency.THREADS`, on single (H, W, 3) images."""
     warm = [_seconds(models, image_u8) for image_u8 in images_u8[:WARM_UP]]
-    each = float(np.sum(warm[-1]))
-    count = int(np.clip(BUDGET_S / (ROUNDS * max(each, 1e-9)), LEAST_IMAGES, IMAGES))
+    count = int(np.clip(BUDGET_S / (ROUNDS * max(sum(warm[-1]), 1e-9)), LEAST_IMAGES, IMAGES))
     count = max(LEAST_IMAGES, min(count, len(images_u8)))
     chosen = [images_u8[n % len(images_u8)] for n in range(count)]
     calls = [

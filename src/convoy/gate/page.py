@@ -4,8 +4,8 @@ import base64
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -44,13 +44,7 @@ GAP = 0.055
 
 
 def write(path: Path, result: GateResult, pictures: Sequence[Path]) -> None:
-    """Write the page with the figures embedded.
-
-    Args:
-        path: the HTML file.
-        result: the verdict.
-        pictures: PNG files as `draw` returns them.
-    """
+    """Write the page with the PNG files of `draw` embedded."""
     embedded = {
         picture.stem: f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
         for picture in pictures
@@ -81,12 +75,9 @@ def draw(result: GateResult, thumbnails: Mapping[str, npt.NDArray[np.uint8]], ou
     Raises:
         RequestError: the folder cannot be written.
     """
-    drawn = (
-        save(out / "gain.png", _gain(result)),
-        save(out / "classes.png", _classes(result)),
-        save(out / "flips.png", _flips(result, thumbnails)),
-    )
-    return tuple(path for path in drawn if path)
+    drawn = {"gain": _gain(result), "classes": _classes(result), "flips": _flips(result, thumbnails)}
+    paths = [save(out / f"{name}.png", figure) for name, figure in drawn.items()]
+    return tuple(path for path in paths if path)
 
 
 def save(path: Path, figure: Figure | None) -> Path | None:
@@ -110,7 +101,7 @@ def _gain(result: GateResult) -> Figure | None:
         return None
     heights = [0.9 + 0.42 * len(measured)] + [1.35] * (comparison is not None)
     figure = Figure(figsize=(WIDTH, sum(heights)), facecolor="none", layout="constrained")
-    axes = np.atleast_1d(figure.subplots(len(heights), 1, height_ratios=heights, squeeze=True))
+    axes = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     _accuracies(axes[0], measured, result)
     if comparison is not None:
         _difference(axes[1], comparison)
@@ -125,9 +116,8 @@ def _accuracies(ax: Axes, measured: Sequence[tuple[str, Share]], result: GateRes
         _beside(ax, row, f"{text.number(share.accuracy, 'share')} ({text.interval(share)})")
     ax.set_yticks(range(len(rows)), [short(name, LONGEST_LABEL) for name, _ in rows], parse_math=False)
     low, high = min(100 * share.low for _, share in rows), max(100 * share.high for _, share in rows)
-    limit = _limit(ax, result, "accuracy", low)
-    if limit is not None:
-        low, high = min(low, limit), max(high, limit)
+    limits = _limit(ax, result, "accuracy", low)
+    low, high = min([low, *limits]), max([high, *limits])
     margin = max(0.12 * (high - low), 0.5)
     _percents(ax, low - margin, high + margin)
     ax.set_ylim(-0.6, len(rows) - 0.4)
@@ -153,15 +143,17 @@ def _classes(result: GateResult) -> Figure | None:
     rows = list(reversed(text.most_fallen(measured, MOST_CLASSES)))  # from the lower edge
     figure = Figure(figsize=(WIDTH, 1.5 + 0.27 * len(rows)), facecolor="none", layout="constrained")
     ax = figure.subplots()
-    part = (
-        "" if len(rows) == len(measured) else f"; the {len(rows)} of {len(measured)} classes that fell most"
-    )
-    key = "hollow: champion, full: candidate" if result.comparison else "candidate"
-    _style(ax, f"Recall per class, in % (images); {key}{part}")
+    title = "Recall per class, in % (images); "
+    title += "hollow: champion, full: candidate" if result.comparison else "candidate"
+    if len(rows) < len(measured):
+        title += f"; the {len(rows)} of {len(measured)} classes that fell most"
+    _style(ax, title)
     for height, row in enumerate(rows):
         if row.candidate is not None and row.champion is not None:
-            color = BAD if row.candidate < row.champion else GOOD
-            ends = [100 * row.champion, 100 * row.candidate]
+            color, ends = (
+                BAD if row.candidate < row.champion else GOOD,
+                [100 * row.champion, 100 * row.candidate],
+            )
             ax.plot(ends, [height, height], color=color, linewidth=3, alpha=0.55)
         if row.champion is not None:
             ax.plot([100 * row.champion], [height], "o", mfc="none", mec=CHAMPION, mew=2, markersize=9)
@@ -170,8 +162,7 @@ def _classes(result: GateResult) -> Figure | None:
     names = [f"{short(row.name, LONGEST_LABEL)}  ({row.images:,})" for row in rows]
     ax.set_yticks(range(len(rows)), names, parse_math=False)
     low = min(100 * recall for row in rows for recall in (row.candidate, row.champion) if recall is not None)
-    limit = _limit(ax, result, "class_recall", low)
-    low = low if limit is None else min(low, limit)
+    low = min([low, *_limit(ax, result, "class_recall", low)])
     ax.set_ylim(-0.7, len(rows) - 0.3)
     _percents(ax, low - 0.05 * (100 - low) - 1, 101)
     return figure
@@ -195,15 +186,14 @@ def _percents(ax: Axes, low: float, high: float) -> None:
     ax.set_xticks([tick for tick in ax.get_xticks() if max(ends[0], 0) <= tick <= min(ends[1], 100)])
 
 
-def _limit(ax: Axes, result: GateResult, name: str, low: float) -> float | None:
-    """Draw a limit where it is near the lowest figure; far below, it would push the figures together."""
-    limit = next((criterion.limit for criterion in result.criteria if criterion.name == name), None)
-    if limit is None or 100 * limit < low - NEAR:
-        return None
-    x = 100 * limit
-    ax.axvline(x, color=BAD, linewidth=1, linestyle=(0, (4, 3)))
-    ax.text(x, 1, f" limit {x:g} %", color=BAD, fontsize=8, va="top", transform=ax.get_xaxis_transform())
-    return x
+def _limit(ax: Axes, result: GateResult, name: str, low: float) -> list[float]:
+    """Draw a limit near the lowest figure, and return it; one far below would push the figures together."""
+    limits = [criterion.limit for criterion in result.criteria if criterion.name == name]
+    near = [100 * limit for limit in limits if limit is not None and 100 * limit >= low - NEAR]
+    for x in near:
+        ax.axvline(x, color=BAD, linewidth=1, linestyle=(0, (4, 3)))
+        ax.text(x, 1, f" limit {x:g} %", color=BAD, fontsize=8, va="top", transform=ax.get_xaxis_transform())
+    return near
 
 
 def _style(ax: Axes, title: str) -> None:
@@ -219,27 +209,20 @@ def _style(ax: Axes, title: str) -> None:
 # Grids of images
 
 
-@dataclass(frozen=True)
-class Cell:
-    """Show one image with its caption; an image that is None is drawn as a gap."""
+class Cell(NamedTuple):
+    """Hold one (H, W, 3) RGB image with its caption; an image that is None is drawn as a gap."""
 
-    image_u8: npt.NDArray[np.uint8] | None  # (H, W, 3) RGB
+    image_u8: npt.NDArray[np.uint8] | None
     caption: str
 
 
-@dataclass(frozen=True)
-class Group:
-    """Show images under a heading; `total` counts those that are not shown too."""
+class Group(NamedTuple):
+    """Hold images under a heading; `total` counts those that are not shown too."""
 
     title: str
     color: str
     total: int
     cells: Sequence[Cell]
-
-    @property
-    def height(self) -> float:
-        """Compute the height in inches."""
-        return HEAD + ROW * math.ceil(len(self.cells) / COLUMNS)
 
 
 def _flips(result: GateResult, thumbnails: Mapping[str, npt.NDArray[np.uint8]]) -> Figure | None:
@@ -261,10 +244,11 @@ def image_grid(groups: Sequence[Group]) -> Figure | None:
     groups = [group for group in groups if group.cells]
     if not groups:
         return None
-    height = sum(group.height for group in groups)
+    heights = [HEAD + ROW * math.ceil(len(group.cells) / COLUMNS) for group in groups]
+    height = sum(heights)
     figure = Figure(figsize=(WIDTH, height), facecolor="none")
     top = height  # inches above the lower edge
-    for group in groups:
+    for group, used in zip(groups, heights, strict=True):
         images = "image" if group.total == 1 else "images"
         shown = "" if len(group.cells) == group.total else f", {len(group.cells)} shown"
         heading = f"{group.title}: {group.total:,} {images}{shown}"
@@ -282,5 +266,5 @@ def image_grid(groups: Sequence[Group]) -> Figure | None:
             # Below the square, not below the image: a wide one is less high.
             x, y = left / WIDTH, (low - GAP) / height
             figure.text(x, y, cell.caption, color=INK, fontsize=7.5, va="top", parse_math=False)
-        top -= group.height
+        top -= used
     return figure

@@ -29,7 +29,6 @@ class Criterion:
     """Hold one criterion with its figure and limit; shares and points are in 0..1.
 
     Attributes:
-        name: key, such as `class_drop`.
         figure: None where it was not measured, or is no number.
         limit: None where params.yaml sets none, or it is no number.
         held: whether the limit is met; None where there is no limit, or nothing to compare with.
@@ -63,8 +62,7 @@ class Comparison:
 
     Attributes:
         gain: accuracy of the candidate minus that of the champion, -1..1.
-        low: lower end of the gain's interval at the gate's confidence.
-        high: its upper end; 0 lies outside exactly where the test finds a difference.
+        low: lower end of the gain's interval; 0 lies outside exactly where the test finds a difference.
         p_value: of McNemar's exact test, two-sided.
         images_needed: test images with which the gain would be significant with 80 % power. Where there is no
             gain and the split could show none: with which a fix of all the champion's mistakes would be. None
@@ -120,10 +118,9 @@ class GateResult:
         decision: the rule that led to the verdict.
         reasons: the verdict as sentences, the headline first; filled in by `convoy.gate.text`.
         candidate: such as `convoy/7`.
-        champion: likewise; None where there is none yet.
+        champion: None where there is none yet.
         champion_sha256: None also where the champion cannot be read.
         champion_problem: why the champion cannot be read, as half a sentence; else empty.
-        data_hash: of the dataset whose test split was used.
         images: judged test images.
         excluded: reason to number of test images that were left out.
         candidate_share: None where no image was left, as `champion_share` and `comparison`.

@@ -31,10 +31,8 @@ def compare(
         champion: (n,) likewise.
         confidence: of the test and the interval, 0..1.
     """
-    images = len(candidate)
-    fixed = int((candidate & ~champion).sum())
-    regressed = int((~candidate & champion).sum())
-    mistakes = int((~champion).sum())
+    images, mistakes = len(candidate), int((~champion).sum())
+    fixed, regressed = int((candidate & ~champion).sum()), int((~candidate & champion).sum())
     low, high = gain_interval(fixed, regressed, images, confidence)
     showable = _p_value(mistakes, 0) < 1 - confidence
     gain = (fixed - regressed) / images
@@ -69,7 +67,7 @@ def gain_interval(fixed: int, regressed: int, images: int, confidence: float) ->
     interval (Statistics in Medicine 17:891-908, 1998), but never across 0 against the test.
     """
     pairs = fixed + regressed
-    exact_low, exact_high = 0.0, 0.0
+    exact_low = exact_high = 0.0
     if pairs:
         share = binomtest(fixed, pairs).proportion_ci(confidence, method="exact")
         exact_low, exact_high = ((2 * bound - 1) * pairs / images for bound in (share.low, share.high))

@@ -17,11 +17,6 @@ from convoy.images.delivery import open_delivery
 THUMBNAIL_PX = 96
 """Longer side of a thumbnail, in pixels; smaller images stay as they are."""
 
-COLUMNS = ("path", "sha256", "label", "pixels", "row")
-
-Indexed = tuple[int, npt.NDArray[np.uint8]]
-"""Index of a test image, and the (H, W, 3) image."""
-
 
 @dataclass(frozen=True)
 class TestImages:
@@ -29,8 +24,6 @@ class TestImages:
 
     Attributes:
         data: the delivery.
-        classes: names of today's classes.
-        data_hash: of the dataset.
         delivered: number of files that the dataset uses, of all splits.
         paths: of the n test images, in the order of their pixels' hashes: the first ones are a fair sample.
         sha256: of their files when they were prepared.
@@ -65,21 +58,22 @@ class TestImages:
                 f"{path} has no column `pixels`: an earlier version of Convoy wrote it. "
                 "Prepare again: dvc repro --force prepare"
             )
-        table = pq.read_table(path, columns=list(COLUMNS), filters=[("split", "=", "test")]).sort_by("row")
-        content = table.to_pydict()
+        columns = ["path", "sha256", "label", "pixels", "row"]
+        table = pq.read_table(path, columns=columns, filters=[("split", "=", "test")]).sort_by("row")
+        content = {name: tuple(values) for name, values in table.drop_columns("row").to_pydict().items()}
         return cls(
             data=data,
             classes=dataset.classes,
             data_hash=dataset.hash,
             delivered=sum(sum(images.values()) for images in dataset.counts.values()),
-            paths=tuple(content["path"]),
-            sha256=tuple(content["sha256"]),
-            labels=tuple(content["label"]),
-            pixels=tuple(content["pixels"]),
+            paths=content["path"],
+            sha256=content["sha256"],
+            labels=content["label"],
+            pixels=content["pixels"],
         )
 
-    def read(self, indices: Collection[int]) -> Iterator[list[Indexed]]:
-        """Read images from their delivered files, a chunk that fits into memory at a time.
+    def read(self, indices: Collection[int]) -> Iterator[list[tuple[int, npt.NDArray[np.uint8]]]]:
+        """Read (H, W, 3) images and their indices from the delivered files, a chunk that fits into memory at a time.
 
         In the delivery's order, since an archive can only be read from its beginning.
 

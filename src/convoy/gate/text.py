@@ -20,8 +20,19 @@ FINEST = 6
 JOINERS = "\u200c\u200d"
 """Format characters without which words of some scripts, and joined emoji, come apart."""
 
+UNITS = {
+    "share": (100, 1, " %"),
+    "points": (100, 1, " points"),
+    "ms": (1, 2, " ms"),
+    "MB": (1, 2, " MB"),
+    "times": (1, 2, " times"),
+}
+"""Factor, usual decimals and name of each unit of a figure."""
+
 OVERRIDE = 'convoy promote --override "reason"'
 MORE_IMAGES = "deliver more, or raise data.splits.test in params.yaml."
+
+LOSS = "{figures}; the loss is at most {loss} (gate.equal_within: {allowed})."
 
 REASONS: dict[Decision, str] = {
     "identical": "Keep {champion}: the candidate {candidate} is the champion, byte for byte.",
@@ -32,17 +43,11 @@ REASONS: dict[Decision, str] = {
     ),
     "better": "Promote {candidate}: it is significantly better than {champion} and meets every limit. {figures}.",
     "equal_promoted": (
-        "Promote {candidate}: it equals {champion} and is newer, which is enough with gate.on_equal: promote. {figures}; "
-        "the loss is at most {loss} (gate.equal_within: {allowed})."
+        "Promote {candidate}: it equals {champion} and is newer, which is enough with gate.on_equal: promote. "
+        + LOSS
     ),
-    "equal_kept": (
-        "Keep {champion}: {candidate} equals it and is not better. {figures}; the loss is at most {loss} "
-        "(gate.equal_within: {allowed})."
-    ),
-    "equal_not_newer": (
-        "Keep {champion}: {candidate} equals it and is not newer. {figures}; the loss is at most {loss} "
-        "(gate.equal_within: {allowed})."
-    ),
+    "equal_kept": "Keep {champion}: {candidate} equals it and is not better. " + LOSS,
+    "equal_not_newer": "Keep {champion}: {candidate} equals it and is not newer. " + LOSS,
     "worse": "Keep {champion}: {candidate} is significantly worse. {figures}.",
     "not_significant": "Keep {champion}: the gain of {candidate} is not significant. {figures}.",
     "no_gain": (
@@ -91,7 +96,14 @@ def visible(text: str) -> str:
 
     A name such as `cat<U+202E>gpj.exe` would show as another one, and turn the line that it stands in.
     """
-    return "".join(_spelled(character) if _hidden(character) else character for character in text)
+    categories = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+    escapes = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+    return "".join(
+        escapes.get(character, f"<U+{ord(character):04X}>")
+        if unicodedata.category(character) in categories and character not in JOINERS
+        else character
+        for character in text
+    )
 
 
 def short(text: str, longest: int) -> str:
@@ -101,15 +113,6 @@ def short(text: str, longest: int) -> str:
         return shown
     end = longest // 2
     return f"{shown[: longest - end - 1]}…{shown[-end:]}"
-
-
-def _hidden(character: str) -> bool:
-    categories = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-    return character not in JOINERS and unicodedata.category(character) in categories
-
-
-def _spelled(character: str) -> str:
-    return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(character, f"<U+{ord(character):04X}>")
 
 
 def number(value: float | None, unit: str, digits: int | None = None) -> str:
@@ -124,14 +127,9 @@ def number(value: float | None, unit: str, digits: int | None = None) -> str:
         return NOTHING
     if unit == "images":
         return f"{round(value):,}"
-    usual = {"share": 1, "points": 1, "ms": 2, "MB": 2, "times": 2}.get(unit, 4)
-    scale = 100 if unit in {"share", "points"} else 1
-    text = f"{scale * value:,.{usual if digits is None else digits}f}"
-    if float(text.replace(",", "")) == 0:
-        text = text.removeprefix("-")  # no `-0.0`
-    return text + {"share": " %", "points": " points", "ms": " ms", "MB": " MB", "times": " times"}.get(
-        unit, ""
-    )
+    scale, usual, name = UNITS.get(unit, (1, 4, ""))
+    # `z`: no `-0.0`.
+    return f"{scale * value:z,.{usual if digits is None else digits}f}{name}"
 
 
 def gain(value: float) -> str:
@@ -169,18 +167,13 @@ def figure_and_limit(criterion: Criterion) -> tuple[str, str]:
 
 def _typed(limit: float, unit: str) -> str:
     """Format a limit with as few digits as it has."""
-    full = number(limit, unit, FINEST)
-    head, _, tail = full.partition(".")
-    if not tail:
-        return full
-    digits = tail[:FINEST].rstrip("0")
-    return (f"{head}.{digits}" if digits else head) + tail[FINEST:]
+    scale, _, name = UNITS.get(unit, (1, 0, ""))
+    return f"{scale * limit:,.{FINEST}f}".rstrip("0").rstrip(".") + name
 
 
 def _differ(first: str, second: str) -> bool:
     """Whether two formatted figures differ as numbers, not only in their zeros."""
-    one, other = (float(text.split()[0].replace(",", "")) for text in (first, second))
-    return one != other
+    return len({float(text.split()[0].replace(",", "")) for text in (first, second)}) == 2
 
 
 def status(criterion: Criterion) -> str:
@@ -205,8 +198,9 @@ def describe(result: GateResult) -> GateResult:
     """Fill in the reasons, the headline first, and make names in the notes visible."""
     criteria = tuple(replace(criterion, note=visible(criterion.note)) for criterion in result.criteria)
     result = replace(result, criteria=criteria)
-    reasons = _refused(result) if result.decision == "limits" else _reasons(result)
-    return replace(result, reasons=tuple(reasons))
+    return replace(
+        result, reasons=tuple(_refused(result) if result.decision == "limits" else _reasons(result))
+    )
 
 
 def headline(result: GateResult) -> str:
@@ -279,8 +273,10 @@ def _breach(criterion: Criterion) -> str:
 
 def _compared(result: GateResult, comparison: Comparison) -> str:
     """Format both accuracies, the gain with its interval, and the test."""
-    ours = (comparison.both_right + comparison.only_candidate) / comparison.images
-    theirs = (comparison.both_right + comparison.only_champion) / comparison.images
+    ours, theirs = (
+        (comparison.both_right + only) / comparison.images
+        for only in (comparison.only_candidate, comparison.only_champion)
+    )
     return (
         f"Accuracy {number(ours, 'share')}, {result.champion} {number(theirs, 'share')}, on "
         f"{_count(comparison.images, 'test image')} that neither was trained on. The gain is {gain(comparison.gain)} points, "
@@ -302,13 +298,17 @@ def _too_small(result: GateResult, comparison: Comparison) -> list[str]:
     if comparison.showable:
         return []
     mistakes = comparison.only_candidate + comparison.both_wrong
-    made = f"{_count(mistakes, 'mistake')}" if mistakes else "no mistake"
-    why = f"{result.champion} makes {made} on {comparison.images:,} images"
-    why += ", and even fixing all of them would not be significant" if mistakes else ""
-    needed = f"{'about' if mistakes else 'at least'} {comparison.images_needed:,} test images"
-    what = "a gain of this size" if comparison.gain > 0 else "that all its mistakes are fixed"
-    takes = f"It takes {needed} to show {what} (80 % power): {MORE_IMAGES}"
-    return [f"This test split cannot show any gain: {why}. {takes}"]
+    made, why, needed = "no mistake", "", "at least"
+    if mistakes:
+        made, needed = _count(mistakes, "mistake"), "about"
+        why = ", and even fixing all of them would not be significant"
+    gained = "a gain of this size" if comparison.gain > 0 else "that all its mistakes are fixed"
+    return [
+        (
+            f"This test split cannot show any gain: {result.champion} makes {made} on {comparison.images:,} images{why}. "
+            f"It takes {needed} {comparison.images_needed:,} test images to show {gained} (80 % power): {MORE_IMAGES}"
+        )
+    ]
 
 
 # Tables and sections
@@ -321,9 +321,8 @@ class Table:
     Attributes:
         header: names of the columns; `>` in front aligns a column right.
         rows: cells; a `Name` is shown literally.
-        total: rows that there are in all, where fewer are listed.
+        total: number of rows before shortening; 0 where all are listed.
         breached: number of first rows that are breaches.
-        title: above the table; may be empty.
     """
 
     header: tuple[str, ...]
@@ -347,9 +346,9 @@ class Section:
 def criterion_line(criterion: Criterion) -> str:
     """Format a criterion in one line: `met: 98.1 % (at least 50 %)`."""
     figure, limit = figure_and_limit(criterion)
-    parts = [f"{status(criterion)}:"]
-    parts += [figure] * (criterion.figure is not None) + [f"({limit})"] * (criterion.limit is not None)
-    return " ".join(parts).removesuffix(":") + (f"; {criterion.note}" if criterion.note else "")
+    figure = f": {figure}" if criterion.figure is not None else ""
+    limit = f" ({limit})" if criterion.limit is not None else ""
+    return f"{status(criterion)}{figure}{limit}" + (f"; {criterion.note}" if criterion.note else "")
 
 
 def sections(result: GateResult, most_classes: int, most_flips: int) -> Iterator[Section]:
@@ -369,23 +368,16 @@ def sections(result: GateResult, most_classes: int, most_flips: int) -> Iterator
     if result.flips:
         why = "Check these images for wrong labels, and for what the new model has unlearned."
         tables = [_flips_table(result, kind, most_flips) for kind in FLIP_TITLES]
-        yield Section(
-            "flips",
-            "Changed predictions",
-            [why],
-            [table for table in tables if table.rows],
-            "changed predictions",
-        )
+        listed = [table for table in tables if table.rows]
+        yield Section("flips", "Changed predictions", [why], listed, "changed predictions")
 
 
 def _criteria_section(result: GateResult) -> Section:
     order, breached = {False: 0, True: 1, None: 2}, len(result.breaches)
     ordered = sorted(result.criteria, key=lambda criterion: order[criterion.held])
-    rows = [(_upper(one.title), *figure_and_limit(one), status(one), one.note) for one in ordered]
-    summary = f"{breached} of {len(rows)} criteria breached; one is enough to refuse."
-    sentence = (
-        f"{summary if breached else 'No limit is breached.'} The limits are in params.yaml, section gate."
-    )
+    rows = [(_upper(row.title), *figure_and_limit(row), status(row), row.note) for row in ordered]
+    summary = f"{breached} of {len(rows)} criteria breached" if breached else "No limit is breached"
+    sentence = f"{summary}. The limits are in params.yaml, section gate."
     header = ("Criterion", ">Value", ">Limit", "Status", "Note")
     return Section("criteria", "Criteria", [sentence], [Table(header, rows, breached=breached)])
 
@@ -395,43 +387,40 @@ def _accuracy_section(result: GateResult) -> Section:
     for name, share in shares(result):
         accuracy = number(share.accuracy, "share", 2)
         rows.append((Name(name), f"{share.correct:,}", f"{share.images:,}", accuracy, interval(share, 2)))
+    title, sentences = "Accuracy", list[str]()
     if comparison := result.comparison:
+        title, sentences = "Is the candidate better?", _explained(result, comparison)
         ends = f"{gain(comparison.low)} to {gain(comparison.high)}"
         rows.append(("gain", "", "", f"{gain(comparison.gain)} points", ends))
-    header = ("Model", ">Correct", ">Images", ">Accuracy", f">{confidence(result)} interval")
-    title = "Is the candidate better?" if result.comparison else "Accuracy"
-    return Section(
-        "gain", title, _explained(result), [Table(header, rows)], "accuracies and gain, with intervals"
-    )
+    table = Table(("Model", ">Correct", ">Images", ">Accuracy", f">{confidence(result)} interval"), rows)
+    return Section("gain", title, sentences, [table], "accuracies and gain, with intervals")
 
 
 def _classes_section(result: GateResult, most: int) -> Section:
     rows = []
     for row in most_fallen(result.classes, most):
-        change = None if None in (row.candidate, row.champion) else gain(-fall(row))
-        recalls = (number(row.champion, "share"), number(row.candidate, "share"), change or NOTHING)
+        change = NOTHING if None in (row.candidate, row.champion) else gain(-_fall(row))
+        recalls = (number(row.champion, "share"), number(row.candidate, "share"), change)
         rows.append((Name(row.name), f"{row.images:,}", *recalls))
     header = ("Class", ">Images", ">Champion", ">Candidate", ">Change, points")
     table = Table(header, rows, total=len(result.classes))
-    explained = "Recall: share of a class's images that are found."
+    explained = "Recall: share of a class's images that are classified correctly."
     return Section("classes", "Recall per class", [explained], [table], "recall per class")
 
 
-def fall(row: ClassFigures) -> float:
-    """Compute how far a class's recall fell below the champion's; 0 where there is nothing to compare with."""
+def _fall(row: ClassFigures) -> float:
     return 0.0 if row.champion is None else row.champion - (row.candidate or 0.0)
 
 
 def most_fallen(classes: Sequence[ClassFigures], most: int) -> list[ClassFigures]:
     """Choose the classes whose recall fell most, then the lowest recalls; in their own order."""
-    ranked = sorted(range(len(classes)), key=lambda n: (-fall(classes[n]), classes[n].candidate or 0.0))
+    ranked = sorted(range(len(classes)), key=lambda n: (-_fall(classes[n]), classes[n].candidate or 0.0))
     return [classes[n] for n in sorted(ranked[:most])]
 
 
 def _flips_table(result: GateResult, kind: str, most: int) -> Table:
-    flips = [flip for flip in result.flips if flip.kind == kind]
     rows = []
-    for flip in flips[:most]:
+    for flip in [flip for flip in result.flips if flip.kind == kind][:most]:
         champion = (Name(flip.champion), f"{flip.champion_probability:.2f}")
         candidate = (Name(flip.candidate), f"{flip.candidate_probability:.2f}")
         rows.append((Name(flip.path), Name(flip.label), *champion, *candidate))
@@ -455,59 +444,52 @@ def flip_count(result: GateResult, kind: str) -> int:
 
 def shares(result: GateResult) -> list[tuple[str, Share]]:
     """List each measured model's accuracy, the champion's first; once where the candidate is the champion."""
-    listed = []
-    if result.champion and result.champion_share and result.champion_sha256 != result.candidate_sha256:
-        listed.append((result.champion, result.champion_share))
-    if result.candidate_share:
-        listed.append((result.candidate, result.candidate_share))
-    return listed
+    measured = [(result.candidate, result.candidate_share)]
+    if result.champion and result.champion_sha256 != result.candidate_sha256:
+        measured.insert(0, (result.champion, result.champion_share))
+    return [(name, share) for name, share in measured if share]
 
 
 def conditions_table(result: GateResult) -> Table:
     """List what was compared, and how."""
     champion = f"{result.champion or 'none yet'} {result.champion_sha256 or ''}".strip()
     champion += " (cannot be read)" if result.champion and not result.champion_sha256 else ""
-    conditions = {
-        name.replace(".", ", ").replace("_", " "): value for name, value in flatten(result.conditions).items()
-    }
     rows = [
         ("Candidate", f"{result.candidate} {result.candidate_sha256}"),
         ("Champion", champion),
         ("Data", result.data_hash),
         ("Test images judged", f"{result.images:,}"),
         *((f"Left out, {reason}", f"{images:,}") for reason, images in result.excluded.items() if images),
-        *((name, NOTHING if value is None else str(value)) for name, value in conditions.items()),
     ]
+    for name, value in flatten(result.conditions).items():
+        label = name.replace(".", ", ").replace("_", " ")
+        rows.append((label, NOTHING if value is None else str(value)))
     return Table(("What", "Value"), rows)
 
 
-def _explained(result: GateResult) -> list[str]:
+def _explained(result: GateResult, comparison: Comparison) -> list[str]:
     """Explain how the models were compared."""
-    comparison = result.comparison
-    if comparison is None:
-        return []
     b, c = comparison.only_candidate, comparison.only_champion
     # The gate's interval leaves 0 out exactly where the test is significant.
-    better, worse = comparison.low > 0, comparison.high < 0
-    verdict = (
-        f"the candidate is significantly {'better' if better else 'worse'}"
-        if better or worse
-        else "it may be chance"
-    )
-    counts = (
-        f"Both models are right on {comparison.both_right:,} and wrong on {comparison.both_wrong:,} of "
-        f"{_count(comparison.images, 'image')}. Only the candidate is right on {b:,} (fixed), only the champion on "
-        f"{c:,} (regressed)."
-    )
-    test = (
-        f"McNemar's exact two-sided test of {b:,} against {c:,}: p {p_value(comparison.p_value)}. At "
-        f"{confidence(result)} confidence, {verdict}."
-    )
-    ends = (
-        f"The gain is {gain(comparison.gain)} points, {confidence(result)} interval {gain(comparison.low)} to "
-        f"{gain(comparison.high)} (Clopper-Pearson over the images on which they differ, widened to Tango's score interval)."
-    )
-    return [counts, test, ends]
+    if comparison.low > 0 or comparison.high < 0:
+        finding = f"the candidate is significantly {'better' if comparison.low > 0 else 'worse'}"
+    else:
+        finding = "it may be chance"
+    return [
+        (
+            f"Both models are right on {comparison.both_right:,} and wrong on {comparison.both_wrong:,} of "
+            f"{_count(comparison.images, 'image')}. Only the candidate is right on {b:,} (fixed), only the champion on "
+            f"{c:,} (regressed)."
+        ),
+        (
+            f"McNemar's exact two-sided test of {b:,} against {c:,}: p {p_value(comparison.p_value)}. At "
+            f"{confidence(result)} confidence, {finding}."
+        ),
+        (
+            f"The gain is {gain(comparison.gain)} points, {confidence(result)} interval {gain(comparison.low)} to "
+            f"{gain(comparison.high)} (Clopper-Pearson over the images on which they differ, widened to Tango's score interval)."
+        ),
+    ]
 
 
 def confidence(result: GateResult) -> str:
