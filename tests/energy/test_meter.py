@@ -12,6 +12,7 @@ from typing import Any
 import codecarbon
 import pytest
 from codecarbon.core import cpu
+from codecarbon.output_methods.base_output import BaseOutput
 
 from convoy.core import files
 from convoy.core.errors import RequestError
@@ -283,3 +284,12 @@ def test_a_stage_without_figures_leaves_the_sum_out_and_is_named(
 
 def test_a_last_stage_without_figures_has_no_sum_either(metrics: Path) -> None:
     assert with_total(metrics, {}) == {}
+
+
+def test_readings_take_every_call_that_the_tracker_makes_of_an_output_handler() -> None:
+    """The tracker calls `live_out` every two minutes, which no short test reaches."""
+    calls = [name for name in vars(BaseOutput) if not name.startswith("_")]
+    assert {"out", "live_out", "exit"} <= set(calls)
+    readings = meters.Readings()
+    readings.live_out("total", None)
+    assert readings.latest == "total"
