@@ -108,9 +108,7 @@ class Project:
     def noisy(seed: int, images: int) -> list[np.ndarray]:
         """Make images of several odd sizes, every third one of one size."""
         rng = np.random.default_rng(seed)
-        sizes = [
-            (12, 12) if n % 3 else (int(rng.integers(5, 40)), int(rng.integers(5, 40))) for n in range(images)
-        ]
+        sizes = [(12, 12) if n % 3 else tuple(rng.integers(5, 40, 2).tolist()) for n in range(images)]
         return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
 
     def measure_and_build(self) -> None:

@@ -53,15 +53,8 @@ def measured_things(tmp_path_factory: pytest.TempPathFactory) -> Path:
         dataset / "manifest.parquet",
     )
     spec = Spec.model_validate({"name": "brightness", "layers": ["flatten", {"dense": "classes"}]})
-    model_facts = trained.ModelFacts(
-        network="brightness",
-        spec=spec,
-        classes=CLASSES,
-        image_px=PX,
-        fit="squash",
-        mean=[0.5] * 3,
-        std=[0.5] * 3,
-    )
+    kept = {"classes": CLASSES, "image_px": PX, "fit": "squash", "mean": [0.5] * 3, "std": [0.5] * 3}
+    model_facts = trained.ModelFacts(network="brightness", spec=spec, **kept)
     model = trained.make(model_facts)
     with torch.no_grad():
         for parameter in model.parameters():

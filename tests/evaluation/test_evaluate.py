@@ -22,8 +22,7 @@ def copied(measured_things, tmp_path):
 
 def test_accuracy_and_its_interval_are_measured_on_the_test_split(evaluated):
     _, metrics = evaluated
-    assert metrics["test"]["images"] == 40
-    assert metrics["test"]["accuracy"] == 0.9
+    assert (metrics["test"]["images"], metrics["test"]["accuracy"]) == (40, 0.9)
     assert metrics["test"]["accuracy_low"] == pytest.approx(0.7695, abs=5e-4)
     assert metrics["test"]["accuracy_high"] == pytest.approx(0.9604, abs=5e-4)
 
@@ -78,10 +77,8 @@ def test_a_network_that_outputs_nan_is_refused_before_anything_is_written(copied
     weights = copied / "model" / "weights.pt"
     state = torch.load(weights, weights_only=True)
     torch.save({name: tensor * float("nan") for name, tensor in state.items()}, weights)
-    with pytest.raises(
-        NetworkError,
-        match=r"network brightness outputs NaN for 40 of 40 .* class/12\.png.*train\.lr",
-    ):
+    message = r"network brightness outputs NaN for 40 of 40 .* class/12\.png.*train\.lr"
+    with pytest.raises(NetworkError, match=message):
         evaluate(copied / "dataset", copied / "model", PARAMS, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -110,18 +107,12 @@ def test_the_interval_is_the_one_of_newcombe_1998_table_1_method_3(correct, imag
 
 
 def test_the_interval_is_not_empty_when_every_image_is_right():
-    low, high = wilson(100, 100)
-    assert low == pytest.approx(0.963, abs=5e-4)
-    assert high == 1
-
-
-COUNTS = np.array([[2, 1, 0], [1, 1, 0], [1, 0, 0]])
+    assert wilson(100, 100) == (pytest.approx(0.963, abs=5e-4), 1)
 
 
 def test_precision_and_recall_match_a_count_by_hand():
-    summary = summarise(COUNTS, ["a", "b", "c"])
-    assert summary["accuracy"] == 0.5
-    assert summary["images"] == 6
+    summary = summarise(np.array([[2, 1, 0], [1, 1, 0], [1, 0, 0]]), ["a", "b", "c"])
+    assert (summary["accuracy"], summary["images"]) == (0.5, 6)
     assert summary["per_class"]["a"] == {"precision": 2 / 4, "recall": 2 / 3, "f1": 4 / 7, "images": 3}
     assert summary["per_class"]["b"] == {"precision": 1 / 2, "recall": 1 / 2, "f1": 1 / 2, "images": 2}
     assert summary["macro_f1"] == pytest.approx((4 / 7 + 1 / 2 + 0) / 3, abs=1e-15)

@@ -14,52 +14,52 @@ def network_input(model, image_u8):
 
 def assert_maps_are_of(volume, maps):
     assert len(maps) == min(8, volume.shape[1])
-    for one in maps:
-        np.testing.assert_allclose(one.values, volume[0, one.channel].numpy(), rtol=1e-5, atol=1e-6)
+    for map_ in maps:
+        np.testing.assert_allclose(map_.values, volume[0, map_.channel].numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_a_map_is_what_norm_and_activation_made_of_the_convolution():
     model = from_layers([conv(4), "norm", "relu", {"max_pool": 2}, conv(6), {"leaky_relu": 0.1}, *HEAD])
-    image_u8, found = features_of(model)
+    image_u8, features = features_of(model)
     net = model.network
     with torch.no_grad():
         low = net.relu1(net.norm1(net.conv1(network_input(model, image_u8))))
         high = net.leaky_relu1(net.conv2(net.max_pool1(low)))
         answer = model(torch.from_numpy(image_u8).permute(2, 0, 1)[None].float()).softmax(1)[0]
 
-    assert_maps_are_of(low, found.images[0].strongest["low"])
-    assert_maps_are_of(high, found.images[0].strongest["high"])
-    assert found.layers["low"].operations == ["Conv2d", "BatchNorm2d", "ReLU"]
-    assert found.layers["high"].volume == (6, 16, 16)
-    np.testing.assert_allclose(found.images[0].probabilities, answer, rtol=1e-5)
+    assert_maps_are_of(low, features.images[0].strongest["low"])
+    assert_maps_are_of(high, features.images[0].strongest["high"])
+    assert features.layers["low"].operations == ["Conv2d", "BatchNorm2d", "ReLU"]
+    assert features.layers["high"].volume == (6, 16, 16)
+    np.testing.assert_allclose(features.images[0].probabilities, answer, rtol=1e-5)
 
 
 def test_a_map_at_the_end_of_a_residual_is_the_sum_that_goes_on():
     residual = {"residual": [conv(4), "norm"]}
     model = from_layers([conv(4), residual, "relu", {"residual": [conv(4)]}, *HEAD])
-    image_u8, found = features_of(model)
+    image_u8, features = features_of(model)
     net = model.network
     with torch.no_grad():
         middle = net.relu1(net.residual1(net.conv1(network_input(model, image_u8))))
         high = net.residual2(middle)
 
-    assert [layer.name for layer in found.layers.values()] == ["conv1", "residual1", "residual2"]
-    assert found.layers["middle"].operations == ["Sum", "ReLU"]
-    assert_maps_are_of(middle, found.images[0].strongest["middle"])
-    assert_maps_are_of(high, found.images[0].strongest["high"])
+    assert [layer.name for layer in features.layers.values()] == ["conv1", "residual1", "residual2"]
+    assert features.layers["middle"].operations == ["Sum", "ReLU"]
+    assert_maps_are_of(middle, features.images[0].strongest["middle"])
+    assert_maps_are_of(high, features.images[0].strongest["high"])
 
 
 def test_in_place_layers_do_not_change_the_maps():
     model = from_torchvision("resnet18", 32)
-    image_u8, found = features_of(model)
+    image_u8, features = features_of(model)
     net = model.network
     with torch.no_grad():
         low = net.relu(net.bn1(net.conv1(network_input(model, image_u8))))
         high = net.layer2(net.layer1(net.maxpool(low.clone())))
 
-    assert found.layers["high"].name == "layer2.1"
-    assert_maps_are_of(low, found.images[0].strongest["low"])
-    assert_maps_are_of(high, found.images[0].strongest["high"])
+    assert features.layers["high"].name == "layer2.1"
+    assert_maps_are_of(low, features.images[0].strongest["low"])
+    assert_maps_are_of(high, features.images[0].strongest["high"])
 
 
 def test_a_map_is_a_copy_that_later_writes_do_not_reach():
@@ -71,20 +71,17 @@ def test_a_map_is_a_copy_that_later_writes_do_not_reach():
             return answer
 
     model = normalized(Overwriting(nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
-    image_u8, found = features_of(model)
+    image_u8, features = features_of(model)
+    maps = features.images[0].strongest["low"]
     with torch.no_grad():
-        assert_maps_are_of(model.network[0](network_input(model, image_u8)), found.images[0].strongest["low"])
-
-
-def test_only_the_strongest_maps_stay_in_memory():
-    found = features_of(from_layers([conv(4), "relu", *HEAD]))[1]
-    assert all(one.values.base is None for one in found.images[0].strongest["low"])
+        assert_maps_are_of(model.network[0](network_input(model, image_u8)), maps)
+    assert all(map_.values.base is None for map_ in maps)  # only these stay in memory, not the whole volume
 
 
 def test_maps_too_small_to_show_a_shape_are_passed_over():
-    found = features_of(from_torchvision("resnet18", 32))[1]
-    assert [layer.volume[1:] for layer in found.layers.values()] == [(16, 16), (4, 4), (4, 4)]
-    assert found.passed_over
+    features = features_of(from_torchvision("resnet18", 32))[1]
+    assert [layer.volume[1:] for layer in features.layers.values()] == [(16, 16), (4, 4), (4, 4)]
+    assert features.passed_over
     assert not features_of(from_layers([conv(4), "relu", *HEAD]))[1].passed_over
 
 
@@ -104,7 +101,7 @@ def test_the_first_the_middle_and_the_last_readable_layer_are_picked(sides, pick
         feature_maps.Layer(f"conv{n}", f"conv{n}", ["Conv2d"], (4, side, side), (f"conv{n}", 0))
         for n, side in enumerate(sides)
     ]
-    assert [layers.index(one) for one in feature_maps.choose(layers).values()] == picked
+    assert [layers.index(layer) for layer in feature_maps.choose(layers).values()] == picked
 
 
 @pytest.mark.parametrize(
@@ -117,23 +114,25 @@ def test_the_first_the_middle_and_the_last_readable_layer_are_picked(sides, pick
     ],
 )
 def test_layers_of_torchvisions_families_are_found(name, px, names):
-    found = features_of(from_torchvision(name, px), px)[1]
-    assert [layer.name for layer in found.layers.values()] == names
-    for depth, layer in found.layers.items():
-        assert found.images[0].strongest[depth][0].values.shape == layer.volume[1:]
+    features = features_of(from_torchvision(name, px), px)[1]
+    assert [layer.name for layer in features.layers.values()] == names
+    for depth, layer in features.layers.items():
+        assert features.images[0].strongest[depth][0].values.shape == layer.volume[1:]
 
 
 def test_a_functional_activation_is_part_of_the_map():
-    found = features_of(from_torchvision("googlenet", 64), 64)[1]  # its BasicConv2d calls relu as a function
-    assert found.layers["low"].operations == ["BasicConv2d"]
-    assert min(one.values.min() for one in found.images[0].strongest["low"]) == 0
+    features = features_of(from_torchvision("googlenet", 64), 64)[
+        1
+    ]  # its BasicConv2d calls relu as a function
+    assert features.layers["low"].operations == ["BasicConv2d"]
+    assert min(map_.values.min() for map_ in features.images[0].strongest["low"]) == 0
 
 
 def test_a_convolution_with_uneven_padding_keeps_its_own_name():
-    found = features_of(from_layers([conv(4, stride=2), "relu", *HEAD]))[1]
-    assert found.layers["low"].name == "conv1"
-    assert found.layers["low"].operations == ["Conv2d", "ReLU"]
-    assert found.filters.shape == (4, 3, 3, 3)
+    features = features_of(from_layers([conv(4, stride=2), "relu", *HEAD]))[1]
+    assert features.layers["low"].name == "conv1"
+    assert features.layers["low"].operations == ["Conv2d", "ReLU"]
+    assert features.filters.shape == (4, 3, 3, 3)
 
 
 def test_the_strongest_map_has_the_largest_value_inside_the_border():
@@ -145,21 +144,16 @@ def test_the_strongest_map_has_the_largest_value_inside_the_border():
     image_u8[2, 29, 1] = 51
     (red_at_the_border, green_inside) = (0, 1)
     maps = feature_maps.find(model, [image_u8]).images[0].strongest["low"]
-    assert [one.channel for one in maps] == [green_inside, red_at_the_border]
-    assert [one.strength for one in maps] == pytest.approx([0.2 / 0.25, 0])
+    assert [map_.channel for map_ in maps] == [green_inside, red_at_the_border]
+    assert [map_.strength for map_ in maps] == pytest.approx([0.2 / 0.25, 0])
 
 
-def test_the_filters_are_the_first_convolutions_weights():
+def test_the_filters_are_the_first_convolutions_weights_and_all_hooks_are_removed():
     model = from_layers([conv(5), "relu", *HEAD])
-    found = features_of(model)[1]
+    features = features_of(model)[1]
     weights = model.network.conv1.weight.detach()
-    assert found.first == "conv1"
-    np.testing.assert_array_equal(found.filters[4, 0, 2], weights[4, :, 0, 2])
-
-
-def test_all_hooks_are_removed():
-    model = from_layers([conv(4), "relu", *HEAD])
-    features_of(model)
+    assert features.first == "conv1"
+    np.testing.assert_array_equal(features.filters[4, 0, 2], weights[4, :, 0, 2])
     assert not any(module._forward_hooks for module in model.modules())
 
 

@@ -100,9 +100,8 @@ def test_equal_counts_give_equal_bytes():
 
 def test_the_features_page_is_self_contained_and_below_a_megabyte(tmp_path):
     deep = [conv(16), "relu", conv(16), "relu", conv(16), "relu", *HEAD]
-    page = page_of(
-        from_layers(deep, px=224), tmp_path, px=224
-    )  # noise, and three volumes of full size: the worst case
+    # Noise, and three volumes of full size: the worst case.
+    page = page_of(from_layers(deep, px=224), tmp_path, px=224)
     assert len(links(page)) == 1 + 16 + 3 * 8
     assert all(link.startswith("data:image/png;base64,") for link in links(page))
     assert "<script" not in page
@@ -110,12 +109,8 @@ def test_the_features_page_is_self_contained_and_below_a_megabyte(tmp_path):
 
 
 def test_names_are_escaped_in_the_features_page(tmp_path):
-    page = page_of(
-        from_layers([conv(4), "relu", *HEAD]),
-        tmp_path,
-        classes=("<b>cat</b>", "a & b"),
-        source="<i>x</i>.png",
-    )
+    model = from_layers([conv(4), "relu", *HEAD])
+    page = page_of(model, tmp_path, classes=("<b>cat</b>", "a & b"), source="<i>x</i>.png")
     assert "&lt;b&gt;cat&lt;/b&gt;" in page
     assert "<b>" not in page
     assert "<i>" not in page
@@ -146,32 +141,29 @@ def test_gray_images_show_the_sum_of_the_weights_over_the_colours(tmp_path):
         model.network.conv1.weight.copy_(torch.tensor([[1.0, 1, 0], [-2, -2, 0]]).T.view(1, 3, 1, 2))
     page = page_of(model, tmp_path)
     assert "training images are gray" in page
-    assert decoded(re.search(r'<img src="([^"]*)" alt="Filter 0"', page)[1]).tolist() == [
-        [[191] * 3, [0] * 3]
-    ]
+    first = decoded(re.search(r'<img src="([^"]*)" alt="Filter 0"', page)[1])
+    assert first.tolist() == [[[191] * 3, [0] * 3]]
 
 
-def test_filters_of_a_single_colour_are_drawn(tmp_path):
-    page = page_of(from_layers([conv(6, groups=3), "relu", *HEAD]), tmp_path)
-    assert "on one colour each" in page
-    assert page.count('alt="Filter') == 6
-
-
-def test_many_filters_are_cut_to_the_first(tmp_path):
-    page = page_of(from_layers([conv(97), "relu", *HEAD]), tmp_path)
-    assert re.search(r"The first 96 of\s+97 filters", page)
-    assert page.count('alt="Filter') == 96
-
-
-def test_the_page_of_a_network_without_convolutions_has_no_maps(tmp_path):
-    page = page_of(from_layers(["flatten", {"dense": "classes"}]), tmp_path)
-    assert "has no convolution, so there are no filters or maps to show" in page
-    assert "How to read the maps" not in page
-
-
-def test_a_transformers_page_explains_why_there_are_no_deeper_maps(tmp_path):
-    page = page_of(from_layers([{"conv": {"filters": 4, "kernel": 16, "stride": 16}}, *HEAD]), tmp_path)
-    assert re.search(r"has 1 convolution, so .* later layers process tokens", page, re.DOTALL)
+@pytest.mark.parametrize(
+    ("layers", "text", "filters"),
+    [
+        ([conv(6, groups=3), "relu", *HEAD], "on one colour each", 6),
+        ([conv(97), "relu", *HEAD], r"The first 96 of\s+97 filters", 96),
+        (["flatten", {"dense": "classes"}], "no convolution, so there are no filters or maps to show", 0),
+        (
+            [{"conv": {"filters": 4, "kernel": 16, "stride": 16}}, *HEAD],
+            "has 1 convolution, so .* later layers process tokens",
+            4,
+        ),
+    ],
+    ids=["filters of a single colour", "many filters", "no convolution", "transformer"],
+)
+def test_the_features_page_describes_the_filters_and_maps_that_a_network_has(tmp_path, layers, text, filters):
+    page = page_of(from_layers(layers), tmp_path)
+    assert re.search(text, page, re.DOTALL)
+    assert page.count('alt="Filter') == filters
+    assert ("How to read the maps" in page) == (filters > 0)
 
 
 def test_a_known_class_marks_the_prediction_as_right_or_wrong(tmp_path):

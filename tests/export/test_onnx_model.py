@@ -18,15 +18,12 @@ def test_classes_and_provenance_come_from_the_file(model):
 
 
 def test_images_of_mixed_sizes_are_predicted_in_their_order(built, model):
+    assert model.predict_mixed([]).shape == (0, 3)
     images_u8 = built.noisy(4, 12)
     predictions = model.predict_mixed(images_u8)
     assert len({image_u8.shape for image_u8 in images_u8}) > 2
     for image_u8, probabilities in zip(images_u8, predictions, strict=True):
         np.testing.assert_allclose(model(image_u8[np.newaxis])[0], probabilities, atol=1e-6)
-
-
-def test_no_images_give_no_predictions(model):
-    assert model.predict_mixed([]).shape == (0, 3)
 
 
 def test_a_missing_file_is_an_invalid_request(tmp_path):
