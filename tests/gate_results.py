@@ -1,6 +1,7 @@
 """Results of the gate with given figures, for pages and reports."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -49,8 +50,7 @@ def share(correct: int, images: int) -> Share:
 
 def comparison(both_right: int, b: int, c: int, both_wrong: int) -> Comparison:
     images = both_right + b + c + both_wrong
-    low = high = 0.0
-    p = 1.0
+    low, high, p = 0.0, 0.0, 1.0
     if b + c:
         test = binomtest(b, b + c)
         ends = test.proportion_ci(0.95, method="exact")
@@ -62,23 +62,12 @@ def comparison(both_right: int, b: int, c: int, both_wrong: int) -> Comparison:
 
 
 def criterion(name: str, **values: Any) -> Criterion:
-    return Criterion(
-        **{
-            "name": name,
-            "title": name.replace("_", " "),
-            "figure": None,
-            "limit": None,
-            "sense": "at least",
-            "unit": "",
-            "held": True,
-            "note": "",
-            **values,
-        }
-    )
+    met = Criterion(name, name.replace("_", " "), None, None, "at least", "", held=True, note="")
+    return replace(met, **values)
 
 
 CRITERIA = (
-    criterion("proof", note="passed, of these bytes"),
+    criterion("proof", title="verification of model.onnx", note="passed with these bytes"),
     criterion("images", figure=357, limit=50, unit="images"),
     criterion("accuracy", figure=0.9552, limit=0.5, unit="share"),
     criterion("class_recall", figure=0.86, limit=0.3, unit="share", note="`8`"),

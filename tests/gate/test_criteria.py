@@ -48,16 +48,12 @@ def test_a_limit_that_is_not_set_refuses_nothing_and_still_gives_its_figure(proj
     assert others == {key: value for key, value in held(tight).items() if key != name}
 
 
-def test_a_gate_that_asks_for_one_thing_asks_for_no_other(project, bad, champion):
+def test_a_single_limit_is_the_only_one_checked(project, bad, champion):
     limits = project.limits(**(dict.fromkeys(TIGHT) | {"max_size_mb": 600.0}))
     result = judge(bad, champion, project.test_images, limits)
     assert result.verdict == "keep"
-    assert [criterion.name for criterion in result.criteria if criterion.held is not None] == [
-        "proof",
-        "classes",
-        "seen",
-        "size_mb",
-    ]
+    checked = [name for name, met in held(result).items() if met is not None]
+    assert checked == ["proof", "classes", "seen", "size_mb"]
 
 
 def test_a_gate_without_limits_is_refused(project):
@@ -65,25 +61,14 @@ def test_a_gate_without_limits_is_refused(project):
         project.limits(**dict.fromkeys(TIGHT))
 
 
-def test_a_figure_that_is_the_limit_holds(project, champion):
-    """0.8 - 0.6 is more than 0.2 to a computer."""
+def test_a_figure_equal_to_its_limit_meets_it_despite_rounding(project, champion):
     wrong = [n for n in range(120) if n % 3 == 1]
-    theirs, ours = project.model("convoy/3", wrong[:8]), project.model("convoy/7", wrong[:16])
-    drop = criterion(
-        judge(ours, theirs, project.test_images, project.limits(max_class_drop=0.2)), "class_drop"
-    )
-    assert drop.figure > 0.2
-    assert drop.held
-
-
-def test_a_figure_that_is_the_limit_holds_from_above_too(project, champion):
-    wrong = [n for n in range(120) if n % 3 == 1][:28]
-    result = judge(
-        project.model("convoy/7", wrong),
-        champion,
-        project.test_images,
-        project.limits(min_class_recall=0.1 + 0.2),
-    )
+    better, worse = project.model("convoy/3", wrong[:8]), project.model("convoy/7", wrong[:16])
+    result = judge(worse, better, project.test_images, project.limits(max_class_drop=0.2))
+    assert criterion(result, "class_drop").figure > 0.2  # 0.8 - 0.6 in floating point
+    assert held(result)["class_drop"]
+    limits = project.limits(min_class_recall=0.1 + 0.2)
+    result = judge(project.model("convoy/7", wrong[:28]), champion, project.test_images, limits)
     assert held(result)["class_recall"]
 
 

@@ -375,10 +375,8 @@ def test_poisoned_labels_show_as_a_drop_of_the_champion(delivered):
 def test_a_split_that_can_show_no_gain_comes_with_the_images_that_could(
     project, champion_wrong, candidate_wrong, needed
 ):
-    champion, candidate = (
-        project.model("convoy/3", champion_wrong),
-        project.model("convoy/7", candidate_wrong),
-    )
+    champion = project.model("convoy/3", champion_wrong)
+    candidate = project.model("convoy/7", candidate_wrong)
     result = judge(candidate, champion, project.test_images, project.limits())
     assert result.verdict == "keep"
     assert not result.comparison.showable
@@ -450,29 +448,18 @@ def test_a_sample_is_kept_for_the_latency_measurement(project, monkeypatch, imag
     assert [int(image_u8[0, 0, 0]) for image_u8 in sample] == kept
 
 
-def test_models_are_closed_before_latency_is_measured(project, against, monkeypatch):
-    """Their waiting threads would take the processor from the measured one."""
-    measure, alive = latency.measure, []
-
-    def watched(*arguments):
-        alive.extend(run for run in gc.get_objects() if type(run) is Inference)
-        return measure(*arguments)
-
-    monkeypatch.setattr(latency, "measure", watched)
-    against(project.model("convoy/7", [3]))
-    assert alive == []
-
-
-def test_latency_is_measured_on_one_thread(project, against, monkeypatch):
-    measure, threads = latency.measure, []
+def test_latency_is_measured_on_one_thread_with_the_other_models_closed(project, against, monkeypatch):
+    """Waiting threads of others would take the processor from the measured model."""
+    measure, threads, alive = latency.measure, [], []
 
     def watched(models, images_u8):
         threads.extend(model._session.get_session_options().intra_op_num_threads for model in models)
+        alive.extend(run for run in gc.get_objects() if type(run) is Inference)
         return measure(models, images_u8)
 
     monkeypatch.setattr(latency, "measure", watched)
     against(project.model("convoy/7", [3]))
-    assert threads == [1, 1]
+    assert (threads, alive) == ([1, 1], [])
 
 
 def test_judging_needs_neither_torch_nor_mlflow():
@@ -492,9 +479,8 @@ def test_a_result_is_json_and_names_what_its_figures_depend_on(project, against)
     assert content["reasons"] == list(result.reasons)
     assert content["comparison"]["only_candidate"] == 11
     assert len(content["flips"]) == 12
-    assert {"name", "title", "figure", "limit", "sense", "unit", "held", "note"} == set(
-        content["criteria"][0]
-    )
+    keys = {"name", "title", "figure", "limit", "sense", "unit", "held", "note"}
+    assert set(content["criteria"][0]) == keys
     conditions = content["conditions"]
     assert conditions["confidence"] == 0.95
     assert conditions["latency"] == {"threads": 1, "rounds": 5, "images": 64}

@@ -19,7 +19,7 @@ def project(delivered):
     return delivered(LABELS, 12)
 
 
-def test_the_test_split_is_known_before_an_image_is_read(project):
+def test_the_test_split_is_listed_before_an_image_is_read(project):
     test_images = project.test_images
     assert test_images.classes == ("ape", "bee")
     assert len(test_images.paths) == 12
@@ -60,7 +60,7 @@ def test_images_come_from_an_archive_as_well(project, tmp_path):
     np.testing.assert_array_equal(images[7], fixed_models.image_u8(number(test_images.paths[7])))
 
 
-def test_of_a_folder_only_the_files_that_are_asked_for_are_read(project):
+def test_of_a_folder_only_requested_files_are_read(project):
     test_images = project.test_images
     for path in (project.home / "data").rglob("*.png"):
         if path.relative_to(project.home / "data").as_posix() != test_images.paths[5]:
@@ -68,7 +68,7 @@ def test_of_a_folder_only_the_files_that_are_asked_for_are_read(project):
     assert list(read_all(test_images, [5])) == [5]
 
 
-def test_nothing_asked_reads_nothing(project, tmp_path):
+def test_no_indices_read_nothing(project, tmp_path):
     assert list(TestImages.load(project.home / "dataset", tmp_path / "gone").read([])) == []
 
 
@@ -77,35 +77,35 @@ def test_memory_holds_one_chunk_at_a_time(project, monkeypatch):
     assert [len(chunk) for chunk in project.test_images.read(range(12))] == [3, 3, 3, 3]
 
 
-def test_a_file_that_is_gone_is_an_error(project):
-    test_images = project.test_images
-    (project.home / "data" / test_images.paths[4]).unlink()
-    with pytest.raises(
-        DataError,
-        match=rf"1 of 12 images are no longer delivered .* the first is {test_images.paths[4]}.*dvc repro",
-    ):
-        read_all(test_images, range(12))
-
-
-def test_a_file_that_changed_is_an_error(project):
-    test_images = project.test_images
-    (project.home / "data" / test_images.paths[4]).write_bytes(fixed_models.png(77))
-    with pytest.raises(
-        DataError, match=rf"1 of 12 images have changed .* the first is {test_images.paths[4]}.*dvc repro"
-    ):
-        read_all(test_images, range(12))
-
-
-def test_a_file_that_cannot_be_read_is_an_error(project):
-    test_images = project.test_images
-    path = project.home / "data" / test_images.paths[4]
+def replace_by_folder(path):
     path.unlink()
     path.mkdir()
-    with pytest.raises(DataError, match=r"cannot be read: Is a directory"):
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda path: path.unlink(),
+            r"1 of 12 images are no longer delivered .* the first is {name}.*dvc repro",
+        ),
+        (
+            lambda path: path.write_bytes(fixed_models.png(77)),
+            r"1 of 12 images have changed .* the first is {name}.*dvc repro",
+        ),
+        (replace_by_folder, r"cannot be read: Is a directory"),
+    ],
+    ids=["gone", "changed", "unreadable"],
+)
+def test_a_damaged_file_is_an_error(project, damage, message):
+    test_images = project.test_images
+    name = test_images.paths[4]
+    damage(project.home / "data" / name)
+    with pytest.raises(DataError, match=message.format(name=name)):
         read_all(test_images, range(12))
 
 
-def test_data_that_are_gone_say_how_to_fetch_them(project, tmp_path):
+def test_missing_data_name_the_command_that_fetches_them(project, tmp_path):
     with pytest.raises(DataError, match=r"gone does not exist\. Fetch it with `dvc repro`"):
         read_all(TestImages.load(project.home / "dataset", tmp_path / "gone"), [0])
 
@@ -125,7 +125,7 @@ def test_a_manifest_of_an_earlier_version_is_refused(project):
         TestImages.load(project.home / "dataset", project.home / "data")
 
 
-def test_thumbnails_are_project_and_of_the_images_asked_for(project, monkeypatch):
+def test_thumbnails_are_small_and_of_the_requested_images(project, monkeypatch):
     test_images = project.test_images
     images = test_images.thumbnails([test_images.paths[2], test_images.paths[9]])
     assert sorted(images) == sorted([test_images.paths[2], test_images.paths[9]])

@@ -104,7 +104,7 @@ def test_a_status_distinguishes_no_limit_from_nothing_to_compare_with(held, limi
 
 def test_a_criterion_in_one_line_has_status_figure_limit_and_note():
     verification, _, accuracy, recall, *_, size = gate_results.CRITERIA
-    assert text.criterion_line(verification) == "met; passed, of these bytes"
+    assert text.criterion_line(verification) == "met; passed with these bytes"
     assert text.criterion_line(accuracy) == "met: 95.5 % (at least 50 %)"
     assert text.criterion_line(recall) == "met: 86.0 % (at least 30 %); `8`"
     assert text.criterion_line(size) == "no limit: 1.21 MB; no limit set"
@@ -208,10 +208,16 @@ def test_several_breaches_are_listed_and_a_common_remedy_once():
         for name in ("latency_ms_p95", "latency_ratio")
     ]
     unmeasured = gate_results.criterion("ece", limit=0.2, unit="share", held=False, note="no image")
-    proof = gate_results.criterion("proof", held=False, note="verification.json is missing")
-    result = gate_results.gate_result(decision="limits", criteria=(proof, *slow, unmeasured), comparison=None)
+    unverified = gate_results.criterion(
+        "proof", title="verification", held=False, note="verification.json is missing"
+    )
+    result = gate_results.gate_result(
+        decision="limits", criteria=(unverified, *slow, unmeasured), comparison=None
+    )
     first, *reasons = text.describe(result).reasons
-    assert first == "Refuse convoy/8: it breaches 4 limits (proof, latency ms p95, latency ratio, ece)."
+    assert (
+        first == "Refuse convoy/8: it breaches 4 limits (verification, latency ms p95, latency ratio, ece)."
+    )
     assert reasons[0] == "Verification.json is missing."
     assert "Ece cannot be measured: no image." in reasons
     assert reasons.count(text.REMEDIES["latency_ratio"]) == 1

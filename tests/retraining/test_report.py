@@ -105,7 +105,7 @@ def test_breached_criteria_are_bold_and_first():
     assert table[:3] == [
         ["Criterion", "Value", "Limit", "Status", "Note"],
         ["Class drop", "83.0 points", "at most 20 points", "breached", ""],
-        ["Proof", NOTHING, NOTHING, "met", "passed, of these bytes"],
+        ["Verification of model.onnx", NOTHING, NOTHING, "met", "passed with these bytes"],
     ]
     assert "**Class drop**" in report.body(ROUNDS["refused"])
 

@@ -6,15 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
+from convoy.core.console import info, track
 from convoy.core.errors import DataError, RequestError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from convoy.core.dataset import Fit
     from convoy.evaluation.feature_maps import Features
-    from convoy.models.trained import ModelFacts
 
 CONVOLUTION = Path("build/explain/convolution.png")
 FEATURES = Path("build/explain/features.html")
@@ -114,24 +111,45 @@ def features(
         raise RequestError(f"{image} cannot be read: {error.strerror}. Name an image file.") from error
 
     from convoy.evaluation.feature_maps import find
-    from convoy.evaluation.report import Subject, write_features
+    from convoy.evaluation.report import Subject, likeliest, write_features
+    from convoy.images.decode import decode
+    from convoy.images.resize import Geometry
     from convoy.models import trained
 
     network, facts = trained.load(model)
-    image_u8 = _resized(image, content, facts)
-    found = find(network, [image_u8])
+    try:
+        decoded_u8 = decode(content).image_u8
+    except DataError as error:
+        raise DataError(f"{image} {error}. Name another image.") from error
+    image_u8 = Geometry(facts.image_px, cast("Fit", facts.fit))(decoded_u8)
+    seen = find(network, [image_u8])
     if page:
         try:
-            write_features(page, facts.network, facts.classes, [Subject(str(image), image_u8)], found)
+            write_features(page, facts.network, facts.classes, [Subject(str(image), image_u8)], seen)
         except OSError as error:
             raise RequestError(
                 f"{page} cannot be written: {error.strerror}. Choose another file: --out {FEATURES}"
             ) from error
+    predictions = likeliest(seen.images[0], facts.classes)
     if as_json:
-        content_of_page = _features_as_json(str(image), facts, found)
-        print(json.dumps(content_of_page | {"page": str(page) if page else None}, ensure_ascii=False))
-    else:
-        _print_features(facts, found, page)
+        content_of_page = {
+            "network": facts.network,
+            "image": str(image),
+            "predictions": [{"class": name, "probability": value} for name, value in predictions],
+            **_features_as_json(seen),
+            "page": str(page) if page else None,
+        }
+        print(json.dumps(content_of_page, ensure_ascii=False))
+        return
+    name, probability = predictions[0]
+    info(f"{facts.network} predicts {name}, probability {probability:.4f}")
+    if not seen.layers:
+        info("It has no convolution, so there are no filters and maps to show.")
+    for depth, layer in seen.layers.items():
+        channels, height, width = layer.volume
+        strongest = ", ".join(str(map_.channel) for map_ in seen.images[0].strongest[depth])
+        info(f"{depth:<7} {layer.name} {height}×{width}×{channels}: strongest channels {strongest}")
+    info(f"Page: {page}")
 
 
 @explain.command()
@@ -160,11 +178,10 @@ def position(
 
     Example: convoy explain position --dataset build/dataset --seed 7 --picture shuffled.svg
     """
-    from convoy.core.console import info, track
-    from convoy.explain.figures import check_name
+    from convoy.explain import figures
 
     if picture:
-        check_name(picture)
+        figures.check_name(picture)
 
     from convoy.explain import position as experiment
 
@@ -189,33 +206,13 @@ def position(
         raise typer.Exit(1)
 
 
-def _resized(image: Path, content: bytes, facts: "ModelFacts") -> "npt.NDArray[np.uint8]":
-    """Decode a file and resize it to the square that the network takes."""
-    from convoy.images.decode import decode
-    from convoy.images.resize import Geometry
-
-    geometry = Geometry(facts.image_px, cast("Fit", facts.fit))
-    try:
-        return geometry(decode(content).image_u8)
-    except DataError as error:
-        raise DataError(f"{image} {error}. Name another image.") from error
-
-
-def _features_as_json(image: str, facts: "ModelFacts", found: "Features") -> dict[str, Any]:
-    """Return the content of the page as plain data; volumes are [H, W, C]."""
-    from convoy.evaluation.report import likeliest
-
-    (seen,) = found.images
-    filters = found.filters
+def _features_as_json(features: "Features") -> dict[str, Any]:
+    """Return filters and layers of the page as plain data; volumes are [H, W, C]."""
+    filters = features.filters
     return {
-        "network": facts.network,
-        "image": image,
-        "predictions": [
-            {"class": name, "probability": value} for name, value in likeliest(seen, facts.classes)
-        ],
         "filters": None
         if filters is None
-        else {"layer": found.first, "count": len(filters), "shape": list(filters.shape[1:])},
+        else {"layer": features.first, "count": len(filters), "shape": list(filters.shape[1:])},
         "layers": [
             {
                 "depth": depth,
@@ -223,25 +220,10 @@ def _features_as_json(image: str, facts: "ModelFacts", found: "Features") -> dic
                 "operations": layer.operations,
                 "volume": [*layer.volume[1:], layer.volume[0]],
                 "channels": [
-                    {"channel": map_.channel, "strength": map_.strength} for map_ in seen.strongest[depth]
+                    {"channel": map_.channel, "strength": map_.strength}
+                    for map_ in features.images[0].strongest[depth]
                 ],
             }
-            for depth, layer in found.layers.items()
+            for depth, layer in features.layers.items()
         ],
     }
-
-
-def _print_features(facts: "ModelFacts", found: "Features", page: Path | None) -> None:
-    from convoy.core.console import info
-    from convoy.evaluation.report import likeliest
-
-    (seen,) = found.images
-    name, probability = likeliest(seen, facts.classes)[0]
-    info(f"{facts.network} predicts {name}, probability {probability:.4f}")
-    if not found.layers:
-        info("It has no convolution, so there are no filters and maps to show.")
-    for depth, layer in found.layers.items():
-        channels, height, width = layer.volume
-        strongest = ", ".join(str(map_.channel) for map_ in seen.strongest[depth])
-        info(f"{depth:<7} {layer.name} {height}×{width}×{channels}: strongest channels {strongest}")
-    info(f"Page: {page}")

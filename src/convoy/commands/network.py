@@ -69,10 +69,9 @@ def network_show(
     from convoy.repo.git import untracked
 
     if picture:
-        from convoy.explain.diagram import draw
-        from convoy.explain.figures import check_name
+        from convoy.explain import diagram, figures
 
-        check_name(picture)
+        figures.check_name(picture)
     spec = _load(name)
     side, width, note = _images(spec, image_px, classes)
     if batch_size is None:
@@ -81,7 +80,7 @@ def network_show(
         batch_size = params.section("train", TrainParams).batch_size
     rows = table.tabulate(spec, width, side)
     if picture:
-        draw(rows, picture)
+        diagram.draw(rows, picture)
     if as_json:
         print(json.dumps(table.as_json(rows, batch_size), ensure_ascii=False))
         return

@@ -62,7 +62,7 @@ def gain_interval(fixed: int, regressed: int, images: int, confidence: float) ->
     """Bound the gain in accuracy, -1..1.
 
     Clopper-Pearson's interval for the share of discordant pairs that are fixed inverts McNemar's exact
-    test, so it says on which side of 0 the gain lies. It takes the number of discordant pairs for given: on
+    test, so it shows on which side of 0 the gain lies. It takes the number of discordant pairs for given: on
     few of them it is far too narrow, and empty where there are none. So it is widened to Tango's score
     interval (Statistics in Medicine 17:891-908, 1998), but never across 0 against the test.
     """
