@@ -92,7 +92,7 @@ def test_a_train_image_delivered_in_test_too_is_left_out_but_not_unusable(folder
     [
         (
             {"a.txt": b"x", "b.png": b"x"},
-            "contains no images in class folders. Found: 2 files, such as a.txt, b.png. Expected: one folder per",
+            "contains no images in class folders. Found: 2 files, such as a.txt, b.png. Expected: one",
         ),
         ({}, "It is empty."),
         ({"cat/1.png": b"x", "dog/1.png": b"x"}, "contains no usable image"),

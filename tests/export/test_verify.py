@@ -242,7 +242,7 @@ def test_an_archive_is_verified_like_its_folder(project, error_of):
 
 
 GRAYS = [np.full((7 + n % 3, 20, 3), n, np.uint8) for n in range(0, 200, 2)]
-"""They leave the statistics without spread and the predictions without contrast: the control must still work."""
+"""Statistics without spread, predictions without contrast: the control must still work."""
 
 
 @pytest.mark.parametrize(
