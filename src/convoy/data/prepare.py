@@ -132,9 +132,8 @@ def _write(result: Scan, params: DataParams, spool: IO[bytes], out: Path) -> Non
     order = np.array([record.index for record in used], np.int64)
     mean, std = _write_images(out / IMAGES_FILE, spool, order, params.image_px, train_rows=stops[0])
     facts: dict[str, object] = {"classes": result.classes, "image_px": params.image_px, "fit": params.fit}
-    digest = hashlib.sha256(
-        json.dumps(facts, sort_keys=True).encode()
-    )  # of the content, whatever files it came in
+    # The hash is of the content, whatever files it came in.
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for record in used:
         digest.update(f"{record.split}\n{record.label}\n{record.pixels}".encode() + b"\0")
     measured = {
