@@ -30,16 +30,13 @@ def parameters(module: nn.Module) -> int:
 def test_every_shipped_network_maps_images_to_one_logit_per_class(name):
     chosen = spec.load(name, SHIPPED)
     px = 299 if name == "inception_v3" else 64
-
     made = assemble(chosen, classes=7, image_px=px)
-
     assert made(torch.empty((2, 3, px, px), device="meta")).shape == (2, 7)
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_small_shipped_network_computes_finite_logits_from_the_start(name):
     made = build(spec.load(name, SHIPPED), classes=7, image_px=32, auxiliary=True)
-
     assert made.training
     assert all(parameter.device.type == "cpu" for parameter in made.parameters())
     logits = made.eval()(torch.randn(2, 3, 32, 32))
@@ -53,9 +50,7 @@ def test_a_small_shipped_network_computes_finite_logits_from_the_start(name):
 def test_a_large_shipped_network_computes_finite_logits_from_the_start(name):
     chosen = spec.load(name, SHIPPED)
     px = 299 if name == "inception_v3" else 64
-
     logits = build(chosen, classes=7, image_px=px).eval()(torch.randn(2, 3, px, px))
-
     assert logits.shape == (2, 7)
     assert logits.isfinite().all()
     assert logits.std() > 0
@@ -65,7 +60,6 @@ def test_layers_are_named_by_their_word_and_number():
     made = build(
         network({"conv": {"filters": 4, "kernel": 3}}, "relu", "relu", "flatten", {"dense": "classes"}), 2, 8
     )
-
     assert [name for name, _ in made.named_children()] == ["conv1", "relu1", "relu2", "flatten1", "dense1"]
 
 
@@ -75,7 +69,6 @@ def test_the_same_seed_gives_the_same_starting_weights():
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
         states.append(build(chosen, 3, 32).state_dict()["conv1.weight"])
-
     assert torch.equal(states[0], states[1])
     assert not torch.equal(states[0], states[2])
 
@@ -87,7 +80,6 @@ def test_a_network_has_the_starting_weights_that_torch_gives_such_layers():
     )
     torch.manual_seed(5)
     conv, dense = nn.Conv2d(3, 4, 3), nn.Linear(4 * 6 * 6, 2)
-
     assert torch.equal(made.conv1.weight, conv.weight)
     assert torch.equal(made.conv1.bias, conv.bias)
     assert torch.equal(made.dense1.weight, dense.weight)
@@ -97,7 +89,6 @@ def test_a_network_has_the_starting_weights_that_torch_gives_such_layers():
 
 def test_a_norm_starts_without_effect_and_without_history():
     made = build(network("norm", "flatten", {"dense": "classes"}), 2, 8)
-
     assert made.norm1.weight.tolist() == [1.0] * 3
     assert made.norm1.bias.tolist() == [0.0] * 3
     assert made.norm1.num_batches_tracked == 0
@@ -112,11 +103,9 @@ def test_kaimings_start_has_the_spread_that_preserves_a_volumes_variance():
         {"dense": "classes"},
     ]
     made = build(network(*layers, init="kaiming"), 50, 12)
-
     spreads = [
         made.get_submodule(name).weight.std().item() for name in ("conv1", "conv2", "dense1", "dense2")
     ]
-
     expected = [math.sqrt(2 / (128 * 9)), math.sqrt(2 / (256 * 3)), 0.01, 0.01]
     assert spreads == pytest.approx(expected, rel=0.05)
     assert all(not part.bias.any() for part in made.modules() if isinstance(part, nn.Conv2d | nn.Linear))
@@ -133,7 +122,6 @@ def test_a_deep_network_with_kaimings_start_responds_to_its_input_before_trainin
         ).eval()
         with torch.no_grad():
             spreads[init] = made(images).std(dim=0).mean().item()
-
     assert spec.load(name, SHIPPED).init == "kaiming"
     assert spreads["kaiming"] > 1e-3
     assert spreads["torch"] < 1e-4
@@ -142,7 +130,6 @@ def test_a_deep_network_with_kaimings_start_responds_to_its_input_before_trainin
 @pytest.mark.parametrize("name", ["vgg16", "inception_v3"])
 def test_assembling_a_network_of_layers_allocates_no_weights(name):
     assembled = assemble(spec.load(name, SHIPPED), classes=1000, image_px=299, auxiliary=True)
-
     tensors = [*assembled.parameters(), *assembled.buffers()]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert not assembled.training
@@ -157,9 +144,7 @@ def test_assembling_a_network_of_torchvision_allocates_no_weights(monkeypatch):
         return made
 
     monkeypatch.setattr(torchvision, "make", watched)
-
     assembled = assemble(Spec(name="mine", torchvision="resnet18"), classes=1000, image_px=224)
-
     assert devices == {"meta"}
     assert parameters(assembled) == 11_689_512
 
@@ -174,7 +159,6 @@ def test_assembling_a_network_of_torchvision_allocates_no_weights(monkeypatch):
 def test_images_too_small_for_a_torchvision_network_are_refused_alike(name, px, layer, smallest):
     with pytest.raises(NetworkError) as caught:
         build(Spec(name="mine", torchvision=name), classes=10, image_px=px)
-
     assert layer in str(caught.value)
     assert f"The smallest that works is {smallest}:" in str(caught.value)
 
@@ -182,7 +166,6 @@ def test_images_too_small_for_a_torchvision_network_are_refused_alike(name, px, 
 def test_googlenet_and_inception_come_without_auxiliary_heads():
     for name, px in (("googlenet", 32), ("inception_v3", 75)):
         made = assemble(Spec(name="mine", torchvision=name), classes=3, image_px=px)
-
         assert not made.aux_logits
         assert not made.transform_input
 
@@ -190,7 +173,6 @@ def test_googlenet_and_inception_come_without_auxiliary_heads():
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_of_torchvision_builds_and_runs(name):
     made = assemble(Spec(name="mine", torchvision=name), classes=7, image_px=224)
-
     assert made(torch.empty((2, 3, 224, 224), device="meta")).shape == (2, 7)
 
 
@@ -198,5 +180,4 @@ def test_every_family_of_torchvision_builds_and_runs(name):
 @pytest.mark.parametrize("name", torchvision.names())
 def test_every_classifier_of_torchvision_builds_and_runs(name):
     made = assemble(Spec(name="mine", torchvision=name), classes=7, image_px=224)
-
     assert made(torch.empty((2, 3, 224, 224), device="meta")).shape == (2, 7)

@@ -31,7 +31,6 @@ def module(line, volume=(4, 5, 5)):
 
 def test_every_activation_of_torch_with_one_input_has_a_word():
     with_a_query_key_and_value = {"MultiheadAttention"}
-
     assert {name for name, _ in ACTIVATIONS.values()} == set(activation.__all__) - with_a_query_key_and_value
 
 
@@ -42,9 +41,7 @@ def test_an_activation_is_torchs_with_its_arguments(word):
     given = {argument: GIVEN.get(argument, 0.3) for argument in arguments}
     extra = {"dim": 1} if word in OVER_CHANNELS else {}
     image = torch.randn(3, 4, 5, 5)
-
     made = module({word: given}).eval()
-
     implicit = {
         "inplace",
         "dim",
@@ -67,7 +64,6 @@ def test_an_activation_is_torchs_with_its_arguments(word):
 
 def test_softmax_is_over_the_channels_of_a_pixel():
     made = module("softmax")(torch.randn(2, 4, 5, 5))
-
     torch.testing.assert_close(made.sum(dim=1), torch.ones(2, 5, 5))
 
 
@@ -93,9 +89,7 @@ def test_a_convolution_pads_as_by_hand(mode, padding, kernel, stride, pads):
     line = {"filters": 3, "kernel": kernel, "stride": stride, "padding": padding, "padding_mode": mode}
     made = module({"conv": line}, volume)
     image = torch.rand(1, *volume)
-
     padded = torch.from_numpy(np.pad(image.numpy(), ((0, 0), (0, 0), *pads), NUMPYS[mode]))
-
     weight, bias = made.parameters()
     torch.testing.assert_close(made(image), functional.conv2d(padded, weight, bias, stride))
 
@@ -105,7 +99,6 @@ def test_same_padding_puts_the_odd_pixel_at_the_end():
     with torch.no_grad():
         made.conv.weight.fill_(1)
         image = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).expand(1, 3, 2, 2)
-
         assert made(image).squeeze().tolist() == [[30, 18], [21, 12]]
 
 
@@ -116,7 +109,6 @@ def test_same_padding_makes_a_side_of_input_over_stride_rounded_up(stride, kerne
         made = module(
             {"conv": {"filters": 2, "kernel": kernel, "stride": stride, "padding": "same"}}, (1, side, side)
         )
-
         assert made(torch.zeros(1, 1, side, side)).shape[2:] == (-(-side // stride),) * 2
 
 
@@ -127,7 +119,6 @@ def test_a_convolution_without_bias_has_none():
 
 def test_a_dense_layer_has_the_given_units_and_bias():
     dense = module({"dense": {"units": 7, "bias": False}}, (5,))
-
     assert (dense.in_features, dense.out_features, dense.bias) == (5, 7, None)
     assert module({"dense": "classes"}, (5,)).out_features == 2
 
@@ -137,22 +128,18 @@ def test_local_response_norm_is_the_papers_with_alpha_divided_by_the_size():
     image = torch.rand(1, 9, 2, 2, dtype=torch.float64) * 50
     squares = [image[:, max(c - 2, 0) : c + 3].square().sum(dim=1) for c in range(9)]
     by_hand = image / (k + alpha / size * torch.stack(squares, dim=1)) ** beta
-
     made = module({"local_response_norm": {"size": size, "alpha": alpha, "beta": beta, "k": k}}, (9, 2, 2))
-
     torch.testing.assert_close(made(image), by_hand)
 
 
 def test_a_norm_is_batch_norm_with_its_epsilon():
     norm = module({"norm": {"eps": 0.01}})
-
     assert (type(norm), norm.num_features, norm.eps, norm.momentum) == (nn.BatchNorm2d, 4, 0.01, 0.1)
 
 
 def test_dropout_drops_its_share_in_training_only():
     dropout = module({"dropout": 0.25}, (10_000,))
     row = torch.ones(1, 10_000)
-
     assert (dropout(row) == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
     assert torch.equal(dropout.eval()(row), row)
 
@@ -170,14 +157,12 @@ def test_dropout_drops_its_share_in_training_only():
 )
 def test_a_pooling_layer_is_torchs(line, kind):
     image = torch.randn(2, 4, 5, 5)
-
     assert torch.equal(module(line)(image), kind(image))
 
 
 def test_each_repetition_has_separate_weights_and_is_named_by_its_number():
     repeat = module({"repeat": {"times": 3, "layers": [{"conv": {"filters": 4, "kernel": 1}}, "relu"]}})
     weights = [part.conv1.weight for part in repeat]
-
     assert [name for name, _ in repeat.named_children()] == ["0", "1", "2"]
     assert len({id(weight) for weight in weights}) == 3
     assert not torch.equal(weights[0], weights[1])
@@ -200,7 +185,6 @@ def test_each_repetition_has_separate_weights_and_is_named_by_its_number():
 def test_a_name_of_an_attribute_of_torchs_modules_is_refused(line, label, name):
     with pytest.raises(NetworkError) as caught:
         module(line)
-
     assert str(caught.value).startswith(f"{label}: `{name}` is an attribute of torch's modules")
 
 
@@ -231,7 +215,6 @@ def test_a_relu_overwrites_a_volume_that_nothing_else_needs():
     for module in made.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = False
-
     assert over == {"relu1", "relu2"}
     assert all(torch.equal(one, other) for one, other in zip(found, gradients(), strict=True))
 
@@ -259,38 +242,31 @@ def test_a_residual_adds_its_shortcut():
         {"residual": {"body": [CONV], "shortcut": [{"conv": {"filters": 4, "kernel": 1}}]}}, IMAGE
     )
     volume = image()
-
     total = residual.body.conv1(volume) + residual.shortcut.conv1(volume)
-
     assert torch.equal(residual(volume), total)
 
 
 def test_a_residual_without_a_shortcut_adds_its_input():
     residual = module({"residual": ["tanh"]}, IMAGE)
     volume = image()
-
     assert torch.equal(residual(volume), volume.tanh() + volume)
 
 
 def test_branches_are_concatenated_in_their_order():
     branches = module({"branches": {"wide": [CONV], "none": [], "odd": ["tanh"]}}, IMAGE)
     volume = image()
-
     output = branches(volume)
-
     assert [name for name, _ in branches.named_children()] == ["wide", "none", "odd"]
     assert torch.equal(output, torch.cat([branches.wide(volume), volume, volume.tanh()], dim=1))
 
 
 def test_flat_branches_are_concatenated_too():
     branches = module({"branches": [["flatten"], [{"max_pool": 2}, "flatten"]]}, IMAGE)
-
     assert branches(image()).shape == (2, 108 + 27)
 
 
 def test_a_named_group_is_one_child_of_the_network():
     group = module({"group": {"layers": ["relu", "tanh"], "name": "both"}}, IMAGE)
-
     assert type(group) is Group
     assert [name for name, _ in group.named_children()] == ["relu1", "tanh1"]
 
@@ -298,9 +274,7 @@ def test_a_named_group_is_one_child_of_the_network():
 def test_in_training_auxiliary_heads_return_logits_with_their_weights():
     network = with_heads()
     volume = image()
-
     answer = network.train()(volume)
-
     assert isinstance(answer, WithAuxiliary)
     after_conv = network.conv1(volume)
     late = network.late(after_conv.relu())
@@ -313,16 +287,13 @@ def test_in_training_auxiliary_heads_return_logits_with_their_weights():
 def test_in_evaluation_auxiliary_heads_do_not_run():
     network = with_heads()
     volume = image()
-
     answer = network.eval()(volume)
-
     assert isinstance(answer, torch.Tensor)
     assert torch.equal(answer, network.train()(volume).logits)
 
 
 def test_without_auxiliary_heads_training_returns_logits_only():
     network = with_heads(auxiliary=False)
-
     assert [name for name, _ in network.named_children()] == ["conv1", "relu1", "flatten1", "dense1"]
     assert not any(isinstance(part, Auxiliary) for part in network.modules())
     assert network.train()(image()).shape == (2, 5)
@@ -333,9 +304,7 @@ def test_an_auxiliary_head_trains_the_layers_before_it(head):
     network = with_heads()
     answer = network.train()(image())
     which = ["auxiliary1", "late"].index(head)
-
     answer.auxiliary[which][1].sum().backward()
-
     assert network.conv1.weight.grad.abs().sum() > 0
     assert getattr(network, head).dense1.weight.grad.abs().sum() > 0
     assert network.dense1.weight.grad is None

@@ -32,7 +32,6 @@ def test_a_lone_value_is_the_first_argument(load):
     named = load(
         "layers: [{max_pool: {kernel: 2}}, {prelu: {init: 0.1}}, {flatten: {}}, {dense: {units: classes}}]"
     )
-
     assert short.model_dump() == named.model_dump()
 
 
@@ -40,7 +39,6 @@ def test_omitted_arguments_have_torchs_defaults():
     conv, pool, norm, response = SpecParser().layers(
         [{"conv": {"filters": 2, "kernel": 3}}, {"max_pool": 2}, "norm", {"local_response_norm": 5}]
     )
-
     assert conv.model_dump()["conv"] == {
         "filters": 2,
         "kernel": 3,
@@ -58,7 +56,6 @@ def test_omitted_arguments_have_torchs_defaults():
 
 def test_a_layer_has_the_location_it_was_read_from(load):
     mine = load("layers:\n  - conv:\n      filters: 2\n      kernel: 1\n  - flatten\n  - dense: classes\n")
-
     assert [layer.location for layer in mine.layers] == [
         "networks/mine.yaml:2, layer 1 (conv)",
         "networks/mine.yaml:5, layer 2 (flatten)",
@@ -153,14 +150,12 @@ def test_an_invalid_line_is_refused_with_its_location_and_the_alternatives(refus
 )  # fmt: skip
 def test_a_value_out_of_range_is_refused_with_the_allowed_ones(refusal, layer, message):
     word = layer.strip("{").split(":")[0]
-
     assert refusal(at_first_line(layer)) == f"{HERE} ({word}): {message}"
 
 
 @pytest.mark.parametrize("layers", ["[]", "relu", "", "{conv: 3}"])
 def test_a_spec_without_a_list_of_layers_is_refused_at_the_line(refusal, layers):
     message = refusal(f"layers: {layers}\n")
-
     assert message.startswith("networks/mine.yaml:1, layers: expected a list with one layer per line, found ")
 
 
@@ -179,9 +174,7 @@ def test_branches_are_numbered_or_named_and_an_empty_one_passes_on_what_arrives(
           - dense: classes
         """
     )
-
     first, second, *_ = infer(mine, 2, 8)
-
     assert [list(first.layer.branches), list(second.layer.branches)] == [
         ["branch1", "branch2"],
         ["left", "right"],
@@ -192,7 +185,6 @@ def test_branches_are_numbered_or_named_and_an_empty_one_passes_on_what_arrives(
 
 def test_a_branch_may_be_called_name(load):
     mine = load(at_first_line("{branches: {name: [relu], other: []}}"))
-
     assert list(mine.layers[0].branches) == ["name", "other"]
 
 
@@ -212,15 +204,12 @@ def test_many_layers_are_taken_up_to_the_limit(load):
     mine = load(
         f"layers: [{{repeat: {{times: {MAX_LAYERS - 3}, layers: [relu]}}}}, flatten, {{dense: classes}}]\n"
     )
-
     assert mine.layers[0].times == MAX_LAYERS - 3
 
 
 def test_layers_of_blocks_within_blocks_are_counted(refusal):
     blocks = "".join(f"  b{n}: {{layers: [{', '.join([f'b{n + 1}'] * 10)}]}}\n" for n in range(20))
-
     message = refusal(f"blocks:\n{blocks}  b20: {{layers: [relu]}}\nlayers: [b0]\n")
-
     assert "more than 10,000 layers" in message
 
 
@@ -228,7 +217,6 @@ def test_aliases_of_aliases_are_counted(refusal):
     bomb = "[relu, relu]"
     for n in range(9):
         bomb = f"[{{residual: &a{n} {bomb}}}, {', '.join([f'{{residual: *a{n}}}'] * 9)}]"
-
     assert "more than 10,000 layers" in refusal(f"layers: {bomb}\n")
 
 
@@ -239,7 +227,6 @@ def test_aliases_of_aliases_in_a_wrong_place_are_refused_in_few_words(refusal, p
     bomb = "[1, 2]"
     for n in range(9):
         bomb = f"[&a{n} {bomb}, {', '.join([f'*a{n}'] * 9)}]"
-
     assert len(refusal(f"layers: [{place.format(bomb)}]\n")) < 400
 
 
@@ -256,7 +243,6 @@ def test_lists_of_layers_may_be_nested_up_to_a_limit(load):
 
 def test_lists_of_layers_deeper_than_the_limit_are_refused(refusal):
     message = refusal(nested(MAX_DEPTH))
-
     assert message.startswith("networks/mine.yaml:1, layer 1 (residual), body layer 1 (residual), ")
     assert message.endswith(", body layers: nested more than 32 lists deep.")
 
@@ -287,7 +273,6 @@ def test_a_block_becomes_a_group_with_its_arguments_and_defaults_filled_in(load)
     mine = load(
         CONV_BLOCK + "    layers:\n      - unit: {filters: 4}\n      - unit: {kernel: 1, filters: 5}" + HEAD
     )
-
     assert mine.model_dump(mode="json")["layers"][:2] == [
         conv_group(4, 3),
         conv_group(5, 1),
@@ -310,9 +295,7 @@ def conv_group(filters, kernel):
 
 def test_a_lone_value_is_the_blocks_first_argument(load):
     mine = load(CONV_BLOCK + "    layers:\n      - unit: 4\n      - unit: {filters: 4}" + HEAD)
-
     first, second, *_ = mine.model_dump(mode="json")["layers"]
-
     assert first == second
 
 
@@ -322,7 +305,6 @@ def test_a_block_is_named_by_its_word_and_number_or_as_the_line_says(load):
         + "    layers:\n      - unit: 4\n      - unit: {filters: 4, name: middle}\n      - unit: 4"
         + HEAD
     )
-
     assert names(infer(mine, 2, 8)) == ["unit1", "middle", "unit3", "flatten1", "dense1"]
 
 
@@ -335,9 +317,7 @@ def test_a_block_may_use_another_one_and_pass_arguments_on(load):
         layers: [{outer: 7}, flatten, {dense: classes}]
         """
     )
-
     (inner,) = infer(mine, 2, 8)[0].parts
-
     assert outputs(inner) == [(2, 8, 8), (7, 8, 8)]
 
 
@@ -352,10 +332,8 @@ def test_layers_can_be_an_argument_and_may_use_the_block_that_takes_them(load):
           - dense: classes
         """
     )
-
     outer = infer(mine, 2, 8)[0].parts[0][0]
     body = outer.parts[0]
-
     assert names(body) == ["relu1", "adding1"]
     assert names(body[1].parts[0][0].parts[0]) == ["tanh1"]
 
@@ -364,7 +342,6 @@ def test_a_block_can_choose_a_layer_by_its_argument(load):
     mine = load(
         "blocks: {then: {takes: {what: relu}, layers: [$what]}}\nlayers: [then, {then: tanh}, flatten, {dense: classes}]"
     )
-
     assert [names(step.parts[0]) for step in infer(mine, 2, 8)[:2]] == [["relu1"], ["tanh1"]]
 
 
@@ -412,7 +389,6 @@ def test_an_invalid_block_is_refused_at_its_line(refusal, blocks, message):
 def test_an_argument_that_the_block_does_not_take_is_refused_where_it_is_used(refusal, takes, message):
     used = "[{dense: $filters}]" if takes == "{filters}" else "[relu]"
     text = f"blocks:\n  b:\n    takes: {takes}\n    layers:\n      - residual: {used}\n      - dense: $filter\nlayers: [{{b: {{{'filters: 1' if takes != '{}' else ''}}}}}]\n"
-
     assert refusal(text) == f"networks/mine.yaml:6, block `b` {message}"
 
 
@@ -426,7 +402,6 @@ def test_an_argument_that_the_block_does_not_take_is_refused_where_it_is_used(re
 )
 def test_a_block_that_contains_itself_is_refused_with_the_cycle(refusal, blocks, cycle):
     message = refusal(f"blocks:\n  {blocks}\nlayers: [a]\n")
-
     line = 1 + len(blocks.splitlines())
     assert message.startswith(f"networks/mine.yaml:{line}, layer 1 (a), ")
     assert message.endswith(f": block `{cycle[0]}` contains itself: {cycle}.")
@@ -441,7 +416,6 @@ def test_a_block_that_passes_itself_on_as_an_argument_contains_itself(refusal):
         layers: [a]
         """
     )
-
     assert "block `a` contains itself: a → a." in message
 
 
@@ -449,9 +423,7 @@ def test_aliases_of_aliases_in_a_block_cost_neither_time_nor_memory(refusal):
     bomb = "[relu, relu]"
     for n in range(30):
         bomb = f"[&a{n} {bomb}, *a{n}]"
-
     message = refusal(f"blocks: {{b: {{layers: {bomb}}}}}\nlayers: [b]\n")
-
     assert message.startswith("networks/mine.yaml:1, layer 1 (b), layer 1: expected one layer")
     assert len(message) < 400
 

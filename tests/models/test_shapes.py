@@ -120,9 +120,7 @@ def test_a_layer_takes_makes_and_refuses_what_torchs_does(given_layer, volume):
             by_torch(layer, volume, None)
         return
     module = modules.network((step,), auxiliary=False).eval()
-
     image, expected = by_torch(layer, volume, module)
-
     assert step.output == tuple(expected.shape[1:])
     torch.testing.assert_close(module(image), expected)
 
@@ -138,9 +136,7 @@ def test_every_volume_on_the_way_through_a_network_is_that_of_torch(given_layers
     seen = []
     for module in network:
         module.register_forward_hook(lambda _module, _given, made: seen.append(tuple(made.shape[1:])))
-
     network.eval()(torch.rand((2, *volume)))
-
     assert [step.output for step in steps] == seen
     assert [step.input for step in steps] == [volume, *seen[:-1]]
 
@@ -153,9 +149,7 @@ def test_same_padding_is_tensorflows_rule(kernel, stride, dilation):
     for side in range(1, 20):
         remainder = side % stride
         total = max(window - (remainder or stride), 0)  # as tf.nn documents it
-
         before, after = same_padding(side, kernel, stride, dilation)
-
         assert before + after == total
         assert after - before == total % 2  # the odd pixel at the end
         assert (side + total - window) // stride + 1 == -(-side // stride)
@@ -178,9 +172,7 @@ def test_each_repetition_branch_and_group_is_placed_with_what_arrives_at_it(load
           - dense: classes
         """
     )
-
     steps = infer(mine, 4, 10)
-
     assert [(step.name, step.output) for step in steps] == [
         ("repeat1", (2, 4, 4)),
         ("branches1", (7, 4, 4)),
@@ -214,7 +206,6 @@ def test_each_repetition_branch_and_group_is_placed_with_what_arrives_at_it(load
 )  # fmt: skip
 def test_layers_that_do_not_fit_each_other_are_refused_with_location_and_remedy(misfit, layer, label, facts):
     message = misfit(f"layers: [{layer}, flatten, {{dense: classes}}]\n")
-
     assert message.startswith(f"networks/mine.yaml:1, layer 1 {label}")
     assert [fact for fact in facts if fact not in message] == []
 
@@ -226,7 +217,6 @@ def test_layers_that_do_not_fit_each_other_are_refused_with_location_and_remedy(
 )  # fmt: skip
 def test_a_flat_row_is_refused_by_layers_that_need_a_volume(misfit, word):
     message = misfit(f"layers:\n  - flatten\n  - {word}\n  - dense: classes\n")
-
     assert message.startswith(
         f"networks/mine.yaml:3, layer 2 ({word.strip('{').split(':')[0]}) needs a volume"
     )
@@ -244,7 +234,6 @@ def test_a_flat_row_is_refused_by_layers_that_need_a_volume(misfit, word):
 )
 def test_two_layers_of_the_same_name_in_a_list_are_refused(misfit, first, second, name):
     message = misfit(f"layers:\n  - {first}\n  - {second}\n")
-
     assert message.startswith("networks/mine.yaml:3, layer 2 (")
     assert f"is named `{name}`" in message
 
@@ -253,7 +242,6 @@ def test_layers_in_different_lists_may_have_the_same_name(load):
     mine = load(
         "layers: [{relu: {name: x}}, {group: {layers: [{tanh: {name: x}}]}}, flatten, {dense: classes}]\n"
     )
-
     assert len(infer(mine, 2, 8)) == 4
 
 
@@ -271,13 +259,11 @@ def test_a_volume_too_small_is_refused_with_its_sides_and_the_reason(layer, volu
     word = next(iter(layer))
     with pytest.raises(TooSmallError) as caught:
         chain(read("relu", layer), volume, 2)
-
     assert str(caught.value) == f"layer 2 ({word}) cannot take the volume {message}"
 
 
 def test_a_flat_row_stays_flat():
     steps = chain(read("flatten", "flatten", {"dropout": 0.1}, "relu", {"dense": 6}, "glu"), (2, 3, 4), 2)
-
     assert [step.output for step in steps] == [(24,), (24,), (24,), (24,), (6,), (3,)]
     assert isinstance(modules.network(steps, auxiliary=False).dense1, nn.Linear)
 
@@ -307,7 +293,6 @@ def refused(chosen: Spec, px: int, classes: int = 10) -> str:
 @pytest.mark.parametrize("name", spec.names(SHIPPED))
 def test_the_smallest_side_of_a_shipped_network_works_and_none_below_it(name):
     chosen = spec.load(name, SHIPPED)
-
     assert smallest_px(chosen.layers, 10, 1) == SMALLEST[name]
     assert infer(chosen, 10, SMALLEST[name])[-1].output == (10,)
     for px in range(max(1, SMALLEST[name] - 3), SMALLEST[name]):
@@ -327,7 +312,6 @@ def test_the_smallest_side_of_a_shipped_network_works_and_none_below_it(name):
 )  # fmt: skip
 def test_images_too_small_are_refused_with_location_volume_and_the_smallest_side(name, px, line, cause):
     message = refused(spec.load(name, SHIPPED), px)
-
     assert message.startswith(
         f"{name} does not take images of {px} px: {SHIPPED}/{name}.yaml:{line}, {cause}"
     )
@@ -336,7 +320,6 @@ def test_images_too_small_are_refused_with_location_volume_and_the_smallest_side
 
 def test_images_that_only_an_auxiliary_head_cannot_take_are_refused_with_both_sides():
     message = refused(spec.load("inception_v3", SHIPPED), 96)
-
     assert "layer 16 (auxiliary), layer 1 (avg_pool) cannot take the volume 4×4×768" in message
     assert "The smallest that works is 299" in message
     assert "Without its auxiliary heads 96 works" in message
@@ -348,9 +331,7 @@ def test_images_too_small_even_without_auxiliary_heads_are_refused_with_the_side
 
 def test_a_layer_that_fits_at_no_size_is_refused_without_a_side():
     giant = network({"conv": {"filters": 1, "kernel": LARGEST_PX + 1}}, *HEAD)
-
     message = refused(giant, 1000)
-
     assert "cannot take the volume 1000×1000×3 (a window of 1025 pixels does not fit into 1000)" in message
     assert "No side up to 1024 works" in message
 
@@ -367,7 +348,6 @@ def test_a_side_at_which_branches_differ_does_not_count_as_working():
 
 def test_layers_that_fit_each_other_at_no_size_are_refused_for_the_mismatch_not_the_size():
     never = network({"max_pool": 4}, {"dense": "classes"})
-
     assert refused(never, 2).startswith("layer 2 (dense) needs a flat row, but its input is the volume 1×1×3")
 
 
@@ -376,7 +356,6 @@ def test_layers_that_fit_each_other_at_no_size_are_refused_for_the_mismatch_not_
 )
 def test_a_network_that_does_not_end_in_classes_is_refused_with_the_remedy(layers, output):
     message = refused(network(*layers), 8, classes=4)
-
     assert message.startswith(f"mine ends in {output}, not in one number for each of the 4 classes.")
     assert "`- dense: classes`" in message
 
@@ -387,5 +366,4 @@ def test_the_search_for_a_side_ends_at_the_limit_of_params_yaml():
         for constraint in DataParams.model_fields["image_px"].metadata
         if hasattr(constraint, "le")
     ]
-
     assert limit == LARGEST_PX

@@ -116,11 +116,9 @@ def agree(name, classes, px):
     torch.manual_seed(3)
     own, twin = pair_of_twins(name, classes, px)
     image = torch.randn(2, 3, px, px)
-
     heads = {"googlenet": 2, "inception_v3": 1}.get(name, 0)
     evaluated = differences(own, twin, image[:1], training=False)
     trained = differences(own, twin, image, training=True)
-
     assert len(evaluated) == 1
     assert len(trained) == 1 + heads
     assert max(*evaluated, *trained) <= 1e-5
@@ -131,7 +129,6 @@ def agree(name, classes, px):
 
 def test_every_network_that_names_a_twin_is_compared_with_it():
     named = {name: spec.load(name, SHIPPED).twin for name in spec.names(SHIPPED)}
-
     assert {name: twin for name, twin in named.items() if twin} == {name: name for name in TWINS}
 
 
@@ -150,9 +147,7 @@ def test_a_network_gives_the_outputs_of_its_twin_at_full_size(name):
 def test_a_network_has_as_many_parameters_as_published_and_as_its_comment_says(name):
     shipped = spec.load(name, SHIPPED)
     px, classes, alone, with_heads = HEADER.search((SHIPPED / f"{name}.yaml").read_text()).groups()
-
     counted = [count(assemble(shipped, int(classes), int(px), auxiliary=heads)) for heads in (False, True)]
-
     assert tuple(counted) == PARAMETERS[name]
     assert [f"{number:,}" for number in counted] == [alone, with_heads or alone]
     if shipped.made_for:
@@ -162,15 +157,12 @@ def test_a_network_has_as_many_parameters_as_published_and_as_its_comment_says(n
 @pytest.mark.parametrize("name", [name for name in spec.names(SHIPPED) if name.startswith("vgg")])
 def test_a_vggs_comment_says_what_its_dense_layers_hold(name):
     network = assemble(spec.load(name, SHIPPED), 1000, 224)
-
     dense = sum(count(network.get_submodule(f"dense{number}")) for number in (1, 2, 3))
-
     assert f"{dense:,} of them in the three dense layers" in (SHIPPED / f"{name}.yaml").read_text()
 
 
 def test_lenet5_has_the_papers_parameters_on_one_channel():
     steps = chain(spec.load("lenet5", SHIPPED).layers, (1, 32, 32), 10)
-
     assert count(modules.network(steps, auxiliary=False)) == 61_706
     assert "(61,706 on the paper's one channel)" in (SHIPPED / "lenet5.yaml").read_text()
 
@@ -193,7 +185,6 @@ def test_every_volume_in_a_comment_is_the_one_that_its_line_makes(name):
     px, classes, *_ = HEADER.search(path.read_text()).groups()
     steps = list(every(infer(shipped, int(classes), int(px))))
     checked = 0
-
     for line, text in enumerate(path.read_text().splitlines(), start=1):
         found = None if text.startswith("#") else COMMENT.search(text)
         if not found:
@@ -209,5 +200,4 @@ def test_every_volume_in_a_comment_is_the_one_that_its_line_makes(name):
         assert {written(step.output) for step in here} == {after or alone}, f"{path}:{line}"
         assert not before or {written(step.input) for step in here} == {before}, f"{path}:{line}"
         checked += 1
-
     assert checked >= 4

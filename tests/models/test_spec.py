@@ -13,10 +13,8 @@ LAYERS = "layers: [flatten, {dense: classes}]\n"
 @pytest.mark.parametrize("name", spec.names(SHIPPED))
 def test_every_shipped_network_is_rebuilt_by_its_plain_data(name):
     shipped = spec.load(name, SHIPPED)
-
     plain = yaml.load(yaml.dump(shipped.model_dump(mode="json")))
     rebuilt = spec.Spec.model_validate(plain)
-
     assert rebuilt.model_dump() == shipped.model_dump()
     px = smallest_px(shipped.layers, 10, 32) or 32
     states = [assemble(network, 10, px, auxiliary=True).state_dict() for network in (shipped, rebuilt)]
@@ -27,7 +25,6 @@ def test_every_shipped_network_is_rebuilt_by_its_plain_data(name):
 
 def test_the_plain_data_hold_what_decides_the_network_and_no_more(load):
     mine = load(LAYERS + "init: kaiming\ntwin: vgg11\nmade_for: {image_px: 8, classes: 2}\n")
-
     assert mine.model_dump(mode="json") == {
         "name": "mine",
         "layers": [{"flatten": {}}, {"dense": {"units": "classes", "bias": True}}],
@@ -40,7 +37,6 @@ def test_the_plain_data_hold_what_decides_the_network_and_no_more(load):
 def test_an_unknown_network_is_refused_with_the_nearest_name():
     with pytest.raises(RequestError) as caught:
         spec.load("lenet", SHIPPED)
-
     assert "`lenet`" in str(caught.value)
     assert "did you mean `lenet5`?" in str(caught.value)
     assert caught.value.exit_code == 2
@@ -48,7 +44,6 @@ def test_an_unknown_network_is_refused_with_the_nearest_name():
 
 def test_an_unknown_network_without_a_near_match_is_refused_with_all_names(load):
     load(LAYERS)
-
     with pytest.raises(
         RequestError, match=r"no network `xyz` in networks/; there are: mine\. Set network\.name"
     ):
