@@ -12,15 +12,8 @@ from convoy.explain.network_list import Cache, Entry
 from convoy.models import spec, torchvision
 from network_specs import SHIPPED
 
-RESNET = Entry(
-    name="resnet18",
-    image_px=224,
-    classes=1000,
-    parameters=11_689_512,
-    auxiliary_parameters=0,
-    macs=1_814_073_344,
-    smallest_px=1,
-)
+LARGE = {"image_px": 224, "classes": 1000, "auxiliary_parameters": 0}
+RESNET = Entry(name="resnet18", parameters=11_689_512, macs=1_814_073_344, smallest_px=1, **LARGE)
 
 
 @pytest.fixture(autouse=True)
@@ -51,15 +44,8 @@ def test_every_shipped_network_is_listed_with_its_numbers():
     found = {entry.name: entry for entry in described(SHIPPED)}
     assert list(found) == spec.names(SHIPPED)
     assert all(entry.problem is None for entry in found.values())
-    assert found["alexnet"] == Entry(
-        name="alexnet",
-        image_px=224,
-        classes=1000,
-        parameters=61_100_840,
-        auxiliary_parameters=0,
-        macs=714_188_480,
-        smallest_px=63,
-    )
+    alexnet = Entry(name="alexnet", parameters=61_100_840, macs=714_188_480, smallest_px=63, **LARGE)
+    assert found["alexnet"] == alexnet
     assert (found["lenet5"].image_px, found["lenet5"].classes, found["lenet5"].smallest_px) == (32, 10, 16)
 
 

@@ -54,12 +54,6 @@ def test_every_image_and_channel_is_shuffled_alike(sheets):
     assert (shuffled.flatten(2) == sheets.order).all()
 
 
-def test_a_shuffle_loses_nothing(sheets):
-    shuffled_u8 = position.shuffle(sheets.test_u8, sheets.order)
-    assert not torch.equal(shuffled_u8, sheets.test_u8)
-    assert torch.equal(position.shuffle(shuffled_u8, sheets.order.argsort()), sheets.test_u8)
-
-
 def test_a_dense_network_whose_weights_are_shuffled_along_answers_the_same_and_a_cnn_has_none_to_shuffle(
     sheets,
 ):

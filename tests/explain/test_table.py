@@ -23,6 +23,7 @@ from network_specs import SHIPPED, made_for, network
 NAMES = spec.names(SHIPPED)
 TWINS = [name for name in NAMES if spec.load(name, SHIPPED).twin]
 END = ["global_avg_pool", "flatten", {"dense": "classes"}]
+END_NAMES = ["global_avg_pool1", "flatten1", "dense1"]
 
 
 def module(read: Spec, classes: int, px: int) -> Network:
@@ -121,11 +122,7 @@ def test_every_kind_of_layer_agrees_with_its_module(case):
 def test_auxiliary_heads_are_marked_and_counted_apart():
     read = network({"conv": {"filters": 2, "kernel": 3}}, {"auxiliary": {"weight": 0.3, "layers": END}}, *END)
     table = tabulate(read, 4, 8)
-    assert [row.name for row in table.layers if row.auxiliary] == [
-        "auxiliary1.global_avg_pool1",
-        "auxiliary1.flatten1",
-        "auxiliary1.dense1",
-    ]
+    assert [row.name for row in table.layers if row.auxiliary] == [f"auxiliary1.{name}" for name in END_NAMES]
     assert (table.total("parameters"), table.total("parameters", auxiliary=True)) == (2 * 27 + 2 + 12, 12)
     assert (table.total("macs"), table.total("macs", auxiliary=True)) == (6 * 6 * 2 * 27 + 8, 8)
 
@@ -347,12 +344,8 @@ def small(*layers: object):
 def test_the_table_reads_like_this():
     text = lines(small(*SMALL), 5, units=False)
     assert text[: len(READS.splitlines())] == READS.splitlines()
-    assert {line.split(":")[0] for line in text[len(READS.splitlines()) + 1 :]} == {
-        "MACs",
-        "memory",
-        "sees",
-        "Σ",
-    }
+    legend = text[len(READS.splitlines()) + 1 :]
+    assert {line.split(":")[0] for line in legend} == {"MACs", "memory", "sees", "Σ"}
 
 
 def test_units_alone_leave_out_what_is_inside():
@@ -386,16 +379,9 @@ def test_json_has_every_layer_with_its_facts():
         "auxiliary": False,
     }
     assert [row["name"] for row in found["layers"]] == [
-        "conv1",
-        "residual1.body.conv1",
-        "residual1.body.relu1",
-        "residual1",
-        "auxiliary1.global_avg_pool1",
-        "auxiliary1.flatten1",
-        "auxiliary1.dense1",
-        "global_avg_pool1",
-        "flatten1",
-        "dense1",
+        *("conv1", "residual1.body.conv1", "residual1.body.relu1", "residual1"),
+        *(f"auxiliary1.{name}" for name in END_NAMES),
+        *END_NAMES,
     ]
     assert found["layers"][-1]["output"] == [1, 1, 4]
     assert found["layers"][-1]["receptive_field"] is None

@@ -8,7 +8,7 @@ from convoy.core.errors import NetworkError
 from convoy.models import spec, torchvision
 from convoy.models.build import assemble, build
 from convoy.models.spec import Spec
-from network_specs import SHIPPED, network
+from network_specs import HEAD, SHIPPED, network
 
 FAMILIES = [
     "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet",
@@ -34,32 +34,23 @@ def test_every_shipped_network_maps_images_to_one_logit_per_class(name):
     assert made(torch.empty((2, 3, px, px), device="meta")).shape == (2, 7)
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_a_small_shipped_network_computes_finite_logits_from_the_start(name):
-    made = build(spec.load(name, SHIPPED), classes=7, image_px=32, auxiliary=True)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in SMALL else pytest.param(name, marks=pytest.mark.slow) for name in spec.names(SHIPPED)],
+)
+def test_a_shipped_network_computes_finite_logits_from_the_start(name):
+    px = 299 if name == "inception_v3" else 32 if name in SMALL else 64
+    made = build(spec.load(name, SHIPPED), classes=7, image_px=px, auxiliary=True)
     assert made.training
     assert all(parameter.device.type == "cpu" for parameter in made.parameters())
-    logits = made.eval()(torch.randn(2, 3, 32, 32))
-    assert logits.shape == (2, 7)
-    assert logits.isfinite().all()
-    assert logits.std() > 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", sorted({*spec.names(SHIPPED)} - {*SMALL}))
-def test_a_large_shipped_network_computes_finite_logits_from_the_start(name):
-    chosen = spec.load(name, SHIPPED)
-    px = 299 if name == "inception_v3" else 64
-    logits = build(chosen, classes=7, image_px=px).eval()(torch.randn(2, 3, px, px))
+    logits = made.eval()(torch.randn(2, 3, px, px))
     assert logits.shape == (2, 7)
     assert logits.isfinite().all()
     assert logits.std() > 0
 
 
 def test_layers_are_named_by_their_word_and_number():
-    made = build(
-        network({"conv": {"filters": 4, "kernel": 3}}, "relu", "relu", "flatten", {"dense": "classes"}), 2, 8
-    )
+    made = build(network({"conv": {"filters": 4, "kernel": 3}}, "relu", "relu", *HEAD), 2, 8)
     assert [name for name, _ in made.named_children()] == ["conv1", "relu1", "relu2", "flatten1", "dense1"]
 
 
@@ -75,9 +66,7 @@ def test_the_same_seed_gives_the_same_starting_weights():
 
 def test_a_network_has_the_starting_weights_that_torch_gives_such_layers():
     torch.manual_seed(5)
-    made = build(
-        network({"conv": {"filters": 4, "kernel": 3}}, "norm", "flatten", {"dense": "classes"}), 2, 8
-    )
+    made = build(network({"conv": {"filters": 4, "kernel": 3}}, "norm", *HEAD), 2, 8)
     torch.manual_seed(5)
     conv, dense = nn.Conv2d(3, 4, 3), nn.Linear(4 * 6 * 6, 2)
     assert torch.equal(made.conv1.weight, conv.weight)
@@ -88,7 +77,7 @@ def test_a_network_has_the_starting_weights_that_torch_gives_such_layers():
 
 
 def test_a_norm_starts_without_effect_and_without_history():
-    made = build(network("norm", "flatten", {"dense": "classes"}), 2, 8)
+    made = build(network("norm", *HEAD), 2, 8)
     assert made.norm1.weight.tolist() == [1.0] * 3
     assert made.norm1.bias.tolist() == [0.0] * 3
     assert made.norm1.num_batches_tracked == 0
@@ -170,14 +159,13 @@ def test_googlenet_and_inception_come_without_auxiliary_heads():
         assert not made.transform_input
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_of_torchvision_builds_and_runs(name):
-    made = assemble(Spec(name="mine", torchvision=name), classes=7, image_px=224)
-    assert made(torch.empty((2, 3, 224, 224), device="meta")).shape == (2, 7)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", torchvision.names())
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in FAMILIES else pytest.param(name, marks=pytest.mark.slow)
+        for name in torchvision.names()
+    ],
+)
 def test_every_classifier_of_torchvision_builds_and_runs(name):
     made = assemble(Spec(name="mine", torchvision=name), classes=7, image_px=224)
     assert made(torch.empty((2, 3, 224, 224), device="meta")).shape == (2, 7)

@@ -11,6 +11,7 @@ from convoy.models.shapes import infer
 from convoy.models.spec import Spec
 
 HERE = "networks/mine.yaml:1, layer 1"
+CONV_DEFAULTS = {"stride": 1, "padding": 0, "padding_mode": "zeros", "dilation": 1, "groups": 1, "bias": True}
 
 
 @pytest.mark.parametrize("word", SYNONYMS.values())
@@ -39,16 +40,7 @@ def test_omitted_arguments_have_torchs_defaults():
     conv, pool, norm, response = SpecParser().layers(
         [{"conv": {"filters": 2, "kernel": 3}}, {"max_pool": 2}, "norm", {"local_response_norm": 5}]
     )
-    assert conv.model_dump()["conv"] == {
-        "filters": 2,
-        "kernel": 3,
-        "stride": 1,
-        "padding": 0,
-        "padding_mode": "zeros",
-        "dilation": 1,
-        "groups": 1,
-        "bias": True,
-    }
+    assert conv.model_dump()["conv"] == CONV_DEFAULTS | {"filters": 2, "kernel": 3}
     assert pool.model_dump()["max_pool"] == {"kernel": 2, "stride": None, "padding": 0, "ceil": False}
     assert norm.model_dump()["norm"] == {"over": "batch", "eps": 1e-5}
     assert response.model_dump()["local_response_norm"] == {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 1.0}
@@ -273,23 +265,11 @@ def test_a_block_becomes_a_group_with_its_arguments_and_defaults_filled_in(load)
     mine = load(
         CONV_BLOCK + "    layers:\n      - unit: {filters: 4}\n      - unit: {kernel: 1, filters: 5}" + HEAD
     )
-    assert mine.model_dump(mode="json")["layers"][:2] == [
-        conv_group(4, 3),
-        conv_group(5, 1),
-    ]
+    assert mine.model_dump(mode="json")["layers"][:2] == [conv_group(4, 3), conv_group(5, 1)]
 
 
 def conv_group(filters, kernel):
-    conv = {
-        "filters": filters,
-        "kernel": kernel,
-        "stride": 1,
-        "padding": "same",
-        "padding_mode": "zeros",
-        "dilation": 1,
-        "groups": 1,
-        "bias": True,
-    }
+    conv = CONV_DEFAULTS | {"filters": filters, "kernel": kernel, "padding": "same"}
     return {"group": {"layers": [{"conv": conv}, {"relu": {}}], "block": "unit"}}
 
 

@@ -318,15 +318,13 @@ def test_images_too_small_are_refused_with_location_volume_and_the_smallest_side
     assert f"The smallest that works is {SMALLEST[name]}: set data.image_px to it" in message
 
 
-def test_images_that_only_an_auxiliary_head_cannot_take_are_refused_with_both_sides():
-    message = refused(spec.load("inception_v3", SHIPPED), 96)
+def test_images_too_small_are_refused_with_the_sides_that_work_with_and_without_auxiliary_heads():
+    inception = spec.load("inception_v3", SHIPPED)
+    message = refused(inception, 96)
     assert "layer 16 (auxiliary), layer 1 (avg_pool) cannot take the volume 4×4×768" in message
     assert "The smallest that works is 299" in message
     assert "Without its auxiliary heads 96 works" in message
-
-
-def test_images_too_small_even_without_auxiliary_heads_are_refused_with_the_side_that_works_then():
-    assert "Without its auxiliary heads 75 works" in refused(spec.load("inception_v3", SHIPPED), 20)
+    assert "Without its auxiliary heads 75 works" in refused(inception, 20)
 
 
 def test_a_layer_that_fits_at_no_size_is_refused_without_a_side():
@@ -361,9 +359,5 @@ def test_a_network_that_does_not_end_in_classes_is_refused_with_the_remedy(layer
 
 
 def test_the_search_for_a_side_ends_at_the_limit_of_params_yaml():
-    [limit] = [
-        constraint.le
-        for constraint in DataParams.model_fields["image_px"].metadata
-        if hasattr(constraint, "le")
-    ]
-    assert limit == LARGEST_PX
+    metadata = DataParams.model_fields["image_px"].metadata
+    assert [limit.le for limit in metadata if hasattr(limit, "le")] == [LARGEST_PX]

@@ -7,20 +7,13 @@ from torch import nn
 
 from convoy.core.errors import NetworkError
 from convoy.models import trained
-from convoy.models.spec import Spec
 from convoy.models.trained import ModelFacts, NormalizedModel
+from network_specs import HEAD, network
 
-LAYERS = [
-    {"conv": {"filters": 4, "kernel": 3}},
-    "norm",
-    "relu",
-    "global_avg_pool",
-    "flatten",
-    {"dense": "classes"},
-]
+LAYERS = [{"conv": {"filters": 4, "kernel": 3}}, "norm", "relu", "global_avg_pool", *HEAD]
 FACTS = ModelFacts(
     network="mine",
-    spec=Spec.model_validate({"name": "mine", "layers": LAYERS}),
+    spec=network(*LAYERS),
     classes=["cat", "dog"],
     image_px=8,
     fit="squash",
@@ -99,22 +92,11 @@ def test_facts_with_a_layer_that_this_version_does_not_have_are_refused(tmp_path
         trained.load(tmp_path)
 
 
-HEAD = ["flatten", {"dense": "classes"}]
-WITH_HEADS = FACTS.model_copy(
-    update={
-        "spec": Spec.model_validate(
-            {
-                "name": "mine",
-                "layers": [
-                    *LAYERS[:2],
-                    {"auxiliary": {"weight": 0.3, "layers": HEAD}},
-                    {"auxiliary": {"weight": 0.3, "layers": HEAD, "name": "late"}},
-                    *LAYERS[2:],
-                ],
-            }
-        )
-    }
+HEADS = (
+    {"auxiliary": {"weight": 0.3, "layers": HEAD}},
+    {"auxiliary": {"weight": 0.3, "layers": HEAD, "name": "late"}},
 )
+WITH_HEADS = FACTS.model_copy(update={"spec": network(*LAYERS[:2], *HEADS, *LAYERS[2:])})
 
 
 def test_auxiliary_heads_are_not_saved(tmp_path):
