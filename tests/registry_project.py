@@ -91,7 +91,6 @@ class Mortal:
         self._client = client
         self.left: int | None = None
         self.dead = False
-        self.calls: list[str] = []
 
     def die_after(self, calls: int) -> None:
         self.left = calls
@@ -107,7 +106,6 @@ class Mortal:
         def call(*words: Any, **named: Any) -> Any:
             if self.dead:
                 raise MlflowException("connection refused")
-            self.calls.append(name)
             done = found(*words, **named)
             if self.left is not None:
                 self.left -= 1
@@ -149,7 +147,7 @@ class MemoryClient:
                 raise MlflowException("exists")
             number = str(len(self.experiments) + 1)
             self.experiments[name] = SimpleNamespace(
-                experiment_id=number, lifecycle_stage="active", tags=dict(tags)
+                experiment_id=number, name=name, lifecycle_stage="active", tags=dict(tags)
             )
             return number
 
@@ -270,13 +268,10 @@ class RegistryProject:
         )
         return found
 
-    def stored(self, run: Run) -> Path:
+    def stored(self, version: Version) -> Path:
         """Locate a version's file on the disk, where the store is a local one."""
-        return Path(run.info.artifact_uri.removeprefix("file://")) / "model/model.onnx"
-
-    def lose(self, run: Run) -> None:
-        """Have the store lose a version's file."""
-        self.stored(run).unlink()
+        uri = self.client.get_model_version_download_uri(version.model, version.number)
+        return Path(uri.removeprefix("file://")) / "model.onnx"
 
     def point_nowhere(self, alias: str) -> None:
         """Let an alias point to version 99, as only the database can: MLflow takes a deleted version's aliases away."""

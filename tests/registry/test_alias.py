@@ -9,6 +9,8 @@ from convoy.core.errors import RequestError
 from convoy.registry import log
 from convoy.registry.alias import move, rollback
 from convoy.registry.client import CHAMPION, Registry, RegistryError, Version
+from convoy.registry.promote import judge
+from convoy.registry.register import register
 from proxy import Proxy
 from registry_project import Mortal, RegistryProject
 
@@ -53,31 +55,36 @@ def test_a_decision_against_another_champion_moves_nothing(project: RegistryProj
     assert len(project.entries()) == 2
 
 
-def test_the_champion_is_not_promoted_again(project: RegistryProject) -> None:
-    [first] = project.versions(1, files=False)
-    promote(project, first, None)
-    with pytest.raises(RequestError, match=r"convoy/1 is already the champion"):
-        promote(project, first, first)
-
-
 @pytest.mark.parametrize("name", ["DVC_STAGE", "DVC_EXP_NAME"])
-def test_an_experiment_moves_nothing(
-    project: RegistryProject, monkeypatch: pytest.MonkeyPatch, name: str
+def test_an_experiment_changes_no_alias(
+    project: RegistryProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    [first] = project.versions(1, files=False)
+    first, second = project.versions(2)
+    promote_all(project, first, second)
+    project.train()
+    before = project.registry.aliases()
     monkeypatch.setenv(name, "quick-fox")
-    with pytest.raises(
-        RequestError,
-        match=rf"`convoy promote` does not work inside a DVC stage or experiment \({name} is quick-fox\)",
+    for command, attempt in (
+        ("promote", lambda: judge(tmp_path)),
+        ("promote", lambda: promote(project, first, second)),
+        ("rollback", lambda: rollback("")),
+        ("register", register),
     ):
-        promote(project, first, None)
-    assert project.champion() == ""
+        message = (
+            rf"`convoy {command}` does not work inside a DVC stage or experiment \({name} is quick-fox\)"
+        )
+        with pytest.raises(RequestError, match=message):
+            attempt()
+    assert project.registry.aliases() == before
 
 
-def test_a_reason_too_long_for_stores_is_refused(project: RegistryProject) -> None:
+def test_a_reason_too_long_for_stores_and_a_second_promotion_are_refused(project: RegistryProject) -> None:
     [first] = project.versions(1, files=False)
     with pytest.raises(RequestError, match=r"5,001 characters; at most 5,000"):
         move(project.registry, first, expected=None, kind="override", reason="x" * 5001)
+    promote(project, first, None)
+    with pytest.raises(RequestError, match=r"convoy/1 is already the champion"):
+        promote(project, first, first)
 
 
 def test_an_alias_that_another_tool_moves_too_is_an_error(
@@ -221,18 +228,18 @@ def test_rolling_back_twice_goes_two_back_and_then_there_is_nothing_left(project
     assert tags["convoy.reason"] == "confuses 3 and 8"
 
 
-def test_a_given_version_needs_no_log(project: RegistryProject) -> None:
+@pytest.mark.parametrize("backend", ["project", "server_project"])
+def test_a_given_version_needs_no_log_and_the_next_rollback_uses_it(
+    backend: str, request: pytest.FixtureRequest
+) -> None:
+    project = request.getfixturevalue(backend)
     first, second = project.versions(2)
-    project.client.set_registered_model_alias("convoy", "champion", first.number)
+    project.registry.point(CHAMPION, first)
     assert rollback("by hand", to="2").to == second
-    assert rollback("", to="convoy/1").to == first
-
-
-def test_on_the_server_it_goes_back_as_well(server_project: RegistryProject) -> None:
-    first, second = server_project.versions(2)
-    promote_all(server_project, first, second)
+    assert rollback("", to=str(first)).to == first
+    promote(project, second, first)
     assert rollback("slow").to == first
-    assert server_project.champion() == first.number
+    assert project.champion() == first.number
 
 
 def test_without_a_champion_nothing_is_rolled_back(project: RegistryProject) -> None:
@@ -255,8 +262,7 @@ def test_a_version_that_does_not_exist_or_serves_already_is_refused(project: Reg
 def test_a_version_whose_file_is_missing_does_not_become_champion(project: RegistryProject) -> None:
     versions = project.versions(3)
     promote_all(project, *versions)
-    run = project.client.get_run(versions[1].mlflow_run_id)
-    project.lose(run)
+    project.stored(versions[1]).unlink()
     with pytest.raises(
         RegistryError,
         match=r"model.onnx of convoy/2 is no longer in the store.*: convoy rollback --to 1",
@@ -296,13 +302,5 @@ def test_a_deleted_log_is_reported_with_the_command_that_restores_it(
         RegistryError,
         match=rf"`convoy promotions`, .* was deleted. .*mlflow experiments restore --experiment-id {found.experiment_id}",
     ):
-        rollback("")
-    assert project.champion() == "2"
-
-
-def test_an_experiment_rolls_nothing_back(project: RegistryProject, monkeypatch: pytest.MonkeyPatch) -> None:
-    promote_all(project, *project.versions(2))
-    monkeypatch.setenv("DVC_EXP_NAME", "quick-fox")
-    with pytest.raises(RequestError, match=r"`convoy rollback` does not work inside a DVC stage or experim"):
         rollback("")
     assert project.champion() == "2"

@@ -39,15 +39,15 @@ def test_the_same_file_in_the_workspace_is_copied_instead(
 
 def test_a_missing_or_changed_file_is_reported_as_missing(project: RegistryProject, tmp_path: Path) -> None:
     first, second, third = project.versions(3)
-    project.lose(project.client.get_run(first.mlflow_run_id))
+    project.stored(first).unlink()
     with pytest.raises(ArtifactMissing, match=r"model.onnx of convoy/1 is no longer in the store"):
         artifacts.fetch(project.registry, first, tmp_path / "1")
-    project.stored(project.client.get_run(second.mlflow_run_id)).write_bytes(b"other")
+    project.stored(second).write_bytes(b"other")
     with pytest.raises(
         ArtifactMissing, match=r"model.onnx of convoy/2 has other bytes in the store .* instead of"
     ):
         artifacts.fetch(project.registry, second, tmp_path / "2")
-    stored = project.stored(project.client.get_run(third.mlflow_run_id))
+    stored = project.stored(third)
     stored.unlink()
     stored.symlink_to("nowhere")
     with pytest.raises(ArtifactMissing, match=r"model.onnx of convoy/3 "):

@@ -212,14 +212,15 @@ def test_a_process_that_ends_soon_is_waited_for(memory: Memory, clock: Clock) ->
     assert memory.client.aliases == {"champion": "1"}
 
 
-def test_entries_that_this_process_could_not_close_do_not_block_it(memory: Memory) -> None:
-    run = memory.entry(owner=identity.name(psutil.Process()))
-    memory.move(1)
-    assert memory.status(run) == "FAILED"
-
-
-def test_open_entries_of_an_earlier_convoy_block_nobody(memory: Memory, clock: Clock) -> None:
-    run = memory.entry(machine="")
+@pytest.mark.parametrize(
+    "facts",
+    [{"owner": identity.name(psutil.Process())}, {"machine": ""}],
+    ids=["own, not closed", "of an earlier Convoy"],
+)
+def test_open_entries_of_no_living_move_block_nobody(
+    memory: Memory, clock: Clock, facts: dict[str, str]
+) -> None:
+    run = memory.entry(**facts)
     memory.move(1)
     assert (memory.status(run), clock.now) == ("FAILED", 1000)
 
@@ -248,19 +249,14 @@ def race(memory: Memory, monkeypatch: pytest.MonkeyPatch, age_ms: int) -> list[s
     create, others = log.create, []
 
     def after_other(*words: object) -> log.Entry:
+        monkeypatch.setattr(log, "create", create)
         others.append(memory.entry())
         own = create(*words)  # type: ignore[arg-type] # passed through
         memory.client.get_run(others[0]).info.start_time = own.moment_ms - age_ms
         return own
 
-    monkeypatch.setattr(alias.log, "create", after_other)
-    memory.entry = staticmethod(lambda entry=memory.entry: _restored(monkeypatch, create, entry))  # type: ignore[method-assign]
+    monkeypatch.setattr(log, "create", after_other)
     return others
-
-
-def _restored(patch: pytest.MonkeyPatch, create: object, entry: Callable[[], str]) -> str:
-    patch.setattr(log, "create", create)
-    return entry()
 
 
 def test_who_sees_an_older_entry_gives_up(
@@ -369,17 +365,13 @@ def test_more_than_a_page_of_entries_is_read(memory: Memory) -> None:
     assert [entry.after for entry in log.history(memory.registry, "5")] == list("12345")
 
 
-def test_entries_record_who_moved_it_when_where_and_why(memory: Memory) -> None:
+def test_entries_record_who_moved_it_when_where_and_why_and_belong_to_one_model(memory: Memory) -> None:
     memory.move(1)
     [entry] = log.history(memory.registry, "1")
     assert (entry.kind, entry.before, entry.after, entry.reason) == ("promote", "", "1", "better")
     assert abs(entry.moment_ms / 1000 - time.time()) < 60
     assert (entry.host, entry.process) == (identity.host(), identity.name(psutil.Process()))
     assert entry.user
-
-
-def test_moves_of_another_model_are_not_read(memory: Memory) -> None:
-    memory.move(1)
     other = Registry(memory.client, "other")  # type: ignore[arg-type] # as above
     assert log.history(other, "") == []
 

@@ -3,7 +3,6 @@
 import json
 import secrets
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +27,7 @@ MANY = range(0, 84, 2)
 MOST = range(60)
 OTHERS = range(60, 72)
 ALL_OF_CAT = range(2, TEST, 3)
+TWO = ("ape", "bee")
 
 
 def publish(project: RegistryProject, model: ModelUnderTest, alias: str) -> Version:
@@ -89,116 +89,63 @@ def here(project: RegistryProject, gate_project: GateProject) -> RegistryProject
     return _in(project, gate_project)
 
 
-Case = tuple[
-    Callable[[GateProject], ModelUnderTest | None],
-    Callable[[GateProject], ModelUnderTest],
-    dict[str, object],
-    str,
-    str,
-]
+Facts = dict[str, object]
 
-EQUAL = {"on_equal": "keep"}
-STAGED: dict[str, Case] = {
-    "better": (
-        lambda w: w.model(wrong=MANY),
-        lambda w: w.model("convoy/8", wrong=FEW),
-        {},
-        "promote",
-        "",
-    ),
-    "worse": (
-        lambda w: w.model(wrong=FEW),
-        lambda w: w.model("convoy/8", wrong=MANY),
-        {"max_class_drop": None, "max_ece": None},
-        "keep",
-        "",
-    ),
-    "equal, keep": (
-        lambda w: w.model(wrong=FEW),
-        lambda w: w.model("convoy/8", wrong=[*range(11), 13]),
-        {},
-        "keep",
-        "",
-    ),
-    "equal, promote": (
-        lambda w: w.model(wrong=FEW),
-        lambda w: w.model("convoy/8", wrong=[*range(11), 13]),
-        {"on_equal": "promote"},
-        "promote",
-        "",
-    ),
+EQUAL: tuple[Facts, Facts] = ({"wrong": FEW}, {"wrong": [*range(11), 13]})
+STAGED: dict[str, tuple[Facts | None, Facts, Facts, str, str]] = {
+    "better": ({"wrong": MANY}, {"wrong": FEW}, {}, "promote", ""),
+    "worse": ({"wrong": FEW}, {"wrong": MANY}, {"max_class_drop": None, "max_ece": None}, "keep", ""),
+    "equal, keep": (*EQUAL, {}, "keep", ""),
+    "equal, promote": (*EQUAL, {"on_equal": "promote"}, "promote", ""),
     "one class collapsed": (
-        lambda w: w.model(wrong=[n for n in range(TEST) if n % 3 != 2]),
-        lambda w: w.model("convoy/8", wrong=ALL_OF_CAT),
+        {"wrong": [n for n in range(TEST) if n % 3 != 2]},
+        {"wrong": ALL_OF_CAT},
         {"min_accuracy": None, "max_ece": None},
         "refuse",
         "gate.class_recall gate.class_drop",
     ),
     "slower": (
-        lambda w: w.model(wrong=MANY),
-        lambda w: w.model("convoy/8", wrong=FEW, products=60),
+        {"wrong": MANY},
+        {"wrong": FEW, "products": 60},
         {"max_latency_ratio": 3.0},
         "refuse",
         "gate.latency_ratio",
     ),
     "bigger": (
-        lambda w: w.model(wrong=MANY),
-        lambda w: w.model("convoy/8", wrong=FEW, dead_bytes=3_000_000),
+        {"wrong": MANY},
+        {"wrong": FEW, "dead_bytes": 3_000_000},
         {"max_size_mb": 2.0},
         "refuse",
         "gate.size_mb",
     ),
-    "miscalibrated": (
-        lambda w: w.model(wrong=MANY),
-        lambda w: w.model("convoy/8", wrong=FEW, certainty=0.4),
-        {},
-        "refuse",
-        "gate.ece",
-    ),
-    "no champion": (lambda w: None, lambda w: w.model("convoy/8", wrong=FEW), {}, "promote", ""),
-    "a class more": (
-        lambda w: w.model(classes=("ape", "bee")),
-        lambda w: w.model("convoy/8", wrong=FEW),
-        {"max_champion_drop": None},
-        "promote",
-        "",
-    ),
+    "miscalibrated": ({"wrong": MANY}, {"wrong": FEW, "certainty": 0.4}, {}, "refuse", "gate.ece"),
+    "no champion": (None, {"wrong": FEW}, {}, "promote", ""),
+    "a class more": ({"classes": TWO}, {"wrong": FEW}, {"max_champion_drop": None}, "promote", ""),
     "a class fewer": (
-        lambda w: w.model(classes=(*CLASSES, "dog"), wrong=MANY),
-        lambda w: w.model("convoy/8", wrong=FEW),
+        {"classes": (*CLASSES, "dog"), "wrong": MANY},
+        {"wrong": FEW},
         {},
         "refuse",
         "gate.classes",
     ),
     "a class renamed": (
-        lambda w: w.model(classes=("ape", "bee", "kitten")),
-        lambda w: w.model("convoy/8", wrong=FEW),
+        {"classes": (*TWO, "kitten")},
+        {"wrong": FEW},
         {"max_champion_drop": None},
         "refuse",
         "gate.classes",
     ),
-    "test images were in training": (
-        lambda w: w.model(wrong=MANY),
-        lambda w: w.model("convoy/8", seen=range(100)),
-        {},
-        "refuse",
-        "gate.images",
-    ),
+    "test images were in training": ({"wrong": MANY}, {"seen": range(100)}, {}, "refuse", "gate.images"),
     "poisoned labels": (
-        lambda w: w.model(wrong=MOST, recorded_accuracy=0.97),
-        lambda w: w.model("convoy/8"),
+        {"wrong": MOST, "recorded_accuracy": 0.97},
+        {},
         {},
         "refuse",
         "gate.champion_drop",
     ),
-    "too small a split": (
-        lambda w: w.model(wrong=range(3)),
-        lambda w: w.model("convoy/8"),
-        {},
-        "keep",
-        "",
-    ),
+    "too small a split": ({"wrong": range(3)}, {}, {}, "keep", ""),
 }
+"""Case to facts of the champion and of the candidate, limits, verdict, and tags of breached limits."""
 
 
 @pytest.mark.parametrize(
@@ -208,11 +155,10 @@ def test_the_verdict_moves_the_alias_or_leaves_it(
     request: pytest.FixtureRequest, gate_project: GateProject, backend: str, case: str, tmp_path: Path
 ) -> None:
     repository = _in(request.getfixturevalue(backend), gate_project)
-    make_champion, make_candidate, limits, verdict, breached = STAGED[case]
+    defender, challenger, limits, verdict, breached = STAGED[case]
     write_limits(repository.folder / "params.yaml", LIMITS | limits)
-    champion = make_champion(gate_project)
-    before = publish(repository, champion, CHAMPION) if champion else None
-    candidate = publish(repository, make_candidate(gate_project), CANDIDATE)
+    before = None if defender is None else publish(repository, gate_project.model(**defender), CHAMPION)
+    candidate = publish(repository, gate_project.model("convoy/8", **challenger), CANDIDATE)
 
     judged = promote.judge(tmp_path / "gate")
     moved = promote.carry_out(judged)
@@ -236,7 +182,7 @@ def test_a_missing_or_damaged_champion_does_not_block_candidates(
     here: RegistryProject, gate_project: GateProject, tmp_path: Path, loss: str
 ) -> None:
     champion = publish(here, gate_project.model(wrong=MANY), CHAMPION)
-    path = _stored(here, champion)
+    path = here.stored(champion)
     path.unlink() if loss == "gone" else path.write_bytes(path.read_bytes()[:-10])
     candidate = publish(here, gate_project.model("convoy/8", wrong=FEW), CANDIDATE)
     judged = promote.judge(tmp_path)
@@ -244,11 +190,6 @@ def test_a_missing_or_damaged_champion_does_not_block_candidates(
     assert judged.judgement.champion_sha256 is None
     assert promote.carry_out(judged)
     assert here.champion() == candidate.number
-
-
-def _stored(project: RegistryProject, version: Version) -> Path:
-    uri = project.client.get_model_version_download_uri(version.model, version.number)
-    return Path(uri.removeprefix("file://")) / "model.onnx"
 
 
 def test_a_round_finds_the_champions_images_from_its_worktree(
@@ -270,7 +211,7 @@ def test_a_candidate_whose_file_is_missing_gets_no_verdict(
     here: RegistryProject, gate_project: GateProject, tmp_path: Path
 ) -> None:
     candidate = publish(here, gate_project.model(wrong=FEW), CANDIDATE)
-    _stored(here, candidate).unlink()
+    here.stored(candidate).unlink()
     with pytest.raises(RegistryError, match=r"cannot be judged: .*no longer in the store.*convoy register"):
         promote.judge(tmp_path)
     assert here.champion() == ""
@@ -331,16 +272,6 @@ def test_an_override_promotes_a_refused_candidate_and_is_recorded(
     [(_, status, tags)] = here.entries()
     assert status == "FINISHED"
     assert "the old one is withdrawn" in tags.values()
-
-
-def test_an_experiment_promotes_nothing(
-    here: RegistryProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DVC_EXP_NAME", "sandy-moth")
-    with pytest.raises(
-        RequestError, match=r"`convoy promote` does not work inside a DVC stage or experiment"
-    ):
-        promote.judge(tmp_path)
 
 
 def test_a_gate_without_limits_gives_no_verdict(

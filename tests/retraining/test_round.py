@@ -49,17 +49,23 @@ def test_a_first_round_makes_a_champion_and_keeps_its_lock_on_a_branch(rounds: R
 
 def test_a_round_with_nothing_new_trains_nothing(trained: Rounds, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "stream", lambda *_: pytest.fail("something ran"))
+    (trained.root / "build/retrain/old.png").touch()
     before = state(trained.root)
     assert trained.run() == 0
+    assert not (trained.root / "build/retrain/old.png").exists(), "files of an earlier round"
     assert trained.result["verdict"] == "nothing-new"
     assert "params, code and limits are those of convoy/1" in trained.result["reason"]
     assert trained.calls == []
     assert state(trained.root) == before
 
 
-def test_new_data_are_committed_before_they_are_trained_on(trained: Rounds) -> None:
+def test_new_data_are_committed_before_they_are_trained_on(
+    trained: Rounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trained.small.write("source/c.txt", "new\n")
-    trained.small.commit("more images")
+    with monkeypatch.context() as earlier:
+        earlier.setenv("GIT_COMMITTER_DATE", "2026-01-01T00:00:00+00:00")
+        trained.small.commit("more images")
     assert trained.run() == 0
     assert trained.result["trigger"] == "the data changed since convoy/1"
     [branch] = trained.branches()
@@ -68,21 +74,11 @@ def test_new_data_are_committed_before_they_are_trained_on(trained: Rounds) -> N
     [data] = trained.small.git("log", "--format=%H", f"main..{branch}~1").split()
     assert trained.small.git("diff", "--name-only", "main", data) == "data.dvc"
     assert "frozen" not in trained.small.git("show", f"{branch}:data.dvc")
-
-
-def test_a_round_that_is_repeated_commits_the_data_under_the_same_number(
-    trained: Rounds, quick: Programs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trained.small.write("source/c.txt", "new\n")
-    with monkeypatch.context() as earlier:
-        earlier.setenv("GIT_COMMITTER_DATE", "2026-01-01T00:00:00+00:00")
-        trained.small.commit("more images")
-    assert trained.run() == 0
-    [data, lock] = trained.small.git(
-        "log", "--reverse", "--format=%cI", f"main..{trained.result['branch']}"
-    ).split()
-    assert data.startswith("2026-01-01T00:00:00"), "of the base: all that makes its number is the same again"
-    assert not lock.startswith("2026-01-01")
+    lock_date, data_date = trained.small.git("log", "--format=%cI", f"main..{branch}").split()
+    assert data_date.startswith("2026-01-01T00:00:00"), (
+        "of the base: a repeated round makes the same number again"
+    )
+    assert not lock_date.startswith("2026-01-01")
 
 
 @pytest.mark.parametrize(("verdict", "word"), [("keep", "kept"), ("refuse", "refused")])
@@ -154,13 +150,15 @@ def test_a_registry_that_goes_down_after_the_alias_moved_keeps_the_branch_of_the
     assert rounds.branches() == [rounds.result["branch"]]
 
 
-def test_a_bug_is_reported_like_a_failure(
-    rounds: Rounds, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_bug_is_reported_like_a_failure_in_the_job_s_summary_too(
+    rounds: Rounds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
     monkeypatch.setattr(trigger, "look", lambda _: {}["nothing"])
     assert rounds.run() == 1
     assert rounds.result["reason"] == "KeyError: 'nothing'"
     assert "Traceback" in capsys.readouterr().err
+    assert "KeyError: 'nothing'" in (tmp_path / "summary.md").read_text()
 
 
 def test_a_training_that_fails_is_reported_with_its_last_words(trained: Rounds) -> None:
@@ -301,21 +299,6 @@ def test_an_old_champion_is_trained_anew_once_per_span(trained: Rounds, quick: P
     assert len(trained.kept) == 2
     assert trained.run() == 0
     assert trained.result["verdict"] == "nothing-new"
-
-
-def test_the_summary_of_a_github_job_gets_the_report(
-    rounds: Rounds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
-    monkeypatch.setattr(trigger, "look", lambda _: {}["nothing"])
-    rounds.run()
-    assert "KeyError: 'nothing'" in (tmp_path / "summary.md").read_text()
-
-
-def test_pictures_and_verdict_of_an_earlier_round_are_replaced(trained: Rounds) -> None:
-    (trained.root / "build/retrain/old.png").touch()
-    assert trained.run() == 0
-    assert not (trained.root / "build/retrain/old.png").exists()
 
 
 def test_a_round_restores_the_signal_handler(rounds: Rounds, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,14 +114,9 @@ def test_a_file_on_a_web_server_is_compared_by_its_etag_and_not_downloaded(
     assert before.address == address.replace("secret", "***")
     monkeypatch.setattr(Server, "content", b"two")
     assert trigger.look(rounds.root).changed
-    assert set(Server.methods) == {"HEAD"}
-
-
-def test_a_web_server_without_etags_gives_a_hint(
-    web_rounds: tuple[Rounds, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.setattr(Server, "etag", False)
-    assert "sends no ETag" in trigger.look(web_rounds[0].root).hint
+    assert "sends no ETag" in trigger.look(rounds.root).hint
+    assert set(Server.methods) == {"HEAD"}
 
 
 def test_a_web_server_that_is_down_is_reported_with_its_address(web_rounds: tuple[Rounds, str]) -> None:
@@ -212,13 +207,10 @@ def test_params_code_specs_and_limits_change_the_inputs_and_comments_do_not(smal
     assert look() == seen[-1]
 
 
-def test_a_repository_without_data_dvc_names_the_command(small: Small) -> None:
+def test_a_source_that_is_unknown_or_a_database_is_refused(small: Small) -> None:
     small.remove("data.dvc")
     with pytest.raises(RequestError, match=r"data\.dvc does not exist.*`convoy data use PATH-OR-URL`"):
         trigger.look(small.folder)
-
-
-def test_a_database_has_no_fingerprint(small: Small) -> None:
     small.write("data.dvc", "deps:\n- db:\n    query: SELECT 1\n    file_format: csv\nouts:\n- path: data\n")
     with pytest.raises(RequestError, match=r"imports from a database.*Export a file"):
         trigger.look(small.folder)
@@ -270,28 +262,17 @@ def test_changed_inputs_start_a_training(candidate: Version | None, why: str) ->
 def test_unchanged_inputs_start_no_training() -> None:
     decision = decide(NOW, version(days=400), version(days=400), days_ago(400), None)
     assert not decision.trains
-    assert decision.why == (
-        "the data (source), params, code and limits are those of convoy/1, which has been judged"
-    )
-
-
-def test_unchanged_inputs_are_reported_with_the_verdict() -> None:
+    same = "the data (source), params, code and limits are those of convoy/1, which has been judged"
+    assert decision.why == same
     tags = {RETRAIN_INPUTS: NOW.inputs, RETRAIN_SOURCE: NOW.fingerprint, "gate.verdict": "refuse"}
-    assert decide(NOW, replace(version(), tags=tags), None, 0, None).why.endswith("(verdict: refuse)")
+    assert decide(NOW, replace(version(), tags=tags), None, 0, None).why == f"{same} (verdict: refuse)"
 
 
-def test_age_counts_from_when_the_champion_became_one() -> None:
+def test_age_counts_from_when_the_champion_became_one_and_one_training_per_span_is_enough() -> None:
     old = version(days=400)
     assert not decide(NOW, old, old, days_ago(89), 90).trains
+    assert not decide(NOW, version("2", days=3), old, days_ago(91), 90).trains
+    assert not decide(NOW, old, None, 0, 90).trains, "without a champion there is no age"
     decision = decide(NOW, old, old, days_ago(91), 90)
     assert (decision.trains, decision.aged) == (True, True)
     assert "more than gate.max_champion_age_days (90); nothing else changed" in decision.why
-
-
-def test_one_training_per_span_is_enough() -> None:
-    decision = decide(NOW, version("2", days=3), version(days=400), days_ago(91), 90)
-    assert not decision.trains
-
-
-def test_without_a_champion_there_is_no_age() -> None:
-    assert not decide(NOW, version(days=400), None, 0, 90).trains

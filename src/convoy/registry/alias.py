@@ -13,6 +13,7 @@ from convoy.registry import log
 from convoy.registry.artifacts import ModelArtifacts
 from convoy.registry.client import (
     CHAMPION,
+    TAG_CHARACTERS,
     Registry,
     RegistryError,
     Version,
@@ -24,14 +25,7 @@ Kind = Literal["promote", "rollback", "override"]
 
 @dataclass(frozen=True)
 class Moved:
-    """A completed move.
-
-    Attributes:
-        before: the previous champion; None if there was none.
-        to: the champion now.
-        kind: why it moved.
-        entry: MLflow's id of the log's entry.
-    """
+    """A completed move of the champion; `entry` is MLflow's id of the log's entry."""
 
     before: Version | None
     to: Version
@@ -48,23 +42,21 @@ def move(
     reason: str,
     files: Sequence[Path] = (),
 ) -> Moved:
-    """Point `champion` to a version, with an entry in the promotion log.
+    """Point `champion` to a version, with an entry in the promotion log that gets kind, reason and files.
 
-    Args:
-        registry: that has the version.
-        to: the version.
-        expected: the champion that the decision was made against; only its number counts.
-        kind: of the log's entry.
-        reason: free text for the log.
-        files: for the log, such as the verdict.
+    Of `expected`, the champion that the decision was made against, only the number counts.
 
     Raises:
-        RequestError: it is the champion already, or DVC runs this process.
+        RequestError: it is the champion already, the reason is too long, or DVC runs this process.
         RegistryError: another process moves the alias, another version was promoted since, or the store stopped
             answering; the message says whether the alias moved, as far as that is known.
     """
     refuse_inside_experiment(kind if kind != "override" else "promote")
-    log.check_reason(reason)
+    if len(reason) > TAG_CHARACTERS:
+        raise RequestError(
+            f"the reason has {len(reason):,} characters; at most {TAG_CHARACTERS:,} can be stored. Shorten it, or link to "
+            "a page."
+        )
     _require_expected(registry, expected, to)
     with log.exclusive(registry, kind, expected.number if expected else "", to, reason.strip()) as entry:
         try:
@@ -91,11 +83,7 @@ def move(
 
 
 def rollback(reason: str, to: str = "") -> Moved:
-    """Move `champion` back to the previous champion, or to a given version.
-
-    Args:
-        reason: free text for the log.
-        to: number of a version; empty for the previous champion, as the log has it.
+    """Move `champion` back to a version, or without one to the previous champion, as the log has it.
 
     Raises:
         RequestError: there is nothing to go back to, or no such version, or DVC runs this process.
@@ -165,11 +153,7 @@ def _require_expected(registry: Registry, expected: Version | None, to: Version)
 
 
 def _point(registry: Registry, before: str, to: Version) -> str:
-    """Move the alias and read it back.
-
-    Raises:
-        RegistryError: the store refused or stopped answering; the log's entry stays open for the next command.
-    """
+    """Move the alias and read it back; if the store stops answering, the log's entry stays open for the next command."""
     try:
         registry.point(CHAMPION, to)
         return registry.aliases().get(CHAMPION, "")

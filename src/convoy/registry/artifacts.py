@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,13 +30,7 @@ class ArtifactMissing(Exception):  # noqa: N818 (a state of the store that calle
 
 @dataclass(frozen=True)
 class ModelArtifacts:
-    """The files of a logged model in the store.
-
-    Attributes:
-        registry: of the store.
-        owner: the version or run that they belong to, for messages.
-        names: of the files that the store lists.
-    """
+    """The files that the store lists of a logged model; `owner` names its version or run in messages."""
 
     registry: Registry
     owner: str
@@ -46,11 +39,7 @@ class ModelArtifacts:
 
     @classmethod
     def at(cls, registry: Registry, uri: str, owner: str) -> "ModelArtifacts":
-        """List the files at a URI; none if the model was deleted.
-
-        Raises:
-            RegistryError: the store does not answer.
-        """
+        """List the files at a URI; none if the model was deleted."""
 
         def read() -> tuple[Any, list[FileInfo]]:
             repository = get_artifact_repository(uri, tracking_uri=str(registry.client.tracking_uri))
@@ -62,9 +51,8 @@ class ModelArtifacts:
                 return repository, []
 
         repository, entries = registry.call(f"list the files of {owner}", read)
-        return cls(
-            registry, owner, frozenset(entry.path for entry in entries if not entry.is_dir), repository
-        )
+        names = frozenset(entry.path for entry in entries if not entry.is_dir)
+        return cls(registry, owner, names, repository)
 
     @classmethod
     def of(cls, registry: Registry, version: Version) -> "ModelArtifacts":
@@ -99,12 +87,7 @@ class ModelArtifacts:
             )
 
     def download_file(self, name: str, folder: Path) -> Path:
-        """Download one file without checking its content.
-
-        Raises:
-            ArtifactMissing: it is not in the store.
-            RegistryError: the store stopped answering.
-        """
+        """Download one file without checking its content; one that is not in the store is an ArtifactMissing."""
         if name not in self.names:
             raise ArtifactMissing(f"{name} of {self.owner} is not in the store")
         try:
@@ -151,9 +134,9 @@ def is_verified(folder: Path, sha256: str) -> bool:
     return bool(recorded == sha256 and files.sha256(folder / contract.VERIFIED) == sha256)
 
 
-def copy(source: Path, folder: Path, names: Iterable[str] = (contract.VERIFIED, *BESIDE)) -> None:
+def copy(source: Path, folder: Path) -> None:
     """Copy those of a model's files that exist."""
-    for name in names:
+    for name in (contract.VERIFIED, *BESIDE):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
@@ -21,6 +21,9 @@ CHAMPION = "champion"
 
 ABSENT = "RESOURCE_DOES_NOT_EXIST"
 EXISTS = "RESOURCE_ALREADY_EXISTS"
+
+TAG_CHARACTERS = 5000
+"""Longest value of a tag that every store of MLflow accepts; some accept 100,000."""
 
 DESCRIPTION = (
     "Image classifiers that Convoy exported and verified. `candidate` is the version registered last, `champion` the "
@@ -45,13 +48,9 @@ class Version:
     """A version of the registered model.
 
     Attributes:
-        model: name of the registered model.
-        number: counted by MLflow from 1.
         sha256: of its model.onnx; empty if Convoy did not register it.
         run_id: Convoy's id of the run that made it.
-        mlflow_run_id: MLflow's.
         created_ms: milliseconds since 1970, UTC.
-        tags: all of them.
     """
 
     model: str
@@ -67,13 +66,12 @@ class Version:
         return f"{self.model}/{self.number}"
 
 
+@dataclass(frozen=True)
 class Registry:
     """One registered model in one tracking store; every error names what to do."""
 
-    def __init__(self, client: MlflowClient, model: str) -> None:
-        """Take a client of the store and the name of the registered model."""
-        self.client = client
-        self.model = model
+    client: MlflowClient
+    model: str
 
     @classmethod
     def open(cls) -> "Registry":
@@ -197,11 +195,7 @@ class Registry:
         )
 
     def call(self, action: str, request: Callable[[], T]) -> T:
-        """Send a request to the store.
-
-        Args:
-            action: what it does, as in `may not …`.
-            request: sends it.
+        """Send a request to the store, which does the `action` of a message such as `may not …`.
 
         Raises:
             RegistryError: the store does not answer or refuses, with what to do.
@@ -239,15 +233,8 @@ class Registry:
         )
 
     def _search(self, query: str) -> list[Version]:
-        def read() -> list[ModelVersion]:
-            page = self.client.search_model_versions(query)
-            versions = list(page)
-            while page.token:
-                page = self.client.search_model_versions(query, page_token=page.token)
-                versions += page
-            return versions
-
-        versions = map(_as_version, self.call(f"list the versions of {self.model}", read))
+        pages = store.all_pages(lambda token: self.client.search_model_versions(query, page_token=token))
+        versions = self.call(f"list the versions of {self.model}", lambda: list(map(_as_version, pages)))
         return sorted(versions, key=lambda version: int(version.number))
 
     def _version(self, number: str) -> Version | None:

@@ -25,11 +25,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
-from mlflow.entities import Run
+from mlflow.entities import Experiment, Run
 
 from convoy.core import contract
 from convoy.core.console import info
-from convoy.core.errors import RequestError
 from convoy.registry.client import Registry, RegistryError, Version
 from convoy.repo import identity
 from convoy.tracking import settings, store
@@ -45,9 +44,6 @@ REASON = "convoy.reason"
 OUTCOME = "convoy.outcome"
 MACHINE = "convoy.machine"
 NOTE = "mlflow.note.content"
-
-LONGEST_REASON = 5000
-"""Longest reason, in characters, that every store accepts as a tag."""
 
 MOVED = "moved"
 NOT_MOVED = "not moved"
@@ -70,18 +66,13 @@ _MAKING: set[str] = set()
 
 @dataclass(frozen=True)
 class Entry:
-    """One move of `champion`.
+    """One move of `champion` between two versions' numbers; `before` is empty if there was no champion.
 
     Attributes:
         run: MLflow's id of the entry.
         move: its own id; a store that died may have made two runs of one move.
         kind: `promote`, `rollback` or `override`.
-        before: number of the version that was champion; empty if there was none.
-        after: number of the version that became champion.
-        reason: free text.
         moment_ms: milliseconds since 1970, UTC.
-        user: who moved it.
-        host: on which machine.
         status: MLflow's status of the run.
         process: `pid:start`.
         machine: boot and process namespace; a host name may be given to several machines.
@@ -121,14 +112,32 @@ class Entry:
 
 
 class Move:
-    """An own, open entry of the log, while which no other process moves the alias."""
+    """The move that this process makes; while its entry is open, no other process moves the alias."""
 
-    def __init__(self, others: "_Others", entry: Entry, began: float) -> None:
-        """Take the entry, and the monotonic time before it was created."""
-        self.registry = others.registry
-        self.entry = entry
-        self._others = others
-        self._began = began
+    entry: Entry
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+        self.id = secrets.token_hex(8)
+        self._began = 0.0
+        self._first_seen: dict[str, float] = {}
+        """Monotonic time at which an open entry of another machine was first seen."""
+
+    def begin(self, kind: str, before: str, to: Version, reason: str) -> None:
+        """Create the entry once no other process is moving the alias.
+
+        Raises:
+            RegistryError: another process is moving the alias; names it. Or the store does not answer.
+        """
+        self._wait()
+        self._began = time.monotonic()
+        self.entry = create(self.registry, self.id, kind, before, to, reason)
+        try:
+            self._wait(self.entry)
+        except BaseException:  # Ctrl-C as well: an open entry keeps others waiting
+            with suppress(RegistryError):
+                self.close(NOT_MOVED)
+            raise
 
     def attach(self, files: Sequence[Path]) -> None:
         """Add files, such as the verdict, to the entry."""
@@ -156,64 +165,28 @@ class Move:
             )
 
     def close_abandoned(self, champion: str) -> None:
-        """Close the entries that dead processes left open.
-
-        Args:
-            champion: number of the version that the alias points to now; empty if there is none.
-        """
-        for entry in self._others.dead(self.entry):
+        """Close the entries that dead processes left open, by the version's number that the alias points to now."""
+        for entry in filter(self._is_dead, self._others()):
             outcome = entry.outcome(champion)
-            _close(self.registry, entry.run, outcome)
+            self.close(outcome, entry)
             info(
                 f"an earlier {entry.kind} of {self.registry.model}/{entry.after} was interrupted; the alias: {outcome}"
             )
 
-    def close(self, outcome: str) -> None:
-        """Close the entry with its outcome: `moved`, `not moved`, or why that is unknown."""
-        _close(self.registry, self.entry.run, outcome)
+    def close(self, outcome: str, entry: Entry | None = None) -> None:
+        """Close an entry, by default the own one, with its outcome: `moved`, `not moved`, or why that is unknown."""
+        run = (entry or self.entry).run
 
+        def write() -> None:
+            self.registry.client.set_tag(run, OUTCOME, outcome)
+            self.registry.client.set_terminated(run, "FINISHED" if outcome == MOVED else "FAILED")
 
-@contextmanager
-def exclusive(registry: Registry, kind: str, before: str, to: Version, reason: str) -> Iterator[Move]:
-    """Write that the alias is about to move, and let no other process move it meanwhile.
+        self.registry.call("write into the promotion log", write)
 
-    The caller closes the entry.
-
-    Raises:
-        RegistryError: another process is moving the alias; names it. Or the store does not answer.
-    """
-    move, others = secrets.token_hex(8), _Others(registry)
-    _MAKING.add(move)
-    try:
-        others.wait()
-        began = time.monotonic()
-        own = Move(others, create(registry, move, kind, before, to, reason), began)
-        try:
-            others.wait(own.entry)
-        except BaseException:  # Ctrl-C as well: an open entry keeps others waiting
-            with suppress(RegistryError):
-                own.close(NOT_MOVED)
-            raise
-        yield own
-    finally:
-        _MAKING.discard(move)
-
-
-class _Others:
-    """The open entries of other moves; remembers since when it has seen those of other machines."""
-
-    def __init__(self, registry: Registry) -> None:
-        self.registry = registry
-        self._first_seen: dict[str, float] = {}
-
-    def wait(self, own: Entry | None = None) -> None:
-        """Wait until no other living process has an open entry; for those of other machines only without an own entry.
-
-        Raises:
-            RegistryError: another process is still moving the alias, or created its entry before the own one.
-        """
+    def _wait(self, own: Entry | None = None) -> None:
+        """Wait until no other living process has an open entry; for those of other machines only without an own entry."""
         began = reported = time.monotonic()
-        while other := next((entry for entry in self._open(own) if not self._is_dead(entry)), None):
+        while other := next((entry for entry in self._others() if not self._is_dead(entry)), None):
             now = time.monotonic()
             is_older = own and (other.moment_ms, other.run) < (own.moment_ms, own.run)
             if is_older or ((own or _is_local(other)) and now - began > WAIT_S):
@@ -227,12 +200,8 @@ class _Others:
                 info(f"waiting for {other.owner}; if it is dead, the wait ends in {left:.0f} s")
             time.sleep(POLL_S)
 
-    def dead(self, own: Entry) -> list[Entry]:
-        """List the open entries of dead processes."""
-        return [entry for entry in self._open(own) if self._is_dead(entry)]
-
-    def _open(self, own: Entry | None) -> list[Entry]:
-        return [entry for entry in _entries(self.registry, "RUNNING") if not own or entry.move != own.move]
+    def _others(self) -> list[Entry]:
+        return [entry for entry in _entries(self.registry, "RUNNING") if entry.move != self.id]
 
     def _is_dead(self, entry: Entry) -> bool:
         if not entry.machine:  # of an earlier Convoy, whose moves another lock kept apart
@@ -245,25 +214,20 @@ class _Others:
         return not identity.is_alive(entry.process)
 
 
-def check_reason(reason: str) -> None:
-    """Check that every store accepts a reason.
-
-    Raises:
-        RequestError: it is too long.
-    """
-    if len(reason) > LONGEST_REASON:
-        raise RequestError(
-            f"the reason has {len(reason):,} characters; at most {LONGEST_REASON:,} can be stored. Shorten it, or link to "
-            "a page."
-        )
+@contextmanager
+def exclusive(registry: Registry, kind: str, before: str, to: Version, reason: str) -> Iterator[Move]:
+    """Write that the alias is about to move, and let no other process move it meanwhile; the caller closes the entry."""
+    move = Move(registry)
+    _MAKING.add(move.id)
+    try:
+        move.begin(kind, before, to, reason)
+        yield move
+    finally:
+        _MAKING.discard(move.id)
 
 
 def create(registry: Registry, move: str, kind: str, before: str, to: Version, reason: str) -> Entry:  # noqa: PLR0917 (as in the log)
-    """Create an open entry.
-
-    Raises:
-        RegistryError: the store does not take it; then nothing may move.
-    """
+    """Create an open entry; if the store does not take it, nothing may move."""
     process = identity.process_tags()
     tags = {
         MOVE: move,
@@ -285,21 +249,8 @@ def create(registry: Registry, move: str, kind: str, before: str, to: Version, r
     return _entry(registry.call("write the move into the promotion log, before which nothing moves", write))
 
 
-def _close(registry: Registry, run: str, outcome: str) -> None:
-    def write() -> None:
-        registry.client.set_tag(run, OUTCOME, outcome)
-        registry.client.set_terminated(run, "FINISHED" if outcome == MOVED else "FAILED")
-
-    registry.call("write into the promotion log", write)
-
-
 def history(registry: Registry, champion: str) -> list[Entry]:
-    """Read the moves that happened, oldest first.
-
-    Args:
-        registry: whose log it is.
-        champion: number of the version that the alias points to now: decides about entries left open.
-    """
+    """Read the moves that happened, oldest first; the present champion's number decides about entries left open."""
     moves: dict[str, Entry] = {}
     for entry in _entries(registry):
         if entry.moved(champion):
@@ -313,10 +264,6 @@ def champions(entries: Sequence[Entry], champion: str) -> list[str]:
     A promotion puts its version on top. A rollback removes all above its version; a rollback to a version that an
     earlier rollback removed puts back what is up to it. Moves missing from the log, made by hand or by another tool,
     count as promotions.
-
-    Args:
-        entries: moves that happened, oldest first.
-        champion: number of the version that the alias points to now.
     """
     stack: list[str] = []
     removed: list[str] = []
@@ -344,28 +291,22 @@ def champions(entries: Sequence[Entry], champion: str) -> list[str]:
     return stack
 
 
-def _entries(registry: Registry, status: str = "") -> Iterator[Entry]:
+def _entries(registry: Registry, status: str = "") -> list[Entry]:
     """Read the entries of this registered model, oldest first."""
-    name = settings.experiment() + SUFFIX
-    action = "read the promotion log"
+    name, action = settings.experiment() + SUFFIX, "read the promotion log"
     experiment = registry.call(action, lambda: registry.client.get_experiment_by_name(name))
     if experiment is None:
-        return
-    _require_active(experiment.lifecycle_stage, name, experiment.experiment_id)
+        return []
+    _require_active(experiment)
     query = f"tags.`{MODEL}` = '{registry.model}'" + (
         f" and attributes.status = '{status}'" if status else ""
     )
-    token: str | None = None
-    while True:
-        page = registry.call(
-            action,
-            lambda token=token: registry.client.search_runs(  # type: ignore[misc] # mypy reads no defaults of lambdas
-                [experiment.experiment_id], query, page_token=token, order_by=["attributes.start_time ASC"]
-            ),
+    pages = store.all_pages(
+        lambda token: registry.client.search_runs(
+            [experiment.experiment_id], query, page_token=token, order_by=["attributes.start_time ASC"]
         )
-        yield from map(_entry, page)
-        if not (token := page.token):
-            return
+    )
+    return registry.call(action, lambda: list(map(_entry, pages)))
 
 
 def _entry(run: Run) -> Entry:
@@ -388,21 +329,18 @@ def _entry(run: Run) -> Entry:
 
 def _experiment(registry: Registry) -> str:
     """Find or create the experiment of the log."""
-    name = settings.experiment() + SUFFIX
-    tags = {
-        settings.LOG: "promotions",
-        NOTE: "Moves of the alias champion, one run per move. Written by Convoy.",
-    }
-    experiment = store.experiment(registry.client, name, tags)
-    _require_active(experiment.lifecycle_stage, name, experiment.experiment_id)
+    note = "Moves of the alias champion, one run per move. Written by Convoy."
+    tags = {settings.LOG: "promotions", NOTE: note}
+    experiment = store.experiment(registry.client, settings.experiment() + SUFFIX, tags)
+    _require_active(experiment)
     return str(experiment.experiment_id)
 
 
-def _require_active(lifecycle: str, name: str, number: str) -> None:
-    if lifecycle != "active":
+def _require_active(experiment: Experiment) -> None:
+    if experiment.lifecycle_stage != "active":
         raise RegistryError(
-            f"the experiment `{name}`, which is the promotion log, was deleted. Restore it: "
-            f"mlflow experiments restore --experiment-id {number}"
+            f"the experiment `{experiment.name}`, which is the promotion log, was deleted. Restore it: "
+            f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
         )
 
 

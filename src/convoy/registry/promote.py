@@ -20,12 +20,12 @@ from convoy.registry.artifacts import ArtifactMissing, fetch
 from convoy.registry.client import (
     CANDIDATE,
     CHAMPION,
+    TAG_CHARACTERS,
     Registry,
     RegistryError,
     Version,
     refuse_inside_experiment,
 )
-from convoy.registry.register import TAG_CHARACTERS
 
 DATASET = Path("build/dataset")
 DATA = Path("data")
@@ -37,12 +37,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Judged:
-    """A gate result and the versions that it is about.
-
-    Attributes:
-        champion: the version that the alias pointed to when it was judged; None if there was none.
-        files: verdict.json, verdict.html and the pictures.
-    """
+    """A gate result, the versions that it is about, and its files: verdict.json, verdict.html and the pictures."""
 
     judgement: GateResult
     candidate: Version
@@ -51,10 +46,7 @@ class Judged:
 
 
 def judge(out: Path) -> Judged:
-    """Judge the candidate on this workspace's test split; write the verdict to files and to tags of the version.
-
-    Args:
-        out: folder for verdict.json, verdict.html and the pictures.
+    """Judge the candidate on this workspace's test split; write the verdict to files in `out` and to tags of the version.
 
     Raises:
         RequestError: no version has the alias `candidate`.
@@ -78,7 +70,12 @@ def judge(out: Path) -> Judged:
             raise RegistryError(
                 f"{candidate} cannot be judged: {missing}. Register it again from where its files are: convoy register"
             ) from missing
-        defender = _champion_under_test(registry, champion, Path(scratch) / CHAMPION)
+        defender: ModelUnderTest | UnavailableModel | None = None
+        if champion:
+            try:
+                defender = _under_test(champion, fetch(registry, champion, Path(scratch) / CHAMPION))
+            except ArtifactMissing as missing:  # it must not block every candidate
+                defender = UnavailableModel(str(champion), str(missing), _accuracy(champion.tags))
         result = judge_files(challenger, defender, images, limits)
     out.mkdir(parents=True, exist_ok=True)
     files.write_json(out / VERDICT, result.as_json())
@@ -89,11 +86,7 @@ def judge(out: Path) -> Judged:
 
 
 def carry_out(judged: Judged, override: str = "") -> bool:
-    """Move the alias `champion` if the verdict is promote or is overridden; return whether it moved.
-
-    Args:
-        judged: the result of `judge`, however old.
-        override: a reason for promoting in spite of another verdict.
+    """Move the alias `champion` if the verdict, however old, is promote or a reason overrides it; return whether it moved.
 
     Raises:
         RegistryError: the registry does not answer; another candidate was registered or another version promoted since
@@ -127,9 +120,9 @@ def lines(judged: Judged, *, moved: bool, dry_run: bool) -> Iterator[str]:
     result = judged.judgement
     yield from result.reasons
     yield ""
-    width = max((len(one.title) for one in result.criteria), default=0)
-    for one in result.criteria:
-        yield f"  {one.title:<{width}}  {text.criterion_line(one)}"
+    width = max((len(criterion.title) for criterion in result.criteria), default=0)
+    for criterion in result.criteria:
+        yield f"  {criterion.title:<{width}}  {text.criterion_line(criterion)}"
     yield ""
     serving = judged.candidate if moved else judged.champion
     before = f" (before: {judged.champion})" if moved and judged.champion else ""
@@ -151,20 +144,8 @@ def tags(result: GateResult) -> dict[str, str]:
         "gate.data_hash": result.data_hash,
         "gate.moment": str(result.conditions["moment"]),
     }
-    texts |= {f"gate.{one.name}": text.criterion_line(one) for one in result.criteria}
+    texts |= {f"gate.{criterion.name}": text.criterion_line(criterion) for criterion in result.criteria}
     return {name: value[:TAG_CHARACTERS] for name, value in texts.items()}
-
-
-def _champion_under_test(
-    registry: Registry, champion: Version | None, folder: Path
-) -> ModelUnderTest | UnavailableModel | None:
-    """Fetch the champion; if its file is missing or damaged it must not block every candidate."""
-    if champion is None:
-        return None
-    try:
-        return _under_test(champion, fetch(registry, champion, folder))
-    except ArtifactMissing as missing:
-        return UnavailableModel(str(champion), str(missing), _accuracy(champion.tags))
 
 
 def _under_test(version: Version, folder: Path) -> ModelUnderTest:

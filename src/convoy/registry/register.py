@@ -19,6 +19,7 @@ from convoy.registry.artifacts import ArtifactMissing, ModelArtifacts
 from convoy.registry.client import (
     CANDIDATE,
     CHAMPION,
+    TAG_CHARACTERS,
     Registry,
     RegistryError,
     Version,
@@ -29,25 +30,17 @@ from convoy.tracking import mlflow_writer, outbox, settings, stages, store
 from convoy.tracking import run as runs
 from convoy.tracking.journal import FILE, Journal, state
 
-TAG_CHARACTERS = 5000
-"""Longest value of a tag that every store of MLflow accepts; some accept 100,000."""
-
 DESCRIPTION_CHARACTERS = 5000
 """Width of the column for descriptions; PostgreSQL refuses more, sqlite does not."""
+
+ACCURACY = ("accuracy", "accuracy_low", "accuracy_high")
 
 CUT = "\n\n(Truncated: a registry accepts 5,000 characters. The whole card is `model_card.md` beside the model.)"
 
 
 @dataclass(frozen=True)
 class VerifiedModel:
-    """A folder with a verified model.
-
-    Attributes:
-        folder: has model.onnx, verification.json, model_card.md and images.parquet.
-        sha256: of model.onnx.
-        verification: content of verification.json.
-        classes: names, in the order of the probabilities.
-    """
+    """A folder with a verified model; `classes` are in the order of the probabilities."""
 
     folder: Path
     sha256: str
@@ -78,20 +71,14 @@ class VerifiedModel:
         return cls(folder, sha256, files.read_json(verification), OnnxModel(onnx).classes)
 
     @property
-    def identity(self) -> dict[str, str]:
-        """The run, commit, data and params that it comes from."""
+    def identity(self) -> dict[contract.IdentityKey, str]:
+        """The run that exported it, and the commit, data and params that it comes from."""
         return dict(self.verification["model"]["identity"])
 
     @property
     def run_id(self) -> str:
         """Convoy's id of the run that exported it."""
-        return str(self.identity["run_id"])
-
-    @property
-    def accuracy(self) -> str:
-        """Format the verified accuracy with its interval."""
-        low, high = (float(self.verification[f"accuracy_{end}"]) for end in ("low", "high"))
-        return f"{self.verification['accuracy']:.2%} ({low:.2%} to {high:.2%})"
+        return self.identity["run_id"]
 
     def tags(self) -> dict[str, str]:
         """Give provenance and verified figures as tags; class names that do not fit are only counted."""
@@ -102,8 +89,7 @@ class VerifiedModel:
             "convoy.class_count": str(len(self.classes)),
             "convoy.label_flips": str(self.verification["checks"][0]["label_flips"]),
         }
-        for name in ("accuracy", "accuracy_low", "accuracy_high"):
-            tags[f"convoy.{name}"] = str(self.verification[name])
+        tags |= {f"convoy.{name}": str(self.verification[name]) for name in ACCURACY}
         classes = json.dumps(self.classes, ensure_ascii=False)
         return tags | ({contract.CLASSES: classes} if len(classes) <= TAG_CHARACTERS else {})
 
@@ -119,10 +105,8 @@ class VerifiedModel:
 def register(query: str = "") -> Version:
     """Register the verified model of the workspace, or of a run, and point `candidate` to it.
 
-    A file that is already registered is not registered again, unless the store has lost it.
-
-    Args:
-        query: anything that `convoy trace` resolves to one run; empty for build/deploy.
+    A file that is already registered is not registered again, unless the store has lost it. A `query` is anything that
+    `convoy trace` resolves to one run.
 
     Raises:
         RequestError: there is no verified model, or `query` matches no run or several.
@@ -145,17 +129,14 @@ def _register(registry: Registry, model: VerifiedModel) -> Version:
         version = _add(registry, model, *known)
     if registry.aliases().get(CANDIDATE) != version.number:
         registry.point(CANDIDATE, version)
-    info(f"{CANDIDATE} is {version}, accuracy {model.accuracy}")
+    accuracy, low, high = (model.verification[name] for name in ACCURACY)
+    info(f"{CANDIDATE} is {version}, accuracy {accuracy:.2%} ({low:.2%} to {high:.2%})")
     return version
 
 
 def _add(registry: Registry, model: VerifiedModel, lost: Version | None = None) -> Version:
     """Add a version; if another process added the same file meanwhile, the version with the lower number stays."""
-    deliver(model.run_id)
-    run = _find_run(registry, model.run_id)
-    logged = _logged_model(registry, run, model.sha256) if run else None
-    if not (run and logged and _files(registry, logged, model.run_id).has_model):
-        run, logged = _repair(registry, model, run, logged)
+    run, logged = _stored(registry, model)
     tags = model.tags()
     if md5 := run.data.tags.get(contract.DATA_MD5):
         tags[contract.DATA_MD5] = md5
@@ -223,11 +204,7 @@ def _of_run(registry: Registry, query: str, folder: Path) -> VerifiedModel:
 
 
 def deliver(run_id: str) -> None:
-    """Wait until a run that is still in the outbox is in the store.
-
-    Raises:
-        RegistryError: it is still being written, or its store does not take it.
-    """
+    """Wait until a run that is still in the outbox, and not being written, is in the store."""
     where = outbox.folder()
     if not (where / run_id / FILE).exists():
         return
@@ -259,17 +236,10 @@ def _files(registry: Registry, logged: LoggedModel, run_id: str) -> ModelArtifac
     return ModelArtifacts.at(registry, str(logged.artifact_location), f"run {run_id}")
 
 
-# Below: give back to a store what it has lost.
-
-
-def _repair(
-    registry: Registry, model: VerifiedModel, run: Run | None, logged: LoggedModel | None
-) -> tuple[Run, LoggedModel]:
-    """Recreate the run, or its logged model, that the store should have of a verified file.
-
-    Raises:
-        RegistryError: the store does not answer or does not take them.
-    """
+def _stored(registry: Registry, model: VerifiedModel) -> tuple[Run, LoggedModel]:
+    """Find the run and the logged model of a verified file; give back to the store what it has lost of them."""
+    deliver(model.run_id)
+    run = _find_run(registry, model.run_id)
     if run is None:
         info(
             f"{registry.address} does not have run {model.run_id}: recreating it from this workspace, without its curves"
@@ -282,7 +252,7 @@ def _repair(
                 f"run {model.run_id} was delivered to another store than {registry.address}. Set MLFLOW_TRACKING_URI "
                 "as it was when the run was made, or remove the run's folder from outbox/."
             )
-        logged = _logged_model(registry, run, model.sha256)
+    logged = _logged_model(registry, run, model.sha256)
     if logged and _files(registry, logged, model.run_id).has_model:
         return run, logged
     info(f"{registry.address} has lost the model of run {model.run_id}: logging it again")

@@ -24,10 +24,9 @@ STOP_S = 45.0
 
 
 class RoundError(ConvoyError):
-    """A step failed: the round ends, is cleaned up, and the champion stays."""
+    """A step failed: the round ends, is cleaned up, and the champion stays; `log` has the program's last lines."""
 
     def __init__(self, message: str, log: str = "") -> None:
-        """Take the message, and the last lines of the failed program."""
         super().__init__(message)
         self.log = log
 

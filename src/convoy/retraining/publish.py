@@ -22,25 +22,15 @@ NOT_PUSHED = "PUSH=1 was not given"
 UNCHANGED = "nothing differs from the commit"
 
 
-@dataclass(frozen=True)
-class Forge:
-    """The CI system that proposals go to, and the branch that they are to be merged into."""
-
-    kind: str
-    base: str
-
-
 @dataclass
 class Publication:
     """Bring a round's commits, data and models to the remotes, or keep them on a branch.
 
     Attributes:
         root: the caller's repository.
-        tree: the worktree.
         facts: record of the round; gets deliveries, and the branch.
         branch: name of the branch, if there is anything to commit.
         push: whether anything may leave this machine.
-        dvc_remote: DVC's; empty if it has none.
     """
 
     root: Path
@@ -94,44 +84,62 @@ class Publication:
         """
         if not (self.push and self.facts.identity.branch):
             return
-        target = forge(self.root)
-        if target is None:
+        on_github = os.environ.get("GITHUB_ACTIONS")
+        if not (on_github or os.environ.get("GITLAB_CI")):
             by_hand = f"git fetch, then git merge {REMOTE}/{self.branch}"
             self._record(
                 "pull request",
                 why=f"this is neither GitHub Actions nor GitLab CI; to merge by hand: {by_hand}",
             )
             return
-        title = f"Retrained: {self.facts.identity.version} is champion"
-        open_request = _pull_request if target.kind == "github" else self._merge_request
+        base, title = base_branch(self.root), f"Retrained: {self.facts.identity.version} is champion"
         with self.facts.step("propose") as step:
             try:
-                url = open_request(self.root, target.base, self.branch, title, self.facts)
+                url = self._pull_request(base, title) if on_github else self._merge_request(base, title)
             except (RoundError, git.GitError) as error:
                 raise RoundError(
                     f"{self.facts.champion} is champion and its branch {self.branch} is pushed, but no request was "
-                    f"opened: {error}\nOpen it by hand, into {target.base}.",
+                    f"opened: {error}\nOpen it by hand, into {base}.",
                     getattr(error, "log", ""),
                 ) from error
-            what = "pull request" if target.kind == "github" else "merge request"
+            what = "pull request" if on_github else "merge request"
             self._record(what, where=url or address(self.root))
-            step.note = url or f"into {target.base}"
+            step.note = url or f"into {base}"
 
-    def _merge_request(self, root: Path, base: str, branch: str, title: str, facts: Facts) -> str:
+    def _pull_request(self, base: str, title: str) -> str:
+        """Open a pull request with the report as its text; return its address."""
+        with tempfile.TemporaryDirectory() as scratch:
+            body = Path(scratch, "body.md")
+            body.write_text(report.body(self.facts), encoding="utf-8")
+            words = ["--base", base, "--head", self.branch, "--title", title, "--body-file", str(body)]
+            done = subprocess.run(  # noqa: S603 (no shell)
+                ["gh", "pr", "create", *words],  # noqa: S607 (from PATH)
+                cwd=self.root,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        if done.returncode:
+            reason = without_credentials(done.stderr.strip())
+            raise RoundError(f"`gh pr create` failed: {reason:.600}", reason)
+        return done.stdout.strip().rpartition("\n")[2]
+
+    def _merge_request(self, base: str, title: str) -> str:
         """Open a merge request by the options of a push; GitLab wants a new commit for that."""
         git.run(
             self.tree, *_committer(self.tree), *NO_HOOKS, "commit", "--quiet", "--allow-empty", "-m", title
         )
-        reason = " ".join(facts.gate_result.reasons[0].split()) if facts.gate_result else ""
+        result, job = self.facts.gate_result, self.facts.job
+        reason = " ".join(result.reasons[0].split()) if result else ""
         options = (
             "merge_request.create",
             f"merge_request.target={base}",
             f"merge_request.title={title}",
             # An option is one line, so the report itself does not fit.
-            f"merge_request.description={reason}"
-            + (f" Report and pictures: {facts.job}" if facts.job else ""),
+            f"merge_request.description={reason}" + (f" Report and pictures: {job}" if job else ""),
         )
-        push_branch(root, git.commit(self.tree, "HEAD"), branch, options)
+        push_branch(self.root, git.commit(self.tree, "HEAD"), self.branch, options)
         return ""
 
     def _record(self, what: str, *, where: str = "", why: str = "") -> None:
@@ -139,17 +147,10 @@ class Publication:
 
 
 def commit(tree: Path, names: list[str], message: str, *, date: str = "") -> str:
-    """Commit files as they are.
+    """Commit those of the files that exist; return the commit's number, empty if nothing differs.
 
-    Args:
-        tree: the worktree.
-        names: files; those that do not exist are left out.
-        message: subject and text.
-        date: of the commit, now by default. With the date of its base, a round that is repeated after a kill or a
-            rejected push makes the same commit again, so a model that names it does not name a lost commit.
-
-    Returns:
-        The commit's number; empty if nothing differs.
+    With the date of its base, a round that is repeated after a kill or a rejected push makes the same commit again, so a
+    model that names it does not name a lost commit.
     """
     git.run(tree, "add", "--force", "--", *[name for name in names if (tree / name).exists()])
     if not git.run(tree, "diff", "--cached", "--name-only"):
@@ -169,11 +170,7 @@ def _committer(tree: Path) -> list[str]:
 
 
 def push_data(tree: Path) -> None:
-    """Push what the worktree's dvc.lock names, with the run cache, so that other machines need not run the stages.
-
-    Raises:
-        RoundError: with DVC's error.
-    """
+    """Push what the worktree's dvc.lock names, with the run cache, so that other machines need not run the stages."""
     try:
         processes.stream([sys.executable, "-m", "dvc", "push"], tree, {**os.environ, "DVC_NO_ANALYTICS": "1"})
         dvc.push_run_cache(tree)
@@ -187,11 +184,7 @@ def push_data(tree: Path) -> None:
 
 
 def push_branch(root: Path, number: str, branch: str, options: tuple[str, ...] = ()) -> None:
-    """Push a commit as a branch, from the caller's repository: a relative address of a remote is relative to it.
-
-    Raises:
-        RoundError: with git's error.
-    """
+    """Push a commit as a branch, from the caller's repository: a relative address of a remote is relative to it."""
     words = [part for option in options for part in ("-o", option)]
     try:
         git.run(root, *NO_HOOKS, "push", "--quiet", *words, REMOTE, f"{number}:refs/heads/{branch}")
@@ -209,12 +202,6 @@ def address(root: Path) -> str:
     return without_credentials(git.ask(root, "remote", "get-url", REMOTE))
 
 
-def forge(root: Path) -> Forge | None:
-    """Detect the CI system that this runs in, and the branch for proposals; None elsewhere."""
-    kind = "github" if os.environ.get("GITHUB_ACTIONS") else "gitlab" if os.environ.get("GITLAB_CI") else ""
-    return Forge(kind, base_branch(root)) if kind else None
-
-
 def base_branch(root: Path) -> str:
     """Name the checked-out branch; with a detached HEAD, the branch that CI names, or the remote's default."""
     branch = git.ask(root, "symbolic-ref", "--quiet", "--short", "HEAD")
@@ -223,23 +210,3 @@ def base_branch(root: Path) -> str:
         answer = git.ask(root, "ls-remote", "--symref", REMOTE, "HEAD").partition("\t")[0]
         branch = answer.removeprefix("ref: refs/heads/")
     return branch or "main"
-
-
-def _pull_request(root: Path, base: str, branch: str, title: str, facts: Facts) -> str:
-    """Open a pull request with the report as its text; return its address."""
-    with tempfile.TemporaryDirectory() as scratch:
-        body = Path(scratch, "body.md")
-        body.write_text(report.body(facts), encoding="utf-8")
-        words = ["--base", base, "--head", branch, "--title", title, "--body-file", str(body)]
-        done = subprocess.run(  # noqa: S603 (no shell)
-            ["gh", "pr", "create", *words],  # noqa: S607 (from PATH)
-            cwd=root,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    if done.returncode:
-        reason = without_credentials(done.stderr.strip())
-        raise RoundError(f"`gh pr create` failed: {reason:.600}", reason)
-    return done.stdout.strip().rpartition("\n")[2]

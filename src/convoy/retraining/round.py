@@ -44,9 +44,7 @@ class RoundPaused(RoundError):  # noqa: N818 (no error: the time budget is spent
 def run(root: Path, *, push: bool) -> int:
     """Run a round, and write build/retrain/verdict.json and report.md whatever its outcome.
 
-    Args:
-        root: the caller's repository; of its files only build/retrain/ changes.
-        push: whether commits, data and models leave this machine.
+    Of the caller's files only build/retrain/ changes. With `push`, commits, data and models leave this machine.
 
     Returns:
         The exit code: 0 promoted, kept, refused, nothing new, skipped; 1 a step failed or the round was stopped; 2 a
@@ -59,7 +57,6 @@ class Round:
     """A round, with what it has found and done so far."""
 
     def __init__(self, root: Path, *, push: bool) -> None:
-        """Begin without looking at anything."""
         self.root = root
         self.push = push
         self.facts = Facts(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", push=push, job=outcome.job_page())
@@ -230,10 +227,6 @@ class Round:
 
 def check_prerequisites(root: Path, *, push: bool) -> str:
     """Refuse a round that cannot succeed, before it does anything; return DVC's remote, empty if it has none.
-
-    Args:
-        root: the caller's repository.
-        push: whether the results of the round are to leave this machine.
 
     Raises:
         RequestError: names everything that is missing.

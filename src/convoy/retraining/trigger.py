@@ -33,7 +33,6 @@ class Upstream:
 
     Attributes:
         address: of the source as data.dvc has it, without a password; empty if it has none.
-        fingerprint: differs if the data differ.
         changed: whether the source has other data than data.dvc names.
         inputs: digest of `fingerprint`, params, code and commands of the stages, and the limits of the gate.
         hint: a remark about this source; may be empty.
@@ -48,13 +47,7 @@ class Upstream:
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether a round trains, and why.
-
-    Attributes:
-        trains: whether it does.
-        why: the trigger, or what was compared.
-        aged: whether age is the only trigger, so that every stage has to run again.
-    """
+    """Whether a round trains, and why; `aged` if age is the only trigger, so that every stage has to run again."""
 
     trains: bool
     why: str
@@ -62,10 +55,7 @@ class Decision:
 
 
 def look(tree: Path) -> Upstream:
-    """Read the fingerprints of the source that data.dvc names and of all other inputs of the stages.
-
-    Args:
-        tree: a working tree without uncommitted changes.
+    """Read the fingerprints of the source that data.dvc names and of all other inputs of the stages, as committed.
 
     Raises:
         RequestError: there is no data.dvc, or its source is of a kind without a fingerprint.
@@ -78,7 +68,7 @@ def look(tree: Path) -> Upstream:
         )
     content = yaml.read(tree / DATA)
     deps = content.get("deps") or [{}]
-    address = without_credentials(str(deps[0].get("path", "")))
+    address, hint = without_credentials(str(deps[0].get("path", ""))), ""
     if follows_source(tree / DATA):
         try:
             source = dvc.import_source(tree, DATA)
@@ -89,22 +79,19 @@ def look(tree: Path) -> Upstream:
                 "`convoy data use`."
             ) from error
         address, recorded, now = source.address, source.recorded, source.current
-        hint = (
-            ""
-            if source.has_fingerprint
-            else (
+        if not source.has_fingerprint:
+            hint = (
                 f"`{address}` sends no ETag, so neither a round nor `dvc update` can detect changes at the source. Configure "
                 "the server to send ETags, or import from a bucket or a folder."
             )
-        )
     else:
         recorded = now = ";".join(str(out.get("md5")) for out in content["outs"])
         hint = (
-            f"`{DATA}` is frozen, so its source is not checked. To change that: `dvc unfreeze {DATA}`, then commit it."
-            if content.get("frozen")
-            else f"`{DATA}` has no source, so new data come only with a commit of it. To give it a source: `convoy data "
-            "use PATH-OR-URL`"
+            f"`{DATA}` has no source, so new data come only with a commit of it. To give it a source: "
+            "`convoy data use PATH-OR-URL`"
         )
+        if content.get("frozen"):
+            hint = f"`{DATA}` is frozen, so its source is not checked. To change that: `dvc unfreeze {DATA}`, then commit it."
     # Changed limits may give another verdict on the same model.
     gate: dict[str, Any] = yaml.read(tree / params.PARAMS_FILE).get("gate") or {}
     limits = {name: limit for name, limit in gate.items() if name != TRIGGER}
@@ -119,15 +106,7 @@ def decide(
     champion_since_ms: int,
     max_age_days: float | None,
 ) -> Decision:
-    """Compare the inputs of a round with those of the newest candidate.
-
-    Args:
-        upstream: the present state.
-        candidate: the newest; None before the first.
-        champion: None if none serves.
-        champion_since_ms: moment at which it became champion.
-        max_age_days: `gate.max_champion_age_days`.
-    """
+    """Compare the inputs of a round with those of the newest candidate, and the champion's age with its limit."""
     if candidate is None:
         return Decision(trains=True, why="no version is registered yet")
     if contract.RETRAIN_SOURCE not in candidate.tags:

@@ -57,10 +57,7 @@ def remove(root: Path) -> bool:
 
 
 def checkout_pinned(tree: Path, *, has_remote: bool) -> list[str]:
-    """Check out what DVC keeps and no stage makes: starting weights, and data that are not imported again.
-
-    Returns:
-        The .dvc files.
+    """Check out what DVC keeps and no stage makes, starting weights and data that are not imported again; return its files.
 
     Raises:
         RoundError: content is neither in DVC's cache nor in its remote.

@@ -8,12 +8,12 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from convoy.core import contract, stage
 from convoy.core.errors import ConvoyError, RequestError, without_credentials
@@ -22,7 +22,10 @@ from convoy.tracking import settings
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment, Run
+    from mlflow.store.entities import PagedList
     from mlflow.tracking import MlflowClient
+
+T = TypeVar("T")
 
 uri = settings.uri
 
@@ -105,6 +108,16 @@ def experiment(client: "MlflowClient", name: str, tags: Mapping[str, str] = {}) 
         if existing := client.get_experiment_by_name(name):  # another process was faster
             return existing
         raise
+
+
+def all_pages(search: "Callable[[str | None], PagedList[T]]") -> Iterator[T]:
+    """Yield the results of all pages; `search` takes a page's token."""
+    token: str | None = None
+    while True:
+        page = search(token)
+        yield from page
+        if not (token := page.token):
+            return
 
 
 def find(run_id: str, client: "MlflowClient | None" = None) -> "Run | None":

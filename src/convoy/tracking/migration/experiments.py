@@ -1,6 +1,6 @@
 """Copy experiments, runs and logged models to another store, without what it already has."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,11 +17,11 @@ from mlflow.entities import (
     RunTag,
     ViewType,
 )
-from mlflow.store.entities import PagedList
 from mlflow.tracking import MlflowClient
 
 from convoy.core import contract
 from convoy.tracking.migration.artifacts import ORIGIN, Ids
+from convoy.tracking.store import all_pages
 
 T = TypeVar("T")
 
@@ -66,16 +66,6 @@ def to_copy(client: MlflowClient) -> list[Experiment]:
         if one.name != "Default" or client.search_runs([one.experiment_id], max_results=1)
     ]
     return sorted(experiments, key=lambda one: (one.creation_time or 0, one.experiment_id))
-
-
-def all_pages(search: Callable[[str | None], PagedList[T]]) -> Iterator[T]:
-    """Yield the results of all pages; `search` takes a page's token."""
-    token: str | None = None
-    while True:
-        page = search(token)
-        yield from page
-        if not (token := page.token):
-            return
 
 
 def runs(client: MlflowClient, experiment: str) -> Iterator[Run]:

@@ -9,7 +9,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from convoy.tracking.migration.artifacts import ORIGIN, Ids
-from convoy.tracking.migration.experiments import VERSIONS, all_pages
+from convoy.tracking.migration.experiments import VERSIONS
+from convoy.tracking.store import all_pages
 
 NO_STAGE = "None"
 """MLflow's name for the absence of a stage."""
