@@ -42,7 +42,7 @@ def changes(small: Small, stage: str) -> dict[str, dict[str, Any]]:
         ),
         (
             edits.an_output_removed,
-            {"train": "cached"},
+            {"train": "cached", "evaluate": "perhaps"},
             "train: build/model; evaluate: build/model",
             "",
             "train",
@@ -67,13 +67,19 @@ def changes(small: Small, stage: str) -> dict[str, dict[str, Any]]:
         (edits.an_input_missing, {"train": "stops", "evaluate": "perhaps"}, "train: nets/one.yaml", "", ""),
         (
             edits.an_earlier_stage_ran_alone,
-            {"prepare": "cached", "train": "runs", "evaluate": "runs"},
+            {"prepare": "cached", "train": "perhaps", "evaluate": "perhaps"},
             "prepare: build/dataset; train: build/dataset; evaluate: build/dataset",
             "train evaluate",
             "prepare",
         ),
         # An import is imported again, which brings the recorded content back.
-        (edits.data_changed_by_hand, {"data.dvc": "cached"}, "data.dvc: data; prepare: data", "data.dvc", ""),
+        (
+            edits.data_changed_by_hand,
+            {"data.dvc": "cached", "prepare": "perhaps", "train": "perhaps", "evaluate": "perhaps"},
+            "data.dvc: data; prepare: data",
+            "data.dvc",
+            "",
+        ),
         # DVC's run cache has the outputs of an earlier run: `runs` is what can be told without DVC's own key of it.
         (
             edits.no_lock,
@@ -169,21 +175,18 @@ def test_files_of_a_folder_in_git_are_named_although_dvc_lists_none(small: Small
     assert re.search(r"code/d.py +new file, not tracked by git", text)
 
 
-def test_a_file_that_git_never_had_is_described_by_its_size(small: Small) -> None:
+def test_of_files_that_git_never_had_only_the_change_is_listed(small: Small) -> None:
     small.write("nets/mine.yaml", "layers: 3\n")
     small.edit("params.yaml", "name: one", "name: mine")
-    small.repro()
-    small.write("nets/mine.yaml", "layers: 30\n")
-    change = changes(small, "train")["nets/mine.yaml"]
-    assert (change["old_bytes"], change["new_bytes"]) == (10, 11)
-
-
-def test_the_source_of_an_import_in_a_folder_is_compared(small: Small) -> None:
     small.dvc("import-url", "source/a.txt", "nets/start.txt")
     small.dvc("unfreeze", "nets/start.txt.dvc")
+    small.repro()
+    small.write("nets/mine.yaml", "layers: 30\n")
     small.write("source/a.txt", "longer\n")
-    change = changes(small, "nets/start.txt.dvc")["source/a.txt"]
-    assert (change["state"], change["old_bytes"], change["new_bytes"]) == ("modified", 2, 7)
+    for stage, name in (("train", "nets/mine.yaml"), ("nets/start.txt.dvc", "source/a.txt")):
+        assert changes(small, stage)[name]["state"] == "modified"
+        assert "files" not in changes(small, stage)[name]
+        assert re.search(rf"{name} +changed$", render(small, stage))
 
 
 def test_files_of_a_data_folder_are_named_up_to_a_number(small: Small) -> None:

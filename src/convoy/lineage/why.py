@@ -1,7 +1,7 @@
 """Explain which stages `dvc repro` would run, and which of their inputs changed from what to what.
 
-`dvc status --json` names what changed. dvc.lock holds the params, commands and hashes of the last run, DVC's cache the
-files of folders that it tracks, git the edits of the others. Nothing is run or written.
+`dvc status --json` names what changed. dvc.lock holds the params and commands of the last run, DVC's cache the files of
+folders that it tracks, git the edits of the others. Nothing is run or written.
 """
 
 import hashlib
@@ -9,7 +9,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any, Literal
@@ -24,13 +23,10 @@ Verdict = Literal["unchanged", "runs", "perhaps", "cached", "accepted", "stops"]
 """What `dvc repro` does with a stage.
 
 `runs`: an input changed; DVC takes the outputs from its run cache where it ran with these inputs before. `perhaps`: only
-if an earlier stage's outputs come out different. `cached`: only outputs are missing or edited, and DVC's cache has them.
-`accepted`: data without a command; DVC records them as they are now. `stops`: an input is missing.
+if an earlier stage's outputs come out different. `cached`: only outputs are missing or edited; DVC restores them, and runs
+the stage if its cache lacks them. `accepted`: data without a command; DVC records them as they are now. `stops`: an input
+is missing.
 """
-
-LOCK = "dvc.lock"
-ABSENT = object()
-"""Stands for a param that does not exist; None is a value in YAML."""
 
 SHOWN = 6
 """Files of a changed folder that are named; the rest are counted."""
@@ -41,6 +37,7 @@ HASHED_BYTES = 2 * 1024**3
 SEARCHED = 20
 """Latest commits of dvc.lock among which the one that recorded an input is looked for."""
 
+INPUT_STATES = {"deleted": "missing", "new": "new input", "update available": "changed at its source"}
 OUTPUT_STATES = {
     "deleted": "missing",
     "modified": "edited by hand",
@@ -57,29 +54,18 @@ class Stage:
         name: as DVC addresses it, such as `train` or `data.dvc`.
         declared: its entry in dvc.yaml, or the content of the .dvc file.
         recorded: its entry in dvc.lock; None if it never ran. A .dvc file records itself.
-        makers: path of each input to the stage that makes it.
         status: what `dvc status` lists: changed inputs and outputs by path, and flags such as `changed command`.
-        verdict: what `dvc repro` does with it.
-        after: earlier stages whose outputs decide the verdict.
+        makers: path of each input to the stage that makes it.
+        after: earlier stages whose outputs may change.
     """
 
     name: str
     declared: dict[str, Any]
     recorded: dict[str, Any] | None
-    makers: dict[str, str] = field(default_factory=dict)
     status: dict[str, dict[str, Any]] = field(default_factory=dict)
+    makers: dict[str, str] = field(default_factory=dict)
     verdict: Verdict = "unchanged"
     after: list[str] = field(default_factory=list)
-
-    @property
-    def is_file(self) -> bool:
-        """Tell a .dvc file from a stage of dvc.yaml."""
-        return self.name.endswith(".dvc")
-
-    @property
-    def frozen(self) -> bool:
-        """Tell whether DVC ignores its inputs."""
-        return bool(self.declared.get("frozen"))
 
     def paths(self, *kinds: str) -> list[str]:
         """List its recorded and declared inputs (`deps`) or outputs (`outs`, `metrics`, `plots`)."""
@@ -91,60 +77,16 @@ class Stage:
         )
         return list(dict.fromkeys(self._locate(name) for name in names if "${" not in name))
 
-    def entry(self, kind: str, path: str) -> dict[str, Any]:
-        """Read what is recorded of an input (`deps`) or output (`outs`): `md5`, with `.dir` for a folder, and `size`."""
-        entries = (self.recorded or {}).get(kind) or ()
-        return next((entry for entry in entries if self._locate(str(entry.get("path"))) == path), {})
-
     def hash(self, kind: str, path: str) -> str:
-        """Read the recorded md5 of an input or output; empty if none is recorded."""
-        return str(self.entry(kind, path).get("md5", ""))
+        """Read the recorded md5 of an input (`deps`) or output (`outs`), with `.dir` for a folder; empty without one."""
+        entries = (self.recorded or {}).get(kind) or ()
+        md5s = (entry.get("md5", "") for entry in entries if self._locate(str(entry.get("path"))) == path)
+        return str(next(md5s, ""))
 
     def _locate(self, name: str) -> str:
         """Spell a path as `dvc status` does: a .dvc file has it relative to its folder."""
-        folder = Path(self.name).parent if self.is_file else Path()
+        folder = Path(self.name).parent if self.name.endswith(".dvc") else Path()
         return name if "://" in name else os.path.normpath(folder / name)
-
-
-@dataclass
-class Repository:
-    """Give access to what the explanation of a change needs.
-
-    Attributes:
-        root: the repository.
-        stages: name to stage, in an order in which `dvc repro` may visit them.
-    """
-
-    root: Path
-    stages: dict[str, Stage]
-
-    @cached_property
-    def cache(self) -> dvc_cache.Cache:
-        """DVC's cache."""
-        return dvc_cache.of_repository(self.root)
-
-    @cached_property
-    def locks(self) -> dict[str, bytes]:
-        """The latest commits that changed dvc.lock, newest first, to its text."""
-        commits = git.ask(self.root, "log", f"-{SEARCHED}", "--format=%h", "--", LOCK).split()
-        texts = git.contents(self.root, [f"{commit}:{LOCK}" for commit in commits])
-        return {commit: texts.get(f"{commit}:{LOCK}", b"") for commit in commits}
-
-    def commit_of(self, md5: str, path: str) -> str:
-        """Find the commit in which dvc.lock recorded an input; empty if that was never committed.
-
-        HEAD, if it has the same content there.
-        """
-        commit = ""
-        for number, text in self.locks.items():
-            if md5.encode() in text:
-                commit = number
-            elif commit:
-                break
-        objects = (
-            git.ask(self.root, "rev-parse", f"{commit}:{path}", f"HEAD:{path}").split() if commit else []
-        )
-        return "HEAD" if len(objects) == 2 and objects[0] == objects[1] else commit
 
 
 def explain(root: Path, stage: str = "") -> dict[str, Any]:
@@ -161,12 +103,12 @@ def explain(root: Path, stage: str = "") -> dict[str, Any]:
         status = json.loads(dvc.run(root, "status", "--json"))
     except dvc.DvcError as error:
         raise RequestError(f"DVC cannot read the pipeline in {root}: {error}") from error
-    repository = Repository(root, _read_stages(root, status))
-    if stage and stage not in repository.stages:
-        raise RequestError(f"stage `{stage}` does not exist{did_you_mean(stage, repository.stages)}")
-    for each in repository.stages.values():
-        _judge(each, repository)
-    chosen = [each for name, each in repository.stages.items() if stage in ("", name)]
+    stages = _read_stages(root, status)
+    if stage and stage not in stages:
+        raise RequestError(f"stage `{stage}` does not exist{did_you_mean(stage, stages)}")
+    for each in stages.values():
+        _judge(each, stages)
+    chosen = [stages[stage]] if stage else list(stages.values())
     return {
         "nothing_to_do": all(each.verdict == "unchanged" for each in chosen),
         "stages": [
@@ -175,8 +117,8 @@ def explain(root: Path, stage: str = "") -> dict[str, Any]:
                 "verdict": each.verdict,
                 "after": each.after,
                 "never_ran": each.recorded is None,
-                "frozen": each.frozen,
-                "changes": list(_changes(each, repository)) if each.recorded is not None else [],
+                "frozen": bool(each.declared.get("frozen")),
+                "changes": [] if each.recorded is None else list(_changes(each, each.recorded, root)),
             }
             for each in chosen
         ],
@@ -185,9 +127,11 @@ def explain(root: Path, stage: str = "") -> dict[str, Any]:
 
 def _read_stages(root: Path, status: Mapping[str, list[Any]]) -> dict[str, Stage]:
     """Read the stages of dvc.yaml, dvc.lock and the .dvc files, in the order of their inputs."""
-    lock = (yaml.read(root / LOCK).get("stages") or {}) if (root / LOCK).exists() else {}
+    lock, declared = (
+        (yaml.read(root / name).get("stages") or {}) if (root / name).exists() else {}
+        for name in ("dvc.lock", "dvc.yaml")
+    )
     stages = {name: Stage(name, content, content) for name, content in dvc_cache.tracked_files(root).items()}
-    declared = (yaml.read(root / "dvc.yaml").get("stages") or {}) if (root / "dvc.yaml").exists() else {}
     for name, content in declared.items():
         items = [item for item in {**lock, **status} if item.startswith(f"{name}@")]  # foreach and matrix
         for item in items or [name]:
@@ -208,117 +152,89 @@ def _read_stages(root: Path, status: Mapping[str, list[Any]]) -> dict[str, Stage
     return {name: stages[name] for name in order}
 
 
-def _judge(stage: Stage, repository: Repository) -> None:
-    """Decide what becomes of a stage, from its status and the verdicts on earlier ones."""
-    outs = stage.status.get("changed outs", {})
-    if stage.frozen or (stage.is_file and "deps" not in stage.declared):
+def _judge(stage: Stage, stages: Mapping[str, Stage]) -> None:
+    """Decide from its status and the verdicts on earlier stages what becomes of a stage."""
+    outs, is_file = stage.status.get("changed outs", {}), stage.name.endswith(".dvc")
+    if stage.declared.get("frozen") or (is_file and "deps" not in stage.declared):
         stage.verdict = "stops" if "deleted" in outs.values() else "accepted" if outs else "unchanged"
         return
-    pending = ("runs", "perhaps", "stops")
-    earlier = {
-        name: each.verdict for name, each in repository.stages.items() if name in stage.makers.values()
-    }
-    stage.after = [name for name, verdict in earlier.items() if verdict in pending]
-    causes = []
-    for path, state in stage.status.get("changed deps", {}).items():
-        maker = stage.makers.get(path, "")
-        verdict = earlier.get(maker, "unchanged")
-        # What comes back from the cache may be what this stage used.
-        if verdict == "cached":
-            back = repository.stages[maker].hash("outs", path)
-            verdict = "perhaps" if back in ("", stage.hash("deps", path)) else "unchanged"
-        if verdict not in pending:
-            causes.append("modified" if maker else state)
-    if "deleted" in causes and not stage.is_file:
+    makers = [name for name in stages if name in stage.makers.values()]
+    stage.after = [name for name in makers if stages[name].verdict not in ("unchanged", "accepted")]
+    deps = stage.status.get("changed deps", {})
+    causes = [state for path, state in deps.items() if stage.makers.get(path) not in stage.after]
+    if "deleted" in causes and not is_file:
         stage.verdict = "stops"
     elif causes or stage.recorded is None or {"changed command", "always changed"} & stage.status.keys():
         stage.verdict = "runs"
     elif stage.after:
         stage.verdict = "perhaps"
     elif outs:
-        hashes = [stage.hash("outs", path) for path in stage.paths("outs", "metrics", "plots")]
-        is_cached = all(md5 and not repository.cache.lacks(md5) for md5 in hashes)
-        stage.verdict = "cached" if is_cached else "runs"
+        stage.verdict = "cached"
 
 
-def _changes(stage: Stage, repository: Repository) -> Iterator[dict[str, Any]]:
-    """List what differs from what a stage recorded."""
-    recorded = stage.recorded or {}
+def _changes(stage: Stage, recorded: Mapping[str, Any], root: Path) -> Iterator[dict[str, Any]]:
+    """List what differs from what a stage recorded, params first."""
     if "always changed" in stage.status:
         yield {"kind": "always", "name": "always runs"}
     if "changed command" in stage.status:
-        old, new = (_one_line(source.get("cmd")) for source in (recorded, stage.declared))
+        commands = (source.get("cmd") for source in (recorded, stage.declared))
+        old, new = (" && ".join(cmd) if isinstance(cmd, list) else str(cmd) for cmd in commands)
         yield {"kind": "command", "name": "cmd", "state": "modified", "old": old, "new": new}
-    deps = stage.status.get("changed deps", {})
-    for path, state in deps.items():
-        if isinstance(state, dict):
+    files = {}
+    for path, state in stage.status.get("changed deps", {}).items():
+        if isinstance(state, dict) and Path(path).suffix in (".yaml", ".yml", ".json"):
             values = (recorded.get("params") or {}).get(path) or {}
-            yield from _param_changes(values, _params(repository.root / path), list(state))
-    for path, state in deps.items():
-        if not isinstance(state, dict):
-            yield _input_change(stage, path, state, repository)
+            yield from _param_changes(values, yaml.read(root / path), state)
+        else:
+            files[path] = "modified" if isinstance(state, dict) else state
+    for path, state in files.items():
+        md5, maker = stage.hash("deps", path), stage.makers.get(path)
+        kind = state if md5 or state == "deleted" else "new"
+        change = {"kind": "input", "name": path, "state": kind, "old": md5, "made_by": maker}
+        if kind not in ("deleted", "new"):
+            in_git = maker is None and not stage.name.endswith(".dvc")
+            change |= _members(root, md5, path) or (_edits(root, md5, path) if in_git else {})
+        yield change
     for path, state in stage.status.get("changed outs", {}).items():
         md5 = stage.hash("outs", path)
-        change = {"kind": "output", "name": path, "state": state, "old": md5}
-        yield change | (_members(repository, md5, path) if state == "modified" else {})
-
-
-def _one_line(command: object) -> str:
-    return " && ".join(map(str, command)) if isinstance(command, list) else str(command)
-
-
-def _params(path: Path) -> dict[str, Any]:
-    return yaml.read(path) if path.suffix in (".yaml", ".yml", ".json") and path.exists() else {}
+        members = _members(root, md5, path) if state == "modified" else {}
+        yield {"kind": "output", "name": path, "state": state, "old": md5} | members
 
 
 def _param_changes(
-    old: Mapping[str, Any], new: Mapping[str, Any], sections: Sequence[str]
+    old: Mapping[str, Any], new: Mapping[str, Any], states: Mapping[str, str]
 ) -> Iterator[dict[str, Any]]:
     """Name each value that differs, down to the last key: DVC compares whole sections."""
-    for section in sections:
-        try:
-            present = flatten({section: yaml.get(new, section)})
-        except (KeyError, TypeError):
-            present = {}
-        before = flatten({section: old[section]}) if section in old else {}
-        for key in dict.fromkeys([*before, *present]):
-            values = before.get(key, ABSENT), present.get(key, ABSENT)
-            if values[0] != values[1]:
-                state = "new" if values[0] is ABSENT else "deleted" if values[1] is ABSENT else "modified"
-                then, now = (None if value is ABSENT else value for value in values)
-                yield {"kind": "param", "name": key, "state": state, "old": then, "new": now}
+    before = flatten({name: old[name] for name in states if name in old})
+    now = flatten({name: dvc.param(new, name) for name, state in states.items() if state != "deleted"})
+    for key in dict.fromkeys([*before, *now]):
+        state = "modified" if key in before and key in now else "deleted" if key in before else "new"
+        if state != "modified" or before[key] != now[key]:
+            yield {
+                "kind": "param", "name": key, "state": state, "old": before.get(key), "new": now.get(key)
+            }  # fmt: skip
 
 
-def _input_change(stage: Stage, path: str, state: str, repository: Repository) -> dict[str, Any]:
-    """Describe a changed input: edited files if git has it, files of a folder if DVC's cache lists them, else sizes."""
-    md5, maker = stage.hash("deps", path), stage.makers.get(path)
-    state = state if md5 or state == "deleted" else "new"
-    change = {"kind": "input", "name": path, "state": state, "old": md5, "made_by": maker}
-    if state in ("deleted", "new"):
-        return change
-    if members := _members(repository, md5, path):
-        return change | members
-    if maker is None and not stage.is_file and (edits := _edits(repository, md5, path)):
-        return change | edits
-    file, size = repository.root / path, stage.entry("deps", path).get("size")
-    if file.is_file() and size is not None:
-        return change | {"old_bytes": size, "new_bytes": file.stat().st_size}
-    return change
-
-
-def _edits(repository: Repository, md5: str, path: str) -> dict[str, Any]:
-    """Name the files that were edited since the stage ran; empty if git does not hold the input."""
-    if not git.ask(repository.root, "ls-files", "--", path):
+def _edits(root: Path, md5: str, path: str) -> dict[str, Any]:
+    """Name the files that were edited since dvc.lock recorded an input, by git; empty if git does not hold the input."""
+    if not git.ask(root, "ls-files", "--", path):
         return {}
-    commit = repository.commit_of(md5, path)
-    edits = git.edits(repository.root, commit or "HEAD", path)
-    diff = f"git diff {commit or 'HEAD'} -- {path}"
-    return {"diff": diff, "run_committed": bool(commit), "files": edits} if edits else {}
+    commits = git.ask(root, "log", f"-{SEARCHED}", "--format=%h", "--", "dvc.lock").split()
+    locks = git.contents(root, [f"{commit}:dvc.lock" for commit in commits])
+    recording = [commit for commit in commits if md5.encode() in locks.get(f"{commit}:dvc.lock", b"")]
+    commit = recording[-1] if recording else "HEAD"
+    objects = git.ask(root, "rev-parse", f"{commit}:{path}", f"HEAD:{path}").split()
+    if len(set(objects)) == 1:
+        commit = "HEAD"
+    files = git.edits(root, commit, path)
+    diff = f"git diff {commit} -- {path}"
+    return {"diff": diff, "run_committed": bool(recording), "files": files} if files else {}
 
 
-def _members(repository: Repository, md5: str, path: str) -> dict[str, Any]:
+def _members(root: Path, md5: str, path: str) -> dict[str, Any]:
     """Compare the files of a folder with DVC's list of them; empty if DVC keeps none, as of a folder in git."""
-    then, folder = repository.cache.members(md5), repository.root / path
+    folder = root / path
+    then = dvc_cache.of_repository(root).members(md5)
     if not then or not folder.is_dir():
         return {}
     now = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
@@ -327,7 +243,7 @@ def _members(repository: Repository, md5: str, path: str) -> dict[str, Any]:
         "added": sorted(now.keys() - then.keys()),
         "removed": sorted(then.keys() - now.keys()),
         "changed": [
-            name for name in sorted(then) if is_small and name in now and _md5(now[name]) != then[name]
+            name for name in sorted(then.keys() & now.keys()) if is_small and _md5(now[name]) != then[name]
         ],
     }
     counts = {group: len(names) for group, names in groups.items()}
@@ -359,16 +275,15 @@ def lines(explained: dict[str, Any]) -> Iterator[str]:
 def _verdict(stage: dict[str, Any]) -> str:
     name, is_file = stage["stage"], stage["stage"].endswith(".dvc")
     frozen = "frozen" if stage["frozen"] else ""
-    if stage["verdict"] == "stops":
-        remedy = f": data are missing. Type: dvc checkout {name} (or: dvc pull {name})"
-        reason = remedy if frozen or is_file else ": an input is missing that no stage makes"
-        return f"`dvc repro` stops here{reason}"
+    remedy = f": data are missing. Type: dvc checkout {name} (or: dvc pull {name})"
     texts = {
         "unchanged": "unchanged" + (frozen and f", frozen{': its source is not checked' if is_file else ''}"),
         "runs": "runs: dvc.lock has no earlier run" if stage["never_ran"] else "runs",
         "perhaps": f"may run: only if outputs of {_and(stage['after'])} change",
-        "cached": "restored from DVC's cache, does not run",
+        "cached": "restored from DVC's cache, runs only if the cache lacks outputs",
         "accepted": f"{frozen and 'frozen: '}DVC records the present files",
+        "stops": "`dvc repro` stops here"
+        + (remedy if frozen or is_file else ": an input is missing that no stage makes"),
     }
     return texts[stage["verdict"]]
 
@@ -380,17 +295,14 @@ def _rows(change: dict[str, Any]) -> Iterator[tuple[str, str]]:
         case "always":
             yield name, ""
         case "param" | "command":
-            old, new = (_value(change, side) for side in ("old", "new"))
-            yield name, f"{old} → {new}"
+            yield name, f"{_value(change, 'old')} → {_value(change, 'new')}"
         case "output":
-            yield (
-                name,
-                OUTPUT_STATES.get(change["state"], change["state"]) + (f": {members}" if members else ""),
-            )
+            state = OUTPUT_STATES.get(change["state"], change["state"])
+            yield name, f"{state}: {members}" if members else state
         case _ if "files" in change:
             yield from _edit_rows(change)
         case _:
-            yield name, members or _input_text(change)
+            yield name, members or INPUT_STATES.get(change["state"], "changed")
 
 
 def _edit_rows(change: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -402,23 +314,11 @@ def _edit_rows(change: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if edit["added"] is None:
             yield edit["name"], "new file, not tracked by git"
         else:
-            counts = (
-                f"+{edit['added']} -{edit['removed']} lines" if edit["added"] >= 0 else "binary file changed"
-            )
+            is_text = edit["added"] >= 0
+            counts = f"+{edit['added']} -{edit['removed']} lines" if is_text else "binary file changed"
             yield edit["name"], f"{counts}: git diff {commit} -- {edit['name']}{note}"
     if len(files) > SHOWN:
         yield change["name"], f"{len(files)} files changed: {change['diff']}{note}"
-
-
-def _input_text(change: dict[str, Any]) -> str:
-    match change["state"]:
-        case "deleted":
-            return "missing"
-        case "new":
-            return "new input"
-    if "old_bytes" in change:
-        return f"changed: {change['old_bytes']:,} → {change['new_bytes']:,} bytes"
-    return "changed at its source" if change["state"] == "update available" else "changed"
 
 
 def _value(change: dict[str, Any], side: str) -> str:
@@ -455,4 +355,4 @@ def _summary(stages: Sequence[dict[str, Any]]) -> str:
 
 
 def _and(words: Sequence[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))

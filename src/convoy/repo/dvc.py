@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,15 +171,16 @@ def stage_inputs(root: Path) -> dict[str, dict[str, Any]]:
         for entry in fields.get("params") or ():
             for path, keys in ({PARAMS_FILE: [entry]} if isinstance(entry, str) else entry).items():
                 content = yaml.read(root / path)
-                params |= {f"{path}:{key}": _param(content, key) for key in keys or content}
+                params |= {f"{path}:{key}": param(content, key) for key in keys or content}
         deps = [
-            TEMPLATE.sub(lambda match: str(_param(values, match[1])), dep) for dep in fields.get("deps") or ()
+            TEMPLATE.sub(lambda match: str(param(values, match[1])), dep) for dep in fields.get("deps") or ()
         ]
         inputs[name] = {"cmd": fields["cmd"], "params": params, "files": git.objects(root, deps)}
     return inputs
 
 
-def _param(values: dict[str, Any], key: str) -> Any:  # noqa: ANN401 (as wide as YAML)
+def param(values: Mapping[str, Any], key: str) -> Any:  # noqa: ANN401 (as wide as YAML)
+    """Look up a param by its flat key; None if it does not exist."""
     try:
         return yaml.get(values, key)
     except (KeyError, TypeError):
