@@ -9,9 +9,15 @@ from pathlib import Path
 
 import onnx
 import pytest
+from mlflow.tracking import MlflowClient
 from onnx import TensorProto, helper
 
 from convoy.repo import dvc
+
+FIRST = "20261123-100000-aaaaaa"
+SECOND = "20261123-110000-bbbbbb"
+FAILED = "20261124-090000-cccccc"
+"""Runs that tests/lineage/conftest.py writes into a store."""
 
 FILES = {
     "params.yaml": "pack: {px: 8}\nnet: {name: one}\nfit:\n  lr: 0.5\n  steps: [1, 2]\n",
@@ -86,6 +92,12 @@ class Small:
         self.git("add", "-A")
         self.git("commit", "-q", "-m", message)
         return self.git("rev-parse", "HEAD")
+
+    def mlflow_run(self, run_id: str) -> tuple[MlflowClient, str]:
+        """Open the store; MLflow's id of a run."""
+        client = MlflowClient(f"sqlite:///{self.folder}/mlflow.db")
+        [run] = client.search_runs(["1"], f"tags.`convoy.run_id` = '{run_id}'")
+        return client, run.info.run_id
 
 
 @pytest.fixture(scope="session")

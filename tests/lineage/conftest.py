@@ -7,11 +7,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from convoy.core.files import sha256
-from small_pipeline import Small, write_onnx
+from small_pipeline import FAILED, FIRST, SECOND, Small, write_onnx
 
-FIRST = "20261123-100000-aaaaaa"
-SECOND = "20261123-110000-bbbbbb"
-FAILED = "20261124-090000-cccccc"
 GONE = "deadbeef" * 5
 DATA = "1f" * 32
 OTHER_DATA = "2e" * 32

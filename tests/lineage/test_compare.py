@@ -4,17 +4,12 @@ import json
 from typing import Any
 
 import pytest
-from mlflow.tracking import MlflowClient
 from typer.testing import CliRunner
 
 from convoy import cli
 from convoy.core.errors import RequestError
 from convoy.repo import dvc_cache
-from small_pipeline import Small
-
-FIRST = "20261123-100000-aaaaaa"
-SECOND = "20261123-110000-bbbbbb"
-FAILED = "20261124-090000-cccccc"
+from small_pipeline import FAILED, FIRST, SECOND, Small
 
 
 def run(*words: str) -> str:
@@ -26,12 +21,6 @@ def run(*words: str) -> str:
 
 def compared(*words: str) -> dict[str, Any]:
     return json.loads(run(*words, "--json"))
-
-
-def mlflow_run(traced: Small, run_id: str) -> tuple[MlflowClient, str]:
-    client = MlflowClient(f"sqlite:///{traced.folder}/mlflow.db")
-    [run] = client.search_runs(["1"], f"tags.`convoy.run_id` = '{run_id}'")
-    return client, run.info.run_id
 
 
 def test_two_runs_are_compared_link_by_link(shared: Small) -> None:
@@ -60,7 +49,7 @@ def test_runs_on_different_data_are_compared_with_a_warning(shared: Small) -> No
 
 
 def test_a_delivery_packed_otherwise_has_the_same_test_images_unless_its_splits_differ(traced: Small) -> None:
-    client, number = mlflow_run(traced, SECOND)
+    client, number = traced.mlflow_run(SECOND)
     client.set_tag(number, "convoy.data_hash", "3d" * 32)
     client.log_param(number, "data.image_px", "16")
     assert compared(FIRST, SECOND)["data"]["verdict"] == "packed otherwise"
@@ -76,7 +65,7 @@ def test_the_files_of_two_deliveries_are_counted(traced: Small) -> None:
     traced.remove("source/b.txt")
     traced.repro()
     md5 = dvc_cache.required_outputs(traced.folder)["data"]
-    client, number = mlflow_run(traced, SECOND)
+    client, number = traced.mlflow_run(SECOND)
     client.set_tag(number, "convoy.data_hash", "3d" * 32)
     client.set_tag(number, "convoy.data_md5", md5)
     assert compared(FIRST, SECOND)["data"]["members"] == {"added": 1, "removed": 1, "changed": 1}
@@ -85,7 +74,7 @@ def test_the_files_of_two_deliveries_are_counted(traced: Small) -> None:
 def test_a_git_command_shows_the_difference_of_two_commits(traced: Small) -> None:
     traced.write("more.txt", "more\n")
     commit = traced.commit("more")
-    client, number = mlflow_run(traced, SECOND)
+    client, number = traced.mlflow_run(SECOND)
     client.set_tag(number, "mlflow.source.git.commit", commit)
     assert "+more" in traced.git(*compared(FIRST, SECOND)["commit"]["diff"].split()[1:])
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from mlflow.tracking import MlflowClient
 
 from convoy.core import files, yaml
 from convoy.core.errors import RequestError
@@ -14,11 +13,8 @@ from convoy.lineage.compare import only_run
 from convoy.lineage.runs import Record
 from convoy.repo import dvc, dvc_cache
 from convoy.repo.dvc_cache import RestoreError
-from small_pipeline import Small
+from small_pipeline import FAILED, FIRST, SECOND, Small
 
-FIRST = "20261123-100000-aaaaaa"
-SECOND = "20261123-110000-bbbbbb"
-FAILED = "20261124-090000-cccccc"
 COMMIT = "mlflow.source.git.commit"
 
 
@@ -28,14 +24,8 @@ def restored(text: str, target: Path) -> Small:
     return Small(target)
 
 
-def mlflow_run(traced: Small, run_id: str) -> tuple[MlflowClient, str]:
-    client = MlflowClient(f"sqlite:///{traced.folder}/mlflow.db")
-    [run] = client.search_runs(["1"], f"tags.`convoy.run_id` = '{run_id}'")
-    return client, run.info.run_id
-
-
 def set_commit(traced: Small, run_id: str, commit: str) -> None:
-    client, number = mlflow_run(traced, run_id)
+    client, number = traced.mlflow_run(run_id)
     client.set_tag(number, COMMIT, commit)
 
 
@@ -162,10 +152,10 @@ def test_a_run_that_cannot_be_restored_is_refused_with_the_reason(traced: Small,
     refused(FAILED, r"deadbeef of run .*(.|\n)*git fetch --all --tags(.|\n)*pipeline/")
     set_commit(traced, FAILED, traced.git("rev-parse", "HEAD"))
     refused(FAILED, r"is FAILED: it has no final dvc.lock(.|\n)*git checkout")
-    client, number = mlflow_run(traced, FAILED)
+    client, number = traced.mlflow_run(FAILED)
     client.set_terminated(number, "FINISHED")
     refused(FAILED, r"has no dvc.lock.*`convoy sync`")
-    client, number = mlflow_run(traced, FIRST)
+    client, number = traced.mlflow_run(FIRST)
     client.delete_tag(number, COMMIT)
     refused(FIRST, "has no commit")
     traced.write("train.sh", "true\n")

@@ -13,11 +13,8 @@ from convoy.core.files import sha256
 from convoy.lineage import trace
 from convoy.lineage.runs import StoreError
 from convoy.tracking.journal import Journal
-from small_pipeline import Small, write_onnx
+from small_pipeline import FAILED, FIRST, SECOND, Small, write_onnx
 
-FIRST = "20261123-100000-aaaaaa"
-SECOND = "20261123-110000-bbbbbb"
-FAILED = "20261124-090000-cccccc"
 GONE = "deadbeef" * 5
 DATA = "1f" * 32
 

@@ -69,18 +69,15 @@ def compare(before: Record, after: Record, sources: Sources) -> dict[str, Any]:
 
 
 def _params(record: Record) -> dict[str, str]:
-    changed = {
-        key.removeprefix(OVERRIDDEN): value
-        for key, value in record.tags.items()
-        if key.startswith(OVERRIDDEN)
+    tags = record.tags.items()
+    return record.params | {
+        key.removeprefix(OVERRIDDEN): value for key, value in tags if key.startswith(OVERRIDDEN)
     }
-    return record.params | changed
 
 
 def _metrics(record: Record) -> dict[str, float]:
-    return {
-        name: value for name, value in record.metrics.items() if not name.startswith(("system/", "step/"))
-    }
+    metrics = record.metrics.items()
+    return {name: value for name, value in metrics if not name.startswith(("system/", "step/"))}
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

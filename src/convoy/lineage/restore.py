@@ -62,7 +62,13 @@ def restore(record: Record, sources: Sources, target: Path) -> None:
     number = _check_commit(record, sources)
     artifacts = sources.records.artifacts(record, "pipeline")
     if "pipeline/dvc.lock" not in artifacts:
-        raise RestoreError(_no_lock(record))
+        raise RestoreError(
+            f"run {record.run_id} is {record.status}: it has no final dvc.lock, so its outputs are not recorded.\n"
+            f"Choose a run that finished, or check out its code: git checkout {number[:10]}"
+            if record.status in UNFINISHED
+            else f"run {record.run_id} has no dvc.lock. Type `convoy sync` where the run was made, which attaches it from "
+            "the workspace or the experiment, then try again."
+        )
     with _temporary_clone(target) as clone:
         _clone(sources.root, clone, number, record.run_id)
         if DIFF in artifacts:
@@ -110,18 +116,6 @@ def _check_commit(record: Record, sources: Sources) -> str:
             "The run's artifacts in pipeline/ have its params.yaml, dvc.yaml and dvc.lock."
         )
     return number
-
-
-def _no_lock(record: Record) -> str:
-    if record.status in UNFINISHED:
-        return (
-            f"run {record.run_id} is {record.status}: it has no final dvc.lock, so its outputs are not recorded.\n"
-            f"Choose a run that finished, or check out its code: git checkout {record.tag(contract.GIT_COMMIT)[:10]}"
-        )
-    return (
-        f"run {record.run_id} has no dvc.lock. Type `convoy sync` where the run was made, which attaches it from the "
-        "workspace or the experiment, then try again."
-    )
 
 
 @contextmanager
@@ -234,7 +228,9 @@ def verify(clone: Path, record: Record) -> Report:
         info("training again, with everything that follows …")
         _repro(clone, "--force", "--single-item", "train")
         _repro(clone)
-        metrics = _read_metrics(clone)
+        metrics: dict[str, float] = {}
+        for path in sorted((clone / METRICS).glob("*.json")):
+            metrics |= run.flatten_metrics(files.read_json(path))
         total, tensors = compare_weights(weights, clone / WEIGHTS)
         now = files.read_json(clone / VERIFICATION)
         shutil.copyfile(lock, clone / "dvc.lock")
@@ -305,14 +301,6 @@ def _conditions(then: Mapping[str, Any], now: Mapping[str, Any], clone: Path) ->
     if yaml.read(clone / "params.yaml")["train"].get("precision") == "auto":
         yield "train.precision is auto: bf16 if the processor or GPU computes in it, else float32"
     yield "a GPU adds in an order that changes from run to run; on a CPU it depends on the threads (OMP_NUM_THREADS)"
-
-
-def _read_metrics(clone: Path) -> dict[str, float]:
-    """Read the metrics of every stage by MLflow's names."""
-    flat: dict[str, float] = {}
-    for path in sorted((clone / METRICS).glob("*.json")):
-        flat |= run.flatten_metrics(files.read_json(path))
-    return flat
 
 
 def _repro(clone: Path, *options: str) -> None:

@@ -181,14 +181,11 @@ def _params(record: Record, artifacts: set[str]) -> Link:
 
 
 def _run(record: Record) -> Link:
-    training = record.tag(contract.TRAINING)
     if not record.run_id:
         return Link("convoy run", "", missing="the run was not made by Convoy")
-    return Link(
-        "convoy run",
-        record.run_id,
-        (f"reuses the training of run {training}",) if training not in ("", record.run_id) else (),
-    )
+    training = record.tag(contract.TRAINING)
+    is_reused = training not in ("", record.run_id)
+    return Link("convoy run", record.run_id, (f"reuses the training of run {training}",) if is_reused else ())
 
 
 def _mlflow(record: Record, sources: Sources) -> Link:
@@ -218,11 +215,8 @@ def _onnx(record: Record, sources: Sources) -> Link:
         return Link("model.onnx", "", missing="no verified model: `export` did not finish in this run")
     notes = [str(sources.onnx[0])] if sources.onnx else []
     here = sources.root / WORKSPACE_MODEL
-    if (
-        here.exists()
-        and not (sources.onnx and here.samefile(sources.onnx[0]))
-        and files.sha256(here) == value
-    ):
+    is_other = here.exists() and not (sources.onnx and here.samefile(sources.onnx[0]))
+    if is_other and files.sha256(here) == value:
         notes.append(f"same as {WORKSPACE_MODEL}")
     return Link("model.onnx", value, tuple(notes))
 
@@ -281,12 +275,7 @@ def as_json(match: Match, sources: Sources) -> dict[str, Any]:
                 "name": record.name,
                 "status": record.status,
                 "chain": [
-                    {
-                        "name": link.name,
-                        "value": link.value,
-                        "notes": list(link.notes),
-                        "missing": link.missing or None,
-                    }
+                    {**vars(link), "notes": list(link.notes), "missing": link.missing or None}
                     for link in chain(record, sources)
                 ],
             }
@@ -345,15 +334,8 @@ def _list_lines(match: Match) -> Iterator[str]:
     yield f"{match.kind} {match.subject}: {len(match.records)} runs, newest first"
     shown = match.records[:LISTED]
     rows = [
-        (
-            record.id,
-            record.status,
-            _time(record.started_ms),
-            record.name,
-            ", ".join(record.versions),
-            differing,
-        )
-        for record, differing in zip(shown, _differing(shown), strict=True)
+        (run.id, run.status, _time(run.started_ms), run.name, ", ".join(run.versions), differing)
+        for run, differing in zip(shown, _differing(shown), strict=True)
     ]
     yield table(("",) * 6, rows, indent=2)
     if len(match.records) > LISTED:

@@ -111,7 +111,8 @@ def replacing(root: Path, names: Sequence[str]) -> Iterator[None]:
     scratch = root / ".dvc" / "tmp"
     scratch.mkdir(parents=True, exist_ok=True)
     # DVC adds to the .gitignore beside what it imports.
-    ignores = {path: path.read_bytes() if path.exists() else None for path in _ignores(root, names)}
+    paths = {(root / name).parent / ".gitignore" for name in names}
+    ignores = {path: path.read_bytes() if path.exists() else None for path in paths}
     with tempfile.TemporaryDirectory(dir=scratch, prefix="convoy-", ignore_cleanup_errors=True) as aside:
         try:
             _move(names, root, Path(aside))
@@ -126,10 +127,6 @@ def replacing(root: Path, names: Sequence[str]) -> Iterator[None]:
                 else:
                     path.write_bytes(content)
             raise
-
-
-def _ignores(root: Path, names: Sequence[str]) -> set[Path]:
-    return {(root / name).parent / ".gitignore" for name in names}
 
 
 def _nearest(path: Path) -> str:

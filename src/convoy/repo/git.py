@@ -106,13 +106,9 @@ def holders(root: Path, number: str) -> list[str]:
     """List the branches, tags and DVC experiments that contain a commit, so that git keeps it."""
     refs = ask(root, "for-each-ref", f"--contains={number}", "--format=%(refname)").splitlines()
     kinds = {"refs/heads/": "", "refs/remotes/": "", "refs/tags/": "tag "}
-    named = [
-        f"{kind}{ref.removeprefix(start)}"
-        for start, kind in kinds.items()
-        for ref in refs
-        if ref.startswith(start)
-    ]
-    return [*named, *(f"experiment {ref.split('/', 4)[4]}" for ref in refs if _is_experiment(ref))]
+    pairs = [(start, ref) for start in kinds for ref in refs if ref.startswith(start)]
+    named = [f"{kinds[start]}{ref.removeprefix(start)}" for start, ref in pairs]
+    return named + [f"experiment {ref.split('/', 4)[4]}" for ref in refs if _is_experiment(ref)]
 
 
 def experiments(root: Path) -> dict[str, str]:
