@@ -8,12 +8,51 @@ from typing import Any
 
 import pytest
 
-import pipeline_edits as edits
 from convoy.core.errors import RequestError
 from convoy.lineage.why import explain, lines
 from small_pipeline import Small
 
 FROM_TRAIN = {"train": "runs", "evaluate": "perhaps"}
+LATER = {"prepare": "perhaps", "train": "perhaps", "evaluate": "perhaps"}
+
+
+A_PARAM = ("edit", "params.yaml", "lr: 0.5", "lr: 0.25")
+BACK_AGAIN = [A_PARAM, ("repro",), ("edit", "params.yaml", "lr: 0.25", "lr: 0.5")]
+DATA_ADDED = ("write", "source/c.txt", "c\n")
+MODEL_REMOVED = ("remove", "build/model")
+TWO_AT_ONCE = [A_PARAM, ("edit", "prepare.sh", "cat", "cat -u")]
+FROZEN = ("dvc", "freeze", "data.dvc")
+EDITS: dict[str, list[tuple[str, ...]]] = {
+    "nothing": [],
+    "a param": [A_PARAM],
+    "a code file": [("edit", "train.sh", "mkdir -p", "mkdir  -p")],
+    "the network's spec": [("edit", "nets/one.yaml", "1", "11")],
+    "another network": [("edit", "params.yaml", "name: one", "name: two")],
+    "a param removed": [("edit", "params.yaml", "  steps: [1, 2]\n", "")],
+    "a data file added": [DATA_ADDED],
+    "an output removed": [MODEL_REMOVED],
+    "an output changed": [("write", "build/score", "9\n")],
+    "another command": [("edit", "dvc.yaml", "sh evaluate.sh", "sh -e evaluate.sh")],
+    "two at once": TWO_AT_ONCE,
+    "frozen and changed upstream": [FROZEN, DATA_ADDED],
+    "frozen and gone": [FROZEN, ("remove", "data")],
+    "an input missing": [("remove", "nets/one.yaml")],
+    "an earlier stage ran alone, and its new outputs are gone": [
+        ("edit", "prepare.sh", "cat data", "cat data/a.txt data"),
+        ("dvc", "repro", "--single-item", "prepare"),
+        ("remove", "build/dataset"),
+    ],
+    "data changed by hand": [("write", "data/a.txt", "mine\n")],
+    "no lock": [("remove", "dvc.lock")],
+    "back to an earlier value": BACK_AGAIN,
+    "back and an output removed": [*BACK_AGAIN, ("remove", "build/dataset")],
+}
+"""Edits between two runs: methods of the small pipeline with their arguments."""
+
+
+def change_pipeline(small: Small, *steps: tuple[str, ...]) -> None:
+    for method, *words in steps:
+        getattr(small, method)(*words)
 
 
 def render(small: Small, stage: str = "") -> str:
@@ -27,46 +66,40 @@ def changes(small: Small, stage: str) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize(
     ("edit", "verdicts", "names", "ran", "cached"),
     [
-        (edits.nothing, {}, "", "", ""),
-        (edits.a_param, FROM_TRAIN, "train: fit.lr", "train evaluate", ""),
-        (edits.a_code_file, FROM_TRAIN, "train: train.sh", "train", ""),
-        (edits.the_network_s_spec, FROM_TRAIN, "train: nets/one.yaml", "train evaluate", ""),
-        (edits.another_network, FROM_TRAIN, "train: net.name nets/two.yaml", "train evaluate", ""),
-        (edits.a_param_removed, FROM_TRAIN, "train: fit.steps", "train evaluate", ""),
+        ("nothing", {}, "", "", ""),
+        ("a param", FROM_TRAIN, "train: fit.lr", "train evaluate", ""),
+        ("a code file", FROM_TRAIN, "train: train.sh", "train", ""),
+        ("the network's spec", FROM_TRAIN, "train: nets/one.yaml", "train evaluate", ""),
+        ("another network", FROM_TRAIN, "train: net.name nets/two.yaml", "train evaluate", ""),
+        ("a param removed", FROM_TRAIN, "train: fit.steps", "train evaluate", ""),
         (
-            edits.a_data_file_added,
-            {"data.dvc": "runs", "prepare": "perhaps", "train": "perhaps", "evaluate": "perhaps"},
+            "a data file added",
+            {"data.dvc": "runs", **LATER},
             "data.dvc: source",
             "data.dvc prepare train evaluate",
             "",
         ),
         (
-            edits.an_output_removed,
+            "an output removed",
             {"train": "cached", "evaluate": "perhaps"},
             "train: build/model; evaluate: build/model",
             "",
             "train",
         ),
-        (edits.an_output_changed, {"evaluate": "cached"}, "evaluate: build/score", "", "evaluate"),
-        (edits.another_command, {"evaluate": "runs"}, "evaluate: cmd", "evaluate", ""),
+        ("an output changed", {"evaluate": "cached"}, "evaluate: build/score", "", "evaluate"),
+        ("another command", {"evaluate": "runs"}, "evaluate: cmd", "evaluate", ""),
         (
-            edits.two_at_once,
+            "two at once",
             {"prepare": "runs", **FROM_TRAIN},
             "prepare: prepare.sh; train: fit.lr",
             "prepare train evaluate",
             "",
         ),
-        (edits.frozen_and_changed_upstream, {}, "", "", ""),
+        ("frozen and changed upstream", {}, "", "", ""),
+        ("frozen and gone", {"data.dvc": "stops", **LATER}, "data.dvc: data; prepare: data", "", ""),
+        ("an input missing", {"train": "stops", "evaluate": "perhaps"}, "train: nets/one.yaml", "", ""),
         (
-            edits.frozen_and_gone,
-            {"data.dvc": "stops", "prepare": "perhaps", "train": "perhaps", "evaluate": "perhaps"},
-            "data.dvc: data; prepare: data",
-            "",
-            "",
-        ),
-        (edits.an_input_missing, {"train": "stops", "evaluate": "perhaps"}, "train: nets/one.yaml", "", ""),
-        (
-            edits.an_earlier_stage_ran_alone,
+            "an earlier stage ran alone, and its new outputs are gone",
             {"prepare": "cached", "train": "perhaps", "evaluate": "perhaps"},
             "prepare: build/dataset; train: build/dataset; evaluate: build/dataset",
             "train evaluate",
@@ -74,35 +107,28 @@ def changes(small: Small, stage: str) -> dict[str, dict[str, Any]]:
         ),
         # An import is imported again, which brings the recorded content back.
         (
-            edits.data_changed_by_hand,
-            {"data.dvc": "cached", "prepare": "perhaps", "train": "perhaps", "evaluate": "perhaps"},
+            "data changed by hand",
+            {"data.dvc": "cached", **LATER},
             "data.dvc: data; prepare: data",
             "data.dvc",
             "",
         ),
         # DVC's run cache has the outputs of an earlier run: `runs` is what can be told without DVC's own key of it.
+        ("no lock", dict.fromkeys(LATER, "runs"), "", "", "prepare train evaluate"),
+        ("back to an earlier value", FROM_TRAIN, "train: fit.lr", "", "train evaluate"),
         (
-            edits.no_lock,
-            {"prepare": "runs", "train": "runs", "evaluate": "runs"},
-            "",
-            "",
-            "prepare train evaluate",
-        ),
-        (edits.back_to_an_earlier_value, FROM_TRAIN, "train: fit.lr", "", "train evaluate"),
-        (
-            edits.back_and_an_output_removed,
+            "back and an output removed",
             {"prepare": "cached", **FROM_TRAIN},
             "prepare: build/dataset; train: fit.lr build/dataset; evaluate: build/dataset",
             "",
             "prepare train evaluate",
         ),
     ],
-    ids=lambda value: value.__name__ if callable(value) else "",
 )
 def test_dvc_repro_does_what_is_foreseen(
-    small: Small, edit: Any, verdicts: dict[str, str], names: str, ran: str, cached: str
+    small: Small, edit: str, verdicts: dict[str, str], names: str, ran: str, cached: str
 ) -> None:
-    edit(small)
+    change_pipeline(small, *EDITS[edit])
     explained = explain(small.folder)
     stages = {stage["stage"]: stage for stage in explained["stages"]}
     assert list(stages) == ["data.dvc", "prepare", "train", "evaluate"]
@@ -124,7 +150,7 @@ def test_dvc_repro_does_what_is_foreseen(
 
 
 def test_params_are_compared_with_those_of_the_last_run_down_to_the_last_key(small: Small) -> None:
-    edits.a_param(small)
+    change_pipeline(small, A_PARAM)
     small.edit("params.yaml", "steps: [1, 2]", "steps: [3]")
     small.commit("params that did not run")
     found = changes(small, "train")
@@ -207,19 +233,18 @@ def test_files_of_a_data_folder_are_named_up_to_a_number(small: Small) -> None:
 
 
 def test_every_verdict_is_rendered_with_its_reason(small: Small) -> None:
-    edits.two_at_once(small)
-    edits.an_output_removed(small)
+    change_pipeline(small, *TWO_AT_ONCE, MODEL_REMOVED)
     text = render(small)
     assert "evaluate  may run: only if outputs of prepare and train change" in text
     assert text.endswith("`dvc repro` would run prepare and train and perhaps run evaluate.")
-    edits.frozen_and_gone(small)
+    change_pipeline(small, *EDITS["frozen and gone"])
     text = render(small)
     assert "Type: dvc checkout data.dvc" in text
     assert text.endswith("`dvc repro` would stop at data.dvc.")
 
 
 def test_a_frozen_import_is_marked(small: Small) -> None:
-    edits.frozen_and_changed_upstream(small)
+    change_pipeline(small, FROZEN, DATA_ADDED)
     assert "data.dvc  unchanged, frozen: its source is not checked" in render(small)
 
 
@@ -235,8 +260,7 @@ def test_a_pipeline_that_dvc_cannot_read_names_the_mistake(small: Small) -> None
 
 
 def test_no_file_is_changed(small: Small) -> None:
-    edits.two_at_once(small)
-    edits.an_output_removed(small)
+    change_pipeline(small, *TWO_AT_ONCE, MODEL_REMOVED)
 
     def state() -> dict[Path, float]:
         walked = (Path(folder) / name for folder, _, names in os.walk(small.folder) for name in names)
