@@ -2,13 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from convoy.lineage.runs import Record
-    from convoy.lineage.trace import Sources
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
@@ -50,16 +46,35 @@ def trace(
 
     Example: convoy trace champion --restore ../champion --verify
     """
+    from convoy.core.errors import RequestError
     from convoy.lineage import compare as comparison
     from convoy.lineage import trace as tracing
     from convoy.repo import dvc
 
     root = Path.cwd()
     dvc.check_repository(root)
-    _check_options(other=other, restore=restore, verify=verify, as_json=as_json)
+    if verify and not restore:
+        raise RequestError(
+            "--verify needs --restore: it trains in the restored clone. Add --restore ../restored"
+        )
+    if restore and other:
+        raise RequestError("--restore takes one run. Leave out --restore or the second run.")
+    if restore and as_json:
+        raise RequestError("--restore prints no JSON. Leave out --json.")
     match, sources = tracing.look(what, root)
     if restore:
-        _restore(comparison.only_run(match), sources, restore, verify=verify)
+        from convoy.lineage import restore as restoring
+
+        record = comparison.only_run(match)
+        restoring.restore(record, sources, restore)
+        print(
+            f"{restore} has the state of run {record.run_id}; data.dvc is frozen there, and `dvc repro` has nothing to do."
+        )
+        if verify:
+            report = restoring.verify(restore, record)
+            print("\n".join(restoring.lines(report)))
+            if not report.equal:
+                raise typer.Exit(1)
     elif other:
         second, _ = tracing.look(other, root)
         compared = comparison.compare(comparison.only_run(match), comparison.only_run(second), sources)
@@ -93,32 +108,3 @@ def why(
     dvc.check_repository(root)
     explained = explaining.explain(root, stage)
     print(json.dumps(explained, ensure_ascii=False) if as_json else "\n".join(explaining.lines(explained)))
-
-
-def _check_options(*, other: str, restore: Path | None, verify: bool, as_json: bool) -> None:
-    """Refuse options that do not go together."""
-    from convoy.core.errors import RequestError
-
-    if verify and not restore:
-        raise RequestError(
-            "--verify needs --restore: it trains in the restored clone. Add --restore ../restored"
-        )
-    if restore and other:
-        raise RequestError("--restore takes one run. Leave out --restore or the second run.")
-    if restore and as_json:
-        raise RequestError("--restore prints no JSON. Leave out --json.")
-
-
-def _restore(record: "Record", sources: "Sources", target: Path, *, verify: bool) -> None:
-    """Restore a run and, with `verify`, train it again; exit with 1 if the second training differs."""
-    from convoy.lineage import restore as restoring
-
-    restoring.restore(record, sources, target)
-    print(
-        f"{target} has the state of run {record.run_id}; data.dvc is frozen there, and `dvc repro` has nothing to do."
-    )
-    if verify:
-        report = restoring.verify(target, record)
-        print("\n".join(restoring.lines(report)))
-        if not report.equal:
-            raise typer.Exit(1)

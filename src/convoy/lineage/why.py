@@ -34,9 +34,6 @@ SHOWN = 6
 HASHED_BYTES = 2 * 1024**3
 """Size of a folder up to which its files are compared by content, and not by name only."""
 
-SEARCHED = 20
-"""Latest commits of dvc.lock among which the one that recorded an input is looked for."""
-
 INPUT_STATES = {"deleted": "missing", "new": "new input", "update available": "changed at its source"}
 OUTPUT_STATES = {
     "deleted": "missing",
@@ -219,16 +216,14 @@ def _edits(root: Path, md5: str, path: str) -> dict[str, Any]:
     """Name the files that were edited since dvc.lock recorded an input, by git; empty if git does not hold the input."""
     if not git.ask(root, "ls-files", "--", path):
         return {}
-    commits = git.ask(root, "log", f"-{SEARCHED}", "--format=%h", "--", "dvc.lock").split()
-    locks = git.contents(root, [f"{commit}:dvc.lock" for commit in commits])
-    recording = [commit for commit in commits if md5.encode() in locks.get(f"{commit}:dvc.lock", b"")]
-    commit = recording[-1] if recording else "HEAD"
+    commits = git.ask(root, "log", f"-S{md5}", "--format=%h", "--", "dvc.lock").split()
+    commit = commits[-1] if commits else "HEAD"
     objects = git.ask(root, "rev-parse", f"{commit}:{path}", f"HEAD:{path}").split()
     if len(set(objects)) == 1:
         commit = "HEAD"
     files = git.edits(root, commit, path)
     diff = f"git diff {commit} -- {path}"
-    return {"diff": diff, "run_committed": bool(recording), "files": files} if files else {}
+    return {"diff": diff, "run_committed": bool(commits), "files": files} if files else {}
 
 
 def _members(root: Path, md5: str, path: str) -> dict[str, Any]:
