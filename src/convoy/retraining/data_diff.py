@@ -94,13 +94,12 @@ def diff(before: Images | None, now: Images, paths: Mapping[str, str] | None = N
     """
     path_of = paths or {}
     labels = {pixels: label for pixels, (label, _) in now.table.items()}
-    counts = Counter(labels.values())
-    if before is None:
-        classes = tuple(ClassChange(name, 0, counts[name]) for name in sorted(counts))
-        return Changes(None, len(labels), classes)
-    old = {pixels: label for pixels, (label, _) in before.table.items()}
-    old_counts = Counter(old.values())
+    old = {pixels: label for pixels, (label, _) in before.table.items()} if before else {}
+    counts, old_counts = Counter(labels.values()), Counter(old.values())
     names = sorted({*counts, *old_counts})
+    classes = tuple(ClassChange(name, old_counts[name], counts[name]) for name in names)
+    if before is None:
+        return Changes(None, len(labels), classes)
     added, gone = labels.keys() - old.keys(), old.keys() - labels.keys()
     relabelled = [pixels for pixels in labels.keys() & old.keys() if labels[pixels] != old[pixels]]
     moved = sum(
@@ -125,7 +124,7 @@ def diff(before: Images | None, now: Images, paths: Mapping[str, str] | None = N
     return Changes(
         before=len(old),
         now=len(labels),
-        classes=tuple(ClassChange(name, old_counts[name], counts[name]) for name in names),
+        classes=classes,
         added=len(added),
         gone=len(gone),
         relabelled=len(relabelled),

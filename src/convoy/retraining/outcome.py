@@ -31,6 +31,8 @@ from convoy.tracking import store
 OUT = Path("build/retrain")
 VERDICT = "verdict.json"
 REPORT = "report.md"
+CHANGES = ("before", "now", "added", "gone", "relabelled", "moved")
+"""Counts of changed images in verdict.json."""
 MOST_DRAWN = 18
 """Most relabelled images drawn."""
 
@@ -180,17 +182,8 @@ def _verdict(facts: Facts) -> dict[str, Any]:
         "branch": facts.identity.branch,
         "identity": asdict(facts.identity),
         "pushed": {delivery.what: delivery.done for delivery in facts.deliveries},
-        "data": _counts(facts.changes),
+        "data": {name: getattr(facts.changes, name) for name in CHANGES} if facts.changes else None,
         "judgement": result.as_json() if result else None,
-    }
-
-
-def _counts(changes: Changes | None) -> dict[str, int | None] | None:
-    """Count the changed images; None where they were not compared."""
-    if changes is None:
-        return None
-    return {
-        name: getattr(changes, name) for name in ("before", "now", "added", "gone", "relabelled", "moved")
     }
 
 

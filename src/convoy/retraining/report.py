@@ -208,16 +208,10 @@ def _sections(facts: Facts, most: int) -> Iterator[Section]:
     if facts.steps:
         yield Section("steps", "Minutes and energy", [], [_steps(facts), *_energy(facts)])
     if facts.deliveries:
-        rows = [
-            (
-                delivery.what,
-                Markdown(
-                    (link(delivery.where) if delivery.where else "done") if delivery.done else "**not done**"
-                ),
-                delivery.why,
-            )
-            for delivery in facts.deliveries
-        ]
+        rows = []
+        for delivery in facts.deliveries:
+            where = (link(delivery.where) or "done") if delivery.done else "**not done**"
+            rows.append((delivery.what, Markdown(where), delivery.why))
         yield Section("deliveries", "Pushed", [], [Table(("What", "Where", "Note"), rows)])
     ids = [
         (IDENTITY[name], Markdown(code(value, 200)))
@@ -258,15 +252,10 @@ def _data(facts: Facts, changes: Changes, most: int) -> Section:
 
 
 def _examples(kind: str, total: int, examples: Sequence[Example]) -> Table:
-    rows = [
-        (
-            Name(one.path or text.NOTHING),
-            Name(one.pixels[:12]),
-            *(Name(label or text.NOTHING) for label in (one.before, one.now)),
-            one.split,
-        )
-        for one in examples
-    ]
+    rows = []
+    for image in examples:
+        names = (image.path, image.pixels[:12], image.before, image.now)
+        rows.append((*(Name(name or text.NOTHING) for name in names), image.split))
     header = ("File today", "Pixels", "Label before", "Label now", "Split")
     return Table(header, rows, total=total, title=f"{kind}: {total:,}")
 
