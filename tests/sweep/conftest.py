@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import optuna
 import pytest
 
@@ -19,10 +18,8 @@ from convoy.sweep.study import open_study, read_trials
 from convoy.sweep.worker import Outcome, Reporter
 from convoy.tracking import outbox
 from convoy.tracking.run import Reference
+from squares import write_dataset
 
-COUNTS = {"train": 48, "val": 12, "test": 12}
-CLASSES = ["blue", "green", "red"]
-PX = 8
 LAYERS = ["conv: {filters: 8, kernel: 3}", "norm", "relu", "global_avg_pool", "flatten", "dense: classes"]
 USUAL = {
     "network.name": "tiny",
@@ -133,30 +130,5 @@ def project(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -
     project.section(SPACE)
     yaml.update(Path("params.yaml"), USUAL)
     project.network("tiny", *LAYERS)
-    _dataset(tmp_path / "build/dataset")
+    write_dataset(tmp_path / "build/dataset")
     return project
-
-
-def _dataset(folder: Path) -> None:
-    """Squares of 8 px in which one channel is brighter: the channel is the class."""
-    folder.mkdir(parents=True)
-    random = np.random.default_rng(0)
-    labels = np.concatenate([np.arange(count) % 3 for count in COUNTS.values()])
-    images_u8 = random.integers(0, 160, size=(len(labels), PX, PX, 3), dtype=np.uint8)
-    images_u8[np.arange(len(labels)), :, :, 2 - labels] += 60
-    stops = np.cumsum(list(COUNTS.values())).tolist()
-    facts = {
-        "classes": CLASSES,
-        "image_px": PX,
-        "fit": "squash",
-        "splits": {
-            name: [stop - count, stop] for (name, count), stop in zip(COUNTS.items(), stops, strict=True)
-        },
-        "counts": {name: dict.fromkeys(CLASSES, count // 3) for name, count in COUNTS.items()},
-        "mean": [0.3] * 3,
-        "std": [0.2] * 3,
-        "hash": "0" * 64,
-    }
-    np.save(folder / "images.npy", images_u8)
-    np.save(folder / "labels.npy", labels.astype(np.int64))
-    (folder / "dataset.json").write_text(json.dumps(facts), encoding="utf-8")

@@ -53,10 +53,6 @@ def test_mlflow_has_a_parent_and_a_child_per_trial_with_the_same_numbers(
     assert parent.data.metrics["sweep/failed"] == results.count("failed")
     assert parent.data.tags["best.trial"] == str(results.best.number)
     kept = Path(parent.info.artifact_uri.removeprefix("file://")) / "sweep"
-    assert {path.name for path in kept.iterdir()} == {
-        "trials.csv",
-        "history.png",
-        "slices.png",
-        "request.json",
-    }
+    names = {path.name for path in kept.iterdir()}
+    assert names == {"trials.csv", "history.png", "slices.png", "request.json"}
     assert (kept / "trials.csv").read_text(encoding="utf-8") == results.csv()

@@ -7,7 +7,7 @@ from convoy.core.console import ProgressBar
 from convoy.core.errors import TrainingError
 from convoy.sweep import run
 from convoy.sweep.request import Request
-from convoy.sweep.results import Progress, Row
+from convoy.sweep.results import Progress, Results, Row
 from convoy.sweep.study import JOURNAL, read_trials, recover
 
 
@@ -32,25 +32,25 @@ def test_an_interrupted_sweep_tries_what_an_unbroken_one_tries(project) -> None:
     assert [trial.state.name for trial in read_trials(Request.read())].count("FAIL") == 1
 
 
-def complete(study: optuna.Study, loss: float) -> None:
-    """Put a trial of three epochs into the study that ended with a loss."""
-    trial = optuna.trial.create_trial(
-        value=loss,
-        params={"train.lr": 0.1 + loss, "train.batch_size": "16"},
-        distributions={one.key: one.distribution for one in Request.read().space},
-        intermediate_values={1: loss, 2: loss, 3: loss},
-    )
-    study.add_trial(trial)
-
-
-def test_a_trial_that_is_worse_than_the_median_is_pruned_after_the_warm_up(project) -> None:
-    project.space("train.lr: {low: 0.0000001, high: 0.5, log: true}", "train.batch_size: [8, 16]", warmup=2)
+def sixth_trial(project, warmup: int) -> Results:
+    """Train a trial that learns nothing, in a study of five good ones of three epochs."""
+    space = ("train.lr: {low: 0.0000001, high: 0.5, log: true}", "train.batch_size: [8, 16]")
+    project.space(*space, warmup=warmup)
     project.set(train__lr=0.0000001)
     study = project.study()
     for loss in (0.1, 0.11, 0.12, 0.13, 0.14):
-        complete(study, loss)
-    results = project.optimize(6)
+        trial = optuna.trial.create_trial(
+            value=loss,
+            params={"train.lr": 0.1 + loss, "train.batch_size": "16"},
+            distributions={dimension.key: dimension.distribution for dimension in Request.read().space},
+            intermediate_values={1: loss, 2: loss, 3: loss},
+        )
+        study.add_trial(trial)
+    return project.optimize(6)
 
+
+def test_a_trial_that_is_worse_than_the_median_is_pruned_after_the_warm_up(project) -> None:
+    results = sixth_trial(project, warmup=2)
     pruned = results.rows[0]
     assert (pruned.state, pruned.epochs, pruned.of) == ("pruned", 2, 3)
     assert pruned.value is not None
@@ -63,13 +63,8 @@ def test_a_trial_that_is_worse_than_the_median_is_pruned_after_the_warm_up(proje
     assert not list(Request.read().folder.glob("out-*"))
 
 
-def test_nothing_is_pruned_in_its_last_epoch_or_before_five_trials_are_complete(project) -> None:
-    project.space("train.lr: {low: 0.0000001, high: 0.5, log: true}", "train.batch_size: [8, 16]", warmup=3)
-    project.set(train__lr=0.0000001)
-    study = project.study()
-    for loss in (0.1, 0.11, 0.12, 0.13, 0.14):
-        complete(study, loss)
-    assert project.optimize(6).rows[0].state == "complete"
+def test_nothing_is_pruned_in_its_last_epoch(project) -> None:
+    assert sixth_trial(project, warmup=3).rows[0].state == "complete"
 
 
 def test_a_trial_that_cannot_be_trained_fails_with_its_reason_and_the_sweep_goes_on(project) -> None:

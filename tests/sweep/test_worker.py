@@ -70,6 +70,11 @@ def complete(request: Request) -> dict[int, float]:
     return {trial.number: trial.value for trial in trials}
 
 
+def retried(request: Request, lost: FrozenTrial) -> list[FrozenTrial]:
+    trials = read_trials(request)
+    return [trial for trial in trials if trial.system_attrs.get("failed_trial") == lost.number]
+
+
 def test_two_workers_share_a_study_and_one_that_is_killed_is_replaced(project, capsys) -> None:
     project.set(train__epochs=25)
     request = Request.read()
@@ -89,8 +94,7 @@ def test_two_workers_share_a_study_and_one_that_is_killed_is_replaced(project, c
     assert len({tuple(row.values.items()) for row in results.rows}) == 4
     assert len(trials) == 5
     assert trials[killed[0].number].state == TrialState.FAIL
-    [again] = [trial for trial in trials if trial.system_attrs.get("failed_trial") == killed[0].number]
-    assert again.params == killed[0].params
+    assert [trial.params for trial in retried(request, killed[0])] == [killed[0].params]
     assert f"a worker died of SIGKILL: trial {killed[0].number} is tried again" in capsys.readouterr().out
 
 
@@ -114,12 +118,7 @@ def test_a_sweep_that_is_killed_leaves_no_worker_and_is_continued(project) -> No
     rows = project.optimize(3).rows
     assert len({tuple(row.values.items()) for row in rows}) == len(rows) == 3
     assert {row.number: row.value for row in rows if row.number in before} == before
-    again = [
-        trial
-        for trial in read_trials(Request.read())
-        if trial.system_attrs.get("failed_trial") == lost.number
-    ]
-    assert [trial.params for trial in again] == [lost.params]
+    assert [trial.params for trial in retried(request, lost)] == [lost.params]
 
 
 def test_ctrl_c_stops_the_workers_and_keeps_their_values(project, capfd) -> None:

@@ -1,13 +1,11 @@
 """A miniature dataset, and params that learn it in a second."""
 
-import json
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -29,36 +27,13 @@ from convoy.training.pretrained import StartingWeights, WeightFacts
 from convoy.training.resume import Resumable
 from convoy.training.settings import CheckpointParams, TrainParams
 from convoy.training.weight_pins import Pin
-
-COUNTS = {"train": 48, "val": 12, "test": 12}
-CLASSES = ["blue", "green", "red"]
-PX = 8
+from squares import CLASSES, PX, write_dataset
 
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """72 noisy squares of 8 px in which one channel is brighter: the channel is the class."""
     folder = tmp_path_factory.mktemp("dataset")
-    random = np.random.default_rng(0)
-    labels = np.concatenate([np.arange(count) % 3 for count in COUNTS.values()])
-    images_u8 = random.integers(0, 160, size=(len(labels), PX, PX, 3), dtype=np.uint8)
-    images_u8[np.arange(len(labels)), :, :, 2 - labels] += 60
-    stops = np.cumsum(list(COUNTS.values())).tolist()
-    splits = {name: [stop - count, stop] for (name, count), stop in zip(COUNTS.items(), stops, strict=True)}
-    pixels = images_u8[: COUNTS["train"]] / 255
-    facts = {
-        "classes": CLASSES,
-        "image_px": PX,
-        "fit": "squash",
-        "splits": splits,
-        "counts": {name: dict.fromkeys(CLASSES, count // 3) for name, count in COUNTS.items()},
-        "mean": pixels.mean(axis=(0, 1, 2)).tolist(),
-        "std": pixels.std(axis=(0, 1, 2)).tolist(),
-        "hash": "0" * 64,
-    }
-    np.save(folder / "images.npy", images_u8)
-    np.save(folder / "labels.npy", labels.astype(np.int64))
-    (folder / "dataset.json").write_text(json.dumps(facts), encoding="utf-8")
+    write_dataset(folder)
     return Dataset.load(folder)
 
 

@@ -154,10 +154,8 @@ def test_a_write_that_fails_leaves_the_earlier_checkpoint_and_no_scratch_file(tm
 
     with pytest.raises(OSError, match="No space left"):
         store(tmp_path).save(fail, run_id="run", epoch=1, step=2, finished=False)
-    assert sorted(path.name for path in store(tmp_path).folder.iterdir()) == [
-        "step-0000001.ckpt",
-        "step-0000001.json",
-    ]
+    left = {path.name for path in store(tmp_path).folder.iterdir()}
+    assert left == {"step-0000001.ckpt", "step-0000001.json"}
     assert store(tmp_path).newest().facts.step == 1
 
 

@@ -27,16 +27,14 @@ def test_an_epoch_shows_every_image_once_with_its_label():
     assert rows != sorted(rows)
 
 
-def test_batches_differ_in_size_by_one_at_most():
-    assert [len(batch.labels) for batch in in_order(17, 8)] == [6, 6, 5]
-    assert [len(batch.labels) for batch in in_order(16, 8)] == [8, 8]
-    assert [len(batch.labels) for batch in in_order(3, 8)] == [3]
-
-
-def test_the_length_is_the_number_of_batches():
-    for count in (1, 7, 8, 9, 33):
-        batches = in_order(count, 8)
-        assert len(batches) == len(list(batches))
+@pytest.mark.parametrize(
+    ("count", "sizes"),
+    [(1, [1]), (3, [3]), (8, [8]), (9, [5, 4]), (16, [8, 8]), (17, [6, 6, 5]), (33, [7, 7, 7, 6, 6])],
+)
+def test_batches_differ_in_size_by_one_at_most(count, sizes):
+    batches = in_order(count, 8)
+    assert [len(batch.labels) for batch in batches] == sizes
+    assert len(batches) == len(sizes)
 
 
 def test_batches_are_whole_tensors_in_channels_last_memory_numbered_from_zero():
@@ -48,9 +46,10 @@ def test_batches_are_whole_tensors_in_channels_last_memory_numbered_from_zero():
 
 
 def test_the_order_depends_on_seed_and_epoch_alone():
-    assert np.array_equal(shuffled(30, seed=1, epoch=2), shuffled(30, seed=1, epoch=2))
-    assert not np.array_equal(shuffled(30, seed=1, epoch=2), shuffled(30, seed=1, epoch=3))
-    assert not np.array_equal(shuffled(30, seed=1, epoch=2), shuffled(30, seed=2, epoch=2))
+    order = shuffled(30, seed=1, epoch=2)
+    assert np.array_equal(order, shuffled(30, seed=1, epoch=2))
+    for other in (shuffled(30, seed=1, epoch=3), shuffled(30, seed=2, epoch=2)):
+        assert not np.array_equal(order, other)
 
 
 def test_training_batches_are_augmented_as_seed_epoch_and_step_say(dataset, params):
@@ -126,13 +125,9 @@ def test_crop_and_flip_together_still_show_every_image_whole_in_size():
 
 
 def test_equal_random_states_change_the_images_alike():
-    batch = images(20)
-    assert torch.equal(
-        augment(batch, ["crop", "flip"], 2, random(7)), augment(batch, ["crop", "flip"], 2, random(7))
-    )
-    assert not torch.equal(
-        augment(batch, ["crop", "flip"], 2, random(7)), augment(batch, ["crop", "flip"], 2, random(8))
-    )
+    first, same, other = (augment(images(20), ["crop", "flip"], 2, random(seed)) for seed in (7, 7, 8))
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
 
 
 @pytest.mark.parametrize("padding", [5, 6, 17, 64])

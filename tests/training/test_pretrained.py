@@ -159,16 +159,11 @@ def zeros(**shapes: tuple[int, ...]) -> dict[str, Tensor]:
     return {name.replace("__", "."): torch.zeros(shape) for name, shape in shapes.items()}
 
 
-def test_names_win_over_order() -> None:
+def test_equal_names_win_over_order_and_others_are_paired_in_order() -> None:
     own = zeros(a__weight=(2, 2), b__weight=(2, 2))
-    given = zeros(b__weight=(2, 2), a__weight=(2, 2))
-    assert pair(own, given, []) == {"a.weight": "a.weight", "b.weight": "b.weight"}
-
-
-def test_other_names_are_paired_in_order() -> None:
-    own = zeros(a__weight=(2, 3), a__bias=(2,))
-    given = zeros(features__0__weight=(2, 3), features__0__bias=(2,))
-    assert pair(own, given, []) == {"a.weight": "features.0.weight", "a.bias": "features.0.bias"}
+    same, others = (zeros(**{f"{x}__weight": (2, 2), f"{y}__weight": (2, 2)}) for x, y in ("ba", "yx"))
+    assert pair(own, same, []) == {"a.weight": "a.weight", "b.weight": "b.weight"}
+    assert pair(own, others, []) == {"a.weight": "y.weight", "b.weight": "x.weight"}
 
 
 @pytest.mark.parametrize(

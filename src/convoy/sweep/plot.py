@@ -48,7 +48,10 @@ def plots(study: optuna.Study, request: Request, folder: Path) -> list[Path]:
             for axes in figure.get_axes():
                 for axis in (axes.xaxis, axes.yaxis):
                     _label_decades(axis)
-            figure.set_layout_engine("constrained")  # Optuna's own layout cuts off long names
+            # Optuna's own layout cuts off long names. The colour bar of a single slice is part of a grid that the
+            # constrained layout cannot divide.
+            single = name == "slices.png" and len(request.sweep.space) == 1
+            figure.set_layout_engine("tight" if single else "constrained")
             written.append(figures.write(figure, folder / name))
             plt.close(figure)
     return written

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import torch
 from pydantic import BaseModel, ConfigDict
 
 from convoy.core import files, params, stage, yaml
 from convoy.core.dataset import Dataset
 from convoy.core.errors import NetworkError, RequestError
-from convoy.models import spec, trained
+from convoy.models import spec
+from convoy.models.build import assemble
 from convoy.models.spec import Spec
 from convoy.sweep.settings import SweepParams
 from convoy.sweep.space import SECTIONS, Dimension, describe, dimensions
@@ -33,21 +33,14 @@ MOST_CHECKED = 2000
 
 
 class Request(BaseModel):
-    """Hold everything that decides the results of a study's trials.
-
-    Attributes:
-        content: the sections `network` and `train` and `seed` of params.yaml.
-        sweep: its section `sweep`.
-        inputs: name to hash of everything that identifies a study: when any changes, a new study begins.
-        specs: every network that a trial may train, as its file described it.
-    """
+    """Hold everything that decides the results of a study's trials."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    content: dict[str, Any]
+    content: dict[str, Any]  # sections `network` and `train`, and `seed`, of params.yaml
     sweep: SweepParams
-    inputs: dict[str, str]
-    specs: dict[str, Any]
+    inputs: dict[str, str]  # hashes of what identifies a study: when any changes, a new study begins
+    specs: dict[str, Any]  # every network that a trial may train, as its file described it
 
     @classmethod
     def read(cls, path: Path = params.PARAMS_FILE) -> Self:
@@ -100,11 +93,6 @@ class Request(BaseModel):
         return "maximize" if self.sweep.metric == "val/accuracy" else "minimize"
 
     @property
-    def seed(self) -> int:
-        """Return the seed of params.yaml."""
-        return int(self.content["seed"])
-
-    @property
     def space(self) -> tuple[Dimension, ...]:
         """Return the dimensions of the space."""
         return dimensions(self.sweep, self.content)
@@ -127,11 +115,6 @@ def code() -> str:
 def check_combinations(request: Request, classes: int, image_px: int) -> None:
     """Find values that exclude each other before any trial, such as frozen blocks without starting weights.
 
-    Args:
-        request: its single values are valid.
-        classes: number of classes of the dataset.
-        image_px: side of its images, in pixels.
-
     Raises:
         RequestError: naming the values that exclude each other.
     """
@@ -141,15 +124,15 @@ def check_combinations(request: Request, classes: int, image_px: int) -> None:
         values = {dimension.key: value for dimension, value in zip(space, point, strict=True)}
         network, train, _ = request.settings(values)
         transfer = train.transfer
-        if (transfer.freeze, transfer.batch_norm) == (0, "adapt") and not isinstance(
-            transfer.release, Mapping
-        ):
+        releases = isinstance(transfer.release, Mapping)
+        if (transfer.freeze, transfer.batch_norm, releases) == (0, "adapt", False):
             continue  # nothing is frozen or released, which fits every network
-        network_spec = Spec.model_validate(request.specs[network.name])
         try:
-            _check_freezing(
-                network_spec, train, classes, image_px, weights=network.weights != weight_pins.NONE
-            )
+            if network.weights == weight_pins.NONE:
+                refuse_without_weights(transfer)
+            network_spec = Spec.model_validate(request.specs[network.name])
+            parts = blocks(assemble(network_spec, classes, image_px))
+            Plan.of([block.name for block in parts], train, network.name)
         except NetworkError:  # the network does not take these images: only its own trials fail
             continue
         except RequestError as error:
@@ -160,30 +143,10 @@ def check_combinations(request: Request, classes: int, image_px: int) -> None:
             ) from error
 
 
-def _check_freezing(spec: Spec, train: TrainParams, classes: int, image_px: int, *, weights: bool) -> None:
-    """Make the freezing plan of a training; no weight is allocated."""
-    if not weights:
-        refuse_without_weights(train.transfer)
-    names = [str(number) for number in range(classes)]
-    facts = trained.ModelFacts(
-        network=spec.name,
-        spec=spec,
-        classes=names,
-        image_px=image_px,
-        fit="squash",
-        mean=[0.5] * 3,
-        std=[0.5] * 3,
-    )
-    with torch.device("meta"):
-        model = trained.make(facts, auxiliary=True)
-    Plan.of([block.name for block in blocks(model.network)], train, spec.name)
-
-
 def _options(key: str, space: tuple[Dimension, ...], content: Mapping[str, Any]) -> list[Any]:
     """List the values that a key may have in a trial."""
-    return next(
-        (list(dimension.ends()) for dimension in space if dimension.key == key), [yaml.get(content, key)]
-    )
+    varied = [dimension for dimension in space if dimension.key == key]
+    return list(varied[0].ends()) if varied else [yaml.get(content, key)]
 
 
 def _weights(space: tuple[Dimension, ...], content: Mapping[str, Any]) -> dict[str, str]:

@@ -25,27 +25,16 @@ DIED = "its process died twice, perhaps out of memory"
 
 @dataclass(frozen=True)
 class Row:
-    """Describe a trial.
+    """Describe a trial."""
 
-    Attributes:
-        number: Optuna's, 0 for the first; numbers are missing where a trial was lost and queued again.
-        state: complete | pruned | failed | running.
-        value: of the metric: in the best epoch, or in the last one of a pruned trial.
-        values: what it tried, by flat key.
-        epochs: trained so far.
-        of: epochs that it was to train; 0 where it never began to train.
-        seconds: from beginning to end.
-        reason: why it failed.
-    """
-
-    number: int
-    state: str
-    value: float | None
-    values: dict[str, Any]
-    epochs: int
-    of: int
-    seconds: float | None
-    reason: str
+    number: int  # Optuna's, 0 for the first; numbers are missing where a trial was lost and queued again
+    state: str  # complete | pruned | failed | running
+    value: float | None  # of the metric: in the best epoch, or in the last one of a pruned trial
+    values: dict[str, Any]  # what it tried, by flat key
+    epochs: int  # trained so far
+    of: int  # epochs that it was to train; 0 where it never began to train
+    seconds: float | None  # from beginning to end
+    reason: str  # why it failed
 
     @property
     def progress(self) -> str:
@@ -95,29 +84,33 @@ class Results:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow([*self._header(), "reason"])
-        writer.writerows([*_cells(row, self._keys, repr), row.reason] for row in self.rows)
+        writer.writerows([*self._cells(row, repr), row.reason] for row in self.rows)
         return text.getvalue()
 
     def table(self) -> str:
         """Lay out the trials by number; the best is marked."""
-        notes = ["best" if row == self.best else row.reason.partition("\n")[0] for row in self.rows]
-        cells = [_cells(row, self._keys, "{:.4f}".format) for row in self.rows]
-        rows = [[*row, note] for row, note in zip(cells, notes, strict=True)]
+        rows = []
+        for row in self.rows:
+            note = "best" if row == self.best else row.reason.partition("\n")[0]
+            rows.append([*self._cells(row, "{:.4f}".format), note])
         return console.table([*self._header(), ""], rows)
 
-    @property
-    def _keys(self) -> list[str]:
-        return list(self.request.sweep.space)
-
     def _header(self) -> list[str]:
-        return ["trial", "state", self.request.sweep.metric, *self._keys, "epochs", "seconds"]
+        sweep = self.request.sweep
+        return ["trial", "state", sweep.metric, *sweep.space, "epochs", "seconds"]
+
+    def _cells(self, row: Row, number: Callable[[float], str]) -> list[str]:
+        keys = self.request.sweep.space
+        values = [yaml.inline(row.values[key]) if key in row.values else "" for key in keys]
+        value = "" if row.value is None else number(row.value)
+        seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
+        return [str(row.number), row.state, value, *values, row.progress, seconds]
 
 
 class Progress:
     """Print a line for each trial that ends, and show what runs, from any thread."""
 
     def __init__(self, bar: console.ProgressBar, request: Request) -> None:
-        """Report to `bar`."""
         self.bar = bar
         self._request = request
         self._running: dict[int, str] = {}
@@ -156,13 +149,6 @@ def _line(row: Row, results: Results, bar: console.ProgressBar) -> str:
     if left := bar.remaining_s:
         parts.append(f"{results.done} of {bar.total}, {left:,.0f} s left")
     return "  ".join(parts)
-
-
-def _cells(row: Row, keys: Sequence[str], number: Callable[[float], str]) -> list[str]:
-    values = [yaml.inline(row.values[key]) if key in row.values else "" for key in keys]
-    value = "" if row.value is None else number(row.value)
-    seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
-    return [str(row.number), row.state, value, *values, row.progress, seconds]
 
 
 def _row(request: Request, trial: FrozenTrial) -> Row:

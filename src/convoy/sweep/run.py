@@ -41,11 +41,8 @@ class TrialFailed(Exception):  # noqa: N818 (says that a trial failed, which end
 def sweep(trials: int | None, workers: int, *, into_params: bool, as_json: bool) -> None:
     """Bring the study of params.yaml to a number of trials, and print the results.
 
-    Args:
-        trials: in all, those of earlier calls included; 0 only shows; None: `sweep.trials`.
-        workers: processes at once.
-        into_params: write the best trial's values into params.yaml.
-        as_json: print one JSON object; progress goes to standard error.
+    `trials` counts those of earlier calls too; 0 only shows the results; None stands for `sweep.trials`. With
+    `into_params` the best values are written into params.yaml. With `as_json`, progress goes to standard error.
 
     Raises:
         RequestError: an invalid value; nothing to apply.
@@ -163,7 +160,9 @@ def _run(request: Request, known: Results, target: int, workers: int, *, as_json
     tags = {"convoy.sweep": request.name, contract.DATA_HASH: request.inputs["data"]}
     keys = ", ".join(key.rpartition(".")[2] for key in request.sweep.space)
     with ProgressBar("sweep", target, done=known.done, stderr=as_json, plain_seconds=LOG_EVERY_S) as bar:
-        bar.print(f"{request.name}: {_space(request)}, by {request.sweep.metric}, {workers} at once")
+        bar.print(
+            f"{request.name}: {', '.join(map(str, request.space))}, by {request.sweep.metric}, {workers} at once"
+        )
         if known.rows:
             bar.print(f"{known.done} of {target} trials are done; continuing")
         elif changed:
@@ -210,10 +209,6 @@ def _log(run: Run, study: optuna.Study, results: Results, *, pictures: bool) -> 
                 run.log_file(picture, "sweep")
 
 
-def _space(request: Request) -> str:
-    return ", ".join(map(str, request.space))
-
-
 def _changed_inputs(request: Request) -> str:
     """Name the inputs in which the newest other study differs; empty where there is none."""
     others = [path for path in request.folder.parent.glob(f"*/{REQUEST}") if path.parent != request.folder]
@@ -226,7 +221,8 @@ def _changed_inputs(request: Request) -> str:
 def _summary(results: Results, count: int | None) -> list[str]:
     request = results.request
     if not results.rows:
-        return [f"{request.name} has no trials yet: {_space(request)}. Start: convoy sweep"]
+        space = ", ".join(map(str, request.space))
+        return [f"{request.name} has no trials yet: {space}. Start: convoy sweep"]
     lines = [
         f"{results.done} trials: {results.count('complete')} complete, {results.count('pruned')} pruned, "
         f"{results.count('failed')} failed"

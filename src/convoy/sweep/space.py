@@ -90,11 +90,7 @@ class Dimension:
 
 
 def dimensions(sweep: SweepParams, content: Mapping[str, Any]) -> tuple[Dimension, ...]:
-    """Read the space, and check every choice and both ends of every range where they would stand.
-
-    Args:
-        sweep: the section.
-        content: all of params.yaml.
+    """Read the space, and check every choice and both ends of every range in `content`, all of params.yaml.
 
     Raises:
         RequestError: naming the key, and the values allowed or the nearest key.

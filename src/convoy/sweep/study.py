@@ -88,15 +88,9 @@ def begun(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 
 def requeue(study: optuna.Study, number: int, *, blame: bool) -> bool:
-    """Queue the values of a lost trial again.
+    """Queue the values of a lost trial again; return False where they cost `LIVES` workers and are given up.
 
-    Args:
-        study: the study.
-        number: the trial that was lost.
-        blame: count this loss against the values: its worker died, not the whole sweep.
-
-    Returns:
-        False where the values cost `LIVES` workers, so that they are given up.
+    With `blame` this loss counts against the values: the trial's worker died, not the whole sweep.
     """
     trials = study.get_trials()
     trial = trials[number]
@@ -111,11 +105,7 @@ def requeue(study: optuna.Study, number: int, *, blame: bool) -> bool:
 
 
 def recover(study: optuna.Study) -> list[int]:
-    """Queue the values of trials again that an earlier sweep left running when it was killed.
-
-    Returns:
-        Numbers of the trials that were lost.
-    """
+    """Queue the values again of trials that a killed sweep left running; return the trials' numbers."""
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     for trial in running:
         requeue(study, trial.number, blame=False)
@@ -132,8 +122,7 @@ class RepeatableSampler(BaseSampler):
     """
 
     def __init__(self, request: Request) -> None:
-        """Take seed and space from the request."""
-        self._seed = request.seed
+        self._seed = int(request.content["seed"])
         self._space = {dimension.key: dimension for dimension in request.space}
 
     def infer_relative_search_space(

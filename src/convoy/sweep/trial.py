@@ -43,11 +43,7 @@ class ReportEpochs(pl.Callback):
         self.value = float("nan")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002 (Lightning's signature)
-        """Report; a trial is never pruned after its last epoch, which would save nothing.
-
-        Raises:
-            Pruned: the study prunes the trial.
-        """
+        """Report; a trial is never pruned after its last epoch, which would save nothing."""
         epoch = trainer.current_epoch + 1
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self.run.log_metrics(values, epoch)
@@ -84,8 +80,8 @@ def run(
             if "PytorchStreamWriter" in str(error):  # torch reports of a full disk only that writing failed
                 raise OSError(errno.ENOSPC, str(error)) from error
             traceback.print_exc(file=log)
-            known = isinstance(error, ConvoyError)
-            return Outcome("failed", reason=str(error) if known else f"{type(error).__name__}: {error}")
+            prefix = "" if isinstance(error, ConvoyError) else f"{type(error).__name__}: "
+            return Outcome("failed", reason=f"{prefix}{error}")
 
 
 def _train(

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Literal, Protocol, Self
 
@@ -27,17 +28,11 @@ LOG = "workers.log"
 
 @dataclass(frozen=True)
 class Outcome:
-    """Describe how a trial ended.
-
-    Attributes:
-        state: how.
-        value: of the metric, in the best epoch, or in the last one of a pruned trial.
-        reason: why it failed.
-    """
+    """Describe how a trial ended."""
 
     state: Literal["complete", "pruned", "failed"]
-    value: float = float("nan")
-    reason: str = ""
+    value: float = float("nan")  # of the metric, in the best epoch, or in the last one of a pruned trial
+    reason: str = ""  # why it failed
 
 
 class Reporter(Protocol):
@@ -55,17 +50,12 @@ class WorkerDied(Exception):  # noqa: N818 (its trial may be tried again)
 
 
 class Workers:
-    """Train trials in processes that end with this one, however it ends.
-
-    Attributes:
-        count: processes at once.
-        cause: why all work was stopped; None while it goes on.
-    """
+    """Train trials in processes that end with this one, however it ends."""
 
     def __init__(self, request: Request, parent: Reference, count: int) -> None:
         """Prepare for `count` trials at once, which share the cores evenly, in runs under `parent`."""
         self.count = count
-        self.cause: BaseException | None = None
+        self.cause: BaseException | None = None  # why all work was stopped; None while it goes on
         self._request = request
         self._arguments = (request.folder, _threads(count), parent)
         # Forks a process that has imported torch, so that a trial starts in no time.
@@ -107,7 +97,7 @@ class Workers:
             raise KeyboardInterrupt
         pipe, other = self._context.Pipe()
         process = self._context.Process(
-            target=work, args=(other, number, dict(values), *self._arguments), daemon=True
+            target=work, args=(other, number, dict(values), self._arguments), daemon=True
         )
         process.start()
         other.close()  # so that the end of the process is the end of the pipe
@@ -177,13 +167,12 @@ def work(
     pipe: Any,  # noqa: ANN401 (see above)
     number: int,
     values: Mapping[str, Any],
-    *settings: Any,  # noqa: ANN401 (folder, threads and parent)
+    arguments: tuple[Path, int, Reference],
 ) -> None:
     """Train a trial: the main function of a worker process."""
-    folder, threads, parent = settings
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # a terminal's Ctrl-C reaches the parent, which sends SIGTERM
+    folder, threads, parent = arguments
+    # A terminal's Ctrl-C reaches the parent, which sends SIGTERM.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
