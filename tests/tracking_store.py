@@ -20,7 +20,8 @@ from mlflow.entities import (
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
 
-from convoy.tracking.migration.migrate import Report, migrate
+from convoy.tracking.migration.migrate import migrate
+from convoy.tracking.migration.report import Report
 
 POINTS = 2300
 """Of one curve: more than MLflow takes or gives at once."""

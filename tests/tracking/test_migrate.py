@@ -10,7 +10,8 @@ from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
 
 from convoy.core.errors import MigrationError
-from convoy.tracking.migration.migrate import Report, migrate
+from convoy.tracking.migration.migrate import migrate
+from convoy.tracking.migration.report import Report
 from proxy import Proxy
 from tracking_store import ODD, POINTS, by_name, fill, hashes, uri
 

@@ -15,7 +15,8 @@ from clones import free_port
 from convoy import cli
 from convoy.core.errors import MigrationError, RequestError
 from convoy.tracking.migration import artifacts
-from convoy.tracking.migration.migrate import Report, migrate
+from convoy.tracking.migration.migrate import migrate
+from convoy.tracking.migration.report import Report
 from tracking_store import by_name, hashes, uri
 
 FILES = 6

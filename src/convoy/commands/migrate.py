@@ -36,7 +36,6 @@ def migrate(
     from convoy.core import stage
     from convoy.core.errors import MigrationError
     from convoy.tracking.migration.migrate import migrate as copy_store
-    from convoy.tracking.migration.migrate import table
 
     source = source or f"sqlite:///{stage.repository()}/mlflow.db"
     # A program that reads the JSON must find nothing else on stdout.
@@ -47,7 +46,7 @@ def migrate(
         print(json.dumps({**names, **asdict(report)}, indent=2))
     else:
         print(f"from {names['source']}\nto   {names['target']}\n")
-        print(table(report))
+        print(report.table())
     if report.wrong:
         raise MigrationError(
             f"{names['target']} lacks {len(report.wrong)} of the source's entries:\n  "

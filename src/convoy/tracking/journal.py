@@ -37,11 +37,9 @@ class State:
 
     Attributes:
         opened: the latest `open` entry; empty if there is none.
-        tags: the latest value of each tag.
         stages: stages that have written to the run.
         ended: status of the `end` entry; empty while the run is open.
         published: steps at which each metric has a point.
-        sampled: whether the machine is to be sampled.
         remade: whether the run was resumed after its journal had been delivered and removed.
         writer: the process that wrote the latest `open` or started the latest stage.
     """
@@ -91,15 +89,7 @@ class State:
 
 @dataclass
 class Sent:
-    """Record how far a journal is delivered.
-
-    Attributes:
-        entries: number of entries that the store has.
-        size: bytes of the journal that they take.
-        mlflow_run_id: empty until the store has the run.
-        error: why the last attempt failed; empty if it succeeded.
-        tried_ms: time of the last attempt.
-    """
+    """Record how many entries and bytes of a journal the store has, and why the last attempt failed, if it did."""
 
     entries: int = 0
     size: int = 0
@@ -188,7 +178,11 @@ def read(path: Path, offset: int = 0) -> Iterator[tuple[Entry, int]]:
             if not line.endswith(b"\n"):
                 return
             offset += len(line)
-            yield _parse(line), offset
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                entry = {}
+            yield entry if isinstance(entry, dict) else {}, offset
 
 
 def state(folder: Path) -> State:
@@ -198,14 +192,6 @@ def state(folder: Path) -> State:
         for entry, _ in read(folder / FILE):
             summary.add(entry)
     return summary
-
-
-def _parse(line: bytes) -> Entry:
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return {}
-    return entry if isinstance(entry, dict) else {}
 
 
 def _write(descriptor: int, line: bytes) -> int:

@@ -179,9 +179,7 @@ class Delivery:
     def _send(self, entries: list[tuple[Entry, int]]) -> None:
         """Send entries; consecutive values go together, and so do consecutive files."""
         files: list[Entry] = []
-        done = self.sent.entries
-        for entry, end in entries:
-            done += 1
+        for done, (entry, end) in enumerate(entries, self.sent.entries + 1):
             if entry.get("kind") in {"tags", "params", "points"} and self._values:
                 self._values.add(entry)
             elif entry.get("kind") == "files":
@@ -192,7 +190,7 @@ class Delivery:
                 self._record(done, end)
         self._flush(files)
         if entries:
-            self._record(done, entries[-1][1])
+            self._record(done, end)
 
     def _flush(self, files: list[Entry]) -> None:
         """Send the collected values, then the files, and clear both."""
@@ -216,7 +214,7 @@ class Delivery:
 
     def _collect_for(self, run: StoredRun) -> None:
         """Collect values for a run; a journal that was removed and made anew does not hold all its points."""
-        self._values = ValueBatch(self._mlflow(), run, self._upload_text, points_lost=self.state.remade)
+        self._values = ValueBatch(self._mlflow(), run, points_lost=self.state.remade)
 
     def _send_single(self, entry: Entry) -> None:
         """Send an entry that is neither a value nor a file."""
@@ -250,7 +248,11 @@ class Delivery:
             client.update_run(run.info.run_id, name=entry["name"])
         if run is None:
             experiment = store.experiment(client, entry["experiment"])
-            first = {name: value for name, value in tags.items() if _is_plain_tag(name, value)}
+            first = {
+                name: value
+                for name, value in tags.items()
+                if usable_name(name) == name and len(value) <= MAX_TAG_VAL_LENGTH
+            }
             run = client.create_run(experiment.experiment_id, entry["time_ms"], first, entry["name"])
             tags = {name: value for name, value in tags.items() if name not in first}
         elif entry["resumed"]:
@@ -311,9 +313,6 @@ class Delivery:
         with ThreadPoolExecutor(UPLOADS if self.uri.startswith("http") else 1) as pool:
             list(pool.map(lambda upload: client.log_artifact(run_id, *upload), uploads))
 
-    def _upload_text(self, text: str, name: str) -> None:
-        self._mlflow().log_text(self.sent.mlflow_run_id, text, name)
-
 
 class ValueBatch:
     """Collect a run's tags, params and points and send them in few calls, without those that the store has.
@@ -322,21 +321,11 @@ class ValueBatch:
     the tag `param.<name>`, a long one the file `params/<name>.txt`.
     """
 
-    def __init__(
-        self, client: MlflowClient, run: StoredRun, upload: Callable[[str, str], None], *, points_lost: bool
-    ) -> None:
-        """Collect for a run.
-
-        Args:
-            client: of the store.
-            run: as the store has it.
-            upload: takes a text and the name of the artifact that it becomes.
-            points_lost: whether the store has points of this run that its journal does not hold.
-        """
+    def __init__(self, client: MlflowClient, run: StoredRun, *, points_lost: bool) -> None:
+        """Collect for a run; `points_lost`: the store has points of it that its journal does not hold."""
         self._client = client
         self._run_id = run.info.run_id
         self._known: dict[str, str] = dict(run.data.params)
-        self._upload = upload
         self._points_lost = points_lost
         self._stored_steps: dict[str, set[int]] = {}
         self._tags: dict[str, str] = {}
@@ -360,8 +349,7 @@ class ValueBatch:
         """Send the collected values; they are cleared once the store has them."""
         tags = [self._tag(name, value) for name, value in self._tags.items()]
         params = [Param(name, value) for name, value in self._params.items()]
-        if params and not self._send_params(params):
-            tags += [tag for param in params for tag in self._send_param(param)]
+        tags += self._send_params(params)
         for some in _batches(tags, MAX_PARAMS_TAGS_PER_BATCH, lambda tag: len(tag.value)):
             self._client.log_batch(self._run_id, tags=some)
         for points in _batches(self._points, MAX_METRICS_PER_BATCH, lambda point: len(point.key) + 100):
@@ -388,27 +376,20 @@ class ValueBatch:
 
     def _as_file(self, path: str, value: str) -> str:
         """Upload a long text; return the short value that refers to it."""
-        self._upload(value, path)
+        self._client.log_text(self._run_id, value, path)
         return f"{len(value):,} characters, in {path}"
 
-    def _send_params(self, params: list[Param]) -> bool:
-        """Send params; return whether the store took them all: an older one has other limits."""
+    def _send_params(self, params: list[Param]) -> list[RunTag]:
+        """Send params; return a tag for each that the store refuses: an older one has other limits."""
         try:
             for some in _batches(params, MAX_PARAMS_TAGS_PER_BATCH, lambda param: len(param.value)):
                 self._client.log_batch(self._run_id, params=some)
         except MlflowException as error:
-            if store.refused(error):
-                return False
-            raise
-        return True
-
-    def _send_param(self, param: Param) -> list[RunTag]:
-        """Send one of several params that were refused together; return its tag if it is refused again."""
-        try:
-            self._client.log_param(self._run_id, param.key, param.value)
-        except MlflowException as error:
             if not store.refused(error):
                 raise
+            if len(params) > 1:
+                return [tag for param in params for tag in self._send_params([param])]
+            [param] = params
             return [self._tag(f"param.{param.key}", self._as_file(f"params/{param.key}.txt", param.value))]
         return []
 
@@ -436,11 +417,6 @@ def usable_name(name: str) -> str:
     if cleaned == name:
         return name
     return f"{cleaned}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
-
-
-def _is_plain_tag(name: str, value: str) -> bool:
-    """Check whether MLflow takes a tag unchanged."""
-    return usable_name(name) == name and len(value) <= MAX_TAG_VAL_LENGTH
 
 
 def _batches(items: list[T], most: int, size: Callable[[T], int]) -> Iterator[list[T]]:
@@ -475,24 +451,14 @@ def log_model(
         run: that the model comes from.
         folder: holds model.onnx and the files beside it.
         sha256: of model.onnx.
-        results: metrics of the run that are shown with the model.
+        results: metrics of the run to show with the model.
     """
     model = _logged_model(client, run, sha256) or _upload_model(client, run, folder, sha256)
     linked = [output.model_id for output in run.outputs.model_outputs] if run.outputs else []
     if model.model_id not in linked:
         client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
-    metrics = [
-        Metric(
-            result.key,
-            result.value,
-            result.timestamp,
-            result.step,
-            model_id=model.model_id,
-            run_id=run.info.run_id,
-        )
-        for result in results
-    ]
-    client.log_batch(run.info.run_id, metrics=metrics)
+    of_model = {"model_id": model.model_id, "run_id": run.info.run_id}
+    client.log_batch(run.info.run_id, metrics=[Metric(**(dict(result) | of_model)) for result in results])
     return model
 
 

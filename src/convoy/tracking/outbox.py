@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import filelock
@@ -145,24 +145,23 @@ def close_orphan(outbox: Path, path: Path, *, between_stages: bool) -> bool:
     """
     with locked(outbox):
         run = state(path)
-        if not run.opened or run.ended or run.is_alive(path / FILE):
-            return False
-        if run.between_stages and not between_stages:
+        kept = run.between_stages and not between_stages
+        if not run.opened or run.ended or kept or run.is_alive(path / FILE):
             return False
         last_write_ms = int((path / FILE).stat().st_mtime * 1000)
         status = "FINISHED" if run.between_stages else "KILLED"
-        journal = Journal(path)
-        try:
+        with closing(Journal(path)) as journal:
             journal.append({"kind": "end", "status": status, "time_ms": last_write_ms}, sync=True)
-        finally:
-            journal.close()
         return True
 
 
 def close_orphans(outbox: Path, but: str = "") -> list[str]:
     """End every journal whose writer is gone, except that of a run which continues; return their runs."""
-    others = [path for path in journals(outbox) if path.name != but]
-    return [path.name for path in others if close_orphan(outbox, path, between_stages=True)]
+    return [
+        path.name
+        for path in journals(outbox)
+        if path.name != but and close_orphan(outbox, path, between_stages=True)
+    ]
 
 
 def wait_until_uploaded(runs: list[str], outbox: Path, seconds: float | None) -> dict[str, str]:
@@ -185,9 +184,9 @@ def wait_until_uploaded(runs: list[str], outbox: Path, seconds: float | None) ->
         (outbox / WAKE).touch()
     process = start_uploader(outbox)
     sizes = {run: _size(outbox / run / FILE) for run in waiting}
-    total, done = sum(sizes.values()), _delivered_bytes(sizes, outbox)
     what = f"deliver {len(waiting)} run(s), bytes"
-    with ProgressBar(what, total, done=done, plain_seconds=PROGRESS_SECONDS) as progress:
+    done = _delivered_bytes(sizes, outbox)
+    with ProgressBar(what, sum(sizes.values()), done=done, plain_seconds=PROGRESS_SECONDS) as progress:
         while waiting:
             time.sleep(POLL_SECONDS)
             # A process that was started but does not hold the lock yet is still importing: no fixed time is enough.

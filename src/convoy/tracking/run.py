@@ -32,12 +32,7 @@ DIFF = "workspace.diff"
 
 @dataclass(frozen=True)
 class Reference:
-    """Name a run.
-
-    Attributes:
-        run_id: created by Convoy; stands in the exported model and in MLflow's tag `convoy.run_id`.
-        training: `run_id` of the run that trained the weights; another run if a training is reused.
-    """
+    """Name a run by Convoy's id, which the exported model carries too, and by that of the run that trained its weights."""
 
     run_id: str
     training: str
@@ -50,13 +45,7 @@ class Run:
     """
 
     def __init__(self, reference: Reference, journal: Journal | None, known: State | None = None) -> None:
-        """Write to a run.
-
-        Args:
-            reference: the run.
-            journal: None if the disk has no room for one.
-            known: what the journal already holds.
-        """
+        """Write to a run; `journal` is None if the disk has no room for one, `known` what it already holds."""
         self.reference = reference
         self._journal = journal
         self._published = {name: set(steps) for name, steps in (known or State()).published.items()}
@@ -104,9 +93,7 @@ class Run:
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Attach a file, or the content of a folder, as artifacts: copied now, uploaded later."""
-        self._write(
-            lambda journal: journal.append({"kind": "files", "at": journal.copy_in(path), "folder": folder})
-        )
+        self._write(lambda journal: [{"kind": "files", "at": journal.copy_in(path), "folder": folder}])
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags."""
@@ -115,23 +102,23 @@ class Run:
     def log_dataset(self, digest: str, folder: Path) -> None:
         """Log the packed dataset as the run's input; MLflow takes 36 characters of a digest."""
 
-        def write(journal: Journal) -> None:
+        def entries(_: Journal) -> list[Entry]:
             profile = (folder / "dataset.json").read_text(encoding="utf-8")
-            journal.append(
-                {"kind": "dataset", "digest": digest[:32], "source": str(folder), "profile": profile}
-            )
+            return [{"kind": "dataset", "digest": digest[:32], "source": str(folder), "profile": profile}]
 
-        self._write(write)
+        self._write(entries)
 
     def log_onnx(self, path: Path, *beside: Path) -> None:
         """Log a verified ONNX file as the run's model, byte for byte, and the files that belong to it."""
 
-        def write(journal: Journal) -> None:
+        def entries(journal: Journal) -> list[Entry]:
             digest = files.sha256(path)
-            journal.append({"kind": "tags", "tags": {contract.ONNX_SHA256: digest}})
-            journal.append({"kind": "model", "at": journal.copy_in(path, *beside), "sha256": digest})
+            return [
+                {"kind": "tags", "tags": {contract.ONNX_SHA256: digest}},
+                {"kind": "model", "at": journal.copy_in(path, *beside), "sha256": digest},
+            ]
 
-        self._write(write)
+        self._write(entries)
 
     @contextmanager
     def system_metrics(self) -> Iterator[None]:
@@ -162,14 +149,15 @@ class Run:
         self._append({"kind": "points", "points": points}, sync=sync)
 
     def _append(self, entry: Entry, *, sync: bool = False) -> None:
-        self._write(lambda journal: journal.append(entry, sync=sync))
+        self._write(lambda _: [entry], sync=sync)
 
-    def _write(self, write: Callable[[Journal], None]) -> None:
+    def _write(self, entries: Callable[[Journal], list[Entry]], *, sync: bool = False) -> None:
         """Write unless the run has ended; report the first error."""
         if self._journal is None:
             return
         try:
-            write(self._journal)
+            for entry in entries(self._journal):
+                self._journal.append(entry, sync=sync)
         except (OSError, ValueError) as error:
             if not self._warned:
                 self._warned = True
@@ -183,30 +171,32 @@ class Run:
 
 
 def open_run(
-    reference: Reference,
     name: str,
     tags: Mapping[str, str],
     *,
     stage: str = "",
-    resumed: bool = False,
+    training: str = "",
+    resumed: str | None = None,
     parent: Reference | None = None,
 ) -> Run:
     """Open a new run or a resumed one; a disk without room for it is reported and stops nothing.
 
     Args:
-        reference: the run.
         name: shown in MLflow.
         tags: beyond those that every run has.
         stage: the stage that opens it; empty for a run of no stage.
-        resumed: whether it was opened before; its journal may have been delivered and removed.
+        training: id of the run that trained the weights; empty for this one.
+        resumed: id of the run that continues; its journal may have been delivered and removed.
         parent: the run that MLflow shows this one under.
     """
+    run_id = resumed or identity.mint_run_id()
+    reference = Reference(run_id, training or run_id)
     where = outbox.folder()
     workspace = identity.workspace_tags()
     all_tags = {
         **identity.process_tags(),
         **workspace,
-        contract.RUN_ID: reference.run_id,
+        contract.RUN_ID: run_id,
         contract.TRAINING: reference.training,
         **tags,
     }
@@ -222,13 +212,13 @@ def open_run(
         "name": name,
         "tags": all_tags,
         "writer": outbox.writer(),
-        "resumed": resumed,
+        "resumed": bool(resumed),
         "parent": parent.run_id if parent else "",
     }
     try:
-        outbox.close_orphans(where, but=reference.run_id)
+        outbox.close_orphans(where, but=run_id)
         with outbox.locked(where):
-            journal = Journal(where / reference.run_id)
+            journal = Journal(where / run_id)
             known = state(journal.folder)
             # A resumed run joined before, if at all; the run that is offered now will point to it.
             offered = "" if parent else _take_offered(where)

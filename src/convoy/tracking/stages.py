@@ -62,9 +62,7 @@ def training(data_hash: str, resumed: str | None = None) -> Iterator[Run]:
         data_hash: of the packed dataset.
         resumed: id of the run that this training continues; its points are not published again.
     """
-    run_id = resumed or identity.mint_run_id()
-    tags = {contract.DATA_HASH: data_hash}
-    run = open_run(Reference(run_id, run_id), run_name("train"), tags, stage="train", resumed=bool(resumed))
+    run = open_run(run_name("train"), {contract.DATA_HASH: data_hash}, stage="train", resumed=resumed)
     with _stage("train", run):
         yield run
 
@@ -72,8 +70,7 @@ def training(data_hash: str, resumed: str | None = None) -> Iterator[Run]:
 @contextmanager
 def continuing(stage: str, data_hash: str) -> Iterator[Run]:
     """Continue the run of the stage before, or open one that reuses its training if that run has ended."""
-    earlier = list(STAGE_PARAMS)[: list(STAGE_PARAMS).index(stage)]
-    run = _continue_or_open(latest(earlier), stage, data_hash, earlier, begun=False)
+    run = _continue_or_open(stage, data_hash, begun=False)
     # The last stage is done only when `finishing` ends it.
     with _stage(stage, run, done=stage != LAST):
         yield run
@@ -87,7 +84,7 @@ def finishing(stage: str) -> Iterator[Run]:
             f"{RUNS / stage}.json is missing; the stage's first command writes it. Type: dvc repro {stage}"
         )
     data_hash = files.read_json(DATASET)["hash"] if DATASET.exists() else "unknown"
-    run = _continue_or_open(latest([stage]), stage, data_hash, list(STAGE_PARAMS)[:-1], begun=True)
+    run = _continue_or_open(stage, data_hash, begun=True)
     with _stage(stage, run):
         yield run
         run.set_tags({contract.STAGE: f"{stage} done"})
@@ -108,8 +105,7 @@ def standalone(
         parent: the run that MLflow shows this one under.
         resumed: id of the run that continues, such as that of a sweep that was stopped.
     """
-    run_id = resumed or identity.mint_run_id()
-    run = open_run(Reference(run_id, run_id), name, tags, parent=parent, resumed=bool(resumed))
+    run = open_run(name, tags, parent=parent, resumed=resumed)
     with _ending(run):
         yield run
         run.end("FINISHED")
@@ -176,14 +172,17 @@ def _short(value: object) -> str:
     return text if len(text) <= NAME_CHARACTERS else f"{text[: NAME_CHARACTERS - 1]}…"
 
 
-def _continue_or_open(
-    reference: Reference, stage: str, data_hash: str, earlier: Sequence[str], *, begun: bool
-) -> Run:
-    """Continue a run, or open one with the params and results of the stages before, which DVC restored."""
+def _continue_or_open(stage: str, data_hash: str, *, begun: bool) -> Run:
+    """Continue the run of this stage if it has begun, else of those before; or open one that reuses its training.
+
+    A new run gets the params and results of the stages before, which DVC restored.
+    """
+    earlier = list(STAGE_PARAMS)[: list(STAGE_PARAMS).index(stage)]
+    reference = latest([stage] if begun else earlier)
     if run := continue_run(reference, stage, begun=begun):
         return run
-    fresh = Reference(identity.mint_run_id(), reference.training)
-    run = open_run(fresh, run_name(*STAGE_PARAMS), {contract.DATA_HASH: data_hash}, stage=stage)
+    tags = {contract.DATA_HASH: data_hash}
+    run = open_run(run_name(*STAGE_PARAMS), tags, stage=stage, training=reference.training)
     for name in earlier:
         run.log_params(_own_params(name))
         if (path := METRICS / f"{name}.json").exists():

@@ -26,13 +26,9 @@ class SyncError(ConvoyError):
 
 @dataclass
 class Synced:
-    """List what was done.
+    """List the runs that were delivered, were dead and ended, or got their final dvc.lock.
 
-    Attributes:
-        delivered: ids of the runs whose journals were delivered.
-        ended: ids or names of dead runs that were ended.
-        completed: names of runs that got their final dvc.lock.
-        failed: a message for each run that could not be delivered, or for the store's address.
+    `failed` has a message for each run that could not be delivered, or for the store's address.
     """
 
     delivered: list[str] = field(default_factory=list)

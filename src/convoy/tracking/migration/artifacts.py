@@ -25,11 +25,12 @@ ID = re.compile(r"\b(?:m-)?[0-9a-f]{32}\b")
 
 
 class Ids(dict[str, str]):
-    """Map ids of the source to those of the target, and addresses of artifacts likewise."""
+    """Map ids of the source to those of the target; addresses of artifacts and (model, version) likewise."""
 
     def __init__(self) -> None:
         super().__init__()
         self.addresses: dict[str, str] = {}
+        self.versions: dict[tuple[str, str], str] = {}
 
     def translate(self, text: str) -> str:
         """Replace every known id in a text, such as the tag `mlflow.parentRunId`."""
@@ -45,17 +46,14 @@ class Ids(dict[str, str]):
 
 @dataclass(frozen=True)
 class Tree:
-    """Locate the artifacts of one run or model.
-
-    Attributes:
-        uri: as the store names it.
-        store: address of the tracking store, which serves `mlflow-artifacts:` addresses.
-        moved: folder to read instead of the one in `uri`; None if that is right.
-    """
+    """Locate the artifacts of one run or model."""
 
     uri: str
     store: str
+    """Address of the tracking store, which serves `mlflow-artifacts:` addresses."""
+
     moved: Path | None = None
+    """Folder to read instead of the one in `uri`; None if that is right."""
 
     @contextmanager
     def on_disk(self) -> Iterator[Path]:
@@ -87,21 +85,6 @@ class Tree:
         return sizes
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Compare the files of a source with those of its target.
-
-    Attributes:
-        total: files of the source.
-        size: their bytes.
-        missing: those that the target lacks or has otherwise.
-    """
-
-    total: int
-    size: int
-    missing: tuple[str, ...]
-
-
 def local(uri: str) -> Path | None:
     """Turn the address of artifacts into a folder of this machine; None if they are elsewhere."""
     parts = urlsplit(uri)
@@ -109,11 +92,7 @@ def local(uri: str) -> Path | None:
 
 
 def send(source: Tree, target: Tree, ids: Ids) -> int:
-    """Upload the files that the target lacks or has in another size.
-
-    Returns:
-        How many files were sent.
-    """
+    """Upload the files that the target lacks or has in another size; return how many."""
     with source.on_disk() as folder:
         names = _names(folder)
         known = target.sizes() if names else {}
@@ -122,16 +101,19 @@ def send(source: Tree, target: Tree, ids: Ids) -> int:
         return len(lacking)
 
 
-def check(source: Tree, target: Tree, ids: Ids) -> Difference:
-    """Download the target's files and compare sha256; a file that differs is sent once more, then compared."""
+def check(source: Tree, target: Tree, ids: Ids) -> tuple[int, int, list[str]]:
+    """Download the target's files and compare sha256; a file that differs is sent once more, then compared.
+
+    Returns:
+        Number and bytes of the source's files, and those that the target lacks or has with other bytes.
+    """
     with source.on_disk() as folder:
         names = _names(folder)
-        size = sum((folder / name).stat().st_size for name in names)
         wrong = _wrong(folder, names, target, ids)
         if wrong:
             _upload(folder, wrong, target, ids)
             wrong = _wrong(folder, wrong, target, ids)
-        return Difference(len(names), size, tuple(wrong))
+        return len(names), sum((folder / name).stat().st_size for name in names), wrong
 
 
 def _names(folder: Path) -> list[str]:
@@ -150,13 +132,13 @@ def _wrong(folder: Path, names: list[str], target: Tree, ids: Ids) -> list[str]:
     """List the files that the target lacks or has with other bytes."""
     if not names:
         return []
-    wrong = []
     with target.on_disk() as copy:
-        for name in names:
-            with _translated(folder / name, ids) as path:
-                if not (copy / name).is_file() or files.sha256(path) != files.sha256(copy / name):
-                    wrong.append(name)
-    return wrong
+        return [name for name in names if not _equal(folder / name, copy / name, ids)]
+
+
+def _equal(source: Path, copy: Path, ids: Ids) -> bool:
+    with _translated(source, ids) as path:
+        return copy.is_file() and files.sha256(path) == files.sha256(copy)
 
 
 @contextmanager

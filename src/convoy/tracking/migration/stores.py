@@ -23,17 +23,12 @@ ARTIFACTS = "mlartifacts"
 
 @dataclass(frozen=True)
 class Source:
-    """A store to read.
-
-    Attributes:
-        client: of the store, or of a copy of its database.
-        uri: of the store.
-        folder: in which the database file lies; None for a server.
-    """
+    """A store to read; `client` is that of a copy if it is a database file."""
 
     client: MlflowClient
     uri: str
     folder: Path | None
+    """In which the database file lies; None for a server."""
 
     def tree(self, uri: str) -> Tree:
         """Locate artifacts, also where the database was moved together with them: MLflow's paths are absolute."""
@@ -79,7 +74,7 @@ def open_source(uri: str) -> Iterator[Source]:
             source = Source(store.connect(f"{settings.SQLITE}{copy}"), uri, path.resolve().parent)
         else:
             source = Source(store.connect(uri), uri, None)
-        check_answer(source.client, uri)
+        _check_answer(source.client, uri)
         if not experiments.to_copy(source.client):
             raise RequestError(
                 f"{without_credentials(uri)} has no experiments: there is nothing to migrate. "
@@ -101,14 +96,19 @@ def open_target(uri: str, source: Source) -> MlflowClient:
             f"{without_credentials(uri)} is not a valid target. Use the address of an MLflow server, such as "
             "https://mlflow.example.org (files are sent through it, not only rows), or sqlite:////PATH/mlflow.db"
         )
-    if _same(uri, source.uri):
+    if _resolved(uri) == _resolved(source.uri):
         raise RequestError(f"{without_credentials(uri)} is the source itself. Name another store.")
     store.check_schema(uri)
     client = store.connect(uri)
-    check_answer(client, uri)
-    for one in experiments.to_copy(source.client):
-        for run in source.client.search_runs([one.experiment_id], max_results=1):
-            if _has(client, run.info.run_id):
+    _check_answer(client, uri)
+    for experiment in experiments.to_copy(source.client):
+        for run in source.client.search_runs([experiment.experiment_id], max_results=1):
+            try:
+                client.get_run(run.info.run_id)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+            else:
                 raise RequestError(
                     f"{without_credentials(uri)} has run {run.info.run_id} under the same id as the source: "
                     "it is the same store under another address, or a copy of its database. Name another store."
@@ -123,12 +123,8 @@ def artifacts_of(uri: str) -> str | None:
     return (Path(uri.removeprefix(settings.SQLITE)).resolve().parent / ARTIFACTS).as_uri()
 
 
-def check_answer(client: MlflowClient, uri: str) -> None:
-    """Check that a store answers.
-
-    Raises:
-        MigrationError: it does not answer, or not as a tracking store does.
-    """
+def _check_answer(client: MlflowClient, uri: str) -> None:
+    """Check that a store answers as a tracking store does."""
     try:
         client.search_experiments(max_results=1)
     except Exception as error:  # what the store's library raises
@@ -139,22 +135,8 @@ def check_answer(client: MlflowClient, uri: str) -> None:
         ) from error
 
 
-def _has(client: MlflowClient, run_id: str) -> bool:
-    try:
-        client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return False
-        raise
-    return True
-
-
-def _same(one: str, other: str) -> bool:
-    """Check whether two addresses are equal, paths resolved."""
-
-    def plain(uri: str) -> str:
-        if uri.startswith(settings.SQLITE):
-            return str(Path(uri.removeprefix(settings.SQLITE)).resolve())
-        return uri.rstrip("/").lower()
-
-    return plain(one) == plain(other)
+def _resolved(uri: str) -> str:
+    """Return an address in the form in which two of the same store are equal."""
+    if uri.startswith(settings.SQLITE):
+        return str(Path(uri.removeprefix(settings.SQLITE)).resolve())
+    return uri.rstrip("/").lower()
