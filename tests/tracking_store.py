@@ -1,10 +1,17 @@
-"""A small tracking store with one of everything that MLflow keeps, as the embedded sqlite has it."""
+"""Runs for tests: a small store with one of everything that MLflow keeps, and a run as a pipeline writes it."""
 
 import hashlib
 import math
+import os
 import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 from mlflow.entities import (
     Dataset,
@@ -20,8 +27,10 @@ from mlflow.entities import (
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
 
+from convoy.tracking import stages, store
 from convoy.tracking.migration.migrate import migrate
 from convoy.tracking.migration.report import Report
+from convoy.tracking.run import Run as OwnRun
 
 POINTS = 2300
 """Of one curve: more than MLflow takes or gives at once."""
@@ -72,6 +81,83 @@ def target_copy(new_store: tuple[Path, Report], tmp_path: Path) -> Path:
     (tmp_path / "target").mkdir()
     shutil.copy(new_store[0] / "mlflow.db", tmp_path / "target/mlflow.db")
     return tmp_path / "target"
+
+
+@pytest.fixture
+def python(repository: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """Run a Python program with Convoy's code, in the current folder unless another is given."""
+
+    def run(
+        *words: str, cwd: Path | None = None, check: bool = True, **env: str
+    ) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, *words],
+            cwd=cwd,
+            env={**os.environ, "PYTHONPATH": str(repository / "src"), **env},
+            capture_output=True,
+            text=True,
+            check=check,
+        )
+
+    return run
+
+
+def wait(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def stored(run: OwnRun | str, client: MlflowClient) -> Run:
+    """Return what the store has of a run, by Convoy's id."""
+    stored_run = store.find(run if isinstance(run, str) else run.reference.run_id, client)
+    assert stored_run
+    return stored_run
+
+
+def curve(start: int, stop: int) -> list[tuple[str, float, int, int]]:
+    return [("train/loss", 1 / step, step, 1000 + step) for step in range(start, stop)]
+
+
+def write_run(folder: Path, points: int = 39, between: Callable[[], None] = lambda: None) -> OwnRun:
+    """Write a run as a pipeline does, with something of every kind; `between` happens in its middle."""
+    dataset, report = folder / "build/dataset", folder / "evaluation"
+    for path, content in {
+        dataset / "dataset.json": '{"hash": "d"}',
+        report / "report.html": "<p>ä</p>",
+        report / "inner/picture.svg": "<svg/>",
+        report / "empty.txt": "",
+        folder / "images.parquet": "images",
+    }.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+    with stages.training("d" * 64) as run:
+        run.log_dataset("d" * 64, dataset)
+        run.log_points(curve(1, points // 2))
+        between()
+        run.log_points(curve(points // 4, points + 1))  # as a training that resumes from a checkpoint
+        run.log_result({"best": {"epoch": points}, "train": {"loss": 1 / points}})
+    with stages.continuing("export", "d" * 64):
+        pass
+    with stages.finishing("export") as last:
+        last.log_file(report, "evaluation")
+        last.log_file(report / "report.html")
+        last.log_onnx(write_graph(folder / "model.onnx"), folder / "images.parquet")
+    return run
+
+
+def write_graph(path: Path) -> Path:
+    """Write the smallest ONNX file that has Convoy's input and one output."""
+    image = onnx.helper.make_tensor_value_info("image", onnx.TensorProto.UINT8, ["n", "h", "w", 3])
+    answer = onnx.helper.make_tensor_value_info("probabilities", onnx.TensorProto.FLOAT, ["n", 2])
+    value = onnx.numpy_helper.from_array(np.zeros((1, 2), np.float32), "value")
+    node = onnx.helper.make_node("Constant", [], ["probabilities"], value=value)
+    graph = onnx.helper.make_graph([node], "g", [image], [answer])
+    model = onnx.helper.make_model(graph, producer_name="by hand")
+    # The producer's name a second time, at the end: MLflow would write it once, where it belongs.
+    path.write_bytes(model.SerializeToString() + b"\x12\x07by hand")
+    return path
 
 
 def uri(folder: Path) -> str:

@@ -50,27 +50,30 @@ class Training:
             self.callback.on_train_batch_end(self.trainer, None, None, None, 0)
 
 
-def test_the_whole_training_is_forecast_once_after_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
-    training = Training(Metered(), steps=100)
+@pytest.mark.parametrize(
+    ("kwh", "first", "early", "line"),
+    [
+        (0.0, 0, False, "energy so far 0.2 kWh; the whole training will take about 1 kWh, 0.5 kg CO2 (%s)\n"),
+        (
+            0.6,
+            50,
+            False,
+            "energy so far 0.8 kWh; the whole training will take about 1.1 kWh, 0.55 kg CO2 (%s)\n",
+        ),
+        (
+            *(0.0, 0, True),
+            "energy so far 0.2 kWh; the whole training will take about 1 kWh, 0.5 kg CO2 unless it stops early (%s)\n",
+        ),
+    ],
+)
+def test_the_whole_training_is_forecast_once_after_a_minute(
+    capsys: pytest.CaptureFixture[str], kwh: float, first: int, line: str, *, early: bool
+) -> None:
+    training = Training(Metered(kwh), steps=100, first=first, early=early)
     training.run(19)
     assert capsys.readouterr().out == ""
-    training.run(81)
-    assert capsys.readouterr().out == (
-        "energy so far 0.2 kWh; the whole training will take about 1 kWh, 0.5 kg CO2 (estimated; Germany)\n"
-    )
-
-
-def test_a_resumed_training_is_forecast_with_what_it_used_before(capsys: pytest.CaptureFixture[str]) -> None:
-    training = Training(Metered(0.6), steps=100, first=50)
-    training.run(50)
-    assert capsys.readouterr().out == (
-        "energy so far 0.8 kWh; the whole training will take about 1.1 kWh, 0.55 kg CO2 (estimated; Germany)\n"
-    )
-
-
-def test_early_stopping_makes_it_an_upper_limit(capsys: pytest.CaptureFixture[str]) -> None:
-    Training(Metered(), steps=100, early=True).run(30)
-    assert "0.5 kg CO2 unless it stops early (estimated; Germany)" in capsys.readouterr().out
+    training.run(100 - first - 19)
+    assert capsys.readouterr().out == line % "estimated; Germany"
 
 
 @pytest.mark.parametrize(
@@ -98,7 +101,7 @@ def test_what_was_used_goes_through_a_checkpoint(tmp_path: Path) -> None:
     assert meter.earlier == Spent(0.5, 0.25)
 
 
-def test_a_checkpoint_without_figures_says_so() -> None:
+def test_a_checkpoint_without_figures_leaves_the_meter_without_them() -> None:
     meter = Metered()
     TrainingEnergy(meter).load_state_dict(TrainingEnergy(Metered(None)).state_dict())  # type: ignore[arg-type]
     assert meter.earlier is None

@@ -24,15 +24,13 @@ def test_a_clean_tree_has_a_commit_and_no_diff(git: Git) -> None:
     Path("dvc.lock").write_text("written by DVC while it runs")
     with stages.training("d" * 64) as run:
         pass
-    said = state(Path("outbox") / run.reference.run_id).tags
-    assert said["mlflow.source.git.commit"] == git("rev-parse", "HEAD").strip()
-    assert said["convoy.git_dirty"] == "false"
+    tags = state(Path("outbox") / run.reference.run_id).tags
+    assert tags["mlflow.source.git.commit"] == git("rev-parse", "HEAD").strip()
+    assert tags["convoy.git_dirty"] == "false"
     assert set(kept(run.reference.run_id)) == {"params.yaml", "data.dvc"}
 
 
-def test_the_diff_of_a_dirty_tree_makes_it_again_new_and_binary_files_included(
-    git: Git, tmp_path: Path
-) -> None:
+def test_the_diff_of_a_dirty_tree_restores_it_new_and_binary_files_included(git: Git, tmp_path: Path) -> None:
     params = Path("params.yaml")
     params.write_text(params.read_text() + "# edited\n")
     Path("networks").mkdir()
@@ -66,7 +64,7 @@ def test_settings_of_the_user_do_not_change_the_diff(git: Git, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("tracked", [True, False])
-def test_a_diff_that_is_too_large_is_left_out_and_the_run_says_why(
+def test_a_diff_that_is_too_large_is_left_out_and_a_tag_has_the_reason(
     git: Git, monkeypatch: pytest.MonkeyPatch, *, tracked: bool
 ) -> None:
     monkeypatch.setattr(identity, "DIFF_BYTES", 1000)
@@ -75,8 +73,8 @@ def test_a_diff_that_is_too_large_is_left_out_and_the_run_says_why(
         git("add", "large.txt")
     with stages.training("d" * 64) as run:
         pass
-    said = state(Path("outbox") / run.reference.run_id).tags
-    assert said["convoy.diff"] == "none: more than 0 MB differ from the commit"
+    tags = state(Path("outbox") / run.reference.run_id).tags
+    assert tags["convoy.diff"] == "none: more than 0 MB differ from the commit"
     assert "workspace.diff" not in kept(run.reference.run_id)
 
 
@@ -101,15 +99,16 @@ def test_a_store_that_is_being_made_leaves_the_tree_clean(
 def test_without_git_there_is_no_commit_and_no_diff(workplace: Path) -> None:
     with stages.training("d" * 64) as run:
         pass
-    said = state(Path("outbox") / run.reference.run_id).tags
-    assert "mlflow.source.git.commit" not in said
+    tags = state(Path("outbox") / run.reference.run_id).tags
+    assert "mlflow.source.git.commit" not in tags
     assert identity.git_state() == {}
 
 
-def test_an_import_that_was_not_fetched_has_no_hash(tmp_path: Path) -> None:
-    path = tmp_path / "data.dvc"
-    assert identity.data_md5(path) == ""
-    path.write_text("outs:\n- path: data\n")
-    assert identity.data_md5(path) == ""
-    path.write_text("outs:\n- md5: 12.dir\n  path: data\n")
-    assert identity.data_md5(path) == "12.dir"
+@pytest.mark.parametrize(
+    ("content", "md5"),
+    [(None, ""), ("outs:\n- path: data\n", ""), ("outs:\n- md5: 12.dir\n  path: data\n", "12.dir")],
+)
+def test_the_hash_of_the_delivery_is_that_of_data_dvc(tmp_path: Path, content: str | None, md5: str) -> None:
+    if content:
+        (tmp_path / "data.dvc").write_text(content)
+    assert identity.data_md5(tmp_path / "data.dvc") == md5

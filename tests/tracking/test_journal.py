@@ -1,4 +1,4 @@
-"""The journal survives what kills its writer, and says of itself what was torn."""
+"""The journal survives what kills its writer."""
 
 import errno
 import os
@@ -35,14 +35,14 @@ def test_a_torn_last_line_is_left_out_and_the_next_entry_stands_on_its_own(opene
 
 
 @pytest.mark.parametrize("torn", [b"\0" * 4096, b"\xff\xfe{", b"12"])
-def test_what_a_power_loss_left_in_the_middle_is_skipped(opened: Journal, torn: bytes) -> None:
+def test_an_entry_torn_by_power_loss_is_skipped(opened: Journal, torn: bytes) -> None:
     with opened.path.open("ab") as file:
         file.write(torn)
     Journal(opened.folder).append({"kind": "end", "status": "KILLED", "time_ms": 5})
     assert state(opened.folder).ended == "KILLED"
 
 
-def test_reading_goes_on_from_where_it_ended(opened: Journal) -> None:
+def test_reading_continues_at_an_offset(opened: Journal) -> None:
     [(_, end)] = read(opened.path)
     opened.append({"kind": "tags", "tags": {"ü": "é"}})
     [(entry, last)] = read(opened.path, end)
@@ -50,7 +50,7 @@ def test_reading_goes_on_from_where_it_ended(opened: Journal) -> None:
     assert last == opened.path.stat().st_size
 
 
-def test_a_full_disk_is_said_once_and_what_comes_after_it_is_kept(
+def test_a_full_disk_is_reported_once_and_later_entries_are_kept(
     opened: Journal, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(descriptor: int, line: bytes) -> int:
@@ -72,7 +72,7 @@ def test_a_full_disk_is_said_once_and_what_comes_after_it_is_kept(
     ]
 
 
-def test_a_disk_that_takes_half_a_line_has_refused_it(
+def test_an_entry_that_is_written_in_half_is_an_error(
     opened: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -83,7 +83,7 @@ def test_a_disk_that_takes_half_a_line_has_refused_it(
     assert entries(opened.folder)[1:] == [{}, {"kind": "tags", "tags": {"c": "d"}}]
 
 
-def test_a_file_that_is_not_there_stops_no_stage(opened: Journal, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_file_stops_no_stage(opened: Journal, capsys: pytest.CaptureFixture[str]) -> None:
     run = Run(Reference("a", "a"), opened)
     run.log_file(opened.folder / "missing.png")
     run.log_onnx(opened.folder / "missing.onnx")
@@ -92,7 +92,7 @@ def test_a_file_that_is_not_there_stops_no_stage(opened: Journal, capsys: pytest
     assert entries(opened.folder) == [OPEN]
 
 
-def test_files_are_copied_so_that_later_changes_do_not_count(opened: Journal, tmp_path: Path) -> None:
+def test_files_are_copied_when_they_are_logged(opened: Journal, tmp_path: Path) -> None:
     source = tmp_path / "out"
     (source / "inner").mkdir(parents=True)
     (source / "inner/a.txt").write_text("as logged")
@@ -109,6 +109,9 @@ def test_a_journal_is_read_by_its_owner_alone(opened: Journal) -> None:
 def test_points_at_a_step_that_the_journal_has_are_left_out_also_by_another_process(opened: Journal) -> None:
     Run(Reference("a", "a"), opened).log_points([("step/loss", 2.0, 10, 1), ("step/loss", 1.0, 20, 2)])
     again = Run(Reference("a", "a"), Journal(opened.folder), state(opened.folder))
+    before = opened.path.stat().st_size
+    again.log_points([("step/loss", 9.0, 20, 5)])
+    assert opened.path.stat().st_size == before, "a call without new points writes nothing"
     again.log_points([("step/loss", 9.0, 20, 5), ("step/loss", 0.5, 30, 6), ("step/lr", 0.1, 20, 6)])
     points = [point for entry in entries(opened.folder) for point in entry.get("points", [])]
     assert points == [
@@ -119,15 +122,7 @@ def test_points_at_a_step_that_the_journal_has_are_left_out_also_by_another_proc
     ]
 
 
-def test_points_that_are_all_there_write_nothing(opened: Journal) -> None:
-    run = Run(Reference("a", "a"), opened)
-    run.log_points([("step/loss", 2.0, 10, 1)])
-    before = opened.path.stat().st_size
-    run.log_points([("step/loss", 2.0, 10, 1)])
-    assert opened.path.stat().st_size == before
-
-
-def test_checkpoints_and_ends_are_on_the_disk_when_they_are_said_and_points_of_a_step_are_not(
+def test_checkpoints_and_ends_are_synced_to_disk_and_other_entries_are_not(
     opened: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[int] = []
@@ -151,7 +146,7 @@ def test_nothing_is_written_after_the_first_end(opened: Journal) -> None:
     assert state(opened.folder).ended == "SCHEDULED"
 
 
-def test_a_run_that_goes_on_is_open_again() -> None:
+def test_a_resumed_run_is_open_again() -> None:
     summed = State()
     for entry in (OPEN, {"kind": "system", "on": True}, {"kind": "end", "status": "KILLED"}):
         summed.add(entry)
@@ -161,6 +156,6 @@ def test_a_run_that_goes_on_is_open_again() -> None:
 
 
 @pytest.mark.parametrize("left", ["", "{", "[]", '{"unknown": 1}'])
-def test_an_illegible_note_of_what_was_sent_means_from_the_start(tmp_path: Path, left: str) -> None:
+def test_an_unreadable_record_of_what_was_sent_starts_over(tmp_path: Path, left: str) -> None:
     (tmp_path / SENT).write_text(left)
     assert Sent.load(tmp_path) == Sent()

@@ -1,4 +1,4 @@
-"""Runs and registered models as sources of weights: found, or refused with what there is instead."""
+"""Runs and registered models as sources of weights: resolved, or refused with what exists instead."""
 
 import shutil
 from pathlib import Path
@@ -10,15 +10,6 @@ from convoy.core.errors import NetworkError, RequestError
 from convoy.tracking import lookup, store
 
 FILES = ("weights.pt", "model.json")
-
-
-@pytest.fixture
-def client(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    monkeypatch.chdir(tmp_path)
-    for name in ("DVC_ROOT", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name, raising=False)
-    return store.connect()
 
 
 def run(client: MlflowClient, tmp_path: Path, files: tuple[str, ...] = FILES) -> str:
@@ -53,7 +44,7 @@ def test_a_version_and_an_alias_lead_to_the_run_that_made_them(client: MlflowCli
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("source", "message"),
     [
         ("runs:/0badc0de", r"has no run `0badc0de`; the latest are: \w{32} \(first\)"),
         ("models:/convoi@champion", r"no registered model `convoi`; did you mean `convoy`\?"),
@@ -63,24 +54,29 @@ def test_a_version_and_an_alias_lead_to_the_run_that_made_them(client: MlflowCli
         ("models:/other/1", "other has the versions none$"),
     ],
 )
-def test_what_does_not_exist_is_refused_with_what_does(
-    client: MlflowClient, tmp_path: Path, asked: str, said: str
+def test_an_unknown_source_is_refused_with_what_exists(
+    client: MlflowClient, tmp_path: Path, source: str, message: str
 ) -> None:
     run_id = run(client, tmp_path)
     for name in ("convoy", "other"):
         client.create_registered_model(name)
     client.create_model_version("convoy", "somewhere", run_id)
     client.set_registered_model_alias("convoy", "champion", "1")
-    with pytest.raises(RequestError, match=said) as caught:
-        lookup.find(asked, FILES)
+    with pytest.raises(RequestError, match=message) as caught:
+        lookup.find(source, FILES)
     assert store.uri() in str(caught.value)
 
 
-def test_an_empty_store_says_that_it_is_empty(client: MlflowClient) -> None:
-    with pytest.raises(RequestError, match="has no run `12`; the latest are: none"):
-        lookup.find("runs:/12", FILES)
-    with pytest.raises(RequestError, match=r"has no `models:/convoy/1`: no model is registered there"):
-        lookup.find("models:/convoy/1", FILES)
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("runs:/12", "has no run `12`; the latest are: none"),
+        ("models:/convoy/1", "has no `models:/convoy/1`: no model is registered there"),
+    ],
+)
+def test_lookups_in_an_empty_store_are_refused(client: MlflowClient, source: str, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        lookup.find(source, FILES)
 
 
 def test_a_run_without_weights_is_refused(client: MlflowClient, tmp_path: Path) -> None:
@@ -103,16 +99,16 @@ def test_a_version_without_a_run_is_refused(client: MlflowClient) -> None:
 def test_a_server_that_is_down_is_named(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    for asked in ("runs:/12", "models:/convoy@champion"):
+    for source in ("runs:/12", "models:/convoy@champion"):
         with pytest.raises(
             NetworkError,
-            match=rf"cannot look up {asked}: http://127\.0\.0\.1:9 failed: .*\nStart the tracking server, or set "
+            match=rf"cannot look up {source}: http://127\.0\.0\.1:9 failed: .*\nStart the tracking server, or set "
             "MLFLOW_TRACKING_URI",
         ):
-            lookup.find(asked, FILES)
+            lookup.find(source, FILES)
 
 
-def test_artifacts_that_are_gone_are_said_so(client: MlflowClient, tmp_path: Path) -> None:
+def test_missing_artifacts_are_an_error(client: MlflowClient, tmp_path: Path) -> None:
     found = lookup.find(f"runs:/{run(client, tmp_path)}", FILES)
     shutil.rmtree(tmp_path / "a rtifacts")
     with pytest.raises(NetworkError, match=rf"cannot fetch the artifacts of run {found.run}: "):

@@ -1,4 +1,4 @@
-"""`convoy migrate` carries everything, once, and says what it could not carry."""
+"""`convoy migrate` copies everything, once, and reports what it could not copy."""
 
 import json
 import sqlite3
@@ -14,9 +14,6 @@ from convoy.tracking.migration.migrate import migrate
 from convoy.tracking.migration.report import Report
 from proxy import Proxy
 from tracking_store import ODD, POINTS, by_name, fill, hashes, uri
-
-FILES = 6
-"""Artifacts that `embedded.fill` makes, those of the model included."""
 
 
 def sent(report: Report) -> int:
@@ -136,7 +133,7 @@ def test_what_a_server_got_before_it_died_is_not_sent_again(
     assert sent(migrate(server, uri(tmp_path / "source"))) == 0
 
 
-def test_a_run_that_went_on_gets_its_new_points_and_its_end(source_store: Path, target_copy: Path) -> None:
+def test_a_run_that_continued_gets_its_new_points_and_its_end(source_store: Path, target_copy: Path) -> None:
     old = MlflowClient(uri(source_store))
     run = by_name(old)["running"].info.run_id
     old.log_batch(run, metrics=[Metric("train/loss", 0.5, 9, 2)])
@@ -163,7 +160,7 @@ def test_a_run_that_was_delivered_by_its_own_id_is_not_doubled(
     assert by_name(there)["failed"].info.run_id == known
 
 
-def test_two_people_migrate_to_one_store_and_are_told_what_was_taken(
+def test_two_stores_migrate_to_a_third_with_a_note_of_each_taken_number_and_alias(
     target_copy: Path, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri(tmp_path / "other"))
@@ -172,9 +169,9 @@ def test_two_people_migrate_to_one_store_and_are_told_what_was_taken(
     assert report.counts["runs"].sent == 5
     assert report.counts["aliases"].sent == 0
     assert report.notes == [
-        "convoy model/1 is convoy model/5 there: that number was given already",
-        "convoy model/3 is convoy model/6 there: that number was given already",
-        "convoy model/4 is convoy model/7 there: that number was given already",
+        "convoy model/1 is convoy model/5 there: that number is taken",
+        "convoy model/3 is convoy model/6 there: that number is taken",
+        "convoy model/4 is convoy model/7 there: that number is taken",
         "convoy model@candidate stays at version 4, which the target has given it; in the source it is 4, there 7",
         "convoy model@champion stays at version 1, which the target has given it; in the source it is 1, there 5",
     ]

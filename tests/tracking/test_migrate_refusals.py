@@ -1,9 +1,9 @@
-"""What `convoy migrate` refuses, repairs, prints and says."""
+"""What `convoy migrate` refuses, repairs and prints."""
 
 import json
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -20,10 +20,18 @@ from convoy.tracking.migration.report import Report
 from tracking_store import by_name, hashes, uri
 
 FILES = 6
-"""Artifacts that `embedded.fill` makes, those of the model included."""
+"""Artifacts that `tracking_store.fill` makes, those of the model included."""
 
 
-def test_a_file_that_was_spoilt_in_the_target_is_sent_again(
+@pytest.fixture
+def source_moved(source_store: Path, old_store: Path) -> Iterator[Path]:
+    """A copy of the store whose original, where its absolute paths point, is gone."""
+    hidden = old_store.rename(old_store.with_name("elsewhere"))
+    yield source_store
+    hidden.rename(old_store)
+
+
+def test_a_file_that_is_damaged_in_the_target_is_sent_again(
     old_store: Path, new_store: tuple[Path, Report]
 ) -> None:
     folder, _ = new_store
@@ -35,7 +43,7 @@ def test_a_file_that_was_spoilt_in_the_target_is_sent_again(
     assert spoilt.read_bytes() == right
 
 
-def test_what_the_target_does_not_keep_is_named_and_fails(
+def test_a_file_that_the_target_loses_fails_the_command(
     old_store: Path, target_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     send = artifacts._upload
@@ -67,24 +75,16 @@ def test_a_version_of_a_deleted_run_is_named_with_what_to_type(source_store: Pat
 
 
 def test_a_store_that_was_moved_with_its_files_is_read_where_it_is(
-    source_store: Path, target_copy: Path, old_store: Path
+    source_moved: Path, target_copy: Path
 ) -> None:
-    hidden = old_store.rename(old_store.with_name("elsewhere"))
-    try:
-        report = migrate(uri(target_copy), uri(source_store))
-    finally:
-        hidden.rename(old_store)
-    assert report.counts["files"].target + report.counts["model files"].target == FILES
+    report = migrate(uri(target_copy), uri(source_moved))
+    assert report.counts["files"].source + report.counts["model files"].source == FILES
     assert not report.notes
 
 
-def test_files_that_are_gone_are_told(source_store: Path, target_copy: Path, old_store: Path) -> None:
-    shutil.rmtree(source_store / "mlartifacts")
-    hidden = old_store.rename(old_store.with_name("elsewhere"))
-    try:
-        report = migrate(uri(target_copy), uri(source_store))
-    finally:
-        hidden.rename(old_store)
+def test_missing_files_are_noted(source_moved: Path, target_copy: Path, old_store: Path) -> None:
+    shutil.rmtree(source_moved / "mlartifacts")
+    report = migrate(uri(target_copy), uri(source_moved))
     assert report.counts["files"].source == 0
     assert report.notes == [
         f"experiment {name}: {old_store}/mlartifacts does not exist, so none of its files were copied"
@@ -93,18 +93,18 @@ def test_files_that_are_gone_are_told(source_store: Path, target_copy: Path, old
 
 
 def test_the_command_prints_a_table_or_json(old_store: Path, target_copy: Path) -> None:
-    said = CliRunner().invoke(cli.app, ["migrate", uri(target_copy), "--from", uri(old_store)])
-    assert said.exit_code == 0
+    done = CliRunner().invoke(cli.app, ["migrate", uri(target_copy), "--from", uri(old_store)])
+    assert done.exit_code == 0
     lines = {
         line.rsplit(maxsplit=3)[0]: line.split()[-3:]
-        for line in said.output.splitlines()
+        for line in done.output.splitlines()
         if line[-1:].isdigit()
     }
     assert lines["runs"] == ["5", "5", "0"]
     assert lines["metric points"] == ["2,309", "2,309", "0"]
-    assert "complete: counts are equal, and so is the sha256 of 6 files (133,141 bytes)" in said.output
-    said = CliRunner().invoke(cli.app, ["migrate", uri(target_copy), "--from", uri(old_store), "--json"])
-    facts = json.loads(said.stdout)
+    assert "complete: counts are equal, and so is the sha256 of 6 files (133,141 bytes)" in done.output
+    done = CliRunner().invoke(cli.app, ["migrate", uri(target_copy), "--from", uri(old_store), "--json"])
+    facts = json.loads(done.stdout)
     assert facts["counts"]["runs"] == {"source": 5, "target": 5, "sent": 0}
     assert facts["target"] == uri(target_copy)
 
@@ -114,58 +114,38 @@ def test_an_experiment_without_runs_and_models_is_carried_too(
 ) -> None:
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     MlflowClient(uri(tmp_path)).create_experiment("lonely", tags={"why": "planned"})
-    said = CliRunner().invoke(cli.app, ["migrate", uri(target_store), "--from", uri(tmp_path)])
-    assert "complete: counts are equal, and so is the sha256 of 0 files" in said.output
-    found = MlflowClient(uri(target_store)).get_experiment_by_name("lonely")
-    assert found
-    assert found.tags["why"] == "planned"
-
-
-def no_source(folder: Path) -> str:
-    return uri(folder / "nowhere")
-
-
-def nothing_in_it(folder: Path) -> str:
-    shutil.copy(folder / "target/mlflow.db", folder / "mlflow.db")
-    return uri(folder)
-
-
-def older(folder: Path) -> str:
-    shutil.copy(folder / "target/mlflow.db", folder / "mlflow.db")
-    with closing(sqlite3.connect(folder / "mlflow.db")) as store, store:
-        store.execute("UPDATE alembic_version SET version_num = 'bd07f7e963c5'")
-        store.execute("DROP TABLE logged_models")
-    return uri(folder)
+    done = CliRunner().invoke(cli.app, ["migrate", uri(target_store), "--from", uri(tmp_path)])
+    assert "complete: counts are equal, and so is the sha256 of 0 files" in done.output
+    assert MlflowClient(uri(target_store)).get_experiment_by_name("lonely").tags["why"] == "planned"
 
 
 @pytest.mark.parametrize(
-    ("source_of", "said"),
+    ("revision", "message"),
     [
+        (None, "mlflow.db does not exist, so there is nothing to migrate. Change to the repository"),
+        ("", "has no experiments: there is nothing to migrate. Name the store that has them: convoy "),
         (
-            no_source,
-            "nowhere/mlflow.db does not exist, so there is nothing to migrate. Change to the repository",
-        ),
-        (
-            nothing_in_it,
-            "has no experiments: there is nothing to migrate. Name the store that has them: convoy ",
-        ),
-        (
-            older,
+            "bd07f7e963c5",
             "(?s)was written by an older MLflow: its tables have revision bd07f7e963c5.*mlflow db upgrade sqlite:///",
         ),
     ],
 )
-def test_a_source_that_cannot_be_one_is_refused(
-    target_store: Path, tmp_path: Path, source_of: Callable[[Path], str], said: str
+def test_an_unusable_source_is_refused_and_not_changed(
+    target_store: Path, tmp_path: Path, revision: str | None, message: str
 ) -> None:
-    address = source_of(tmp_path)
+    if revision is not None:
+        shutil.copy(target_store / "mlflow.db", tmp_path)
+    if revision:
+        with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
+            database.execute("UPDATE alembic_version SET version_num = ?", (revision,))
+            database.execute("DROP TABLE logged_models")
     before = hashes(tmp_path)
-    with pytest.raises(RequestError, match=said):
-        migrate(uri(target_store), address)
+    with pytest.raises(RequestError, match=message):
+        migrate(uri(target_store), uri(tmp_path))
     assert hashes(tmp_path) == before, "a refused store is not changed"
 
 
-def test_a_target_that_cannot_be_one_is_refused(
+def test_an_unusable_target_is_refused(
     source_store: Path, old_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

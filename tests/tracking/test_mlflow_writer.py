@@ -7,8 +7,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
 import pytest
 from mlflow.entities import Run as StoredRun
 from mlflow.exceptions import MlflowException
@@ -19,28 +17,24 @@ from convoy.core import files, params, yaml
 from convoy.tracking import mlflow_writer, outbox, stages, store
 from convoy.tracking.journal import Sent
 from convoy.tracking.mlflow_writer import usable_name
-from convoy.tracking.run import Run, now_ms
+from convoy.tracking.run import now_ms
+from tracking_store import curve, stored, write_run
 
 Deliver = Callable[[], None]
 
-ORDER = {"runs": "run_uuid", "metrics": "key, step, timestamp, value", "params": "key", "tags": "key"}
-
-
-def stored(run: Run, client: MlflowClient) -> StoredRun:
-    found = store.find(run.reference.run_id, client)
-    assert found is not None
-    return found
+ORDER = {
+    "runs": "run_uuid",
+    "metrics": "key, step, timestamp, value",
+    "params": "key",
+    "(SELECT * FROM tags WHERE key <> 'convoy.heartbeat')": "key",
+}
 
 
 def rows(workplace: Path) -> dict[str, list[Any]]:
-    """Everything that a delivery could double, without what says when it was."""
+    """Everything that a delivery could double, without the time of the last heartbeat."""
     with closing(sqlite3.connect(workplace / "mlflow.db")) as database:
         return {
-            table: database.execute(f"SELECT * FROM {table} WHERE 1=1 ORDER BY {order}").fetchall()  # noqa: S608
-            if table != "tags"
-            else database.execute(
-                "SELECT * FROM tags WHERE key <> 'convoy.heartbeat' ORDER BY key"
-            ).fetchall()
+            table: database.execute(f"SELECT * FROM {table} ORDER BY {order}").fetchall()  # noqa: S608
             for table, order in ORDER.items()
         } | {
             table: database.execute(f"SELECT count(*) FROM {table}").fetchall()  # noqa: S608
@@ -55,48 +49,11 @@ def artifacts(run: StoredRun) -> dict[str, bytes]:
     }
 
 
-def graph(path: Path) -> Path:
-    """Write the smallest ONNX file that has Convoy's input and one output."""
-    image = onnx.helper.make_tensor_value_info("image", onnx.TensorProto.UINT8, ["n", "h", "w", 3])
-    answer = onnx.helper.make_tensor_value_info("probabilities", onnx.TensorProto.FLOAT, ["n", 2])
-    value = onnx.numpy_helper.from_array(np.zeros((1, 2), np.float32), "value")
-    node = onnx.helper.make_node("Constant", [], ["probabilities"], value=value)
-    made = onnx.helper.make_model(
-        onnx.helper.make_graph([node], "g", [image], [answer]), producer_name="by hand"
-    )
-    # The producer's name a second time, at the end: MLflow would write it once, where it belongs.
-    path.write_bytes(made.SerializeToString() + b"\x12\x07by hand")
-    return path
-
-
-def a_whole_run(workplace: Path) -> Run:
-    """Log something of every kind, as a pipeline does."""
-    dataset = workplace / "build/dataset"
-    dataset.mkdir(parents=True, exist_ok=True)
-    (dataset / "dataset.json").write_text('{"hash": "d"}')
-    report = workplace / "evaluation"
-    (report / "inner").mkdir(parents=True, exist_ok=True)
-    (report / "report.html").write_text("report")
-    (report / "inner/picture.svg").write_text("picture")
-    with stages.training("d" * 64) as run:
-        run.log_dataset("d" * 64, dataset)
-        run.log_points([("train/loss", 1.0 / step, step, 1000 + step) for step in range(1, 40)])
-        run.log_result({"best": {"epoch": 39}, "train": {"loss": 1 / 39}})
-    with stages.continuing("export", "d" * 64):
-        pass
-    with stages.finishing("export") as last:
-        last.log_file(report, "evaluation")
-        last.log_file(report / "report.html")
-        (workplace / "images.parquet").write_text("images")
-        last.log_onnx(graph(workplace / "model.onnx"), workplace / "images.parquet")
-    return run
-
-
 def test_a_run_arrives_with_params_points_files_model_and_status(
     workplace: Path, client: MlflowClient, deliver: Deliver
 ) -> None:
     began = now_ms()
-    run = a_whole_run(workplace)
+    run = write_run(workplace)
     ended = now_ms()
     deliver()
     found = stored(run, client)
@@ -110,9 +67,7 @@ def test_a_run_arrives_with_params_points_files_model_and_status(
     )
     assert {"train.lr", "export.latency_runs"} <= set(found.data.params)
     history = client.get_metric_history(found.info.run_id, "train/loss")
-    assert [(point.step, point.timestamp) for point in history] == [
-        (step, 1000 + step) for step in range(1, 40)
-    ]
+    assert [(point.key, point.value, point.step, point.timestamp) for point in history] == curve(1, 40)
     assert found.data.metrics["best/epoch"] == 39
     assert found.inputs.dataset_inputs[0].dataset.digest == "d" * 32
     kept = artifacts(found)
@@ -140,7 +95,7 @@ def test_a_run_arrives_with_params_points_files_model_and_status(
 def test_a_second_delivery_changes_nothing(
     workplace: Path, client: MlflowClient, deliver: Deliver, monkeypatch: pytest.MonkeyPatch, note: str
 ) -> None:
-    run = a_whole_run(workplace)
+    run = write_run(workplace)
     monkeypatch.setattr("convoy.tracking.uploader.Uploader._remove", lambda *_: None)
     deliver()
     before, kept = rows(workplace), artifacts(stored(run, client))
@@ -173,7 +128,7 @@ def test_a_second_delivery_changes_nothing(
 def test_wherever_a_delivery_breaks_off_the_next_one_makes_it_whole(
     workplace: Path, client: MlflowClient, deliver: Deliver, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    run = a_whole_run(workplace)
+    run = write_run(workplace)
     real = getattr(MlflowClient, name)
     calls = 0
 
@@ -406,19 +361,9 @@ def test_a_scheduled_run_waits_as_such(client: MlflowClient, deliver: Deliver) -
     assert stored(run, client).info.status == "SCHEDULED"
 
 
-def test_a_trial_stands_under_its_sweep(client: MlflowClient, deliver: Deliver) -> None:
-    with (
-        stages.standalone("sweep", {}) as sweep,
-        stages.standalone("trial 0", {"convoy.trial": "0"}, sweep.reference) as trial,
-    ):
-        pass
-    deliver()
-    assert stored(trial, client).data.tags["mlflow.parentRunId"] == stored(sweep, client).info.run_id
-    assert stored(trial, client).data.tags["convoy.trial"] == "0"
-
-
-def test_a_trial_waits_for_its_sweep_and_goes_alone_if_that_is_nowhere(
-    workplace: Path, client: MlflowClient, deliver: Deliver
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_trial_waits_for_its_sweep_and_is_delivered_alone_if_that_is_lost(
+    workplace: Path, client: MlflowClient, deliver: Deliver, *, lost: bool
 ) -> None:
     with stages.standalone("sweep", {}) as sweep, stages.standalone("trial 0", {}, sweep.reference) as trial:
         pass
@@ -426,9 +371,11 @@ def test_a_trial_waits_for_its_sweep_and_goes_alone_if_that_is_nowhere(
     sent.read_new()
     with pytest.raises(store.ParentNotStored):
         sent.deliver()
-    (workplace / "outbox" / sweep.reference.run_id).rename(workplace / "lost")
+    if lost:
+        (workplace / "outbox" / sweep.reference.run_id).rename(workplace / "lost")
     deliver()
-    assert "mlflow.parentRunId" not in stored(trial, client).data.tags
+    parent = None if lost else stored(sweep, client).info.run_id
+    assert stored(trial, client).data.tags.get("mlflow.parentRunId") == parent
 
 
 ODD = {
@@ -496,10 +443,10 @@ def test_a_store_with_other_limits_refuses_one_param_and_gets_the_rest(
     assert found.data.tags["param.long"] == "501 characters, in params/long.txt"
 
 
-@pytest.mark.parametrize("name", ODD)
-def test_an_odd_name_becomes_one_that_no_other_becomes(name: str) -> None:
-    assert usable_name(usable_name(name)) == usable_name(name)
-    assert len({usable_name(other) for other in ODD}) == len(ODD)
+def test_odd_names_become_different_usable_names() -> None:
+    usable = [usable_name(name) for name in ODD]
+    assert [usable_name(name) for name in usable] == usable
+    assert len(set(usable)) == len(ODD)
 
 
 @pytest.mark.parametrize("name", ["train.lr", "val/loss", "a b", "a:b", "klasse/ö"])

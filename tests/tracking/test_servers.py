@@ -3,12 +3,9 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import onnx
 import pytest
 from mlflow.entities import Run as StoredRun
 from mlflow.tracking import MlflowClient
@@ -18,6 +15,7 @@ from convoy.core import files, params, yaml
 from convoy.tracking import outbox, stages, sync
 from convoy.tracking.run import Run
 from proxy import Proxy
+from tracking_store import curve, wait, write_run
 
 POINTS = 2000
 
@@ -48,53 +46,14 @@ def through(proxy: Proxy, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return proxy
 
 
-def graph(path: Path) -> Path:
-    """Write a small ONNX file with Convoy's input, in bytes that MLflow would not write."""
-    image = onnx.helper.make_tensor_value_info("image", onnx.TensorProto.UINT8, ["n", "h", "w", 3])
-    answer = onnx.helper.make_tensor_value_info("probabilities", onnx.TensorProto.FLOAT, ["n", 2])
-    value = onnx.numpy_helper.from_array(np.zeros((1, 2), np.float32), "value")
-    node = onnx.helper.make_node("Constant", [], ["probabilities"], value=value)
-    made = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [image], [answer]))
-    path.write_bytes(made.SerializeToString() + b"\x7a\x00")
-    return path
-
-
-def curve(start: int, stop: int) -> list[tuple[str, float, int, int]]:
-    return [("step/loss", 1 / (step + 1), step, 1000 + step) for step in range(start, stop)]
-
-
-def a_whole_run(folder: Path, between: Callable[[], None] = lambda: None) -> Run:
-    """Write a run as a pipeline does, with something of every kind; `between` happens in its middle."""
-    dataset, report = folder / "build/dataset", folder / "evaluation"
-    for path, content in {
-        dataset / "dataset.json": '{"hash": "d"}',
-        report / "report.html": "<p>ä</p>",
-        report / "plots/curve.svg": "<svg/>",
-        report / "empty.txt": "",
-    }.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content, encoding="utf-8")
-    with stages.training("d" * 64) as run:
-        run.log_dataset("d" * 64, dataset)
-        run.log_points(curve(0, POINTS // 2))
-        between()
-        run.log_points(curve(POINTS // 4, POINTS))  # as a training that goes on from a checkpoint
-    with stages.continuing("export", "d" * 64):
-        pass
-    with stages.finishing("export") as last:
-        last.log_file(report, "evaluation")
-        last.log_onnx(graph(folder / "model.onnx"))
-    return run
-
-
 def assert_whole(client: MlflowClient, run: Run, folder: Path) -> None:
-    """Compare what the server gives back with what `a_whole_run` wrote: nothing lacks, nothing is there twice."""
+    """Compare what the server gives back with what `write_run` wrote: nothing lacks, nothing is there twice."""
     found = one(client, run.reference.run_id)
     assert (found.info.status, found.info.run_name) == ("FINISHED", stages.run_name())
     assert {"train.lr", "export.latency_runs"} <= set(found.data.params)
-    history = client.get_metric_history(found.info.run_id, "step/loss")
+    history = client.get_metric_history(found.info.run_id, "train/loss")
     points = [(point.key, point.value, point.step, point.timestamp) for point in history]
-    assert sorted(points, key=lambda point: point[2]) == curve(0, POINTS)
+    assert sorted(points, key=lambda point: point[2]) == curve(1, POINTS + 1)
     assert [entry.dataset.digest for entry in found.inputs.dataset_inputs] == ["d" * 32]
     there = folder / "fetched"
     there.mkdir()
@@ -126,13 +85,6 @@ def one(client: MlflowClient, run_id: str) -> StoredRun:
     return client.get_run(found.info.run_id)
 
 
-def wait(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.05)
-
-
 @pytest.mark.usefixtures("real_uploader")
 def test_a_run_that_its_server_leaves_in_the_middle_arrives_whole(
     through: Proxy, client: MlflowClient, workplace: Path, capsys: pytest.CaptureFixture[str]
@@ -141,7 +93,7 @@ def test_a_run_that_its_server_leaves_in_the_middle_arrives_whole(
         wait(lambda: any("log-batch" in call for call in through.calls))
         through.refuse()
 
-    run = a_whole_run(workplace, between=die)
+    run = write_run(workplace, POINTS, between=die)
     said = capsys.readouterr().out
     assert said.count("Not synced to ") == 1
     assert (
@@ -157,7 +109,7 @@ def test_a_run_that_its_server_leaves_in_the_middle_arrives_whole(
 def test_a_server_that_dies_again_and_again_after_what_it_did_makes_no_double_and_no_hole(
     through: Proxy, client: MlflowClient, workplace: Path, deliver: Deliver
 ) -> None:
-    run = a_whole_run(workplace)
+    run = write_run(workplace, POINTS)
     for call in ("runs/create", "log-batch", "log-inputs", "runs/outputs"):
         through.accept()
         through.die_at(call)
@@ -196,7 +148,7 @@ def test_a_server_that_refuses_from_the_start_gets_everything_by_sync(
 ) -> None:
     through.refuse()
     with stages.standalone("refused", {"why": "down"}) as run:
-        run.log_points(curve(0, 50))
+        run.log_points(curve(1, 51))
         run.log_file(workplace / "params.yaml")
     with pytest.raises(sync.SyncError, match=rf"Not synced to {through.uri}: .* `convoy sync` delivers it"):
         sync.require(sync.sync())
@@ -207,7 +159,7 @@ def test_a_server_that_refuses_from_the_start_gets_everything_by_sync(
     assert synced.delivered == [run.reference.run_id]
     found = one(client, run.reference.run_id)
     assert (found.info.status, found.data.tags["why"]) == ("FINISHED", "down")
-    assert len(client.get_metric_history(found.info.run_id, "step/loss")) == 50
+    assert len(client.get_metric_history(found.info.run_id, "train/loss")) == 50
     assert "params.yaml" in {entry.path for entry in client.list_artifacts(found.info.run_id)}
 
 

@@ -4,7 +4,7 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,14 @@ from convoy.tracking.journal import FILE, State, read, state
 from convoy.tracking.run import Reference, Run, flatten_metrics
 from convoy.tracking.stages import run_name
 
+Python = Callable[..., "subprocess.CompletedProcess[str]"]
+
 pytestmark = pytest.mark.usefixtures("workplace")
 
 
-def entries(run: Run | Reference, kind: str) -> list[dict[str, Any]]:
-    reference = run.reference if isinstance(run, Run) else run
-    return [
-        dict(entry)
-        for entry, _ in read(Path("outbox") / reference.run_id / FILE)
-        if entry.get("kind") == kind
-    ]
+def entries(run: Run, kind: str) -> list[dict[str, Any]]:
+    path = Path("outbox") / run.reference.run_id / FILE
+    return [dict(entry) for entry, _ in read(path) if entry.get("kind") == kind]
 
 
 def journal_state(run: Run) -> State:
@@ -37,10 +35,9 @@ def journal_state(run: Run) -> State:
 
 
 @pytest.fixture
-def dead(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def dead(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have every process be gone that a run names."""
     monkeypatch.setattr(identity, "is_alive", lambda owner: False)
-    return
 
 
 def test_the_default_store_lies_in_the_repository_also_for_a_queued_experiment(
@@ -60,7 +57,7 @@ def test_a_password_is_shown_to_nobody() -> None:
     assert without_credentials("ssh://git@host/x.git") == "ssh://git@host/x.git"
 
 
-def test_a_training_names_itself_by_what_differs_and_says_what_it_is_made_of() -> None:
+def test_a_training_opens_a_run_with_name_and_origin_of_params_and_data() -> None:
     with stages.training("d" * 64) as run:
         pass
     [opened] = entries(run, "open")
@@ -99,7 +96,7 @@ def test_evaluate_continues_the_open_run_and_export_ends_it() -> None:
     ],
 )
 @pytest.mark.parametrize("stage", ["train", "evaluate", "alone"])
-def test_a_stage_that_ends_badly_ends_the_run_as_it_was(
+def test_a_stage_that_fails_ends_the_run_with_the_status_of_its_error(
     stage: str, error: BaseException, status: str
 ) -> None:
     def work() -> None:
@@ -141,7 +138,7 @@ def test_a_stage_that_cannot_continue_opens_another_run_with_the_same_training(w
         assert (folder / FILE).read_bytes() == before, "a run was rewritten"
 
 
-def test_a_proof_by_hand_after_the_end_gets_a_run_of_its_own() -> None:
+def test_a_second_finish_opens_another_run_of_the_same_training() -> None:
     with stages.training("d" * 64) as first, stages.continuing("export", "d" * 64):
         pass
     for _ in range(2):
@@ -152,7 +149,7 @@ def test_a_proof_by_hand_after_the_end_gets_a_run_of_its_own() -> None:
     assert journal_state(first).ended == journal_state(run).ended == "FINISHED"
 
 
-def test_the_second_command_of_export_without_the_first_says_what_to_type() -> None:
+def test_the_second_command_of_export_without_the_first_is_refused_with_the_remedy() -> None:
     with (
         pytest.raises(Exception, match=r"export\.json is missing.*dvc repro export"),
         stages.finishing("export"),
@@ -160,7 +157,7 @@ def test_the_second_command_of_export_without_the_first_says_what_to_type() -> N
         pass
 
 
-def test_a_reference_says_run_and_training_and_one_of_an_earlier_version_is_read() -> None:
+def test_a_reference_has_run_and_training_and_one_of_an_earlier_version_is_read() -> None:
     with stages.training("d" * 64) as run:
         pass
     path = Path("build/runs/train.json")
@@ -172,7 +169,7 @@ def test_a_reference_says_run_and_training_and_one_of_an_earlier_version_is_read
     assert stages.latest(["train"]) == Reference("a", "b")
 
 
-def test_a_run_that_mlflow_offers_is_taken_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_mlflow_opened_is_joined_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
     offered = []
     for _ in range(2):
@@ -182,7 +179,7 @@ def test_a_run_that_mlflow_offers_is_taken_up_once(monkeypatch: pytest.MonkeyPat
     assert offered == ["0" * 32, ""]
 
 
-def test_the_runs_of_a_sweep_take_no_run_up_that_mlflow_offers_to_the_sweep(
+def test_a_trial_does_not_join_the_run_that_mlflow_opened_for_the_sweep(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
@@ -198,7 +195,7 @@ def test_the_runs_of_a_sweep_take_no_run_up_that_mlflow_offers_to_the_sweep(
     assert entries(parent, "open")[0]["tags"]["convoy.sweep"] == "s"
 
 
-def test_a_training_that_goes_on_writes_to_its_own_journal(dead: None) -> None:
+def test_a_resumed_training_writes_to_its_own_journal(dead: None) -> None:
     with stages.training("d" * 64) as first:
         first.log_points([("train/loss", 1.0, 1, 5)])
         first.end("KILLED")
@@ -212,7 +209,7 @@ def test_a_training_that_goes_on_writes_to_its_own_journal(dead: None) -> None:
     assert not journal_state(again).remade
 
 
-def test_a_training_that_goes_on_after_its_journal_was_delivered_makes_it_anew() -> None:
+def test_a_training_resumed_after_its_journal_was_delivered_gets_a_new_journal() -> None:
     with stages.training("d" * 64, resumed="20260101-000000-abcdef") as run:
         pass
     assert run.reference == Reference("20260101-000000-abcdef", "20260101-000000-abcdef")
@@ -238,12 +235,11 @@ def test_a_run_whose_process_is_gone_is_ended_by_the_next_that_opens(dead: None)
 
 
 def test_a_journal_of_another_host_is_left_to_it_while_it_is_written_to(
-    monkeypatch: pytest.MonkeyPatch,
+    dead: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with stages.training("d" * 64) as run:
         pass
     monkeypatch.setattr(identity, "host", lambda: "another")
-    monkeypatch.setattr(identity, "is_alive", lambda owner: False)
     assert not outbox.close_orphans(Path("outbox"))
     path = Path("outbox") / run.reference.run_id / FILE
     os.utime(path, (1e9, 1e9))
@@ -264,7 +260,7 @@ def test_a_process_is_alive_only_if_it_is_the_same_one_and_no_zombie() -> None:
     child.wait()
 
 
-def test_a_disk_without_room_for_a_journal_is_said_and_stops_nothing(
+def test_a_full_disk_is_reported_once_a_stage_and_stops_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(descriptor: int, line: bytes) -> int:
@@ -288,20 +284,14 @@ def test_metrics_flatten_to_where_and_what() -> None:
     assert flatten_metrics(nested) == {"test/accuracy": 0.5}
 
 
-@pytest.mark.parametrize("script", ["prepare", "train", "evaluate", "export", "repro"])
-def test_no_stage_imports_mlflow(repository: Path, script: str) -> None:
+@pytest.mark.parametrize("stage", ["prepare", "train", "evaluate", "export", "repro"])
+def test_no_stage_imports_mlflow(repository: Path, python: Python, stage: str) -> None:
     code = (
         "import runpy, sys; runpy.run_path(sys.argv[1], run_name='imported');"
         "print(sorted(name for name in sys.modules if name.partition('.')[0] == 'mlflow'))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(repository / f"pipelines/{script}.py")],
-        env={**os.environ, "PYTHONPATH": str(repository / "src")},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout == "[]\n"
+    script = str(repository / f"pipelines/{stage}.py")
+    assert python("-c", code, script).stdout == "[]\n"
 
 
 WHOLE = """
@@ -327,14 +317,8 @@ print("done")
 """
 
 
-def test_nothing_that_a_stage_calls_imports_mlflow(repository: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", WHOLE],
-        env={**os.environ, "PYTHONPATH": str(repository / "src")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_nothing_that_a_stage_calls_imports_mlflow(python: Python) -> None:
+    done = python("-c", WHOLE, check=False)
     assert done.stdout.splitlines()[-1:] == ["done"], done.stderr
 
 
@@ -379,33 +363,44 @@ def change(committed: Path, **replaced: str) -> None:
     (committed / "params.yaml").write_text(text)
 
 
-def test_a_name_says_network_learning_rate_and_epochs(committed: Path) -> None:
-    assert run_name("train") == "convnet · lr 0.03 · 10 epochs"
-    change(committed, name="lenet5", lr="0.020", epochs="1")
-    assert run_name("train") == "lenet5 · lr 0.02 · 1 epoch"
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        ({}, "convnet · lr 0.03 · 10 epochs"),
+        ({"name": "lenet5", "lr": "0.020", "epochs": "1"}, "lenet5 · lr 0.02 · 1 epoch"),
+        (
+            {"weight_decay": "0.001", "seed": "2"},
+            "convnet · lr 0.03 · 10 epochs · seed 2 · weight_decay 0.001",
+        ),
+        (
+            {
+                "seed": "2",
+                "image_px": "64",
+                "weight_decay": "0",
+                "label_smoothing": "0",
+                "augment": "[crop, flip]",
+            },
+            "convnet · lr 0.03 · 10 epochs · seed 2 · image_px 64 · weight_decay 0 · 2 more",
+        ),
+        (
+            {"augment": "[crop, flip, rotate, colour, erase]"},
+            "convnet · lr 0.03 · 10 epochs · augment crop+flip+rotate+colour…",
+        ),
+        ({"augment": "[]"}, "convnet · lr 0.03 · 10 epochs · augment none"),
+        ({"latency_runs": "10"}, "convnet · lr 0.03 · 10 epochs"),
+    ],
+)
+def test_a_run_is_named_by_network_rate_epochs_and_what_differs_from_the_commit(
+    committed: Path, changed: dict[str, str], name: str
+) -> None:
+    change(committed, **changed)
+    assert run_name("train") == name
+    Clone(committed).run("git", "commit", "-q", "--allow-empty", "-am", "adopted")
+    assert run_name("train").count("·") == 2
 
 
-def test_a_name_says_what_else_differs_from_the_commit(committed: Path) -> None:
-    change(committed, weight_decay="0.001", seed="2")
-    assert run_name("train") == "convnet · lr 0.03 · 10 epochs · seed 2 · weight_decay 0.001"
-    Clone(committed).run("git", "commit", "-q", "-am", "adopted")
-    assert run_name("train") == "convnet · lr 0.03 · 10 epochs"
-
-
-def test_a_name_stays_short_where_much_differs(committed: Path) -> None:
-    change(committed, seed="2", image_px="64", weight_decay="0", label_smoothing="0", augment="[crop, flip]")
-    assert (
-        run_name("train") == "convnet · lr 0.03 · 10 epochs · seed 2 · image_px 64 · weight_decay 0 · 2 more"
-    )
-    change(committed, augment="[crop, flip, rotate, colour, erase]")
-    assert run_name("train").endswith(" · augment crop+flip+rotate+colour…")
-    change(committed, augment="[]")
-    assert run_name("train").endswith(" · augment none")
-
-
-def test_a_name_leaves_out_what_cannot_change_the_run(committed: Path) -> None:
+def test_a_name_has_the_params_of_the_given_stages(committed: Path) -> None:
     change(committed, latency_runs="10")
-    assert run_name("train") == "convnet · lr 0.03 · 10 epochs"
     assert run_name("train", "export") == "convnet · lr 0.03 · 10 epochs · latency_runs 10"
 
 

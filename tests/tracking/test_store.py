@@ -14,6 +14,7 @@ from convoy.core.contract import HEARTBEAT
 from convoy.core.errors import RequestError
 from convoy.repo import identity
 from convoy.tracking import outbox, stages, store
+from tracking_store import stored
 
 GONE = "999999:1.00"
 HERE = {"convoy.host": identity.host(), "convoy.owner": GONE}
@@ -45,18 +46,16 @@ def test_a_run_is_judged_by_its_process_here_and_by_its_heartbeat_elsewhere(
     assert ended == (["one"] if status != "RUNNING" else [])
 
 
-def test_runs_that_are_scheduled_or_not_convoys_are_left_alone(client: MlflowClient) -> None:
+def test_runs_that_are_scheduled_or_not_convoys_or_have_a_journal_here_are_left_alone(
+    client: MlflowClient,
+) -> None:
     scheduled = client.create_run("0", tags={"convoy.run_id": "a", **HERE}).info.run_id
     client.update_run(scheduled, "SCHEDULED")
     foreign = client.create_run("0").info.run_id
-    assert not store.end_abandoned(client, "0")
-    assert [client.get_run(run).info.status for run in (scheduled, foreign)] == ["SCHEDULED", "RUNNING"]
-
-
-def test_a_run_whose_journal_is_here_is_ended_by_what_the_journal_says(client: MlflowClient) -> None:
-    run = client.create_run("0", tags={"convoy.run_id": "a", **HERE}).info.run_id
-    assert not store.end_abandoned(client, "0", journals={"a"})
-    assert client.get_run(run).info.status == "RUNNING"
+    journaled = client.create_run("0", tags={"convoy.run_id": "b", **HERE}).info.run_id
+    assert not store.end_abandoned(client, "0", journals={"b"})
+    runs = [client.get_run(run).info.status for run in (scheduled, foreign, journaled)]
+    assert runs == ["SCHEDULED", "RUNNING", "RUNNING"]
 
 
 def test_an_uploader_ends_a_run_that_was_killed_and_leaves_one_that_a_later_stage_may_continue(
@@ -68,8 +67,7 @@ def test_an_uploader_ends_a_run_that_was_killed_and_leaves_one_that_a_later_stag
         killed.close()
     monkeypatch.setattr(identity, "is_alive", lambda owner: False)
     deliver()
-    found = [store.find(run.reference.run_id, client) for run in (between, killed)]
-    assert [run.info.status for run in found if run] == ["RUNNING", "KILLED"]
+    assert [stored(run, client).info.status for run in (between, killed)] == ["RUNNING", "KILLED"]
     with stages.continuing("evaluate", "d" * 64) as later:
         assert later.reference.run_id != killed.reference.run_id
 
@@ -79,13 +77,12 @@ def test_a_heartbeat_is_sent_while_a_run_lives(
 ) -> None:
     with stages.training("d" * 64) as run:
         deliver()
-        found = store.find(run.reference.run_id, client)
-        assert found
-        client.set_tag(found.info.run_id, HEARTBEAT, "old")
+        run_id = stored(run, client).info.run_id
+        client.set_tag(run_id, HEARTBEAT, "old")
         monkeypatch.setattr("convoy.tracking.mlflow_writer.HEARTBEAT_SECONDS", -1.0)
         deliver()
-        said = client.get_run(found.info.run_id).data.tags[HEARTBEAT]
-        assert datetime.now(UTC) - datetime.fromisoformat(said) < timedelta(minutes=1)
+        heartbeat = client.get_run(run_id).data.tags[HEARTBEAT]
+        assert datetime.now(UTC) - datetime.fromisoformat(heartbeat) < timedelta(minutes=1)
     assert outbox.journals(outbox.folder())
 
 
@@ -94,20 +91,6 @@ def database(path: Path, revision: str) -> str:
         made.execute("CREATE TABLE alembic_version (version_num VARCHAR(32))")
         made.execute("INSERT INTO alembic_version VALUES (?)", (revision,))
     return f"sqlite:///{path}"
-
-
-def test_a_store_of_an_older_mlflow_is_refused_with_the_command_that_brings_it_up_to_date(
-    tmp_path: Path,
-) -> None:
-    uri = database(tmp_path / "mlflow.db", "451aebb31d03")  # of MLflow 1.0
-    before = (tmp_path / "mlflow.db").read_bytes()
-    with pytest.raises(RequestError) as caught:
-        store.check_schema(uri)
-    assert str(caught.value).startswith(f"{tmp_path}/mlflow.db was written by an older MLflow")
-    assert str(caught.value).endswith(
-        f"\n  cp {tmp_path}/mlflow.db {tmp_path}/mlflow.db.before\n  mlflow db upgrade {uri}"
-    )
-    assert (tmp_path / "mlflow.db").read_bytes() == before
 
 
 def test_a_store_of_a_newer_mlflow_is_refused_with_what_to_install(tmp_path: Path) -> None:
@@ -132,11 +115,16 @@ def test_stores_that_mlflow_will_make_or_that_are_elsewhere_pass(tmp_path: Path)
     store.check_schema("postgresql://convoy@/mlflow")
 
 
-def test_the_latest_revision_is_that_of_a_new_store(workplace: Path) -> None:
-    uri = f"sqlite:///{workplace}/mlflow.db"
+def test_a_store_of_an_older_mlflow_is_refused_with_the_commands_that_upgrade_it(workplace: Path) -> None:
+    path = workplace / "mlflow.db"
+    uri = f"sqlite:///{path}"
     store.check_schema(uri)
-    with closing(sqlite3.connect(workplace / "mlflow.db")) as made, made:
+    with closing(sqlite3.connect(path)) as made, made:
         [[revision]] = made.execute("SELECT version_num FROM alembic_version")
-        made.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
-    with pytest.raises(RequestError, match=f"needs {revision}"):
+        made.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")  # of MLflow 1.0
+    before = path.read_bytes()
+    with pytest.raises(RequestError, match=f"needs {revision}") as caught:
         store.check_schema(uri)
+    assert str(caught.value).startswith(f"{path} was written by an older MLflow")
+    assert str(caught.value).endswith(f"\n  cp {path} {path}.before\n  mlflow db upgrade {uri}")
+    assert path.read_bytes() == before

@@ -2,10 +2,9 @@
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,28 +13,32 @@ from mlflow.tracking import MlflowClient
 from convoy.core import yaml
 from convoy.repo import identity
 from convoy.tracking import outbox, stages, store, sync
+from tracking_store import stored
 
 
-@pytest.mark.parametrize(("same", "final"), [(True, True), (False, False)])
-def test_a_lock_is_final_if_it_records_the_export_that_lies_here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, same: bool, final: bool
+def lock_export(digest: str) -> None:
+    """Write a dvc.lock that records an export with the reference of this hash."""
+    outs = [{"path": sync.EXPORTED.as_posix(), "md5": digest}]
+    sync.LOCK.write_text(yaml.dump({"stages": {"export": {"outs": outs}}}))
+
+
+def md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+
+
+@pytest.mark.parametrize("final", [True, False, None])
+def test_a_lock_is_final_if_it_records_the_export_in_the_workspace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, final: bool | None
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    path = tmp_path / sync.EXPORTED
-    path.parent.mkdir(parents=True)
-    path.write_text('{"run_id": "a"}')
-    digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() if same else "0" * 32
-    outs = [{"path": sync.EXPORTED.as_posix(), "md5": digest}]
-    (tmp_path / "dvc.lock").write_text(yaml.dump({"stages": {"export": {"outs": outs}}}))
-    assert sync._workspace_lock_is_final() is final
+    if final is not None:
+        sync.EXPORTED.parent.mkdir(parents=True)
+        sync.EXPORTED.write_text('{"run_id": "a"}')
+        lock_export(md5(sync.EXPORTED) if final else "0" * 32)
+    assert sync._workspace_lock_is_final() is bool(final)
 
 
-def test_without_a_lock_there_is_nothing_final(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert not sync._workspace_lock_is_final()
-
-
-def a_finished_run(workplace: Path) -> str:
+def finished_run() -> str:
     """Run what a pipeline tracks, and lock it as DVC does."""
     with stages.training("d" * 64):
         pass
@@ -43,9 +46,7 @@ def a_finished_run(workplace: Path) -> str:
         pass
     with stages.finishing("export") as run:
         pass
-    digest = hashlib.md5(sync.EXPORTED.read_bytes(), usedforsecurity=False).hexdigest()
-    outs = [{"path": sync.EXPORTED.as_posix(), "md5": digest}]
-    (workplace / "dvc.lock").write_text(yaml.dump({"stages": {"export": {"outs": outs}}}))
+    lock_export(md5(sync.EXPORTED))
     return run.reference.run_id
 
 
@@ -56,12 +57,11 @@ def test_a_run_that_was_kept_is_delivered_and_gets_its_lock(
     with monkeypatch.context() as patch:
         patch.setattr(outbox, "start_uploader", lambda *_: None)
         patch.setattr(outbox, "WAIT_SECONDS", 0.0)
-        run_id = a_finished_run(workplace)
+        run_id = finished_run()
     done = sync.sync()
     assert done == sync.Synced(delivered=[run_id], completed=[stages.run_name("train")])
     assert done.lines() == [f"delivered: {run_id}", f"completed with dvc.lock: {stages.run_name('train')}"]
-    found = store.find(run_id, client)
-    assert found
+    found = stored(run_id, client)
     lock = (workplace / "dvc.lock").read_bytes()
     assert found.data.tags["convoy.lock"] == hashlib.sha256(lock).hexdigest()
     assert Path(found.info.artifact_uri.removeprefix("file://"), "pipeline/dvc.lock").read_bytes() == lock
@@ -87,25 +87,16 @@ def test_dead_runs_are_ended_here_and_in_the_store(
     done = sync.sync()
     assert between.reference.run_id in done.ended
     assert done.delivered == [between.reference.run_id]
-    found = store.find(between.reference.run_id, client)
-    assert found
-    assert found.info.status == "FINISHED"
+    assert stored(between, client).info.status == "FINISHED"
     assert client.get_run(lost.info.run_id).info.status == "KILLED"
 
 
-def convoy(workplace: Path, repository: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", "from convoy.cli import main; main()", "sync", *words],
-        cwd=workplace,
-        env={**os.environ, "PYTHONPATH": str(repository / "src"), **env},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def test_the_command_exits_with_1_and_the_reason_while_a_store_refuses_and_with_0_once_it_is_back(
-    workplace: Path, repository: Path, empty_store: Path, real_uploader: None, monkeypatch: pytest.MonkeyPatch
+    workplace: Path,
+    python: Callable[..., "subprocess.CompletedProcess[str]"],
+    empty_store: Path,
+    real_uploader: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     server = workplace / "server"
     server.write_text("no folder")
@@ -115,14 +106,15 @@ def test_the_command_exits_with_1_and_the_reason_while_a_store_refuses_and_with_
         with stages.standalone("kept", {}) as run:
             pass
     run_id = run.reference.run_id
-    refused = convoy(workplace, repository)
+    command = ("-c", "from convoy.cli import main; main()", "sync")
+    refused = python(*command, check=False)
     assert refused.returncode == 1
     assert f"ERROR: Not synced to sqlite:///{server}/mlflow.db: " in refused.stderr
     assert f"kept in outbox/{run_id}; `convoy sync` delivers it." in refused.stderr
     server.unlink()
     server.mkdir()
     shutil.copy(empty_store, server / "mlflow.db")
-    back = convoy(workplace, repository, "--json")
+    back = python(*command, "--json", check=False)
     assert back.returncode == 0, back.stderr
     assert json.loads(back.stdout) == {"delivered": [run_id], "ended": [], "completed": [], "failed": {}}
     assert not sync.sync().lines()

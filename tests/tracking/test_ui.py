@@ -1,4 +1,4 @@
-"""`convoy ui` shows the same view on every MLflow server, and says what stands in the way."""
+"""`convoy ui` shows the same view on every MLflow server, or refuses with the remedy."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def test_the_runs_that_charts_show_have_a_colour_each(client: MlflowClient) -> N
         assert set(colours[2:]) == set(ui.COLOURS)
 
 
-def test_a_taken_port_is_told_with_one_that_is_free(workplace: Path) -> None:
+def test_a_taken_port_is_refused_with_one_that_is_free(workplace: Path) -> None:
     with socket.socket() as other:
         other.bind((ui.HOST, 0))
         other.listen()
@@ -62,7 +62,7 @@ def test_a_taken_port_is_told_with_one_that_is_free(workplace: Path) -> None:
     assert not (workplace / "outbox").exists(), "nothing was begun"
 
 
-def test_a_server_that_does_not_answer_is_named_with_what_to_do(
+def test_a_server_that_does_not_answer_is_named_with_the_remedy(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ada:secret@127.0.0.1:9")

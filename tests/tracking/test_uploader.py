@@ -1,12 +1,10 @@
 """The uploader as a process: it outlives stages, survives kills, and keeps what a store does not take."""
 
-import os
 import shutil
 import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -19,11 +17,14 @@ from clones import kill_uploaders
 from convoy.tracking import outbox, stages, store, uploader
 from convoy.tracking.journal import FILE, Journal, Sent, state
 from convoy.tracking.run import Run
+from tracking_store import stored, wait
 
 Deliver = Callable[[], None]
 
 DEADLINE_S = 300.0
 """Longest wait for an uploader: on busy cores its low priority makes its start take a minute."""
+
+Python = Callable[..., "subprocess.CompletedProcess[str]"]
 
 STAGE = """
 import sys, time
@@ -42,77 +43,55 @@ print(run.reference.run_id)
 """
 
 
-def stage(repository: Path, folder: Path, points: int = 10, **env: str) -> str:
-    """Run what a stage does in a process of its own; return the run's id."""
-    done = subprocess.run(
-        [sys.executable, "-c", STAGE, str(points)],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(repository / "src"), **env},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout.split()[-1]
-
-
-def wait(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.05)
-
-
 def left(workplace: Path) -> bool:
     return not outbox.is_uploader_running(workplace / "outbox")
 
 
 @pytest.mark.usefixtures("real_uploader")
 def test_a_stage_ends_before_its_uploader_which_delivers_and_leaves(
-    workplace: Path, repository: Path, client: MlflowClient
+    workplace: Path, python: Python, client: MlflowClient
 ) -> None:
-    run_id = stage(repository, workplace)
+    run_id = python("-c", STAGE, "10", cwd=workplace).stdout.split()[-1]
     assert not left(workplace), "the stage waited for its uploader, or its pipes were held open"
-    wait(lambda: left(workplace))
-    found = store.find(run_id, client)
-    assert found
-    assert found.info.status == "FINISHED"
+    wait(lambda: left(workplace), DEADLINE_S)
+    assert stored(run_id, client).info.status == "FINISHED"
     assert "delivered" in (workplace / "outbox/uploader.log").read_text()
 
 
 @pytest.mark.usefixtures("real_uploader")
 def test_the_temporary_workspace_of_an_experiment_may_go_at_once(
-    workplace: Path, repository: Path, client: MlflowClient, tmp_path: Path
+    workplace: Path, repository: Path, python: Python, client: MlflowClient, tmp_path: Path
 ) -> None:
     workspace = tmp_path / "temporary"
     workspace.mkdir()
     shutil.copy(workplace / "params.yaml", workspace)
     for folder in (workplace, workspace):
         shutil.copytree(repository / "src", folder / "src")
-    run_id = stage(workspace, workspace, DVC_ROOT=str(workplace))
+    env = {"DVC_ROOT": str(workplace), "PYTHONPATH": str(workspace / "src")}
+    run_id = python("-c", STAGE, "10", cwd=workspace, **env).stdout.split()[-1]
     shutil.rmtree(workspace)
-    wait(lambda: left(workplace))
+    wait(lambda: left(workplace), DEADLINE_S)
     assert store.find(run_id, client), (workplace / "outbox/uploader.log").read_text()
 
 
 @pytest.mark.usefixtures("real_uploader")
 def test_an_uploader_that_is_killed_again_and_again_leaves_no_double_and_no_hole(
-    workplace: Path, repository: Path, client: MlflowClient
+    workplace: Path, python: Python, client: MlflowClient
 ) -> None:
-    run_id = stage(repository, workplace, points=3_000)
+    run_id = python("-c", STAGE, "3000", cwd=workplace).stdout.split()[-1]
     folder = workplace / "outbox" / run_id
     kills = 0
     for _ in range(3):
         before = Sent.load(folder).entries
-        wait(lambda more=before + 1: Sent.load(folder).entries >= more or not folder.exists())
+        wait(lambda more=before + 1: Sent.load(folder).entries >= more or not folder.exists(), DEADLINE_S)
         kills += not left(workplace)
         kill_uploaders(workplace)
         if not folder.exists():
             break
         outbox.start_uploader(workplace / "outbox")
-    wait(lambda: not folder.exists())
+    wait(lambda: not folder.exists(), DEADLINE_S)
     assert kills >= 2, "it was done before it was killed"
-    found_run = store.find(run_id, client)
-    assert found_run
+    found_run = stored(run_id, client)
     assert found_run.info.status == "FINISHED"
     for name in ("step/loss", "step/lr"):
         history = client.get_metric_history(found_run.info.run_id, name)
@@ -121,18 +100,11 @@ def test_an_uploader_that_is_killed_again_and_again_leaves_no_double_and_no_hole
 
 
 @pytest.mark.usefixtures("real_uploader")
-def test_a_second_uploader_leaves_at_once(workplace: Path, repository: Path) -> None:
+def test_a_second_uploader_leaves_at_once(workplace: Path, python: Python) -> None:
     where = workplace / "outbox"
     where.mkdir()
     with outbox.uploader_lock(where):
-        done = subprocess.run(
-            [sys.executable, "-X", "importtime", "-m", "convoy.tracking.uploader"],
-            cwd=workplace,
-            env={**os.environ, "PYTHONPATH": str(repository / "src")},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        done = python("-X", "importtime", "-m", "convoy.tracking.uploader", cwd=workplace)
     assert "mlflow" not in done.stderr
 
 
@@ -140,9 +112,9 @@ def test_a_second_uploader_leaves_at_once(workplace: Path, repository: Path) -> 
 def test_the_store_of_a_new_repository_is_made_before_its_first_run(workplace: Path) -> None:
     (workplace / "mlflow.db").unlink()
     outbox.prepare_store(workplace / "outbox")
-    wait((workplace / "mlflow.db").exists)
+    wait((workplace / "mlflow.db").exists, DEADLINE_S)
     store.check_schema(store.uri())  # whole from the moment at which it is there
-    wait(lambda: store.connect().get_experiment_by_name("convoy") is not None)
+    wait(lambda: store.connect().get_experiment_by_name("convoy") is not None, DEADLINE_S)
     assert not list(workplace.glob("mlflow.db.new*"))
 
 
@@ -151,7 +123,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, uri: str = "http://me:s3cret@127.0.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
 
 
-def test_what_a_store_refuses_is_kept_and_said_once(
+def test_a_run_that_a_store_refuses_is_kept_and_reported_once(
     workplace: Path, deliver: Deliver, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     failing(monkeypatch)
@@ -162,8 +134,8 @@ def test_what_a_store_refuses_is_kept_and_said_once(
         deliver()
     with stages.finishing("export"):
         deliver()
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Not synced")]
-    [line] = said
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Not synced")]
+    [line] = lines
     run_id = run.reference.run_id
     assert line.startswith("Not synced to http://me:***@127.0.0.1:9: API request")
     assert line.endswith(f"Run {run_id} is kept in outbox/{run_id}; `convoy sync` delivers it.")
@@ -188,9 +160,7 @@ def test_what_was_kept_is_delivered_once_the_store_is_back(
     shutil.copy(empty_store, workplace / "server/mlflow.db")
     deliver()
     assert not folder.exists()
-    found = store.find(run.reference.run_id, MlflowClient(uri))
-    assert found
-    assert found.data.metrics == {"train/loss": 1.0}
+    assert stored(run, MlflowClient(uri)).data.metrics == {"train/loss": 1.0}
 
 
 def test_a_store_of_an_older_mlflow_is_left_alone_and_the_command_is_named(
@@ -229,9 +199,7 @@ def test_a_run_that_was_deleted_in_mlflow_is_not_made_again_and_the_reason_is_ke
 ) -> None:
     with stages.training("d" * 64) as run:
         deliver()
-        found = store.find(run.reference.run_id, client)
-        assert found
-        client.delete_run(found.info.run_id)
+        client.delete_run(stored(run, client).info.run_id)
         run.log_metrics({"train/loss": 1.0}, 1)
         deliver()
     assert "deleted" in Sent.load(workplace / "outbox" / run.reference.run_id).error
@@ -326,9 +294,7 @@ def a_run() -> Run:
     return run
 
 
-def test_waiting_says_why_something_is_not_delivered(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_waiting_returns_why_a_run_is_not_delivered(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_id = a_run().reference.run_id
     [sentence] = outbox.wait_until_uploaded([run_id], workplace / "outbox", None).values()
     assert "the uploader ended early, see outbox/uploader.log" in sentence
