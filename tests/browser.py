@@ -7,14 +7,12 @@ from pathlib import Path
 
 from playwright.sync_api import ConsoleMessage, Page, expect, sync_playwright
 
-from servers import find, require
+from servers import require
 
 WIDTH_PX = 1400
 HEIGHT_PX = 800
 PATIENCE_MS = 30_000
 """Longest time for anything to appear; a loaded machine takes seconds, an idle one a tenth of one."""
-
-NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 # Asked on every page; a server without users answers 404, which Chromium reports as an error.
 MLFLOWS_OWN = "/ajax-api/2.0/mlflow/users/current"
@@ -23,7 +21,7 @@ MLFLOWS_OWN = "/ajax-api/2.0/mlflow/users/current"
 @contextmanager
 def opened(address: str) -> Iterator[Page]:
     """Open an address in a browser that has never been there; in the end, no error may have been reported."""
-    program = next((found for name in NAMES if (found := find(name))), None) or require(NAMES[0], NAMES[0])
+    program = require("chromium", "chromium")
     complaints: list[str] = []
 
     def heard(message: ConsoleMessage) -> None:

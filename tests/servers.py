@@ -1,6 +1,6 @@
 """An MLflow server on PostgreSQL for the tests: one per test session, shared by all workers.
 
-The first worker that asks starts a guard: `python tests/servers.py FOLDER`. It owns both servers and
+The first worker that needs it starts a guard: `python tests/servers.py FOLDER`. It owns both servers and
 stops them when the last worker that uses them is gone, however that worker ended.
 """
 
@@ -15,7 +15,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -72,20 +72,14 @@ def running(folder: Path) -> Iterator[str]:
     # PostgreSQL's socket lies here: its path may have 107 bytes at most, and its user must reach it.
     base = Path(tempfile.mkdtemp(prefix="convoy-pg-"))
     folder.mkdir(parents=True)
-    with (folder / "postgres.log").open("w") as said:
-        try:
-            database = _start_postgres(base, said.fileno())
-            try:
-                mlflow, uri = _start_mlflow(base, folder)
-                try:
-                    yield uri
-                finally:
-                    _stop_group(mlflow)
-            finally:
-                database.send_signal(signal.SIGINT)  # its word for: close connections, then stop
-                database.wait()
-        finally:
-            shutil.rmtree(base, ignore_errors=True)
+    with (folder / "postgres.log").open("w") as log, ExitStack() as stack:
+        stack.callback(shutil.rmtree, base, ignore_errors=True)
+        database = _start_postgres(base, log.fileno())
+        stack.callback(database.wait)
+        stack.callback(database.send_signal, signal.SIGINT)  # closes connections, then stops
+        mlflow, uri = _start_mlflow(base, folder)
+        stack.callback(_stop_group, mlflow)
+        yield uri
 
 
 def _start_postgres(base: Path, log: int) -> "subprocess.Popen[bytes]":
@@ -124,7 +118,7 @@ def _start_mlflow(base: Path, folder: Path) -> "tuple[subprocess.Popen[bytes], s
     """Start an MLflow server whose runs are in the database and whose artifacts are in `folder`."""
     # Ports that systems hand out lie above 32767; those that browsers refuse end at 10080.
     uri = f"http://127.0.0.1:{free_port()}"
-    with (folder / "mlflow.log").open("w") as said:
+    with (folder / "mlflow.log").open("w") as log:
         serving = subprocess.Popen(
             [
                 *(sys.executable, "-m", "mlflow", "server"),
@@ -135,7 +129,7 @@ def _start_mlflow(base: Path, folder: Path) -> "tuple[subprocess.Popen[bytes], s
             cwd=folder,
             env={key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
             | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
-            stdout=said,
+            stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
@@ -148,14 +142,14 @@ def _start_mlflow(base: Path, folder: Path) -> "tuple[subprocess.Popen[bytes], s
 
 
 def answers(uri: str) -> bool:
-    """Tell whether an MLflow server is ready to serve."""
+    """Check whether an MLflow server is ready to serve."""
     with suppress(OSError), urllib.request.urlopen(f"{uri}/health", timeout=5) as answer:  # noqa: S310 (http)
         return bool(answer.status == 200)
     return False
 
 
 def _wait_for(ready: Callable[[], bool], process: "subprocess.Popen[bytes]") -> None:
-    """Ask until a process is ready to serve.
+    """Wait until a process is ready to serve.
 
     Raises:
         RuntimeError: it ended, or was not ready in time.
@@ -170,7 +164,7 @@ def _wait_for(ready: Callable[[], bool], process: "subprocess.Popen[bytes]") -> 
 def _stop_group(process: "subprocess.Popen[bytes]") -> None:
     """Stop a server and the workers that it started."""
     for how in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError, PermissionError):  # macOS says the latter of a group of zombies
+        with suppress(ProcessLookupError, PermissionError):  # macOS raises the latter for a group of zombies
             os.killpg(process.pid, how)
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=10)
@@ -184,7 +178,7 @@ def guard(shared: Path) -> None:
         _write(ready, {"uri": uri, "guard": os.getpid()})
         while True:
             time.sleep(POLL_S)
-            with lock:  # a worker that asks now gets these servers or finds that there are none
+            with lock:  # a worker that joins now gets these servers or starts others
                 if not any(_lives(int(path.name)) for path in (shared / "users").iterdir()):
                     ready.unlink()
                     break
@@ -206,27 +200,27 @@ def join(shared: Path) -> str:
     """Take part in the servers of `shared`, which are started where they do not run; give their address."""
     (shared / "users").mkdir(parents=True, exist_ok=True)
     ready = shared / "ready.json"
-    with FileLock(shared / "lock"), (shared / "guard.log").open("a") as said:
+    with FileLock(shared / "lock"), (shared / "guard.log").open("a") as log:
         (shared / "users" / str(os.getpid())).touch()
         if not ready.exists() or not _lives(json.loads(ready.read_text())["guard"]):
             ready.unlink(missing_ok=True)
             guarding = subprocess.Popen(
                 [sys.executable, __file__, str(shared)],
-                stdout=said,
-                stderr=said,
+                stdout=log,
+                stderr=log,
                 start_new_session=True,  # Ctrl-C in the terminal is for pytest: the guard sees it end
             )
             try:
                 _wait_for(ready.exists, guarding)
             except RuntimeError as error:
                 raise RuntimeError(
-                    f"{error}\n{Path(said.name).read_text()[-2000:]}\nFolder: {shared}"
+                    f"{error}\n{Path(log.name).read_text()[-2000:]}\nFolder: {shared}"
                 ) from error
         return str(json.loads(ready.read_text())["uri"])
 
 
 def leave(shared: Path) -> None:
-    """Say that this process needs the servers no longer."""
+    """Record that this process no longer needs the servers."""
     (shared / "users" / str(os.getpid())).unlink(missing_ok=True)
 
 

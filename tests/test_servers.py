@@ -1,4 +1,4 @@
-"""The servers that tests share: found, required in CI, stopped when nobody needs them."""
+"""The servers that tests share: required in CI, stopped when nobody needs them."""
 
 import subprocess
 import sys
@@ -23,15 +23,14 @@ servers.guard(pathlib.Path({shared!r}))
 """
 
 
-def test_a_missing_program_skips_the_test_and_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CI", raising=False)
-    with pytest.raises(pytest.skip.Exception, match="no-such is not installed; on Debian: apt-get install"):
-        servers.require("no-such", "some-package")
-
-
-def test_a_missing_program_fails_the_test_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CI", "true")
-    with pytest.raises(pytest.fail.Exception, match=r"apt-get install some-package \(`make packages` does"):
+@pytest.mark.parametrize(
+    ("ci", "outcome"), [("", pytest.skip.Exception), ("true", pytest.fail.Exception)], ids=["local", "ci"]
+)
+def test_a_missing_program_skips_the_test_or_fails_it_in_ci_and_names_the_package(
+    monkeypatch: pytest.MonkeyPatch, ci: str, outcome: type[BaseException]
+) -> None:
+    monkeypatch.setenv("CI", ci)
+    with pytest.raises(outcome, match="no-such is not installed; on Debian: apt-get install some-package"):
         servers.require("no-such", "some-package")
 
 
@@ -53,6 +52,6 @@ def test_servers_stop_when_the_last_process_that_used_them_was_killed(tmp_path: 
     assert guard.poll() is None, "one user is left"
     users[1].kill()
     users[1].wait()
-    said, _ = guard.communicate(timeout=30)
-    assert said.split() == ["started", "stopped"]
+    output, _ = guard.communicate(timeout=30)
+    assert output.split() == ["started", "stopped"]
     assert not (tmp_path / "ready.json").exists()

@@ -271,19 +271,6 @@ def test_many_points_take_few_calls(
     assert len(client.get_metric_history(stored(run, client).info.run_id, "step/lr")) == 1500
 
 
-def test_a_result_adds_no_point_to_a_curve(client: MlflowClient, deliver: Deliver) -> None:
-    with stages.training("d" * 64) as run:
-        run.log_metrics({"val/loss": 2.0}, 1)
-        run.log_metrics({"val/loss": 1.0}, 2)
-        run.log_result({"val": {"loss": 1.0}, "best": {"epoch": 2}})
-    deliver()
-    found = stored(run, client)
-    assert found.info.status == "RUNNING"
-    history = client.get_metric_history(found.info.run_id, "val/loss")
-    assert [(point.step, point.value) for point in history] == [(1, 2.0), (2, 1.0)]
-    assert found.data.metrics["best/epoch"] == 2
-
-
 def test_a_run_that_mlflow_opened_is_joined_and_what_was_typed_there_stays(
     client: MlflowClient, deliver: Deliver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

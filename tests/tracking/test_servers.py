@@ -143,26 +143,6 @@ def test_a_slow_server_slows_no_writer_and_gets_everything(
     assert len(through.calls) < 60, "what was written together is sent together"
 
 
-def test_a_server_that_refuses_from_the_start_gets_everything_by_sync(
-    through: Proxy, client: MlflowClient, workplace: Path, real_uploader: None
-) -> None:
-    through.refuse()
-    with stages.standalone("refused", {"why": "down"}) as run:
-        run.log_points(curve(1, 51))
-        run.log_file(workplace / "params.yaml")
-    with pytest.raises(sync.SyncError, match=rf"Not synced to {through.uri}: .* `convoy sync` delivers it"):
-        sync.require(sync.sync())
-    assert [path.name for path in outbox.journals(workplace / "outbox")] == [run.reference.run_id]
-    through.accept()
-    synced = sync.sync()
-    assert not synced.failed
-    assert synced.delivered == [run.reference.run_id]
-    found = one(client, run.reference.run_id)
-    assert (found.info.status, found.data.tags["why"]) == ("FINISHED", "down")
-    assert len(client.get_metric_history(found.info.run_id, "train/loss")) == 50
-    assert "params.yaml" in {entry.path for entry in client.list_artifacts(found.info.run_id)}
-
-
 @pytest.mark.usefixtures("real_uploader")
 def test_two_runs_of_two_processes_at_once_arrive_apart(
     through: Proxy, client: MlflowClient, workplace: Path, repository: Path

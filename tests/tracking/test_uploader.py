@@ -144,25 +144,6 @@ def test_a_run_that_a_store_refuses_is_kept_and_reported_once(
     assert state(workplace / "outbox" / run_id).ended == "FINISHED"
 
 
-def test_what_was_kept_is_delivered_once_the_store_is_back(
-    workplace: Path, empty_store: Path, deliver: Deliver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    uri = f"sqlite:///{workplace}/server/mlflow.db"
-    failing(monkeypatch, uri)
-    (workplace / "server").write_text("no folder")
-    with stages.standalone("kept", {}) as run:
-        run.log_metrics({"train/loss": 1.0}, 1)
-    deliver()
-    folder = workplace / "outbox" / run.reference.run_id
-    assert "File exists" in Sent.load(folder).error
-    (workplace / "server").unlink()
-    (workplace / "server").mkdir()
-    shutil.copy(empty_store, workplace / "server/mlflow.db")
-    deliver()
-    assert not folder.exists()
-    assert stored(run, MlflowClient(uri)).data.metrics == {"train/loss": 1.0}
-
-
 def test_a_store_of_an_older_mlflow_is_left_alone_and_the_command_is_named(
     workplace: Path, deliver: Deliver
 ) -> None:

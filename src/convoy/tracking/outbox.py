@@ -75,13 +75,9 @@ def uploader_lock(outbox: Path) -> filelock.BaseFileLock:
 
 def is_uploader_running(outbox: Path) -> bool:
     """Check whether an uploader holds its lock."""
-    lock = uploader_lock(outbox)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        return True
-    lock.release()
-    return False
+    with suppress(filelock.Timeout), uploader_lock(outbox):
+        return False
+    return True
 
 
 def start_uploader(outbox: Path, owner: str = "") -> "subprocess.Popen[bytes] | None":

@@ -59,15 +59,13 @@ def connect(address: str = "") -> "MlflowClient":
 @contextlib.contextmanager
 def as_default(address: str) -> Iterator[None]:
     """Make a store MLflow's default: its registry looks logged models up there, whatever client calls it."""
-    before = os.environ.get("MLFLOW_TRACKING_URI")
+    before = {key: value for key, value in os.environ.items() if key == "MLFLOW_TRACKING_URI"}
     os.environ["MLFLOW_TRACKING_URI"] = address
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["MLFLOW_TRACKING_URI"]
-        else:
-            os.environ["MLFLOW_TRACKING_URI"] = before
+        del os.environ["MLFLOW_TRACKING_URI"]
+        os.environ.update(before)
 
 
 def make_file(address: str) -> None:

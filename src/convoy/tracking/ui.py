@@ -10,7 +10,7 @@ import socket
 import sys
 import warnings
 import webbrowser
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
 from convoy.core import stage
@@ -209,7 +209,7 @@ def _refuse_taken(port: int) -> None:
     """Refuse a port that something listens on, naming a free one."""
     if _is_free(port):
         return
-    free = next(other for other in [*range(port + 1, 65536), *range(1024, port)] if _is_free(other))
+    free = next(filter(_is_free, [*range(port + 1, 65536), *range(1024, port)]))
     raise RequestError(
         f"port {port} is taken, perhaps by another `make ui`, or reserved; port {free} is free. "
         f"Type: make ui PORT={free} (or: convoy ui --port {free})"
@@ -217,10 +217,8 @@ def _refuse_taken(port: int) -> None:
 
 
 def _is_free(port: int) -> bool:
-    with closing(socket.socket()) as probe:
+    with closing(socket.socket()) as probe, suppress(OSError):
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-    return True
+        probe.bind((HOST, port))
+        return True
+    return False
