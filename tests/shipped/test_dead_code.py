@@ -10,6 +10,8 @@ DECORATORS = ["@*.command*", "@*.callback*", "@*validator*", "@*serializer*", "@
 NAMES = [
     "forward",  # torch
     "check_mapping_key",  # ruamel
+    "live_out",  # codecarbon
+    "PagedList",  # named in a quoted annotation
     "list_commands",  # click
     "on_*", "setup", "*_step", "configure_*", "*_dataloader", "*state_dict", "transfer_batch_to_device",  # Lightning
     "save_checkpoint", "remove_checkpoint",  # Lightning's CheckpointIO
