@@ -7,7 +7,8 @@ import pytest
 import fixed_models
 from convoy.core.errors import DataError
 from convoy.export import onnx_model
-from convoy.gate.test_images import THUMBNAIL_PX, TestImages
+from convoy.gate import test_images as splits
+from convoy.gate.test_images import THUMBNAIL_PX
 from convoy.images.decode import Decoded
 
 LABELS = [("ape", "bee")[n % 2] for n in range(30)]
@@ -54,7 +55,7 @@ def test_images_come_from_an_archive_as_well(project, tmp_path):
     with zipfile.ZipFile(archive, "w") as file:
         for path in sorted((project.home / "data").rglob("*.png")):
             file.write(path, path.relative_to(project.home / "data"))
-    test_images = TestImages.load(project.home / "dataset", archive)
+    test_images = splits.TestImages.load(project.home / "dataset", archive)
     images = read_all(test_images, [3, 7])
     assert sorted(images) == [3, 7]
     np.testing.assert_array_equal(images[7], fixed_models.image_u8(number(test_images.paths[7])))
@@ -69,7 +70,7 @@ def test_of_a_folder_only_requested_files_are_read(project):
 
 
 def test_no_indices_read_nothing(project, tmp_path):
-    assert list(TestImages.load(project.home / "dataset", tmp_path / "gone").read([])) == []
+    assert list(splits.TestImages.load(project.home / "dataset", tmp_path / "gone").read([])) == []
 
 
 def test_memory_holds_one_chunk_at_a_time(project, monkeypatch):
@@ -107,7 +108,7 @@ def test_a_damaged_file_is_an_error(project, damage, message):
 
 def test_missing_data_name_the_command_that_fetches_them(project, tmp_path):
     with pytest.raises(DataError, match=r"gone does not exist\. Fetch it with `dvc repro`"):
-        read_all(TestImages.load(project.home / "dataset", tmp_path / "gone"), [0])
+        read_all(splits.TestImages.load(project.home / "dataset", tmp_path / "gone"), [0])
 
 
 def test_a_dataset_without_a_manifest_is_refused(project):
@@ -115,14 +116,14 @@ def test_a_dataset_without_a_manifest_is_refused(project):
     with pytest.raises(
         DataError, match=r"manifest\.parquet does not exist\. Make it with `dvc repro prepare`"
     ):
-        TestImages.load(project.home / "dataset", project.home / "data")
+        splits.TestImages.load(project.home / "dataset", project.home / "data")
 
 
 def test_a_manifest_of_an_earlier_version_is_refused(project):
     path = project.home / "dataset" / "manifest.parquet"
     pq.write_table(pq.read_table(path).drop_columns(["pixels"]), path)
     with pytest.raises(DataError, match=r"no column `pixels`: an earlier version.*dvc repro --force prepare"):
-        TestImages.load(project.home / "dataset", project.home / "data")
+        splits.TestImages.load(project.home / "dataset", project.home / "data")
 
 
 def test_thumbnails_are_small_and_of_the_requested_images(project, monkeypatch):
