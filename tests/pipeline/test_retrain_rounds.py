@@ -22,7 +22,7 @@ from convoy.core import yaml
 pytestmark = pytest.mark.pipeline
 
 MODEL = "rounds"
-TEST, VAL, FEW, MANY = 300, 100, 60, 500
+TEST, VAL, FEW, MANY = 300, 100, 150, 500
 """Images of the parts of a delivery, and of its train part at first and later."""
 
 SMALL = {

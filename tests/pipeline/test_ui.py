@@ -17,7 +17,7 @@ from convoy.tracking import ui
 pytestmark = pytest.mark.pipeline
 
 BASELINE = "convnet · lr 0.03 · 10 epochs"
-NAMES = ("lenet5 · lr 0.1 · 4 epochs", "lenet5 · lr 0.05 · 4 epochs", "lenet5 · lr 0.02 · 4 epochs", BASELINE)
+NAMES = (*(f"lenet5 · lr {lr} · 4 epochs · weight_decay 5e-05" for lr in ("0.1", "0.05", "0.02")), BASELINE)
 """Newest first, as the table shows them."""
 
 

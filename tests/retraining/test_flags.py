@@ -18,4 +18,4 @@ def test_force_and_pull_reach_dvc_and_other_words_do_not(clone: Clone, tmp_path:
     said = own.run(*script, "--force", "--until", "train", "--pull", fails=True, PYTHONPATH=path)
     assert "DVC repro --force --pull train\n" in said
     said = own.run(*script, "--dry", fails=True, PYTHONPATH=path)
-    assert "cannot read '--dry'" in said
+    assert "'--dry'" in said

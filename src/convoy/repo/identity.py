@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import socket
+import sys
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -111,6 +112,13 @@ def _too_large() -> str:
     return f"more than {DIFF_BYTES / 1e6:.0f} MB differ from the commit"
 
 
+EPOCH_S = 1e9
+"""Seconds that no machine has been up for, and that all times since 1970 exceed."""
+
+SAME_START_S = 1.5
+"""Largest difference between two readings of one start: Linux gives the time of boot in whole seconds."""
+
+
 def process_tags() -> dict[str, str]:
     """Return the tags of a run that name user, host and the process that it lives and dies with.
 
@@ -138,7 +146,7 @@ def host() -> str:
 
 def name(process: psutil.Process) -> str:
     """Name a process as `pid:start`, so that a later one with the same number is told apart."""
-    return f"{process.pid}:{process.create_time():.2f}"
+    return f"{process.pid}:{_start(process):.2f}"
 
 
 def is_alive(owner: str) -> bool:
@@ -146,10 +154,20 @@ def is_alive(owner: str) -> bool:
     pid, _, created = owner.partition(":")
     try:
         process = psutil.Process(int(pid))
-        same = abs(process.create_time() - float(created)) < 1.0
+        earlier = float(created) > EPOCH_S  # written by an earlier Convoy, as time since 1970
+        same = abs((process.create_time() if earlier else _start(process)) - float(created)) < SAME_START_S
         return bool(same and process.status() != psutil.STATUS_ZOMBIE)  # killed, and not yet collected
     except (psutil.Error, ValueError):
         return False
+
+
+def _start(process: psutil.Process) -> float:
+    """Return when a process started, in seconds: on Linux since boot, elsewhere since 1970.
+
+    Linux keeps the time since boot; psutil adds the time of boot, which moves when the clock is set, so that a
+    process would seem to be another one after some minutes.
+    """
+    return process.create_time() - (psutil.boot_time() if sys.platform == "linux" else 0.0)
 
 
 def _command(process: psutil.Process) -> list[str]:
