@@ -167,7 +167,7 @@ def _start(process: psutil.Process) -> float:
     Linux keeps the time since boot; psutil adds the time of boot, which moves when the clock is set, so that a
     process would seem to be another one after some minutes.
     """
-    return process.create_time() - (psutil.boot_time() if sys.platform == "linux" else 0.0)
+    return float(process.create_time()) - (float(psutil.boot_time()) if sys.platform == "linux" else 0.0)
 
 
 def _command(process: psutil.Process) -> list[str]:
