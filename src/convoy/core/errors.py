@@ -37,8 +37,6 @@ class TrainingError(ConvoyError):
 class TrainingPaused(ConvoyError):  # noqa: N818 (not an error: the time budget is spent)
     """Training stopped at its time budget and resumes from its checkpoint."""
 
-    exit_code = 1
-
 
 class MigrationError(ConvoyError):
     """The migration is incomplete; the same command continues where it stopped."""
