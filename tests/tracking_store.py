@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,9 +28,9 @@ from mlflow.entities import (
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
 
-from convoy.tracking import stages, store
-from convoy.tracking.migration.migrate import migrate
-from convoy.tracking.migration.report import Report
+from convoy.core import files
+from convoy.tracking import stages
+from convoy.tracking.migration import Report, migrate
 from convoy.tracking.run import Run as OwnRun
 
 POINTS = 2300
@@ -110,10 +111,48 @@ def wait(condition: Callable[[], bool], seconds: float = 60.0) -> None:
 
 
 def stored(run: OwnRun | str, client: MlflowClient) -> Run:
-    """Return what the store has of a run, by Convoy's id."""
-    stored_run = store.find(run if isinstance(run, str) else run.reference.run_id, client)
-    assert stored_run
-    return stored_run
+    """Return what the store has of a run, by Convoy's id; a second one would be a double."""
+    run_id = run if isinstance(run, str) else run.reference.run_id
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    [found] = client.search_runs(experiments, f"tags.`convoy.run_id` = '{run_id}'")
+    return client.get_run(found.info.run_id)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+def download(client: MlflowClient, run: Run, path: str) -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as scratch:
+        return contents(Path(client.download_artifacts(run.info.run_id, path, scratch)))
+
+
+def assert_whole(client: MlflowClient, run: OwnRun, folder: Path, points: int) -> Run:
+    """Compare what a store has of a run with what `write_run` wrote: nothing lacks, nothing is there twice."""
+    found = stored(run, client)
+    assert (found.info.status, found.info.run_name) == ("FINISHED", stages.run_name())
+    assert {"train.lr", "export.latency_runs"} <= set(found.data.params)
+    history = client.get_metric_history(found.info.run_id, "train/loss")
+    assert sorted(
+        [(point.key, point.value, point.step, point.timestamp) for point in history], key=lambda each: each[2]
+    ) == curve(1, points + 1)
+    assert [entry.dataset.digest for entry in found.inputs.dataset_inputs] == ["d" * 32]
+    fetched = download(client, found, "")
+    report = {f"evaluation/{path}": content for path, content in contents(folder / "evaluation").items()}
+    assert {path: fetched[path] for path in fetched if path.startswith("evaluation/")} == report
+    assert {"pipeline/params.yaml", "pipeline/data.dvc", "report.html"} <= set(fetched)
+    [model] = client.search_logged_models(
+        [found.info.experiment_id], f"source_run_id = '{found.info.run_id}'"
+    )
+    assert [output.model_id for output in found.outputs.model_outputs] == [model.model_id]
+    logged = download(client, found, "model")
+    assert logged["model.onnx"] == (folder / "model.onnx").read_bytes()
+    assert found.data.tags["convoy.onnx_sha256"] == files.sha256(folder / "model.onnx")
+    assert logged["images.parquet"] == b"images", "what belongs to the model is beside it"
+    assert b"image" in logged["MLmodel"]
+    return found
 
 
 def curve(start: int, stop: int) -> list[tuple[str, float, int, int]]:

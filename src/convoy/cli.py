@@ -12,11 +12,9 @@ from convoy import __version__
 from convoy.commands.data import data
 from convoy.commands.explain import explain
 from convoy.commands.lineage import trace, why
-from convoy.commands.migrate import migrate
 from convoy.commands.network import network
 from convoy.commands.registry import promote, register, rollback
-from convoy.commands.sweep import sweep
-from convoy.commands.ui import ui
+from convoy.commands.runs import migrate, sweep, sync, ui
 from convoy.commands.weights import weights
 from convoy.core import stage
 from convoy.core.errors import ConvoyError
@@ -75,36 +73,6 @@ def predict(
     from convoy.serving.predict import show
 
     raise typer.Exit(show(answer(model, paths), as_json=as_json))
-
-
-def sync(
-    *,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object with what was done.")
-    ] = False,
-) -> None:
-    """Complete the tracking store: upload pending runs, close those whose process died, attach dvc.lock.
-
-    Runs are written to outbox/ first and uploaded while the pipeline works, so this is needed only
-    after a tracking server was unreachable or the machine was switched off.
-
-    Example: convoy sync
-    """
-    import contextlib
-    import json
-    from dataclasses import asdict
-
-    from convoy.tracking import sync as tracking
-
-    with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):  # its progress is no JSON
-        synced = tracking.sync()
-    if as_json:
-        print(json.dumps(asdict(synced), indent=2))
-    elif lines := synced.lines():
-        print("\n".join(lines))
-    elif not synced.failed:
-        print("nothing to upload or complete")
-    tracking.require(synced)
 
 
 COMMANDS: dict[str, dict[str, typer.Typer | Callable[..., None]]] = {

@@ -8,36 +8,48 @@ from mlflow.tracking import MlflowClient
 
 from convoy.core.errors import NetworkError, RequestError
 from convoy.tracking import lookup, store
+from tracking_store import uri
 
 FILES = ("weights.pt", "model.json")
 
 
-def run(client: MlflowClient, tmp_path: Path, files: tuple[str, ...] = FILES) -> str:
-    name = f"e{len(client.search_experiments())}"
-    experiment = client.create_experiment(name, artifact_location=(tmp_path / "a rtifacts").as_uri())
-    run_id = str(client.create_run(experiment, run_name="first").info.run_id)
-    for file in files:
-        (tmp_path / file).write_text(file)
-        client.log_artifact(run_id, str(tmp_path / file), "weights")
-    return run_id
+@pytest.fixture(scope="module")
+def filled(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """Make a store with three runs, of which the last lacks a file, and versions of the others; return its folder and runs."""
+    folder = tmp_path_factory.mktemp("lookup")
+    shutil.copy(empty_store, folder / "mlflow.db")
+    client = MlflowClient(uri(folder))
+    experiment = client.create_experiment("e", artifact_location=(folder / "a rtifacts").as_uri())
+    runs = [client.create_run(experiment, run_name="trained").info.run_id for _ in range(3)]
+    for run, file in [(run, file) for run in runs for file in FILES][:-1]:
+        (folder / file).write_text(file)
+        client.log_artifact(run, str(folder / file), "weights")
+    for name in ("convoy", "other"):
+        client.create_registered_model(name)
+    for run in (*runs[:2], None):
+        client.create_model_version("convoy", "somewhere", run)
+    client.set_registered_model_alias("convoy", "champion", "1")
+    return folder, runs
 
 
-def test_a_run_leads_to_its_artifacts_and_they_can_be_fetched(client: MlflowClient, tmp_path: Path) -> None:
-    run_id = run(client, tmp_path)
-    found = lookup.find(f"runs:/{run_id}", FILES)
-    assert found.resolved == f"runs:/{run_id}"
-    assert found.folder == tmp_path / "a rtifacts" / run_id / "artifacts" / "weights"
-    assert found.address == str(found.folder)
-    found.download(tmp_path / "out" / "here")
+@pytest.fixture
+def runs(filled: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri(filled[0]))
+    return filled[1]
+
+
+def test_a_run_leads_to_its_artifacts_and_they_can_be_fetched(
+    filled: tuple[Path, list[str]], runs: list[str], tmp_path: Path
+) -> None:
+    logged = lookup.find(f"runs:/{runs[0]}", FILES)
+    assert logged.resolved == f"runs:/{runs[0]}"
+    assert logged.folder == filled[0] / "a rtifacts" / runs[0] / "artifacts" / "weights"
+    assert (logged.address, logged.secret) == (str(logged.folder), False)
+    logged.download(tmp_path / "out" / "here")
     assert sorted(path.name for path in (tmp_path / "out" / "here").iterdir()) == sorted(FILES)
 
 
-def test_a_version_and_an_alias_lead_to_the_run_that_made_them(client: MlflowClient, tmp_path: Path) -> None:
-    client.create_registered_model("convoy")
-    runs = [run(client, tmp_path) for _ in range(2)]
-    for run_id in runs:
-        client.create_model_version("convoy", "somewhere", run_id)
-    client.set_registered_model_alias("convoy", "champion", "1")
+def test_a_version_and_an_alias_lead_to_the_run_that_made_them(runs: list[str]) -> None:
     champion = lookup.find("models:/convoy@champion", FILES)
     assert (champion.resolved, champion.run) == ("models:/convoy/1", runs[0])
     assert lookup.find("models:/convoy/2", FILES).run == runs[1]
@@ -46,22 +58,15 @@ def test_a_version_and_an_alias_lead_to_the_run_that_made_them(client: MlflowCli
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("runs:/0badc0de", r"has no run `0badc0de`; the latest are: \w{32} \(first\)"),
+        ("runs:/0badc0de", r"has no run `0badc0de`; the latest are: (\w{32} \(trained\)(, )?){3}"),
         ("models:/convoi@champion", r"no registered model `convoi`; did you mean `convoy`\?"),
         ("models:/convoy@champoin", r"convoy has no alias `champoin`; did you mean `champion`\?"),
         ("models:/other@champion", "other has no alias `champion`; it has none"),
-        ("models:/convoy/7", "convoy has the versions 1$"),
+        ("models:/convoy/7", "convoy has the versions 1, 2, 3$"),
         ("models:/other/1", "other has the versions none$"),
     ],
 )
-def test_an_unknown_source_is_refused_with_what_exists(
-    client: MlflowClient, tmp_path: Path, source: str, message: str
-) -> None:
-    run_id = run(client, tmp_path)
-    for name in ("convoy", "other"):
-        client.create_registered_model(name)
-    client.create_model_version("convoy", "somewhere", run_id)
-    client.set_registered_model_alias("convoy", "champion", "1")
+def test_an_unknown_source_is_refused_with_what_exists(runs: list[str], source: str, message: str) -> None:
     with pytest.raises(RequestError, match=message) as caught:
         lookup.find(source, FILES)
     assert store.uri() in str(caught.value)
@@ -79,44 +84,30 @@ def test_lookups_in_an_empty_store_are_refused(client: MlflowClient, source: str
         lookup.find(source, FILES)
 
 
-def test_a_run_without_weights_is_refused(client: MlflowClient, tmp_path: Path) -> None:
-    run_id = run(client, tmp_path, files=FILES[:1])
-    with pytest.raises(
-        NetworkError,
-        match=rf"run {run_id} has no weights\.pt and model\.json among its artifacts in weights/: it failed before its "
-        r"end, or was made before .* dvc repro --force train",
-    ):
-        lookup.find(f"runs:/{run_id}", FILES)
+def test_a_run_without_weights_and_a_version_without_a_run_are_refused(runs: list[str]) -> None:
+    message = rf"run {runs[2]} has no weights\.pt and model\.json among its artifacts in weights/.* dvc repro --force train"
+    with pytest.raises(NetworkError, match=message):
+        lookup.find(f"runs:/{runs[2]}", FILES)
+    with pytest.raises(NetworkError, match="models:/convoy/3 does not name the run"):
+        lookup.find("models:/convoy/3", FILES)
 
 
-def test_a_version_without_a_run_is_refused(client: MlflowClient) -> None:
-    client.create_registered_model("convoy")
-    client.create_model_version("convoy", "somewhere")
-    with pytest.raises(NetworkError, match="models:/convoy/1 does not name the run"):
-        lookup.find("models:/convoy/1", FILES)
-
-
-def test_a_server_that_is_down_is_named(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("source", ["runs:/12", "models:/convoy@champion"])
+def test_a_server_that_is_down_is_named(monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    for source in ("runs:/12", "models:/convoy@champion"):
-        with pytest.raises(
-            NetworkError,
-            match=rf"cannot look up {source}: http://127\.0\.0\.1:9 failed: .*\nStart the tracking server, or set "
-            "MLFLOW_TRACKING_URI",
-        ):
-            lookup.find(source, FILES)
+    message = rf"cannot look up {source}: http://127\.0\.0\.1:9 failed: .*\nStart the tracking server, or set MLFLOW"
+    with pytest.raises(NetworkError, match=message):
+        lookup.find(source, FILES)
 
 
 def test_missing_artifacts_are_an_error(client: MlflowClient, tmp_path: Path) -> None:
-    found = lookup.find(f"runs:/{run(client, tmp_path)}", FILES)
-    shutil.rmtree(tmp_path / "a rtifacts")
-    with pytest.raises(NetworkError, match=rf"cannot fetch the artifacts of run {found.run}: "):
-        found.download(tmp_path / "out")
+    with pytest.raises(NetworkError, match="cannot fetch the artifacts of run 12: "):
+        lookup.LoggedWeights("runs:/12", "12", None, "").download(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
-    ("uri", "address", "secret"),
+    ("address", "expected", "secret"),
     [
         ("s3://bucket/0/12/artifacts", "s3://bucket/0/12/artifacts/weights", False),
         (
@@ -127,8 +118,8 @@ def test_missing_artifacts_are_an_error(client: MlflowClient, tmp_path: Path) ->
     ],
 )
 def test_artifacts_elsewhere_have_an_address_without_a_password(
-    monkeypatch: pytest.MonkeyPatch, uri: str, address: str, *, secret: bool
+    monkeypatch: pytest.MonkeyPatch, address: str, expected: str, *, secret: bool
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@runs.example")
-    found = lookup._locate("runs:/12", "12", uri)
-    assert (found.folder, found.address, found.secret) == (None, address, secret)
+    logged = lookup._locate("runs:/12", "12", address)
+    assert (logged.folder, logged.address, logged.secret) == (None, expected, secret)

@@ -7,15 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mlflow.entities import Run as StoredRun
 from mlflow.tracking import MlflowClient
 
 from clones import Clone
 from convoy.core import files, params, yaml
 from convoy.tracking import outbox, stages, sync
-from convoy.tracking.run import Run
 from proxy import Proxy
-from tracking_store import curve, wait, write_run
+from tracking_store import assert_whole, stored, wait, write_run
 
 POINTS = 2000
 
@@ -46,45 +44,6 @@ def through(proxy: Proxy, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return proxy
 
 
-def assert_whole(client: MlflowClient, run: Run, folder: Path) -> None:
-    """Compare what the server gives back with what `write_run` wrote: nothing lacks, nothing is there twice."""
-    found = one(client, run.reference.run_id)
-    assert (found.info.status, found.info.run_name) == ("FINISHED", stages.run_name())
-    assert {"train.lr", "export.latency_runs"} <= set(found.data.params)
-    history = client.get_metric_history(found.info.run_id, "train/loss")
-    points = [(point.key, point.value, point.step, point.timestamp) for point in history]
-    assert sorted(points, key=lambda point: point[2]) == curve(1, POINTS + 1)
-    assert [entry.dataset.digest for entry in found.inputs.dataset_inputs] == ["d" * 32]
-    there = folder / "fetched"
-    there.mkdir()
-    fetched = Path(client.download_artifacts(found.info.run_id, "evaluation", str(there)))
-    assert contents(fetched) == contents(folder / "evaluation")
-    assert {"pipeline/params.yaml", "pipeline/data.dvc"} <= {
-        entry.path for entry in client.list_artifacts(found.info.run_id, "pipeline")
-    }
-    [model] = client.search_logged_models(
-        [found.info.experiment_id], f"source_run_id = '{found.info.run_id}'"
-    )
-    assert [output.model_id for output in found.outputs.model_outputs] == [model.model_id]
-    logged = Path(client.download_artifacts(found.info.run_id, "model/model.onnx", str(there)))
-    assert (
-        files.sha256(logged) == files.sha256(folder / "model.onnx") == found.data.tags["convoy.onnx_sha256"]
-    )
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    }
-
-
-def one(client: MlflowClient, run_id: str) -> StoredRun:
-    """Find the run of that id; a second one would be a double."""
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    [found] = client.search_runs(experiments, f"tags.`convoy.run_id` = '{run_id}'")
-    return client.get_run(found.info.run_id)
-
-
 @pytest.mark.usefixtures("real_uploader")
 def test_a_run_that_its_server_leaves_in_the_middle_arrives_whole(
     through: Proxy, client: MlflowClient, workplace: Path, capsys: pytest.CaptureFixture[str]
@@ -94,16 +53,16 @@ def test_a_run_that_its_server_leaves_in_the_middle_arrives_whole(
         through.refuse()
 
     run = write_run(workplace, POINTS, between=die)
-    said = capsys.readouterr().out
-    assert said.count("Not synced to ") == 1
+    output = capsys.readouterr().out
+    assert output.count("Not synced to ") == 1
     assert (
         f"Run {run.reference.run_id} is kept in outbox/{run.reference.run_id}; `convoy sync` delivers it."
-        in said
+        in output
     )
     through.accept()
     assert sync.sync().delivered == [run.reference.run_id]
     assert not outbox.journals(workplace / "outbox")
-    assert_whole(client, run, workplace)
+    assert_whole(client, run, workplace, POINTS)
 
 
 def test_a_server_that_dies_again_and_again_after_what_it_did_makes_no_double_and_no_hole(
@@ -122,7 +81,7 @@ def test_a_server_that_dies_again_and_again_after_what_it_did_makes_no_double_an
         through.die_after(2 * deaths)
         deliver()
         assert deaths < 30
-    assert_whole(client, run, workplace)
+    assert_whole(client, run, workplace, POINTS)
 
 
 @pytest.mark.usefixtures("real_uploader")
@@ -137,7 +96,7 @@ def test_a_slow_server_slows_no_writer_and_gets_everything(
         answered = len(through.calls)
     assert answered < 100, "600 things were written while the server took that many calls"
     assert not outbox.wait_until_uploaded([run.reference.run_id], workplace / "outbox", None)
-    found = one(client, run.reference.run_id)
+    found = stored(run, client)
     assert (found.info.status, found.data.tags["last"]) == ("FINISHED", "300")
     assert len(client.get_metric_history(found.info.run_id, "step/loss")) == 300
     assert len(through.calls) < 60, "what was written together is sent together"
@@ -164,7 +123,7 @@ def test_two_runs_of_two_processes_at_once_arrive_apart(
         assert writer.returncode == 0
     assert not outbox.wait_until_uploaded(ids, workplace / "outbox", None)
     for run_id, name, lr in zip(ids, ("first", "second"), (0.1, 0.2), strict=True):
-        found = one(client, run_id)
+        found = stored(run_id, client)
         assert (found.info.run_name, found.info.status) == (name, "FINISHED")
         rates = client.get_metric_history(found.info.run_id, "step/lr")
         assert [(point.step, point.value) for point in rates] == [(step, lr) for step in range(1, 301)]
@@ -181,10 +140,10 @@ def test_the_pipeline_tracks_on_a_server(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)  # where MLflow looks for a run's model
     clone = finished[0].copy(tmp_path / "clone")
     clone.set_param("export.latency_runs", "10")
-    said = clone.run("dvc", "repro", MLFLOW_TRACKING_URI=server)
-    assert "Not synced" not in said
+    output = clone.run("dvc", "repro", MLFLOW_TRACKING_URI=server)
+    assert "Not synced" not in output
     run_id = files.read_json(clone.folder / "build/runs/export.json")["run_id"]
-    found = one(client, run_id)
+    found = stored(run_id, client)
     assert found.info.status == "FINISHED"
     trained = yaml.read(clone.folder / params.PARAMS_FILE)["train"]
     assert found.data.params["export.latency_runs"] == "10"
@@ -194,6 +153,6 @@ def test_the_pipeline_tracks_on_a_server(
     model = clone.folder / "build/deploy/model.onnx"
     logged = client.download_artifacts(found.info.run_id, "model/model.onnx", str(tmp_path))
     assert files.sha256(Path(logged)) == files.sha256(model)
-    said = clone.run("convoy", "sync", MLFLOW_TRACKING_URI=server)
-    assert f"completed with dvc.lock: {found.info.run_name}" in said
-    assert "convoy.lock" in one(client, run_id).data.tags
+    output = clone.run("convoy", "sync", MLFLOW_TRACKING_URI=server)
+    assert f"completed with dvc.lock: {found.info.run_name}" in output
+    assert "convoy.lock" in stored(run_id, client).data.tags

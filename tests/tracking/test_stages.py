@@ -11,7 +11,6 @@ from typing import Any
 import psutil
 import pytest
 
-from clones import Clone
 from convoy.core import params, yaml
 from convoy.core.errors import TrainingPaused, without_credentials
 from convoy.repo import identity
@@ -284,14 +283,14 @@ def test_metrics_flatten_to_where_and_what() -> None:
     assert flatten_metrics(nested) == {"test/accuracy": 0.5}
 
 
-@pytest.mark.parametrize("stage", ["prepare", "train", "evaluate", "export", "repro"])
-def test_no_stage_imports_mlflow(repository: Path, python: Python, stage: str) -> None:
+def test_no_stage_imports_mlflow(repository: Path, python: Python) -> None:
     code = (
-        "import runpy, sys; runpy.run_path(sys.argv[1], run_name='imported');"
+        "import runpy, sys; [runpy.run_path(path, run_name='imported') for path in sys.argv[1:]];"
         "print(sorted(name for name in sys.modules if name.partition('.')[0] == 'mlflow'))"
     )
-    script = str(repository / f"pipelines/{stage}.py")
-    assert python("-c", code, script).stdout == "[]\n"
+    names = ("prepare", "train", "evaluate", "export", "repro")
+    done = python("-c", code, *(str(repository / f"pipelines/{name}.py") for name in names))
+    assert done.stdout == "[]\n"
 
 
 WHOLE = """
@@ -340,19 +339,11 @@ export:
 
 
 @pytest.fixture
-def committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository with a committed params.yaml, which is the current folder."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "params.yaml").write_text(COMMITTED)
-    for words in (
-        ("init", "-q"),
-        ("config", "user.name", "test"),
-        ("config", "user.email", "test@example.invalid"),
-        ("add", "-A"),
-        ("commit", "-q", "-m", "params"),
-    ):
-        Clone(tmp_path).run("git", *words)
-    return tmp_path
+def committed(workplace: Path, git: Callable[..., str]) -> Path:
+    """A repository with a small committed params.yaml, which is the current folder."""
+    (workplace / "params.yaml").write_text(COMMITTED)
+    git("commit", "-q", "-am", "params")
+    return workplace
 
 
 def change(committed: Path, **replaced: str) -> None:
@@ -391,11 +382,11 @@ def change(committed: Path, **replaced: str) -> None:
     ],
 )
 def test_a_run_is_named_by_network_rate_epochs_and_what_differs_from_the_commit(
-    committed: Path, changed: dict[str, str], name: str
+    committed: Path, git: Callable[..., str], changed: dict[str, str], name: str
 ) -> None:
     change(committed, **changed)
     assert run_name("train") == name
-    Clone(committed).run("git", "commit", "-q", "--allow-empty", "-am", "adopted")
+    git("commit", "-q", "--allow-empty", "-am", "adopted")
     assert run_name("train").count("·") == 2
 
 
@@ -405,8 +396,10 @@ def test_a_name_has_the_params_of_the_given_stages(committed: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "a: b: c", "- 1"])
-def test_a_commit_without_readable_params_leaves_the_first_words(committed: Path, content: str) -> None:
+def test_a_commit_without_readable_params_leaves_the_first_words(
+    committed: Path, git: Callable[..., str], content: str
+) -> None:
     (committed / "params.yaml").write_text(content)
-    Clone(committed).run("git", "commit", "-q", "-am", "no params")
+    git("commit", "-q", "-am", "no params")
     change(committed, seed="2")
     assert run_name("train") == "convnet · lr 0.03 · 10 epochs"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from convoy.commands import AsJson
 from convoy.core.console import info, table
 from convoy.core.errors import DataError, RequestError
 
@@ -42,7 +43,7 @@ def data_use(
 def data_check(
     path: Annotated[Path, typer.Argument(help="Delivered images: folder or archive.")] = Path(DATA),
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check the images in PATH as `prepare` does: classes, splits, unusable files. Writes nothing; exit code 1 if `prepare` would refuse.
 

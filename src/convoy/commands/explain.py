@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
+from convoy.commands import AsJson
 from convoy.core.console import info, track
 from convoy.core.errors import DataError, RequestError
 
@@ -54,11 +55,11 @@ def convolution(
     every_sum: Annotated[
         bool, typer.Option("--all", help="Print every product of every sum, however many.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object; rows and columns count from 1.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Work out a convolution by hand: each product and sum, the output size, ReLU, pooling, and a picture.
+
+    In JSON, rows and columns count from 1.
 
     Example: convoy explain convolution "0 1 0; 1 1 1; 0 1 0" --filter edge --padding 1
 
@@ -92,11 +93,11 @@ def features(
         typer.Option(help="HTML file to write. With --json, only on request.", show_default=str(FEATURES)),
     ] = None,
     *,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object; channels count from 0.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Look into a trained network: its first filters, and the strongest maps of IMAGE at three depths.
+
+    In JSON, channels count from 0.
 
     Example: convoy explain features photo.jpg
 
@@ -166,13 +167,13 @@ def position(
         int, typer.Option(min=0, help="First of three seeds; also draws images and shuffle.")
     ] = 1,
     picture: Annotated[Path | None, typer.Option(help=_PICTURE, show_default=str(POSITION))] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; accuracies 0..1.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show that the position of pixels matters to a CNN and not to a dense network.
 
     Trains both on images as they are and on the same images shuffled, all by the same shuffle: twelve short
     trainings, half a minute on a free core. Exit code 1 if the CNN loses no more than three times the spread
-    over the seeds, or the dense network changes by more.
+    over the seeds, or the dense network changes by more. In JSON, accuracies are 0 to 1.
 
     Example: convoy explain position
 

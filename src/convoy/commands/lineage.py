@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+from convoy.commands import AsJson
 
 
 def trace(
@@ -34,7 +34,7 @@ def trace(
         bool,
         typer.Option("--verify", help="After --restore, train again there and compare metrics and weights."),
     ] = False,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print the provenance of WHAT: commit, data, params, run, model, dvc.lock, versions, experiment.
 
@@ -90,7 +90,7 @@ def why(
         str, typer.Argument(help="Explain this stage only, such as train.", show_default="every stage")
     ] = "",
     *,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Explain stage by stage what `dvc repro` would run, and which input changed from what to what.
 

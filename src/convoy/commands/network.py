@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from convoy.commands import AsJson
+
 if TYPE_CHECKING:
     from convoy.models.spec import Spec
 
@@ -51,13 +53,11 @@ def network_show(
     units: Annotated[
         bool, typer.Option("--units", help="Print one line per unit, without the layers inside it.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object; `output` is height, width, channels.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print a network layer by layer: volumes, parameters, MACs, receptive field, memory.
 
-    Nothing is trained and no weight is allocated.
+    Nothing is trained and no weight is allocated. In JSON, `output` is height, width, channels.
 
     Example: convoy network show vgg16
 
@@ -100,7 +100,7 @@ def network_list(
         bool,
         typer.Option("--all", help="List torchvision's classifiers too; measured once, then cached."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the networks in networks/: parameters, MACs, the smallest images that they take.
 

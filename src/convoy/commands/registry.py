@@ -1,23 +1,13 @@
 """`convoy register`, `promote` and `rollback`: what is registered, and which version serves."""
 
-import contextlib
 import json
-import sys
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object; messages go to standard error.")]
-
-
-@contextlib.contextmanager
-def _messages(*, as_json: bool) -> Iterator[None]:
-    """Print messages to standard error if standard output is for JSON."""
-    with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
-        yield
+from convoy.commands import AsJson, messages
 
 
 def register(
@@ -43,7 +33,7 @@ def register(
     """
     from convoy.registry.register import register as run_register
 
-    with _messages(as_json=as_json):
+    with messages(as_json=as_json):
         version = run_register(run)
     print(json.dumps(asdict(version), ensure_ascii=False) if as_json else "Next: convoy promote")
 
@@ -81,7 +71,7 @@ def promote(
 
     if dry_run and override:
         raise RequestError("--dry-run moves nothing, so there is nothing to override. Use one of them.")
-    with _messages(as_json=as_json):
+    with messages(as_json=as_json):
         judged = promotion.judge(out)
         moved = False if dry_run else promotion.carry_out(judged, override)
     if as_json:
@@ -112,7 +102,7 @@ def rollback(
     """
     from convoy.registry.alias import rollback as run_rollback
 
-    with _messages(as_json=as_json):
+    with messages(as_json=as_json):
         moved = run_rollback(reason, to)
     if as_json:
         print(json.dumps(asdict(moved), ensure_ascii=False))

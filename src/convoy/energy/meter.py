@@ -1,20 +1,28 @@
-"""The energy that a stage uses and the CO2 that comes with it, read from codecarbon's offline tracker.
+"""The energy that a stage uses and the CO2 that comes with it.
 
     with metered("train", "DEU") as meter:
         …
     metrics |= meter.result()
 
-The tracker uses no network and writes no files. If it fails, that is reported once and the figures are absent.
+Hardware with energy counters is read by codecarbon's offline tracker, which uses no network and writes no files.
+Elsewhere `ProcessEstimate` applies codecarbon's tables. If metering fails, that is reported once and the figures
+are absent.
 """
 
+import csv
 import logging
 import os
+import re
+import shutil
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import psutil
 
 from convoy.core import files
 from convoy.core.console import info
@@ -33,6 +41,11 @@ ATTEMPTS = 3
 
 STILL_S = 2.0
 """Time after which a hardware counter that has not moved counts as broken, as on some virtual machines."""
+
+CPUINFO = Path("/proc/cpuinfo")
+
+DEFAULT_WATTS = 4.0
+"""Power of a logical processor whose model codecarbon's table lacks, as codecarbon assumes it."""
 
 DIGITS = 4
 """Significant digits of published figures; the estimates are far coarser."""
@@ -62,21 +75,99 @@ class Readings:
         """Close nothing; codecarbon calls this at the end."""
 
 
+class ProcessEstimate:
+    """Estimate what this process and its children use, from processor time and codecarbon's tables.
+
+    codecarbon's tracker gives the same estimate where no counter exists, but there it imports pandas and starts a
+    second Python to read the processor's name: 1.5 s of processor time, as long as a short stage. This class has
+    what `Meter` calls of the tracker.
+    """
+
+    def __init__(self, readings: Readings) -> None:
+        """Count from now on."""
+        self._readings = readings
+        self._process = psutil.Process()
+        self._started = self._read_at = time.monotonic()
+        self._first_s = self._last_s = self._processor_seconds()
+        self._ram_kwh = 0.0
+
+    def start(self) -> None:
+        """Look the hardware up."""
+        from codecarbon.external.ram import RAM  # noqa: PLC0415 (only a stage that runs pays for it)
+
+        self._model, self._watts = processor_power(CPUINFO.read_text(encoding="utf-8", errors="replace"))
+        self._ram = RAM(tracking_mode="process")
+
+    def flush(self) -> None:
+        """Give the reading of now to the handler."""
+        now = time.monotonic()
+        power, energy = self._ram.measure_power_and_energy(now - self._read_at)
+        self._ram_kwh, self._read_at = self._ram_kwh + energy.kWh, now
+        self._last_s = max(self._last_s, self._processor_seconds())  # a child that left for another parent
+        cpu_kwh = self._watts * (self._last_s - self._first_s) / 3.6e6
+        self._readings.out(
+            SimpleNamespace(
+                cpu_energy=cpu_kwh,
+                cpu_power=0.0,
+                cpu_model=self._model,
+                ram_energy=self._ram_kwh,
+                ram_power=power.W,
+                gpu_model=None,
+                duration=now - self._started,
+            ),
+            None,
+        )
+
+    def stop(self) -> None:
+        """Stop nothing."""
+
+    def _processor_seconds(self) -> float:
+        """Add up the processor time of this process, its ended children and its living ones."""
+        ended = os.times()
+        total = ended.user + ended.system + ended.children_user + ended.children_system
+        for child in self._process.children(recursive=True):
+            with suppress(psutil.Error):  # ended meanwhile: the next reading has it among the ended
+                times = child.cpu_times()
+                total += times.user + times.system
+        return total
+
+
+def processor_power(cpuinfo: str) -> tuple[str, float]:
+    """Look up the processor's model, and the power in watts of each logical processor at full load.
+
+    As codecarbon does: the thermal design power in its table, of the model with the same name, or of the only
+    model that has all words of the name, or all of whose words the name has.
+    """
+    facts = [line.partition(":")[::2] for line in cpuinfo.splitlines() if ":" in line]
+    model = next((value.strip() for key, value in facts if key.strip() == "model name"), "")
+    sockets = len({value for key, value in facts if key.strip() == "physical id"}) or 1
+    name = re.sub(r" CPU( @ .*)?| @ .*", "", model.replace("(R)", "")).lower()
+    with (settings.codecarbon_data() / "hardware/cpu_power.csv").open(encoding="utf-8", newline="") as file:
+        table = {row["Name"].lower(): row["TDP"] for row in csv.DictReader(file)}
+    words = set(re.findall(r"\w+", name))
+    similar = [row for row in table if words <= (others := set(re.findall(r"\w+", row))) or others <= words]
+    row = name if name in table else similar[0] if words and len(similar) == 1 else ""
+    with suppress(KeyError, ValueError):  # some powers are spoilt, such as `27.29.5`
+        return model, float(table[row]) * sockets / (psutil.cpu_count() or 1)
+    return model, DEFAULT_WATTS
+
+
 class Meter:
     """Meter the work of one stage; made by `metered`."""
 
     def __init__(self, stage: str, country: str, *, gpu: bool) -> None:
-        """Start codecarbon's tracker in a thread, as it takes 1.5 s to look the hardware up."""
+        """Start metering in a thread, as codecarbon takes time to import and to look the hardware up."""
         self.stage = stage
         self.grid = settings.find_grid(country)
         # Training takes the first GPU that CUDA shows; codecarbon would count every GPU.
         first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
         self._gpu_ids = [first] if gpu and first not in {"", "-1"} else None
+        self._has_gpu = bool(self._gpu_ids and (shutil.which("nvidia-smi") or shutil.which("rocm-smi")))
         self._gpu_model = self._cpu_model = ""
         self._cpu_counter = self._failed = self._ended = False
         self._readings = Readings()
         self._earlier = self._last = Spent()
-        self._tracker: OfflineEmissionsTracker | None = None
+        self._tracker: OfflineEmissionsTracker | ProcessEstimate | None = None
         self._started = time.monotonic()
         self._delay = 0.0  # until the tracker has started, in seconds
         self._starting = threading.Thread(target=self._start, name="energy", daemon=True)
@@ -84,11 +175,17 @@ class Meter:
 
     def _start(self) -> None:
         try:
+            estimate = ProcessEstimate(self._readings)
             logging.getLogger("codecarbon").disabled = True  # `how` has what matters of its messages
-            from codecarbon import OfflineEmissionsTracker  # noqa: PLC0415 (only a stage that runs pays for it)
-            from codecarbon.core.cpu import is_rapl_available  # noqa: PLC0415
+            from codecarbon.core import cpu  # noqa: PLC0415 (only a stage that runs pays for it)
 
-            self._cpu_counter = is_rapl_available()
+            self._cpu_counter = cpu.is_rapl_available()
+            if not (self._cpu_counter or self._has_gpu or cpu.is_raspberry()) and CPUINFO.exists():
+                estimate.start()
+                self._tracker = estimate
+                return
+            from codecarbon import OfflineEmissionsTracker  # noqa: PLC0415 (as above)
+
             tracker = OfflineEmissionsTracker(
                 tracking_mode="process",
                 output_methods=[],
@@ -207,12 +304,7 @@ class Meter:
 
 @contextmanager
 def metered(stage: str, country: str, *, gpu: bool = True) -> Iterator[Meter]:
-    """Meter the block.
-
-    Args:
-        stage: names the figures, such as `train`.
-        country: as `energy.country` in params.yaml.
-        gpu: whether the block may use a GPU.
+    """Meter the block, whose figures are named after `stage`; `gpu`: whether it may use a GPU.
 
     Raises:
         RequestError: no figure exists for the country.

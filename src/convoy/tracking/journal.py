@@ -33,25 +33,16 @@ Entry = Mapping[str, Any]
 
 @dataclass
 class State:
-    """Summarize the entries of a journal.
+    """Summarize the entries of a journal."""
 
-    Attributes:
-        opened: the latest `open` entry; empty if there is none.
-        stages: stages that have written to the run.
-        ended: status of the `end` entry; empty while the run is open.
-        published: steps at which each metric has a point.
-        remade: whether the run was resumed after its journal had been delivered and removed.
-        writer: the process that wrote the latest `open` or started the latest stage.
-    """
-
-    opened: Entry = field(default_factory=dict)
+    opened: Entry = field(default_factory=dict)  # the latest `open`
     tags: dict[str, str] = field(default_factory=dict)
-    stages: set[str] = field(default_factory=set)
-    ended: str = ""
-    published: dict[str, set[int]] = field(default_factory=dict)
+    stages: set[str] = field(default_factory=set)  # that have written to the run
+    ended: str = ""  # status of `end`; empty while the run is open
+    published: dict[str, set[int]] = field(default_factory=dict)  # steps at which each metric has a point
     sampled: bool = False
-    remade: bool = False
-    writer: str = ""
+    remade: bool = False  # resumed after the journal had been delivered and removed
+    writer: str = ""  # the process that wrote the latest `open` or started the latest stage
 
     def add(self, entry: Entry) -> None:
         """Add an entry; one that another version of Convoy wrote may lack a part."""

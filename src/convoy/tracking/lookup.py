@@ -24,21 +24,13 @@ ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 @dataclass(frozen=True)
 class LoggedWeights:
-    """Locate the weights of one training.
+    """Locate the weights of one training."""
 
-    Attributes:
-        resolved: the run, or the version that an alias points to, such as `models:/convoy/3`.
-        run: MLflow's id of the run.
-        folder: the artifacts on this machine's disk; None if they are elsewhere.
-        address: of the folder as DVC spells it, without a password.
-        secret: whether the address had a password.
-    """
-
-    resolved: str
-    run: str
-    folder: Path | None
-    address: str
-    secret: bool = False
+    resolved: str  # the run, or the version that an alias points to, such as `models:/convoy/3`
+    run: str  # MLflow's id
+    folder: Path | None  # the artifacts on this machine's disk; None if they are elsewhere
+    address: str  # of the folder as DVC spells it, without a password
+    secret: bool = False  # whether the address had a password
 
     def download(self, target: Path) -> None:
         """Fetch the files into a folder that does not exist yet.
@@ -103,7 +95,7 @@ def _run(run: str, client: MlflowClient) -> str:
     except MlflowException as error:
         if error.error_code not in ABSENT:
             raise
-        experiments = [one.experiment_id for one in client.search_experiments() if LOG not in one.tags]
+        experiments = [each.experiment_id for each in client.search_experiments() if LOG not in each.tags]
         latest = client.search_runs(experiments, max_results=5, order_by=["attributes.start_time DESC"])
         known = ", ".join(f"{other.info.run_id} ({other.info.run_name})" for other in latest) or "none"
         raise RequestError(f"{store.uri()} has no run `{run}`; the latest are: {known}") from error
@@ -130,8 +122,7 @@ def _version(source: str, address: str, client: MlflowClient) -> ModelVersion:
                 f"{reason}: no registered model `{name}`{did_you_mean(name, models)}"
             ) from error
         if alias:
-            aliases = models[name].aliases
-            hint = did_you_mean(alias, aliases) if aliases else "; it has none"
+            hint = did_you_mean(alias, aliases) if (aliases := models[name].aliases) else "; it has none"
             raise RequestError(f"{reason}: {name} has no alias `{alias}`{hint}") from error
         versions = client.search_model_versions(f"name = '{name}'")
         known = ", ".join(sorted((str(other.version) for other in versions), key=int)) or "none"

@@ -451,7 +451,7 @@ def log_model(
         run: that the model comes from.
         folder: holds model.onnx and the files beside it.
         sha256: of model.onnx.
-        results: metrics of the run to show with the model.
+        results: metrics to show with the model.
     """
     model = _logged_model(client, run, sha256) or _upload_model(client, run, folder, sha256)
     linked = [output.model_id for output in run.outputs.model_outputs] if run.outputs else []

@@ -83,14 +83,8 @@ def is_uploader_running(outbox: Path) -> bool:
 def start_uploader(outbox: Path, owner: str = "") -> "subprocess.Popen[bytes] | None":
     """Start an uploader unless one is running; it outlives this process and holds none of its pipes.
 
-    Its code is the repository's own: an experiment's workspace is removed when the experiment ends.
-
-    Args:
-        outbox: the folder of journals.
-        owner: a process, as `identity.name` names it, that will open runs: the uploader waits for them.
-
-    Returns:
-        The new process; None if one was running or none could be started.
+    Its code is the repository's own: an experiment's workspace is removed when the experiment ends. It waits for
+    the runs of `owner`, a process as `identity.name` names it. Returns None if no process was started.
     """
     try:
         return None if is_uploader_running(outbox) else _start(outbox, owner)
@@ -129,15 +123,7 @@ def close_orphan(outbox: Path, path: Path, *, between_stages: bool) -> bool:
     """End a journal whose writer is gone, as after `kill -9`.
 
     Inside a stage the run was KILLED. Between stages it is FINISHED: DVC had the later stages in its
-    cache, or did not run them.
-
-    Args:
-        outbox: the folder of journals.
-        path: the journal's folder.
-        between_stages: whether to end a run that a later stage could still continue.
-
-    Returns:
-        Whether it was ended now.
+    cache, or did not run them; `between_stages` allows that although a later stage could still continue the run.
     """
     with locked(outbox):
         run = state(path)
@@ -169,7 +155,7 @@ def wait_until_uploaded(runs: list[str], outbox: Path, seconds: float | None) ->
         seconds: longest time to wait; None to wait while the uploader runs.
 
     Returns:
-        For each run that is not delivered, a message with the reason and the remedy.
+        Run ids that were not delivered, each with a message: the reason and the remedy.
     """
     began = time.time()
     reasons: dict[str, str] = {}

@@ -236,13 +236,8 @@ def open_run(
 def continue_run(reference: Reference, stage: str, *, begun: bool) -> Run | None:
     """Continue an open run from another process of the same pipeline.
 
-    Args:
-        reference: the run.
-        stage: the stage that continues it.
-        begun: whether this stage has written to the run before, as a stage's second command expects.
-
-    Returns:
-        None if the run's journal is not here or has ended, or if `begun` does not hold.
+    `begun`: whether this stage has written to the run before, as a stage's second command expects. Returns None
+    if that does not hold, or if the run's journal is not here or has ended.
     """
     where = outbox.folder()
     tags = {key: value for key, value in identity.process_tags().items() if key.startswith("convoy.")}

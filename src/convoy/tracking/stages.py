@@ -56,12 +56,7 @@ def start_uploader() -> None:
 
 @contextmanager
 def training(data_hash: str, resumed: str | None = None) -> Iterator[Run]:
-    """Open the run of a training and log its params; leave it RUNNING for the stages that follow.
-
-    Args:
-        data_hash: of the packed dataset.
-        resumed: id of the run that this training continues; its points are not published again.
-    """
+    """Open the run of a training, or the `resumed` one, and log its params; leave it RUNNING for the next stages."""
     run = open_run(run_name("train"), {contract.DATA_HASH: data_hash}, stage="train", resumed=resumed)
     with _stage("train", run):
         yield run
@@ -99,11 +94,7 @@ def standalone(
 ) -> Iterator[Run]:
     """Open a run that belongs to no stage, such as a sweep or one of its trials, and end it.
 
-    Args:
-        name: shown in MLflow.
-        tags: beyond those that every run has.
-        parent: the run that MLflow shows this one under.
-        resumed: id of the run that continues, such as that of a sweep that was stopped.
+    Arguments are those of `open_run`; `resumed` may be the run of a sweep that was stopped.
     """
     run = open_run(name, tags, parent=parent, resumed=resumed)
     with _ending(run):
@@ -136,11 +127,7 @@ def exported_identity(run: Run, data_hash: str) -> dict[str, str]:
 
 
 def run_name(*stages: str) -> str:
-    """Name a run `convnet · lr 0.02 · 12 epochs`, then by what else differs from the commit's params.yaml.
-
-    Args:
-        stages: whose params can make the run differ.
-    """
+    """Name a run `convnet · lr 0.02 · 12 epochs`, then by the stages' params that differ from the commit's."""
     now = params.flatten(yaml.read(params.PARAMS_FILE))
     committed = params.flatten(_committed_params())
     sections = {section for stage in stages for section in STAGE_PARAMS[stage]}

@@ -130,15 +130,8 @@ def end_abandoned(client: "MlflowClient", experiment_id: str, journals: Containe
     """End runs whose process is gone, as after `kill -9` or power loss.
 
     A run left between stages is FINISHED: DVC had the later stages in its cache, or did not run them. A
-    run left inside a stage is KILLED. A run that a time budget stopped is SCHEDULED, so it is left alone.
-
-    Args:
-        client: of the store.
-        experiment_id: the experiment to search.
-        journals: Convoy's ids of runs whose journals are in this outbox; these hold their own end.
-
-    Returns:
-        Names of the runs that were ended.
+    run left inside a stage is KILLED. A run that a time budget stopped is SCHEDULED, so it is left alone, and so
+    is a run of `journals`, Convoy's ids of those in this outbox. Returns the names of the runs that were ended.
     """
     ended = []
     for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'"):

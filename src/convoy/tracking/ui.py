@@ -69,11 +69,7 @@ COLOURS = (
 
 
 def show(port: int, *, browser: bool) -> None:
-    """Show the training runs: on this host until Ctrl-C, or on the tracking server.
-
-    Args:
-        port: of this host; not used if `MLFLOW_TRACKING_URI` names a server.
-        browser: whether to open a browser, if this is a terminal with a display.
+    """Show the training runs: on `port` of this host until Ctrl-C, or on the server of `MLFLOW_TRACKING_URI`.
 
     Raises:
         RequestError: the port is taken, or another MLflow version wrote the store.

@@ -50,12 +50,9 @@ class Uploader:
     """Deliver the journals of an outbox."""
 
     def __init__(self, where: Path, lock: filelock.BaseFileLock, owner: str = "") -> None:
-        """Prepare to deliver.
+        """Deliver the outbox `where`; the caller holds `lock`, which is released at the end.
 
-        Args:
-            where: the outbox.
-            lock: held by the caller; released at the end.
-            owner: a process that will open runs; the uploader waits for it as for a writer.
+        `owner` is a process that will open runs; the uploader waits for it as for a writer.
         """
         self.where = where
         self._lock = lock

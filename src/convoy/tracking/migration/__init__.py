@@ -1,1 +1,0 @@
-"""Copy one tracking store to another and verify that everything arrived."""
