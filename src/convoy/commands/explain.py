@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from convoy.commands import AsJson
+from convoy.commands.options import AsJson
 from convoy.core.console import info, track
 from convoy.core.errors import DataError, RequestError
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from convoy.commands import AsJson
+from convoy.commands.options import AsJson
 
 
 def trace(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from convoy.commands import AsJson
+from convoy.commands.options import AsJson
 
 if TYPE_CHECKING:
     from convoy.models.spec import Spec

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from convoy.commands import AsJson, messages
+from convoy.commands.options import AsJson, messages
 
 
 def sweep(
