@@ -1,8 +1,8 @@
 """A repository with a registered model whose versions are real, small ONNX files, made without a training; and a store in memory."""
 
-import json
 import re
 import secrets
+import shutil
 import sqlite3
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -12,15 +12,17 @@ from threading import RLock
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
 from mlflow.entities import LoggedModel, Run
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from mlflow.store.entities.paged_list import PagedList
 from mlflow.tracking import MlflowClient
-from onnx import TensorProto, helper, numpy_helper
 
+import fixed_models
 from convoy.core import files
+from convoy.gate.evidence import ModelUnderTest
 from convoy.registry.client import Registry, Version
 from convoy.tracking import mlflow_writer, store
 
@@ -32,48 +34,41 @@ def write_verified(
     run_id: str,
     *,
     accuracy: float = 0.9,
-    classes: list[str] | None = None,
+    classes: Sequence[str] = CLASSES,
     params_hash: str = "e" * 64,
 ) -> str:
-    """Write what `export` leaves in build/deploy: a model of three mean colours, its proof and card; return its sha256."""
-    classes = classes or CLASSES
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write what `export` leaves in build/deploy: a model with its verification, card and images; return its sha256."""
     identity = {
         "run_id": run_id,
         "git_commit": "c0ffee" + "0" * 34,
         "data_hash": "d" * 64,
         "params_hash": params_hash,
     }
-    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", "h", "w", 3])
-    answer = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n", len(classes)])
-    weights = np.random.default_rng(list(run_id.encode()))  # another run, another model
-    values = [
-        numpy_helper.from_array(np.array([1, 2], np.int64), "axes"),
-        numpy_helper.from_array(weights.normal(size=(3, len(classes))).astype(np.float32), "weights"),
-    ]
-    nodes = [
-        helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["pixels", "axes"], ["colour"], keepdims=0),
-        helper.make_node("MatMul", ["colour", "weights"], ["scores"]),
-        helper.make_node("Softmax", ["scores"], ["probabilities"]),
-    ]
-    graph = helper.make_graph(nodes, "colours", [image], [answer], values)
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    facts = {"classes": json.dumps(classes), "image_px": "8", "fit": "squash", "version": "0.1.0", **identity}
-    helper.set_model_props(made, {f"convoy.{key}": text for key, text in facts.items()})
-    onnx.save(made, folder / "model.onnx")
-    sha256 = files.sha256(folder / "model.onnx")
-    proof = {
+    path = fixed_models.write_onnx(folder / "model.onnx", classes, classes, identity=identity)
+    sha256 = files.sha256(path)
+    verification = {
         "model": {"file": "model.onnx", "sha256": sha256, "version": "0.1.0", "identity": identity},
         "accuracy": accuracy,
         "accuracy_low": accuracy - 0.05,
         "accuracy_high": accuracy + 0.05,
         "checks": [{"check": "whole", "label_flips": 0}],
     }
-    files.write_json(folder / "verification.json", proof)
+    files.write_json(folder / "verification.json", verification)
     files.write_text(folder / "model_card.md", f"# Card of {run_id}\n\n- accuracy {accuracy}\n")
     (folder / "images.parquet").write_bytes(b"images of " + run_id.encode())
     return sha256
+
+
+def write_under_test(folder: Path, model: ModelUnderTest) -> None:
+    """Write the files of a model of `gate_project`."""
+    folder.mkdir(parents=True)
+    shutil.copy(model.onnx, folder / "model.onnx")
+    files.write_json(folder / "verification.json", model.verification)
+    images = [
+        {"pixels": pixels, "label": label, "split": split}
+        for pixels, (label, split) in model.images.table.items()
+    ]
+    pq.write_table(pa.Table.from_pylist(images), folder / "images.parquet")
 
 
 def set_param(folder: Path, key: str, value: str) -> None:
@@ -99,14 +94,14 @@ class Mortal:
         self.left, self.dead = None, False
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._client, name)
-        if not callable(found):
-            return found
+        method = getattr(self._client, name)
+        if not callable(method):
+            return method
 
         def call(*words: Any, **named: Any) -> Any:
             if self.dead:
                 raise MlflowException("connection refused")
-            done = found(*words, **named)
+            done = method(*words, **named)
             if self.left is not None:
                 self.left -= 1
                 if self.left < 0:
@@ -118,15 +113,17 @@ class Mortal:
 
 
 class MemoryClient:
-    """The part of MLflow's client that moves of the champion use, in memory; searches return pages of two."""
+    """The part of MLflow's client that Convoy's registry uses, in memory; searches return pages of two."""
 
     tracking_uri = "memory"
     page = 2
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path = Path()) -> None:
+        self.folder = folder
         self.aliases: dict[str, str] = {}
         self.experiments: dict[str, SimpleNamespace] = {}
         self.runs: list[SimpleNamespace] = []
+        self.versions: dict[str, SimpleNamespace] = {}
         self._lock = RLock()
 
     def get_registered_model(self, name: str) -> SimpleNamespace:
@@ -135,11 +132,39 @@ class MemoryClient:
     def set_registered_model_alias(self, _: str, alias: str, number: str) -> None:
         self.aliases[alias] = number
 
+    def create_model_version(
+        self, name: str, source: str, run_id: str = "", tags: Mapping[str, str] = {}
+    ) -> SimpleNamespace:
+        number = str(len(self.versions) + 1)
+        facts = {"name": name, "version": number, "source": source, "run_id": run_id, "tags": dict(tags)}
+        self.versions[number] = SimpleNamespace(**facts, creation_timestamp=int(number))
+        return self.versions[number]
+
+    def get_model_version(self, _: str, number: str) -> SimpleNamespace:
+        if number not in self.versions:
+            raise MlflowException("no such version", error_code=RESOURCE_DOES_NOT_EXIST)
+        return self.versions[number]
+
+    def get_model_version_download_uri(self, _: str, number: str) -> str:
+        return str(self.versions[number].source)
+
+    def set_model_version_tag(self, _: str, number: str, key: str, text: str) -> None:
+        self.versions[number].tags[key] = text
+
+    def search_model_versions(self, _: str, page_token: str | None = None) -> PagedList[SimpleNamespace]:
+        return self._paged(list(self.versions.values())[::-1], page_token)
+
+    def delete_model_version(self, _: str, number: str) -> None:
+        del self.versions[number]
+
+    def log_artifacts(self, number: str, folder: str, name: str) -> None:
+        shutil.copytree(folder, self.folder / number / name)
+
     def get_experiment_by_name(self, name: str) -> SimpleNamespace | None:
         return self.experiments.get(name)
 
     def get_experiment(self, number: str) -> SimpleNamespace:
-        return next(one for one in self.experiments.values() if one.experiment_id == number)
+        return next(made for made in self.experiments.values() if made.experiment_id == number)
 
     def create_experiment(self, name: str, artifact_location: str | None, tags: Mapping[str, str]) -> str:
         with self._lock:
@@ -155,9 +180,11 @@ class MemoryClient:
         self, _: str, start_time: int = 0, tags: Mapping[str, str] = {}, run_name: str = ""
     ) -> SimpleNamespace:
         with self._lock:
-            info = {"run_id": f"run-{len(self.runs) + 1:03}", "run_name": run_name, "status": "RUNNING"}
+            number = f"run-{len(self.runs) + 1:03}"
+            info = {"run_id": number, "run_name": run_name, "status": "RUNNING", "start_time": start_time}
             run = SimpleNamespace(
-                info=SimpleNamespace(**info, start_time=start_time), data=SimpleNamespace(tags=dict(tags))
+                info=SimpleNamespace(**info, artifact_uri=(self.folder / number).as_uri()),
+                data=SimpleNamespace(tags=dict(tags)),
             )
             self.runs.append(run)
             return run
@@ -185,11 +212,16 @@ class MemoryClient:
             runs = [
                 run
                 for run in sorted(self.runs, key=lambda run: run.info.start_time)
-                if run.data.tags["convoy.model"] == model[1] and (not status or run.info.status == status[1])
+                if run.data.tags.get("convoy.model") == model[1]
+                and (not status or run.info.status == status[1])
             ]
-        start = int(page_token or 0)
-        more = start + self.page < len(runs)
-        return PagedList(runs[start : start + self.page], str(start + self.page) if more else None)
+        return self._paged(runs, page_token)
+
+    def _paged(
+        self, results: Sequence[SimpleNamespace], page_token: str | None
+    ) -> PagedList[SimpleNamespace]:
+        end = int(page_token or 0) + self.page
+        return PagedList(results[end - self.page : end], str(end) if end < len(results) else None)
 
 
 @dataclass
@@ -208,35 +240,41 @@ class RegistryProject:
     def deploy(self) -> Path:
         return self.folder / "build/deploy"
 
-    def version(self, *, files: bool = True) -> Version:
-        """Make a version whose files lie among the artifacts of a run of its own; without them it is quick."""
+    def version(self, model: ModelUnderTest | None = None, alias: str = "", *, files: bool = True) -> Version:
+        """Make a version whose files, by default made up, lie among the artifacts of a run of its own."""
         self._made += 1
         run_id = f"20261123-1000{self._made:02}-{secrets.token_hex(3)}"
         registry = self.registry
         registry.create()
         experiment = store.experiment(self.client, "made").experiment_id
         run = self.client.create_run(experiment, tags={"convoy.run_id": run_id})
-        sha256 = secrets.token_hex(32)
-        if files:
-            folder = self.folder / "made" / run_id
+        sha256, accuracy = secrets.token_hex(32), 0.9
+        folder = self.folder / "made" / run_id
+        if model:
+            sha256, accuracy = model.sha256, model.recorded_accuracy
+            write_under_test(folder, model)
+        elif files:
             sha256 = write_verified(folder, run_id)
+        if folder.exists():
             self.client.log_artifacts(run.info.run_id, str(folder), "model")
-        tags = {"convoy.onnx_sha256": sha256, "convoy.run_id": run_id, "convoy.accuracy": "0.9"}
+        tags = {"convoy.onnx_sha256": sha256, "convoy.run_id": run_id, "convoy.accuracy": str(accuracy)}
         made = self.client.create_model_version(
             registry.model, f"{run.info.artifact_uri}/model", run.info.run_id, tags=tags
         )
-        return registry.version(str(made.version))
+        version = registry.version(str(made.version))
+        if alias:
+            registry.point(alias, version)
+        return version
 
     def versions(self, count: int, *, files: bool = True) -> list[Version]:
         return [self.version(files=files) for _ in range(count)]
 
     def champion(self) -> str:
         """Number of the champion, read without the proxy."""
-        found = self.client.get_registered_model(self.registry.model)
-        return str(found.aliases.get("champion", ""))
+        return str(self.client.get_registered_model(self.registry.model).aliases.get("champion", ""))
 
     def export(self, run_id: str = "", **facts: Any) -> str:
-        """Leave a proven model in build/deploy, as `dvc repro` does; return the id of its run, which no store has."""
+        """Leave a verified model in build/deploy, as `dvc repro` does; return the id of its run, which no store has."""
         self._made += 1
         run_id = run_id or f"20261123-1000{self._made:02}-{secrets.token_hex(3)}"
         write_verified(self.deploy, run_id, **facts)
@@ -246,7 +284,7 @@ class RegistryProject:
         return run_id
 
     def train(self, **facts: Any) -> Run:
-        """Leave a proven model in build/deploy, and its finished run with the model in the store."""
+        """Leave a verified model in build/deploy, and its finished run with the model in the store."""
         run_id = self.export(**facts)
         experiment = store.experiment(self.client, "convoy").experiment_id
         sha256 = files.sha256(self.deploy / "model.onnx")
@@ -263,10 +301,10 @@ class RegistryProject:
 
     def model_of(self, run: Run) -> LoggedModel:
         """Find the one model that a run logged."""
-        [found] = self.client.search_logged_models(
+        [model] = self.client.search_logged_models(
             [run.info.experiment_id], f"source_run_id = '{run.info.run_id}'"
         )
-        return found
+        return model
 
     def stored(self, version: Version) -> Path:
         """Locate a version's file on the disk, where the store is a local one."""
@@ -280,11 +318,13 @@ class RegistryProject:
 
     def entries(self) -> list[tuple[str, str, dict[str, str]]]:
         """List the runs of the promotion log, oldest first: name, status, tags."""
-        found = self.client.get_experiment_by_name("convoy promotions")
-        mine = f"tags.`convoy.model` = '{self.registry.model}'"
-        runs = (
-            self.client.search_runs([found.experiment_id], mine, order_by=["attributes.start_time ASC"])
-            if found
-            else []
+        experiment = self.client.get_experiment_by_name("convoy promotions")
+        if experiment is None:
+            return []
+        query, order = f"tags.`convoy.model` = '{self.registry.model}'", ["attributes.start_time ASC"]
+        runs = store.all_pages(
+            lambda token: self.client.search_runs(
+                [experiment.experiment_id], query, page_token=token, order_by=order
+            )
         )
         return [(str(run.info.run_name), run.info.status, run.data.tags) for run in runs]

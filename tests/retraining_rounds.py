@@ -186,7 +186,7 @@ class Rounds:
             return False
         before, after = self.champion(), judged.candidate.number
         self.aliases_[CHAMPION] = after
-        self.moves.append(Entry("run", "m", "promote", before, after, "r", now_ms()))
+        self.moves.append(Entry("run", "m", "promote", before, after, now_ms()))
         return True
 
     def called(self, what: str) -> None:

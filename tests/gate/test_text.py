@@ -22,12 +22,10 @@ MINUS = "\N{MINUS SIGN}"
 @pytest.mark.parametrize(
     ("name", "shown"),
     [
-        ("cat", "cat"),
         ("日本語 שלום", "日本語 שלום"),
         ("new\nline", "new\\nline"),
         ("\u202egpj.exe", "<U+202E>gpj.exe"),
-        ("a\u0000b\u2028c", "a<U+0000>b<U+2028>c"),
-        ("\ud800", "<U+D800>"),
+        ("a\u0000b\u2028c\ud800", "a<U+0000>b<U+2028>c<U+D800>"),
         ("👩\u200d🔬", "👩\u200d🔬"),
     ],
 )
@@ -127,63 +125,47 @@ def test_the_headline_names_the_champion(changed, headline):
     assert text.headline(gate_results.gate_result(**changed)) == headline
 
 
-BETTER = (
-    "Accuracy 95.5 %, convoy/7 92.2 %, on 357 test images that neither was trained on. The gain is +3.4 points, 95 % "
-    "interval +1.0 to +4.3 (14 fixed, 2 regressed, p = 0.0042)"
-)
-ANYWAY = 'To promote it anyway: convoy promote --override "reason"'
+@pytest.mark.parametrize(
+    ("decision", "start", "facts", "more"),
+    [
+        ("better", "Promote convoy/8", ["significantly better than convoy/7"], ""),
+        ("worse", "Keep convoy/7", ["convoy/8 is significantly worse"], "anyway"),
+        ("not_significant", "Keep convoy/7", ["gain of convoy/8 is not significant"], "anyway"),
+        ("no_gain", "Keep convoy/7", ["no gain", "-1.0 points, more than gate.equal_within (2.0 points)"], "anyway"),
+        ("equal_promoted", "Promote convoy/8", ["equals convoy/7", "newer", "-1.0 points (gate.equal_within: 2.0"], ""),
+        ("equal_not_newer", "Keep convoy/7", ["not newer", "-1.0 points (gate.equal_within: 2.0"], "anyway"),
+        ("equal_kept", "Keep convoy/7", ["equals it", "-1.0 points (gate.equal_within: 2.0"], "gate.on_equal: promote"),
+    ],
+)  # fmt: skip
+def test_each_decision_against_a_champion_has_its_figures(decision, start, facts, more):
+    first, *others = text.describe(gate_results.gate_result(decision=decision)).reasons
+    assert first.startswith(f"{start}: ")
+    figures = [
+        "Accuracy 95.5 %, convoy/7 92.2 %, on 357 test images",
+        "+3.4 points, 95 % interval +1.0 to +4.3",
+    ]
+    for fact in (*facts, *figures, "(14 fixed, 2 regressed, p = 0.0042)"):
+        assert fact in first
+    assert len(others) == bool(more)
+    assert all(more in reason and reason.endswith(text.OVERRIDE) for reason in others)
 
 
 @pytest.mark.parametrize(
-    ("decision", "reasons"),
+    ("decision", "start", "facts"),
     [
-        ("better", [f"Promote convoy/8: it is significantly better than convoy/7 and meets every limit. {BETTER}."]),
-        ("worse", [f"Keep convoy/7: convoy/8 is significantly worse. {BETTER}.", ANYWAY]),
-        ("not_significant", [f"Keep convoy/7: the gain of convoy/8 is not significant. {BETTER}.", ANYWAY]),
-        (
-            "no_gain",
-            [
-                f"Keep convoy/7: convoy/8 shows no gain. {BETTER}; the loss may be -1.0 points, more than gate.equal_within (2.0 points).",
-                ANYWAY,
-            ],
-        ),
-        (
-            "equal_promoted",
-            [
-                ("Promote convoy/8: it equals convoy/7 and is newer, which is enough with gate.on_equal: promote. "
-                f"{BETTER}; the loss is at most -1.0 points (gate.equal_within: 2.0 points).")
-            ],
-        ),
-        (
-            "equal_not_newer",
-            [
-                f"Keep convoy/7: convoy/8 equals it and is not newer. {BETTER}; the loss is at most -1.0 points (gate.equal_within: 2.0 points).",
-                ANYWAY,
-            ],
-        ),
-        (
-            "equal_kept",
-            [
-                f"Keep convoy/7: convoy/8 equals it and is not better. {BETTER}; the loss is at most -1.0 points (gate.equal_within: 2.0 points).",
-                ("For an equal but newer model to take over, set gate.on_equal: promote in params.yaml; for this one: "
-                'convoy promote --override "reason"'),
-            ],
-        ),
-        ("first", ["Promote convoy/8: it is the first champion and meets every limit; accuracy 95.5 % on 357 unseen test images."]),
-        (
-            "champion_unavailable",
-            [
-                ("Promote convoy/8, WITHOUT A COMPARISON: the champion convoy/7 cannot be read (its file is gone). The "
-                "candidate meets every limit that needs no champion; accuracy 95.5 % on 357 unseen test images."),
-                "If convoy/7 should stay champion, restore its file and judge again: convoy promote",
-            ],
-        ),
-        ("identical", ["Keep convoy/7: the candidate convoy/8 is the champion, byte for byte."]),
+        ("first", "Promote convoy/8", ["first champion", "accuracy 95.5 % on 357 unseen"]),
+        ("champion_unavailable", "Promote convoy/8", ["WITHOUT A COMPARISON", "(its file is gone)", "accuracy 95.5 %"]),
+        ("identical", "Keep convoy/7", ["byte for byte"]),
     ],
 )  # fmt: skip
-def test_each_decision_has_its_sentences(decision, reasons):
+def test_each_decision_without_a_comparison_gives_the_reason(decision, start, facts):
     result = gate_results.gate_result(decision=decision, champion_problem="its file is gone")
-    assert list(text.describe(result).reasons) == reasons
+    first, *others = text.describe(result).reasons
+    assert first.startswith(start)
+    assert all(fact in first for fact in facts)
+    assert [reason.startswith("If convoy/7 should stay") for reason in others] == [True] * (
+        decision == "champion_unavailable"
+    )
 
 
 def test_each_breach_is_named_with_figure_limit_key_and_remedy():
@@ -194,12 +176,13 @@ def test_each_breach_is_named_with_figure_limit_key_and_remedy():
             gate_results.criterion("class_drop", figure=0.5, limit=0.2, sense="at most", unit="points", held=False, note="class `3`"),
         ),
     )  # fmt: skip
-    assert list(text.describe(result).reasons) == [
-        "Refuse convoy/8: class drop: 50.0 points, and gate.max_class_drop requires at most 20 points (class `3`).",
-        f"{BETTER}.",
-        text.REMEDIES["class_drop"],
-        'To promote it anyway: change gate.max_class_drop in params.yaml, or convoy promote --override "reason"',
-    ]
+    first, second, *others = text.describe(result).reasons
+    assert first == (
+        "Refuse convoy/8: class drop: 50.0 points, and gate.max_class_drop requires at most 20 points (class `3`)."
+    )
+    assert "(14 fixed, 2 regressed, p = 0.0042)" in second
+    change = f"To promote it anyway: change gate.max_class_drop in params.yaml, or {text.OVERRIDE}"
+    assert others == [text.REMEDIES["class_drop"], change]
 
 
 def test_several_breaches_are_listed_and_a_common_remedy_once():
@@ -207,7 +190,9 @@ def test_several_breaches_are_listed_and_a_common_remedy_once():
         gate_results.criterion(name, figure=3.0, limit=2.0, sense="at most", unit="times", held=False)
         for name in ("latency_ms_p95", "latency_ratio")
     ]
-    unmeasured = gate_results.criterion("ece", limit=0.2, unit="share", held=False, note="no image")
+    unmeasured = gate_results.criterion(
+        "ece", limit=0.2, sense="at most", unit="share", held=False, note="no image"
+    )
     unverified = gate_results.criterion(
         "proof", title="verification", held=False, note="verification.json is missing"
     )
@@ -254,21 +239,21 @@ def test_a_champion_that_breaches_limits_today_is_kept_with_a_warning():
 
 
 @pytest.mark.parametrize(
-    ("counts", "gain", "showable", "needed", "sentence"),
+    ("counts", "gain", "showable", "needed", "facts"),
     [
-        ((107, 11, 1, 1), 0.08, True, 1411, "about 1,411 test images would show it (80 % power); there are 120: deliver more"),
-        ((117, 3, 0, 0), 0.025, False, 312, "convoy/7 makes 3 mistakes on 120 images, and even fixing all of them would not be significant. It takes about 312 test images to show a gain of this size"),
-        ((119, 0, 0, 1), 0.0, False, 400, "makes 1 mistake on 120 images, and even fixing all of them would not be significant. It takes about 400 test images to show that all its mistakes are fixed"),
-        ((119, 0, 1, 0), -0.01, False, 251, "makes no mistake on 120 images. It takes at least 251 test images to show that all its mistakes are fixed"),
-        ((100, 5, 5, 10), 0.0, True, None, ""),
+        ((107, 11, 1, 1), 0.08, True, 1411, ["about 1,411 test images", "there are 120"]),
+        ((117, 3, 0, 0), 0.025, False, 312, ["3 mistakes on 120", "fixing all", "about 312", "a gain of this size"]),
+        ((119, 0, 0, 1), 0.0, False, 400, ["1 mistake on", "fixing all", "about 400", "all its mistakes are fixed"]),
+        ((119, 0, 1, 0), -0.01, False, 251, ["no mistake on 120 images. It takes at least 251"]),
+        ((100, 5, 5, 10), 0.0, True, None, []),
     ],
 )  # fmt: skip
-def test_too_few_images_come_with_the_number_that_is_needed(counts, gain, showable, needed, sentence):
+def test_too_few_images_come_with_the_number_that_is_needed(counts, gain, showable, needed, facts):
     comparison = replace(gate_results.comparison(*counts), gain=gain, showable=showable, images_needed=needed)
     result = gate_results.gate_result(decision="worse", comparison=comparison)
     reasons = text.describe(result).reasons
-    assert len(reasons) == 2 + bool(sentence)
-    assert sentence in reasons[1]
+    assert len(reasons) == 2 + bool(facts)
+    assert all(fact in reasons[1] for fact in facts)
     promoted = text.describe(replace(result, decision="equal_promoted")).reasons
     assert len(promoted) == 1 + (not showable)
 
@@ -300,12 +285,11 @@ def test_the_accuracy_section_has_both_models_the_gain_and_the_test():
         ("convoy/8", "341", "357", "95.52 %", "92.84 % to 97.22 %"),
         ("gain", "", "", "+3.4 points", "+1.0 to +4.3"),
     ]
-    counts, test, ends = section.sentences
+    counts, test = section.sentences
     assert "right on 327 and wrong on 14 of 357 images" in counts
     assert "14 (fixed), only the champion on 2 (regressed)" in counts
     # 2 * (1 + 16 + 120) / 2^16, by hand
     assert "14 against 2: p = 0.0042. At 95 % confidence, the candidate is significantly better." in test
-    assert "+3.4 points, 95 % interval +1.0 to +4.3" in ends
 
 
 @pytest.mark.parametrize(
@@ -313,7 +297,7 @@ def test_the_accuracy_section_has_both_models_the_gain_and_the_test():
     [
         (6, 4, ["p = 0.7539", "it may be chance"]),
         (40, 2, ["p < 0.0001", "significantly better"]),
-        (2, 14, [f"{MINUS}4.3 to {MINUS}1.0", "significantly worse"]),
+        (2, 14, ["significantly worse"]),
         (0, 0, ["p = 1.0000", "it may be chance"]),
     ],
 )

@@ -9,7 +9,7 @@ from mlflow.tracking import MlflowClient
 
 from convoy.tracking import outbox, store, uploader
 from proxy import Proxy
-from registry_project import RegistryProject, set_param
+from registry_project import MemoryClient, RegistryProject, set_param
 
 OUTER = (
     *("DVC_ROOT", "DVC_EXP_NAME", "DVC_STAGE", "CONVOY_REPOSITORY"),
@@ -18,32 +18,44 @@ OUTER = (
 
 
 @pytest.fixture
-def project(
-    empty_store: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> RegistryProject:
-    """Work in an empty repository with the shipped params and a store of its own; no uploader starts by itself."""
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
+def workspace(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a folder with the shipped params; no uploader starts by itself."""
     for name in ("params.yaml", "data.dvc"):
         shutil.copy(repository / name, tmp_path)
     monkeypatch.chdir(tmp_path)
     for name in OUTER:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(outbox, "start_uploader", lambda *_, **__: None)
-    return RegistryProject(tmp_path, store.connect())
+    return tmp_path
 
 
 @pytest.fixture
-def server_project(project: RegistryProject, server: str, monkeypatch: pytest.MonkeyPatch) -> RegistryProject:
+def project(empty_store: Path, workspace: Path) -> RegistryProject:
+    """A repository with an empty store of its own, on sqlite."""
+    shutil.copy(empty_store, workspace / "mlflow.db")
+    return RegistryProject(workspace, store.connect())
+
+
+@pytest.fixture
+def memory(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> RegistryProject:
+    """The same with a store in memory, for what Convoy does whatever the store is."""
+    client = MemoryClient(workspace / "stored")
+    monkeypatch.setattr(store, "connect", lambda *_: client)
+    return RegistryProject(workspace, client)
+
+
+@pytest.fixture
+def server_project(workspace: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> RegistryProject:
     """The same on the tests' server, with a registered model of its own."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    set_param(project.folder, "registered_model", f"model-{secrets.token_hex(4)}")
-    return RegistryProject(project.folder, MlflowClient(server))
+    set_param(workspace, "registered_model", f"model-{secrets.token_hex(4)}")
+    return RegistryProject(workspace, MlflowClient(server))
 
 
 @pytest.fixture
 def through(server_project: RegistryProject, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
-    """Have Convoy ask the server through a proxy, which the project's own client does not."""
+    """Have Convoy reach the server through a proxy, which the project's own client does not."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.uri)
     return proxy
 

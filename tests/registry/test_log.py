@@ -1,10 +1,7 @@
 """The promotion log is true whatever died, lets one process at a time move the alias, and is not taken for trainings."""
 
-import json
 import os
 import random
-import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -24,16 +21,6 @@ from convoy.registry.register import register
 from convoy.repo import identity
 from convoy.tracking import lookup, settings, store, ui
 from registry_project import MemoryClient, RegistryProject
-
-HOLDER = """
-import sys
-from convoy.registry import log
-from convoy.registry.client import Registry, Version
-with log.exclusive(Registry.open(), "promote", "", Version("convoy", "9", "", "", "", 0, {}), "") as entry:
-    print("holds", flush=True)
-    sys.stdin.readline()
-    entry.close(log.NOT_MOVED)
-"""
 
 MOVER = """
 import os, sys
@@ -61,7 +48,7 @@ def start(script: str, repository: Path, *words: str) -> "subprocess.Popen[str]"
         text=True,
     )
     assert process.stdout
-    assert process.stdout.readline().strip() in ("holds", str(process.pid))
+    assert process.stdout.readline().strip() == str(process.pid)
     return process
 
 
@@ -96,37 +83,26 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-class Memory:
-    """A registered model in memory."""
-
-    def __init__(self) -> None:
-        self.client = MemoryClient()
-        self.registry = Registry(self.client, "convoy")  # type: ignore[arg-type] # as much of a client as moves use
-
-    def entry(self, after: int = 9, **facts: object) -> str:
-        """Leave an open entry as another, living process of this machine does; return MLflow's id of it."""
-        entry = log.create(self.registry, f"move-{len(self.client.runs)}", "promote", "", version(after), "")
-        run = self.client.get_run(entry.run)
-        tags = {"convoy.owner": PARENT} | {f"convoy.{key}": str(text) for key, text in facts.items()}
-        run.data.tags |= tags
-        return entry.run
-
-    def status(self, run: str) -> str:
-        return str(self.client.get_run(run).info.status)
-
-    def outcomes(self) -> list[tuple[str, str]]:
-        return [(run.info.status, run.data.tags.get("convoy.outcome", "")) for run in self.client.runs]
-
-    def move(self, number: int, before: int = 0) -> alias.Moved:
-        expected = version(before) if before else None
-        return move(self.registry, version(number), expected=expected, kind="promote", reason="better")
+def open_entry(memory: RegistryProject, after: int = 9, **facts: object) -> str:
+    """Leave an open entry as another, living process of this machine does; return MLflow's id of it."""
+    move = f"move-{len(memory.client.runs)}"
+    entry = log.create(memory.registry, move, "promote", "", version(after), "")
+    tags = {"convoy.owner": PARENT} | {f"convoy.{key}": str(text) for key, text in facts.items()}
+    memory.client.get_run(entry.run).data.tags |= tags
+    return entry.run
 
 
-@pytest.fixture
-def memory(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Memory:
-    shutil.copy(repository / "params.yaml", tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return Memory()
+def status(memory: RegistryProject, run: str) -> str:
+    return str(memory.client.get_run(run).info.status)
+
+
+def outcomes(memory: RegistryProject) -> list[tuple[str, str]]:
+    return [(run.info.status, run.data.tags.get("convoy.outcome", "")) for run in memory.client.runs]
+
+
+def promote(memory: RegistryProject, number: int, before: int = 0) -> alias.Moved:
+    expected = version(before) if before else None
+    return move(memory.registry, version(number), expected=expected, kind="promote", reason="better")
 
 
 @pytest.mark.parametrize("backend", ["project", "server_project"])
@@ -149,14 +125,16 @@ def test_of_two_processes_that_move_at_once_one_wins_and_the_error_of_the_other_
     assert (statuses.count("FINISHED"), "RUNNING" in statuses) == (1, False)
 
 
-def test_of_many_threads_that_move_at_once_one_wins(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_threads_that_move_at_once_one_wins(
+    memory: RegistryProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(log, "POLL_S", 0.001)
     monkeypatch.setattr(log, "WAIT_S", 20.0)
     call = Registry.call
 
     def attempt(number: int, before: int, errors: list[str]) -> None:
         try:
-            memory.move(number, before)
+            promote(memory, number, before)
         except RegistryError as error:
             errors.append(str(error))
 
@@ -182,75 +160,57 @@ def test_of_many_threads_that_move_at_once_one_wins(memory: Memory, monkeypatch:
     assert len(moves) == 20
 
 
-def test_a_process_that_was_killed_while_it_moves_the_alias_blocks_nobody(
-    project: RegistryProject, repository: Path
+def test_a_living_process_is_named_with_what_it_does_and_since_when(
+    memory: RegistryProject, clock: Clock
 ) -> None:
-    [first] = project.versions(1, files=False)
-    holder = start(HOLDER, repository)
-    holder.send_signal(signal.SIGKILL)
-    holder.wait()
-    move(project.registry, first, expected=None, kind="promote", reason="")
-    assert project.champion() == "1"
-    assert [status for _, status, _ in project.entries()] == ["FAILED", "FINISHED"]
-
-
-def test_a_living_process_is_named_with_what_it_does_and_since_when(memory: Memory, clock: Clock) -> None:
-    memory.entry()
+    open_entry(memory)
     pid = PARENT.partition(":")[0]
     owner = rf"`promote` of version 9 by process {pid} on {identity.host()} since 20\d\d-.* UTC"
     with pytest.raises(RegistryError, match=owner):
-        memory.move(1)
+        promote(memory, 1)
     assert clock.now - 1000 == pytest.approx(log.WAIT_S, abs=2)
     assert len(memory.client.runs) == 1, "no entry of its own"
     assert memory.client.aliases == {}
 
 
-def test_a_process_that_ends_soon_is_waited_for(memory: Memory, clock: Clock) -> None:
-    run = memory.entry()
+def test_a_process_that_ends_soon_is_waited_for(memory: RegistryProject, clock: Clock) -> None:
+    run = open_entry(memory)
     clock.then = lambda: memory.client.set_terminated(run, "FAILED")
-    memory.move(1)
+    promote(memory, 1)
     assert memory.client.aliases == {"champion": "1"}
 
 
 @pytest.mark.parametrize(
     "facts",
-    [{"owner": identity.name(psutil.Process())}, {"machine": ""}],
-    ids=["own, not closed", "of an earlier Convoy"],
+    [{"owner": identity.name(psutil.Process())}, {"owner": "999999999:1.0"}, {"machine": ""}],
+    ids=["own, not closed", "of a dead process", "of an earlier Convoy"],
 )
 def test_open_entries_of_no_living_move_block_nobody(
-    memory: Memory, clock: Clock, facts: dict[str, str]
+    memory: RegistryProject, clock: Clock, facts: dict[str, str]
 ) -> None:
-    run = memory.entry(**facts)
-    memory.move(1)
-    assert (memory.status(run), clock.now) == ("FAILED", 1000)
-
-
-def test_lock_tags_of_an_earlier_convoy_block_nobody(project: RegistryProject) -> None:
-    [first] = project.versions(1, files=False)
-    claim = {"ticket": 1, "beat": 0, "host": identity.host(), "process": PARENT, "what": "promote convoy/9"}
-    project.client.set_registered_model_tag("convoy", "convoy.lock.a1b2c3d4", json.dumps(claim))
-    move(project.registry, first, expected=None, kind="promote", reason="")
-    assert project.champion() == "1"
+    run = open_entry(memory, **facts)
+    promote(memory, 1)
+    assert (status(memory, run), clock.now) == ("FAILED", 1000)
 
 
 @pytest.mark.parametrize("facts", [{"host": "elsewhere"}, {"machine": "of the same name"}])
 def test_an_open_entry_of_another_machine_is_waited_for_as_long_as_a_lease(
-    memory: Memory, clock: Clock, capsys: pytest.CaptureFixture[str], facts: dict[str, str]
+    memory: RegistryProject, clock: Clock, capsys: pytest.CaptureFixture[str], facts: dict[str, str]
 ) -> None:
-    run = memory.entry(**facts)
-    memory.move(1)
+    run = open_entry(memory, **facts)
+    promote(memory, 1)
     assert log.LEASE_S < clock.now - 1000 < log.LEASE_S + 5
-    assert memory.status(run) == "FAILED"
+    assert status(memory, run) == "FAILED"
     assert "if it is dead, the wait ends in 57 s" in capsys.readouterr().out
 
 
-def race(memory: Memory, monkeypatch: pytest.MonkeyPatch, age_ms: int) -> list[str]:
+def race(memory: RegistryProject, monkeypatch: pytest.MonkeyPatch, age_ms: int) -> list[str]:
     """Let another process create its entry between the first look and the own entry."""
     create, others = log.create, []
 
     def after_other(*words: object) -> log.Entry:
         monkeypatch.setattr(log, "create", create)
-        others.append(memory.entry())
+        others.append(open_entry(memory))
         own = create(*words)  # type: ignore[arg-type] # passed through
         memory.client.get_run(others[0]).info.start_time = own.moment_ms - age_ms
         return own
@@ -260,28 +220,28 @@ def race(memory: Memory, monkeypatch: pytest.MonkeyPatch, age_ms: int) -> list[s
 
 
 def test_who_sees_an_older_entry_gives_up(
-    memory: Memory, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    memory: RegistryProject, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     race(memory, monkeypatch, age_ms=1)
     with pytest.raises(RegistryError, match="another process is moving convoy's champion"):
-        memory.move(1)
+        promote(memory, 1)
     assert clock.now == 1000
-    assert memory.outcomes() == [("RUNNING", ""), ("FAILED", "not moved")]
+    assert outcomes(memory) == [("RUNNING", ""), ("FAILED", "not moved")]
     assert memory.client.aliases == {}
 
 
 def test_who_sees_a_younger_entry_waits_for_it(
-    memory: Memory, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    memory: RegistryProject, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     others = race(memory, monkeypatch, age_ms=-1)
     clock.then = lambda: memory.client.set_terminated(others[0], "FAILED")
-    memory.move(1)
+    promote(memory, 1)
     assert clock.now > 1000
     assert memory.client.aliases == {"champion": "1"}
 
 
 def test_a_younger_entry_that_was_already_moving_the_alias_wins(
-    memory: Memory, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    memory: RegistryProject, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     others = race(memory, monkeypatch, age_ms=-1)
 
@@ -291,14 +251,14 @@ def test_a_younger_entry_that_was_already_moving_the_alias_wins(
 
     clock.then = finish
     with pytest.raises(RegistryError, match=r"is convoy/9 now \(`promote` of version 9 by process \d+ on "):
-        memory.move(1)
+        promote(memory, 1)
     assert memory.client.aliases == {"champion": "9"}
-    assert memory.outcomes()[1] == ("FAILED", "not moved")
+    assert outcomes(memory)[1] == ("FAILED", "not moved")
 
 
 @pytest.mark.parametrize("loss", ["closed by another", "stalled"])
 def test_an_entry_that_others_may_take_for_dead_moves_nothing(
-    memory: Memory, clock: Clock, monkeypatch: pytest.MonkeyPatch, loss: str
+    memory: RegistryProject, clock: Clock, monkeypatch: pytest.MonkeyPatch, loss: str
 ) -> None:
     def lose(entry: log.Move, _: object) -> None:
         if loss == "stalled":
@@ -308,19 +268,19 @@ def test_an_entry_that_others_may_take_for_dead_moves_nothing(
 
     monkeypatch.setattr(log.Move, "attach", lose)
     with pytest.raises(RegistryError, match=r"was lost after \d+ s.* unchanged; run the same command again"):
-        memory.move(1)
+        promote(memory, 1)
     assert memory.client.aliases == {}
-    assert memory.outcomes() == [("FAILED", "not moved")]
+    assert outcomes(memory) == [("FAILED", "not moved")]
 
 
 def test_entries_that_were_left_open_are_closed_by_where_the_alias_points(
-    memory: Memory, capsys: pytest.CaptureFixture[str]
+    memory: RegistryProject, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for before, after in (("", 1), ("1", 2), ("2", 3)):
-        memory.entry(after, machine="", **{"from": before})
+        open_entry(memory, after, machine="", **{"from": before})
     memory.client.aliases["champion"] = "1"
-    memory.move(4, before=1)
-    assert memory.outcomes() == [
+    promote(memory, 4, before=1)
+    assert outcomes(memory) == [
         ("FINISHED", "moved"),
         ("FAILED", "not moved"),
         ("FAILED", "not moved, or was moved since: it points to 1"),
@@ -330,48 +290,54 @@ def test_entries_that_were_left_open_are_closed_by_where_the_alias_points(
     assert [entry.after for entry in log.history(memory.registry, "4")] == ["1", "4"]
 
 
-def test_the_entry_of_a_living_process_is_left_open(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_entry_of_a_living_process_is_left_open(
+    memory: RegistryProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
     close, others = log.Move.close_abandoned, []
 
     def after_another_started(entry: log.Move, champion: str) -> None:
-        others.append(memory.entry())
+        others.append(open_entry(memory))
         close(entry, champion)
 
     monkeypatch.setattr(log.Move, "close_abandoned", after_another_started)
-    memory.move(1)
-    assert memory.status(others[0]) == "RUNNING"
+    promote(memory, 1)
+    assert status(memory, others[0]) == "RUNNING"
 
 
 @pytest.mark.parametrize("order", [1, -1], ids=["twin after", "twin before"])
 @pytest.mark.parametrize("status", ["RUNNING", "FAILED"])
 def test_a_move_that_a_dying_store_recorded_twice_counts_once(
-    memory: Memory, order: int, status: str
+    memory: RegistryProject, order: int, status: str
 ) -> None:
-    memory.move(1)
-    entry = memory.client.runs[0]
-    tags = {key: text for key, text in entry.data.tags.items() if key != "convoy.outcome"}
-    twin = memory.client.create_run("1", entry.info.start_time + order, tags)
+    promote(memory, 1)
+    run = memory.client.runs[0]
+    tags = {key: text for key, text in run.data.tags.items() if key != "convoy.outcome"}
+    twin = memory.client.create_run("1", run.info.start_time + order, tags)
     twin.info.status = status
-    assert [one.after for one in log.history(memory.registry, "1")] == ["1"]
-    memory.move(2, before=1)
-    assert [one.after for one in log.history(memory.registry, "2")] == ["1", "2"]
-    assert "RUNNING" not in dict(memory.outcomes())
+    assert [entry.after for entry in log.history(memory.registry, "1")] == ["1"]
+    promote(memory, 2, before=1)
+    assert [entry.after for entry in log.history(memory.registry, "2")] == ["1", "2"]
+    assert "RUNNING" not in dict(outcomes(memory))
 
 
-def test_more_than_a_page_of_entries_is_read(memory: Memory) -> None:
+def test_more_than_a_page_of_entries_is_read(memory: RegistryProject) -> None:
     for number in range(1, 6):
-        memory.move(number, before=number - 1)
+        promote(memory, number, before=number - 1)
     assert MemoryClient.page < 5
     assert [entry.after for entry in log.history(memory.registry, "5")] == list("12345")
 
 
-def test_entries_record_who_moved_it_when_where_and_why_and_belong_to_one_model(memory: Memory) -> None:
-    memory.move(1)
+def test_entries_record_who_moved_it_when_where_and_why_and_belong_to_one_model(
+    memory: RegistryProject,
+) -> None:
+    promote(memory, 1)
     [entry] = log.history(memory.registry, "1")
-    assert (entry.kind, entry.before, entry.after, entry.reason) == ("promote", "", "1", "better")
+    assert (entry.kind, entry.before, entry.after) == ("promote", "", "1")
     assert abs(entry.moment_ms / 1000 - time.time()) < 60
     assert (entry.host, entry.process) == (identity.host(), identity.name(psutil.Process()))
-    assert entry.user
+    tags = memory.client.runs[0].data.tags
+    assert tags["convoy.reason"] == tags["mlflow.note.content"] == "better"
+    assert tags["mlflow.user"]
     other = Registry(memory.client, "other")  # type: ignore[arg-type] # as above
     assert log.history(other, "") == []
 

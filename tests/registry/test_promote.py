@@ -1,60 +1,30 @@
-"""The gate on a registry: every verdict with real ONNX files on sqlite, a promotion on the server too."""
+"""The gate on a registry: each verdict with real ONNX files on sqlite, a promotion on the server too."""
 
 import json
-import secrets
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from convoy.core import files
+import gate_results
 from convoy.core.errors import RequestError
-from convoy.gate.evidence import ModelUnderTest
 from convoy.registry import promote
 from convoy.registry.alias import move
-from convoy.registry.client import CANDIDATE, CHAMPION, Registry, RegistryError, Version
+from convoy.registry.client import CANDIDATE, CHAMPION, RegistryError, Version
+from convoy.registry.promote import Judged
 from convoy.retraining import outcome
-from convoy.tracking import mlflow_writer, store
-from gate_project import CLASSES, LIMITS, TEST, GateProject, by_turns, deliver, write_limits
+from gate_project import LIMITS, TEST, GateProject, by_turns, deliver, write_limits
 from registry_project import RegistryProject
 
 FEW = range(12)
-"""Images that a good model gets wrong; a better one fewer."""
+"""Images that a good model gets wrong."""
 MANY = range(0, 84, 2)
-MOST = range(60)
-OTHERS = range(60, 72)
-ALL_OF_CAT = range(2, TEST, 3)
-TWO = ("ape", "bee")
 
 
-def publish(project: RegistryProject, model: ModelUnderTest, alias: str) -> Version:
-    """Register a model as `convoy register` does, without a training: run, logged model, version, alias."""
-    registry = Registry.open()
-    registry.create()
-    experiment = store.experiment(project.client, "published").experiment_id
-    run_id = f"20261123-120000-{secrets.token_hex(3)}"
-    run = project.client.create_run(experiment, tags={"convoy.run_id": run_id})
-    folder = project.folder / "published" / run_id
-    folder.mkdir(parents=True)
-    shutil.copy(model.onnx, folder / "model.onnx")
-    if model.verification is not None:
-        files.write_json(folder / "verification.json", model.verification)
-    if model.images is not None:
-        rows = [(pixels, *place) for pixels, place in model.images.table.items()]
-        names = ("pixels", "label", "split")
-        columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
-        pq.write_table(pa.table(columns), folder / "images.parquet")
-    logged = mlflow_writer.log_model(project.client, run, folder, model.sha256, [])
-    project.client.set_terminated(run.info.run_id)
-    tags = {"convoy.onnx_sha256": model.sha256, "convoy.run_id": run_id}
-    if model.recorded_accuracy is not None:
-        tags["convoy.accuracy"] = str(model.recorded_accuracy)
-    version = registry.add(logged.model_id, run.info.run_id, tags, "")
-    registry.point(alias, version)
-    return version
+def verdict_on(candidate: Version, champion: Version | None, **values: object) -> Judged:
+    """Judge a version, whatever its files."""
+    return Judged(gate_results.gate_result(**values), candidate, champion, ())
 
 
 @pytest.fixture(scope="session")
@@ -85,93 +55,42 @@ def pictured() -> None:
 
 
 @pytest.fixture
-def here(project: RegistryProject, gate_project: GateProject) -> RegistryProject:
-    return _in(project, gate_project)
+def here(memory: RegistryProject, gate_project: GateProject) -> RegistryProject:
+    return _in(memory, gate_project)
 
 
-Facts = dict[str, object]
-
-EQUAL: tuple[Facts, Facts] = ({"wrong": FEW}, {"wrong": [*range(11), 13]})
-STAGED: dict[str, tuple[Facts | None, Facts, Facts, str, str]] = {
-    "better": ({"wrong": MANY}, {"wrong": FEW}, {}, "promote", ""),
-    "worse": ({"wrong": FEW}, {"wrong": MANY}, {"max_class_drop": None, "max_ece": None}, "keep", ""),
-    "equal, keep": (*EQUAL, {}, "keep", ""),
-    "equal, promote": (*EQUAL, {"on_equal": "promote"}, "promote", ""),
-    "one class collapsed": (
-        {"wrong": [n for n in range(TEST) if n % 3 != 2]},
-        {"wrong": ALL_OF_CAT},
-        {"min_accuracy": None, "max_ece": None},
-        "refuse",
-        "gate.class_recall gate.class_drop",
-    ),
-    "slower": (
-        {"wrong": MANY},
-        {"wrong": FEW, "products": 60},
-        {"max_latency_ratio": 3.0},
-        "refuse",
-        "gate.latency_ratio",
-    ),
-    "bigger": (
-        {"wrong": MANY},
-        {"wrong": FEW, "dead_bytes": 3_000_000},
-        {"max_size_mb": 2.0},
-        "refuse",
-        "gate.size_mb",
-    ),
-    "miscalibrated": ({"wrong": MANY}, {"wrong": FEW, "certainty": 0.4}, {}, "refuse", "gate.ece"),
-    "no champion": (None, {"wrong": FEW}, {}, "promote", ""),
-    "a class more": ({"classes": TWO}, {"wrong": FEW}, {"max_champion_drop": None}, "promote", ""),
-    "a class fewer": (
-        {"classes": (*CLASSES, "dog"), "wrong": MANY},
-        {"wrong": FEW},
-        {},
-        "refuse",
-        "gate.classes",
-    ),
-    "a class renamed": (
-        {"classes": (*TWO, "kitten")},
-        {"wrong": FEW},
-        {"max_champion_drop": None},
-        "refuse",
-        "gate.classes",
-    ),
-    "test images were in training": ({"wrong": MANY}, {"seen": range(100)}, {}, "refuse", "gate.images"),
-    "poisoned labels": (
-        {"wrong": MOST, "recorded_accuracy": 0.97},
-        {},
-        {},
-        "refuse",
-        "gate.champion_drop",
-    ),
-    "too small a split": ({"wrong": range(3)}, {}, {}, "keep", ""),
+WORSE = ({"wrong": FEW}, {"wrong": MANY})
+VERDICTS = {
+    "better": ({"wrong": MANY}, {"wrong": FEW}, {}, "promote", set()),
+    "first": (None, {"wrong": FEW}, {}, "promote", set()),
+    "worse": (*WORSE, {"max_class_drop": None, "max_ece": None}, "keep", set()),
+    "breaches": (*WORSE, {"max_class_drop": 0.1}, "refuse", {"gate.class_drop", "gate.ece"}),
 }
-"""Case to facts of the champion and of the candidate, limits, verdict, and tags of breached limits."""
+"""Case to the champion's and the candidate's mistakes, limits, verdict, and tags of breached limits."""
 
 
 @pytest.mark.parametrize(
-    ("backend", "case"), [*(("project", case) for case in STAGED), ("server_project", "better")]
+    ("backend", "case"), [*(("project", case) for case in VERDICTS), ("server_project", "better")]
 )
 def test_the_verdict_moves_the_alias_or_leaves_it(
     request: pytest.FixtureRequest, gate_project: GateProject, backend: str, case: str, tmp_path: Path
 ) -> None:
     repository = _in(request.getfixturevalue(backend), gate_project)
-    defender, challenger, limits, verdict, breached = STAGED[case]
+    defender, challenger, limits, verdict, breached = VERDICTS[case]
     write_limits(repository.folder / "params.yaml", LIMITS | limits)
-    before = None if defender is None else publish(repository, gate_project.model(**defender), CHAMPION)
-    candidate = publish(repository, gate_project.model("convoy/8", **challenger), CANDIDATE)
+    before = repository.version(gate_project.model(**defender), CHAMPION).number if defender else ""
+    candidate = repository.version(gate_project.model("convoy/8", **challenger), CANDIDATE)
 
     judged = promote.judge(tmp_path / "gate")
     moved = promote.carry_out(judged)
 
     assert judged.judgement.verdict == verdict, judged.judgement.reasons
     assert moved == (verdict == "promote")
-    serving = candidate.number if moved else before.number if before else ""
-    assert repository.champion() == serving
-    tags = Registry.open().version(candidate.number).tags
+    assert repository.champion() == (candidate.number if moved else before)
+    tags = repository.registry.version(candidate.number).tags
     assert tags["gate.verdict"] == verdict
     assert tags["gate.reason"] == judged.judgement.reasons[0]
-    states = {name for name, text in tags.items() if text.startswith("breached")}
-    assert states == set(breached.split())
+    assert {name for name, text in tags.items() if text.startswith("breached")} == breached
     assert json.loads((tmp_path / "gate/verdict.json").read_text())["verdict"] == verdict
     assert (tmp_path / "gate/verdict.html").exists()
     assert [status for _, status, _ in repository.entries()] == (["FINISHED"] if moved else [])
@@ -181,10 +100,10 @@ def test_the_verdict_moves_the_alias_or_leaves_it(
 def test_a_missing_or_damaged_champion_does_not_block_candidates(
     here: RegistryProject, gate_project: GateProject, tmp_path: Path, loss: str
 ) -> None:
-    champion = publish(here, gate_project.model(wrong=MANY), CHAMPION)
+    champion = here.version(gate_project.model(wrong=MANY), CHAMPION)
     path = here.stored(champion)
     path.unlink() if loss == "gone" else path.write_bytes(path.read_bytes()[:-10])
-    candidate = publish(here, gate_project.model("convoy/8", wrong=FEW), CANDIDATE)
+    candidate = here.version(gate_project.model("convoy/8", wrong=FEW), CANDIDATE)
     judged = promote.judge(tmp_path)
     assert judged.judgement.verdict == "promote"
     assert judged.judgement.champion_sha256 is None
@@ -193,14 +112,14 @@ def test_a_missing_or_damaged_champion_does_not_block_candidates(
 
 
 def test_a_round_finds_the_champions_images_from_its_worktree(
-    here: RegistryProject, gate_project: GateProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    project: RegistryProject, gate_project: GateProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There, MLflow's own default would be another store."""
-    champion = publish(here, gate_project.model(wrong=MANY), CHAMPION)
+    champion = project.version(gate_project.model(wrong=MANY), CHAMPION)
     worktree = tmp_path / "worktree"
     worktree.mkdir()
-    shutil.copy(here.folder / "params.yaml", worktree)
-    monkeypatch.setenv("CONVOY_REPOSITORY", str(here.folder))
+    shutil.copy(project.folder / "params.yaml", worktree)
+    monkeypatch.setenv("CONVOY_REPOSITORY", str(project.folder))
     monkeypatch.chdir(worktree)
     found = outcome._images(champion)
     assert found is not None
@@ -210,7 +129,7 @@ def test_a_round_finds_the_champions_images_from_its_worktree(
 def test_a_candidate_whose_file_is_missing_gets_no_verdict(
     here: RegistryProject, gate_project: GateProject, tmp_path: Path
 ) -> None:
-    candidate = publish(here, gate_project.model(wrong=FEW), CANDIDATE)
+    candidate = here.version(gate_project.model(wrong=FEW), CANDIDATE)
     here.stored(candidate).unlink()
     with pytest.raises(RegistryError, match=r"cannot be judged: .*no longer in the store.*convoy register"):
         promote.judge(tmp_path)
@@ -222,62 +141,46 @@ def test_without_a_candidate_it_says_how_to_register_one(here: RegistryProject, 
         promote.judge(tmp_path)
 
 
-def test_a_candidate_that_is_the_champion_is_left_where_it_is(
-    here: RegistryProject, gate_project: GateProject, tmp_path: Path
-) -> None:
-    version = publish(here, gate_project.model(wrong=FEW), CHAMPION)
-    Registry.open().point(CANDIDATE, version)
-    judged = promote.judge(tmp_path)
-    assert judged.judgement.verdict == "keep"
-    assert not promote.carry_out(judged, override="whatever")
-    assert here.entries() == []
+def test_a_candidate_that_is_the_champion_is_left_where_it_is(memory: RegistryProject) -> None:
+    version = memory.version(files=False)
+    assert not promote.carry_out(verdict_on(version, version), override="whatever")
+    assert memory.entries() == []
 
 
-def test_a_verdict_against_a_champion_that_has_been_replaced_promotes_nothing(
-    here: RegistryProject, gate_project: GateProject, tmp_path: Path
-) -> None:
-    publish(here, gate_project.model(wrong=MANY), CHAMPION)
-    other = publish(here, gate_project.model("convoy/8", wrong=OTHERS), CANDIDATE)
-    publish(here, gate_project.model("convoy/9", wrong=FEW), CANDIDATE)
-    judged = promote.judge(tmp_path)
-    registry = Registry.open()
-    move(registry, other, expected=judged.champion, kind="override", reason="meanwhile")
+def test_a_verdict_that_the_registry_has_outrun_promotes_nothing(memory: RegistryProject) -> None:
+    first, other, judged = memory.versions(3, files=False)
+    registry = memory.registry
+    registry.point(CANDIDATE, judged)
+    move(registry, other, expected=None, kind="override", reason="meanwhile")
     with pytest.raises(RegistryError, match=r"promoted since: champion was .*/1 .* is .*/2 now"):
-        promote.carry_out(judged)
-    assert here.champion() == other.number
+        promote.carry_out(verdict_on(judged, first))
+    registry.point(CANDIDATE, first)
+    with pytest.raises(RegistryError, match=r"/3 was judged, but the candidate is .*/1 now.*convoy promote"):
+        promote.carry_out(verdict_on(judged, other))
+    assert memory.champion() == "2"
 
 
-def test_a_verdict_on_a_candidate_that_has_been_replaced_promotes_nothing(
-    here: RegistryProject, gate_project: GateProject, tmp_path: Path
-) -> None:
-    publish(here, gate_project.model(wrong=MANY), CHAMPION)
-    publish(here, gate_project.model("convoy/8", wrong=OTHERS), CANDIDATE)
-    judged = promote.judge(tmp_path)
-    publish(here, gate_project.model("convoy/9", wrong=FEW), CANDIDATE)
-    with pytest.raises(RegistryError, match=r"/2 was judged, but the candidate is .*/3 now.*convoy promote"):
-        promote.carry_out(judged)
-    assert here.champion() == "1"
-
-
-def test_an_override_promotes_a_refused_candidate_and_is_recorded(
-    here: RegistryProject, gate_project: GateProject, tmp_path: Path
-) -> None:
-    publish(here, gate_project.model(wrong=FEW), CHAMPION)
-    candidate = publish(here, gate_project.model("convoy/8", wrong=MOST, certainty=0.4), CANDIDATE)
-    judged = promote.judge(tmp_path)
-    assert judged.judgement.verdict == "refuse"
-    assert promote.carry_out(judged, override="the old one is withdrawn")
-    assert here.champion() == candidate.number
-    assert Registry.open().version(candidate.number).tags["gate.override"] == "the old one is withdrawn"
-    [(_, status, tags)] = here.entries()
-    assert status == "FINISHED"
-    assert "the old one is withdrawn" in tags.values()
+def test_an_override_promotes_a_refused_candidate_and_is_recorded(memory: RegistryProject) -> None:
+    champion, candidate = memory.versions(2, files=False)
+    memory.registry.point(CHAMPION, champion)
+    memory.registry.point(CANDIDATE, candidate)
+    refused = verdict_on(candidate, champion, verdict="refuse")
+    assert not promote.carry_out(refused)
+    assert promote.carry_out(refused, override="the old one is withdrawn")
+    assert memory.champion() == candidate.number
+    assert memory.registry.version(candidate.number).tags["gate.override"] == "the old one is withdrawn"
+    [(name, status, tags)] = memory.entries()
+    assert (name, status, tags["convoy.reason"]) == (
+        "override convoy/2",
+        "FINISHED",
+        "the old one is withdrawn",
+    )
 
 
 def test_a_gate_without_limits_gives_no_verdict(
     here: RegistryProject, gate_project: GateProject, tmp_path: Path
 ) -> None:
-    publish(here, gate_project.model(wrong=FEW), CANDIDATE)
+    here.version(gate_project.model(wrong=FEW), CANDIDATE)
     none = {name: None for name in LIMITS if name.startswith(("min_", "max_"))}
     write_limits(here.folder / "params.yaml", LIMITS | none)
     with pytest.raises(RequestError, match=r"gate: a gate without limits gives no verdict"):
@@ -289,8 +192,8 @@ def test_a_registry_that_goes_down_while_judging_leaves_the_champion(
     server_project: RegistryProject, through: object, gate_project: GateProject, tmp_path: Path
 ) -> None:
     here = _in(server_project, gate_project)
-    publish(here, gate_project.model(wrong=MANY), CHAMPION)
-    publish(here, gate_project.model("convoy/8", wrong=FEW), CANDIDATE)
+    here.version(gate_project.model(wrong=MANY), CHAMPION)
+    here.version(gate_project.model("convoy/8", wrong=FEW), CANDIDATE)
     through.die_at("model-versions/set-tag")
     with pytest.raises(RegistryError, match=r"(?s)did not answer the request to tag .*Start its server"):
         promote.judge(tmp_path)
@@ -298,27 +201,35 @@ def test_a_registry_that_goes_down_while_judging_leaves_the_champion(
     assert (tmp_path / "verdict.html").exists(), "the verdict is not lost"
 
 
-def test_the_output_shows_the_verdict_the_limits_and_the_champion(
+def test_pictures_of_the_verdict_are_among_its_files(
     here: RegistryProject, gate_project: GateProject, tmp_path: Path, pictured: None
 ) -> None:
-    publish(here, gate_project.model(wrong=MANY), CHAMPION)
-    publish(here, gate_project.model("convoy/8", wrong=FEW), CANDIDATE)
-    judged = promote.judge(tmp_path)
+    here.version(gate_project.model(wrong=MANY), CHAMPION)
+    here.version(gate_project.model("convoy/8", wrong=FEW), CANDIDATE)
+    names = {path.name for path in promote.judge(tmp_path).files}
+    assert names == {"verdict.json", "verdict.html", "gain.png", "classes.png", "flips.png"}
+
+
+def version(number: int) -> Version:
+    return Version("convoy", str(number), "", "", "", 0, {})
+
+
+def test_the_output_shows_the_verdict_the_limits_and_the_champion(tmp_path: Path) -> None:
+    judged = replace(
+        verdict_on(version(2), version(1)), files=(tmp_path / "x.json", tmp_path / "verdict.html")
+    )
     dry = list(promote.lines(judged, moved=False, dry_run=True))
-    assert dry[0] == judged.judgement.reasons[0]
-    assert dry[0].startswith("Promote convoy/2: ")
-    assert any("met: 90.0 % (at least 50" in line for line in dry), dry
-    assert {path.name for path in judged.files} >= {"verdict.json", "verdict.html", "gain.png", "flips.png"}
+    assert dry[:2] == list(judged.judgement.reasons)
+    assert any("accuracy " in line and line.endswith("met: 95.5 % (at least 50 %)") for line in dry), dry
     assert "serving:  convoy/1 is champion, unchanged" in dry
     assert "dry run:  to promote it: convoy promote" in dry
     done = list(promote.lines(judged, moved=True, dry_run=False))
     assert "serving:  convoy/2 is champion (before: convoy/1)" in done
     assert done[-2:] == [f"page:     {tmp_path}/verdict.html", "undo:     convoy rollback"]
+    first = list(promote.lines(verdict_on(version(2), None), moved=False, dry_run=False))
+    assert "serving:  no champion yet" in first
 
 
-def test_a_tag_is_never_longer_than_stores_take(
-    here: RegistryProject, gate_project: GateProject, tmp_path: Path
-) -> None:
-    publish(here, gate_project.model("convoy/8", wrong=FEW), CANDIDATE)
-    judgement = replace(promote.judge(tmp_path).judgement, reasons=("because " * 2000,))
-    assert max(len(text) for text in promote.tags(judgement).values()) == promote.TAG_CHARACTERS
+def test_a_tag_is_never_longer_than_stores_take() -> None:
+    result = gate_results.gate_result(reasons=("because " * 2000,))
+    assert max(len(text) for text in promote.tags(result).values()) == promote.TAG_CHARACTERS

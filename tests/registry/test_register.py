@@ -10,9 +10,8 @@ import pytest
 
 from convoy.core import files, params, yaml
 from convoy.core.errors import RequestError
-from convoy.registry import artifacts
 from convoy.registry import register as registration
-from convoy.registry.client import CANDIDATE, CHAMPION, Registry, RegistryError
+from convoy.registry.client import BESIDE, CANDIDATE, CHAMPION, ModelArtifacts, Registry, RegistryError, fetch
 from convoy.registry.register import VerifiedModel, register
 from convoy.tracking import outbox, stages, store
 from registry_project import Mortal, RegistryProject, write_verified
@@ -69,9 +68,9 @@ def test_the_workspace_s_model_becomes_a_version_with_its_provenance(
     output = capsys.readouterr().out
     assert f"{version} is registered: model.onnx {sha256[:12]} of run {version.run_id}" in output
     assert f"candidate is {version}, accuracy 90.00% (85.00% to 95.00%)" in output
-    kept = {name: (project.deploy / name).read_bytes() for name in ("model.onnx", *artifacts.BESIDE)}
+    kept = {name: (project.deploy / name).read_bytes() for name in ("model.onnx", *BESIDE)}
     shutil.rmtree(project.deploy)
-    folder = artifacts.fetch(project.registry, version, tmp_path / "back")
+    folder = fetch(project.registry, version, tmp_path / "back")
     assert {name: (folder / name).read_bytes() for name in kept} == kept
 
 
@@ -133,7 +132,7 @@ def test_a_run_that_waits_in_the_outbox_is_delivered_first(
 ) -> None:
     with stages.standalone("waits", {}) as run:
         project.export(run.reference.run_id)
-        run.log_onnx(project.deploy / "model.onnx", *(project.deploy / name for name in artifacts.BESIDE))
+        run.log_onnx(project.deploy / "model.onnx", *(project.deploy / name for name in BESIDE))
     version = register()
     assert version.run_id == run.reference.run_id
     assert not outbox.journals(project.folder / "outbox")
@@ -160,7 +159,7 @@ def test_a_store_that_lost_the_model_gets_a_new_version_of_the_same_file(
     shutil.rmtree(lost.artifact_location.removeprefix("file://"))
     second = register()
     assert (second.number, second.sha256) == ("2", first.sha256)
-    assert artifacts.ModelArtifacts.of(project.registry, second).has_model
+    assert ModelArtifacts.of(project.registry, second).has_model
     assert project.model_of(run).model_id != lost.model_id, "the lost one is removed"
     output = capsys.readouterr().out
     assert f"has lost the model of run {first.run_id}: logging it again" in output
@@ -192,7 +191,7 @@ def test_an_emptied_store_gets_the_run_again_with_what_the_outputs_say(
     assert tags["mlflow.source.git.commit"] == "c0ffee" + "0" * 34
     assert (tags["convoy.data_hash"], tags["convoy.training"]) == ("d" * 64, run_id)
     assert tags["convoy.onnx_sha256"] == version.sha256
-    assert artifacts.ModelArtifacts.of(project.registry, version).has_model
+    assert ModelArtifacts.of(project.registry, version).has_model
 
 
 def test_a_store_that_dies_at_any_call_leaves_what_a_second_try_completes(
@@ -279,7 +278,7 @@ def test_a_changed_file_does_not_pass_for_what_its_run_verified(
     onnx.save(model, tmp_path / "other.onnx")
     with pytest.raises(
         RequestError,
-        match=rf"other.onnx has other bytes .* To register that one: convoy register {run.data.tags['convoy.run_id']}",
+        match=rf"other.onnx has other bytes .* To register the latter: convoy register {run.data.tags['convoy.run_id']}",
     ):
         register(str(tmp_path / "other.onnx"))
 
@@ -308,4 +307,4 @@ def test_the_facts_of_a_verified_model_are_read_from_its_files(tmp_path: Path) -
     assert read.description() == "# Card of run-7\n\n- accuracy 0.5\n"
     (tmp_path / "deploy/model_card.md").unlink()
     assert read.description() == ""
-    assert registration.TAG_CHARACTERS == registration.DESCRIPTION_CHARACTERS == ROOM
+    assert registration.TAG_CHARACTERS == ROOM

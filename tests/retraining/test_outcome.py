@@ -16,8 +16,7 @@ from convoy.core import contract, files
 from convoy.core.errors import DataError
 from convoy.export.image_index import Images
 from convoy.gate import page
-from convoy.registry.artifacts import ArtifactMissing
-from convoy.registry.client import Version
+from convoy.registry.client import ArtifactMissing, Version
 from convoy.retraining import outcome
 from convoy.retraining.data_diff import Changes, diff
 from convoy.retraining.facts import Facts

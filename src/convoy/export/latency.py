@@ -1,8 +1,8 @@
 """Time the exported graph beside eager torch on the same processor, and name the conditions.
 
-Each is timed in its own process, so that neither waits for the other's threads, and on one
-thread: a figure per core compares between machines, and on a busy machine several
-threads would time each other's waiting (a busy 2-core machine made torch's 0.2 ms 96 ms).
+Each is timed in its own process, so that neither waits for the other's threads, and on a single thread: a figure per
+core compares between machines, and on a busy machine several threads would time each other's waiting (a busy 2-core
+machine made torch's 0.2 ms 96 ms).
 `python -m convoy.export.latency onnx|eager PATH IMAGE_PX RUNS` prints JSON.
 """
 
@@ -25,11 +25,8 @@ import convoy
 from convoy.core.errors import VerificationError
 
 PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow")
-BATCH = 32
-"""Images per batch when throughput is measured."""
-WARM_UP = 3
-"""Untimed calls at the start: they allocate memory and choose kernels."""
-
+BATCH = 32  # images, when throughput is measured
+WARM_UP = 3  # untimed calls at the start: they allocate memory and choose kernels
 THREADS = 1
 
 Predict = Callable[[npt.NDArray[np.uint8]], object]
@@ -38,24 +35,33 @@ Predict = Callable[[npt.NDArray[np.uint8]], object]
 def measure(model: Path, trained: Path, image_px: int, runs: int) -> dict[str, Any]:
     """Time the ONNX file in onnxruntime, and the model that it came from in eager torch.
 
-    Args:
-        model: the ONNX file.
-        trained: folder that training wrote.
-        image_px: side of the square images that both are given, in pixels.
-        runs: timed calls with a single image; about as many images again are timed in batches.
+    Both are given square images; about as many as in the `runs` calls with a single image are timed in batches.
 
     Returns:
         Conditions (`threads`, `batch`, `runs`, `image_px`), and for `onnx` and `eager` each
-        `latency_ms_p50`, `latency_ms_p95` (one image) and `images_per_second` (batches).
+        `latency_ms_p50`, `latency_ms_p95` (single images) and `images_per_second` (batches).
 
     Raises:
         VerificationError: the timing process failed; with its last lines.
     """
-    conditions = {"image_px": image_px, "runs": runs, "threads": THREADS, "batch": BATCH}
-    return conditions | {
-        kind: _in_own_process(kind, path, image_px, runs)
-        for kind, path in (("onnx", model), ("eager", trained))
-    }
+    timed: dict[str, Any] = {"image_px": image_px, "runs": runs, "threads": THREADS, "batch": BATCH}
+    source = str(Path(convoy.__file__).parents[1])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([source, os.environ.get("PYTHONPATH", "")])}
+    for kind, path in (("onnx", model), ("eager", trained)):
+        done = subprocess.run(  # noqa: S603 (this module, with fixed arguments)
+            [sys.executable, "-m", "convoy.export.latency", kind, str(path), str(image_px), str(runs)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+        )
+        if done.returncode:
+            lines = "\n".join(done.stderr.strip().splitlines()[-5:])
+            raise VerificationError(
+                f"timing of {path} ({kind}) failed with exit code {done.returncode}:\n{lines}"
+            )
+        timed[kind] = json.loads(done.stdout.splitlines()[-1])
+    return timed
 
 
 def time_calls(predict: Predict, image_px: int, runs: int) -> dict[str, float]:
@@ -100,22 +106,6 @@ def _eager(path: Path) -> Predict:
             return model(torch.from_numpy(images_u8).permute(0, 3, 1, 2).float()).softmax(dim=1).numpy()
 
     return predict
-
-
-def _in_own_process(kind: str, path: Path, image_px: int, runs: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "convoy.export.latency", kind, str(path), str(image_px), str(runs)]
-    source = str(Path(convoy.__file__).parents[1])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([source, os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run(  # noqa: S603 (this module, with fixed arguments)
-        command, capture_output=True, text=True, check=False, env=environment
-    )
-    if done.returncode:
-        lines = "\n".join(done.stderr.strip().splitlines()[-5:])
-        raise VerificationError(
-            f"timing of {path} ({kind}) failed with exit code {done.returncode}:\n{lines}"
-        )
-    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return figures
 
 
 def versions() -> dict[str, str]:

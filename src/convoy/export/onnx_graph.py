@@ -25,7 +25,7 @@ from convoy.models import trained
 from convoy.models.trained import NormalizedModel
 
 LARGEST_BYTES = 2**31 - 1
-"""Limit of protobuf, and so of one ONNX file."""
+"""Limit of protobuf, and so of an ONNX file."""
 
 
 class _WithProbabilities(nn.Module):
@@ -61,7 +61,18 @@ def build(model: Path, out: Path, identity: Mapping[str, str]) -> None:
     for name in (contract.VERIFIED, contract.UNVERIFIED, contract.VERIFICATION, contract.MODEL_CARD):
         (out / name).unlink(missing_ok=True)
     network = _export(deployable, facts.image_px, facts.network)
-    joined = _join(resize.graph(facts.image_px, cast("Fit", facts.fit)), network, len(facts.classes))
+    joined: onnx.ModelProto = compose.merge_models(
+        resize.graph(facts.image_px, cast("Fit", facts.fit)),
+        network,
+        io_map=[("pixels", "pixels")],
+        name="convoy",
+        producer_name="convoy",
+        producer_version=__version__,
+    )
+    del joined.graph.output[:]  # to name their dimensions anew
+    for name in (contract.PROBABILITIES, contract.LOGITS):
+        dimensions = helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", len(facts.classes)])
+        joined.graph.output.append(dimensions)
     properties = {
         contract.CLASSES: json.dumps(facts.classes, ensure_ascii=False),
         contract.IMAGE_PX: str(facts.image_px),
@@ -148,19 +159,3 @@ def _strip_exporter_metadata(model: onnx.ModelProto) -> None:
         part.ClearField("doc_string")
     # Shapes of intermediate values are inferred again when the graph is whole.
     graph.ClearField("value_info")
-
-
-def _join(pixels: onnx.ModelProto, network: onnx.ModelProto, classes: int) -> onnx.ModelProto:
-    """Put the geometry before the network, and name every dimension once."""
-    whole: onnx.ModelProto = compose.merge_models(
-        pixels,
-        network,
-        io_map=[("pixels", "pixels")],
-        name="convoy",
-        producer_name="convoy",
-        producer_version=__version__,
-    )
-    del whole.graph.output[:]
-    for name in (contract.PROBABILITIES, contract.LOGITS):
-        whole.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", classes]))
-    return whole

@@ -16,9 +16,8 @@ from convoy.core import contract
 from convoy.core.errors import RequestError, VerificationError
 
 CHUNK_IMAGES = 64
-"""Largest number of images in a chunk."""
 CHUNK_BYTES = 32 * 2**20
-"""Largest number of pixel bytes in a chunk: the graph holds them as float32, at four times the size."""
+"""Most images and bytes of pixels in a chunk: the graph holds them as float32, at four times the size."""
 
 T = TypeVar("T")
 
@@ -32,11 +31,7 @@ class OnnxModel:
     """
 
     def __init__(self, model: Path | bytes, *, threads: int = 0) -> None:
-        """Open a model.
-
-        Args:
-            model: a file, or the bytes of one.
-            threads: per operation; 0 leaves the number to onnxruntime.
+        """Open a model from a file or its bytes; 0 leaves the number of threads per operation to onnxruntime.
 
         Raises:
             RequestError: the file does not exist.
@@ -91,11 +86,9 @@ class OnnxModel:
 
 
 def chunks(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
-    """Split a stream into lists that fit into memory: at most 64 items, and 32 MiB unless one item is larger.
+    """Split a stream into lists that fit into memory: at most 64 items, and 32 MiB unless a single item is larger.
 
-    Args:
-        items: consumed once, in order, no further ahead than one list.
-        size: bytes of an item.
+    `size` gives the bytes of an item. Items are read no further ahead than the next list.
     """
     chunk: list[T] = []
     held = 0

@@ -1,8 +1,7 @@
-"""The criteria of the gate, one function each: figure, limit, and whether the limit is met."""
+"""The criteria of the gate, a function each: figure, limit, and whether the limit is met."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,27 +10,18 @@ from convoy.gate.result import Criterion, Sense, Unit
 from convoy.gate.settings import GateParams
 from convoy.gate.statistics import calibration_error
 
-
-class Limited(NamedTuple):
-    """Describe a criterion with a limit; `key` is its limit in the `gate` section."""
-
-    key: str
-    title: str
-    sense: Sense
-    unit: Unit
-
-
-LIMITED = {
-    "images": Limited("min_images", "unseen test images", "at least", "images"),
-    "champion_drop": Limited("max_champion_drop", "champion accuracy drop vs. recorded", "at most", "points"),
-    "accuracy": Limited("min_accuracy", "accuracy", "at least", "share"),
-    "class_recall": Limited("min_class_recall", "recall of the worst class", "at least", "share"),
-    "class_drop": Limited("max_class_drop", "largest class recall drop vs. champion", "at most", "points"),
-    "ece": Limited("max_ece", "calibration error (ECE)", "at most", "share"),
-    "latency_ms_p95": Limited("max_latency_ms_p95", "latency per image (p95)", "at most", "ms"),
-    "latency_ratio": Limited("max_latency_ratio", "latency vs. champion", "at most", "times"),
-    "size_mb": Limited("max_size_mb", "size of model.onnx", "at most", "MB"),
+LIMITED: dict[str, tuple[str, Sense, Unit]] = {
+    "images": ("unseen test images", "at least", "images"),
+    "champion_drop": ("champion accuracy drop vs. recorded", "at most", "points"),
+    "accuracy": ("accuracy", "at least", "share"),
+    "class_recall": ("recall of the worst class", "at least", "share"),
+    "class_drop": ("largest class recall drop vs. champion", "at most", "points"),
+    "ece": ("calibration error (ECE)", "at most", "share"),
+    "latency_ms_p95": ("latency per image (p95)", "at most", "ms"),
+    "latency_ratio": ("latency vs. champion", "at most", "times"),
+    "size_mb": ("size of model.onnx", "at most", "MB"),
 }
+"""Title, sense and unit of each criterion with a limit."""
 
 NO_IMAGE = "no unseen test image is left"
 
@@ -42,7 +32,12 @@ ROUNDING = 1e-9
 def check(evidence: Evidence, limits: GateParams) -> tuple[Criterion, ...]:
     """Check every criterion: identity of the model first, then the data, then what is measured on them."""
     return (
-        _verification(evidence.candidate),
+        _unlimited(
+            "proof",
+            "verification of model.onnx",
+            _verification(evidence.candidate),
+            "passed with these bytes",
+        ),
         _classes(evidence),
         _training_images(evidence),
         _images(evidence, limits),
@@ -57,14 +52,9 @@ def check(evidence: Evidence, limits: GateParams) -> tuple[Criterion, ...]:
     )
 
 
-def _verification(candidate: ModelUnderTest) -> Criterion:
-    problem = _verification_problem(candidate.verification, candidate.sha256)
-    title, note = "verification of model.onnx", problem or "passed with these bytes"
-    return _unlimited("proof", title, held=not problem, note=note)
-
-
-def _verification_problem(verification: Mapping[str, Any] | None, sha256: str) -> str:
-    """Check that verification.json is complete, passed, and of these bytes; empty where it is."""
+def _verification(candidate: ModelUnderTest) -> str:
+    """Check that verification.json is complete, passed, and of these bytes; return the problem, empty where there is none."""
+    verification, sha256 = candidate.verification, candidate.sha256
     if verification is None:
         return "verification.json is missing"
     try:
@@ -96,21 +86,18 @@ def _classes(evidence: Evidence) -> Criterion:
     if champion - candidate:
         problems.append(f"the candidate lacks {_names(champion - candidate)} of the champion")
         problems += [f"it has {_names(candidate - champion)} instead"] * bool(candidate - champion)
-    note = "; ".join(problems) or f"{len(data):,}, as in the data"
-    if not problems and data - champion:
+    note = f"{len(data):,}, as in the data"
+    if data - champion:
         note += f"; {_names(data - champion)} new, on which the champion is always wrong"
-    return _unlimited("classes", "classes", held=not problems, note=note)
+    return _unlimited("classes", "classes", "; ".join(problems), note)
 
 
 def _training_images(evidence: Evidence) -> Criterion:
-    known = evidence.candidate.images is not None
-    if not known:
-        note = "the candidate's training images are unknown"
-    elif isinstance(evidence.champion, ModelUnderTest) and evidence.champion.images is None:
+    problem = "the candidate's training images are unknown" if evidence.candidate.images is None else ""
+    note = "of both" if evidence.champion_predictions else "of the candidate"
+    if isinstance(evidence.champion, ModelUnderTest) and evidence.champion.images is None:
         note = "the champion's are unknown, so its accuracy may be flattered"
-    else:
-        note = "of both" if evidence.champion_predictions else "of the candidate"
-    return _unlimited("seen", "training images on record", held=known, note=note)
+    return _unlimited("seen", "training images on record", problem, note)
 
 
 def _images(evidence: Evidence, limits: GateParams) -> Criterion:
@@ -162,10 +149,10 @@ def _ece(evidence: Evidence, limits: GateParams) -> Criterion:
 
 
 def _champion_drop(evidence: Evidence, limits: GateParams) -> Criterion:
-    """Compare the champion's accuracy with the recorded one: it has not changed, so a drop means that the data have.
+    """Compare the champion's accuracy with its record: it has not changed, so a drop means that the data have.
 
-    Over the classes that it has: a new class is not its fault. For a champion that cannot be read
-    the candidate stands in, which was trained on these data.
+    Over the classes that it has. For a champion that cannot be read the candidate stands in, which was trained
+    on these data.
     """
     champion, note = evidence.champion, evidence.no_comparison
     stand_in = isinstance(champion, UnavailableModel)
@@ -212,32 +199,26 @@ def _latency_ratio(evidence: Evidence, limits: GateParams) -> Criterion:
 def _limited(
     name: str, figure: float | None, limits: GateParams, note: str = "", *, required: bool = True
 ) -> Criterion:
-    """Compare a figure with its limit.
+    """Compare a figure with its limit; None is a figure that could not be measured, for want of images if no note is given.
 
-    Args:
-        name: key of `LIMITED`.
-        figure: None where it could not be measured.
-        limits: from params.yaml.
-        note: what the figure alone does not show; where it is missing, that no image is left unless given.
-        required: whether a missing figure breaches a limit; not where there is nothing to compare with.
+    That breaches a limit if the figure is `required`: not where there is nothing to compare with.
     """
-    key, title, sense, unit = LIMITED[name]
-    figure, limit = (None if value is None else float(value) for value in (figure, getattr(limits, key)))
-    held = None
-    if figure is None:
-        note = note or NO_IMAGE
+    title, sense, unit = LIMITED[name]
+    figure = None if figure is None else float(figure)
+    note = (note or NO_IMAGE) if figure is None else note
+    criterion = Criterion(name, title, figure, None, sense, unit, None, note)
+    limit = getattr(limits, criterion.key)
     if limit is None:
-        note = _join("no limit set", note)
-    elif figure is not None:
+        return replace(criterion, note=_join("no limit set", note))
+    held = False if required else None
+    if figure is not None:
         held = figure >= limit - ROUNDING if sense == "at least" else figure <= limit + ROUNDING
-    elif required:
-        held = False
-    return Criterion(name, title, figure, limit, sense, unit, held, note)
+    return replace(criterion, limit=float(limit), held=held)
 
 
-def _unlimited(name: str, title: str, *, held: bool, note: str) -> Criterion:
+def _unlimited(name: str, title: str, problem: str, note: str) -> Criterion:
     """Record a criterion without a number, which is always checked."""
-    return Criterion(name, title, None, None, "at least", "", held, note)
+    return Criterion(name, title, None, None, "at least", "", held=not problem, note=problem or note)
 
 
 def _names(classes: Iterable[str]) -> str:

@@ -1,9 +1,7 @@
-"""The compared models as local files, and what their predictions on unseen test images show.
+"""What a verdict rests on: the compared models, their predictions on n unseen test images, and their latency."""
 
-n test images that neither model was trained on.
-"""
-
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,19 +10,28 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from convoy.core.console import track
 from convoy.core.intervals import wilson
 from convoy.export.image_index import Images
-from convoy.gate.latency import Latency
+from convoy.export.latency import WARM_UP
+from convoy.export.onnx_model import OnnxModel
 from convoy.gate.result import ClassFigures, Comparison, Flip, Share
 from convoy.gate.test_images import TestImages
 
 MOST_FLIPS = 100
 """Changed predictions of each kind that a result lists."""
 
+ROUNDS = 5
+MOST_TIMED = 64
+"""Images per round, at most; `LEAST_TIMED` also of a slow model, where there are fewer some are timed twice."""
+LEAST_TIMED = 20
+BUDGET_S = 15.0
+"""Seconds that the timing may take in all, unless the least images take longer."""
+
 
 @dataclass(frozen=True)
 class ModelUnderTest:
-    """Name one model's files and origin.
+    """Name a model's files and origin.
 
     Attributes:
         name: such as `convoy/7`.
@@ -55,7 +62,7 @@ class UnavailableModel:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Hold the predictions of one model.
+    """Hold a model's predictions.
 
     Attributes:
         classes: of the model.
@@ -74,8 +81,25 @@ class Predictions:
         images, correct = len(self.correct), int(self.correct.sum())
         if not images:
             return None
-        low, high = wilson(correct, images, confidence)
-        return Share(correct, images, correct / images, low, high)
+        return Share(correct, images, correct / images, *wilson(correct, images, confidence))
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Hold the latency of each model.
+
+    Attributes:
+        images: timed per round.
+        p50_ms: of each model: the median over rounds of the time that half of the images took at most.
+        p95_ms: likewise, 95 % of the images.
+        ratio: how many times as long the first model takes as the second: the median over all pairs of calls,
+            made right after each other. None where there is a single model.
+    """
+
+    images: int
+    p50_ms: tuple[float, ...]
+    p95_ms: tuple[float, ...]
+    ratio: float | None
 
 
 @dataclass(frozen=True)
@@ -137,7 +161,7 @@ class Evidence:
         return tuple(map(ClassFigures, number_of, images.tolist(), candidate, champion))
 
     def flips(self) -> tuple[Flip, ...]:
-        """List images that only one model classifies correctly: regressions first, the most certain first."""
+        """List images that exactly one model classifies correctly: regressions first, the most certain first."""
         candidate, champion = self.candidate_predictions, self.champion_predictions
         if champion is None:
             return ()
@@ -162,3 +186,35 @@ class Evidence:
                 for n in indices[order][:MOST_FLIPS]
             ]
         return tuple(flips)
+
+
+def measure_latency(models: Sequence[OnnxModel], images_u8: Sequence[npt.NDArray[np.uint8]]) -> Latency:
+    """Time one or two models, opened with `export.latency.THREADS`, on single (H, W, 3) images.
+
+    By turns: load and temperature of the machine then affect both alike.
+    """
+    warm = [_seconds(models, image_u8) for image_u8 in images_u8[:WARM_UP]]
+    count = int(np.clip(BUDGET_S / (ROUNDS * max(sum(warm[-1]), 1e-9)), LEAST_TIMED, MOST_TIMED))
+    count = max(LEAST_TIMED, min(count, len(images_u8)))
+    chosen = [images_u8[n % len(images_u8)] for n in range(count)]
+    calls = [
+        _seconds(models, image_u8, backwards=number % 2 == 1)
+        for number, image_u8 in enumerate(track(chosen * ROUNDS, "gate: measure latency", ROUNDS * count))
+    ]
+    seconds = np.array(calls).reshape(ROUNDS, count, len(models))
+    p50, p95 = (np.median(np.percentile(seconds, q, axis=1), axis=0) * 1e3 for q in (50, 95))
+    ratio = float(np.median(seconds[..., 0] / seconds[..., 1])) if len(models) == 2 else None
+    return Latency(count, tuple(p50.tolist()), tuple(p95.tolist()), ratio)
+
+
+def _seconds(
+    models: Sequence[OnnxModel], image_u8: npt.NDArray[np.uint8], *, backwards: bool = False
+) -> list[float]:
+    """Time a call of each model; the order alternates, since the second model finds the image in the cache."""
+    seconds = [0.0] * len(models)
+    order = range(len(models))
+    for number in reversed(order) if backwards else order:
+        start = time.perf_counter()
+        models[number](image_u8[np.newaxis])
+        seconds[number] = time.perf_counter() - start
+    return seconds

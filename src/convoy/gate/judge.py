@@ -1,7 +1,6 @@
 """Judge a candidate against the champion, on today's test images that neither was trained on.
 
-Both are ONNX files and run in onnxruntime, as they are served. This package does not use MLflow:
-the registry fetches the files and moves the alias.
+Both are ONNX files and run in onnxruntime, as they are served. This package does not use MLflow.
 """
 
 from collections import Counter
@@ -15,14 +14,21 @@ from convoy.core import files
 from convoy.core.errors import ConvoyError, VerificationError
 from convoy.export.latency import THREADS, hardware, versions
 from convoy.export.onnx_model import OnnxModel
-from convoy.gate import criteria, latency, statistics, text
-from convoy.gate.evidence import Evidence, ModelUnderTest, Predictions, UnavailableModel
+from convoy.gate import criteria, statistics, text
+from convoy.gate.evidence import (
+    MOST_TIMED,
+    ROUNDS,
+    Evidence,
+    ModelUnderTest,
+    Predictions,
+    UnavailableModel,
+    measure_latency,
+)
 from convoy.gate.result import Comparison, Criterion, Decision, GateResult, Verdict
 from convoy.gate.settings import GateParams
 from convoy.gate.test_images import TestImages
 
-SAMPLE_BYTES = 64 * 2**20
-"""Most bytes of test images that are kept for the latency measurement."""
+SAMPLE_BYTES = 64 * 2**20  # of test images that are kept for the latency measurement
 
 SEEN = {
     (True, False): "in the candidate's training",
@@ -63,29 +69,21 @@ def judge(
     ours, *others = [run.predictions(labels) for run in runs]
     theirs = others[0] if others else None
     del runs  # their threads would disturb the latency measurement
-    comparison = measured = None
+    comparison = latency = None
     if theirs is not None and indices:
         comparison = statistics.compare(ours.correct, theirs.correct, limits.confidence)
-    contenders = [model for model in (candidate, champion) if isinstance(model, ModelUnderTest)]
-    if indices and len({model.sha256 for model in contenders}) == len(contenders):
-        measured = latency.measure([OnnxModel(model.onnx, threads=THREADS) for model in contenders], sample)
+    models = [model for model in (candidate, champion) if isinstance(model, ModelUnderTest)]
+    if indices and len({model.sha256 for model in models}) == len(models):
+        latency = measure_latency([OnnxModel(model.onnx, threads=THREADS) for model in models], sample)
+    paths = tuple(test_images.paths[index] for index in indices)
     evidence = Evidence(
-        candidate=candidate,
-        champion=champion,
-        test_images=test_images,
-        labels=labels,
-        paths=tuple(test_images.paths[index] for index in indices),
-        candidate_predictions=ours,
-        champion_predictions=theirs,
-        excluded=excluded,
-        comparison=comparison,
-        latency=measured,
+        candidate, champion, test_images, labels, paths, ours, theirs, excluded, comparison, latency
     )
     return text.describe(_result(evidence, criteria.check(evidence, limits), limits))
 
 
 class Inference:
-    """Run one model on n images and keep the most probable class of each.
+    """Run a model on n images and keep the most probable class of each.
 
     Attributes:
         failure: why the model cannot be used, as half a sentence; empty while it works.
@@ -109,7 +107,7 @@ class Inference:
                 self.failure = str(error).splitlines()[0]
 
     def predict(
-        self, indices: Sequence[int], paths: Sequence[str], images_u8: Sequence[npt.NDArray[np.uint8]]
+        self, indices: list[int], paths: Sequence[str], images_u8: Sequence[npt.NDArray[np.uint8]]
     ) -> None:
         """Predict (H, W, 3) images of any sizes; does nothing after a failure."""
         if self._model is None or self.failure:
@@ -124,13 +122,12 @@ class Inference:
         valid = (probabilities >= 0).all(axis=1) & (np.abs(probabilities.sum(axis=1) - 1) < 1e-3)
         if not valid.all():
             n = int(np.flatnonzero(~valid)[0])
-            row = ", ".join(f"{value:.3g}" for value in probabilities[n, :5]) + " …" * (
-                len(probabilities[n]) > 5
-            )
-            self.failure = f"returns {row} for {paths[n]}, which are no probabilities"
+            row = ", ".join(f"{value:.3g}" for value in probabilities[n, :5])
+            more = " …" * (len(probabilities[n]) > 5)
+            self.failure = f"returns {row}{more} for {paths[n]}, which are no probabilities"
             return
-        self._class[list(indices)] = probabilities.argmax(axis=1)
-        self.probability[list(indices)] = probabilities.max(axis=1)
+        self._class[indices] = probabilities.argmax(axis=1)
+        self.probability[indices] = probabilities.max(axis=1)
 
     def predictions(self, labels: npt.NDArray[np.object_]) -> Predictions:
         """Compare the predicted classes with the (n,) labels."""
@@ -143,9 +140,10 @@ def _unseen(
     candidate: ModelUnderTest, champion: ModelUnderTest | UnavailableModel | None, test_images: TestImages
 ) -> tuple[list[int], dict[str, int]]:
     """Choose the test images that neither was trained on; count the others by reason."""
-    ours = candidate.images.seen if candidate.images else frozenset()
-    known = champion.images if isinstance(champion, ModelUnderTest) else None
-    theirs = known.seen if known else frozenset()
+    ours, theirs = (
+        model.images.seen if isinstance(model, ModelUnderTest) and model.images else frozenset()
+        for model in (candidate, champion)
+    )
     seen = [(pixels in ours, pixels in theirs) for pixels in test_images.pixels]
     indices = [index for index, by in enumerate(seen) if by not in SEEN]
     return indices, dict(Counter(SEEN[by] for by in seen if by in SEEN))
@@ -157,7 +155,7 @@ def _predict(
     """Run every model on every image in one pass, until the candidate fails.
 
     Returns:
-        The first images, which are a fair sample, for the latency measurement; at least one where there is any.
+        The first images, which are a fair sample, for the latency measurement; at least a single image if there are any.
     """
     sample: dict[int, npt.NDArray[np.uint8]] = {}
     room = SAMPLE_BYTES
@@ -171,7 +169,7 @@ def _predict(
         if runs[0].failure:
             break
         for number, image_u8 in zip(numbers, images_u8, strict=True):
-            if number < latency.IMAGES and (not sample or image_u8.nbytes <= room):
+            if number < MOST_TIMED and (not sample or image_u8.nbytes <= room):
                 sample[number] = image_u8
                 room -= image_u8.nbytes
     return [sample[number] for number in sorted(sample)]
@@ -209,13 +207,13 @@ def compare(comparison: Comparison, limits: GateParams, *, newer: bool) -> tuple
 
 
 def _result(evidence: Evidence, checked: tuple[Criterion, ...], limits: GateParams) -> GateResult:
-    candidate, champion, measured = evidence.candidate, evidence.champion, evidence.latency
+    candidate, champion, latency = evidence.candidate, evidence.champion, evidence.latency
     verdict, decision = _decide(evidence, checked, limits)
     share = evidence.candidate_predictions.share(limits.confidence)
     champion_share = share if evidence.identical else None
     if evidence.champion_predictions:
         champion_share = evidence.champion_predictions.share(limits.confidence)
-    timed = {"threads": THREADS, "rounds": latency.ROUNDS, "images": measured.images} if measured else None
+    timed = {"threads": THREADS, "rounds": ROUNDS, "images": latency.images} if latency else None
     return GateResult(
         verdict=verdict,
         decision=decision,

@@ -18,29 +18,19 @@ from convoy.gate import text
 from convoy.gate.result import Comparison, GateResult, Share
 from convoy.gate.text import short, visible
 
-MOST_CLASSES = 40
-"""Most classes that a figure has room for; of more, those whose recall fell most are drawn."""
-MOST_FLIPS = 12
-"""Most images drawn of each kind of flip."""
-LONGEST_LABEL = 22
-"""Characters of a class name that a label in a figure has room for."""
-LONGEST_NAME = 80
-"""Characters of a name on the page; its tooltip has the whole."""
-NEAR = 25
-"""Points below the lowest figure down to which a limit is drawn."""
+MOST_CLASSES = 40  # that a figure has room for; of more, those whose recall fell most are drawn
+MOST_FLIPS = 12  # images drawn of each kind
+LONGEST_LABEL = 22  # characters of a class name in a figure
+LONGEST_NAME = 80  # characters of a name on the page; its tooltip has the whole
+NEAR = 25  # points below the lowest figure down to which a limit is drawn
 
 INK, SOFT, LINE = "#76818d", "#8b95a1", "#8b95a140"
 CHAMPION, CANDIDATE, GOOD, BAD = "#9a86c8", "#3f87d9", "#2f9e63", "#dd574e"
 """Colours on a transparent background, each readable on white and on dark pages."""
 
-WIDTH = 9.0
-"""Of each figure, in inches."""
-COLUMNS = 6
-"""Images in one row of a grid."""
-SIDE, ROW, HEAD, EDGE = 1.25, 1.85, 0.45, 0.1
-"""Of an image, of a row with its caption, of a heading, and of the margin, in inches."""
-GAP = 0.055
-"""Between an image and its caption, in inches."""
+COLUMNS = 6  # images in a row of a grid
+WIDTH, SIDE, ROW, HEAD, EDGE, GAP = 9.0, 1.25, 1.85, 0.45, 0.1, 0.055
+"""Of a figure, an image, a row with its caption, a heading, the margin, and between image and caption; in inches."""
 
 
 def write(path: Path, result: GateResult, pictures: Sequence[Path]) -> None:
@@ -65,12 +55,9 @@ def write(path: Path, result: GateResult, pictures: Sequence[Path]) -> None:
 
 
 def draw(result: GateResult, thumbnails: Mapping[str, npt.NDArray[np.uint8]], out: Path) -> tuple[Path, ...]:
-    """Draw gain.png, classes.png and flips.png; one with nothing to show is left out, and removed.
+    """Draw gain.png, classes.png and flips.png into `out`; a figure with nothing to show is left out, and removed.
 
-    Args:
-        result: the verdict.
-        thumbnails: (H, W, 3) RGB by path, of flipped images; a missing one is drawn as a gap.
-        out: folder of the figures; created if it does not exist.
+    Thumbnails are (H, W, 3) RGB of flipped images, by path; where an image is missing there is a gap.
 
     Raises:
         RequestError: the folder cannot be written.
@@ -81,7 +68,7 @@ def draw(result: GateResult, thumbnails: Mapping[str, npt.NDArray[np.uint8]], ou
 
 
 def save(path: Path, figure: Figure | None) -> Path | None:
-    """Write a figure; remove an earlier one where there is nothing to draw."""
+    """Write a figure; remove an earlier file where there is nothing to draw."""
     if figure is None:
         path.unlink(missing_ok=True)
         return None
@@ -112,12 +99,12 @@ def _accuracies(ax: Axes, measured: Sequence[tuple[str, Share]], result: GateRes
     _style(ax, f"Accuracy on the same images, in % ({text.confidence(result)} interval)")
     rows = list(reversed(measured))  # from the lower edge
     for row, (_, share) in enumerate(rows):
-        _bar(ax, row, (share.low, share.accuracy, share.high), CHAMPION if row else CANDIDATE)
-        _beside(ax, row, f"{text.number(share.accuracy, 'share')} ({text.interval(share)})")
+        label = f"{text.number(share.accuracy, 'share')} ({text.interval(share)})"
+        _bar(ax, row, (share.low, share.accuracy, share.high), CHAMPION if row else CANDIDATE, label)
     ax.set_yticks(range(len(rows)), [short(name, LONGEST_LABEL) for name, _ in rows], parse_math=False)
-    low, high = min(100 * share.low for _, share in rows), max(100 * share.high for _, share in rows)
-    limits = _limit(ax, result, "accuracy", low)
-    low, high = min([low, *limits]), max([high, *limits])
+    low = min(100 * share.low for _, share in rows)
+    ends = [low, *(100 * share.high for _, share in rows), *_limit(ax, result, "accuracy", low)]
+    low, high = min(ends), max(ends)
     margin = max(0.12 * (high - low), 0.5)
     _percents(ax, low - margin, high + margin)
     ax.set_ylim(-0.6, len(rows) - 0.4)
@@ -127,8 +114,8 @@ def _difference(ax: Axes, comparison: Comparison) -> None:
     """Draw the gain beside 0, in a colour that shows whether it is significant."""
     _style(ax, "Gain of the candidate, in points; 0 is no difference")
     low, middle, high = comparison.low, comparison.gain, comparison.high
-    _bar(ax, 0, (low, middle, high), GOOD if low > 0 else BAD if high < 0 else SOFT)
-    _beside(ax, 0, f"{text.gain(middle)} ({text.gain(low)} to {text.gain(high)})")
+    label = f"{text.gain(middle)} ({text.gain(low)} to {text.gain(high)})"
+    _bar(ax, 0, (low, middle, high), GOOD if low > 0 else BAD if high < 0 else SOFT, label)
     ax.axvline(0, color=INK, linewidth=1)
     widest = 1.15 * max(abs(100 * low), abs(100 * high), 1.0)
     ax.set(xlim=(-widest, widest), ylim=(-0.6, 0.6))
@@ -152,7 +139,7 @@ def _classes(result: GateResult) -> Figure | None:
         if row.candidate is not None and row.champion is not None:
             color, ends = (
                 BAD if row.candidate < row.champion else GOOD,
-                [100 * row.champion, 100 * row.candidate],
+                (100 * row.champion, 100 * row.candidate),
             )
             ax.plot(ends, [height, height], color=color, linewidth=3, alpha=0.55)
         if row.champion is not None:
@@ -168,14 +155,11 @@ def _classes(result: GateResult) -> Figure | None:
     return figure
 
 
-def _bar(ax: Axes, row: float, shares: tuple[float, float, float], color: str) -> None:
-    """Draw an interval as a bar with its figure as a dot."""
+def _bar(ax: Axes, row: float, shares: tuple[float, float, float], color: str, label: str) -> None:
+    """Draw an interval as a bar with its figure as a dot, and the label beside it."""
     low, middle, high = (100 * share for share in shares)
     ax.plot([low, high], [row, row], color=color, linewidth=6, alpha=0.35, solid_capstyle="round")
     ax.plot([middle], [row], "o", color=color, markersize=9)
-
-
-def _beside(ax: Axes, row: float, label: str) -> None:
     ax.text(1.02, row, label, color=INK, va="center", transform=ax.get_yaxis_transform())
 
 
@@ -187,7 +171,7 @@ def _percents(ax: Axes, low: float, high: float) -> None:
 
 
 def _limit(ax: Axes, result: GateResult, name: str, low: float) -> list[float]:
-    """Draw a limit near the lowest figure, and return it; one far below would push the figures together."""
+    """Draw a limit near the lowest figure, and return it; far below it would push the figures together."""
     limits = [criterion.limit for criterion in result.criteria if criterion.name == name]
     near = [100 * limit for limit in limits if limit is not None and 100 * limit >= low - NEAR]
     for x in near:
@@ -210,7 +194,7 @@ def _style(ax: Axes, title: str) -> None:
 
 
 class Cell(NamedTuple):
-    """Hold one (H, W, 3) RGB image with its caption; an image that is None is drawn as a gap."""
+    """Hold an (H, W, 3) RGB image with its caption; an image that is None is drawn as a gap."""
 
     image_u8: npt.NDArray[np.uint8] | None
     caption: str
@@ -263,7 +247,7 @@ def image_grid(groups: Sequence[Group]) -> Figure | None:
                 ax.text(0.5, 0.5, "no image", color=SOFT, ha="center", va="center", transform=ax.transAxes)
             else:
                 ax.imshow(cell.image_u8, interpolation="nearest")
-            # Below the square, not below the image: a wide one is less high.
+            # Below the square, not below the image: a wide image is less high.
             x, y = left / WIDTH, (low - GAP) / height
             figure.text(x, y, cell.caption, color=INK, fontsize=7.5, va="top", parse_math=False)
         top -= used

@@ -26,7 +26,7 @@ Sense = Literal["at least", "at most"]
 
 @dataclass(frozen=True)
 class Criterion:
-    """Hold one criterion with its figure and limit; shares and points are in 0..1.
+    """Hold a criterion with its figure and limit; shares and points are in 0..1.
 
     Attributes:
         figure: None where it was not measured, or is no number.
@@ -43,6 +43,11 @@ class Criterion:
     unit: Unit
     held: bool | None
     note: str
+
+    @property
+    def key(self) -> str:
+        """Name its limit in the section `gate`, where it has one."""
+        return f"{'min' if self.sense == 'at least' else 'max'}_{self.name}"
 
 
 @dataclass(frozen=True)
@@ -64,9 +69,8 @@ class Comparison:
         gain: accuracy of the candidate minus that of the champion, -1..1.
         low: lower end of the gain's interval; 0 lies outside exactly where the test finds a difference.
         p_value: of McNemar's exact test, two-sided.
-        images_needed: test images with which the gain would be significant with 80 % power. Where there is no
-            gain and the split could show none: with which a fix of all the champion's mistakes would be. None
-            where there is no gain, although the split could have shown one.
+        images_needed: test images with which the gain would be significant with 80 % power. Without a gain: with
+            which a fix of all the champion's mistakes would be, or None if this split could have shown that.
         showable: whether any gain could be significant on this many images.
     """
 
@@ -114,18 +118,14 @@ class GateResult:
     """Hold the verdict on a candidate with everything that it rests on.
 
     Attributes:
-        verdict: `promote`, `keep` (the champion stays, the candidate breaches no limit) or `refuse`.
-        decision: the rule that led to the verdict.
+        verdict: `keep` where the champion stays although the candidate breaches no limit.
         reasons: the verdict as sentences, the headline first; filled in by `convoy.gate.text`.
         candidate: such as `convoy/7`.
-        champion: None where there is none yet.
-        champion_sha256: None also where the champion cannot be read.
+        champion: None where there is none yet; `champion_sha256` and `champion_share` also where it cannot be read.
         champion_problem: why the champion cannot be read, as half a sentence; else empty.
-        images: judged test images.
         excluded: reason to number of test images that were left out.
-        candidate_share: None where no image was left, as `champion_share` and `comparison`.
-        champion_share: None also where no champion can be read.
-        comparison: likewise, and where the candidate is the champion.
+        candidate_share: None where no image was left, as `champion_share`.
+        comparison: None where there are no two predictions, or no image.
         flips: at most `evidence.MOST_FLIPS` of each kind, the most certain predictions of the candidate first;
             `comparison` counts them all.
         conditions: versions, hardware, rules and how latency was measured.

@@ -1,7 +1,7 @@
 """Statistics of the gate: McNemar's test of two models on the same images, the gain's interval, calibration error.
 
-Only images on which one model is right and the other wrong distinguish them: the discordant pairs,
-`fixed` (b) and `regressed` (c) under the candidate, of n images in all.
+Only images on which a single model is right distinguish them: the discordant pairs, `fixed` and `regressed`
+under the candidate.
 """
 
 import math
@@ -14,23 +14,14 @@ from scipy.stats import binomtest, norm
 from convoy.core.intervals import wilson
 from convoy.gate.result import Comparison
 
-POWER = 0.8
-"""Probability that a real gain is significant on `images_needed` images."""
-
-BINS = 15
-"""Of the calibration error."""
+POWER = 0.8  # probability that a real gain is significant on `images_needed` images
+BINS = 15  # of the calibration error
 
 
 def compare(
     candidate: npt.NDArray[np.bool_], champion: npt.NDArray[np.bool_], confidence: float
 ) -> Comparison:
-    """Count the predictions of two models on n images, n >= 1, and test the difference.
-
-    Args:
-        candidate: (n,) whether its prediction is correct.
-        champion: (n,) likewise.
-        confidence: of the test and the interval, 0..1.
-    """
+    """Count which of both models' (n,) predictions are correct, n >= 1, and test the difference."""
     images, mistakes = len(candidate), int((~champion).sum())
     fixed, regressed = int((candidate & ~champion).sum()), int((~candidate & champion).sum())
     low, high = gain_interval(fixed, regressed, images, confidence)
@@ -84,7 +75,7 @@ def images_needed(gain: float, discordant: float, confidence: float) -> int:
 
     Args:
         gain: share fixed minus share regressed, 0 < gain <= discordant.
-        discordant: share of images on which only one is right, 0..1.
+        discordant: share of images on which a single model is right, 0..1.
         confidence: of the test, 0..1.
     """
     alpha = 1 - confidence
@@ -125,14 +116,10 @@ def _score_interval(fixed: int, regressed: int, images: int, confidence: float) 
 
 
 def calibration_error(probability: npt.NDArray[np.floating], correct: npt.NDArray[np.bool_]) -> float:
-    """Compute the expected calibration error, 0..1: mean gap between probability and accuracy.
+    """Compute the expected calibration error, 0..1: mean gap between probability and accuracy of n >= 1 images.
 
-    Of the most probable class, over 15 equal bins, each weighted with its images (Guo et al.,
+    Of the (n,) probabilities of the predicted class, over 15 equal bins, each weighted with its images (Guo et al.,
     On Calibration of Modern Neural Networks, ICML 2017).
-
-    Args:
-        probability: (n,) of the predicted class, 0..1; n >= 1.
-        correct: (n,) whether the prediction is correct.
     """
     # Bins include their upper end; what rounding puts above 1 belongs to the last.
     bins = np.clip(np.ceil(probability.astype(np.float64) * BINS).astype(np.int64) - 1, 0, BINS - 1)

@@ -15,7 +15,6 @@ from convoy.export.onnx_model import chunks
 from convoy.images.delivery import open_delivery
 
 THUMBNAIL_PX = 96
-"""Longer side of a thumbnail, in pixels; smaller images stay as they are."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class TestImages:
     Attributes:
         data: the delivery.
         delivered: number of files that the dataset uses, of all splits.
-        paths: of the n test images, in the order of their pixels' hashes: the first ones are a fair sample.
+        paths: of the n test images, in the order of their pixels' hashes: the first are a fair sample.
         sha256: of their files when they were prepared.
         labels: their class names.
         pixels: their `convoy.data.split.pixel_hash`.
@@ -60,17 +59,9 @@ class TestImages:
             )
         columns = ["path", "sha256", "label", "pixels", "row"]
         table = pq.read_table(path, columns=columns, filters=[("split", "=", "test")]).sort_by("row")
-        content = {name: tuple(values) for name, values in table.drop_columns("row").to_pydict().items()}
-        return cls(
-            data=data,
-            classes=dataset.classes,
-            data_hash=dataset.hash,
-            delivered=sum(sum(images.values()) for images in dataset.counts.values()),
-            paths=content["path"],
-            sha256=content["sha256"],
-            labels=content["label"],
-            pixels=content["pixels"],
-        )
+        delivered = sum(sum(images.values()) for images in dataset.counts.values())
+        content = map(tuple, table.select(columns[:4]).to_pydict().values())
+        return cls(data, dataset.classes, dataset.hash, delivered, *content)
 
     def read(self, indices: Collection[int]) -> Iterator[list[tuple[int, npt.NDArray[np.uint8]]]]:
         """Read (H, W, 3) images and their indices from the delivered files, a chunk that fits into memory at a time.
@@ -78,7 +69,7 @@ class TestImages:
         In the delivery's order, since an archive can only be read from its beginning.
 
         Raises:
-            DataError: a delivered file is gone, or no longer the one that was prepared.
+            DataError: a delivered file is gone, or has changed since it was prepared.
         """
         if not indices:
             return

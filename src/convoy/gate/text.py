@@ -8,17 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from convoy.core.params import flatten
-from convoy.gate.criteria import LIMITED
 from convoy.gate.result import ClassFigures, Comparison, Criterion, Decision, GateResult, Share
 
-NOTHING = "\N{EN DASH}"
-"""Shown where there is no figure."""
-
-FINEST = 6
-"""Most decimals, where a figure has to be distinguished from its limit."""
-
-JOINERS = "\u200c\u200d"
-"""Format characters without which words of some scripts, and joined emoji, come apart."""
+NOTHING = "\N{EN DASH}"  # where there is no figure
+FINEST = 6  # decimals, where a figure has to be distinguished from its limit
+JOINERS = "\u200c\u200d"  # format characters that hold together words of some scripts, and joined emoji
 
 UNITS = {
     "share": (100, 1, " %"),
@@ -79,7 +73,7 @@ STAND_IN_REMEDY = (
     "Either the candidate is worse than that champion was, or the meaning of the data changed: check the labels of the "
     "test images, and restore the champion's file to compare the two."
 )
-"""The remedy of `champion_drop` where the candidate stands in for an unreadable champion."""
+"""The remedy of `champion_drop` where the champion is unreadable."""
 
 
 # Names and figures
@@ -94,7 +88,7 @@ class Name(str):
 def visible(text: str) -> str:
     """Spell out characters that cannot be seen: line breaks, controls, and marks that turn the direction of reading.
 
-    A name such as `cat<U+202E>gpj.exe` would show as another one, and turn the line that it stands in.
+    A name such as `cat<U+202E>gpj.exe` would pass for another, and turn the line that it stands in.
     """
     categories = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
     escapes = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
@@ -116,13 +110,7 @@ def short(text: str, longest: int) -> str:
 
 
 def number(value: float | None, unit: str, digits: int | None = None) -> str:
-    """Format a figure with its unit: shares and points in hundredths, such as `93.4 %`.
-
-    Args:
-        value: None where there is none.
-        unit: as `Criterion.unit`.
-        digits: decimals; None for what is usual for the unit.
-    """
+    """Format a figure with its unit: shares and points in hundredths, such as `93.4 %`; by default with usual decimals."""
     if value is None:
         return NOTHING
     if unit == "images":
@@ -154,26 +142,14 @@ def figure_and_limit(criterion: Criterion) -> tuple[str, str]:
     `50.0 %` beside `at least 50 %`, breached, would look like a mistake of the gate.
     """
     figure, limit, unit = criterion.figure, criterion.limit, criterion.unit
-    shown = number(figure, unit)
     if limit is None:
-        return shown, "none" if criterion.held is None else NOTHING
-    typed = _typed(limit, unit)
-    for digits in range(2, FINEST + 1):
-        if figure is None or figure == limit or _differ(shown, typed):
-            break
-        shown = number(figure, unit, digits)
-    return shown, f"{criterion.sense} {typed}"
-
-
-def _typed(limit: float, unit: str) -> str:
-    """Format a limit with as few digits as it has."""
-    scale, _, name = UNITS.get(unit, (1, 0, ""))
-    return f"{scale * limit:,.{FINEST}f}".rstrip("0").rstrip(".") + name
-
-
-def _differ(first: str, second: str) -> bool:
-    """Whether two formatted figures differ as numbers, not only in their zeros."""
-    return len({float(text.split()[0].replace(",", "")) for text in (first, second)}) == 2
+        return number(figure, unit), "none" if criterion.held is None else NOTHING
+    scale, digits, name = UNITS.get(unit, (1, 4, ""))
+    if figure is not None and figure != limit:
+        while digits < FINEST and round(scale * figure, digits) == round(scale * limit, FINEST):
+            digits += 1
+    typed = f"{scale * limit:,.{FINEST}f}".rstrip("0").rstrip(".")
+    return number(figure, unit, digits), f"{criterion.sense} {typed}{name}"
 
 
 def status(criterion: Criterion) -> str:
@@ -207,7 +183,7 @@ def headline(result: GateResult) -> str:
     """State in a few words what the verdict means for what is served."""
     candidate, champion = visible(result.candidate), visible(result.champion or "")
     if result.verdict == "promote":
-        return f"{candidate} should replace {champion}" if champion else f"{candidate} should be the champion"
+        return f"{candidate} should {f'replace {champion}' if champion else 'be the champion'}"
     stays = f"{champion} stays champion" if champion else "there is still no champion"
     return f"{candidate} is refused: {stays}" if result.verdict == "refuse" else stays
 
@@ -231,24 +207,22 @@ def _reasons(result: GateResult) -> list[str]:
         reasons.append(
             f"If {champion} should stay champion, restore its file and judge again: convoy promote"
         )
-    elif comparison and result.decision == "equal_promoted":
-        reasons += _too_small(result, comparison)
     elif comparison and result.decision not in ("identical", "first", "better"):
-        reasons += _more_images(result, comparison)
-        rule = "For an equal but newer model to take over, set gate.on_equal: promote in params.yaml; for this one"
+        reasons += _images_needed(result, comparison)
+        rule = "For an equal but newer model to take over, set gate.on_equal: promote in params.yaml; for this candidate"
         anyway = rule if result.decision == "equal_kept" else "To promote it anyway"
-        reasons.append(f"{anyway}: {OVERRIDE}")
+        if result.decision != "equal_promoted":
+            reasons.append(f"{anyway}: {OVERRIDE}")
     return reasons
 
 
 def _refused(result: GateResult) -> list[str]:
     """Name every breached limit, and the remedies."""
     breaches, refuse, unavailable = result.breaches, f"Refuse {result.candidate}", result.champion_problem
-    if len(breaches) == 1:
-        reasons = [f"{refuse}: {_breach(breaches[0])}"]
-    else:
+    reasons = [f"{refuse}: {_breach(breaches[0])}"]
+    if len(breaches) > 1:
         titles = ", ".join(criterion.title for criterion in breaches)
-        reasons = [f"{refuse}: it breaches {_count(len(breaches), 'limit')} ({titles})."]
+        reasons = [f"{refuse}: it breaches {len(breaches)} limits ({titles})."]
         reasons += [_upper(_breach(criterion)) for criterion in breaches]
     if result.comparison:
         reasons.append(f"{_compared(result, result.comparison)}.")
@@ -256,7 +230,7 @@ def _refused(result: GateResult) -> list[str]:
         reasons.append(f"Nothing was compared: the champion {result.champion} cannot be read: {unavailable}.")
     remedies = REMEDIES | {"champion_drop": STAND_IN_REMEDY} if unavailable else REMEDIES
     reasons += dict.fromkeys(remedies[criterion.name] for criterion in breaches)
-    keys = [f"gate.{LIMITED[criterion.name].key}" for criterion in breaches if criterion.limit is not None]
+    keys = [f"gate.{criterion.key}" for criterion in breaches if criterion.limit is not None]
     change = f"change {', '.join(keys)} in params.yaml, or " if keys else ""
     return [*reasons, f"To promote it anyway: {change}{OVERRIDE}"]
 
@@ -268,7 +242,7 @@ def _breach(criterion: Criterion) -> str:
         return f"{criterion.title} cannot be measured: {criterion.note}."
     figure, limit = figure_and_limit(criterion)
     note = f" ({criterion.note})" if criterion.note else ""
-    return f"{criterion.title}: {figure}, and gate.{LIMITED[criterion.name].key} requires {limit}{note}."
+    return f"{criterion.title}: {figure}, and gate.{criterion.key} requires {limit}{note}."
 
 
 def _compared(result: GateResult, comparison: Comparison) -> str:
@@ -285,28 +259,25 @@ def _compared(result: GateResult, comparison: Comparison) -> str:
     )
 
 
-def _more_images(result: GateResult, comparison: Comparison) -> list[str]:
-    """State how many images would show a gain."""
-    if comparison.images_needed is None or not comparison.showable:
-        return _too_small(result, comparison)
-    needed = f"about {comparison.images_needed:,} test images would show it (80 % power)"
-    return [f"If the gain is real, {needed}; there are {comparison.images:,}: {MORE_IMAGES}"]
-
-
-def _too_small(result: GateResult, comparison: Comparison) -> list[str]:
-    """State that this split could not have shown any gain, where that is so, and how many images could."""
+def _images_needed(result: GateResult, comparison: Comparison) -> list[str]:
+    """State how many images would show a gain, first of all where this split could not have shown any."""
+    needed = f"{comparison.images_needed or 0:,} test images"
     if comparison.showable:
-        return []
+        if comparison.images_needed is None or result.decision == "equal_promoted":
+            return []
+        return [
+            f"If the gain is real, about {needed} would show it (80 % power); there are {comparison.images:,}: {MORE_IMAGES}"
+        ]
     mistakes = comparison.only_candidate + comparison.both_wrong
-    made, why, needed = "no mistake", "", "at least"
+    made, why, about = "no mistake", "", "at least"
     if mistakes:
-        made, needed = _count(mistakes, "mistake"), "about"
+        made, about = _count(mistakes, "mistake"), "about"
         why = ", and even fixing all of them would not be significant"
     gained = "a gain of this size" if comparison.gain > 0 else "that all its mistakes are fixed"
     return [
         (
             f"This test split cannot show any gain: {result.champion} makes {made} on {comparison.images:,} images{why}. "
-            f"It takes {needed} {comparison.images_needed:,} test images to show {gained} (80 % power): {MORE_IMAGES}"
+            f"It takes {about} {needed} to show {gained} (80 % power): {MORE_IMAGES}"
         )
     ]
 
@@ -320,7 +291,6 @@ class Table:
 
     Attributes:
         header: names of the columns; `>` in front aligns a column right.
-        rows: cells; a `Name` is shown literally.
         total: number of rows before shortening; 0 where all are listed.
         breached: number of first rows that are breaches.
     """
@@ -354,10 +324,7 @@ def criterion_line(criterion: Criterion) -> str:
 def sections(result: GateResult, most_classes: int, most_flips: int) -> Iterator[Section]:
     """Lay out criteria, accuracy, recall per class and changed predictions, as far as there are any.
 
-    Args:
-        result: the verdict.
-        most_classes: classes to list; of more, those whose recall fell most.
-        most_flips: images of each kind to list.
+    Lists at most so many classes, those whose recall fell most, and so many images of each kind of flip.
     """
     if result.criteria:
         yield _criteria_section(result)
@@ -367,9 +334,8 @@ def sections(result: GateResult, most_classes: int, most_flips: int) -> Iterator
         yield _classes_section(result, most_classes)
     if result.flips:
         why = "Check these images for wrong labels, and for what the new model has unlearned."
-        tables = [_flips_table(result, kind, most_flips) for kind in FLIP_TITLES]
-        listed = [table for table in tables if table.rows]
-        yield Section("flips", "Changed predictions", [why], listed, "changed predictions")
+        tables = [table for kind in FLIP_TITLES if (table := _flips_table(result, kind, most_flips)).rows]
+        yield Section("flips", "Changed predictions", [why], tables, "changed predictions")
 
 
 def _criteria_section(result: GateResult) -> Section:
@@ -469,12 +435,11 @@ def conditions_table(result: GateResult) -> Table:
 
 def _explained(result: GateResult, comparison: Comparison) -> list[str]:
     """Explain how the models were compared."""
-    b, c = comparison.only_candidate, comparison.only_champion
+    b, c, level = comparison.only_candidate, comparison.only_champion, confidence(result)
     # The gate's interval leaves 0 out exactly where the test is significant.
+    finding = "it may be chance"
     if comparison.low > 0 or comparison.high < 0:
         finding = f"the candidate is significantly {'better' if comparison.low > 0 else 'worse'}"
-    else:
-        finding = "it may be chance"
     return [
         (
             f"Both models are right on {comparison.both_right:,} and wrong on {comparison.both_wrong:,} of "
@@ -482,12 +447,9 @@ def _explained(result: GateResult, comparison: Comparison) -> list[str]:
             f"{c:,} (regressed)."
         ),
         (
-            f"McNemar's exact two-sided test of {b:,} against {c:,}: p {p_value(comparison.p_value)}. At "
-            f"{confidence(result)} confidence, {finding}."
-        ),
-        (
-            f"The gain is {gain(comparison.gain)} points, {confidence(result)} interval {gain(comparison.low)} to "
-            f"{gain(comparison.high)} (Clopper-Pearson over the images on which they differ, widened to Tango's score interval)."
+            f"McNemar's exact two-sided test of {b:,} against {c:,}: p {p_value(comparison.p_value)}. At {level} "
+            f"confidence, {finding}. The {level} interval of the gain is Clopper-Pearson's over the images on which they "
+            "differ, widened to Tango's score interval."
         ),
     ]
 

@@ -1,7 +1,6 @@
 """Move the alias `champion`, forwards by a promotion or back by a rollback. Nothing else in Convoy moves it."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,10 +9,10 @@ from convoy.core import contract
 from convoy.core.console import info
 from convoy.core.errors import RequestError
 from convoy.registry import log
-from convoy.registry.artifacts import ModelArtifacts
 from convoy.registry.client import (
     CHAMPION,
     TAG_CHARACTERS,
+    ModelArtifacts,
     Registry,
     RegistryError,
     Version,
@@ -59,15 +58,10 @@ def move(
         )
     _require_expected(registry, expected, to)
     with log.exclusive(registry, kind, expected.number if expected else "", to, reason.strip()) as entry:
-        try:
-            now = _require_expected(registry, expected, to)
-            entry.close_abandoned(now)
-            entry.attach(files)
-            entry.check()
-        except BaseException:  # Ctrl-C as well: the alias has not moved
-            with suppress(RegistryError):  # the next move closes the entry
-                entry.close(log.NOT_MOVED)
-            raise
+        now = _require_expected(registry, expected, to)
+        entry.close_abandoned(now)
+        entry.attach(files)
+        entry.check()
         actual = _point(registry, now, to)
         if actual != to.number:
             entry.close(f"{log.NOT_MOVED}: it points to {actual or 'nothing'}")
@@ -83,7 +77,7 @@ def move(
 
 
 def rollback(reason: str, to: str = "") -> Moved:
-    """Move `champion` back to a version, or without one to the previous champion, as the log has it.
+    """Move `champion` back to a version, by default to the previous champion, as the log has it.
 
     Raises:
         RequestError: there is nothing to go back to, or no such version, or DVC runs this process.
@@ -112,7 +106,7 @@ def rollback(reason: str, to: str = "") -> Moved:
 
 
 def _previous(registry: Registry, number: str) -> Version:
-    """Find the champion before this one."""
+    """Find the previous champion."""
     champions = log.champions(log.history(registry, number), number)
     if len(champions) < 2:
         raise RequestError(
@@ -133,12 +127,12 @@ def _suggest(registry: Registry, excluded: set[str]) -> str:
     """Give the command that rolls back to another version, newest first."""
     numbers = [version.number for version in reversed(registry.versions()) if version.number not in excluded]
     if not numbers:
-        return "there is no other; `convoy register` makes one"
+        return "there is no other; `convoy register` adds versions"
     return f"convoy rollback --to {numbers[0]}" + (f" (or {', '.join(numbers[1:6])})" if numbers[1:] else "")
 
 
 def _require_expected(registry: Registry, expected: Version | None, to: Version) -> str:
-    """Refuse a decision that was made against another champion than the present one; return its number."""
+    """Refuse a decision that was made against another champion than the present; return the number of the present."""
     now, number = registry.aliases().get(CHAMPION, ""), expected.number if expected else ""
     if now == to.number == number:
         raise RequestError(f"{to} is already the champion; nothing to do.")
@@ -147,7 +141,7 @@ def _require_expected(registry: Registry, expected: Version | None, to: Version)
         raise RegistryError(
             f"another version was promoted since: {CHAMPION} was {expected or 'none'} when this was decided, and is "
             f"{f'{registry.model}/{now}' if now else 'none'} now{f' ({last.owner})' if last else ''}. The champion is "
-            "unchanged; run the same command again to decide against that one."
+            "unchanged; run the same command again to decide against the present champion."
         )
     return now
 

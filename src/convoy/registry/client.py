@@ -1,17 +1,21 @@
-"""Read and change the registered model in MLflow: its versions, and the aliases `candidate` and `champion`."""
+"""Read and change the registered model in MLflow: its versions with their files, and the aliases `candidate` and `champion`."""
 
 import os
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from mlflow.entities import FileInfo
 from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
 
-from convoy.core import params
+from convoy.core import contract, files, params
 from convoy.core.contract import KIND, ONNX_SHA256, RUN_ID
 from convoy.core.errors import ConvoyError, RequestError, without_credentials
 from convoy.tracking import settings, store
@@ -23,16 +27,24 @@ ABSENT = "RESOURCE_DOES_NOT_EXIST"
 EXISTS = "RESOURCE_ALREADY_EXISTS"
 
 TAG_CHARACTERS = 5000
-"""Longest value of a tag that every store of MLflow accepts; some accept 100,000."""
+"""Longest value of a tag, and longest description, that every store of MLflow accepts; sqlite accepts more."""
 
 DESCRIPTION = (
     "Image classifiers that Convoy exported and verified. `candidate` is the version registered last, `champion` the "
     "version that serves; only `convoy promote` and `convoy rollback` move it."
 )
 
-# Errors of artifact stores and databases carry no code of MLflow's, only these words.
+DEPLOY = Path("build/deploy")
+BESIDE = (contract.VERIFICATION, contract.MODEL_CARD, contract.IMAGES)
+"""Files stored beside model.onnx; models that an earlier Convoy logged have fewer."""
+
+# MLflow wraps what artifact stores (a server's own, S3, Azure, Google, a disk) and databases raise: of many errors only
+# words are left.
 UNAUTHENTICATED = re.compile(r"401 Client Error|\(401\)")
 FORBIDDEN = re.compile(r"403 Client Error|\(403\)|AccessDenied|Permission denied|readonly database")
+NO_FILE = re.compile(
+    r"404 Client Error|410 Client Error|\(404\)|NoSuchKey|BlobNotFound|Not Found|No such (file|artifact)"
+)
 
 LOG_IN = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN."
 
@@ -41,6 +53,10 @@ T = TypeVar("T")
 
 class RegistryError(ConvoyError):
     """The registry does not answer, refuses a request, or contradicts itself."""
+
+
+class ArtifactMissing(Exception):  # noqa: N818 (a state of the store that callers handle)
+    """The store answers, but does not have the file, or has other bytes."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +84,7 @@ class Version:
 
 @dataclass(frozen=True)
 class Registry:
-    """One registered model in one tracking store; every error names what to do."""
+    """The registered model in a tracking store; every error names what to do."""
 
     client: MlflowClient
     model: str
@@ -190,12 +206,11 @@ class Registry:
 
     def delete(self, version: Version) -> None:
         """Delete a version."""
-        self.call(
-            f"delete {version}", lambda: self.client.delete_model_version(version.model, version.number)
-        )
+        delete = self.client.delete_model_version
+        self.call(f"delete {version}", lambda: delete(version.model, version.number))
 
     def call(self, action: str, request: Callable[[], T]) -> T:
-        """Send a request to the store, which does the `action` of a message such as `may not …`.
+        """Send a request to the store; `action` completes messages such as `may not …`.
 
         Raises:
             RegistryError: the store does not answer or refuses, with what to do.
@@ -293,3 +308,122 @@ def _as_version(version: Any) -> Version:  # noqa: ANN401 (MLflow's client decla
         created_ms=int(version.creation_timestamp or 0),
         tags=tags,
     )
+
+
+@dataclass(frozen=True)
+class ModelArtifacts:
+    """The files that the store lists of a logged model; `owner` names its version or run in messages."""
+
+    registry: Registry
+    owner: str
+    names: frozenset[str]
+    _repository: Any
+
+    @classmethod
+    def at(cls, registry: Registry, uri: str, owner: str) -> "ModelArtifacts":
+        """List the files at a URI; none if the model was deleted."""
+
+        def read() -> tuple[Any, list[FileInfo]]:
+            repository = get_artifact_repository(uri, tracking_uri=str(registry.client.tracking_uri))
+            try:
+                return repository, repository.list_artifacts()
+            except Exception as error:  # artifact stores raise what their libraries do
+                if not _is_missing(error):
+                    raise
+                return repository, []
+
+        repository, entries = registry.call(f"list the files of {owner}", read)
+        names = frozenset(entry.path for entry in entries if not entry.is_dir)
+        return cls(registry, owner, names, repository)
+
+    @classmethod
+    def of(cls, registry: Registry, version: Version) -> "ModelArtifacts":
+        """List the files of a version."""
+        uri = registry.call(
+            f"locate the files of {version}",
+            lambda: registry.client.get_model_version_download_uri(version.model, version.number),
+        )
+        return cls.at(registry, uri, str(version))
+
+    @property
+    def has_model(self) -> bool:
+        """Whether the store lists model.onnx."""
+        return contract.VERIFIED in self.names
+
+    def download(self, sha256: str, folder: Path) -> None:
+        """Download model.onnx and the files beside it.
+
+        Raises:
+            ArtifactMissing: model.onnx is not in the store, or has other bytes.
+            RegistryError: the store stopped answering.
+        """
+        if not self.has_model:
+            raise ArtifactMissing(f"{contract.VERIFIED} of {self.owner} is no longer in the store")
+        for name in self.names & {contract.VERIFIED, *BESIDE}:
+            self.download_file(name, folder)
+        if (actual := files.sha256(folder / contract.VERIFIED)) != sha256:
+            raise ArtifactMissing(
+                f"{contract.VERIFIED} of {self.owner} has other bytes in the store than were logged: sha256 "
+                f"{actual[:12]} instead of {sha256[:12]}"
+            )
+
+    def download_file(self, name: str, folder: Path) -> Path:
+        """Download a file without checking its content; a file that is not in the store is an ArtifactMissing."""
+        if name not in self.names:
+            raise ArtifactMissing(f"{name} of {self.owner} is not in the store")
+        try:
+            self._repository.download_artifacts(name, str(folder))
+        except Exception as error:  # artifact stores raise what their libraries do
+            if _is_missing(error):
+                raise ArtifactMissing(
+                    f"{name} of {self.owner} is listed in the store, but missing: {store.explain(error)}"
+                ) from error
+            raise self.registry.failure(f"read {name} of {self.owner}", error) from error
+        return folder / name
+
+
+def fetch(registry: Registry, version: Version, folder: Path) -> Path:
+    """Put a version's model.onnx and the files beside it into a folder, which is created if need be.
+
+    Files of this workspace with the same sha256 are copied instead of downloaded.
+
+    Raises:
+        ArtifactMissing: the file is not in the store, or has other bytes.
+        RegistryError: the store does not answer.
+    """
+    if not version.sha256:
+        raise ArtifactMissing(
+            f"{version} was not registered by Convoy: it has no sha256 to check its file against"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    if is_verified(DEPLOY, version.sha256):
+        copy_files(DEPLOY, folder)
+    else:
+        ModelArtifacts.of(registry, version).download(version.sha256, folder)
+    return folder
+
+
+def is_verified(folder: Path, sha256: str) -> bool:
+    """Check that a folder has model.onnx with these bytes, and the verification of these bytes."""
+    verification = folder / contract.VERIFICATION
+    if not (folder / contract.VERIFIED).is_file() or not verification.is_file():
+        return False
+    try:
+        recorded = files.read_json(verification)["model"]["sha256"]
+    except (ValueError, LookupError, TypeError):  # cut or edited by hand
+        return False
+    return bool(recorded == sha256 and files.sha256(folder / contract.VERIFIED) == sha256)
+
+
+def copy_files(source: Path, folder: Path) -> None:
+    """Copy those of a model's files that exist."""
+    for name in (contract.VERIFIED, *BESIDE):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def _is_missing(error: Exception) -> bool:
+    """Distinguish a missing file or model from a store that does not answer or refuses."""
+    if isinstance(error, MlflowException) and error.error_code == ABSENT:
+        return True
+    return isinstance(error, FileNotFoundError) or bool(NO_FILE.search(str(error)))

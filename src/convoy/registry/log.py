@@ -1,14 +1,14 @@
-"""The promotion log: one MLflow run per move of `champion`, in an experiment of its own; it is also the lock.
+"""The promotion log: an MLflow run per move of `champion`, in an experiment of its own; it is also the lock.
 
 An entry is RUNNING from before the alias moves until the outcome is known: FINISHED, the alias moved; FAILED, it did
 not. An entry left RUNNING by a process or store that died is closed by the next move: where the alias points shows
 whether it moved.
 
 MLflow has neither locks nor compare-and-set, on sqlite as on a server, but an entry that was created is seen by every
-later search. So a process creates its entry first and then reads the open entries of others: of two processes, the one
-whose entry was created second sees the other. Whoever sees an older open entry gives up; whoever sees a younger one
-waits until that process gives up or, if it was already past this point, has moved the alias. Clocks decide only which
-of two gives up.
+later search. So a process creates its entry first and then reads the open entries of others: of two processes, the
+second to create its entry sees the other's. A process that sees an older open entry gives up; one that sees a younger
+entry waits until that process gives up or, if it was already past this point, has moved the alias. Clocks decide only
+which of two gives up.
 
 Entries of dead processes do not count. On this machine the process is looked up; an entry of another machine counts as
 dead after `LEASE_S` on the reader's own clock. So right before the alias moves, its entry must still be open and younger
@@ -48,15 +48,11 @@ NOTE = "mlflow.note.content"
 MOVED = "moved"
 NOT_MOVED = "not moved"
 
-LEASE_S = 60.0
-"""Seconds that an entry of another machine must stay open before its process counts as dead."""
-
-SAFE_S = LEASE_S / 2
-"""Age in seconds of an own entry from which the alias is not moved: another machine may soon count it as dead."""
-
-WAIT_S = 5.0
-"""Seconds that a living process is waited for; a move takes one."""
-
+LEASE_S = 60.0  # for which an entry of another machine must stay open before its process counts as dead
+SAFE_S = (
+    LEASE_S / 2
+)  # age of an own entry from which the alias is not moved: others may soon count it as dead
+WAIT_S = 5.0  # for which a living process is waited for; a move takes a second
 POLL_S = 0.1
 REPORT_S = 2.0
 
@@ -66,12 +62,11 @@ _MAKING: set[str] = set()
 
 @dataclass(frozen=True)
 class Entry:
-    """One move of `champion` between two versions' numbers; `before` is empty if there was no champion.
+    """A move of `champion` between two versions' numbers; `before` is empty if there was no champion.
 
     Attributes:
         run: MLflow's id of the entry.
-        move: its own id; a store that died may have made two runs of one move.
-        kind: `promote`, `rollback` or `override`.
+        move: its own id; a store that died may have made two runs of a move.
         moment_ms: milliseconds since 1970, UTC.
         status: MLflow's status of the run.
         process: `pid:start`.
@@ -83,9 +78,7 @@ class Entry:
     kind: str
     before: str
     after: str
-    reason: str
     moment_ms: int
-    user: str = ""
     host: str = ""
     status: str = "FINISHED"
     process: str = ""
@@ -119,9 +112,10 @@ class Move:
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
         self.id = secrets.token_hex(8)
+        self.is_pending = False
+        """Whether there is an entry and the alias has certainly not moved."""
         self._began = 0.0
-        self._first_seen: dict[str, float] = {}
-        """Monotonic time at which an open entry of another machine was first seen."""
+        self._first_seen: dict[str, float] = {}  # open entry of another machine to monotonic time
 
     def begin(self, kind: str, before: str, to: Version, reason: str) -> None:
         """Create the entry once no other process is moving the alias.
@@ -132,12 +126,8 @@ class Move:
         self._wait()
         self._began = time.monotonic()
         self.entry = create(self.registry, self.id, kind, before, to, reason)
-        try:
-            self._wait(self.entry)
-        except BaseException:  # Ctrl-C as well: an open entry keeps others waiting
-            with suppress(RegistryError):
-                self.close(NOT_MOVED)
-            raise
+        self.is_pending = True
+        self._wait(self.entry)
 
     def attach(self, files: Sequence[Path]) -> None:
         """Add files, such as the verdict, to the entry."""
@@ -152,7 +142,7 @@ class Move:
         """Make sure that the entry still counts: call this right before the alias moves.
 
         Raises:
-            RegistryError: another process may have taken this one for dead.
+            RegistryError: another process may have taken this process for dead.
         """
         run = self.registry.call(
             "read the promotion log", lambda: self.registry.client.get_run(self.entry.run)
@@ -163,6 +153,7 @@ class Move:
                 f"the right to move {self.registry.model}'s champion was lost after {age_s:.0f} s: this process or "
                 f"{self.registry.address} stalled. The champion is unchanged; run the same command again."
             )
+        self.is_pending = False
 
     def close_abandoned(self, champion: str) -> None:
         """Close the entries that dead processes left open, by the version's number that the alias points to now."""
@@ -174,7 +165,7 @@ class Move:
             )
 
     def close(self, outcome: str, entry: Entry | None = None) -> None:
-        """Close an entry, by default the own one, with its outcome: `moved`, `not moved`, or why that is unknown."""
+        """Close an entry, by default the own entry, with its outcome: `moved`, `not moved`, or why that is unknown."""
         run = (entry or self.entry).run
 
         def write() -> None:
@@ -216,12 +207,20 @@ class Move:
 
 @contextmanager
 def exclusive(registry: Registry, kind: str, before: str, to: Version, reason: str) -> Iterator[Move]:
-    """Write that the alias is about to move, and let no other process move it meanwhile; the caller closes the entry."""
+    """Write that the alias is about to move, and let no other process move it meanwhile.
+
+    Errors before `Move.check` close the entry; after it the caller does.
+    """
     move = Move(registry)
     _MAKING.add(move.id)
     try:
         move.begin(kind, before, to, reason)
         yield move
+    except BaseException:  # Ctrl-C as well: an open entry keeps others waiting
+        if move.is_pending:
+            with suppress(RegistryError):  # the next move closes the entry
+                move.close(NOT_MOVED)
+        raise
     finally:
         _MAKING.discard(move.id)
 
@@ -259,7 +258,7 @@ def history(registry: Registry, champion: str) -> list[Entry]:
 
 
 def champions(entries: Sequence[Entry], champion: str) -> list[str]:
-    """List the champions as a stack, the present one last: a rollback goes to the one before it.
+    """List the champions as a stack, the present last: a rollback goes to the version before it.
 
     A promotion puts its version on top. A rollback removes all above its version; a rollback to a version that an
     earlier rollback removed puts back what is up to it. Moves missing from the log, made by hand or by another tool,
@@ -317,9 +316,7 @@ def _entry(run: Run) -> Entry:
         kind=tags[contract.KIND],
         before=tags.get(FROM, ""),
         after=tags[TO],
-        reason=tags.get(REASON, ""),
         moment_ms=int(run.info.start_time or 0),
-        user=tags.get("mlflow.user", ""),
         host=tags.get(contract.HOST, ""),
         status=run.info.status,
         process=tags.get(contract.OWNER, ""),
@@ -329,8 +326,10 @@ def _entry(run: Run) -> Entry:
 
 def _experiment(registry: Registry) -> str:
     """Find or create the experiment of the log."""
-    note = "Moves of the alias champion, one run per move. Written by Convoy."
-    tags = {settings.LOG: "promotions", NOTE: note}
+    tags = {
+        settings.LOG: "promotions",
+        NOTE: "Moves of the alias champion, a run per move. Written by Convoy.",
+    }
     experiment = store.experiment(registry.client, settings.experiment() + SUFFIX, tags)
     _require_active(experiment)
     return str(experiment.experiment_id)
@@ -355,5 +354,5 @@ def _machine() -> str:
     system = boot.read_text(encoding="ascii").strip() if boot.exists() else f"{psutil.boot_time():.0f}"
     try:
         return f"{system} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115 (no path that exists)
-    except OSError:  # systems with only one
+    except OSError:  # systems without namespaces
         return system

@@ -16,14 +16,15 @@ from convoy.gate.result import GateResult
 from convoy.gate.settings import GateParams
 from convoy.gate.test_images import TestImages
 from convoy.registry.alias import move
-from convoy.registry.artifacts import ArtifactMissing, fetch
 from convoy.registry.client import (
     CANDIDATE,
     CHAMPION,
     TAG_CHARACTERS,
+    ArtifactMissing,
     Registry,
     RegistryError,
     Version,
+    fetch,
     refuse_inside_experiment,
 )
 
@@ -60,7 +61,7 @@ def judge(out: Path) -> Judged:
     candidate = registry.alias(CANDIDATE)
     if candidate is None:
         raise RequestError(
-            f"{registry.model} has no version with the alias `{CANDIDATE}`. Register one: convoy register"
+            f"{registry.model} has no version with the alias `{CANDIDATE}`. Register a model: convoy register"
         )
     champion = registry.alias(CHAMPION)
     with tempfile.TemporaryDirectory() as scratch:
@@ -161,7 +162,7 @@ def _under_test(version: Version, folder: Path) -> ModelUnderTest:
 
 
 def _read(path: Path, reader: Callable[[Path], T]) -> T | None:
-    """Read a file beside a model; a damaged one counts as missing, which the gate handles."""
+    """Read a file beside a model; if it is damaged it counts as missing, which the gate handles."""
     try:
         return reader(path) if path.exists() else None
     except (DataError, ValueError):

@@ -14,24 +14,25 @@ from convoy.core.console import info
 from convoy.core.errors import RequestError
 from convoy.export.onnx_model import OnnxModel
 from convoy.lineage import compare, trace
-from convoy.registry import artifacts
-from convoy.registry.artifacts import ArtifactMissing, ModelArtifacts
 from convoy.registry.client import (
+    BESIDE,
     CANDIDATE,
     CHAMPION,
+    DEPLOY,
     TAG_CHARACTERS,
+    ArtifactMissing,
+    ModelArtifacts,
     Registry,
     RegistryError,
     Version,
+    copy_files,
+    is_verified,
     refuse_inside_experiment,
 )
 from convoy.repo import identity
 from convoy.tracking import mlflow_writer, outbox, settings, stages, store
 from convoy.tracking import run as runs
 from convoy.tracking.journal import FILE, Journal, state
-
-DESCRIPTION_CHARACTERS = 5000
-"""Width of the column for descriptions; PostgreSQL refuses more, sqlite does not."""
 
 ACCURACY = ("accuracy", "accuracy_low", "accuracy_high")
 
@@ -63,9 +64,9 @@ class VerifiedModel:
                     "(or restore it from DVC's cache: dvc checkout build/deploy; or name a run: convoy register RUN)"
                 )
         sha256 = files.sha256(onnx)
-        if not artifacts.is_verified(folder, sha256):
+        if not is_verified(folder, sha256):
             raise RequestError(
-                f"{verification} is not the verification of {onnx} (sha256 {sha256[:12]}): one of them was changed since. "
+                f"{verification} is not the verification of {onnx} (sha256 {sha256[:12]}): either was changed since. "
                 "Restore both: dvc checkout --force build/deploy; or make them again: dvc repro --force export"
             )
         return cls(folder, sha256, files.read_json(verification), OnnxModel(onnx).classes)
@@ -97,16 +98,16 @@ class VerifiedModel:
         """Give the model card, cut at the end of a line if it is too long."""
         path = self.folder / contract.MODEL_CARD
         card = path.read_text(encoding="utf-8") if path.is_file() else ""
-        if len(card) <= DESCRIPTION_CHARACTERS:
+        if len(card) <= TAG_CHARACTERS:
             return card
-        return card[: DESCRIPTION_CHARACTERS - len(CUT)].rpartition("\n")[0] + CUT
+        return card[: TAG_CHARACTERS - len(CUT)].rpartition("\n")[0] + CUT
 
 
 def register(query: str = "") -> Version:
     """Register the verified model of the workspace, or of a run, and point `candidate` to it.
 
     A file that is already registered is not registered again, unless the store has lost it. A `query` is anything that
-    `convoy trace` resolves to one run.
+    `convoy trace` resolves to a run.
 
     Raises:
         RequestError: there is no verified model, or `query` matches no run or several.
@@ -115,18 +116,14 @@ def register(query: str = "") -> Version:
     refuse_inside_experiment("register")
     registry = Registry.open()
     with tempfile.TemporaryDirectory() as scratch:
-        model = _of_run(registry, query, Path(scratch)) if query else VerifiedModel.read(artifacts.DEPLOY)
-        return _register(registry, model)
-
-
-def _register(registry: Registry, model: VerifiedModel) -> Version:
-    registry.create()
-    known = registry.by_sha256(model.sha256)[-1:]
-    if known and ModelArtifacts.of(registry, known[0]).has_model:
-        version = known[0]
-        info(f"{version} has this file already: model.onnx {model.sha256[:12]} of run {model.run_id}")
-    else:
-        version = _add(registry, model, *known)
+        model = _of_run(registry, query, Path(scratch)) if query else VerifiedModel.read(DEPLOY)
+        registry.create()
+        known = registry.by_sha256(model.sha256)[-1:]
+        if known and ModelArtifacts.of(registry, known[0]).has_model:
+            version = known[0]
+            info(f"{version} has this file already: model.onnx {model.sha256[:12]} of run {model.run_id}")
+        else:
+            version = _add(registry, model, *known)
     if registry.aliases().get(CANDIDATE) != version.number:
         registry.point(CANDIDATE, version)
     accuracy, low, high = (model.verification[name] for name in ACCURACY)
@@ -156,10 +153,10 @@ def _add(registry: Registry, model: VerifiedModel, lost: Version | None = None) 
     info(f"{version} is registered: model.onnx {model.sha256[:12]} of run {model.run_id}")
     if lost:
         info(f"it is the same file as {lost}, which the store has lost")
-        if registry.aliases().get(CHAMPION) == lost.number:
-            info(
-                f'{lost} is the champion; to replace it by {version}: convoy promote --override "the file was lost"'
-            )
+    if lost and registry.aliases().get(CHAMPION) == lost.number:
+        info(
+            f'{lost} is the champion; to replace it by {version}: convoy promote --override "the file was lost"'
+        )
     return version
 
 
@@ -173,29 +170,27 @@ def _of_run(registry: Registry, query: str, folder: Path) -> VerifiedModel:
         status = "" if record.status == "FINISHED" else f"it is {record.status}, "
         raise RequestError(
             f"run {run_id} has no verified model: {status}`export` has not completed in it. Choose another run; "
-            f"`convoy trace {run_id}` shows what this one has"
+            f"`convoy trace {run_id}` shows its files"
         )
     if traced.sha256 and traced.sha256 != sha256:
         raise RequestError(
             f"{query} has other bytes (sha256 {traced.sha256[:12]}) than the model that run {run_id} verified "
-            f"({sha256[:12]}). To register that one: convoy register {run_id}"
+            f"({sha256[:12]}). To register the latter: convoy register {run_id}"
         )
-    if artifacts.is_verified(artifacts.DEPLOY, sha256):
-        return VerifiedModel.read(artifacts.DEPLOY)
+    if is_verified(DEPLOY, sha256):
+        return VerifiedModel.read(DEPLOY)
     deliver(run_id)
     run = _find_run(registry, run_id)
     logged = _logged_model(registry, run, sha256) if run else None
-    restore = (
-        f"Restore it and register it there: convoy trace {run_id} --restore ../restored && cd ../restored && "
-        "convoy register"
-    )
+    remedy = f"convoy trace {run_id} --restore ../restored && cd ../restored && convoy register"
+    restore = f"Restore it and register it there: {remedy}"
     if logged is None:
         raise RegistryError(f"{registry.address} does not have the model of run {run_id}. {restore}")
     try:
         _files(registry, logged, run_id).download(sha256, folder)
     except ArtifactMissing as missing:
         raise RegistryError(f"{missing}. {restore}") from missing
-    if not artifacts.is_verified(folder, sha256):
+    if not is_verified(folder, sha256):
         raise RequestError(
             f"run {run_id} was exported by an earlier Convoy, which stored no verification beside the model. "
             "Export again: dvc repro --force export"
@@ -267,7 +262,7 @@ def _stored(registry: Registry, model: VerifiedModel) -> tuple[Run, LoggedModel]
         if logged:
             registry.client.delete_logged_model(logged.model_id)
         with tempfile.TemporaryDirectory() as scratch:
-            artifacts.copy(model.folder, Path(scratch))
+            copy_files(model.folder, Path(scratch))
             return mlflow_writer.log_model(registry.client, run, Path(scratch), model.sha256, results)
 
     return run, registry.call(f"log the model of run {model.run_id}", write)
@@ -283,10 +278,11 @@ def _rewrite_journal(model: VerifiedModel) -> None:
     same_params = params.digest(content) == model.identity["params_hash"]
     reference = stages.latest(list(stages.STAGE_PARAMS))
     is_workspace = reference.run_id == model.run_id
-    training = reference.training if is_workspace else model.run_id
+    if not is_workspace:
+        reference = runs.Reference(model.run_id, model.run_id)
     tags = identity.process_tags() | {
         contract.RUN_ID: model.run_id,
-        contract.TRAINING: training,
+        contract.TRAINING: reference.training,
         contract.GIT_COMMIT: model.identity["git_commit"],
         contract.DATA_HASH: model.identity["data_hash"],
         contract.PARAMS_HASH: model.identity["params_hash"],
@@ -307,13 +303,13 @@ def _rewrite_journal(model: VerifiedModel) -> None:
     with outbox.locked(where):
         journal = Journal(where / model.run_id)
         journal.append(entry, sync=True)
-    run = runs.Run(runs.Reference(model.run_id, training), journal)
+    run = runs.Run(reference, journal)
     for name, sections in stages.STAGE_PARAMS.items():
         if same_params:
             run.log_params({key: content[key] for key in sections})
         path = stages.METRICS / f"{name}.json"
         if is_workspace and path.exists():
             run.log_result(files.read_json(path))
-    beside = [model.folder / name for name in artifacts.BESIDE if (model.folder / name).is_file()]
+    beside = [model.folder / name for name in BESIDE if (model.folder / name).is_file()]
     run.log_onnx(model.folder / contract.VERIFIED, *beside)
     run.end("FINISHED")

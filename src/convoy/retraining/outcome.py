@@ -19,8 +19,7 @@ from convoy.export import image_index
 from convoy.export.image_index import Images
 from convoy.gate import page
 from convoy.gate.text import short
-from convoy.registry.artifacts import ArtifactMissing, ModelArtifacts
-from convoy.registry.client import Registry, Version
+from convoy.registry.client import ArtifactMissing, ModelArtifacts, Registry, Version
 from convoy.repo.identity import data_md5
 from convoy.retraining import data_diff, report
 from convoy.retraining.data_diff import Changes

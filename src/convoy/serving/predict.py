@@ -22,12 +22,7 @@ Item = tuple[Path, npt.NDArray[np.uint8] | None, str | None]
 
 @dataclass(frozen=True)
 class Prediction:
-    """Hold the prediction for one file, or the reason why there is none.
-
-    Attributes:
-        reason: why there is no prediction; None if there is one.
-        probabilities: of every class, 0..1; empty if there is no prediction.
-    """
+    """Hold the probabilities that a file's image got, 0..1 of every class, or the reason why it has no prediction."""
 
     path: Path
     reason: str | None = None
@@ -54,17 +49,19 @@ def predict(model: Path, paths: Sequence[Path]) -> Iterator[Prediction]:
     """Classify every image, in the order given; folders are walked in order of name.
 
     A file that cannot be classified gets a reason and does not stop the rest. Inside folders, files
-    that neither hold an image nor are named like one are skipped.
+    that neither hold an image nor have an image's suffix are skipped.
 
     Raises:
         RequestError: the model does not exist.
         VerificationError: the model is not valid ONNX, or was not exported by Convoy.
     """
-    return _predictions(OnnxModel(model), paths)
+    return _predictions(
+        OnnxModel(model), paths
+    )  # not a generator itself: a missing model is reported at once
 
 
 def show(predictions: Iterable[Prediction], *, as_json: bool) -> int:
-    """Print one line per file, plain or JSON, and return the exit code: 1 if a file has no prediction."""
+    """Print a line per file, plain or JSON, and return the exit code: 1 if a file has no prediction."""
     failed = 0
     for prediction in predictions:
         failed += prediction.reason is not None
@@ -78,7 +75,7 @@ def show(predictions: Iterable[Prediction], *, as_json: bool) -> int:
 
 
 def _predictions(model: OnnxModel, paths: Sequence[Path]) -> Iterator[Prediction]:
-    """Read one chunk ahead, so that images of equal size share a batch."""
+    """Read a chunk ahead, so that images of equal size share a batch."""
     read = (item for path in paths for item in _read(path))
     for chunk in chunks(read, lambda item: 0 if item[1] is None else item[1].nbytes):
         images_u8 = [image_u8 for _, image_u8, _ in chunk if image_u8 is not None]
