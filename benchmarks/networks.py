@@ -23,8 +23,7 @@ from torch.nn.functional import cross_entropy
 from torchvision import models
 
 from convoy.models import spec
-from convoy.models.build import build
-from convoy.models.modules import WithAuxiliary
+from convoy.models.build import WithAuxiliary, build
 
 ROOT = Path(__file__).parents[1]
 PAIRS = 25

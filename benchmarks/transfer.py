@@ -33,7 +33,7 @@ from convoy.data.prepare import prepare
 from convoy.data.settings import DataParams
 from convoy.energy.meter import Meter, metered
 from convoy.energy.settings import EnergyParams
-from convoy.evaluation.inference import predict_probabilities
+from convoy.evaluation.evaluate import predict_probabilities
 from convoy.models import spec, trained
 from convoy.training.fit import fit
 from convoy.training.pretrained import StartingWeights, WeightFacts

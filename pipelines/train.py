@@ -37,9 +37,8 @@ def main() -> None:
     from convoy.explain import diagram, figures
     from convoy.explain.table import tabulate
     from convoy.training import pretrained
-    from convoy.training.checkpoints import CheckpointStore, inputs_digest
+    from convoy.training.checkpoints import CheckpointStore, Resumable, inputs_digest
     from convoy.training.fit import HISTORY, TRANSFER, fit
-    from convoy.training.resume import Resumable
 
     starting = pretrained.load(network.weights, network_spec)
     dataset = Dataset.load(DATASET)

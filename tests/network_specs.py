@@ -1,6 +1,5 @@
 """Specs as text, read as the file networks/mine.yaml, and the shipped ones."""
 
-from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
 
@@ -14,25 +13,23 @@ from convoy.models.spec import Spec
 SHIPPED = Path(__file__).parents[1] / "networks"
 HEAD = ("flatten", {"dense": "classes"})
 
-Message = Callable[[str], str]
 
-
-def network(*layers: object, **others: object) -> Spec:
+def network(*layers, **others):
     return Spec.model_validate({"name": "mine", "layers": list(layers), **others})
 
 
-def made_for(name: str) -> tuple[Spec, int, int]:
+def made_for(name):
     """A shipped network with the classes and image side it was made for, else 10 classes and 32 px."""
     shipped = spec.load(name, SHIPPED)
     return shipped, *((shipped.made_for.classes, shipped.made_for.image_px) if shipped.made_for else (10, 32))
 
 
 @pytest.fixture
-def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Spec]:
+def load(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("networks").mkdir()
 
-    def read(text: str) -> Spec:
+    def read(text):
         Path("networks/mine.yaml").write_text(dedent(text), encoding="utf-8")
         return spec.load("mine")
 
@@ -40,10 +37,10 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Spe
 
 
 @pytest.fixture
-def refusal(load: Callable[[str], Spec]) -> Message:
+def refusal(load):
     """Message of the error, with exit code 2, about an invalid spec."""
 
-    def message(text: str) -> str:
+    def message(text):
         with pytest.raises(RequestError) as caught:
             load(text)
         assert caught.value.exit_code == 2
@@ -53,10 +50,10 @@ def refusal(load: Callable[[str], Spec]) -> Message:
 
 
 @pytest.fixture
-def misfit(load: Callable[[str], Spec]) -> Message:
+def misfit(load):
     """Message of the error, with exit code 1, about layers that do not fit each other at 8 px and 4 classes."""
 
-    def message(text: str) -> str:
+    def message(text):
         with pytest.raises(NetworkError) as caught:
             infer(load(text), 4, 8)
         assert caught.value.exit_code == 1

@@ -19,7 +19,7 @@ from convoy.registry.client import CANDIDATE, CHAMPION, Version
 from convoy.registry.log import Entry
 from convoy.registry.promote import Judged
 from convoy.retraining import outcome, processes, round  # noqa: A004 (the module's name)
-from convoy.tracking.stages import now_ms
+from convoy.tracking.run import now_ms
 from small_pipeline import FILES, Small
 
 REPRO = """\

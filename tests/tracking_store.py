@@ -31,7 +31,7 @@ from mlflow.tracking import MlflowClient
 from convoy.core import files
 from convoy.tracking import stages
 from convoy.tracking.migration import Report, migrate
-from convoy.tracking.stages import Run as OwnRun
+from convoy.tracking.run import Run as OwnRun
 
 POINTS = 2300
 """Of one curve: more than MLflow takes or gives at once."""

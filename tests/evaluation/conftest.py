@@ -1,8 +1,5 @@
 """A dataset and a model of a few kilobytes, written by hand so that every figure can be checked by eye."""
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +19,7 @@ BRIGHTNESS = [5, 250]
 
 
 @pytest.fixture(scope="session")
-def measured_things(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def measured_things(tmp_path_factory):
     """`dataset/`, and `model/` which predicts `light` for images above mid-gray: 4 of 40 labels are wrong."""
     folder = tmp_path_factory.mktemp("evaluation")
     rng = np.random.default_rng(0)
@@ -66,7 +63,7 @@ def measured_things(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def evaluated(measured_things: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def evaluated(measured_things, tmp_path_factory):
     """The folder that `evaluate` wrote, and the metrics that it returned. Read only."""
     out = tmp_path_factory.mktemp("evaluated")
     params = EvaluateParams(batch_size=16, worst_images=3, feature_classes=2)

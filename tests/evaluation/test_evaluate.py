@@ -9,8 +9,9 @@ import torch
 from convoy.core import files
 from convoy.core.errors import DataError, NetworkError
 from convoy.core.intervals import wilson
-from convoy.evaluation.evaluate import confusion, evaluate, summarise
+from convoy.evaluation.evaluate import confusion, evaluate, predict_probabilities, summarise
 from convoy.evaluation.settings import EvaluateParams
+from convoy.models import trained
 
 PARAMS = EvaluateParams(batch_size=16, worst_images=3, feature_classes=2)
 
@@ -110,22 +111,8 @@ def test_the_interval_is_not_empty_when_every_image_is_right():
     assert wilson(100, 100) == (pytest.approx(0.963, abs=5e-4), 1)
 
 
-def test_precision_and_recall_match_a_count_by_hand():
-    summary = summarise(np.array([[2, 1, 0], [1, 1, 0], [1, 0, 0]]), ["a", "b", "c"])
-    assert (summary["accuracy"], summary["images"]) == (0.5, 6)
-    assert summary["per_class"]["a"] == {"precision": 2 / 4, "recall": 2 / 3, "f1": 4 / 7, "images": 3}
-    assert summary["per_class"]["b"] == {"precision": 1 / 2, "recall": 1 / 2, "f1": 1 / 2, "images": 2}
-    assert summary["macro_f1"] == pytest.approx((4 / 7 + 1 / 2 + 0) / 3, abs=1e-15)
-
-
 @pytest.mark.filterwarnings("error")
-def test_a_ratio_without_images_is_zero_and_no_warning():
-    summary = summarise(np.array([[1, 0, 0], [1, 0, 0], [0, 0, 0]]), ["never predicted", "b", "neither"])
-    assert summary["per_class"]["b"]["precision"] == 0
-    assert summary["per_class"]["neither"] == {"precision": 0, "recall": 0, "f1": 0, "images": 0}
-
-
-def test_figures_equal_those_of_scikit_learn_to_the_last_digit():
+def test_figures_equal_those_of_scikit_learn_to_the_last_digit_and_a_ratio_without_images_is_zero():
     """Computed by scikit-learn 1.9's precision_recall_fscore_support and confusion_matrix."""
     labels = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2, 3])
     predicted = np.array([0, 0, 1, 2, 1, 1, 0, 2, 1, 2])
@@ -142,8 +129,41 @@ def test_figures_equal_those_of_scikit_learn_to_the_last_digit():
         "e": [0.0, 0.0, 0.0, 0],
     }
     assert summary["macro_f1"] == 0.30857142857142855
+    assert (summary["accuracy"], summary["images"]) == (0.5, 10)
 
 
 def test_rows_of_the_confusion_are_actual_and_columns_predicted_whichever_classes_occur():
     counts = confusion(np.array([0, 0, 1]), np.array([0, 2, 1]), 4)
     assert counts.tolist() == [[1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+
+
+@pytest.fixture
+def model(measured_things):
+    return trained.load(measured_things / "model")[0]
+
+
+@pytest.fixture
+def images_u8():
+    return np.random.default_rng(1).integers(0, 256, (10, 8, 8, 3), dtype=np.uint8)
+
+
+def test_the_batch_size_changes_no_answer_and_no_image_is_left_out(model, images_u8):
+    whole = predict_probabilities(model, images_u8, 10)
+    assert whole.shape == (10, 2)
+    assert whole.dtype == np.float32
+    for size in (1, 3, 64):
+        np.testing.assert_allclose(predict_probabilities(model, images_u8, size), whole, atol=1e-6)
+
+
+def test_what_training_computed_in_does_not_reach_the_measurement(model, images_u8):
+    expected = predict_probabilities(model, images_u8, 10)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert np.array_equal(predict_probabilities(model, images_u8, 10), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_gives_the_processors_answers(model, images_u8, monkeypatch):
+    on_gpu = predict_probabilities(model, images_u8, 4)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    np.testing.assert_allclose(predict_probabilities(model, images_u8, 4), on_gpu, atol=1e-5)

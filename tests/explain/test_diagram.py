@@ -1,11 +1,9 @@
 """The picture of a network's volumes."""
 
-from pathlib import Path
-
 import pytest
 from PIL import Image
 
-from convoy.explain.diagram import LINE, Box, boxes, draw
+from convoy.explain.diagram import LINE, boxes, draw
 from convoy.explain.table import tabulate
 from convoy.models import spec
 from convoy.models.spec import Spec
@@ -14,11 +12,11 @@ from network_specs import SHIPPED, made_for
 DOTS_PER_INCH = 120
 
 
-def boxes_of(name: str) -> list[Box]:
+def boxes_of(name):
     return boxes(tabulate(*made_for(name)))
 
 
-def has_margins(path: Path) -> bool:
+def has_margins(path):
     """Return whether no ink reaches the edge, where it would be cut off."""
     with Image.open(path) as image:
         ink = image.convert("L").point(lambda value: 255 * (value < 250)).getbbox()
@@ -51,11 +49,9 @@ def test_auxiliary_heads_are_left_out():
     assert [box.volume for box in boxes_of("googlenet")].count((1, 1, 1000)) == 1
 
 
-@pytest.mark.parametrize("name", spec.names(SHIPPED))
-def test_every_shipped_network_is_drawn(name, tmp_path):
-    read = spec.load(name, SHIPPED)
-    px = read.made_for.image_px if read.made_for else 32
-    picture = draw(tabulate(read, 10, px), tmp_path / "network.png")
+@pytest.mark.parametrize("name", ["lenet5", "vgg19", "inception_v3", "resnet50"])
+def test_shipped_networks_are_drawn_within_the_page(name, tmp_path):
+    picture = draw(tabulate(*made_for(name)), tmp_path / "network.png")
     assert has_margins(picture)
     with Image.open(picture) as image:
         assert image.width / DOTS_PER_INCH < 1.2 * LINE

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -17,17 +16,17 @@ RESNET = Entry(name="resnet18", parameters=11_689_512, macs=1_814_073_344, small
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path
 
 
 @pytest.fixture
-def only_resnet(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def only_resnet(monkeypatch):
     """A torchvision of one classifier, and what was measured of it."""
     measured = []
 
-    def measure(name: str) -> Entry:
+    def measure(name):
         measured.append(name)
         return RESNET
 
@@ -36,7 +35,7 @@ def only_resnet(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return measured
 
 
-def described(folder: Path, *, everything: bool = False) -> list[Entry]:
+def described(folder, *, everything=False):
     return network_list.entries(folder, 32, 10, everything=everything, quiet=True)
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from convoy.core.errors import NetworkError
 from convoy.models import trained
-from convoy.models.trained import ModelFacts, NormalizedModel
+from convoy.models.trained import ModelFacts, NormalizedModel, full_float32
 from network_specs import HEAD, network
 
 LAYERS = [{"conv": {"filters": 4, "kernel": 3}}, "norm", "relu", "global_avg_pool", *HEAD]
@@ -29,6 +29,7 @@ def test_a_loaded_model_gives_the_logits_of_the_saved_one(tmp_path):
     trained.save(tmp_path, model, FACTS)
     loaded, facts = trained.load(tmp_path)
     assert facts == FACTS
+    assert json.loads((tmp_path / trained.FACTS).read_text())["spec"]["layers"][2] == {"relu": {}}
     assert not loaded.training
     torch.testing.assert_close(loaded(pixels), model.eval()(pixels))  # another memory format, other rounding
 
@@ -39,14 +40,6 @@ def test_equal_weights_make_equal_files(tmp_path):
         trained.save(tmp_path / name, model, FACTS)
     for file in (trained.WEIGHTS, trained.FACTS):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
-
-
-def test_the_facts_are_readable_without_convoy(tmp_path):
-    trained.save(tmp_path, trained.make(FACTS), FACTS)
-    facts = json.loads((tmp_path / trained.FACTS).read_text())
-    assert facts["network"] == "mine"
-    assert facts["classes"] == ["cat", "dog"]
-    assert facts["spec"]["layers"][2] == {"relu": {}}
 
 
 def test_weights_with_code_in_them_are_refused(tmp_path):
@@ -68,27 +61,30 @@ def test_weights_of_another_network_are_refused(tmp_path):
         trained.load(tmp_path)
 
 
+def halve(content):
+    return content[: len(content) // 2]
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "cause"),
+    [
+        (trained.WEIGHTS, halve, ""),
+        (trained.FACTS, halve, ""),
+        (trained.FACTS, lambda facts: facts.replace(b"relu", b"relu9"), "layer 3: unknown layer `relu9`"),
+    ],
+    ids=["truncated weights", "truncated facts", "a layer of another version"],
+)
+def test_a_file_that_this_version_cannot_read_is_refused(tmp_path, file, damage, cause):
+    trained.save(tmp_path, trained.make(FACTS), FACTS)
+    (tmp_path / file).write_bytes(damage((tmp_path / file).read_bytes()))
+    with pytest.raises(
+        NetworkError, match=rf"no model that this version can read: {cause}(.|\n)*dvc checkout"
+    ):
+        trained.load(tmp_path)
+
+
 def test_a_missing_model_is_refused_with_the_command_that_makes_it(tmp_path):
     with pytest.raises(NetworkError, match=r"model\.json does not exist.*dvc repro train"):
-        trained.load(tmp_path)
-
-
-@pytest.mark.parametrize("file", [trained.WEIGHTS, trained.FACTS])
-def test_a_truncated_file_is_refused(tmp_path, file):
-    trained.save(tmp_path, trained.make(FACTS), FACTS)
-    content = (tmp_path / file).read_bytes()
-    (tmp_path / file).write_bytes(content[: len(content) // 2])
-    with pytest.raises(NetworkError, match=r"holds no model that this version can read(.|\n)*dvc checkout"):
-        trained.load(tmp_path)
-
-
-def test_facts_with_a_layer_that_this_version_does_not_have_are_refused(tmp_path):
-    trained.save(tmp_path, trained.make(FACTS), FACTS)
-    facts = (tmp_path / trained.FACTS).read_text().replace("relu", "relu9")
-    (tmp_path / trained.FACTS).write_text(facts)
-    with pytest.raises(
-        NetworkError, match=r"holds no model that this version can read: layer 3: unknown layer `relu9`"
-    ):
         trained.load(tmp_path)
 
 
@@ -110,24 +106,25 @@ def test_auxiliary_heads_are_not_saved(tmp_path):
     assert torch.equal(loaded(pixels), model.eval()(pixels))
     assert facts.spec.model_dump() == WITH_HEADS.spec.model_dump()
     assert trained.make(facts, auxiliary=True).network.late.weight == 0.3
+    assert isinstance(trained.make(facts).train()(pixels), torch.Tensor)
 
 
-def test_auxiliary_heads_are_built_on_request_only():
-    assert isinstance(trained.make(WITH_HEADS).train()(torch.zeros(2, 3, 8, 8)), torch.Tensor)
-
-
-def test_pixels_are_normalised_with_the_statistics_of_each_channel():
+def test_pixels_are_normalised_with_the_statistics_of_each_channel_which_no_weights_file_repeats():
     pixels = torch.tensor([255.0, 0.0, 51.0]).view(1, 3, 1, 1)
-    normalised = NormalizedModel(nn.Flatten(), mean=[0.5, 0.5, 0.1], std=[0.25, 0.5, 0.2])(pixels)
-    assert normalised.tolist()[0] == pytest.approx([2.0, -1.0, 0.5])
+    model = NormalizedModel(nn.Flatten(), mean=[0.5, 0.5, 0.1], std=[0.25, 0.5, 0.2])
+    assert model(pixels).tolist()[0] == pytest.approx([2.0, -1.0, 0.5])
+    assert not model.state_dict()
+    constant = NormalizedModel(nn.Flatten(), mean=[1 - 1 / 255, 0.0, 0.2], std=[0.0, 1.0, 0.0])
+    assert constant(pixels).tolist()[0] == pytest.approx([1.0, 0.0, 0.0], abs=1e-4)
 
 
-def test_a_channel_that_never_varies_stays_finite():
-    pixels = torch.full((1, 3, 1, 1), 128.0)
-    normalised = NormalizedModel(nn.Flatten(), mean=[128 / 255, 0.0, 0.0], std=[0.0, 1.0, 1.0])(pixels)
-    assert normalised.isfinite().all()
-    assert normalised[0, 0] == 0
-
-
-def test_the_statistics_are_not_saved_with_the_weights():
-    assert not NormalizedModel(nn.Flatten(), [0.5] * 3, [0.5] * 3).state_dict()
+def test_the_precision_that_was_set_before_is_set_again():
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with full_float32():
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert not torch.backends.cudnn.allow_tf32
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)

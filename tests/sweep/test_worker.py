@@ -24,7 +24,7 @@ from convoy.sweep.results import Progress
 from convoy.sweep.study import open_study, read_trials, recover
 from convoy.sweep.worker import WorkerDied, Workers
 from convoy.tracking import outbox
-from convoy.tracking.stages import Reference
+from convoy.tracking.run import Reference
 
 PARENT = Reference("parent", "parent")
 

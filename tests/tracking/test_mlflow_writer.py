@@ -17,7 +17,7 @@ from convoy.core import params, yaml
 from convoy.tracking import mlflow_writer, outbox, stages, store
 from convoy.tracking.journal import Sent
 from convoy.tracking.mlflow_writer import usable_name
-from convoy.tracking.stages import now_ms
+from convoy.tracking.run import now_ms
 from tracking_store import assert_whole, contents, stored, write_run
 
 Deliver = Callable[[], None]

@@ -16,7 +16,8 @@ from convoy.core.errors import TrainingPaused, without_credentials
 from convoy.repo import identity
 from convoy.tracking import journal, outbox, settings, stages
 from convoy.tracking.journal import FILE, State, read, state
-from convoy.tracking.stages import Reference, Run, flatten_metrics, run_name
+from convoy.tracking.run import Reference, Run, flatten_metrics
+from convoy.tracking.stages import run_name
 
 Python = Callable[..., "subprocess.CompletedProcess[str]"]
 

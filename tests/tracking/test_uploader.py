@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 from clones import kill_uploaders
 from convoy.tracking import outbox, stages, store, uploader
 from convoy.tracking.journal import FILE, Journal, Sent, state
-from convoy.tracking.stages import Run
+from convoy.tracking.run import Run
 from tracking_store import stored, wait
 
 Deliver = Callable[[], None]

@@ -2,15 +2,11 @@
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
-from torch import nn
 
 from convoy.core import files
 from convoy.core.dataset import Dataset
@@ -19,62 +15,47 @@ from convoy.models.build import build
 from convoy.models.spec import Spec
 from convoy.models.trained import ModelFacts
 from convoy.training import weight_pins
-from convoy.training.callbacks import Publish
-from convoy.training.checkpoints import CheckpointStore
+from convoy.training.checkpoints import CheckpointStore, Resumable
 from convoy.training.data import DataModule
 from convoy.training.module import Classifier
 from convoy.training.pretrained import StartingWeights, WeightFacts
-from convoy.training.resume import Resumable
 from convoy.training.settings import CheckpointParams, TrainParams
 from convoy.training.weight_pins import Pin
 from squares import CLASSES, PX, write_dataset
 
 
 @pytest.fixture(scope="session")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dataset")
     write_dataset(folder)
     return Dataset.load(folder)
 
 
+def conv(filters, **more):
+    return {"conv": {"filters": filters, "kernel": 3, **more}}
+
+
 @pytest.fixture(scope="session")
-def tiny() -> Spec:
+def tiny():
     """The smallest network with a convolution, a norm, dropout and a head."""
-    layers: list[Any] = [
-        {"conv": {"filters": 8, "kernel": 3}},
-        "norm",
-        "relu",
-        "global_avg_pool",
-        "flatten",
-        {"dropout": 0.1},
-        {"dense": "classes"},
-    ]
-    return Spec.model_validate({"name": "tiny", "layers": layers})
+    head = ["global_avg_pool", "flatten", {"dropout": 0.1}, {"dense": "classes"}]
+    return Spec.model_validate({"name": "tiny", "layers": [conv(8), "norm", "relu", *head]})
 
 
 @pytest.fixture(scope="session")
-def stack() -> Spec:
+def stack():
     """A network of four blocks with norms in three of them: conv1, residual1, conv2 and the head, dense1."""
-    layers: list[Any] = [
-        {"conv": {"filters": 4, "kernel": 3}},
-        "norm",
-        "relu",
-        {"residual": [{"conv": {"filters": 4, "kernel": 3, "padding": "same"}}, "norm"]},
-        {"conv": {"filters": 6, "kernel": 3}},
-        "norm",
-        "relu",
-        "global_avg_pool",
-        "flatten",
-        {"dense": "classes"},
-    ]
+    residual = {"residual": [conv(4, padding="same"), "norm"]}
+    head = ["global_avg_pool", "flatten", {"dense": "classes"}]
+    layers = [conv(4), "norm", "relu", residual, conv(6), "norm", "relu", *head]
     return Spec.model_validate({"name": "stack", "layers": layers})
 
 
 @pytest.fixture(scope="session")
-def starting() -> Callable[[Spec], StartingWeights]:
+def starting():
     """Make starting weights that fit a network whole, statistics of norms included, from a seed of their own."""
 
-    def make(spec: Spec) -> StartingWeights:
+    def make(spec):
         network = build(spec, len(CLASSES), PX)
         random = torch.Generator().manual_seed(7)
         tensors = {
@@ -94,7 +75,7 @@ def starting() -> Callable[[Spec], StartingWeights]:
 
 
 @pytest.fixture(scope="session")
-def params() -> Callable[..., TrainParams]:
+def params():
     """Make params; keywords replace single values, those of `transfer` too."""
     usual = {
         "epochs": 2,
@@ -113,23 +94,23 @@ def params() -> Callable[..., TrainParams]:
     }
     as_is = {"freeze": 0, "release": 0, "lr_factor": 1.0, "batch_norm": "adapt"}
 
-    def make(*, transfer: Mapping[str, object] | None = None, **changes: object) -> TrainParams:
+    def make(*, transfer=None, **changes):
         return TrainParams.model_validate(usual | changes | {"transfer": as_is | dict(transfer or {})})
 
     return make
 
 
 @pytest.fixture
-def out(tmp_path: Path) -> Path:
+def out(tmp_path):
     """Where a training writes its model."""
     return tmp_path / "model"
 
 
 @pytest.fixture(scope="session")
-def on() -> Callable[[str, Callable[..., None]], pl.Callback]:
+def on():
     """Make a callback with one hook, which calls a function with the hook's arguments."""
 
-    def make(hook: str, action: Callable[..., None]) -> pl.Callback:
+    def make(hook, action):
         callback = pl.Callback()
         setattr(callback, hook, action)
         return callback
@@ -138,17 +119,12 @@ def on() -> Callable[[str, Callable[..., None]], pl.Callback]:
 
 
 @pytest.fixture
-def resumable(tmp_path: Path) -> Callable[..., Resumable]:
+def resumable(tmp_path):
     """Make what `fit` resumes from, as a new process would; unless said otherwise every step is saved."""
 
     def make(
-        publish: Publish = lambda points: None,
-        *,
-        every_s: float = 0.0,
-        time_budget_min: float = 0.0,
-        folder: str = "checkpoints",
-        **changes: Any,
-    ) -> Resumable:
+        publish=lambda points: None, *, every_s=0.0, time_budget_min=0.0, folder="checkpoints", **changes
+    ):
         limits = CheckpointParams(every_s=every_s, keep=5, keep_days=30.0, time_budget_min=time_budget_min)
         store = CheckpointStore(tmp_path / folder, "1" * 64, limits)
         usual = {
@@ -165,10 +141,10 @@ def resumable(tmp_path: Path) -> Callable[..., Resumable]:
 
 
 @pytest.fixture(scope="session")
-def classifier(dataset: Dataset) -> Callable[..., Classifier]:
+def classifier(dataset):
     """Make a classifier of a spec, with the weights of a seed."""
 
-    def make(spec: Spec, params: TrainParams, seed: int = 1) -> Classifier:
+    def make(spec, params, seed=1):
         facts = ModelFacts(
             network=spec.name,
             spec=spec,
@@ -186,15 +162,15 @@ def classifier(dataset: Dataset) -> Callable[..., Classifier]:
 
 
 @pytest.fixture(scope="session")
-def train(dataset: Dataset) -> Callable[..., pl.Trainer]:
-    """Train a classifier on the CPU, with none of the callbacks of `fit`; `resume` is a checkpoint's path."""
+def train(dataset):
+    """Train a classifier on the CPU, with none of the callbacks of `fit`."""
 
-    def run(classifier: Classifier, *callbacks: pl.Callback, resume: Path | None = None) -> pl.Trainer:
+    def run(classifier, *callbacks):
         trainer = pl.Trainer(
             accelerator="cpu",
             max_epochs=classifier.params.epochs,
             logger=False,
-            enable_checkpointing=any(isinstance(each, ModelCheckpoint) for each in callbacks),
+            enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -202,18 +178,18 @@ def train(dataset: Dataset) -> Callable[..., pl.Trainer]:
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            trainer.fit(classifier, datamodule=DataModule(dataset, classifier.params, 1), ckpt_path=resume)
+            trainer.fit(classifier, datamodule=DataModule(dataset, classifier.params, 1))
         return trainer
 
     return run
 
 
 @pytest.fixture
-def pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pin]:
+def pinned(tmp_path, monkeypatch):
     """Pin the tensors of a network in `weights/` of an empty folder, which becomes the current one."""
     monkeypatch.chdir(tmp_path)
 
-    def pin(source: str, network: nn.Module, facts: dict[str, Any] | None = None, **changes: str) -> Pin:
+    def pin(source, network, facts=None, **changes):
         folder = tmp_path / "weights" / "x"
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(network.state_dict(), folder / "weights.pt")

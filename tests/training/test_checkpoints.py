@@ -1,32 +1,35 @@
-"""Checkpoints on disk: what they belong to; complete, checked, pruned, and used by one process at a time."""
+"""Checkpoints: what they belong to; complete, checked, pruned, used by one process; a killed run resumes exactly."""
 
 import hashlib
+import itertools
 import json
 import os
-import signal
-import subprocess
-import sys
+import re
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from convoy.core import files
-from convoy.core.errors import TrainingError
-from convoy.training.checkpoints import CheckpointStore, inputs_digest
+from convoy.core.errors import TrainingError, TrainingPaused
+from convoy.training.checkpoints import CheckpointStore, DirectIO, inputs_digest
+from convoy.training.fit import fit
+from convoy.training.optim import WARMUP_START
 from convoy.training.settings import CheckpointParams
 
 INPUTS = "ab" * 32
 LIMITS = CheckpointParams(every_s=1.0, keep=3, keep_days=30.0, time_budget_min=0.0)
 
 
-def store(root: Path, inputs: str = INPUTS) -> CheckpointStore:
+def store(root, inputs=INPUTS):
     return CheckpointStore(root, inputs, LIMITS)
 
 
-def save(checkpoints: CheckpointStore, step: int, *, finished: bool = False) -> None:
+def save(checkpoints, step, *, finished=False):
     checkpoints.save(
         lambda path: torch.save({"step": torch.tensor(step)}, path),
         run_id="run",
@@ -36,7 +39,7 @@ def save(checkpoints: CheckpointStore, step: int, *, finished: bool = False) -> 
     )
 
 
-def names(checkpoints: CheckpointStore) -> list[str]:
+def names(checkpoints):
     return sorted(path.name for path in checkpoints.folder.glob("step-*"))
 
 
@@ -46,11 +49,7 @@ def test_the_newest_checkpoint_is_loaded_with_its_description(tmp_path):
     checkpoint = store(tmp_path).newest()
     assert checkpoint.content["step"] == 12
     assert (checkpoint.facts.step, checkpoint.facts.run_id, checkpoint.facts.inputs) == (12, "run", INPUTS)
-
-
-def test_without_checkpoints_nothing_is_loaded_or_printed(tmp_path, capsys):
-    assert store(tmp_path).newest() is None
-    assert capsys.readouterr().out == ""
+    assert store(tmp_path, "cd" * 32).newest() is None
 
 
 def test_two_checkpoints_are_kept_and_of_a_finished_training_one(tmp_path):
@@ -62,22 +61,22 @@ def test_two_checkpoints_are_kept_and_of_a_finished_training_one(tmp_path):
     assert store(tmp_path).newest().facts.finished
 
 
-def truncate(path: Path) -> None:
+def truncate(path):
     path.write_bytes(path.read_bytes()[:-7])
 
 
-def flip_a_bit(path: Path) -> None:
+def flip_a_bit(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
-def change_description(path: Path, **changes: str) -> None:
+def change_description(path, **changes):
     description = path.with_suffix(".json")
     description.write_text(json.dumps(json.loads(description.read_text()) | changes))
 
 
-def hold_code(path: Path) -> None:
+def hold_code(path):
     """Replace the content by a pickle that would run a command, with a matching description."""
 
     class Evil:
@@ -130,7 +129,7 @@ def test_a_checkpoint_is_on_the_disk_before_its_name_and_description(tmp_path, m
     synced = []
     real = os.fsync
 
-    def fsync(handle: int) -> None:
+    def fsync(handle):
         real(handle)
         synced.append((str(Path(f"/proc/self/fd/{handle}").readlink()), names(store(tmp_path))))
 
@@ -148,7 +147,7 @@ def test_a_checkpoint_is_on_the_disk_before_its_name_and_description(tmp_path, m
 def test_a_write_that_fails_leaves_the_earlier_checkpoint_and_no_scratch_file(tmp_path):
     save(store(tmp_path), 1)
 
-    def fail(path: Path) -> None:
+    def fail(path):
         path.write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 
@@ -169,51 +168,34 @@ def test_a_second_process_on_the_same_inputs_is_refused_with_the_owner(tmp_path)
     assert str(store(tmp_path).folder) in str(caught.value)
 
 
-def test_a_dead_process_holds_no_lock(tmp_path):
-    code = f"""
-import time
-from pathlib import Path
-from convoy.training.checkpoints import CheckpointStore
-with CheckpointStore(Path({str(tmp_path)!r}), {INPUTS!r}, None).exclusive():
-    print("held", flush=True)
-    time.sleep(60)
-"""
-    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert holder.stdout.readline() == "held\n"
-    with pytest.raises(TrainingError, match=f"process {holder.pid} on"), store(tmp_path).exclusive():
-        pass
-    holder.send_signal(signal.SIGKILL)
-    holder.wait()
-    with store(tmp_path).exclusive():
-        pass
-
-
-def make_old(checkpoints: CheckpointStore, seconds: float) -> None:
+def make_old(checkpoints, seconds):
     when = time.time() - seconds
     for path in (*checkpoints.folder.iterdir(), checkpoints.folder):
         os.utime(path, (when, when))
 
 
-def test_other_trainings_are_pruned_by_number_and_by_age_but_not_a_running_one(tmp_path):
-    for age, inputs in enumerate("cdefg"):
-        save(store(tmp_path, inputs * 64), 1)
-        make_old(store(tmp_path, inputs * 64), 31 * 86_400 if inputs == "c" else age * 60)
-    mine, running = store(tmp_path), store(tmp_path, "g" * 64)
-    with running.exclusive(), mine.exclusive():
-        make_old(running, 1e7)
-        mine.prune()
-        left = sorted(path.name[0] for path in tmp_path.iterdir())
-    # a is this training; d and e make it three; g is locked; c is too old, f exceeds the number.
-    assert left == ["a", "d", "e", "g"]
-
-
-def test_checkpoints_that_are_too_old_are_pruned_even_within_the_number(tmp_path):
-    for inputs, days in (("c", 29), ("d", 31)):
+@pytest.mark.parametrize(
+    ("ages_days", "left"),
+    [
+        ({"c": 0.1, "d": 0.2, "e": 0.3, "f": 0.4}, "acd"),  # with this training, three are kept
+        ({"c": 29, "d": 31}, "ac"),
+    ],
+)
+def test_other_trainings_are_pruned_by_number_and_by_age(tmp_path, ages_days, left):
+    for inputs, days in ages_days.items():
         save(store(tmp_path, inputs * 64), 1)
         make_old(store(tmp_path, inputs * 64), days * 86_400)
     with store(tmp_path).exclusive():
         store(tmp_path).prune()
-    assert sorted(path.name[0] for path in tmp_path.iterdir()) == ["a", "c"]
+    assert "".join(sorted(path.name[0] for path in tmp_path.iterdir())) == left
+
+
+def test_a_running_training_is_not_pruned(tmp_path):
+    save(store(tmp_path, "g" * 64), 1)
+    with store(tmp_path, "g" * 64).exclusive(), store(tmp_path).exclusive():
+        make_old(store(tmp_path, "g" * 64), 1e7)
+        store(tmp_path).prune()
+    assert store(tmp_path, "g" * 64).newest() is not None
 
 
 @pytest.mark.parametrize("recorded", [True, False])
@@ -230,26 +212,20 @@ def test_a_training_is_repeated_once_dvc_has_recorded_its_result(tmp_path, monke
     Path("dvc.lock").write_text(
         json.dumps({"stages": {"train": {"outs": [{"path": reference.as_posix(), "md5": md5}]}}})
     )
-    assert checkpoints.is_recorded(reference) is recorded
     assert (checkpoints.resume(reference) is None) is recorded
     assert (checkpoints.newest() is None) is recorded
 
 
 @pytest.fixture
-def inputs(dataset, tiny, params, repository, monkeypatch, tmp_path) -> dict:
-    """Arguments of `inputs_digest`, in a folder whose dvc.yaml lists two files of code."""
+def inputs(dataset, tiny, params, monkeypatch, tmp_path):
+    """Arguments of `inputs_digest`, in a folder whose dvc.yaml lists two files and a folder of code."""
     monkeypatch.chdir(tmp_path)
-    for name in ("src/fit.py", "pipelines/train.py", "networks/tiny.yaml"):
+    for name in ("src/fit.py", "src/convoy/training/optim.py", "pipelines/train.py", "networks/tiny.yaml"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text("first")
-    deps = "[build/dataset, src/fit.py, pipelines/train.py, networks/tiny.yaml]"
+    deps = "[build/dataset, src/fit.py, src/convoy/training, pipelines/train.py, networks/tiny.yaml]"
     Path("dvc.yaml").write_text(f"stages: {{train: {{deps: {deps}}}}}")
     return {"dataset": dataset, "spec": tiny, "starting": None, "train": params(), "seed": 1}
-
-
-def test_equal_inputs_have_the_same_digest(inputs, params):
-    assert inputs_digest(**inputs) == inputs_digest(**(inputs | {"train": params()}))
-    assert len(inputs_digest(**inputs)) == 64
 
 
 @pytest.mark.parametrize("key", ["dataset", "spec", "starting", "train", "seed"])
@@ -261,21 +237,219 @@ def test_every_input_changes_the_digest(inputs, stack, params, starting, key):
         "train": params(lr=0.2),
         "seed": 2,
     }
-    assert inputs_digest(**inputs) != inputs_digest(**(inputs | {key: other[key]}))
+    digest = inputs_digest(**inputs)
+    assert digest == inputs_digest(**(inputs | {"train": params()}))
+    assert digest != inputs_digest(**(inputs | {key: other[key]}))
 
 
-@pytest.mark.parametrize("name", ["src/fit.py", "pipelines/train.py"])
+@pytest.mark.parametrize("name", ["src/fit.py", "src/convoy/training/optim.py", "pipelines/train.py"])
 def test_every_file_of_code_changes_the_digest(inputs, name):
     before = inputs_digest(**inputs)
     Path(name).write_text("second")
     assert inputs_digest(**inputs) != before
 
 
-def test_every_file_of_a_folder_of_code_changes_the_digest(inputs):
-    folder = Path("src/convoy/training")
-    folder.mkdir(parents=True)
-    Path("dvc.yaml").write_text(Path("dvc.yaml").read_text().replace("src/fit.py", str(folder)))
-    (folder / "fit.py").write_text("first")
-    before = inputs_digest(**inputs)
-    (folder / "optim.py").write_text("second")
-    assert inputs_digest(**inputs) != before
+HOOKS = ("on_train_batch_start", "on_train_batch_end", "on_validation_start", "on_validation_batch_end",
+         "on_validation_end", "on_train_epoch_end")  # fmt: skip
+
+
+class Kill(BaseException):
+    """Stand for the end of a process: nothing in the code under test catches it."""
+
+
+class KillAt(pl.Callback):
+    """Die at the n-th call of any hook of a training."""
+
+    def __init__(self, call):
+        self.left = call
+
+    def count(self, *args, **kwargs):
+        self.left -= 1
+        if self.left < 0:
+            raise Kill
+
+
+for hook in HOOKS:
+    setattr(KillAt, hook, KillAt.count)
+
+
+class Journal:
+    """Take points as the journal of a run does: once for each name and step."""
+
+    def __init__(self):
+        self.points: dict[tuple[str, int], float] = {}
+        self.offered: list[tuple[str, int]] = []
+
+    def publish(self, points):
+        self.offered += [(point.name, point.step) for point in points]
+        for point in points:
+            self.points.setdefault((point.name, point.step), point.value)
+
+
+COSINE = {"epochs": 4, "schedule": "cosine", "optimizer": "adamw", "lr": 0.01, "early_stop": 1}
+TRANSFER = {"freeze": "residual1", "release": 1, "lr_factor": 0.5, "batch_norm": "frozen"}
+PLANS = {
+    "average of weights": {"epochs": 3, "ema": 0.9},
+    "cosine, adamw, early stop": COSINE,
+    "transfer": {"epochs": 3, "ema": 0.5, "transfer": TRANSFER},
+}
+
+
+def assert_equal(actual, expected):
+    for name in ("weights.pt", "model.json", "history.csv"):
+        assert (actual / name).read_bytes() == (expected / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_training_that_is_killed_often_ends_with_identical_results(
+    dataset, tiny, stack, params, starting, tmp_path, resumable, plan
+):
+    spec = stack if plan == "transfer" else tiny
+    whole, broken = Journal(), Journal()
+
+    def run(name, journal, *callbacks):
+        make = resumable(journal.publish, folder=f"{name}-checkpoints")
+        how = {
+            "starting": starting(spec) if plan == "transfer" else None,
+            "callbacks": callbacks,
+            "resumable": make,
+        }
+        return fit(dataset, spec, params(**PLANS[plan]), 1, tmp_path / name, **how)
+
+    expected = run("whole", whole)
+    for call in [7, 3, 9, 1, 5, 12, 2]:
+        with suppress(Kill):
+            result = run("broken", broken, KillAt(call))
+            break  # the training ended before that call
+    else:
+        result = run("broken", broken)
+    del expected["train"]["seconds"], result["train"]["seconds"]
+    assert result == expected
+    assert_equal(tmp_path / "broken", tmp_path / "whole")
+    assert broken.points == whole.points
+    assert len(whole.offered) == len(set(whole.offered)), "no point twice"
+
+
+def test_a_training_killed_at_any_call_ends_with_identical_results(
+    dataset, tiny, params, tmp_path, resumable
+):
+    def run(name, journal, *callbacks):
+        make = resumable(journal.publish, folder=f"{name}-checkpoints")
+        chosen = params(epochs=2, ema=0.9, batch_size=24)
+        fit(dataset, tiny, chosen, 1, tmp_path / name, callbacks=callbacks, resumable=make)
+
+    whole = Journal()
+    run("whole", whole)
+    for call in itertools.count():
+        broken, name = Journal(), f"killed-{call}"
+        try:
+            run(name, broken, KillAt(call))
+            break  # there are not as many calls
+        except Kill:
+            run(name, broken)
+        assert_equal(tmp_path / name, tmp_path / "whole")
+        assert broken.points == whole.points
+    assert call > 2 * (2 + 2 + 3), "every batch, validation and end of an epoch was an occasion"
+
+
+def test_what_an_older_checkpoint_computes_again_is_published_once_and_equal(
+    dataset, tiny, params, tmp_path, resumable, capsys
+):
+    """The newest checkpoint may be damaged: its points were published, and cannot be taken back."""
+    whole, broken = Journal(), Journal()
+
+    def run(name, *callbacks, **how):
+        fit(dataset, tiny, params(), 1, tmp_path / name, callbacks=callbacks, resumable=resumable(**how))
+
+    run("whole", publish=whole.publish, folder="other")
+    with pytest.raises(Kill):
+        run("broken", KillAt(12), publish=broken.publish)
+    newest = max((tmp_path / "checkpoints").rglob("step-*.ckpt"))
+    newest.write_bytes(newest.read_bytes()[:-10])
+    capsys.readouterr()
+    run("broken", publish=broken.publish)
+    assert_equal(tmp_path / "broken", tmp_path / "whole")
+    assert broken.points == whole.points
+    printed = capsys.readouterr().out
+    assert re.search(r"Resuming from epoch 2, step 3 \(.*step-0000003\.ckpt\)", printed)
+    assert "epoch 1/2" not in printed
+    assert "epoch 2/2" in printed
+
+
+def test_a_finished_training_is_not_repeated_and_reports_the_very_same(
+    dataset, tiny, params, tmp_path, resumable, capsys
+):
+    def run(name, *callbacks):
+        chosen = params(epochs=3, ema=0.9)
+        return fit(dataset, tiny, chosen, 1, tmp_path / name, callbacks=callbacks, resumable=resumable())
+
+    first = run("first")
+    capsys.readouterr()
+    assert run("again", KillAt(0)) == first, "the seconds too"
+    assert "already complete (step" in capsys.readouterr().out
+    assert_equal(tmp_path / "again", tmp_path / "first")
+
+
+def test_a_spent_time_budget_saves_and_names_the_step_to_resume_from(
+    dataset, tiny, params, tmp_path, resumable
+):
+    def run(name, **how):
+        fit(
+            dataset,
+            tiny,
+            params(),
+            1,
+            tmp_path / name,
+            resumable=resumable(folder=f"{name}-checkpoints", **how),
+        )
+
+    run("whole")
+    spent = {"time_budget_min": 1.0, "started": time.monotonic() - 61, "every_s": 3600.0}
+    for epoch, step in ((1, 2), (1, 3), (2, 1)):
+        where = rf"checkpoints\.time_budget_min \(1\).*dvc repro.*epoch {epoch} of 2, step {step} of 3"
+        with pytest.raises(TrainingPaused, match=where):
+            run("paused", **spent)
+    run("paused", time_budget_min=1.0, started=time.monotonic() - 30)  # minutes, not seconds
+    assert_equal(tmp_path / "paused", tmp_path / "whole")
+
+
+def test_points_are_published_only_with_a_checkpoint_that_comes_after_them(
+    dataset, tiny, params, tmp_path, resumable
+):
+    journal = Journal()
+
+    def run(*callbacks):
+        make = resumable(journal.publish, every_s=60.0)
+        fit(dataset, tiny, params(), 1, tmp_path, callbacks=callbacks, resumable=make)
+
+    with pytest.raises(Kill):
+        run(KillAt(9))
+    assert not journal.points
+    run()
+    assert {step for name, step in journal.points if name == "step/loss"} == set(range(1, 7))
+    assert {step for name, step in journal.points if name == "val/loss"} == {1, 2}
+    assert journal.points["step/lr", 1] == pytest.approx(0.1 * WARMUP_START), (
+        "the rate that the step was done with"
+    )
+
+
+def test_a_full_disk_stops_no_training_and_is_reported_once(
+    dataset, tiny, params, tmp_path, resumable, on, monkeypatch, capsys
+):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    journal = Journal()
+    make = resumable(journal.publish)
+    monkeypatch.setattr(DirectIO, "save_checkpoint", full)
+
+    def look(*_):
+        assert not journal.points, "what no checkpoint holds may be computed again"
+
+    fit(dataset, tiny, params(), 1, tmp_path / "model", callbacks=[on("on_train_end", look)], resumable=make)
+    assert ("val/loss", 2) in journal.points, "nothing is computed again"
+    printed = capsys.readouterr().out
+    assert printed.count("The checkpoint could not be written to") == 1
+    assert "No space left on device" in printed
+    assert not list((tmp_path / "checkpoints").rglob("*.ckpt*"))
+    assert (tmp_path / "model/weights.pt").exists()

@@ -124,12 +124,6 @@ def test_crop_and_flip_together_still_show_every_image_whole_in_size():
     assert changed.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_equal_random_states_change_the_images_alike():
-    first, same, other = (augment(images(20), ["crop", "flip"], 2, random(seed)) for seed in (7, 7, 8))
-    assert torch.equal(first, same)
-    assert not torch.equal(first, other)
-
-
 @pytest.mark.parametrize("padding", [5, 6, 17, 64])
 def test_a_shift_beyond_the_image_stays_within_reflections_of_it(padding):
     batch = images(30)

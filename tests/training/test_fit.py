@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from torch.nn.functional import cross_entropy
 
 from convoy.core.errors import NetworkError, RequestError, TrainingError
 from convoy.models import trained
 from convoy.models.spec import Spec
 from convoy.training.data import shuffled
 from convoy.training.fit import fit
+from convoy.training.optim import lr_schedule
 
 BF16 = pytest.param(
     "bf16",
@@ -31,8 +33,40 @@ def history(folder):
         return list(csv.DictReader(file))
 
 
-def test_a_training_learns_and_writes_the_model(dataset, tiny, params, out):
-    metrics = fit(dataset, tiny, params(epochs=12), 1, out)
+class Recorder(pl.Callback):
+    """Note what a training shows to its callbacks."""
+
+    def __init__(self):
+        self.batches, self.rates, self.metrics, self.val_losses = [], [], [], []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        images_u8 = batch.pixels_u8.cpu().permute(0, 2, 3, 1).numpy()
+        self.batches.append((trainer.current_epoch, batch.step, images_u8))
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.rates.append(optimizer.param_groups[0]["lr"])
+
+    def on_validation_epoch_end(self, trainer, pl_module):
+        batches = list(trainer.datamodule.val_dataloader())
+        pixels, labels = (
+            torch.cat(parts).to(pl_module.device) for parts in zip(*(b[:2] for b in batches), strict=True)
+        )
+        self.val_losses.append(float(cross_entropy(pl_module.model(pixels.float()), labels)))
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.metrics.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+
+@pytest.fixture(scope="module")
+def finished_training(dataset, tiny, params, tmp_path_factory):
+    """The folder, the metrics and the record of a training of twelve epochs. Read only."""
+    folder, recorder = tmp_path_factory.mktemp("fit") / "model", Recorder()
+    chosen = params(epochs=12, augment=[], schedule="cosine", lr=0.2, label_smoothing=0.5)
+    return folder, fit(dataset, tiny, chosen, 7, folder, callbacks=[recorder]), recorder
+
+
+def test_a_training_learns_and_writes_the_model_and_its_history_only(dataset, finished_training):
+    out, metrics, _ = finished_training
     model, facts = trained.load(out)
     pixels = torch.from_numpy(dataset.images("test").copy()).permute(0, 3, 1, 2).float()
     right = model(pixels).argmax(1).numpy() == dataset.labels("test")
@@ -40,173 +74,110 @@ def test_a_training_learns_and_writes_the_model(dataset, tiny, params, out):
     assert metrics["val"]["accuracy"] > 0.9
     assert (facts.network, facts.classes, facts.image_px) == ("tiny", ["blue", "green", "red"], 8)
     assert facts.mean == list(dataset.mean)
+    assert {path.name for path in out.iterdir()} == {"history.csv", "model.json", "weights.pt"}
 
 
-def test_the_metrics_are_the_last_row_of_the_history_and_what_the_best_epoch_reached(
-    dataset, tiny, params, out
-):
-    metrics = fit(dataset, tiny, params(epochs=4), 1, out)
-
+def test_the_metrics_are_the_last_row_of_the_history_and_what_the_best_epoch_reached(finished_training):
+    out, metrics, recorder = finished_training
     rows = history(out)
     best = min(rows, key=lambda row: float(row["val/loss"]))
     assert list(rows[0]) == ["epoch", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr"]
-    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    assert [row["epoch"] for row in rows] == [str(epoch) for epoch in range(1, 13)]
     assert metrics["best"]["epoch"] == int(best["epoch"])
     assert metrics["best"]["val_loss"] == pytest.approx(float(best["val/loss"]), rel=1e-5)
     assert metrics["best"]["val_accuracy"] == pytest.approx(float(best["val/accuracy"]), rel=1e-5)
     for split in ("train", "val"):
         assert metrics[split]["loss"] == pytest.approx(float(rows[-1][f"{split}/loss"]), rel=1e-5)
-    assert metrics["train"]["epochs_trained"] == 4
+    assert metrics["train"]["epochs_trained"] == 12
     assert metrics["train"]["seconds"] > 0
     json.dumps(metrics)
+    for row, seen in zip(rows, recorder.metrics, strict=True):
+        assert {name: float(row[name]) for name in seen} == seen
 
 
-def test_the_model_has_the_weights_of_the_best_epoch_not_of_the_last(dataset, tiny, params, out):
-    class Worsen(pl.Callback):
-        """Let every later epoch answer `blue`, so that the first is the best."""
+def test_the_learning_rate_follows_the_schedule_step_by_step(finished_training):
+    out, _, recorder = finished_training
+    factor = lr_schedule("cosine", 0.2, 36)
+    assert recorder.rates == pytest.approx([0.2 * factor(step) for step in range(36)])
+    assert [float(row["lr"]) for row in history(out)] == pytest.approx(recorder.rates[::3])
 
-        def on_validation_start(self, trainer, pl_module):
-            if trainer.current_epoch > 0:
-                torch.nn.init.constant_(pl_module.model.network.dense1.bias[:1], 50.0)
 
-        def on_validation_end(self, trainer, pl_module):
-            if trainer.current_epoch == 0:
-                self.first = pl_module.model.network.dense1.weight.detach().clone()
+def test_every_epoch_shows_the_images_in_the_order_of_its_seed_and_number(dataset, finished_training):
+    batches = finished_training[2].batches
+    assert [(epoch, step) for epoch, step, _ in batches] == [(e, s) for e in range(12) for s in range(3)]
+    for epoch, step, images_u8 in batches:
+        rows = np.sort(np.array_split(shuffled(48, 7, epoch), 3)[step])
+        assert np.array_equal(images_u8, dataset.images("train")[rows])
 
-    worsen = Worsen()
-    metrics = fit(dataset, tiny, params(epochs=3), 1, out, callbacks=[worsen])
 
-    model, _ = trained.load(out)
+def test_the_validation_loss_is_taken_without_smoothing(finished_training):
+    recorder = finished_training[2]
+    assert [epoch["val/loss"] for epoch in recorder.metrics] == pytest.approx(recorder.val_losses, rel=1e-4)
+
+
+def test_the_model_has_the_weights_of_the_best_epoch_not_of_the_last(dataset, tiny, params, out, on):
+    first = []
+
+    def worsen(trainer, module):
+        """Let every later epoch predict `blue`, so that the first is the best."""
+        if trainer.current_epoch > 0:
+            torch.nn.init.constant_(module.model.network.dense1.bias[:1], 50.0)
+
+    keep = on(
+        "on_validation_end", lambda _trainer, module: first.append(module.model.network.dense1.weight.clone())
+    )
+    metrics = fit(
+        dataset, tiny, params(epochs=3), 1, out, callbacks=[on("on_validation_start", worsen), keep]
+    )
+
     assert metrics["best"]["epoch"] == 1
-    assert torch.equal(model.network.dense1.weight, worsen.first)
+    assert torch.equal(trained.load(out)[0].network.dense1.weight, first[0])
 
 
-def test_the_average_of_weights_is_validated_and_saved(dataset, tiny, params, out):
-    class Average(pl.Callback):
-        """Average the weights by hand, starting from those after the first step."""
+def test_the_average_of_weights_is_validated_and_saved(dataset, tiny, params, out, on):
+    weights, measured = [], []  # of the head, after each step and at each validation
+    keep = on(
+        "on_train_batch_end",
+        lambda _t, module, *_: weights.append(module.model.network.dense1.weight.clone()),
+    )
+    look = on(
+        "on_validation_batch_start",
+        lambda _t, module, *_: measured.append(module.model.network.dense1.weight.clone()),
+    )
+    metrics = fit(dataset, tiny, params(epochs=3, ema=0.8), 1, out, callbacks=[keep, look])
 
-        def __init__(self):
-            self.mean, self.measured = None, []
-
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            now = pl_module.model.network.dense1.weight.detach().clone()
-            self.mean = now if self.mean is None else 0.8 * self.mean + 0.2 * now
-            self.last = now
-
-        def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
-            self.measured.append(pl_module.model.network.dense1.weight.detach().clone())
-
-    average = Average()
-    metrics = fit(dataset, tiny, params(epochs=3, ema=0.8), 1, out, callbacks=[average])
-
-    model, _ = trained.load(out)
+    average = weights[0]
+    for weight in weights[1:]:
+        average = 0.8 * average + 0.2 * weight
+    saved = trained.load(out)[0].network.dense1.weight
     assert metrics["best"]["epoch"] == 3
-    assert not torch.allclose(average.last, average.mean)
-    assert torch.allclose(model.network.dense1.weight, average.mean, atol=1e-6)
-    assert torch.equal(model.network.dense1.weight, average.measured[-1])
-
-
-def test_a_checkpoint_holds_tensors_and_plain_data_only_and_the_facts_as_text(
-    dataset, tiny, params, out, resumable
-):
-    fit(dataset, tiny, params(epochs=3), 1, out, resumable=resumable())
-    [path] = out.parent.glob("checkpoints/*/step-*.ckpt")
-    content = torch.load(path, weights_only=True)
-    assert content["optimizer_states"]
-    assert content["epoch"] == 3
-    facts = trained.ModelFacts.model_validate_json(content["convoy"])
-    assert (facts.network, facts.classes) == ("tiny", ["blue", "green", "red"])
-    assert facts.mean == list(dataset.mean)
-
-
-def test_from_fresh_weights_and_without_a_store_only_the_model_and_its_history_are_written(
-    dataset, tiny, params, out, monkeypatch
-):
-    monkeypatch.chdir(out.parent)
-    fit(dataset, tiny, params(epochs=1), 1, out)
-    names = {path.relative_to(out.parent).as_posix() for path in out.parent.rglob("*")}
-    assert names == {"model", "model/history.csv", "model/model.json", "model/weights.pt"}
+    assert not torch.allclose(weights[-1], average)
+    assert torch.allclose(saved, average, atol=1e-6)
+    assert torch.equal(saved, measured[-1])
 
 
 @CPU
 @pytest.mark.parametrize("precision", [32, BF16])
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_the_same_seed_gives_equal_metrics_and_equal_bytes(
-    dataset, tiny, params, tmp_path, precision, optimizer
-):
-    chosen = params(precision=precision, optimizer=optimizer)
+def test_the_same_seed_gives_equal_metrics_and_equal_bytes(dataset, tiny, params, tmp_path, precision):
     outcomes = []
     for run, seed in enumerate((1, 1, 2)):
         out = tmp_path / str(run)
-        metrics = fit(dataset, tiny, chosen, seed, out)
+        metrics = fit(dataset, tiny, params(precision=precision), seed, out)
         del metrics["train"]["seconds"]
         outcomes.append((metrics, (out / "weights.pt").read_bytes(), (out / "history.csv").read_text()))
     assert outcomes[0] == outcomes[1]
     assert outcomes[0][1] != outcomes[2][1]
 
 
-def test_norms_and_biases_have_no_weight_decay(dataset, tiny, params, out, on):
-    decays = {0.01: set(), 0.0: set()}
-
-    def look(trainer, module):
-        names = {value: name for name, value in module.model.network.named_parameters()}
-        for group in trainer.optimizers[0].param_groups:
-            decays[group["weight_decay"]] |= {names[value] for value in group["params"]}
-
-    fit(dataset, tiny, params(epochs=1, weight_decay=0.01), 1, out, callbacks=[on("on_train_start", look)])
-    assert decays[0.01] == {"conv1.weight", "dense1.weight"}
-    assert decays[0.0] == {"conv1.bias", "norm1.weight", "norm1.bias", "dense1.bias"}
-
-
-@pytest.mark.parametrize("schedule", ["one_cycle", "cosine"])
-def test_the_learning_rate_follows_the_schedule_step_by_step(dataset, tiny, params, out, on, schedule):
-    rates = []
-    look = on(
-        "on_before_optimizer_step", lambda _t, _m, optimizer: rates.append(optimizer.param_groups[0]["lr"])
-    )
-    fit(dataset, tiny, params(epochs=5, schedule=schedule, lr=0.2), 1, out, callbacks=[look])
-    assert len(rates) == 15
-    assert rates[0] == pytest.approx(0.02)
-    assert max(rates) == rates[3] == pytest.approx(0.2)
-    assert 0 < rates[-1] < 0.02
-    assert float(history(out)[1]["lr"]) == pytest.approx(0.2)
-
-
-def test_the_rate_in_the_history_is_the_heads(dataset, stack, params, out):
-    fit(dataset, stack, params(epochs=5, lr=0.2, transfer={"lr_factor": 0.5}), 1, out)
-    assert float(history(out)[1]["lr"]) == pytest.approx(0.2)
-
-
-def test_every_epoch_shows_the_images_in_the_order_of_its_seed_and_number(dataset, tiny, params, out, on):
-    seen = []
-
-    def look(trainer, _module, batch, _index):
-        seen.append((trainer.current_epoch, batch.step, batch.pixels_u8.cpu().permute(0, 2, 3, 1).numpy()))
-
-    look = on("on_train_batch_start", look)
-    fit(dataset, tiny, params(epochs=3, augment=[]), 7, out, callbacks=[look])
-    assert [(epoch, step) for epoch, step, _ in seen] == [(e, s) for e in range(3) for s in range(3)]
-    for epoch, step, images_u8 in seen:
-        rows = np.sort(np.array_split(shuffled(48, 7, epoch), 3)[step])
-        assert np.array_equal(images_u8, dataset.images("train")[rows])
-
-
 def test_early_stop_ends_after_so_many_epochs_without_a_better_loss(dataset, tiny, params, out):
-    metrics = fit(dataset, tiny, params(epochs=40, lr=1e-9, early_stop=2), 1, out)
-    assert metrics["train"]["epochs_trained"] < 40
+    metrics = fit(dataset, tiny, params(epochs=20, lr=1e-9, early_stop=2), 1, out)
+    assert metrics["train"]["epochs_trained"] < 20
     assert metrics["train"]["epochs_trained"] == len(history(out))
 
 
 def test_a_lost_loss_ends_the_training_with_the_remedy(dataset, tiny, params, out):
     with pytest.raises(TrainingError, match=r"the loss became (nan|inf).*Lower train\.lr \(now 100\.0\)"):
         fit(dataset, tiny, params(epochs=200, lr=100.0, weight_decay=1.0, warmup=0.0), 1, out)
-
-
-def test_callbacks_can_read_the_metrics_at_the_end_of_an_epoch(dataset, tiny, params, out, on):
-    seen = []
-    look = on("on_train_epoch_end", lambda trainer, _module: seen.append(set(trainer.callback_metrics)))
-    fit(dataset, tiny, params(), 1, out, callbacks=[look])
-    assert seen == [{"train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr"}] * 2
 
 
 def test_a_network_too_deep_for_the_images_is_refused_before_anything_is_written(dataset, params, out):
@@ -227,21 +198,6 @@ def test_a_torchvision_network_trains(dataset, params, out):
     assert model(torch.zeros(2, 3, 8, 8)).shape == (2, 3)
 
 
-def test_the_validation_loss_is_taken_without_smoothing(dataset, tiny, params, out, on):
-    losses = []
-
-    def look(trainer, module):
-        losses.append(float(trainer.callback_metrics["val/loss"]))
-        pixels = torch.from_numpy(dataset.images("val").copy()).permute(0, 3, 1, 2).float()
-        logits = module.model(pixels.to(module.device))
-        labels = torch.from_numpy(dataset.labels("val").copy()).to(module.device)
-        losses.append(float(torch.nn.functional.cross_entropy(logits, labels)))
-
-    chosen = params(epochs=1, label_smoothing=0.5)
-    fit(dataset, tiny, chosen, 1, out, callbacks=[on("on_validation_epoch_end", look)])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-
-
 def test_starting_weights_are_where_a_training_starts_and_their_statistics_are_the_models(
     dataset, tiny, params, out, starting
 ):
@@ -259,7 +215,7 @@ def test_starting_weights_are_where_a_training_starts_and_their_statistics_are_t
 def test_starting_weights_of_unknown_statistics_take_the_datasets(dataset, tiny, params, out, starting):
     weights = dataclasses.replace(starting(tiny), facts=None)
     fit(dataset, tiny, params(epochs=1), 1, out, starting=weights)
-    _, facts = trained.load(out)
+    facts = trained.load(out)[1]
     assert (facts.mean, facts.std) == (list(dataset.mean), list(dataset.std))
 
 
@@ -285,24 +241,19 @@ def test_what_became_of_starting_weights_is_printed_before_the_first_step_and_wr
 
 
 @pytest.mark.parametrize(
-    ("transfer", "reason"),
+    ("transfer", "weights", "reason"),
     [
-        ({"freeze": 1}, r"freeze is 1, .*network\.weights.*freeze to 0"),
-        ({"freeze": "conv1"}, r"freeze is conv1, .*network\.weights"),
-        ({"batch_norm": "frozen"}, r"batch_norm is frozen, .*network\.weights.*batch_norm to adapt"),
+        ({"freeze": 1}, False, r"freeze is 1, .*network\.weights.*freeze to 0"),
+        ({"freeze": "conv1"}, False, r"freeze is conv1, .*network\.weights"),
+        ({"batch_norm": "frozen"}, False, r"batch_norm is frozen, .*network\.weights.*batch_norm to adapt"),
+        ({"freeze": "conv3"}, True, "tiny has no block `conv3`; did you mean `conv1`"),
     ],
 )
-def test_freezing_random_weights_is_refused_before_anything_is_written(
-    dataset, tiny, params, out, transfer, reason
+def test_a_plan_that_freezes_random_weights_or_unknown_blocks_is_refused_before_anything_is_written(
+    dataset, tiny, params, out, starting, transfer, weights, reason
 ):
     with pytest.raises(RequestError, match=reason):
-        fit(dataset, tiny, params(transfer=transfer), 1, out)
-    assert not out.exists()
-
-
-def test_a_plan_that_does_not_fit_is_refused_before_anything_is_written(dataset, tiny, params, out, starting):
-    with pytest.raises(RequestError, match="tiny has no block `conv3`; did you mean `conv1`"):
-        fit(dataset, tiny, params(transfer={"freeze": "conv3"}), 1, out, starting=starting(tiny))
+        fit(dataset, tiny, params(transfer=transfer), 1, out, starting=starting(tiny) if weights else None)
     assert not out.exists()
 
 
@@ -314,12 +265,14 @@ def test_a_network_with_auxiliary_heads_trains_with_them_and_is_saved_without(
     layers = [*block, {"auxiliary": {"weight": 0.3, "layers": head}}, *block, *head]
     spec = Spec.model_validate({"name": "aside", "layers": layers})
 
-    metrics = fit(dataset, spec, params(epochs=12), 1, out, resumable=resumable())
+    metrics = fit(dataset, spec, params(epochs=12), 1, out, resumable=resumable(every_s=60.0))
 
-    model, _ = trained.load(out)
+    model, facts = trained.load(out)
     [path] = out.parent.glob("checkpoints/*/step-*.ckpt")
-    content = torch.load(path, weights_only=True)
+    content = torch.load(path, weights_only=True)  # tensors and plain data only
     assert metrics["val"]["accuracy"] > 0.9
+    assert (content["epoch"], bool(content["optimizer_states"])) == (12, True)
+    assert trained.ModelFacts.model_validate_json(content["convoy"]) == facts
     assert "model.network.auxiliary1.dense1.weight" in content["state_dict"]
     assert not any("auxiliary" in name for name in model.network.state_dict())
     best = content["callbacks"]["BestWeights"]["weights"]

@@ -5,37 +5,21 @@ import re
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
-from clones import REPOSITORY
 from convoy.core.errors import NetworkError, RequestError, TrainingError
-from convoy.models.build import assemble
-from convoy.models.modules import Auxiliary, Group
+from convoy.models.build import Group, assemble
 from convoy.models.spec import Spec, load, names
 from convoy.training.fit import fit
-from convoy.training.freezing import COLUMNS, FrozenLayersCheck, Plan, blocks, sha256
+from convoy.training.freezing import COLUMNS, Plan, blocks, sha256
+from network_specs import SHIPPED
 
 CLASSES = 7
 
-FAMILIES = {
-    "alexnet": 64,
-    "convnext_tiny": 32,
-    "densenet121": 32,
-    "efficientnet_b0": 32,
-    "googlenet": 32,
-    "inception_v3": 75,
-    "maxvit_t": 224,
-    "mnasnet0_5": 32,
-    "mobilenet_v3_small": 32,
-    "regnet_y_400mf": 32,
-    "resnet18": 32,
-    "shufflenet_v2_x0_5": 32,
-    "squeezenet1_1": 32,
-    "swin_t": 32,
-    "vgg11_bn": 32,
-    "vit_b_16": 32,
-}
+FAMILIES = ["convnext_tiny", "densenet121", "googlenet", "inception_v3", "maxvit_t", "mobilenet_v3_small", "resnet18",
+            "swin_t", "vgg11_bn", "vit_b_16"]  # fmt: skip
+"""Members of torchvision's families that differ in their modules."""
+SIDES = {"inception_v3": 75, "maxvit_t": 224}
 
 
 def from_layers(*layers):
@@ -64,10 +48,7 @@ def test_a_norm_and_what_has_no_weights_belong_to_the_layer_before_them():
 
 def test_what_comes_before_the_first_weights_belongs_to_the_first_block():
     network = from_layers({"avg_pool": 2}, "norm", conv(4), "flatten", {"dense": "classes"})
-    assert contents(network) == {
-        "conv1": ["avg_pool1", "norm1", "conv1", "flatten1"],
-        "dense1": ["dense1"],
-    }
+    assert contents(network) == {"conv1": ["avg_pool1", "norm1", "conv1", "flatten1"], "dense1": ["dense1"]}
 
 
 def test_units_are_blocks_as_a_whole_and_plain_chains_are_not():
@@ -88,34 +69,29 @@ def test_units_are_blocks_as_a_whole_and_plain_chains_are_not():
 
 def test_the_blocks_of_a_residual_network_are_its_residual_units():
     network = assemble(Spec(name="resnet", torchvision="resnet18"), CLASSES, 32)
-    units_and_ends = list(contents(network))
     units = [f"layer{stage}.{unit}" for stage in (1, 2, 3, 4) for unit in (0, 1)]
-    assert units_and_ends == ["conv1", *units, "fc"]
+    assert list(contents(network)) == ["conv1", *units, "fc"]
     assert contents(network)["conv1"] == ["conv1", "bn1", "relu", "maxpool"]
     assert contents(network)["layer4.1"] == ["layer4.1", "avgpool"]
 
 
-def test_an_auxiliary_head_is_in_no_block():
-    aside = {"auxiliary": {"weight": 0.3, "layers": ["flatten", {"dense": "classes"}]}}
-    network = from_layers(conv(4), aside, "norm", conv(5), "flatten", {"dense": "classes"})
-    assert isinstance(network.auxiliary1, Auxiliary)
-    assert contents(network) == {
-        "conv1": ["conv1", "norm1"],
-        "conv2": ["conv2", "flatten1"],
-        "dense1": ["dense1"],
-    }
+SHIPPED_SPECS = [load(name, SHIPPED) for name in names(SHIPPED)]
+TORCHVISIONS = [Spec(name=f"torchvision:{name}", torchvision=name) for name in FAMILIES]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_every_parameter_of_a_torchvision_network_is_in_one_block_and_the_head_is_the_last(name):
-    network = assemble(Spec(name="some", torchvision=name), CLASSES, FAMILIES[name])
+@pytest.mark.parametrize("spec", [*SHIPPED_SPECS, *TORCHVISIONS], ids=lambda spec: spec.name)
+def test_every_parameter_is_in_one_block_or_an_auxiliary_head_and_the_head_is_the_last_block(spec):
+    px = spec.made_for.image_px if spec.made_for else SIDES.get(spec.torchvision, 32)
+    network = assemble(spec, CLASSES, px, auxiliary=True)
     parts = [block.parameters() for block in blocks(network)]
     pairs = [(key, id(value)) for part in parts for key, value in part.items()]
+    aside = {key for key, _ in network.named_parameters() if key.startswith("auxiliary")}
     assert len(pairs) == len(set(pairs))
-    assert dict(pairs) == {key: id(value) for key, value in network.named_parameters()}
+    assert dict(pairs) == {key: id(value) for key, value in network.named_parameters() if key not in aside}
+    assert len(parts) >= 3
     assert all(parts)
-    answering = [any(value.shape[0] == CLASSES for value in part.values()) for part in parts]
-    assert answering == [False] * (len(parts) - 1) + [True]
+    predicting = [any(value.shape[0] == CLASSES for value in part.values()) for part in parts]
+    assert predicting == [False] * (len(parts) - 1) + [True]
     assert {key.rpartition(".")[2] for key in parts[-1]} <= {"weight", "bias"}
 
 
@@ -137,25 +113,6 @@ def test_batch_norms_are_found_at_any_depth():
 def test_a_network_without_weights_is_refused():
     with pytest.raises(NetworkError, match=r"no weights, so there is nothing to train\. Add a conv"):
         blocks(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
-
-
-def test_blocks_hold_the_networks_own_modules_and_parameters():
-    network = torch.nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 2))
-    first, head = blocks(network)
-    assert first.modules["0"] is network[0]
-    assert head.parameters()["1.weight"] is network[1].weight
-
-
-@pytest.mark.parametrize("name", names(REPOSITORY / "networks"))
-def test_every_parameter_of_a_shipped_network_is_in_one_block_or_an_auxiliary_head(name):
-    spec = load(name, REPOSITORY / "networks")
-    network = assemble(spec, CLASSES, spec.made_for.image_px if spec.made_for else 64, auxiliary=True)
-    parts = [block.parameters() for block in blocks(network)]
-    grouped = [key for part in parts for key in part]
-    aside = [key for key, _ in network.named_parameters() if key.startswith("auxiliary")]
-    assert len(parts) >= 4
-    assert sorted(grouped + aside) == sorted(key for key, _ in network.named_parameters())
-    assert [value.shape[0] for value in parts[-1].values()] == [CLASSES, CLASSES]
 
 
 RESNET = ("conv1", "layer1.0", "layer1.1", "layer2.0", "layer2.1", "fc")
@@ -208,52 +165,35 @@ def test_the_rate_falls_by_the_factor_with_every_block_towards_the_image(plan):
 @pytest.mark.parametrize(
     ("transfer", "reason"),
     [
-        (
-            {"freeze": 6},
-            r"freeze: 6 freezes all 6 blocks of resnet, the head `fc` included.*At most 5, or `layer2.1`",
-        ),
+        ({"freeze": 6}, r"freeze: 6 freezes all 6 blocks of resnet, the head `fc` included.*At most 5, or `layer2.1`"),
         ({"freeze": 9}, r"freeze: 9 freezes all 6 blocks of resnet.*At most 5"),
         ({"freeze": "fc"}, r"freeze: fc freezes all 6 blocks of resnet.*At most 5"),
-        ({"freeze": "layr1.1"}, r"freeze: resnet has no block `layr1.1`; did you mean `layer1.1`\?"),
-        ({"freeze": "layr1.1"}, r"from image to head: conv1, layer1.0, layer1.1, layer2.0, layer2.1, fc"),
+        ({"freeze": "layr1.1"}, r"freeze: resnet has no block `layr1.1`; did you mean `layer1.1`\?.*from image to head: conv1, layer1.0, layer1.1, layer2.0, layer2.1, fc"),
         ({"freeze": "layer"}, r"resnet has no block `layer`"),
         ({"freeze": 2, "release": {"layer9": 1}}, r"release: resnet has no block `layer9`"),
-        (
-            {"freeze": 2, "release": {"layer1": 1}},
-            r"release: `layer1.1` is not frozen.*freeze: 2 freezes conv1, layer1.0\.",
-        ),
+        ({"freeze": 2, "release": {"layer1": 1}}, r"release: `layer1.1` is not frozen.*freeze: 2 freezes conv1, layer1.0\."),
         ({"release": {"conv1": 1}}, r"release: `conv1` is not frozen.*freeze: 0 freezes nothing"),
         ({"freeze": 3, "release": {"layer1": 1, "layer1.1": 2}}, r"release names `layer1.1` twice"),
-        (
-            {"freeze": 3, "release": {"conv1": 10}},
-            r"`conv1` after 10 epochs, but train.epochs is 10.*At most 9",
-        ),
-        (
-            {"freeze": 3, "release": 10},
-            r"release is 10, but train.epochs is 10: no block.*At most 9; 0: never",
-        ),
+        ({"freeze": 3, "release": {"conv1": 10}}, r"`conv1` after 10 epochs, but train.epochs is 10.*At most 9"),
+        ({"freeze": 3, "release": 10}, r"release is 10, but train.epochs is 10: no block.*At most 9; 0: never"),
     ],
-)
+)  # fmt: skip
 def test_a_plan_that_does_not_fit_the_network_or_the_epochs_is_refused(plan, transfer, reason):
     with pytest.raises(RequestError, match=re.compile(reason, re.DOTALL)) as caught:
         plan(**transfer)
     assert caught.value.exit_code == 2
 
 
+def test_a_plan_that_changes_nothing_is_one_line(plan):
+    made = plan(release=30)
+    assert frozen_counts(made, 10) == [0] * 10
+    (line,) = made.table([0.1] * 10).splitlines()
+    assert "all 6 blocks (conv1 to fc)" in line
+
+
 def test_a_network_of_one_block_can_freeze_none(plan):
     with pytest.raises(RequestError, match=r"which must train\. At most 0\.$"):
         plan(blocks=("dense1",), freeze=1)
-    assert plan(blocks=("dense1",)).frozen(0) == (False,)
-
-
-def test_releases_without_frozen_blocks_change_nothing(plan):
-    assert frozen_counts(plan(release=3), 10) == [0] * 10
-    assert plan(release=30).frozen(0) == (False,) * 6
-
-
-def test_a_plan_that_changes_nothing_is_one_line(plan):
-    (line,) = plan().table([0.1] * 10).splitlines()
-    assert "all 6 blocks (conv1 to fc)" in line
 
 
 def test_the_table_shows_every_block_in_every_epoch(plan):
@@ -298,9 +238,8 @@ def test_more_changes_than_columns_are_still_each_named_with_their_epoch(plan):
     assert starts == ["never", *(f"epoch {epoch}" for epoch in range(30, 1, -1)), "epoch 1"]
 
 
-@pytest.mark.parametrize("freeze", [1, 5])
-def test_any_reason_to_look_makes_a_table(plan, freeze):
-    for transfer in ({"freeze": freeze}, {"lr_factor": 0.9}, {"batch_norm": "frozen"}):
+def test_any_reason_to_look_makes_a_table(plan):
+    for transfer in ({"freeze": 1}, {"lr_factor": 0.9}, {"batch_norm": "frozen"}):
         assert len(plan(**transfer).table([0.1] * 10).splitlines()) >= 8
 
 
@@ -341,7 +280,6 @@ def reported(capsys):
 @pytest.mark.parametrize(
     ("plan", "count"),
     [
-        ({"freeze": 1}, 4),  # conv1 and norm1, weight and bias each
         ({"freeze": 2, "release": 1}, 8),
         ({"batch_norm": "frozen"}, 15),  # three norms of five tensors
         ({"freeze": 3, "release": 2, "batch_norm": "frozen"}, 21),  # and three convolutions
@@ -374,7 +312,7 @@ def test_a_weight_that_changed_before_its_release_is_found_at_the_release(transf
 
 def test_a_weight_may_change_once_it_is_released(transfer, capsys):
     transfer(Nudge("norm1.weight", epoch=1), freeze=1, release=1)
-    assert reported(capsys)[0].startswith("frozen: 4 tensors")
+    assert reported(capsys)[0].startswith("frozen: 4 tensors")  # conv1 and norm1, weight and bias each
 
 
 def test_frozen_statistics_that_followed_the_images_fail_the_training_by_name(transfer):
@@ -385,7 +323,7 @@ def test_frozen_statistics_that_followed_the_images_fail_the_training_by_name(tr
         transfer(FollowImages(), epochs=1, batch_norm="frozen")
 
 
-@pytest.mark.parametrize("name", ["running_mean", "running_var", "num_batches_tracked", "weight"])
+@pytest.mark.parametrize("name", ["running_var", "weight"])
 def test_every_part_of_a_frozen_norm_is_watched_also_in_a_released_block(transfer, name):
     with pytest.raises(TrainingError, match=rf"^1 frozen tensors changed: norm1\.{name}\."):
         transfer(Nudge(f"norm1.{name}", epoch=2), freeze=1, release=1, batch_norm="frozen")
@@ -394,41 +332,6 @@ def test_every_part_of_a_frozen_norm_is_watched_also_in_a_released_block(transfe
 def test_with_adapt_statistics_may_follow_the_images(transfer, capsys):
     transfer(FollowImages(), freeze=3)
     assert reported(capsys)[0].startswith("frozen: 12 tensors")
-
-
-def test_a_resumed_run_checks_what_the_checkpoint_brought(
-    stack, params, classifier, train, on, tmp_path, capsys
-):
-    chosen = params(epochs=3, transfer={"freeze": 2, "release": 1})
-    keeper = ModelCheckpoint(dirpath=tmp_path, filename="last", enable_version_counter=False)
-
-    def stop(trainer, _module):
-        trainer.should_stop = True
-
-    train(classifier(stack, chosen), on("on_train_epoch_end", stop), keeper)
-
-    other = classifier(stack, chosen, seed=2)
-    before = other.model.network.conv1.weight.clone()
-    train(other, FrozenLayersCheck(other.model.network, other.frozen), resume=tmp_path / "last.ckpt")
-
-    assert not torch.equal(other.model.network.conv1.weight, before)
-    assert reported(capsys)[0].startswith("frozen: 4 tensors")  # the other block was released before
-    another = classifier(stack, chosen, seed=2)
-    with pytest.raises(TrainingError, match=r"changed: conv1\.weight\."):
-        train(
-            another,
-            FrozenLayersCheck(another.model.network, another.frozen),
-            Nudge("conv1.weight", epoch=1),
-            resume=tmp_path / "last.ckpt",
-        )
-
-
-def test_the_same_weights_have_the_same_hash_and_others_another(transfer, capsys):
-    lines = []
-    for plan in ({"freeze": 1}, {"freeze": 1, "lr_factor": 0.1}, {"freeze": 2}):
-        transfer(**plan, epochs=1)
-        lines += reported(capsys)
-    assert lines[0] == lines[1] != lines[2]
 
 
 def test_a_hash_depends_on_the_values_and_not_on_their_order_in_memory():

@@ -1,7 +1,6 @@
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.nn.functional import cross_entropy
 
 from convoy.models.spec import Spec
@@ -21,27 +20,17 @@ class Look(pl.Callback):
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         network = pl_module.model.network
         names = {value: name for name, value in network.named_parameters()}
-        self.steps.append(
-            {
-                "epoch": trainer.current_epoch,
-                "with_grad": {name for value, name in names.items() if value.grad is not None},
-                "wants_grad": {name for value, name in names.items() if value.requires_grad},
-                "rates": {
-                    names[value]: group["lr"] for group in optimizer.param_groups for value in group["params"]
-                },
-                "batch_norms": {
-                    name
-                    for name, module in network.named_modules()
-                    if name.endswith(("norm1", "norm2")) and module.training
-                },
-            }
-        )
+        with_grad = {name for value, name in names.items() if value.grad is not None}
+        assert with_grad == {name for value, name in names.items() if value.requires_grad}
+        rates = {names[value]: group["lr"] for group in optimizer.param_groups for value in group["params"]}
+        norms = {name for name, module in network.named_modules() if "norm" in name and module.training}
+        step = {"epoch": trainer.current_epoch, "with_grad": with_grad, "rates": rates, "batch_norms": norms}
+        self.steps.append(step)
 
     def trained_blocks(self):
         """List the blocks that have gradients, for each epoch."""
         blocks = {}
         for step in self.steps:
-            assert step["with_grad"] == step["wants_grad"]
             blocks.setdefault(step["epoch"], {name.split(".")[0] for name in step["with_grad"]} & set(STACK))
         return [[name for name in STACK if name in names] for names in blocks.values()]
 
@@ -91,16 +80,14 @@ def test_with_adapt_the_statistics_of_frozen_blocks_follow_the_new_images(stack,
         assert not {f"{norm}.weight", f"{norm}.bias"} & changed
 
 
-@pytest.mark.parametrize("call_train", [False, True])
 def test_frozen_norms_hold_statistics_scale_and_shift_also_in_blocks_that_train(
-    stack, params, classifier, train, on, call_train
+    stack, params, classifier, train, on
 ):
     """Other callbacks call `train()` in the middle of an epoch, as Lightning 1 did."""
-    look = Look()
-    callbacks = [on("on_train_batch_start", lambda _t, module, *_: module.train())] if call_train else []
+    look, call_train = Look(), on("on_train_batch_start", lambda _t, module, *_: module.train())
     made = classifier(stack, params(epochs=3, transfer={"freeze": 1, "release": 1, "batch_norm": "frozen"}))
     before = state(made)
-    train(made, look, *callbacks)
+    train(made, look, call_train)
     norms = {name for name in before if "norm" in name}
     assert len(norms) == 15
     assert moved(before, state(made)) == before.keys() - norms
@@ -117,17 +104,6 @@ def test_a_norm_in_the_head_is_never_frozen(params, classifier, train):
     train(made)
 
     assert moved(before, state(made)) == {name for name in before if name.startswith(("conv2", "norm2"))}
-
-
-def test_frozen_norms_inside_a_torchvision_network_hold_still(params, classifier, train):
-    spec = Spec(name="mine", torchvision="shufflenet_v2_x0_5")
-    made = classifier(spec, params(epochs=1, transfer={"batch_norm": "frozen"}))
-    before = state(made)
-    train(made)
-    norms = {name.rpartition(".")[0] for name in before if name.endswith("running_mean")}
-    held = {name for name in before if name.rpartition(".")[0] in norms}
-    assert len(norms) == 56
-    assert moved(before, state(made)) == before.keys() - held
 
 
 def test_evaluation_and_training_mode_come_and_go_around_frozen_norms(stack, params, classifier):
@@ -171,43 +147,6 @@ def test_the_plans_table_agrees_with_the_optimizer(dataset, stack, params, out, 
             weight = next(name for name in first["rates"] if name.startswith(row[0]) and "weight" in name)
             done = f"{first['rates'][weight]:.3g}" if weight in first["with_grad"] else "frozen"
             assert row[-3 + epoch] == done
-
-
-class Kill(pl.Callback):
-    """End a training in the middle of an epoch."""
-
-    class KilledError(Exception):
-        pass
-
-    def __init__(self, epoch):
-        self.epoch = epoch
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if (trainer.current_epoch, batch_idx) == (self.epoch, 1):
-            raise self.KilledError
-
-
-@pytest.mark.parametrize("batch_norm", ["adapt", "frozen"])
-@pytest.mark.parametrize("killed_in", [1, 2, 3])
-def test_a_resumed_training_is_in_the_phase_where_it_was_and_ends_with_the_same_weights(
-    stack, params, classifier, train, tmp_path, killed_in, batch_norm
-):
-    transfer = {"freeze": 3, "release": 1, "lr_factor": 0.5, "batch_norm": batch_norm}
-    chosen = params(epochs=4, augment=[], transfer=transfer)
-    whole, rest = Look(), Look()
-    uninterrupted = classifier(stack, chosen)
-    train(uninterrupted, whole)
-    keeper = ModelCheckpoint(dirpath=tmp_path, filename="last", enable_version_counter=False)
-    with pytest.raises(Kill.KilledError):
-        train(classifier(stack, chosen), Kill(killed_in), keeper)
-
-    resumed = classifier(stack, chosen)
-    train(resumed, rest, resume=tmp_path / "last.ckpt")
-
-    assert whole.trained_blocks() == [STACK[3:], STACK[2:], STACK[1:], STACK]
-    assert rest.trained_blocks() == whole.trained_blocks()[killed_in:]
-    assert rest.steps == [step for step in whole.steps if step["epoch"] >= killed_in]
-    assert moved(state(uninterrupted), state(resumed)) == set()
 
 
 def test_every_parameter_is_in_one_group_from_the_first_step_on(stack, params, classifier, train):
@@ -284,12 +223,3 @@ def test_auxiliary_heads_train_at_the_heads_rate_however_much_is_frozen(params, 
     rates = look.steps[0]["rates"]
     assert rates["auxiliary1.conv1.weight"] == rates["auxiliary2.dense1.bias"] == rates["dense1.weight"]
     assert rates["conv2.weight"] == pytest.approx(rates["dense1.weight"] / 10)
-
-
-def test_an_answer_without_auxiliary_heads_gives_the_plain_loss(dataset, stack, params, classifier):
-    made = classifier(stack, params())
-    made.log = lambda *_, **__: None
-    pixels_u8 = torch.from_numpy(dataset.images("val").copy()).permute(0, 3, 1, 2)
-    batch = Batch(pixels_u8, torch.from_numpy(dataset.labels("val").copy()), 0)
-    loss = made.training_step(batch, 0)
-    assert torch.equal(loss, cross_entropy(made.model(pixels_u8.float()), batch.labels, label_smoothing=0.1))

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from convoy.training.optim import WARMUP_START, choose_precision, lr_schedule
+from convoy.training.optim import WARMUP_START, choose_precision, lr_schedule, make_optimizer
 
 
 @pytest.mark.parametrize("schedule", ["one_cycle", "cosine"])
@@ -60,3 +60,27 @@ def test_an_explicit_precision_is_used(device):
     precision, reason = choose_precision("bf16")
     assert precision == "bf16-mixed"
     assert "does not have AVX-512 BF16, so this is slow" in reason
+
+
+def test_weights_decay_norms_and_biases_do_not_and_blocks_learn_at_their_factors(params):
+    dimensions = [{"conv.weight": 4, "conv.bias": 1, "norm.weight": 1}, {"dense.weight": 2}]
+    blocks = [
+        {name: torch.nn.Parameter(torch.ones((1,) * n)) for name, n in block.items()} for block in dimensions
+    ]
+    chosen = params(weight_decay=0.01, lr=0.2)
+    optimizer, schedule = make_optimizer(blocks, [0.5, 1.0], chosen, lambda step: 1 / (step + 1))
+    groups = optimizer.param_groups
+    assert [[value.ndim for value in group["params"]] for group in groups] == [[4], [1, 1], [2]]
+    assert [group["weight_decay"] for group in groups] == [0.01, 0, 0.01]
+    assert [group["lr"] for group in groups] == [0.1, 0.1, 0.2]
+    optimizer.step()
+    schedule.step()
+    assert [group["lr"] for group in groups] == [0.05, 0.05, 0.1]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
+def test_the_optimizer_is_torchs_and_sgd_has_nesterov_momentum(params, name, kind):
+    block = {"weight": torch.nn.Parameter(torch.ones(1))}
+    optimizer, _ = make_optimizer([block], [1.0], params(optimizer=name), lambda _: 1.0)
+    assert type(optimizer) is kind
+    assert name == "adamw" or (optimizer.defaults["momentum"], optimizer.defaults["nesterov"]) == (0.9, True)

@@ -4,9 +4,7 @@ import argparse
 import json
 import os
 import pickle
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,22 +18,21 @@ from convoy.models.spec import Spec
 from convoy.models.trained import NormalizedModel
 from convoy.training import pretrained
 from convoy.training.pretrained import MisfitError, StartingWeights, WeightFacts, graft, pair, read_file
-from convoy.training.weight_pins import Pin
 
 TENSORS = {"conv1.weight": torch.arange(6.0).view(2, 3), "conv1.bias": torch.ones(2)}
 FACTS = {"classes": ["a"], "mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 1.0]}
 
 
 @pytest.fixture
-def write(tmp_path: Path) -> Callable[..., Path]:
-    def save(content: object, **how: Any) -> Path:
+def write(tmp_path):
+    def save(content, **how):
         torch.save(content, tmp_path / "w.pth", **how)
         return tmp_path / "w.pth"
 
     return save
 
 
-def prefixed(*prefixes: str) -> dict[str, torch.Tensor]:
+def prefixed(*prefixes):
     return {f"{prefix}{name}": tensor for prefix in prefixes for name, tensor in TENSORS.items()}
 
 
@@ -54,29 +51,27 @@ def prefixed(*prefixes: str) -> dict[str, torch.Tensor]:
     ],
 )
 @pytest.mark.parametrize("zipped", [True, False])
-def test_tensors_are_found_wherever_checkpoints_keep_them(
-    write: Callable[..., Path], content: object, *, zipped: bool
-) -> None:
+def test_tensors_are_found_wherever_checkpoints_keep_them(write, content, *, zipped):
     tensors, facts = read_file(write(content, _use_new_zipfile_serialization=zipped))
     assert list(tensors) == list(TENSORS)
     assert all(torch.equal(tensors[name], tensor) for name, tensor in TENSORS.items())
     assert facts is None
 
 
-def test_a_checkpoint_of_convoys_brings_its_facts_and_only_its_network(write: Callable[..., Path]) -> None:
+def test_a_checkpoint_of_convoys_brings_its_facts_and_only_its_network(write):
     state = prefixed("model.network.") | {"val_accuracy.tp": torch.zeros(1)}
     tensors, facts = read_file(write({"state_dict": state, "convoy": json.dumps(FACTS | {"fit": "crop"})}))
     assert list(tensors) == list(TENSORS)
     assert facts == WeightFacts(**FACTS)
 
 
-def test_names_that_only_some_tensors_begin_with_are_kept(write: Callable[..., Path]) -> None:
+def test_names_that_only_some_tensors_begin_with_are_kept(write):
     mixed = {"model.weight": torch.zeros(1), "head.weight": torch.zeros(1)}
     assert list(read_file(write(mixed))[0]) == list(mixed)
 
 
 class Bomb:
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self):
         return os.mkdir, ("exploded",)
 
 
@@ -85,21 +80,18 @@ class Bomb:
     ("content", "named"),
     [(Bomb(), r"posix\.mkdir"), ({"hyper": argparse.Namespace()}, r"argparse\.Namespace")],
 )
-def test_pickled_code_is_refused_by_name_and_never_runs(
-    write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, content: object, named: str, *, zipped: bool
-) -> None:
+def test_pickled_code_is_refused_by_name_and_never_runs(write, monkeypatch, content, named, *, zipped):
     path = write({"conv1.weight": torch.zeros(1), "x": content}, _use_new_zipfile_serialization=zipped)
     monkeypatch.chdir(path.parent)
     with pytest.raises(
-        NetworkError,
-        match=rf"w\.pth holds pickled code \({named}\).*torch\.save\(network\.state_dict",
+        NetworkError, match=rf"w\.pth holds pickled code \({named}\).*torch\.save\(network\.state_dict"
     ):
         read_file(path)
     assert not (path.parent / "exploded").exists()
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_a_plain_pickle_is_refused_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plain_pickle_is_refused_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "w.pkl"
     path.write_bytes(pickle.dumps(Bomb()))
@@ -109,7 +101,7 @@ def test_a_plain_pickle_is_refused_too(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("content", [b"<html>404</html>", bytes(range(1, 200))])
-def test_a_file_that_is_not_one_of_weights_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_one_of_weights_is_refused(tmp_path, content):
     path = tmp_path / "w.pth"
     path.write_bytes(content)
     with pytest.raises(NetworkError, match=r"w\.pth is not a file of weights"):
@@ -118,19 +110,11 @@ def test_a_file_that_is_not_one_of_weights_is_refused(tmp_path: Path, content: b
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("share", [0, 0.5, 0.99])
-def test_a_truncated_file_is_refused(write: Callable[..., Path], share: float, *, zipped: bool) -> None:
+def test_a_truncated_file_is_refused(write, share, *, zipped):
     path = write({"w": torch.zeros(5000)}, _use_new_zipfile_serialization=zipped)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(
-        NetworkError,
-        match=r"w\.pth is damaged .*: .+\n.*convoy weights use SOURCE",
-    ):
+    with pytest.raises(NetworkError, match=r"w\.pth is damaged .*: .+\n.*convoy weights use SOURCE"):
         read_file(path)
-
-
-def test_a_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(NetworkError, match=r"is damaged .*Is a directory"):
-        read_file(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -142,24 +126,22 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
         (torch.zeros(3), r"holds a Tensor, not tensors by name"),
     ],
 )
-def test_a_file_without_tensors_by_name_is_refused(
-    write: Callable[..., Path], content: object, reason: str
-) -> None:
+def test_a_file_without_tensors_by_name_is_refused(write, content, reason):
     with pytest.raises(NetworkError, match=reason + r".*torch\.save\(network\.state_dict"):
         read_file(write(content))
 
 
 @pytest.mark.parametrize("text", ["{", '{"classes": ["a"]}'])
-def test_facts_that_cannot_be_read_are_refused(write: Callable[..., Path], text: str) -> None:
+def test_facts_that_cannot_be_read_are_refused(write, text):
     with pytest.raises(NetworkError, match=r"w\.pth does not hold classes, mean and std"):
         read_file(write({"state_dict": TENSORS, "convoy": text}))
 
 
-def zeros(**shapes: tuple[int, ...]) -> dict[str, Tensor]:
+def zeros(**shapes):
     return {name.replace("__", "."): torch.zeros(shape) for name, shape in shapes.items()}
 
 
-def test_equal_names_win_over_order_and_others_are_paired_in_order() -> None:
+def test_equal_names_win_over_order_and_others_are_paired_in_order():
     own = zeros(a__weight=(2, 2), b__weight=(2, 2))
     same, others = (zeros(**{f"{x}__weight": (2, 2), f"{y}__weight": (2, 2)}) for x, y in ("ba", "yx"))
     assert pair(own, same, []) == {"a.weight": "a.weight", "b.weight": "b.weight"}
@@ -169,7 +151,6 @@ def test_equal_names_win_over_order_and_others_are_paired_in_order() -> None:
 @pytest.mark.parametrize(
     ("own", "given", "misfit"),
     [
-        # kinds must agree even where shapes do
         (
             {"n.weight": 4, "n.bias": 4},
             {"bn.bias": 4, "bn.weight": 4},
@@ -180,14 +161,14 @@ def test_equal_names_win_over_order_and_others_are_paired_in_order() -> None:
         ({"a.weight": 1}, {"a.weight": 1, "y.weight": 1}, ("tensor 2 is y.weight 1", "nothing more")),
     ],
 )
-def test_the_first_tensor_that_does_not_fit_is_named(own: dict, given: dict, misfit: tuple[str, str]) -> None:
+def test_the_first_tensor_that_does_not_fit_in_kind_or_shape_is_named(own, given, misfit):
     tensors = ({name: torch.zeros(size) for name, size in sizes.items()} for sizes in (own, given))
     with pytest.raises(MisfitError) as caught:
         pair(*tensors, [])
     assert caught.value.args == misfit
 
 
-def test_the_width_of_a_head_may_differ_and_nothing_else_of_it() -> None:
+def test_the_width_of_a_head_may_differ_and_nothing_else_of_it():
     own = zeros(a__weight=(4, 3), fc__weight=(10, 4), fc__bias=(10,))
     given = zeros(x__weight=(4, 3), y__weight=(7, 4), y__bias=(7,))
     pairs = pair(own, given, ["fc.weight", "fc.bias"])
@@ -196,7 +177,7 @@ def test_the_width_of_a_head_may_differ_and_nothing_else_of_it() -> None:
         pair(own, given | {"y.weight": torch.zeros(7, 5)}, ["fc.weight", "fc.bias"])
 
 
-def test_the_counters_of_batch_norms_come_along_where_a_file_has_them() -> None:
+def test_the_counters_of_batch_norms_come_along_where_a_file_has_them():
     own = zeros(n__running_mean=(3,), n__num_batches_tracked=())
     old = zeros(bn__running_mean=(3,))
     new = zeros(bn__running_mean=(3,), bn__num_batches_tracked=())
@@ -207,11 +188,11 @@ def test_the_counters_of_batch_norms_come_along_where_a_file_has_them() -> None:
 @pytest.mark.parametrize(
     "name", ["aux1.conv.weight", "aux.fc.bias", "AuxLogits.fc.weight", "auxiliary2.dense1.bias"]
 )
-def test_auxiliary_heads_are_recognised_by_their_names(name: str) -> None:
+def test_auxiliary_heads_are_recognised_by_their_names(name):
     assert pretrained.AUXILIARY.match(name)
 
 
-def test_a_layer_that_is_only_named_like_an_auxiliary_head_is_copied() -> None:
+def test_a_layer_that_is_only_named_like_an_auxiliary_head_is_copied():
     network = nn.Sequential()
     network.aux = nn.Linear(3, 3)
     network.auxiliary_like = nn.Linear(3, 7)
@@ -221,28 +202,18 @@ def test_a_layer_that_is_only_named_like_an_auxiliary_head_is_copied() -> None:
 
 PX = 16
 LETTERS = list("abcdefg")
+END = ["global_avg_pool", "flatten", {"dense": "classes"}]
+START = [{"conv": {"filters": 4, "kernel": 3, "bias": False}}, "norm", "relu"]
+AUXILIARY = {"auxiliary": {"weight": 0.3, "layers": END}}
 SPEC = Spec.model_validate(
-    {
-        "name": "mine",
-        "layers": [
-            {"conv": {"filters": 4, "kernel": 3, "bias": False}},
-            "norm",
-            "relu",
-            {"auxiliary": {"weight": 0.3, "layers": ["global_avg_pool", "flatten", {"dense": "classes"}]}},
-            {"conv": {"filters": 6, "kernel": 3}},
-            "relu",
-            "global_avg_pool",
-            "flatten",
-            {"dense": "classes"},
-        ],
-    }
+    {"name": "mine", "layers": [*START, AUXILIARY, {"conv": {"filters": 6, "kernel": 3}}, "relu", *END]}
 )
 
 
 class Theirs(nn.Module):
     """The network of SPEC as somebody else would write and name it, with seven classes."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU())
         self.aux1 = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 7))
@@ -251,11 +222,11 @@ class Theirs(nn.Module):
         for tensor in (self.stem[1].running_mean, self.stem[1].running_var):
             nn.init.uniform_(tensor, 0.5, 1.5)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images):
         return self.fc(self.body(self.stem(images)))
 
 
-def starting(network: nn.Module, classes: list[str] | None = None, spec: Spec = SPEC) -> StartingWeights:
+def starting(network, classes=None, spec=SPEC):
     return StartingWeights(
         source="imagenet",
         resolved="imagenet",
@@ -266,7 +237,7 @@ def starting(network: nn.Module, classes: list[str] | None = None, spec: Spec = 
     )
 
 
-def test_tensors_of_another_implementation_give_its_logits() -> None:
+def test_tensors_of_another_implementation_give_its_logits():
     theirs = Theirs().eval()
     ours = build(SPEC, 7, PX).eval()
     images = torch.randn(3, 3, PX, PX)
@@ -279,7 +250,7 @@ def test_tensors_of_another_implementation_give_its_logits() -> None:
     assert ignored == "ignored: aux1.2.weight, aux1.2.bias"
 
 
-def test_auxiliary_heads_come_along_to_a_network_that_has_them() -> None:
+def test_auxiliary_heads_come_along_to_a_network_that_has_them():
     theirs = Theirs()
     ours = build(SPEC, 7, PX, auxiliary=True).eval()
     grafted = graft(ours, starting(theirs, LETTERS), LETTERS)
@@ -291,7 +262,7 @@ def test_auxiliary_heads_come_along_to_a_network_that_has_them() -> None:
     assert again.reinitialised == ()
 
 
-def test_auxiliary_heads_of_another_form_start_fresh() -> None:
+def test_auxiliary_heads_of_another_form_start_fresh():
     theirs = Theirs()
     theirs.aux1[2] = nn.Linear(5, 7)
     ours = build(SPEC, 7, PX, auxiliary=True)
@@ -300,15 +271,6 @@ def test_auxiliary_heads_of_another_form_start_fresh() -> None:
     assert torch.equal(ours.auxiliary1.dense1.weight, fresh)
     assert grafted.reinitialised == ("auxiliary1.dense1.weight", "auxiliary1.dense1.bias")
     assert grafted.ignored == ("aux1.2.weight", "aux1.2.bias")
-
-
-def test_files_without_the_counters_of_batch_norms_are_whole() -> None:
-    old = starting(Theirs(), LETTERS)
-    del old.tensors["stem.1.num_batches_tracked"]
-    ours = build(SPEC, 7, PX)
-    grafted = graft(ours, old, LETTERS)
-    assert torch.equal(ours.norm1.running_var, old.tensors["stem.1.running_var"])
-    assert grafted.reinitialised == ()
 
 
 @pytest.mark.parametrize(
@@ -321,9 +283,7 @@ def test_files_without_the_counters_of_batch_norms_are_whole() -> None:
         (LETTERS, list("abcdegf"), False, "new: other classes, such as g instead of f"),
     ],
 )
-def test_the_head_starts_fresh_when_the_classes_differ(
-    known: list[str] | None, classes: list[str], *, kept: bool, reason: str
-) -> None:
+def test_the_head_starts_fresh_when_the_classes_differ(known, classes, *, kept, reason):
     theirs = Theirs()
     ours = build(SPEC, len(classes), PX, auxiliary=True)
     fresh = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
@@ -337,49 +297,23 @@ def test_the_head_starts_fresh_when_the_classes_differ(
     assert torch.equal(ours.conv2.bias, theirs.body[0].bias)
 
 
-def test_a_file_of_another_architecture_is_refused_and_changes_nothing() -> None:
-    spec = Spec(name="resnet18", torchvision="resnet18")
-    ours = build(spec, 10, 32)
+def test_a_file_of_another_architecture_is_refused_and_changes_nothing():
+    ours, theirs = build(SPEC, 7, PX), Theirs()
+    theirs.body[0] = nn.Conv2d(4, 6, 5)
     before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
-    with torch.device("meta"):  # shapes are enough to refuse
-        wrong = starting(models.vgg11(weights=None), spec=spec)
-        deeper = starting(models.resnet34(weights=None), spec=spec)
-    with pytest.raises(
-        NetworkError,
-        match=r"weights/x\.pth holds another architecture: tensor 1 is features\.0\.weight 64×3×3×3, "
-        r"resnet18 needs conv1\.weight 64×3×7×7\. Set network\.name",
-    ):
-        graft(ours, wrong, LETTERS)
-    # A deeper one of the same family has every name and shape of this one, and more.
-    with pytest.raises(
-        NetworkError, match=r"tensor 26 is layer1\.2\.conv1\.weight 64×64×3×3, resnet18 needs layer2"
-    ):
-        graft(ours, deeper, LETTERS)
+    reason = r"weights/x\.pth holds another architecture: tensor 6 is body\.0\.weight 6×4×5×5, mine needs conv2\.weight"
+    with pytest.raises(NetworkError, match=rf"{reason} 6×4×3×3\. Set network\.name"):
+        graft(ours, starting(theirs, LETTERS), LETTERS)
     assert all(torch.equal(tensor, before[name]) for name, tensor in ours.state_dict().items())
 
 
-def test_torchvisions_own_networks_are_matched_by_name() -> None:
-    spec = Spec(name="resnet18", torchvision="resnet18")
-    theirs = models.resnet18(weights=None)
-    ours = build(spec, 10, 32)
-    shuffled = starting(theirs, spec=spec)
-    names = sorted(shuffled.tensors)
-    shuffled.tensors.update({name: shuffled.tensors.pop(name) for name in names})
-    grafted = graft(ours, shuffled, list("abcdefghij"))
-    assert len(grafted.taken) == 120
-    assert torch.equal(ours.layer4[1].bn2.weight, theirs.layer4[1].bn2.weight)
-    assert torch.equal(ours.layer1[0].conv1.weight, theirs.layer1[0].conv1.weight)
-    assert grafted.head == "new: 10 classes instead of 1000"
-    assert grafted.lines()[1:] == ["reinitialised: fc.weight, fc.bias"]
-
-
-def test_many_names_are_counted_by_unit() -> None:
+def test_many_names_are_counted_by_unit():
     names = tuple(f"aux{n}.fc.{k}" for n in (1, 2) for k in "abcd")
     lines = pretrained.Grafted("x", "x", "new", (), names, ("fc.weight", "fc.bias")).lines()
     assert lines[1:] == ["reinitialised: 8 tensors in aux1, aux2", "ignored: fc.weight, fc.bias"]
 
 
-def first_input(network: nn.Module, images: Tensor) -> Tensor:
+def first_input(network, images):
     """Catch what reaches the first convolution: deep networks with random weights answer alike to any image."""
     caught: list[Tensor] = []
     first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
@@ -389,75 +323,64 @@ def first_input(network: nn.Module, images: Tensor) -> Tensor:
     return caught[0]
 
 
-@pytest.mark.parametrize(("name", "px"), [("googlenet", 48), ("inception_v3", 80)])
-def test_the_input_transform_of_torchvisions_weights_comes_as_their_mean_and_std(name: str, px: int) -> None:
-    theirs = models.get_model(
-        name, weights=None, aux_logits=True, transform_input=True, init_weights=False
-    ).eval()
-    network = build(Spec(name=name, torchvision=name), 1000, px)
-    published = torchvision.pretrained(name)
+def test_the_input_transform_of_torchvisions_weights_comes_as_their_mean_and_std():
+    how = {"aux_logits": True, "transform_input": True, "init_weights": False}
+    theirs = models.googlenet(weights=None, **how).eval()
+    network = build(Spec(name="googlenet", torchvision="googlenet"), 1000, 48)
+    published = torchvision.pretrained("googlenet")
     grafted = graft(network, starting(theirs, published.classes), published.classes)
-    assert {unit.partition(".")[0] for unit in grafted.ignored} <= {"aux1", "aux2", "AuxLogits"}
-    pixels = torch.randint(0, 256, (2, 3, px, px)).float()
-    preset = models.get_model_weights(name).DEFAULT.transforms()
+    assert {unit.partition(".")[0] for unit in grafted.ignored} == {"aux1", "aux2"}
+    pixels = torch.randint(0, 256, (2, 3, 48, 48)).float()
+    preset = models.get_model_weights("googlenet").DEFAULT.transforms()
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preset.mean, preset.std))
-    wanted = first_input(theirs, (pixels / 255 - mean) / std)
-    assert torch.allclose(
-        first_input(NormalizedModel(network, published.mean, published.std), pixels), wanted, atol=1e-6
-    )
+    expected = first_input(theirs, (pixels / 255 - mean) / std)
+    with_published = first_input(NormalizedModel(network, published.mean, published.std), pixels)
+    assert torch.allclose(with_published, expected, atol=1e-6)
     plain = first_input(NormalizedModel(network, preset.mean, preset.std), pixels)
-    assert (plain - wanted).abs().max() > 0.1
+    assert (plain - expected).abs().max() > 0.1
 
 
-def test_published_weights_have_url_hash_mean_and_classes() -> None:
+def test_published_weights_have_url_hash_mean_and_classes():
     published = torchvision.pretrained("resnet18")
     assert published.url.endswith(f"/resnet18-{published.sha256}.pth")
     assert published.mean == [0.485, 0.456, 0.406]
+    assert torchvision.pretrained("inception_v3").mean == [0.5] * 3
     assert len(published.classes) == 1000
-    assert (
-        torchvision.pretrained("resnet50", "ResNet50_Weights.IMAGENET1K_V1").url
-        != torchvision.pretrained("resnet50").url
-    )
-    with pytest.raises(
-        NetworkError,
-        match=r"`ResNet18_Weights\.V9` for resnet18; did you mean `ResNet18_Weights\.IMAGENET1K_V1`\?.*"
-        "convoy weights use imagenet",
-    ):
-        torchvision.pretrained("resnet18", "ResNet18_Weights.V9")
-    with pytest.raises(
-        RequestError,
-        match=r"`twin:` in the spec.*: torchvision has no classifier `resnet19`; did you mean `resnet18`\?",
-    ):
-        torchvision.pretrained("resnet19")
+    older = torchvision.pretrained("resnet50", "ResNet50_Weights.IMAGENET1K_V1")
+    assert older.url != torchvision.pretrained("resnet50").url
 
 
-def test_none_starts_from_nothing(tmp_path: Path) -> None:
-    assert pretrained.load("none", SPEC, tmp_path / "weights") is None
+@pytest.mark.parametrize(
+    ("name", "label", "error", "message"),
+    [
+        ("resnet18", "ResNet18_Weights.V9", NetworkError, r"`ResNet18_Weights\.V9` for resnet18; did you mean `ResNet18_Weights\.IMAGENET1K_V1`\?.*convoy weights use imagenet"),
+        ("resnet19", None, RequestError, r"`twin:` in the spec.*: torchvision has no classifier `resnet19`; did you mean `resnet18`\?"),
+    ],
+)  # fmt: skip
+def test_unknown_published_weights_are_refused_with_the_nearest(name, label, error, message):
+    with pytest.raises(error, match=message):
+        torchvision.pretrained(name, label)
 
 
-def test_a_models_folder_brings_its_mean_std_and_classes(pinned: Callable[..., Pin]) -> None:
+def test_a_models_folder_brings_its_mean_std_and_classes(pinned):
     theirs = Theirs()
     facts = {"classes": LETTERS, "mean": [0.1] * 3, "std": [0.2] * 3, "fit": "crop"}
     pin = pinned("models:/convoy@champion", theirs, facts)
     loaded = pretrained.load("models:/convoy@champion", SPEC)
-    assert loaded is not None
     assert loaded.facts == WeightFacts(classes=LETTERS, mean=[0.1] * 3, std=[0.2] * 3)
     assert list(loaded.tensors) == list(theirs.state_dict())
     assert (loaded.network, loaded.sha256) == ("mine", pin.weights_sha256)
 
 
-def test_a_bare_file_brings_nothing_about_its_input(pinned: Callable[..., Pin]) -> None:
+def test_a_bare_file_brings_nothing_about_its_input_and_none_starts_from_nothing(pinned):
     pinned("other/w.pth", Theirs())
-    loaded = pretrained.load("./other/../other/w.pth", SPEC)
-    assert loaded is not None
-    assert loaded.facts is None
+    assert pretrained.load("./other/../other/w.pth", SPEC).facts is None
+    assert pretrained.load("none", SPEC) is None
 
 
-def test_imagenet_brings_torchvisions_mean_std_and_classes(pinned: Callable[..., Pin]) -> None:
+def test_imagenet_brings_torchvisions_mean_std_and_classes(pinned):
     label = "EfficientNet_V2_L_Weights.IMAGENET1K_V1"
     pinned("imagenet", Theirs(), resolved=label, torchvision="efficientnet_v2_l")
     loaded = pretrained.load("imagenet", Spec(name="big", torchvision="efficientnet_v2_l"))
-    assert loaded is not None
-    assert loaded.facts is not None
     assert (loaded.facts.mean, loaded.facts.std) == ([0.5] * 3, [0.5] * 3)
     assert loaded.facts.classes[0] == "tench"

@@ -9,10 +9,6 @@ from convoy.training.settings import TrainParams
 SHIPPED = yaml.load((Path(__file__).parents[2] / "params.yaml").read_text(encoding="utf-8"))["train"]
 
 
-def test_the_shipped_section_is_valid():
-    params.check("train", TrainParams, SHIPPED)
-
-
 @pytest.mark.parametrize("precision", ["auto", 32, "bf16"])
 def test_precision_is_written_as_one_would_type_it(precision):
     assert params.check("train", TrainParams, SHIPPED | {"precision": precision}).precision == precision

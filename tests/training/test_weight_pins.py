@@ -1,7 +1,6 @@
 """Sources of starting weights by their spelling, and the pins that say which bytes they stood for."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,30 +11,22 @@ from convoy.core.errors import NetworkError, RequestError
 from convoy.models.spec import Spec
 from convoy.training import weight_pins
 from convoy.training.settings import NetworkParams
-from convoy.training.weight_pins import Pin, canonical, find, kind
+from convoy.training.weight_pins import canonical, find, kind
 
 SPEC = Spec.model_validate({"name": "mine", "layers": ["flatten", {"dense": "classes"}]})
 FACTS = {"classes": ["a", "b"], "mean": [0.1] * 3, "std": [0.2] * 3}
 
 
-@pytest.mark.parametrize(
-    ("source", "expected"),
-    [
-        ("none", "none"),
-        ("imagenet", "imagenet"),
-        ("runs:/0a1b", "run"),
-        ("models:/convoy@champion", "model"),
-        ("models:/my model/12", "model"),
-        ("https://example.com/w.pth", "url"),
-        ("s3://bucket/w.pth", "url"),
-        ("best.ckpt", "path"),
-        ("./mine", "path"),
-        ("~/mine", "path"),
-        ("../other/build/model", "path"),
-    ],
-)
-def test_sources_are_classified_by_their_spelling(source: str, expected: str) -> None:
-    assert kind(source) == expected
+def test_sources_are_classified_by_their_spelling():
+    sources = {
+        "none": "none",
+        "imagenet": "imagenet",
+        "runs:/0a1b": "run",
+        **dict.fromkeys(["models:/convoy@champion", "models:/my model/12"], "model"),
+        **dict.fromkeys(["https://example.com/w.pth", "s3://bucket/w.pth"], "url"),
+        **dict.fromkeys(["best.ckpt", "./mine", "~/mine", "../other/build/model"], "path"),
+    }
+    assert {source: kind(source) for source in sources} == sources
 
 
 @pytest.mark.parametrize(
@@ -51,12 +42,12 @@ def test_sources_are_classified_by_their_spelling(source: str, expected: str) ->
         ("models:/convoy/latest", "models:/NAME@ALIAS"),
     ],
 )
-def test_any_other_spelling_is_refused_with_the_nearest_form(source: str, hint: str) -> None:
+def test_any_other_spelling_is_refused_with_the_nearest_form(source, hint):
     with pytest.raises(RequestError, match=rf"^`{source}`.*{hint}"):
         kind(source)
 
 
-def test_a_misspelt_source_is_refused_when_params_are_read() -> None:
+def test_a_misspelt_source_is_refused_when_params_are_read():
     with pytest.raises(RequestError, match=r"network\.weights is 'imagnet': .*did you mean `imagenet`"):
         params.check("network", NetworkParams, {"name": "lenet5", "weights": "imagnet"})
     with pytest.raises(RequestError, match=r"network\.weights is None: input should be a valid string"):
@@ -64,9 +55,7 @@ def test_a_misspelt_source_is_refused_when_params_are_read() -> None:
     assert params.check("network", NetworkParams, {"name": "lenet5", "weights": "none"}).weights == "none"
 
 
-def test_a_path_has_one_spelling_however_it_was_typed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_path_has_one_spelling_however_it_was_typed(tmp_path, monkeypatch):
     root = (tmp_path / "root").resolve()
     (root / "sub").mkdir(parents=True)
     monkeypatch.chdir(root)
@@ -77,41 +66,40 @@ def test_a_path_has_one_spelling_however_it_was_typed(
     assert canonical("models:/convoy@champion", root) == "models:/convoy@champion"
 
 
-def test_a_pin_is_the_meta_of_its_dvc_file(pinned: Callable[..., Pin]) -> None:
+def test_a_pin_is_the_meta_of_its_dvc_file(pinned):
     pin = pinned("./other", nn.Linear(3, 2), FACTS)
     content = yaml.read(Path("weights/x.dvc"))
     assert content["outs"][0]["path"] == "x"
     assert content["meta"]["convoy"]["sha256"] == {
         f"x/{name}": files.sha256(Path("weights/x") / name) for name in ("weights.pt", "model.json")
     }
+    Path("weights/theirs.dvc").write_text("outs:\n- path: theirs\nmeta: {owner: me}\n")  # no pin
+    assert weight_pins.read_all(Path("weights")) == {Path("weights/x.dvc"): pin}
     assert find("./other", SPEC) == pin
     assert pin.verify(Path("weights")) == Path("weights/x/weights.pt")
 
 
 @pytest.mark.parametrize("facts", [None, FACTS])
-def test_the_pin_of_an_earlier_version_is_read(pinned: Callable[..., Pin], facts: dict | None) -> None:
+def test_the_pin_of_an_earlier_version_is_read(pinned, facts):
     pin = pinned("imagenet", nn.Linear(3, 2), facts, torchvision="resnet18", resolved="V1")
     Path("weights/x.dvc").write_text("outs: []\n")
     earlier = {
         "asked": "imagenet",
         "resolved": "V1",
         "fetched": "https://example.com",
-        "file": "x/weights.pt",
-        "sha256": pin.sha256["x/weights.pt"],
         "torchvision": "resnet18",
     }
+    earlier |= {"file": "x/weights.pt", "sha256": pin.sha256["x/weights.pt"]}
     if facts:
         earlier["facts_sha256"] = pin.sha256["x/model.json"]
     files.write_json(Path("weights/x.json"), earlier)
     assert find("imagenet", SPEC.model_copy(update={"twin": "resnet18"})) == pin
 
 
-def test_a_source_without_a_pin_is_refused_with_the_command_that_pins_it(pinned: Callable[..., Pin]) -> None:
+def test_a_source_without_a_pin_is_refused_with_the_command_that_pins_it(pinned):
     pinned("imagenet", nn.Linear(3, 2), torchvision="vgg16")
-    with pytest.raises(
-        NetworkError,
-        match=r"for resnet18 \(pinned: imagenet \(vgg16\)\).*convoy weights use imagenet --network mine$",
-    ):
+    command = "convoy weights use imagenet --network mine$"
+    with pytest.raises(NetworkError, match=rf"for resnet18 \(pinned: imagenet \(vgg16\)\).*{command}"):
         find("imagenet", SPEC.model_copy(update={"twin": "resnet18"}))
     with pytest.raises(NetworkError, match=r"convoy weights use runs:/12$"):
         find("runs:/12", SPEC)
@@ -120,18 +108,14 @@ def test_a_source_without_a_pin_is_refused_with_the_command_that_pins_it(pinned:
         find("runs:/12", SPEC)
 
 
-def test_imagenet_for_a_network_that_torchvision_does_not_have_is_refused(
-    repository: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_imagenet_for_a_network_that_torchvision_does_not_have_is_refused(repository, monkeypatch):
     monkeypatch.chdir(repository)
-    with pytest.raises(
-        RequestError,
-        match=r"structure of mine.*\bresnet18\b.*`torchvision: NAME`.*network\.name.*network\.weights to none",
-    ):
+    remedy = r"\bresnet18\b.*`torchvision: NAME`.*network\.name.*network\.weights to none"
+    with pytest.raises(RequestError, match=f"structure of mine.*{remedy}"):
         find("imagenet", SPEC)
 
 
-def test_a_missing_file_is_refused_with_the_commands_that_fetch_it(pinned: Callable[..., Pin]) -> None:
+def test_a_missing_file_is_refused_with_the_commands_that_fetch_it(pinned):
     pin = pinned("other/w.pth", nn.Linear(3, 2))
     Path("weights/x/weights.pt").unlink()
     with pytest.raises(
@@ -141,7 +125,7 @@ def test_a_missing_file_is_refused_with_the_commands_that_fetch_it(pinned: Calla
 
 
 @pytest.mark.parametrize("file", ["weights.pt", "model.json"])
-def test_a_file_that_changed_since_it_was_pinned_is_refused(pinned: Callable[..., Pin], file: str) -> None:
+def test_a_file_that_changed_since_it_was_pinned_is_refused(pinned, file):
     pin = pinned("./other", nn.Linear(3, 2), FACTS)
     path = Path("weights/x") / file
     path.write_bytes(path.read_bytes() + b" ")
@@ -161,16 +145,10 @@ def test_a_file_that_changed_since_it_was_pinned_is_refused(pinned: Callable[...
         ("a.dvc", "meta: 3"),
     ],
 )
-def test_an_invalid_pin_is_refused(pinned: Callable[..., Pin], name: str, text: str) -> None:
+def test_an_invalid_pin_is_refused(pinned, name, text):
     pinned("./other", nn.Linear(3, 2))
     Path("weights", name).write_text(text)
     with pytest.raises(
         NetworkError, match=rf"weights/{name} is not a valid pin(.|\n)*git checkout weights/{name}"
     ):
         find("./other", SPEC)
-
-
-def test_other_dvc_files_are_no_pins(pinned: Callable[..., Pin]) -> None:
-    pinned("./other", nn.Linear(3, 2))
-    Path("weights/theirs.dvc").write_text("outs:\n- path: theirs\nmeta: {owner: me}\n")
-    assert list(weight_pins.read_all(Path("weights"))) == [Path("weights/x.dvc")]

@@ -67,7 +67,6 @@ def convolution(
     """
     from convoy.explain import convolution as worked
     from convoy.explain import figures
-    from convoy.explain.convolution_lesson import draw, lesson
 
     if picture:
         figures.check_name(picture)
@@ -75,11 +74,11 @@ def convolution(
     result = worked.work_out(*given, padding, padding_mode, stride)
     out = picture if as_json else picture or CONVOLUTION
     if out:
-        draw(result, out)
+        worked.draw(result, out)
     if as_json:
         print(json.dumps(result.as_json(), ensure_ascii=False))
         return
-    for line in lesson(result, every_sum=every_sum):
+    for line in worked.lesson(result, every_sum=every_sum):
         print(line)
     print(f"Picture: {out}")
 

@@ -12,15 +12,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
-from convoy.core import files
+from convoy.core import console, files
 from convoy.core.dataset import MANIFEST_FILE, Dataset
 from convoy.core.errors import DataError, NetworkError
 from convoy.core.intervals import wilson
 from convoy.evaluation import feature_maps, report
-from convoy.evaluation.inference import predict_probabilities
 from convoy.evaluation.settings import EvaluateParams
 from convoy.models import trained
+from convoy.models.trained import NormalizedModel, full_float32
 
 
 def evaluate(dataset_folder: Path, model_folder: Path, params: EvaluateParams, out: Path) -> dict[str, Any]:
@@ -99,6 +100,28 @@ def evaluate(dataset_folder: Path, model_folder: Path, params: EvaluateParams, o
     return {"test": {name: value for name, value in summary.items() if name != "per_class"}}
 
 
+def predict_probabilities(
+    model: NormalizedModel, images_u8: npt.NDArray[np.uint8], batch_size: int
+) -> npt.NDArray[np.float32]:
+    """Predict on a GPU if there is one, else on the CPU, where the model is left in evaluation mode.
+
+    The (N, P, P, 3) RGB images are read batch by batch, so they may be mapped from a file.
+
+    Returns:
+        (N, K) probabilities; not finite where the network's output is not.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = model.to(device).eval()
+    batches: list[npt.NDArray[np.float32]] = []
+    starts = range(0, len(images_u8), batch_size)
+    with torch.inference_mode(), full_float32():
+        for start in console.track(starts, "predict batches", len(starts)):
+            batch = torch.from_numpy(np.array(images_u8[start : start + batch_size]))
+            pixels = batch.to(device).permute(0, 3, 1, 2).float()
+            batches.append(model(pixels).softmax(dim=1).cpu().numpy())
+    return np.concatenate(batches)
+
+
 def confusion(
     labels: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], classes: int
 ) -> npt.NDArray[np.int64]:
@@ -109,11 +132,8 @@ def confusion(
 def summarise(counts: npt.NDArray[np.int64], classes: Sequence[str]) -> dict[str, Any]:
     """Compute accuracy with its interval, macro F1, and precision, recall, F1 and images of each class.
 
-    A ratio without images, such as the precision of a class that is never predicted, is 0.
-
-    Args:
-        counts: (K, K) as `confusion` returns it.
-        classes: K names.
+    A ratio without images, such as the precision of a class that is never predicted, is 0. `counts` are (K, K), as
+    `confusion` returns them.
     """
     correct, total = int(counts.trace()), int(counts.sum())
     low, high = wilson(correct, total)

@@ -18,17 +18,14 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from convoy.core import console
 from convoy.core.errors import NetworkError
-from convoy.evaluation.inference import full_float32
+from convoy.models.build import Padded, Sum
 from convoy.models.layer_types import ACTIVATIONS
-from convoy.models.modules import Padded, Sum
-from convoy.models.trained import NormalizedModel
+from convoy.models.trained import NormalizedModel, full_float32
 
 Depth = Literal["low", "middle", "high"]
 
-MOST_MAPS = 8
-"""Maps kept per layer."""
-BORDER = 16
-"""Divisor of a map's side that gives its border: two cells of 32; maps below 16 cells have none."""
+MOST_MAPS = 8  # maps kept per layer
+BORDER = 16  # divisor of a map's side that gives its border: two cells of 32; maps below 16 cells have none
 READABLE_SIDES = (4, 2, 1)
 """Smallest readable sides of a map, in cells, tried in this order: smaller maps show no shape."""
 
@@ -51,13 +48,8 @@ class Layer:
     convolution: str
     name: str
     operations: list[str]
-    volume: tuple[int, int, int]
+    volume: tuple[int, ...]
     end: tuple[str, int]
-
-    @property
-    def side(self) -> int:
-        """Return the smaller side of its maps, in cells."""
-        return min(self.volume[1:])
 
 
 @dataclass(frozen=True)
@@ -107,13 +99,9 @@ class Features:
 
 
 def find(model: NormalizedModel, images_u8: Sequence[npt.NDArray[np.uint8]]) -> Features:
-    """Run images through a network and return its filters and its strongest maps.
+    """Run (P, P, 3) RGB images through a network in evaluation mode; return its filters and its strongest maps.
 
     Runs in float32 on the model's device, one image at a time.
-
-    Args:
-        model: in evaluation mode.
-        images_u8: at least one, each (P, P, 3) RGB.
 
     Raises:
         NetworkError: the network outputs NaN.
@@ -142,13 +130,9 @@ def find(model: NormalizedModel, images_u8: Sequence[npt.NDArray[np.uint8]]) -> 
 
 
 def choose(layers: Sequence[Layer]) -> dict[Depth, Layer]:
-    """Pick a layer at each depth: the first, the one in the middle and the last whose maps are large enough to read.
-
-    Args:
-        layers: in the order in which they run.
-    """
+    """Pick a layer at each depth, of those whose maps are large enough to read: the first, the middle and the last."""
     for side in READABLE_SIDES:
-        readable = [layer for layer in layers if layer.side >= side]
+        readable = [layer for layer in layers if min(layer.volume[1:]) >= side]
         if len(readable) >= len(get_args(Depth)):
             return {"low": readable[0], "middle": readable[len(readable) // 2], "high": readable[-1]}
     depths: tuple[Depth, ...] = ("low", "high")
@@ -169,7 +153,7 @@ class _Trace:
             return
         kind = type(module).__name__
         if isinstance(module, nn.Conv2d):
-            self.layers.append(Layer(name, name, [kind], _volume(output), (name, call)))
+            self.layers.append(Layer(name, name, [kind], tuple(output.shape[1:]), (name, call)))
             self._newest.append(weakref.ref(output))
         elif isinstance(module, Sum):
             bodies = [n for n, layer in enumerate(self.layers) if layer.end == (f"{name}.body", call)]
@@ -193,7 +177,7 @@ class _Trace:
             return None
         n = makers[0]
         self._newest[n] = weakref.ref(output)
-        self.layers[n].end, self.layers[n].volume = (name, call), _volume(output)
+        self.layers[n].end, self.layers[n].volume = (name, call), tuple(output.shape[1:])
         return self.layers[n]
 
 
@@ -227,11 +211,6 @@ def _strongest(volume: npt.NDArray[np.float32]) -> list[ActivationMap]:
 def _pixels(model: NormalizedModel, image_u8: npt.NDArray[np.uint8]) -> Tensor:
     """Convert (P, P, 3) to (1, 3, P, P), on the model's device."""
     return torch.from_numpy(np.array(image_u8)).to(model.mean.device).permute(2, 0, 1).unsqueeze(0).float()
-
-
-def _volume(output: Tensor) -> tuple[int, int, int]:
-    _, channels, height, width = output.shape
-    return channels, height, width
 
 
 @contextmanager

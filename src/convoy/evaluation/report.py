@@ -18,24 +18,16 @@ from convoy.evaluation.feature_maps import ActivationMap, Features, ImageFeature
 
 THUMBNAIL_PX = 128
 """Largest side of a mistake in the report, in pixels: two hundred of them should still open at once."""
-LARGEST_IMAGE_PX = 224
-"""Largest side of an image in the features page, in pixels; larger ones are shrunk."""
-LARGEST_MAP = 112
-"""Largest side of a map in the features page, in cells; larger ones are shrunk."""
-MOST_FILTERS = 96
-"""Most filters drawn: transformers start with a thousand."""
-MOST_CLASSES = 5
-"""Most classes whose probability is listed with an image."""
+LARGEST_IMAGE_PX = 224  # largest side of an image in the features page, in pixels; larger ones are shrunk
+LARGEST_MAP = 112  # largest side of a map in the features page, in cells; larger ones are shrunk
+MOST_FILTERS = 96  # most filters drawn: transformers start with a thousand
+MOST_CLASSES = 5  # most classes whose probability is listed with an image
 
-MOST_COUNTS = 20
-"""Most classes for which the cells of the confusion matrix have room for a number."""
-MOST_NAMES = 50
-"""Most classes for which its axes have room for every name."""
-LONGEST_NAME = 18
-"""Characters of a class name that an axis has room for."""
+MOST_COUNTS = 20  # most classes for which the cells of the confusion matrix have room for a number
+MOST_NAMES = 50  # most classes for which its axes have room for every name
+LONGEST_NAME = 18  # characters of a class name that an axis has room for
 
-TEXT = "#76818d"
-"""Colour of text on the transparent background, readable on white and on black."""
+TEXT = "#76818d"  # colour of text on the transparent background, readable on white and on black
 CELLS = LinearSegmentedColormap.from_list("share", ["#dbe8f7", "#1a5fb4"])
 
 
@@ -65,18 +57,10 @@ def most_confident_mistakes(
 ) -> list[dict[str, Any]]:
     """Select the misclassified images with the highest predicted probability, highest first.
 
-    These are where wrong labels and confusable classes show.
-
-    Args:
-        images_u8: (N, P, P, 3) RGB; only the selected ones are read.
-        labels: (N,) class numbers.
-        probabilities: (N, K).
-        paths: N names for the images.
-        classes: K names.
-        most: largest number of them.
+    These are where wrong labels and confusable classes show. Of the (N, P, P, 3) images only those selected are read.
 
     Returns:
-        What the report lists of each; `image` is a PNG as data URI.
+        What the report lists of each, of at most `most`; `image` is a PNG as data URI.
     """
     predicted = probabilities.argmax(axis=1)
     wrong = np.flatnonzero(predicted != labels)
@@ -104,12 +88,8 @@ def write_report(
 ) -> None:
     """Write the evaluation report, and `confusion.png` beside it.
 
-    Args:
-        path: the HTML file.
-        facts: what was measured: network, data_hash, image_px, fit, counts per split and class.
-        summary: as `evaluate.summarise` returns it.
-        counts: (K, K) confusion matrix.
-        mistakes: as `most_confident_mistakes` selects them.
+    `facts` describe what was measured: network, data_hash, image_px, fit, counts per split and class. `summary` is
+    that of `evaluate.summarise`, `counts` the (K, K) confusion matrix.
     """
     classes = list(summary["per_class"])
     figure = draw_confusion(counts, classes)
@@ -161,15 +141,7 @@ def draw_confusion(counts: npt.NDArray[np.int64], classes: Sequence[str]) -> byt
 def write_features(
     path: Path, network: str, classes: Sequence[str], subjects: Sequence[Subject], features: Features
 ) -> None:
-    """Write the page of a network's filters and feature maps.
-
-    Args:
-        path: the HTML file.
-        network: its name.
-        classes: K names.
-        subjects: the images, in the order of `features.images`.
-        features: as `feature_maps.find` returns them.
-    """
+    """Write the page of a network's filters and feature maps; `subjects` are in the order of `features.images`."""
     filters = () if features.filters is None else features.filters[:MOST_FILTERS]
     context = {
         "network": network,

@@ -30,23 +30,13 @@ THICKEST = 0.8
 THINNEST = 0.05
 THICK_CHANNELS = 64
 """Channels of the thickest box, at least: the three of an image should look thin in a small network too."""
-SLANT = (0.32, 0.22)
-"""Right and up for each unit into the page."""
-LINE = 15.0
-"""Width of a line of boxes; longer networks are broken into lines of about equal length."""
-LETTER, TITLE_LETTER = 0.075, 0.1
-"""Width of a letter of a caption and of the title."""
-GAP, SMALL_GAP = 0.22, 0.07
-"""Space between boxes, and between equal boxes, which share their caption."""
+SLANT = (0.32, 0.22)  # right and up for each unit into the page
+LINE = 15.0  # width of a line of boxes; longer networks are broken into lines of about equal length
+LETTER, TITLE_LETTER = 0.075, 0.1  # width of a letter of a caption and of the title
+GAP, SMALL_GAP = 0.22, 0.07  # space between boxes, and between equal boxes, which share their caption
 
 FAINT = "#5b6673"
-COLOURS = {
-    "image": "#9aa5b1",
-    "conv": "#4c86c6",
-    "pool": "#d9824a",
-    "dense": "#5a9e6f",
-    "unit": "#8a6fb8",
-}
+COLOURS = {"image": "#9aa5b1", "conv": "#4c86c6", "pool": "#d9824a", "dense": "#5a9e6f", "unit": "#8a6fb8"}
 
 
 @dataclass(frozen=True)
@@ -60,11 +50,7 @@ class Box:
 
 
 def draw(table: Table, path: Path) -> Path:
-    """Draw the network of a table into a PNG or SVG file.
-
-    Raises:
-        RequestError: the file cannot be written.
-    """
+    """Draw the network of a table into a PNG or SVG file."""
     drawn = boxes(table)
     scale = _Scale(drawn)
     lines = _lines(drawn, scale)

@@ -44,15 +44,7 @@ def write(figure: Figure, out: Path) -> Path:
 
 
 def draw_curves(history: Path, out: Path) -> Path:
-    """Draw loss and accuracy of training and validation by epoch.
-
-    Args:
-        history: the CSV that `fit` writes, with columns `epoch` and `where/what`.
-        out: file to write.
-
-    Raises:
-        RequestError: the file cannot be written.
-    """
+    """Draw loss and accuracy of training and validation by epoch, from the CSV that `fit` writes."""
     with history.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     epochs = [int(row["epoch"]) for row in rows]

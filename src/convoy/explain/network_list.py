@@ -41,15 +41,10 @@ class Entry(BaseModel):
 
 
 def entries(folder: Path, image_px: int, classes: int, *, everything: bool, quiet: bool) -> list[Entry]:
-    """Describe every spec of a folder, in order.
+    """Describe every spec of a folder, in order; with `everything` torchvision's classifiers too.
 
-    Args:
-        folder: of the specs.
-        image_px: side of the images to count for where a spec has no `made_for`, or the smallest side that the network
-            takes, if that is larger.
-        classes: to count for where a spec has no `made_for`.
-        everything: describe torchvision's classifiers too.
-        quiet: show no progress.
+    A spec without `made_for` is counted for `image_px`, or the smallest side that it takes if that is larger, and
+    for `classes`.
     """
     cache = Cache.read(cache_file())
     found = [_entry(name, folder, cache, (image_px, classes)) for name in spec.names(folder)]

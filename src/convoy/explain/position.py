@@ -6,9 +6,10 @@ N images, P side of a sheet in pixels, K classes.
 import io
 import textwrap
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path, PurePosixPath
 from statistics import fmean
 from typing import Any
@@ -35,41 +36,28 @@ from convoy.training.data import augment
 from convoy.training.optim import lr_schedule
 
 DIGITS = Path("samples/digits/digits.zip")
-LARGEST_PX = 12
-"""Side that larger images are shrunk to, so that twelve trainings take seconds."""
-TRAIN_IMAGES = 500
-"""Most training images: with few, the assumptions built into a network matter more."""
-TEST_SHEETS = 1500
-"""Sheets to measure on; fewer images are used repeatedly, each time in another position."""
+LARGEST_PX = 12  # side that larger images are shrunk to, so that twelve trainings take seconds
+TRAIN_IMAGES = 500  # most training images: with few, the assumptions built into a network matter more
+TEST_SHEETS = 1500  # sheets to measure on; fewer images are used repeatedly, each time in another position
 SEEDS = 3
 EPOCHS = 40
 BATCH = 32
 LR = 0.003
 WARMUP = 0.2
-SPREADS = 3
-"""A change counts only if it exceeds this many spreads over the seeds."""
+SPREADS = 3  # a change counts only if it exceeds this many spreads over the seeds
 IN_PLACE, SHUFFLED = "#1a5fb4", "#d9480f"
-BAR = 0.36
-"""Width of a bar in the picture; networks are 1 apart."""
+BAR = 0.36  # width of a bar in the picture; networks are 1 apart
 
 CNN, DENSE = "CNN", "dense network"
 
 
-def _convolution(filters: int) -> list[Any]:
+def _block(filters: int) -> list[Any]:
     return [{"conv": {"filters": filters, "kernel": 3, "padding": "same", "bias": False}}, "norm", "relu"]
 
 
+_HEAD = ["global_avg_pool", "flatten", {"dense": "classes"}]
 NETWORKS: dict[str, list[Any]] = {
-    CNN: [
-        *_convolution(16),
-        {"max_pool": 2},
-        *_convolution(32),
-        {"max_pool": 2},
-        *_convolution(64),
-        "global_avg_pool",
-        "flatten",
-        {"dense": "classes"},
-    ],
+    CNN: [*_block(16), {"max_pool": 2}, *_block(32), {"max_pool": 2}, *_block(64), *_HEAD],
     DENSE: ["flatten", {"dense": 256}, "relu", {"dense": 256}, "relu", {"dense": "classes"}],
 }
 """The compared networks, in the grammar of networks/*.yaml."""
@@ -166,10 +154,8 @@ class Result:
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data."""
-        cnn, dense = (
-            {key: getattr(effect, key) for key in ("in_place", "shuffled", "loss", "spread")}
-            for effect in (self.cnn, self.dense)
-        )
+        keys = ("in_place", "shuffled", "loss", "spread")
+        cnn, dense = ({key: getattr(effect, key) for key in keys} for effect in (self.cnn, self.dense))
         return {
             "seeds": list(self.seeds),
             "spreads": SPREADS,
@@ -232,8 +218,8 @@ def packed(folder: Path, seed: int) -> Sheets:
     return _sheets(source, len(dataset.classes), train, val, random)
 
 
-def trainings(sheets: Sheets, seed: int) -> Iterator[tuple[str, bool, float]]:
-    """Train each network in place and shuffled, `SEEDS` times each; yield network, shuffled, accuracy 0..1.
+def trainings(sheets: Sheets, seed: int) -> Iterator[float]:
+    """Train each network in place, then shuffled, `SEEDS` times each; yield the accuracies, 0..1.
 
     A seed decides initial weights, batches and shifts, equally in all four arms. Torch is kept on one thread: a second
     one saves a third of the time on batches this small, but makes them eight times slower on a busy processor, since
@@ -242,25 +228,21 @@ def trainings(sheets: Sheets, seed: int) -> Iterator[tuple[str, bool, float]]:
     threads = torch.get_num_threads()
     for name, layers in NETWORKS.items():
         spec = Spec.model_validate({"name": name, "layers": layers})
-        for shuffled in (False, True):
-            for own in range(seed, seed + SEEDS):
-                torch.set_num_threads(1)
-                try:
-                    accuracy = train(spec, sheets, own, shuffled=shuffled)
-                finally:
-                    torch.set_num_threads(threads)
-                yield name, shuffled, accuracy
+        for shuffled, own in product((False, True), range(seed, seed + SEEDS)):
+            torch.set_num_threads(1)
+            try:
+                accuracy = train(spec, sheets, own, shuffled=shuffled)
+            finally:
+                torch.set_num_threads(threads)
+            yield accuracy
 
 
-def conclude(done: list[tuple[str, bool, float]], sheets: Sheets, seed: int) -> Result:
+def conclude(accuracies: Iterable[float], sheets: Sheets, seed: int) -> Result:
     """Collect the accuracies of `trainings`."""
-
-    def arm(network: str, *, shuffled: bool) -> tuple[float, ...]:
-        return tuple(accuracy for name, was, accuracy in done if (name, was) == (network, shuffled))
-
-    step = 1 / len(sheets.test_labels)
-    cnn, dense = (Effect(arm(name, shuffled=False), arm(name, shuffled=True), step) for name in (CNN, DENSE))
-    return Result(cnn, dense, tuple(range(seed, seed + SEEDS)))
+    done, step = tuple(accuracies), 1 / len(sheets.test_labels)
+    cnn, cnn_shuffled, dense, dense_shuffled = (done[n : n + SEEDS] for n in range(0, TRAININGS, SEEDS))
+    seeds = tuple(range(seed, seed + SEEDS))
+    return Result(Effect(cnn, cnn_shuffled, step), Effect(dense, dense_shuffled, step), seeds)
 
 
 def train(spec: Spec, sheets: Sheets, seed: int, *, shuffled: bool) -> float:
@@ -399,11 +381,7 @@ def _arm(accuracies: tuple[float, ...]) -> str:
 
 
 def draw(sheets: Sheets, result: Result, out: Path) -> None:
-    """Draw the first training image both ways, and a bar per arm with a dot per seed.
-
-    Raises:
-        RequestError: the file cannot be written.
-    """
+    """Draw the first training image both ways, and a bar per arm with a dot per seed."""
     figure = Figure(figsize=(11, 3.8), facecolor=PAPER, layout="constrained")
     *images, bars = figure.subplots(1, 3, width_ratios=[1, 1, 1.7])
     sheet_u8 = sheets.train_u8[:1]

@@ -4,31 +4,29 @@ The meta device computes shapes without numbers, so nothing is allocated. N imag
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cached_property
-from math import prod
-from typing import Any, Literal
+from math import ceil, prod
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from convoy.core import console
-from convoy.explain.receptive_field import PIXEL, Field, through, widest
-from convoy.models.build import assemble
-from convoy.models.layer_types import ACTIVATIONS, Auxiliary, Branches, Group, Repeat, Residual
-from convoy.models.modules import Padded
-from convoy.models.shapes import Step, infer
+from convoy.models import layer_types
+from convoy.models.build import Padded, assemble
+from convoy.models.layer_types import ACTIVATIONS, pair
+from convoy.models.shapes import Step, infer, padding
 from convoy.models.spec import Spec
 
 Sides = tuple[int, int]
 Margins = tuple[Sides, Sides]
 Summed = Literal["parameters", "macs", "activation_bytes"]
 
-FLOAT = 4
-"""Bytes of a float32."""
-BYTES_PER_PARAMETER = 3 * FLOAT
-"""In training with SGD: the weight, its gradient, its momentum."""
+FLOAT = 4  # bytes of a float32
+BYTES_PER_PARAMETER = 3 * FLOAT  # in training with SGD: the weight, its gradient, its momentum
 
 OPERATIONS = {
     **{class_name: word for word, (class_name, _) in ACTIVATIONS.items()},
@@ -131,7 +129,7 @@ def tabulate(spec: Spec, classes: int, image_px: int) -> Table:
     network = assemble(spec, classes, image_px, auxiliary=True)
     units: dict[str, _Unit] = {}
     if spec.torchvision is None:
-        _describe(infer(spec, classes, image_px), "", PIXEL, units)
+        _describe(infer(spec, classes, image_px), "", (Axis(), Axis()), units)
         modules = {name: network.get_submodule(name) for name in units}
     else:
         modules = {name: module for name, module in network.named_modules() if name}
@@ -145,7 +143,33 @@ def tabulate(spec: Spec, classes: int, image_px: int) -> Table:
 
 
 @dataclass(frozen=True)
-class _Unit:
+class Axis:
+    """The receptive field along height or width: the pixels that output 0 depends on, and the step to those of output 1.
+
+    Pixels count from the edge of the image, negative in the padding; adaptive pooling makes fractions. The recursion
+    is that of Araujo, Norris, Sim, "Computing Receptive Fields of Convolutional Neural Networks" (2019).
+    """
+
+    start: Fraction = Fraction(0)
+    end: Fraction = Fraction(0)
+    jump: Fraction = Fraction(1)
+
+    @property
+    def length(self) -> int:
+        """Count the pixels from the first to the last, padding included."""
+        return ceil(self.end - self.start) + 1
+
+    def slide(self, reach: int, stride: Fraction | int, before: int) -> "Axis":
+        """Pass through a window, `reach` pixels from its first to its last, with padding before the image."""
+        start, end = self.start - before * self.jump, self.end + (reach - before) * self.jump
+        return Axis(start, end, self.jump * stride)
+
+
+Field = tuple[Axis, Axis] | None
+"""Height and width; None: every value may depend on the whole image."""
+
+
+class _Unit(NamedTuple):
     """Properties of a spec's module that the module itself does not have."""
 
     operation: str
@@ -159,28 +183,28 @@ def _describe(
     """Collect the units of a chain by module name, given the field of its input; return that of its output."""
     for step in steps:
         layer, name = step.layer, f"{prefix}{step.name}"
-        if isinstance(layer, Residual | Branches):
-            operation = "concat" if isinstance(layer, Branches) else "add"
-            names = tuple(layer.branches) if isinstance(layer, Branches) else layer.bodies
+        if isinstance(layer, layer_types.Residual | layer_types.Branches):
+            operation = "concat" if isinstance(layer, layer_types.Branches) else "add"
+            names = tuple(layer.branches) if isinstance(layer, layer_types.Branches) else layer.bodies
             parts = zip(names, step.parts, strict=True)
-            seen = widest(
+            seen = _widest(
                 [_describe(part, f"{name}.{own}.", field, units, auxiliary=auxiliary) for own, part in parts]
             )
-        elif isinstance(layer, Repeat):
+        elif isinstance(layer, layer_types.Repeat):
             operation, seen = "repeat", field
             for number, part in enumerate(step.parts):
                 seen = _describe(part, f"{name}.{number}.", seen, units, auxiliary=auxiliary)
                 units[f"{name}.{number}"] = _Unit("group", seen, auxiliary)
-        elif isinstance(layer, Group):
+        elif isinstance(layer, layer_types.Group):
             operation = layer.block or "group"
             seen = _describe(step.parts[0], f"{name}.", field, units, auxiliary=auxiliary)
-        elif isinstance(layer, Auxiliary):
+        elif isinstance(layer, layer_types.Auxiliary):
             operation = layer.word
             head = _describe(step.parts[0], f"{name}.", field, units, auxiliary=True)
             units[name] = _Unit(operation, head, auxiliary=True)
             continue  # the next layer gets the head's input
         else:
-            operation, seen = layer.word, through(step, field)
+            operation, seen = layer.word, _through(step, field)
         units[name] = _Unit(operation, seen, auxiliary)
         field = seen
     return field
@@ -223,11 +247,10 @@ def _train_one_step(
         if tensor.dim() > 2:
             channels_last = _channels_last(module, before=channels_last)
         call.output = _sides(tuple(tensor.shape[1:]), channels_last=channels_last)
+        given = {_storage(value) for value in inputs if isinstance(value, Tensor)}
         overwrites = getattr(module, "inplace", False)  # counted as its own output, as elsewhere
-        returns_input = any(
-            _storage(value) == _storage(tensor) for value in inputs if isinstance(value, Tensor)
-        )
-        call.activation_bytes = 0 if returns_input and not overwrites else FLOAT * prod(tensor.shape[1:])
+        new = overwrites or _storage(tensor) not in given
+        call.activation_bytes = new * FLOAT * prod(tensor.shape[1:])
 
     def save(tensor: Tensor) -> Tensor:
         if tensor.dim() > 1:
@@ -235,26 +258,22 @@ def _train_one_step(
         return tensor
 
     names = {module: name for name, module in modules.items()}
-    handles = [module.register_forward_pre_hook(enter) for module in names]
-    handles += [module.register_forward_hook(leave) for module in names]
+    for module in names:
+        module.register_forward_pre_hook(enter)
+        module.register_forward_hook(leave)
     counter = FlopCounterMode(display=False)
     network.train()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()  # in training it refuses one value per channel; it saves the same tensors
     image = torch.empty((1, 3, image_px, image_px), device="meta")
-    try:
-        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor), counter:
-            output = network(image)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor), counter:
+        output = network(image)
     own = {_storage(tensor) for tensor in (*network.parameters(), *network.buffers())}
     saved_bytes = sum(storage.nbytes() for key, storage in saved.items() if key not in own)
     del output  # holds the graph, and with it the saved tensors, until here
-    class_name = type(network).__name__
-    flops = counter.get_flop_counts()
-    macs = {name: sum(flops.get(f"{class_name}.{name}", {}).values()) // 2 for name in modules}
+    flops, prefix = counter.get_flop_counts(), type(network).__name__
+    macs = {name: sum(flops.get(f"{prefix}.{name}", {}).values()) // 2 for name in modules}
     return root.calls, macs, saved_bytes
 
 
@@ -266,23 +285,22 @@ def _row(call: _Call, totals: tuple[dict[str, int], ...], units: dict[str, _Unit
     )
     seen.add(call.name)
     parts = tuple(_row(inner, totals, units, seen) for inner in call.calls)
-    kind, unit = type(call.module).__name__, units.get(call.name)
-    operation = unit.operation if unit else OPERATIONS.get(kind, kind)
-    combines = operation in {"add", "concat"}
-    row = Row(
+    kind = type(call.module).__name__
+    unit = units.get(call.name) or _Unit(OPERATIONS.get(kind, kind), None, auxiliary=False)
+    combines = unit.operation in {"add", "concat"}
+    return Row(
         call.name,
-        operation,
+        unit.operation,
         call.output,
         parameters,
         macs,
         activation_bytes=call.activation_bytes if combines or not parts else 0,
+        receptive_field=unit.field and (unit.field[0].length, unit.field[1].length),
+        auxiliary=unit.auxiliary,
         computes=combines or not parts or parameters + macs > 0,
         parts=parts,
+        **_window(call.module),
     )
-    if unit:
-        field = (unit.field[0].length, unit.field[1].length) if unit.field else None
-        row = replace(row, receptive_field=field, auxiliary=unit.auxiliary)
-    return replace(row, **_window(call.module))
 
 
 def _loose(network: nn.Module, rows: Iterable[Row]) -> Iterator[Row]:
@@ -302,19 +320,15 @@ def _window(module: nn.Module) -> dict[str, Any]:
         margins, module = ((top, bottom), (left, right)), module.conv
     if not isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
         return {}
-    vertical, horizontal = _pair(module.padding)
+    vertical, horizontal = pair(module.padding)  # type: ignore[arg-type]  # no build uses torch's "same"
     window: dict[str, Any] = {
-        "kernel": _pair(module.kernel_size),
-        "stride": _pair(module.stride),
+        "kernel": pair(module.kernel_size),
+        "stride": pair(module.stride),
         "padding": margins or ((vertical, vertical), (horizontal, horizontal)),
     }
     if isinstance(module, nn.Conv2d):
-        window |= {"dilation": _pair(module.dilation), "groups": module.groups}
+        window |= {"dilation": pair(module.dilation), "groups": module.groups}
     return window
-
-
-def _pair(sides: Any) -> tuple[int, int]:  # noqa: ANN401 (as torch's modules keep it)
-    return (sides, sides) if isinstance(sides, int) else (sides[0], sides[1])
 
 
 def _channels_last(module: nn.Module, *, before: bool) -> bool:
@@ -340,6 +354,52 @@ def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)  # noqa: SLF001 (meta tensors have no address)
 
 
+def _through(step: Step, field: Field) -> Field:
+    """Return the field of a plain layer's output from that of its input; most layers do not change it."""
+    layer, whole_image = step.layer, (layer_types.Flatten, layer_types.Dense, layer_types.GlobalAvgPool)
+    if field is None or isinstance(layer, whole_image):
+        return None
+    windows: Iterable[tuple[int, Fraction | int, int]]
+    if isinstance(layer, layer_types.Conv):
+        reaches = [
+            d * (kernel - 1) for d, kernel in zip(pair(layer.dilation), pair(layer.kernel), strict=True)
+        ]
+        before = [first for first, _ in padding(layer, step.input[1:])]
+        windows = zip(reaches, pair(layer.stride), before, strict=True)
+    elif isinstance(layer, layer_types.Pool):
+        reaches = [kernel - 1 for kernel in pair(layer.kernel)]
+        strides = pair(layer.kernel if layer.stride is None else layer.stride)
+        windows = zip(reaches, strides, pair(layer.padding), strict=True)
+    elif isinstance(layer, layer_types.AdaptivePool):
+        if pair(layer.side) == (1, 1):
+            return None
+        windows = [_adaptive(*sides) for sides in zip(step.input[1:], pair(layer.side), strict=True)]
+    else:
+        return field
+    height, width = (axis.slide(*window) for axis, window in zip(field, windows, strict=True))
+    return height, width
+
+
+def _adaptive(given: int, side: int) -> tuple[int, Fraction, int]:
+    """Return the longest window: they differ by a pixel where `side` does not divide the input's."""
+    longest = max(-(-(n + 1) * given // side) - n * given // side for n in range(side))
+    return longest - 1, Fraction(given, side), 0
+
+
+def _widest(fields: list[Field]) -> Field:
+    """Return the field of a sum or a concatenation: from the first pixel of any part to the last of any."""
+    known = [field for field in fields if field is not None]
+    if len(known) < len(fields):
+        return None
+    height, width = (
+        Axis(
+            min(axis.start for axis in axes), max(axis.end for axis in axes), max(axis.jump for axis in axes)
+        )
+        for axes in zip(*known, strict=True)
+    )
+    return height, width
+
+
 COLUMNS = ("layer", "operation", "kernel", "stride", "pad", "output", "params", "MACs", "memory", "sees")
 UNITS = ("B", "KiB", "MiB", "GiB")
 
@@ -347,10 +407,7 @@ UNITS = ("B", "KiB", "MiB", "GiB")
 def lines(table: Table, batch_size: int, *, units: bool) -> list[str]:
     """Format a table as text: a line per layer, indented below the unit that holds it, then sums and a legend.
 
-    Args:
-        table: from `tabulate`.
-        batch_size: images per training step, for the estimate of its memory.
-        units: leave out the layers inside units.
+    `batch_size` counts the images of a training step, whose memory is estimated; `units` leaves out the layers inside.
     """
     # The receptive fields of torchvision's networks are unknown.
     columns = len(COLUMNS) if any(row.receptive_field for row in table.layers) else len(COLUMNS) - 1
@@ -444,11 +501,10 @@ def _sums(table: Table, batch_size: int) -> list[str]:
     weights, saved = table.training_memory_bytes(0), batch_size * table.saved_bytes
     parameters, macs = (table.total(what) for what in ("parameters", "macs"))
     head_parameters, head_macs = (table.total(what, auxiliary=True) for what in ("parameters", "macs"))
+    note = macs_note = ""
     if head_parameters:
         note = f" ({parameters + head_parameters:,} in training, with the auxiliary heads)"
         macs_note = f" ({macs + head_macs:,} in training)"
-    else:
-        note = macs_note = ""
     return [
         f"parameters  {parameters:,}{note}",
         f"MACs        {macs:,} per image{macs_note}",

@@ -20,7 +20,7 @@ from convoy.lineage.runs import Record
 from convoy.lineage.trace import DIFF, UNFINISHED, Sources
 from convoy.repo import dvc, git
 from convoy.repo.dvc_cache import RestoreError, fill_cache
-from convoy.tracking import stages
+from convoy.tracking import run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -230,7 +230,7 @@ def verify(clone: Path, record: Record) -> Report:
         _repro(clone)
         metrics: dict[str, float] = {}
         for path in sorted((clone / METRICS).glob("*.json")):
-            metrics |= stages.flatten_metrics(files.read_json(path))
+            metrics |= run.flatten_metrics(files.read_json(path))
         total, tensors = compare_weights(weights, clone / WEIGHTS)
         now = files.read_json(clone / VERIFICATION)
         shutil.copyfile(lock, clone / "dvc.lock")

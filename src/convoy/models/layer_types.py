@@ -1,12 +1,12 @@
 """The layers of a spec: one class per kind of layer, with its arguments and their ranges.
 
-`parser` turns YAML into these, `shapes` infers the volume that each makes, `modules` builds its torch module. To add
-a layer: a class here with its word in `LAYERS`, an entry in `shapes` and one in `modules`; a layer with a window also
-needs an entry in `explain/receptive_field.py`.
+`spec` turns YAML into these, `shapes` infers the volume that each makes, `build` makes its torch module. To add a layer:
+a class here with its word in `LAYERS`, an entry in `shapes` and one in `build`; a layer with a window also needs an
+entry in `_through` of `explain/table.py`.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -62,9 +62,8 @@ Count = Annotated[int, Field(ge=1)]
 Margin = Annotated[int, Field(ge=0)]
 Sides = Count | Annotated[list[Count], Field(min_length=2, max_length=2)]  # one number, or [height, width]
 Margins = Margin | Annotated[list[Margin], Field(min_length=2, max_length=2)]
-
-
 NAME = r"^[A-Za-z0-9_]+$"
+Name = Annotated[str, Field(pattern=NAME)]
 
 
 class Layer(BaseModel):
@@ -76,7 +75,7 @@ class Layer(BaseModel):
 
     word: str  # as in the YAML line
     location: Annotated[str, Field(exclude=True)] = ""  # such as `networks/mine.yaml:12, layer 3 (conv)`
-    name: Annotated[str, Field(pattern=NAME)] | None = None  # of the module; else word and number
+    name: Name | None = None  # of the module; else word and number
 
     @classmethod
     def arguments(cls) -> list[str]:
@@ -215,9 +214,7 @@ class Residual(Layer):
 class Branches(Layer):
     """Run lists of layers in parallel and concatenate their outputs in depth: the inception unit."""
 
-    branches: Annotated[
-        dict[Annotated[str, Field(pattern=NAME)], Layers], Field(min_length=2)
-    ]  # by name, in order
+    branches: Annotated[dict[Name, Layers], Field(min_length=2)]  # in order
 
 
 class Repeat(Layer):
@@ -235,9 +232,7 @@ class Group(Layer):
     bodies: ClassVar[tuple[str, ...]] = ("layers",)
 
     layers: Layers
-    block: Annotated[str, Field(pattern=NAME)] | None = (
-        None  # the named block it was expanded from; names the module
-    )
+    block: Name | None = None  # the named block it was expanded from; names the module
 
 
 class Auxiliary(Layer):
@@ -270,7 +265,7 @@ LAYERS: dict[str, type[Layer]] = {
 }
 
 
-def pair(sides: int | list[int]) -> tuple[int, int]:
+def pair(sides: int | Sequence[int]) -> tuple[int, int]:
     """Expand one number, or [height, width], to (height, width)."""
     return (sides, sides) if isinstance(sides, int) else (sides[0], sides[1])
 

@@ -47,12 +47,7 @@ class Step:
 
 
 def infer(spec: Spec, classes: int, image_px: int) -> tuple[Step, ...]:
-    """Infer the shapes of a network made of layers.
-
-    Args:
-        spec: must not name a classifier of torchvision's.
-        classes: K, the width of the head.
-        image_px: side of the images, in pixels.
+    """Infer the shapes of a network made of layers, whose head is K `classes` wide.
 
     Raises:
         NetworkError: the images are too small, naming the layer, its input and the
@@ -108,11 +103,7 @@ def too_small(spec: Spec, image_px: int, cause: Exception, works: int | None) ->
 def chain(layers: tuple[Layer, ...], volume: Volume, classes: int, path: str = "") -> tuple[Step, ...]:
     """Infer the shapes of consecutive layers, naming each by its word and its number among its kind.
 
-    Args:
-        layers: of the spec.
-        volume: input of the first.
-        classes: K, for `dense: classes`.
-        path: leads to the layers in messages.
+    `path` leads to the layers in messages.
 
     Raises:
         TooSmallError: the volume is too small for a layer.
@@ -140,20 +131,20 @@ def describe(volume: Volume) -> str:
     return "×".join(str(side) for side in (*volume[1:], volume[0]))
 
 
-def same_padding(side: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
-    """Pad so that the output side is ceil(side / stride), the odd pixel at the end: TensorFlow's rule."""
-    total = max((-(-side // stride) - 1) * stride + dilation * (kernel - 1) + 1 - side, 0)
-    return total // 2, total - total // 2
-
-
 def padding(layer: layer_types.Conv, sides: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return the pixels added (above, below), (left, right) of an input of `sides` (height, width)."""
-    if layer.padding == "same":
-        axes = zip(sides, pair(layer.kernel), pair(layer.stride), pair(layer.dilation), strict=True)
-        vertical, horizontal = (same_padding(*axis) for axis in axes)
-        return vertical, horizontal
-    height, width = (0, 0) if layer.padding == "valid" else pair(layer.padding)
-    return (height, height), (width, width)
+    """Return the pixels added (above, below), (left, right) of an input of `sides` (height, width).
+
+    With `same` the output side is ceil(side / stride), the odd pixel at the end: TensorFlow's rule.
+    """
+    if layer.padding != "same":
+        height, width = (0, 0) if layer.padding == "valid" else pair(layer.padding)
+        return (height, height), (width, width)
+    added = []
+    axes = zip(sides, pair(layer.kernel), pair(layer.stride), pair(layer.dilation), strict=True)
+    for side, kernel, stride, dilation in axes:
+        total = max((-(-side // stride) - 1) * stride + dilation * (kernel - 1) + 1 - side, 0)
+        added.append((total // 2, total - total // 2))
+    return added[0], added[1]
 
 
 def _output(steps: tuple[Step, ...], volume: Volume) -> Volume:

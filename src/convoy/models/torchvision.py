@@ -16,8 +16,6 @@ _HEADS: dict[str, dict[str, Any]] = {
     "inception_v3": {"aux_logits": False, "transform_input": False, "init_weights": True},
 }
 
-_HALF = [0.5, 0.5, 0.5]
-
 
 class Pretrained(NamedTuple):
     """A set of ImageNet weights that torchvision publishes."""
@@ -96,7 +94,7 @@ def pretrained(name: str, label: str | None = None) -> Pretrained:
         # With these weights torchvision sets transform_input, which maps pixels normalised with ImageNet's mean m and
         # std s by x·s/0.5 + (m - 0.5)/0.5 (torchvision/models/googlenet.py, _transform_input). Together that is
         # exactly (pixel - 0.5)/0.5.
-        mean, std = list(_HALF), list(_HALF)
+        mean, std = [0.5] * 3, [0.5] * 3
     digits = re.search(r"-([0-9a-f]{8,})\.pth$", entry.url)
     sha256 = digits[1] if digits else ""
     return Pretrained(str(entry), entry.url, sha256, mean, std, list(entry.meta["categories"]))

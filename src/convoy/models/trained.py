@@ -5,7 +5,8 @@ identity, so equal training gives equal bytes.
 """
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,8 +16,7 @@ from torch import Tensor, nn
 from convoy.core import files
 from convoy.core.contract import FACTS, WEIGHTS
 from convoy.core.errors import NetworkError, RequestError
-from convoy.models.build import build
-from convoy.models.modules import Auxiliary
+from convoy.models.build import Auxiliary, build
 from convoy.models.spec import Spec
 
 
@@ -32,11 +32,8 @@ class NormalizedModel(nn.Module):
     def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         """Wrap a network from (N, 3, H, W) normalised float32 to (N, K) logits.
 
-        Args:
-            network: to wrap.
-            mean: of each channel, in 0..1 units.
-            std: of each channel, in 0..1 units; the 0 of a constant channel is raised to 1/255, one
-                step of an 8-bit pixel.
+        Mean and std are those of each channel, in 0..1 units; the 0 of a constant channel is raised to 1/255, one step
+        of an 8-bit pixel.
         """
         super().__init__()
         self.network = network
@@ -102,11 +99,7 @@ def load(folder: Path) -> tuple[NormalizedModel, ModelFacts]:
         raise NetworkError(
             f"{folder / WEIGHTS} holds pickled code and is not loaded. Restore it with: dvc checkout {folder}"
         ) from error
-    except (
-        ValueError,
-        RuntimeError,
-        RequestError,
-    ) as error:  # of pydantic and json, torch, and the spec parser
+    except (ValueError, RuntimeError, RequestError) as error:  # of pydantic and json, torch, the spec
         raise NetworkError(
             f"{folder} holds no model that this version can read: {error}\n"
             f"Restore it with `dvc checkout {folder}`, or train again with `dvc repro --force train`."
@@ -120,6 +113,25 @@ def load(folder: Path) -> tuple[NormalizedModel, ModelFacts]:
             f"Restore both with: dvc checkout {folder}"
         ) from error
     return model.eval(), facts
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Compute matrix products and convolutions in IEEE float32 within the context, whatever training set.
+
+    TF32 keeps 10 bits of the mantissa: enough to train with, not to measure with.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        with (
+            torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
+            torch.autocast(device, enabled=False),
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _per_channel(values: Sequence[float]) -> Tensor:

@@ -32,7 +32,7 @@ from convoy.core.console import info
 from convoy.registry.client import Registry, RegistryError, Version
 from convoy.repo import identity
 from convoy.tracking import settings, store
-from convoy.tracking.stages import now_ms
+from convoy.tracking.run import now_ms
 
 SUFFIX = " promotions"
 

@@ -24,7 +24,7 @@ from convoy.sweep.space import combinations, describe
 from convoy.sweep.study import EPOCHS, REASON, RUN, begun, open_study, read_trials, recover, requeue
 from convoy.sweep.worker import WorkerDied, Workers
 from convoy.tracking import outbox, stages
-from convoy.tracking.stages import Run
+from convoy.tracking.run import Run
 
 LOCK = "sweep.lock"
 

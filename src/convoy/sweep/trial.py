@@ -19,7 +19,7 @@ from convoy.sweep.space import describe
 from convoy.sweep.study import EPOCHS, RUN
 from convoy.sweep.worker import Outcome, Reporter
 from convoy.tracking import stages
-from convoy.tracking.stages import Reference, Run
+from convoy.tracking.run import Reference, Run
 from convoy.training import pretrained
 from convoy.training.fit import fit
 

@@ -17,7 +17,7 @@ from convoy.core import stage
 from convoy.core.errors import ConvoyError, TrainingError
 from convoy.sweep.request import Request, code
 from convoy.sweep.study import WORKER
-from convoy.tracking.stages import Reference
+from convoy.tracking.run import Reference
 
 PATIENCE_S = 15.0
 """Seconds that a worker has to end after SIGTERM: a step of a large network is not interrupted."""

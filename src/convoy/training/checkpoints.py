@@ -1,4 +1,4 @@
-"""The checkpoints of a training on disk: what they belong to, how they are written, checked before use and pruned.
+"""The checkpoints of a training: what they belong to, when and how they are written, checked, pruned and resumed from.
 
 `checkpoints/<hash of all inputs>/` holds `step-NNNNNNN.ckpt` files, each with a `.json` file that describes
 it. The description is written last, so a checkpoint without it is incomplete.
@@ -6,6 +6,7 @@ it. The description is written last, so a checkpoint without it is incomplete.
 
 import json
 import os
+import random
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -15,24 +16,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from convoy.core import files, params, stage, yaml
 from convoy.core.console import info
 from convoy.core.dataset import Dataset
-from convoy.core.errors import TrainingError
+from convoy.core.errors import TrainingError, TrainingPaused
 from convoy.models.spec import Spec
 from convoy.repo import locks
+from convoy.training.callbacks import MetricBuffer, Publish
+from convoy.training.data import Batch, DataModule
 from convoy.training.pretrained import StartingWeights
 from convoy.training.settings import CheckpointParams, TrainParams
 
-KEPT = 2
-"""Checkpoints kept of an unfinished training: the older serves if the newest is damaged."""
-
-REFERENCE = "run.json"
-"""Copy of the reference to the run, as DVC records it."""
-
-DAY_S = 24 * 3600.0
+KEPT = 2  # checkpoints kept of an unfinished training: the older serves if the newest is damaged
+REFERENCE = "run.json"  # copy of the reference to the run, as DVC records it
 
 
 def inputs_digest(
@@ -113,15 +114,14 @@ class CheckpointStore:
     def resume(self, reference: Path) -> LoadedCheckpoint | None:
         """Prune, and load the checkpoint to resume from: none if DVC has recorded this training's result.
 
-        Then training again was requested, by `dvc repro --force`.
-
-        Args:
-            reference: file that names the run; as an output of the stage it identifies the result in dvc.lock.
+        Then training again was requested, by `dvc repro --force`. The `reference` names the run; as an output of the
+        stage it identifies the result in dvc.lock.
         """
-        if self.is_recorded(reference):
+        recorded = self.folder / REFERENCE
+        if recorded.exists() and stage.recorded("train", reference, recorded.read_bytes()):
             for path in self._paths():
                 _remove(path)
-            (self.folder / REFERENCE).unlink(missing_ok=True)
+            recorded.unlink()
         self.prune()
         return self.newest()
 
@@ -171,11 +171,6 @@ class CheckpointStore:
         for old in self._paths()[: -1 if finished else -KEPT]:
             _remove(old)
 
-    def is_recorded(self, reference: Path) -> bool:
-        """Return whether DVC has recorded the training that finished here, by the reference to its run."""
-        copy = self.folder / REFERENCE
-        return copy.exists() and stage.recorded("train", reference, copy.read_bytes())
-
     def record_result(self, reference: Path) -> None:
         """Keep the reference of the finished training's run."""
         shutil.copyfile(reference, self.folder / REFERENCE)
@@ -184,7 +179,7 @@ class CheckpointStore:
         """Remove the checkpoints of trainings with other inputs, beyond a number of them or a number of days."""
         others = [path for path in self.folder.parent.iterdir() if path.is_dir() and path != self.folder]
         for rank, folder in enumerate(sorted(others, key=_age_s), start=2):  # this training is the first
-            if rank > self.params.keep or _age_s(folder) > self.params.keep_days * DAY_S:
+            if rank > self.params.keep or _age_s(folder) > self.params.keep_days * 86_400:
                 with suppress(locks.AlreadyRunning), locks.exclusive(folder / "lock"):
                     shutil.rmtree(folder, ignore_errors=True)
 
@@ -233,3 +228,155 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@dataclass(frozen=True)
+class Resumable:
+    """Describe how a training survives the end of its process."""
+
+    store: CheckpointStore
+    checkpoint: LoadedCheckpoint | None  # to resume from; None: start from the beginning
+    run_id: str  # Convoy's id of the run
+    publish: Publish  # takes points of curves and ignores those that it has already
+    step_interval: int  # optimizer steps between two points; 0: epochs only
+    started: float  # `time.monotonic()` at the start of the process, from which the time budget counts
+
+
+class CheckpointCallback(pl.Callback):
+    """Write a checkpoint every `checkpoints.every_s` seconds, between two steps or after an epoch.
+
+    Must stand last: what other callbacks did with the step belongs in the checkpoint. Stops the training
+    with `TrainingPaused` once `checkpoints.time_budget_min` is spent, after a last checkpoint.
+    """
+
+    def __init__(self, resumable: Resumable, data: DataModule, points: MetricBuffer) -> None:
+        self.resumable = resumable
+        self.store = resumable.store
+        self.data = data
+        self.points = points
+        self.saved = time.monotonic()
+        self.failed = False
+        self.random_states: dict[str, Any] | None = None
+
+    def on_train_start(self, *_: object) -> None:
+        """Restore the random states, last of all that happens before the first step."""
+        self.saved = time.monotonic()
+        if self.random_states:
+            restore_random_states(self.random_states)
+            self.random_states = None
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, _module: object, _outputs: object, batch: Batch, *_: object
+    ) -> None:
+        """Save between two steps; after an epoch's last step validation comes first."""
+        if batch.step + 1 < trainer.num_training_batches:
+            self._save_if_due(trainer, (trainer.current_epoch, batch.step + 1))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, *_: object) -> None:
+        """Save after an epoch and its validation; after the last epoch `finish` does."""
+        epochs = trainer.current_epoch + 1
+        if epochs < (trainer.max_epochs or 0) and not trainer.should_stop:
+            self._save_if_due(trainer, (epochs, 0))
+
+    def finish(self, trainer: pl.Trainer) -> None:
+        """Save a completed training: if the process dies before DVC records its results, nothing is repeated."""
+        if not self._save(trainer, (trainer.current_epoch, 0), finished=True):
+            self.points.flush()  # no step follows that could be computed twice
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return epoch and batch of the next step, and the random states."""
+        return {"position": self.data.position, "random": random_states()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Start with that batch; hold the states until training starts: what comes before may draw numbers."""
+        epoch, batch = state_dict["position"]
+        self.data.position = (epoch, batch)
+        self.random_states = state_dict["random"]
+
+    def _save_if_due(self, trainer: pl.Trainer, position: tuple[int, int]) -> None:
+        """Save if the interval is over; if the time budget is spent, save and stop."""
+        now = time.monotonic()
+        budget_min = self.store.params.time_budget_min
+        if budget_min and now - self.resumable.started >= budget_min * 60:
+            result = "No checkpoint could be saved."
+            if self._save(trainer, position, finished=False):
+                result = (
+                    f"The checkpoint is saved; `dvc repro` resumes at epoch {position[0] + 1} of "
+                    f"{trainer.max_epochs}, step {position[1] + 1} of {trainer.num_training_batches}."
+                )
+            raise TrainingPaused(f"checkpoints.time_budget_min ({budget_min:g}) is spent. {result}")
+        if now - self.saved >= self.store.params.every_s:
+            self._save(trainer, position, finished=False)
+
+    def _save(self, trainer: pl.Trainer, position: tuple[int, int], *, finished: bool) -> bool:
+        """Write a checkpoint, then publish the points that it holds; a full disk stops no training."""
+        before, self.data.position = self.data.position, position
+        try:
+            self.store.save(
+                trainer.save_checkpoint,
+                run_id=self.resumable.run_id,
+                epoch=position[0] + (not finished),
+                step=trainer.global_step,
+                finished=finished,
+            )
+        except OSError as error:
+            if not self.failed:
+                info(
+                    f"The checkpoint could not be written to {self.store.folder}: {error!s:.200}. Training continues "
+                    f"and tries again every {self.store.params.every_s:g} s; free some space. Curves are published "
+                    "with the next checkpoint."
+                )
+            self.failed = True
+            return False
+        finally:
+            self.data.position = before
+            self.saved = time.monotonic()  # after writing: a slow disk must not take all the time
+        if self.failed:
+            info("Checkpoints are written again.")
+        self.failed = False
+        self.points.flush()
+        return True
+
+
+class DirectIO(TorchCheckpointIO):
+    """Write to the path itself; Lightning goes by way of memory and the folder for temporary files."""
+
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        path: str | Path,
+        storage_options: Any | None = None,  # noqa: ANN401, ARG002 (Lightning's signature)
+    ) -> None:
+        """Write a checkpoint, or raise the system's error."""
+        try:
+            with Path(path).open("wb") as file:
+                torch.save(checkpoint, file)
+        except RuntimeError as error:
+            # torch's zip writer reports its own failure; the system's error, such as a full disk, came before.
+            cause = error.__context__
+            raise (
+                cause if isinstance(cause, OSError) else OSError(f"torch could not write it ({error})")
+            ) from error
+
+
+def random_states() -> dict[str, Any]:
+    """Read the states of Python, numpy, torch and every CUDA device, as values that load without running code."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002 (what libraries may draw from)
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Set the states; those of CUDA only if the number of devices is the same."""
+    version, words, gauss = states["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002 (as above)
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])

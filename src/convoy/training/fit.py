@@ -27,13 +27,12 @@ from convoy.training.callbacks import (
     TrainingProgress,
     TrainingTimer,
 )
-from convoy.training.checkpoints import LoadedCheckpoint
+from convoy.training.checkpoints import CheckpointCallback, DirectIO, LoadedCheckpoint, Resumable
 from convoy.training.data import DataModule
 from convoy.training.freezing import FrozenLayersCheck, refuse_without_weights
 from convoy.training.module import Classifier
 from convoy.training.optim import choose_precision
 from convoy.training.pretrained import StartingWeights, graft
-from convoy.training.resume import CheckpointCallback, DirectIO, Resumable
 from convoy.training.settings import TrainParams
 
 HISTORY = "history.csv"

@@ -6,6 +6,7 @@ Epochs count from 0 here, as the trainer counts them, and from 1 in what people 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import pytorch_lightning as pl
 import torch
@@ -15,11 +16,10 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from convoy.core.console import info, table
 from convoy.core.errors import NetworkError, RequestError, TrainingError
 from convoy.core.params import did_you_mean
-from convoy.models.modules import Auxiliary
+from convoy.models.build import Auxiliary
 from convoy.training.settings import TrainParams, TransferParams
 
-COLUMNS = 10
-"""Most epochs that a plan's table shows: with the names of blocks they fit a line of a log."""
+COLUMNS = 10  # most epochs that a plan's table shows: with the names of blocks they fit a line of a log
 
 _FOLLOWS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU)
 """Layers with weights that belong to the block of the layer before them."""
@@ -35,21 +35,13 @@ class Block:
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Collect its parameters by their names in the network."""
-        inside = {
-            f"{name}.{own}": value
-            for name, module in self.modules.items()
-            for own, value in module.named_parameters()
-        }
-        return self.loose | inside
+        parts = (module.named_parameters(name) for name, module in self.modules.items())
+        return self.loose | dict(chain(*parts))
 
     def batch_norms(self) -> dict[str, _BatchNorm]:
         """Collect its batch norms, at any depth, by their names in the network."""
-        return {
-            f"{name}.{own}" if own else name: inner
-            for name, module in self.modules.items()
-            for own, inner in module.named_modules()
-            if isinstance(inner, _BatchNorm)
-        }
+        parts = (module.named_modules(prefix=name) for name, module in self.modules.items())
+        return {name: inner for name, inner in chain(*parts) if isinstance(inner, _BatchNorm)}
 
 
 def blocks(network: nn.Module) -> list[Block]:
@@ -102,13 +94,9 @@ class Plan:
 
     @classmethod
     def of(cls, blocks: Sequence[str], params: TrainParams, network: str) -> "Plan":
-        """Make the plan of `train.transfer`.
+        """Make the plan of `train.transfer` for the names of blocks, the head last; messages name the `network`.
 
-        Args:
-            blocks: names, the head last. Where they have dots, the part before a dot names
-                several blocks at once: `layer4` is `layer4.0` and `layer4.1`.
-            params: `transfer`, and `epochs`, within which releases must fall.
-            network: its name, for messages.
+        The part of a name before a dot stands for several blocks at once: `layer4` is `layer4.0` and `layer4.1`.
 
         Raises:
             RequestError: a block that the network does not have; a frozen head; the release of a
@@ -129,8 +117,7 @@ class Plan:
     def table(self, rates: Sequence[float]) -> str:
         """Lay out the plan with a row per block and a column per epoch, or in one line if it changes nothing.
 
-        Args:
-            rates: the head's learning rate at the first step of each epoch.
+        `rates` are the head's learning rates at the first step of each epoch.
         """
         if not (any(self.frozen(0)) or self.norms_frozen or min(self.factors) < 1):
             ends = f"{self.blocks[0]} to {self.blocks[-1]}"

@@ -14,7 +14,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from convoy.core.errors import TrainingError
-from convoy.models.modules import WithAuxiliary
+from convoy.models.build import WithAuxiliary
 from convoy.models.trained import ModelFacts, NormalizedModel
 from convoy.training.data import Batch
 from convoy.training.freezing import Plan, blocks
@@ -22,8 +22,7 @@ from convoy.training.optim import lr_schedule, make_optimizer
 from convoy.training.pretrained import MODEL_FACTS
 from convoy.training.settings import TrainParams
 
-CHECK_STEPS = 50
-"""Steps between two checks of the loss: each makes a GPU wait, and a NaN loss stays NaN."""
+CHECK_STEPS = 50  # steps between two checks of the loss: each makes a GPU wait, and a NaN loss stays NaN
 
 
 class Classifier(pl.LightningModule):
@@ -69,8 +68,7 @@ class Classifier(pl.LightningModule):
             if frozen:
                 tensors |= block.parameters()
         for name, norm in self.frozen_norms.items():
-            inside = (*norm.named_parameters(), *norm.named_buffers())
-            tensors |= {f"{name}.{own}": value for own, value in inside}
+            tensors |= dict([*norm.named_parameters(name), *norm.named_buffers(name)])
         return tensors
 
     def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002 (torch's signature)

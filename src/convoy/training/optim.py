@@ -11,8 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from convoy.training.settings import Precision, Schedule, TrainParams
 
-WARMUP_START = 0.1
-"""Share of the highest learning rate that a warm-up starts from."""
+WARMUP_START = 0.1  # share of the highest learning rate that a warm-up starts from
 
 
 def lr_schedule(schedule: Schedule, warmup: float, steps: int) -> Callable[[int], float]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from convoy.core.contract import FACTS
 from convoy.core.errors import NetworkError
 from convoy.models import torchvision
-from convoy.models.modules import Auxiliary
+from convoy.models.build import Auxiliary
 from convoy.models.spec import Spec
 from convoy.training import weight_pins
 
@@ -32,8 +32,7 @@ NESTED = ("state_dict", "model_state_dict", "model")
 PREFIXES = ("model.network.", "module.", "_orig_mod.", "model.", "network.")
 """What wrappers put before every name: Convoy's training, DistributedDataParallel, torch.compile, other projects."""
 
-MODEL_FACTS = "convoy"
-"""Key of Convoy's checkpoints that holds the model's facts, as JSON text."""
+MODEL_FACTS = "convoy"  # key of Convoy's checkpoints that holds the model's facts, as JSON text
 
 COUNTER = "num_batches_tracked"
 """A buffer of batch norms that old files lack; nothing in Convoy computes with it."""
@@ -41,8 +40,7 @@ COUNTER = "num_batches_tracked"
 AUXILIARY = re.compile(r"(aux(iliary)?\d*|AuxLogits)\.")
 """Beginnings of the names of auxiliary heads: Convoy's, torchvision's GoogLeNet's and Inception's."""
 
-LISTED = 6
-"""Most names that one line spells out."""
+LISTED = 6  # most names that one line spells out
 
 _REMEDY = "Save only the network's tensors: torch.save(network.state_dict(), 'weights.pt')"
 

@@ -19,8 +19,7 @@ from convoy.models.spec import FOLDER as NETWORKS
 from convoy.models.spec import Spec
 
 FOLDER = Path("weights")
-META = "convoy"
-"""Key of a DVC file's `meta` that holds the pin."""
+META = "convoy"  # key of a DVC file's `meta` that holds the pin
 
 NONE = "none"
 IMAGENET = "imagenet"
@@ -61,14 +60,10 @@ def kind(source: str) -> Kind:
 
 
 def canonical(source: str, root: Path) -> str:
-    """Spell a source in one way, so that its pin is found however a path was typed.
-
-    Args:
-        source: as typed; a path is relative to the current folder.
-        root: the repository, resolved.
+    """Spell a source in one way, so that its pin is found however a path was typed, relative to the current folder.
 
     Returns:
-        A path inside the repository relative to it, any other absolute; everything else unchanged.
+        A path inside the (resolved) root relative to it, any other absolute; everything else unchanged.
 
     Raises:
         RequestError: as `kind` does.
