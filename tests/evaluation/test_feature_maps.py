@@ -105,27 +105,22 @@ def test_the_first_the_middle_and_the_last_readable_layer_are_picked(sides, pick
 
 
 @pytest.mark.parametrize(
-    ("name", "px", "names"),
+    ("name", "px", "names", "operations"),
     [
-        ("vit_b_16", 32, ["conv_proj"]),
-        ("googlenet", 64, ["conv1", "inception4b.branch2.0", "inception4e.branch4.1"]),
-        ("squeezenet1_1", 64, ["features.0", "features.4.expand3x3", "features.7.expand3x3"]),
-        ("mobilenet_v3_small", 128, ["features.0.0", "features.6", "features.12.0"]),
+        ("vit_b_16", 32, ["conv_proj"], ["Conv2d"]),
+        # BasicConv2d calls relu as a function.
+        ("googlenet", 64, ["conv1", "inception4b.branch2.0", "inception4e.branch4.1"], ["BasicConv2d"]),
+        ("mobilenet_v3_small", 128, ["features.0.0", "features.6", "features.12.0"], ["Conv2d", "BatchNorm2d", "Hardswish"]),
     ],
-)
-def test_layers_of_torchvisions_families_are_found(name, px, names):
+)  # fmt: skip
+def test_layers_of_torchvisions_families_have_their_names_and_operations(name, px, names, operations):
     features = features_of(from_torchvision(name, px), px)[1]
+    strongest = features.images[0].strongest
     assert [layer.name for layer in features.layers.values()] == names
+    assert features.layers["low"].operations == operations
+    assert name != "googlenet" or min(map_.values.min() for map_ in strongest["low"]) == 0
     for depth, layer in features.layers.items():
-        assert features.images[0].strongest[depth][0].values.shape == layer.volume[1:]
-
-
-def test_a_functional_activation_is_part_of_the_map():
-    features = features_of(from_torchvision("googlenet", 64), 64)[
-        1
-    ]  # its BasicConv2d calls relu as a function
-    assert features.layers["low"].operations == ["BasicConv2d"]
-    assert min(map_.values.min() for map_ in features.images[0].strongest["low"]) == 0
+        assert strongest[depth][0].values.shape == layer.volume[1:]
 
 
 def test_a_convolution_with_uneven_padding_keeps_its_own_name():

@@ -12,7 +12,7 @@ from convoy.data.settings import DataParams
 from convoy.models import spec
 from convoy.models.build import build_layers
 from convoy.models.layer_types import Conv, pair
-from convoy.models.shapes import LARGEST_PX, TooSmallError, chain, describe, infer, smallest_px
+from convoy.models.shapes import LARGEST_PX, TooSmallError, chain, infer, smallest_px
 from convoy.models.spec import SpecParser
 from network_specs import HEAD, SHIPPED, network
 
@@ -131,10 +131,6 @@ def test_every_volume_on_the_way_through_a_network_is_that_of_torch(given_layers
     network.eval()(torch.rand((2, *volume)))
     assert [step.output for step in steps] == seen
     assert [step.input for step in steps] == [volume, *seen[:-1]]
-
-
-def test_a_volume_is_written_with_its_depth_last():
-    assert [describe((3, 4, 5)), describe((7,))] == ["4×5×3", "a row of 7"]
 
 
 def test_each_repetition_branch_and_group_has_the_volume_that_reaches_it(load):

@@ -115,35 +115,30 @@ def test_the_validation_loss_is_taken_without_smoothing(finished_training):
     assert [epoch["val/loss"] for epoch in recorder.metrics] == pytest.approx(recorder.val_losses, rel=1e-4)
 
 
+def head(module):
+    return module.model.network.dense1.weight.detach().clone()
+
+
 def test_the_model_has_the_weights_of_the_best_epoch_not_of_the_last(dataset, tiny, params, out, on):
-    first = []
+    heads = []
 
     def worsen(trainer, module):
         """Let every later epoch predict `blue`, so that the first is the best."""
         if trainer.current_epoch > 0:
             torch.nn.init.constant_(module.model.network.dense1.bias[:1], 50.0)
 
-    keep = on(
-        "on_validation_end", lambda _trainer, module: first.append(module.model.network.dense1.weight.clone())
-    )
-    metrics = fit(
-        dataset, tiny, params(epochs=3), 1, out, callbacks=[on("on_validation_start", worsen), keep]
-    )
+    keep = on("on_validation_end", lambda _trainer, module: heads.append(head(module)))
+    callbacks = [on("on_validation_start", worsen), keep]
+    metrics = fit(dataset, tiny, params(epochs=3), 1, out, callbacks=callbacks)
 
     assert metrics["best"]["epoch"] == 1
-    assert torch.equal(trained.load(out)[0].network.dense1.weight, first[0])
+    assert torch.equal(trained.load(out)[0].network.dense1.weight, heads[0])
 
 
 def test_the_average_of_weights_is_validated_and_saved(dataset, tiny, params, out, on):
     weights, measured = [], []  # of the head, after each step and at each validation
-    keep = on(
-        "on_train_batch_end",
-        lambda _t, module, *_: weights.append(module.model.network.dense1.weight.clone()),
-    )
-    look = on(
-        "on_validation_batch_start",
-        lambda _t, module, *_: measured.append(module.model.network.dense1.weight.clone()),
-    )
+    keep = on("on_train_batch_end", lambda _t, module, *_: weights.append(head(module)))
+    look = on("on_validation_batch_start", lambda _t, module, *_: measured.append(head(module)))
     metrics = fit(dataset, tiny, params(epochs=3, ema=0.8), 1, out, callbacks=[keep, look])
 
     average = weights[0]
@@ -283,72 +278,52 @@ def test_a_network_with_auxiliary_heads_trains_with_them_and_is_saved_without(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("precision", [32, "auto"])
 def test_weights_trained_on_a_gpu_load_on_a_cpu_and_give_near_equal_logits(
-    dataset, tiny, params, out, precision
+    dataset, tiny, params, out, on, precision
 ):
-    trained = []
+    models, devices = [], []
 
-    class Keep(pl.Callback):
-        def on_train_end(self, trainer, pl_module):
-            assert pl_module.device.type == "cuda"
-            trained.append(pl_module.model)
+    def keep(_trainer, module):
+        models.append(module.model)
+        devices.append(module.device.type)
 
-    metrics = fit(dataset, tiny, params(epochs=12, precision=precision), 1, out, callbacks=[Keep()])
+    metrics = fit(
+        dataset, tiny, params(epochs=12, precision=precision), 1, out, callbacks=[on("on_train_end", keep)]
+    )
 
-    model, _ = trained.load(out)
     pixels = torch.from_numpy(dataset.images("test").copy()).permute(0, 3, 1, 2).float()
-    on_gpu = trained[0].to("cuda").eval()(pixels.to("cuda")).cpu()
+    on_gpu = models[0].to("cuda").eval()(pixels.to("cuda")).cpu()
+    assert devices == ["cuda"]
     assert metrics["val"]["accuracy"] > 0.9
-    torch.testing.assert_close(model(pixels), on_gpu, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(trained.load(out)[0](pixels), on_gpu, rtol=1e-3, atol=1e-3)
 
 
-@pytest.fixture
-def handle():
-    """Set a signal's handler for a test; where a job starts in the background, SIGINT is ignored."""
-    before = {}
-
-    def set_handler(number, handler):
-        before[number] = signal.signal(number, handler)
-
-    yield set_handler
-    for number, handler in before.items():
-        signal.signal(number, handler)
+class StopError(BaseException):
+    """Raised by a signal's handler."""
 
 
-@pytest.fixture
-def send(on):
-    """Make a callback that sends this process a signal."""
-    return lambda number, hook="on_train_batch_end": on(hook, lambda *_: os.kill(os.getpid(), number))
+def stop(number, frame):
+    raise StopError
 
 
-def test_ctrl_c_reaches_the_caller(dataset, tiny, params, out, handle, send):
-    handle(signal.SIGINT, signal.default_int_handler)
-    with pytest.raises(KeyboardInterrupt):
-        fit(dataset, tiny, params(), 1, out, callbacks=[send(signal.SIGINT)])
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+@pytest.mark.parametrize(
+    ("number", "handler", "error"),
+    [(signal.SIGINT, signal.default_int_handler, KeyboardInterrupt), (signal.SIGTERM, stop, StopError)],
+)
+def test_a_signal_reaches_the_caller_as_what_its_handler_raises(
+    dataset, tiny, params, out, on, number, handler, error
+):
+    send = on("on_train_batch_end", lambda *_: os.kill(os.getpid(), number))
+    before = signal.signal(number, handler)
+    try:
+        with pytest.raises(error):
+            fit(dataset, tiny, params(), 1, out, callbacks=[send])
+        assert signal.getsignal(number) is handler
+    finally:
+        signal.signal(number, before)
     assert not (out / "weights.pt").exists()
 
 
-def test_sigterm_reaches_the_caller_as_what_its_handler_raises(dataset, tiny, params, out, handle, send):
-    class StopError(BaseException):
-        pass
-
-    def stop(number, frame):
-        raise StopError
-
-    handle(signal.SIGTERM, stop)
-    with pytest.raises(StopError):
-        fit(dataset, tiny, params(), 1, out, callbacks=[send(signal.SIGTERM)])
-    assert signal.getsignal(signal.SIGTERM) is stop
-
-
-def test_sigterm_without_a_handler_reaches_the_caller_as_an_exit(dataset, tiny, params, out, send):
+def test_sigterm_without_a_handler_reaches_the_caller_as_an_exit(dataset, tiny, params, out, on):
+    send = on("on_train_batch_start", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit):
-        fit(dataset, tiny, params(), 1, out, callbacks=[send(signal.SIGTERM, "on_train_batch_start")])
-
-
-def test_an_error_in_a_callback_reaches_the_caller(dataset, tiny, params, out, on):
-    def fail(*_):
-        raise OSError("the disk is full")
-
-    with pytest.raises(OSError, match="the disk is full"):
-        fit(dataset, tiny, params(), 1, out, callbacks=[on("on_train_epoch_end", fail)])
+        fit(dataset, tiny, params(), 1, out, callbacks=[send])

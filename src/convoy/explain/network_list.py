@@ -126,8 +126,9 @@ class Cache(BaseModel):
     def of_spec(self, read: Spec, classes: int, image_px: int, smallest_px: int | None) -> Entry:
         """Describe a network of layers."""
         content = read.model_dump(mode="json", exclude={"name"})
-        inputs = {"spec": content, "classes": classes, "image_px": image_px, "convoy": __version__}
-        key = params.digest(inputs)
+        key = params.digest(
+            {"spec": content, "classes": classes, "image_px": image_px, "convoy": __version__}
+        )
         if key not in self.specs:
             self.specs[key] = _measure(read, classes, image_px, smallest_px)
             self._write()

@@ -150,11 +150,8 @@ class Classifier(pl.LightningModule):
     def _predict(self, batch: Batch) -> WithAuxiliary:
         """Run the network; all logits in float32: a loss in bf16 would round its differences away."""
         output: Tensor | WithAuxiliary = self.model(batch.pixels_u8.float())
-        if isinstance(output, Tensor):
-            return WithAuxiliary(output.float(), ())
-        return WithAuxiliary(
-            output.logits.float(), tuple((weight, logits.float()) for weight, logits in output.auxiliary)
-        )
+        logits, auxiliary = (output, ()) if isinstance(output, Tensor) else output
+        return WithAuxiliary(logits.float(), tuple((weight, aside.float()) for weight, aside in auxiliary))
 
     def _smoothed(self, logits: Tensor, batch: Batch) -> Tensor:
         return cross_entropy(logits, batch.labels, label_smoothing=self.params.label_smoothing)
