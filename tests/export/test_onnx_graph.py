@@ -73,11 +73,6 @@ def test_equal_models_give_equal_bytes_and_replace_an_earlier_export(project):
     assert [path.name for path in (project.home / "deploy").iterdir()] == ["model.unverified.onnx"]
 
 
-def test_an_identity_with_a_part_missing_is_a_programming_error(built, tmp_path):
-    with pytest.raises(ValueError, match=r"identity needs .*'params_hash'.*, not \('run_id',\)"):
-        onnx_graph.build(built.home / "model", tmp_path, {"run_id": "r"})
-
-
 class _NotInOnnx(nn.Module):
     def forward(self, pixels):
         return torch.linalg.eigvals(pixels.mean(dim=1)).real[:, :3]

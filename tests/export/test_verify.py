@@ -30,6 +30,11 @@ LOOSE = LIMITS.model_copy(update={"max_label_flips": 1000, "max_probability_gap"
 GEOMETRY = Geometry(12, "squash")
 
 
+def verify_in(home, **limits):
+    folders = (home / name for name in ("deploy", "model", "data", "evaluation"))
+    return verify.verify(*folders, LIMITS.model_copy(update=limits))
+
+
 @pytest.fixture
 def error_of(monkeypatch):
     """Verify a project in this process, which has torch, without timing; return the error message, or ""."""
@@ -39,9 +44,8 @@ def error_of(monkeypatch):
     monkeypatch.setattr(verify, "_refuse_torch", lambda: None)
 
     def run(project, error=VerificationError, **limits):
-        folders = (project.home / name for name in ("deploy", "model", "data", "evaluation"))
         try:
-            verify.verify(*folders, LIMITS.model_copy(update=limits))
+            verify_in(project.home, **limits)
         except error as caught:
             assert not project.model.exists()
             return str(caught)
@@ -86,7 +90,7 @@ def with_shifted_mean(path, shift):
 
 def test_a_faithful_graph_is_renamed_unchanged_by_a_process_without_torch(built, verified, verification):
     project, outcome = verified
-    assert (outcome.message, outcome.torch) == ("", False)
+    assert outcome["torch"] is False
     assert verification["torch_imported"] is False
     assert not project.unverified.exists()
     assert project.model.read_bytes() == built.unverified.read_bytes()
@@ -96,14 +100,13 @@ def test_a_faithful_graph_is_renamed_unchanged_by_a_process_without_torch(built,
 
 def test_a_process_that_has_imported_torch_is_refused(built):
     assert torch
-    folders = (built.home / name for name in ("deploy", "model", "data", "evaluation"))
     with pytest.raises(VerificationError, match=r"torch is imported .*export\.py verify"):
-        verify.verify(*folders, LIMITS)
+        verify_in(built.home)
 
 
 def test_the_metrics_cover_the_whole_test_split(verified, verification):
     project, outcome = verified
-    deploy = outcome.metrics["deploy"]
+    deploy = outcome["metrics"]["deploy"]
     summary = files.read_json(project.home / "evaluation" / "summary.json")
     assert deploy["accuracy"] == summary["test"]["accuracy"]
     assert deploy["label_flips"] == 0
@@ -150,14 +153,13 @@ def test_the_model_card_keeps_class_names_inside_their_cells(verified):
     assert row.replace("\\|", "").count("|") == 7
 
 
-def test_a_graph_with_other_predictions_is_refused_with_its_worst_image(project):
+def test_a_graph_with_other_predictions_is_refused_with_its_worst_image(project, predictions, error_of):
     project.model.write_bytes(b"of an earlier export")
     with_shifted_mean(project.unverified, 0.1)
-    message = project.verify().message
-    assert message.startswith("VerificationError: ")
+    message = error_of(project)
     assert "whole test split from delivered files" in message
     assert "export.max_probability_gap is 0.0001" in message
-    paths = pq.read_table(project.home / "evaluation" / "predictions.parquet").column("path").to_pylist()
+    paths = pq.read_table(predictions).column("path").to_pylist()
     assert message.split("Worst image: ")[1].splitlines()[0] in paths
     assert "  expected " in message
     assert "dvc repro --force evaluate export" in message
@@ -190,17 +192,12 @@ def test_limits_that_accept_every_graph_are_refused_and_nan_is_refused_by_any(pr
     assert "exported NaN" in message
 
 
-@pytest.mark.parametrize("change", ["gone", "changed"])
-def test_a_test_image_that_is_gone_or_has_changed_is_named(project, predictions, error_of, change):
+def test_a_test_image_that_has_changed_is_named(project, predictions, error_of):
     paths = pq.read_table(predictions).column("path").to_pylist()
-    if change == "gone":
-        (project.home / "data" / paths[4]).unlink()
-    else:
-        Image.new("RGB", (9, 9), "red").save(project.home / "data" / paths[4])
+    Image.new("RGB", (9, 9), "red").save(project.home / "data" / paths[4])
     message = error_of(project, DataError)
-    assert f"1 of {len(paths)} images" in message
+    assert f"1 of {len(paths)} images have changed" in message
     assert paths[4] in message
-    assert "dvc repro" in message
 
 
 def test_inconsistent_predictions_are_refused(predictions, project, error_of):
@@ -227,18 +224,12 @@ def test_a_graph_of_other_classes_is_refused(project, error_of):
     assert "has the classes a, b, c;" in error_of(project)
 
 
-def test_verifying_again_leaves_the_verified_model_alone(verified):
-    project, _ = verified
-    assert "model.unverified.onnx does not exist" in project.verify().message
+def test_verifying_again_leaves_the_verified_model_alone(project, error_of):
+    assert error_of(project) == ""
+    with pytest.raises(VerificationError, match=r"model\.unverified\.onnx does not exist"):
+        verify_in(project.home)
     assert project.model.is_file()
     assert (project.home / "deploy" / "verification.json").is_file()
-
-
-def test_an_archive_is_verified_like_its_folder(project, error_of):
-    packed = shutil.make_archive(str(project.home / "packed"), "gztar", project.home / "data")
-    shutil.rmtree(project.home / "data")
-    shutil.move(packed, project.home / "data")
-    assert error_of(project) == ""
 
 
 GRAYS = [np.full((7 + n % 3, 20, 3), n, np.uint8) for n in range(0, 200, 2)]

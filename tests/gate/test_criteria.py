@@ -78,20 +78,14 @@ def test_a_figure_equal_to_its_limit_meets_it_despite_rounding(project, champion
     [
         (lambda _: None, "missing"),
         (lambda good: good | {"model": {"sha256": "b" * 64}}, "of other bytes (sha256 bbbbbbbbbbbb…, not "),
-        (
-            lambda good: good | {"checks": [good["checks"][0] | {"label_flips": 1}]},
-            "failed: whole test split",
-        ),
-        (
-            lambda good: good | {"checks": [good["checks"][0] | {"probability_gap": 0.5}]},
-            "failed: whole test",
-        ),
+        (lambda good: good | {"checks": [good["checks"][0] | {"label_flips": 1}]}, "failed: whole test split"),
+        (lambda good: good | {"checks": [good["checks"][0] | {"probability_gap": 0.5}]}, "failed: whole test"),
         (lambda good: good | {"checks": []}, "no check was run"),
         (lambda good: good | {"negative_control": {"caught": False}}, "failed: negative control"),
         (lambda good: {"model": good["model"]}, "lacks 'checks'"),
         (lambda good: good | {"model": None}, "malformed"),
     ],
-)
+)  # fmt: skip
 def test_a_verification_that_is_missing_failed_or_of_other_bytes_is_a_breach(
     project, champion, change, problem
 ):

@@ -18,7 +18,7 @@ import convoy
 import fixed_models
 import gate_results
 from convoy.core import files
-from convoy.core.errors import DataError, VerificationError
+from convoy.core.errors import VerificationError
 from convoy.gate import judge as judge_module
 from convoy.gate.evidence import UnavailableModel
 from convoy.gate.judge import Inference, compare, judge
@@ -77,10 +77,7 @@ def test_a_p_value_equal_to_the_threshold_is_not_significant(project, confidence
     ("attributes", "limits", "breached"),
     [
         ({"products": 30}, {"max_latency_ratio": 2.0}, ["latency_ratio"]),
-        ({}, {"max_latency_ms_p95": 1e-6}, ["latency_ms_p95"]),
         ({"dead_bytes": 3_000_000}, {"max_size_mb": 2.0}, ["size_mb"]),
-        ({"certainty": 0.5}, {}, ["ece"]),
-        ({"wrong": range(30, 54)}, {"min_accuracy": 0.9}, ["accuracy"]),
         ({"certainty": 0.5}, {"max_size_mb": 0.001}, ["ece", "size_mb"]),
     ],
 )
@@ -377,13 +374,6 @@ def test_without_an_unseen_image_the_candidate_is_refused_whatever_the_limits(pr
     for opponent in (champion, None):
         limited = judge(none, opponent, project.test_images, project.limits())
         assert breaches(limited) == ["images", "accuracy", "class_recall", "ece", "latency_ms_p95"]
-
-
-def test_a_delivery_that_changed_since_it_was_prepared_is_an_error_and_no_verdict(delivered):
-    project = delivered([("ape", "bee")[n % 2] for n in range(40)], 20)
-    (project.home / "data" / project.test_images.paths[0]).write_bytes(fixed_models.png(99))
-    with pytest.raises(DataError, match=r"1 of 20 .*dvc repro"):
-        judge(project.model("convoy/7"), None, project.test_images, project.limits())
 
 
 # How the models run

@@ -2,13 +2,11 @@
 
 import secrets
 import shutil
-from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
 
 from convoy.tracking import outbox, store, uploader
-from proxy import Proxy
 from registry_project import MemoryClient, RegistryProject, set_param
 
 OUTER = (
@@ -18,7 +16,7 @@ OUTER = (
 
 
 @pytest.fixture
-def workspace(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workspace(repository, tmp_path, monkeypatch):
     """Work in a folder with the shipped params; no uploader starts by itself."""
     for name in ("params.yaml", "data.dvc"):
         shutil.copy(repository / name, tmp_path)
@@ -30,14 +28,14 @@ def workspace(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture
-def project(empty_store: Path, workspace: Path) -> RegistryProject:
+def project(empty_store, workspace):
     """A repository with an empty store of its own, on sqlite."""
     shutil.copy(empty_store, workspace / "mlflow.db")
     return RegistryProject(workspace, store.connect())
 
 
 @pytest.fixture
-def memory(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> RegistryProject:
+def memory(workspace, monkeypatch):
     """The same with a store in memory, for what Convoy does whatever the store is."""
     client = MemoryClient(workspace / "stored")
     monkeypatch.setattr(store, "connect", lambda *_: client)
@@ -45,7 +43,7 @@ def memory(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> RegistryProject:
 
 
 @pytest.fixture
-def server_project(workspace: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> RegistryProject:
+def server_project(workspace, server, monkeypatch):
     """The same on the tests' server, with a registered model of its own."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -53,19 +51,25 @@ def server_project(workspace: Path, server: str, monkeypatch: pytest.MonkeyPatch
     return RegistryProject(workspace, MlflowClient(server))
 
 
+@pytest.fixture(params=["project", "server_project"])
+def any_project(request):
+    """The same test on sqlite and on a server."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture
-def through(server_project: RegistryProject, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
+def through(server_project, proxy, monkeypatch):
     """Have Convoy reach the server through a proxy, which the project's own client does not."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.uri)
     return proxy
 
 
 @pytest.fixture
-def delivered(project: RegistryProject, monkeypatch: pytest.MonkeyPatch) -> None:
+def delivered(project, monkeypatch):
     """Have what waits delivered by this process: an uploader of its own takes seconds to start."""
     monkeypatch.setattr(uploader, "BATCH_SECONDS", -1.0)
 
-    def wait_until_uploaded(runs: list[str], where: Path, seconds: float | None) -> dict[str, str]:
+    def wait_until_uploaded(runs, where, seconds):
         with outbox.uploader_lock(where) as lock:
             worker = uploader.Uploader(where, lock)
             worker.deliver_due()  # delivers

@@ -1,52 +1,43 @@
 """The alias `champion` moves with an entry in the log, or not at all, and goes back along earlier champions."""
 
-import contextlib
-from pathlib import Path
-
 import pytest
 
 from convoy.core.errors import RequestError
 from convoy.registry import log
 from convoy.registry.alias import move, rollback
-from convoy.registry.client import CHAMPION, Registry, RegistryError, Version
+from convoy.registry.client import CHAMPION, Registry, RegistryError
 from convoy.registry.promote import judge
 from convoy.registry.register import register
-from proxy import Proxy
-from registry_project import Mortal, RegistryProject
+from registry_project import Mortal
 
 
-def promote(project: RegistryProject, to: Version, expected: Version | None, **more: object) -> None:
+def promote(project, to, expected, **more):
     move(project.registry, to, expected=expected, kind="promote", reason="better", **more)
 
 
-@pytest.mark.parametrize("backend", ["project", "server_project"])
-def test_a_move_points_the_alias_and_leaves_an_entry_with_its_files(
-    backend: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    project = request.getfixturevalue(backend)
-    first, second = project.versions(2, files=False)
-    promote(project, first, None)
+def test_a_move_points_the_alias_and_leaves_an_entry_with_its_files(any_project, tmp_path):
+    first, second = any_project.versions(2, files=False)
+    promote(any_project, first, None)
     verdict = tmp_path / "verdict.json"
     verdict.write_text("{}")
     moved = move(
-        project.registry, second, expected=first, kind="override", reason="requested", files=[verdict]
+        any_project.registry, second, expected=first, kind="override", reason="requested", files=[verdict]
     )
-    assert (project.champion(), moved.before, moved.to) == (second.number, first, second)
-    (earlier, status, _), (name, _, tags) = project.entries()
+    assert (any_project.champion(), moved.before, moved.to) == (second.number, first, second)
+    (earlier, status, _), (name, _, tags) = any_project.entries()
     assert (earlier, name, status) == (f"promote {first}", f"override {second}", "FINISHED")
     assert (tags["convoy.from"], tags["convoy.to"], tags["convoy.reason"]) == ("1", "2", "requested")
     assert tags["convoy.outcome"] == "moved"
     assert {"mlflow.user", "convoy.host"} <= set(tags)
-    assert [entry.path for entry in project.client.list_artifacts(moved.entry)] == ["verdict.json"]
+    assert [entry.path for entry in any_project.client.list_artifacts(moved.entry)] == ["verdict.json"]
 
 
-def test_a_decision_against_another_champion_moves_nothing(memory: RegistryProject) -> None:
+def test_a_decision_against_another_champion_moves_nothing(memory):
     first, second, third = memory.versions(3, files=False)
     promote(memory, first, None)
     promote(memory, second, first)
     with pytest.raises(
-        RegistryError,
-        match=r"another version was promoted since: champion was convoy/1 when this was decided, and is convoy/2 now",
+        RegistryError, match=r"champion was convoy/1 when this was decided, and is convoy/2 now"
     ):
         promote(memory, third, first)
     with pytest.raises(RegistryError, match=r"champion was none when this was decided, and is convoy/2 now"):
@@ -56,9 +47,7 @@ def test_a_decision_against_another_champion_moves_nothing(memory: RegistryProje
 
 
 @pytest.mark.parametrize("name", ["DVC_STAGE", "DVC_EXP_NAME"])
-def test_an_experiment_changes_no_alias(
-    memory: RegistryProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_an_experiment_changes_no_alias(memory, tmp_path, monkeypatch, name):
     first, second = memory.versions(2)
     promote_all(memory, first, second)
     before = memory.registry.aliases()
@@ -77,7 +66,7 @@ def test_an_experiment_changes_no_alias(
     assert memory.registry.aliases() == before
 
 
-def test_a_reason_too_long_for_stores_and_a_second_promotion_are_refused(memory: RegistryProject) -> None:
+def test_a_reason_too_long_for_stores_and_a_second_promotion_are_refused(memory):
     [first] = memory.versions(1, files=False)
     with pytest.raises(RequestError, match=r"5,001 characters; at most 5,000"):
         move(memory.registry, first, expected=None, kind="override", reason="x" * 5001)
@@ -86,13 +75,11 @@ def test_a_reason_too_long_for_stores_and_a_second_promotion_are_refused(memory:
         promote(memory, first, first)
 
 
-def test_an_alias_that_another_tool_moves_too_is_an_error(
-    memory: RegistryProject, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_alias_that_another_tool_moves_too_is_an_error(memory, monkeypatch):
     first, second = memory.versions(2, files=False)
     point = memory.registry.__class__.point
 
-    def meddle(registry: object, alias: str, version: Version) -> None:
+    def meddle(registry, alias, version):
         point(registry, alias, version)
         point(registry, alias, second)
 
@@ -103,9 +90,7 @@ def test_an_alias_that_another_tool_moves_too_is_an_error(
     assert (status, tags["convoy.outcome"]) == ("FAILED", "not moved: it points to 2")
 
 
-def test_a_registry_that_dies_at_any_call_leaves_the_old_or_the_new_champion_and_a_true_log(
-    memory: RegistryProject, tmp_path: Path
-) -> None:
+def test_a_registry_that_dies_at_any_call_leaves_the_old_or_the_new_champion_and_a_true_log(memory, tmp_path):
     verdict = tmp_path / "verdict.json"
     verdict.write_text("{}")
     memory.client.page = 1000  # else every move would make more calls than the move before
@@ -143,35 +128,27 @@ def test_a_registry_that_dies_at_any_call_leaves_the_old_or_the_new_champion_and
     assert [to for status, to in statuses if status == "FINISHED"][-1] == memory.champion()
 
 
-@pytest.mark.parametrize("call", ["registered-models/alias", "runs/update"])
-def test_a_server_that_dies_in_a_move_does_not_hold_the_next(
-    server_project: RegistryProject, through: Proxy, tmp_path: Path, call: str
-) -> None:
-    project = server_project
-    verdict = tmp_path / "verdict.json"
-    verdict.write_text("{}")
-    first, second, third = project.versions(3, files=False)
-    promote(project, first, None)
-    through.die_at(call)
-    with contextlib.suppress(RegistryError):  # after `runs/update` the move is done, and says so
-        promote(project, second, first, files=[verdict])
-    assert call in through.calls[-1]
+def test_a_server_that_dies_in_a_move_does_not_hold_the_next(server_project, through):
+    first, second, third = server_project.versions(3, files=False)
+    promote(server_project, first, None)
+    through.die_at("registered-models/alias")
+    with pytest.raises(RegistryError, match=rf"(?s)unknown, it is {first} or {second}: .*trace champion"):
+        promote(server_project, second, first)
     through.accept()
-    assert project.registry.alias("champion") == second, "it did what it did not answer"
-    promote(project, third, second)
-    assert project.champion() == third.number
-    moved = [tags["convoy.to"] for _, status, tags in project.entries() if status == "FINISHED"]
-    assert moved == [first.number, second.number, third.number]
-    assert "RUNNING" not in {status for _, status, _ in project.entries()}
+    assert server_project.registry.alias("champion") == second, "it did what it did not answer"
+    promote(server_project, third, second)
+    assert server_project.champion() == third.number
+    moves = [(status, tags["convoy.to"]) for _, status, tags in server_project.entries()]
+    assert moves == [("FINISHED", version.number) for version in (first, second, third)]
 
 
-def promote_all(project: RegistryProject, *versions: Version) -> None:
+def promote_all(project, *versions):
     """Make versions champion, in order."""
     for version in versions:
         promote(project, version, project.registry.alias(CHAMPION))
 
 
-def entries(*moves: str) -> list[log.Entry]:
+def entries(*moves):
     """Make a log from moves such as `1>2` (promoted) and `2<1` (rolled back)."""
     made = []
     for number, text in enumerate(moves):
@@ -204,21 +181,18 @@ def entries(*moves: str) -> list[log.Entry]:
         ([], "", ""),
     ],
 )
-def test_the_champions_are_stacked_as_they_were_promoted_and_rolled_back(
-    moves: list[str], now: str, champions: str
-) -> None:
+def test_the_champions_are_stacked_as_they_were_promoted_and_rolled_back(moves, now, champions):
     assert " ".join(log.champions(entries(*moves), now)) == champions
 
 
-def test_rolling_back_twice_goes_two_back_and_then_there_is_nothing_left(memory: RegistryProject) -> None:
+def test_rolling_back_twice_goes_two_back_and_then_there_is_nothing_left(memory):
     versions = memory.versions(3)
     promote_all(memory, *versions)
     moved = rollback("confuses 3 and 8")
     assert (moved.before, moved.to, memory.champion()) == (versions[2], versions[1], "2")
     assert rollback("").to == versions[0]
     with pytest.raises(
-        RequestError,
-        match=r"convoy/1 is the first champion .*: convoy rollback --to 3 \(or 2\)",
+        RequestError, match=r"convoy/1 is the first champion .*: convoy rollback --to 3 \(or 2\)"
     ):
         rollback("")
     assert memory.champion() == "1"
@@ -228,28 +202,24 @@ def test_rolling_back_twice_goes_two_back_and_then_there_is_nothing_left(memory:
     assert tags["convoy.reason"] == "confuses 3 and 8"
 
 
-@pytest.mark.parametrize("backend", ["project", "server_project"])
-def test_a_given_version_needs_no_log_and_the_next_rollback_uses_it(
-    backend: str, request: pytest.FixtureRequest
-) -> None:
-    project = request.getfixturevalue(backend)
-    first, second = project.versions(2)
-    project.registry.point(CHAMPION, first)
+def test_a_given_version_needs_no_log_and_the_next_rollback_uses_it(server_project):
+    first, second = server_project.versions(2)
+    server_project.registry.point(CHAMPION, first)
     assert rollback("by hand", to="2").to == second
     assert rollback("", to=str(first)).to == first
-    promote(project, second, first)
+    promote(server_project, second, first)
     assert rollback("slow").to == first
-    assert project.champion() == first.number
+    assert server_project.champion() == first.number
 
 
-def test_without_a_champion_nothing_is_rolled_back(memory: RegistryProject) -> None:
+def test_without_a_champion_nothing_is_rolled_back(memory):
     for _ in range(2):
         with pytest.raises(RequestError, match=r"convoy at memory has no champion"):
             rollback("")
         memory.versions(1)
 
 
-def test_a_version_that_does_not_exist_or_serves_already_is_refused(memory: RegistryProject) -> None:
+def test_a_version_that_does_not_exist_or_serves_already_is_refused(memory):
     promote_all(memory, *memory.versions(2))
     with pytest.raises(RequestError, match=r"convoy has no version 9; versions: 1, 2"):
         rollback("", to="9")
@@ -259,20 +229,19 @@ def test_a_version_that_does_not_exist_or_serves_already_is_refused(memory: Regi
         rollback("", to="2")
 
 
-def test_a_version_whose_file_is_missing_does_not_become_champion(memory: RegistryProject) -> None:
+def test_a_version_whose_file_is_missing_does_not_become_champion(memory):
     versions = memory.versions(3)
     promote_all(memory, *versions)
     memory.stored(versions[1]).unlink()
     with pytest.raises(
-        RegistryError,
-        match=r"model.onnx of convoy/2 is no longer in the store.*: convoy rollback --to 1",
+        RegistryError, match=r"model.onnx of convoy/2 is no longer in the store.*: convoy rollback --to 1"
     ):
         rollback("")
     assert memory.champion() == "3"
     assert rollback("", to="1").to == versions[0]
 
 
-def test_a_previous_champion_that_was_deleted_is_reported_with_earlier_ones(memory: RegistryProject) -> None:
+def test_a_previous_champion_that_was_deleted_is_reported_with_earlier_ones(memory):
     promote_all(memory, *memory.versions(4))
     memory.client.delete_model_version("convoy", "3")
     with pytest.raises(
@@ -282,7 +251,7 @@ def test_a_previous_champion_that_was_deleted_is_reported_with_earlier_ones(memo
         rollback("")
 
 
-def test_a_rollback_repairs_an_alias_that_points_nowhere(memory: RegistryProject) -> None:
+def test_a_rollback_repairs_an_alias_that_points_nowhere(memory):
     first, second = memory.versions(2)
     promote_all(memory, first, second)
     memory.client.aliases["champion"] = "99"
@@ -292,9 +261,7 @@ def test_a_rollback_repairs_an_alias_that_points_nowhere(memory: RegistryProject
     assert memory.registry.alias(CHAMPION) == second
 
 
-def test_a_deleted_log_is_reported_with_the_command_that_restores_it(
-    memory: RegistryProject,
-) -> None:
+def test_a_deleted_log_is_reported_with_the_command_that_restores_it(memory):
     promote_all(memory, *memory.versions(2))
     experiment = memory.client.get_experiment_by_name("convoy promotions")
     experiment.lifecycle_stage = "deleted"

@@ -1,11 +1,16 @@
 """Versions, aliases and files of the registered model; what to do where the registry lacks them or does not answer."""
 
 import shutil
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.protos.databricks_pb2 import (
+    INTERNAL_ERROR,
+    INVALID_PARAMETER_VALUE,
+    PERMISSION_DENIED,
+    UNAUTHENTICATED,
+)
 
 from convoy.core.errors import RequestError
 from convoy.registry.client import (
@@ -18,11 +23,10 @@ from convoy.registry.client import (
     fetch,
     is_verified,
 )
-from proxy import Proxy
-from registry_project import RegistryProject, write_verified
+from registry_project import write_verified
 
 
-def test_a_model_that_is_not_registered_has_no_versions(project: RegistryProject) -> None:
+def test_a_model_that_is_not_registered_has_no_versions(project):
     registry = project.registry
     assert registry.alias(CHAMPION) is None
     assert registry.versions() == []
@@ -31,11 +35,9 @@ def test_a_model_that_is_not_registered_has_no_versions(project: RegistryProject
         registry.version("1")
 
 
-@pytest.mark.parametrize("backend", ["project", "server_project"])
-def test_versions_are_found_by_number_alias_and_bytes(backend: str, request: pytest.FixtureRequest) -> None:
-    project = request.getfixturevalue(backend)
-    first, second = project.versions(2)
-    registry = project.registry
+def test_versions_are_found_by_number_alias_and_bytes(any_project):
+    first, second = any_project.versions(2)
+    registry = any_project.registry
     registry.point(CANDIDATE, second)
     assert registry.alias(CANDIDATE) == second
     assert registry.alias(CHAMPION) is None
@@ -46,91 +48,70 @@ def test_versions_are_found_by_number_alias_and_bytes(backend: str, request: pyt
     assert str(second) == f"{registry.model}/2"
 
 
-def test_ten_versions_are_in_the_order_of_their_numbers(project: RegistryProject) -> None:
-    assert [one.number for one in [project.versions(11), project.registry.versions()][1]][-2:] == ["10", "11"]
+def test_versions_are_in_the_order_of_their_numbers(memory):
+    made = memory.versions(11, files=False)
+    assert memory.registry.versions() == made
 
 
-def test_deleting_a_version_takes_its_alias_away(project: RegistryProject) -> None:
-    [only] = project.versions(1)
-    project.registry.point(CHAMPION, only)
-    project.client.delete_model_version("convoy", "1")
-    assert project.registry.alias(CHAMPION) is None
-
-
-def test_an_alias_that_points_nowhere_is_named_with_its_repair(project: RegistryProject) -> None:
-    [only] = project.versions(1)
+def test_an_alias_that_points_nowhere_is_named_with_its_repair(memory):
+    memory.version(files=False)
     for alias, remedy in ((CHAMPION, "convoy rollback --to VERSION"), (CANDIDATE, "convoy register")):
-        project.registry.point(alias, only)
-        project.point_nowhere(alias)
-        with pytest.raises(
-            RegistryError,
-            match=rf"the alias {alias} of convoy at sqlite:.* points to version 99, .*; versions: 1. .*{remedy}",
-        ):
-            project.registry.alias(alias)
+        memory.client.aliases[alias] = "99"
+        named = rf"the alias {alias} of convoy at memory points to version 99, .*; versions: 1. .*{remedy}"
+        with pytest.raises(RegistryError, match=named):
+            memory.registry.alias(alias)
 
 
-def test_a_registry_that_does_not_answer_is_named_with_what_to_do(
-    server_project: RegistryProject, through: Proxy
-) -> None:
-    through.refuse()
-    with pytest.raises(
-        RegistryError,
-        match=rf"{through.uri} did not answer the request to read the registered model .*\nStart its server",
-    ):
-        server_project.registry.alias(CHAMPION)
-
-
-def test_an_account_without_permission_is_named_with_what_to_ask_for(
-    server_project: RegistryProject, through: Proxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    [only] = server_project.versions(1)
+def test_a_server_that_does_not_answer_or_refuses_is_named_with_what_to_do(
+    server_project, through, monkeypatch
+):
+    version = server_project.version(files=False)
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "anna")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "geheim")
     through.forbid("registered-models/alias")
     with pytest.raises(RegistryError) as refused:
-        server_project.registry.point(CHAMPION, only)
+        server_project.registry.point(CHAMPION, version)
     text = str(refused.value)
-    assert f"the account `anna` may not move the alias champion to {only} at {through.uri}" in text
-    assert f"the permission EDIT on the registered model `{only.model}`" in text
+    assert f"the account `anna` may not move the alias champion to {version} at {through.uri}" in text
+    assert f"the permission EDIT on the registered model `{version.model}`" in text
     assert "geheim" not in text
-
-
-def test_a_rejected_login_names_the_variables_of_the_account(
-    server_project: RegistryProject, through: Proxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_USERNAME", raising=False)
     through.forbid("registered-models/get", 401)
+    with pytest.raises(RegistryError, match=r"rejects the account `anna`.*\nSet MLFLOW_TRACKING_USERNAME"):
+        server_project.registry.alias(CHAMPION)
+    through.refuse()
     with pytest.raises(
-        RegistryError,
-        match=r"rejects requests without an account .*\nSet MLFLOW_TRACKING_USERNAME",
+        RegistryError, match=rf"{through.uri} did not answer the request to read the registered"
     ):
         server_project.registry.alias(CHAMPION)
 
 
-def test_a_store_file_without_write_permission_is_reported(project: RegistryProject) -> None:
-    text = str(project.registry.failure("move it", MlflowException("attempt to write a readonly database")))
-    assert text.startswith("this user may not move it in sqlite:///")
-    assert "grant write access to it and its folder" in text
-
-
-def test_a_refusal_is_not_reported_as_a_missing_answer(project: RegistryProject) -> None:
-    refused = MlflowException("no such thing", error_code=INVALID_PARAMETER_VALUE)
-    assert f"{project.registry.address} refused to move it: " in str(
-        project.registry.failure("move it", refused)
-    )
-
-
-def test_an_account_is_named_by_what_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("uri", "code", "message", "facts"),
+    [
+        ("sqlite:///x.db", INTERNAL_ERROR, "a readonly database", ["this user may not move it", "write access"]),
+        ("http://host", UNAUTHENTICATED, "", ["http://host rejects requests", "Set MLFLOW_TRACKING_USERNAME"]),
+        ("http://host", PERMISSION_DENIED, "", ["requests without an account", "may not move it", "EDIT"]),
+        ("http://host", INVALID_PARAMETER_VALUE, "no such thing", ["http://host refused to move it: no such thing"]),
+        ("http://host", INTERNAL_ERROR, "lost", ["http://host did not answer the request to move it", "Start its server"]),
+    ],
+)  # fmt: skip
+def test_errors_of_a_store_are_distinguished(uri, code, message, facts, monkeypatch):
     for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_TOKEN"):
         monkeypatch.delenv(name, raising=False)
-    assert account("http://host").startswith("requests without an account")
-    assert account("http://otto:secret@host") == "the account `otto`"
+    registry = Registry(SimpleNamespace(tracking_uri=uri), "convoy")
+    text = str(registry.failure("move it", MlflowException(message, error_code=code)))
+    assert all(fact in text for fact in facts), text
+
+
+def test_an_account_is_named_by_its_variable_or_address(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_USERNAME", raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t")
+    assert account("http://otto:secret@host") == "the account `otto`"
     assert account("http://host") == "the account of MLFLOW_TRACKING_TOKEN"
 
 
-def test_a_store_of_another_mlflow_is_refused(project: RegistryProject) -> None:
-    (project.folder / "mlflow.db").write_text("no database at all, but long enough for one" * 10)
+def test_a_store_of_another_mlflow_is_refused(workspace):
+    (workspace / "mlflow.db").write_text("no database at all, but long enough" * 10)
     with pytest.raises(RequestError, match=r"mlflow.db is not a database"):
         Registry.open()
 
@@ -138,54 +119,44 @@ def test_a_store_of_another_mlflow_is_refused(project: RegistryProject) -> None:
 # Files of a version
 
 
-@pytest.mark.parametrize("backend", ["project", "server_project"])
-def test_a_version_is_fetched_byte_for_byte_with_what_is_kept_beside_it(
-    backend: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    project = request.getfixturevalue(backend)
-    [only] = project.versions(1)
-    folder = fetch(project.registry, only, tmp_path / "here")
-    made = project.folder / "made" / only.run_id
+def test_a_version_is_fetched_byte_for_byte_with_what_is_kept_beside_it(any_project, tmp_path):
+    [only] = any_project.versions(1)
+    folder = fetch(any_project.registry, only, tmp_path / "here")
+    made = any_project.folder / "made" / only.run_id
     for name in ("model.onnx", "verification.json", "model_card.md", "images.parquet"):
         assert (folder / name).read_bytes() == (made / name).read_bytes()
 
 
-def test_the_same_file_in_the_workspace_is_copied_instead(
-    server_project: RegistryProject, through: Proxy, tmp_path: Path
-) -> None:
-    [only] = server_project.versions(1)
-    registry = server_project.registry
-    shutil.copytree(server_project.folder / "made" / only.run_id, server_project.deploy)
-    through.refuse()
-    assert (fetch(registry, only, tmp_path / "here") / "images.parquet").exists()
-    (server_project.deploy / "verification.json").write_text("{")
-    with pytest.raises(RegistryError, match=r"did not answer the request to locate the files"):
-        fetch(registry, only, tmp_path / "there")
-
-
-def test_a_missing_or_changed_file_is_reported_as_missing(project: RegistryProject, tmp_path: Path) -> None:
-    first, second, third = project.versions(3)
-    project.stored(first).unlink()
+def test_the_same_file_in_the_workspace_is_copied_instead(memory, tmp_path):
+    version = memory.version()
+    shutil.copytree(memory.folder / "made" / version.run_id, memory.deploy)
+    memory.stored(version).unlink()
+    assert (fetch(memory.registry, version, tmp_path / "here") / "images.parquet").exists()
+    (memory.deploy / "verification.json").write_text("{")
     with pytest.raises(ArtifactMissing, match=r"model.onnx of convoy/1 is no longer in the store"):
-        fetch(project.registry, first, tmp_path / "1")
-    project.stored(second).write_bytes(b"other")
+        fetch(memory.registry, version, tmp_path / "there")
+
+
+def test_a_missing_or_changed_file_is_reported_as_missing(memory, tmp_path):
+    first, second = memory.versions(2)
+    memory.stored(first).write_bytes(b"other")
     with pytest.raises(
-        ArtifactMissing, match=r"model.onnx of convoy/2 has other bytes in the store .* instead of"
+        ArtifactMissing, match=r"model.onnx of convoy/1 has other bytes in the store .* instead"
     ):
-        fetch(project.registry, second, tmp_path / "2")
-    stored = project.stored(third)
+        fetch(memory.registry, first, tmp_path / "1")
+    stored = memory.stored(second)
     stored.unlink()
     stored.symlink_to("nowhere")
-    with pytest.raises(ArtifactMissing, match=r"model.onnx of convoy/3 "):
-        fetch(project.registry, third, tmp_path / "3")
-    stranger = project.client.create_model_version("convoy", (tmp_path / "x").as_uri())
-    with pytest.raises(ArtifactMissing, match=r"convoy/4 was not registered by Convoy: it has no sha256"):
-        fetch(project.registry, project.registry.version(str(stranger.version)), tmp_path / "4")
+    with pytest.raises(ArtifactMissing, match=r"model.onnx of convoy/2 "):
+        fetch(memory.registry, second, tmp_path / "2")
+    memory.client.create_model_version("convoy", (tmp_path / "x").as_uri())
+    with pytest.raises(ArtifactMissing, match=r"convoy/3 was not registered by Convoy: it has no sha256"):
+        fetch(memory.registry, memory.registry.version("3"), tmp_path / "3")
 
 
 def test_a_file_that_a_server_lists_but_does_not_have_is_missing_and_one_that_it_refuses_is_an_error(
-    server_project: RegistryProject, through: Proxy, tmp_path: Path
-) -> None:
+    server_project, through, tmp_path
+):
     [only] = server_project.versions(1)
     registry = server_project.registry
     through.forbid("artifacts/model/model.onnx", 404)
@@ -199,7 +170,7 @@ def test_a_file_that_a_server_lists_but_does_not_have_is_missing_and_one_that_it
         fetch(registry, only, tmp_path / "3")
 
 
-def test_a_folder_holds_a_model_only_with_the_verification_of_its_bytes(tmp_path: Path) -> None:
+def test_a_folder_holds_a_model_only_with_the_verification_of_its_bytes(tmp_path):
     sha256 = write_verified(tmp_path / "deploy", "run-1")
     assert is_verified(tmp_path / "deploy", sha256)
     assert not is_verified(tmp_path / "deploy", "0" * 64)

@@ -7,10 +7,9 @@ from typer.testing import CliRunner
 from convoy.cli import app
 from convoy.registry import log
 from convoy.registry.alias import move
-from registry_project import RegistryProject
 
 
-def test_register_says_what_it_made_and_what_to_type_next(project: RegistryProject) -> None:
+def test_register_says_what_it_made_and_what_to_type_next(project):
     run = project.train()
     done = CliRunner().invoke(app, ["register"])
     assert done.exit_code == 0
@@ -21,7 +20,7 @@ def test_register_says_what_it_made_and_what_to_type_next(project: RegistryProje
     assert third == "Next: convoy promote"
 
 
-def test_register_prints_one_json_object_and_its_news_beside_it(project: RegistryProject) -> None:
+def test_register_prints_one_json_object_and_its_news_beside_it(project):
     run = project.train()
     done = CliRunner().invoke(app, ["register", run.data.tags["convoy.run_id"], "--json"])
     printed = json.loads(done.stdout)
@@ -29,7 +28,7 @@ def test_register_prints_one_json_object_and_its_news_beside_it(project: Registr
     assert "convoy/1 is registered" in done.stderr
 
 
-def test_rollback_says_where_it_went_and_how_to_take_it_back(project: RegistryProject) -> None:
+def test_rollback_says_where_it_went_and_how_to_take_it_back(project):
     first, second = project.versions(2)
     move(project.registry, first, expected=None, kind="promote", reason="")
     move(project.registry, second, expected=first, kind="promote", reason="")
@@ -45,6 +44,6 @@ def test_rollback_says_where_it_went_and_how_to_take_it_back(project: RegistryPr
     assert (printed["before"]["number"], printed["to"]["number"], printed["kind"]) == ("1", "2", "rollback")
 
 
-def test_their_help_teaches_by_an_example() -> None:
+def test_their_help_teaches_by_an_example():
     for command, example in (("register", "convoy register"), ("rollback", "convoy rollback --reason")):
         assert f"Example: {example}" in CliRunner().invoke(app, [command, "--help"]).stdout

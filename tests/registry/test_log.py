@@ -7,20 +7,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import psutil
 import pytest
 
 from convoy.core.errors import ConvoyError, RequestError
 from convoy.lineage import runs, trace
-from convoy.registry import alias, log
+from convoy.registry import log
 from convoy.registry.alias import move
 from convoy.registry.client import Registry, RegistryError, Version
 from convoy.registry.register import register
 from convoy.repo import identity
 from convoy.tracking import lookup, settings, store, ui
-from registry_project import MemoryClient, RegistryProject
+from registry_project import MemoryClient
 
 MOVER = """
 import os, sys
@@ -38,7 +37,7 @@ except ConvoyError as error:
 """
 
 
-def start(script: str, repository: Path, *words: str) -> "subprocess.Popen[str]":
+def start(script, repository, *words):
     """Start a process and wait for its first line."""
     process = subprocess.Popen(
         [sys.executable, "-c", script, *words],
@@ -52,7 +51,7 @@ def start(script: str, repository: Path, *words: str) -> "subprocess.Popen[str]"
     return process
 
 
-def version(number: int) -> Version:
+def version(number):
     return Version("convoy", str(number), "0" * 64, "", "", 0, {})
 
 
@@ -63,27 +62,27 @@ PARENT = identity.name(psutil.Process(os.getppid()))
 class Clock:
     """A clock that only sleeping moves; `then` is called meanwhile."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.now = 1000.0
         self.then: Callable[[], None] = lambda: None
 
-    def monotonic(self) -> float:
+    def monotonic(self):
         return self.now
 
-    def sleep(self, seconds: float) -> None:
+    def sleep(self, seconds):
         self.now += seconds
         self.then()
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(log, "time", clock)
     monkeypatch.setattr(log, "POLL_S", 1.0)
     return clock
 
 
-def open_entry(memory: RegistryProject, after: int = 9, **facts: object) -> str:
+def open_entry(memory, after=9, **facts):
     """Leave an open entry as another, living process of this machine does; return MLflow's id of it."""
     move = f"move-{len(memory.client.runs)}"
     entry = log.create(memory.registry, move, "promote", "", version(after), "")
@@ -92,53 +91,49 @@ def open_entry(memory: RegistryProject, after: int = 9, **facts: object) -> str:
     return entry.run
 
 
-def status(memory: RegistryProject, run: str) -> str:
+def status(memory, run):
     return str(memory.client.get_run(run).info.status)
 
 
-def outcomes(memory: RegistryProject) -> list[tuple[str, str]]:
+def outcomes(memory):
     return [(run.info.status, run.data.tags.get("convoy.outcome", "")) for run in memory.client.runs]
 
 
-def promote(memory: RegistryProject, number: int, before: int = 0) -> alias.Moved:
+def promote(memory, number, before=0):
     expected = version(before) if before else None
     return move(memory.registry, version(number), expected=expected, kind="promote", reason="better")
 
 
-@pytest.mark.parametrize("backend", ["project", "server_project"])
 def test_of_two_processes_that_move_at_once_one_wins_and_the_error_of_the_other_names_it(
-    backend: str, request: pytest.FixtureRequest, repository: Path
-) -> None:
-    project = request.getfixturevalue(backend)
-    project.versions(2, files=False)
+    any_project, repository
+):
+    any_project.versions(2, files=False)
     movers = [start(MOVER, repository, str(number)) for number in (0, 1)]
     for mover in movers:
         assert mover.stdin
         mover.stdin.write("\n")
         mover.stdin.flush()
     printed = [mover.communicate()[0].strip() for mover in movers]
-    champion = f"{project.registry.model}/{project.champion()}"
+    champion = f"{any_project.registry.model}/{any_project.champion()}"
     assert printed.count(champion) == 1, printed
     winner = printed.index(champion)
     assert f"by process {movers[winner].pid} on {identity.host()} since 20" in printed[1 - winner]
-    statuses = [status for _, status, _ in project.entries()]
+    statuses = [status for _, status, _ in any_project.entries()]
     assert (statuses.count("FINISHED"), "RUNNING" in statuses) == (1, False)
 
 
-def test_of_many_threads_that_move_at_once_one_wins(
-    memory: RegistryProject, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_many_threads_that_move_at_once_one_wins(memory, monkeypatch):
     monkeypatch.setattr(log, "POLL_S", 0.001)
     monkeypatch.setattr(log, "WAIT_S", 20.0)
     call = Registry.call
 
-    def attempt(number: int, before: int, errors: list[str]) -> None:
+    def attempt(number, before, errors):
         try:
             promote(memory, number, before)
         except RegistryError as error:
             errors.append(str(error))
 
-    def slow(*words: object) -> object:
+    def slow(*words):
         time.sleep(random.random() / 300)  # noqa: S311 (no secret)
         return call(*words)  # type: ignore[arg-type] # passed through
 
@@ -160,9 +155,7 @@ def test_of_many_threads_that_move_at_once_one_wins(
     assert len(moves) == 20
 
 
-def test_a_living_process_is_named_with_what_it_does_and_since_when(
-    memory: RegistryProject, clock: Clock
-) -> None:
+def test_a_living_process_is_named_with_what_it_does_and_since_when(memory, clock):
     open_entry(memory)
     pid = PARENT.partition(":")[0]
     owner = rf"`promote` of version 9 by process {pid} on {identity.host()} since 20\d\d-.* UTC"
@@ -173,7 +166,7 @@ def test_a_living_process_is_named_with_what_it_does_and_since_when(
     assert memory.client.aliases == {}
 
 
-def test_a_process_that_ends_soon_is_waited_for(memory: RegistryProject, clock: Clock) -> None:
+def test_a_process_that_ends_soon_is_waited_for(memory, clock):
     run = open_entry(memory)
     clock.then = lambda: memory.client.set_terminated(run, "FAILED")
     promote(memory, 1)
@@ -185,18 +178,14 @@ def test_a_process_that_ends_soon_is_waited_for(memory: RegistryProject, clock: 
     [{"owner": identity.name(psutil.Process())}, {"owner": "999999999:1.0"}, {"machine": ""}],
     ids=["own, not closed", "of a dead process", "of an earlier Convoy"],
 )
-def test_open_entries_of_no_living_move_block_nobody(
-    memory: RegistryProject, clock: Clock, facts: dict[str, str]
-) -> None:
+def test_open_entries_of_no_living_move_block_nobody(memory, clock, facts):
     run = open_entry(memory, **facts)
     promote(memory, 1)
     assert (status(memory, run), clock.now) == ("FAILED", 1000)
 
 
 @pytest.mark.parametrize("facts", [{"host": "elsewhere"}, {"machine": "of the same name"}])
-def test_an_open_entry_of_another_machine_is_waited_for_as_long_as_a_lease(
-    memory: RegistryProject, clock: Clock, capsys: pytest.CaptureFixture[str], facts: dict[str, str]
-) -> None:
+def test_an_open_entry_of_another_machine_is_waited_for_as_long_as_a_lease(memory, clock, capsys, facts):
     run = open_entry(memory, **facts)
     promote(memory, 1)
     assert log.LEASE_S < clock.now - 1000 < log.LEASE_S + 5
@@ -204,11 +193,11 @@ def test_an_open_entry_of_another_machine_is_waited_for_as_long_as_a_lease(
     assert "if it is dead, the wait ends in 57 s" in capsys.readouterr().out
 
 
-def race(memory: RegistryProject, monkeypatch: pytest.MonkeyPatch, age_ms: int) -> list[str]:
+def race(memory, monkeypatch, age_ms):
     """Let another process create its entry between the first look and the own entry."""
     create, others = log.create, []
 
-    def after_other(*words: object) -> log.Entry:
+    def after_other(*words):
         monkeypatch.setattr(log, "create", create)
         others.append(open_entry(memory))
         own = create(*words)  # type: ignore[arg-type] # passed through
@@ -219,9 +208,7 @@ def race(memory: RegistryProject, monkeypatch: pytest.MonkeyPatch, age_ms: int) 
     return others
 
 
-def test_who_sees_an_older_entry_gives_up(
-    memory: RegistryProject, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_sees_an_older_entry_gives_up(memory, clock, monkeypatch):
     race(memory, monkeypatch, age_ms=1)
     with pytest.raises(RegistryError, match="another process is moving convoy's champion"):
         promote(memory, 1)
@@ -230,9 +217,7 @@ def test_who_sees_an_older_entry_gives_up(
     assert memory.client.aliases == {}
 
 
-def test_who_sees_a_younger_entry_waits_for_it(
-    memory: RegistryProject, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_sees_a_younger_entry_waits_for_it(memory, clock, monkeypatch):
     others = race(memory, monkeypatch, age_ms=-1)
     clock.then = lambda: memory.client.set_terminated(others[0], "FAILED")
     promote(memory, 1)
@@ -240,12 +225,10 @@ def test_who_sees_a_younger_entry_waits_for_it(
     assert memory.client.aliases == {"champion": "1"}
 
 
-def test_a_younger_entry_that_was_already_moving_the_alias_wins(
-    memory: RegistryProject, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_younger_entry_that_was_already_moving_the_alias_wins(memory, clock, monkeypatch):
     others = race(memory, monkeypatch, age_ms=-1)
 
-    def finish() -> None:
+    def finish():
         memory.client.aliases["champion"] = "9"
         memory.client.set_terminated(others[0], "FINISHED")
 
@@ -257,10 +240,8 @@ def test_a_younger_entry_that_was_already_moving_the_alias_wins(
 
 
 @pytest.mark.parametrize("loss", ["closed by another", "stalled"])
-def test_an_entry_that_others_may_take_for_dead_moves_nothing(
-    memory: RegistryProject, clock: Clock, monkeypatch: pytest.MonkeyPatch, loss: str
-) -> None:
-    def lose(entry: log.Move, _: object) -> None:
+def test_an_entry_that_others_may_take_for_dead_moves_nothing(memory, clock, monkeypatch, loss):
+    def lose(entry, _):
         if loss == "stalled":
             clock.now += log.SAFE_S + 1
         else:
@@ -273,9 +254,7 @@ def test_an_entry_that_others_may_take_for_dead_moves_nothing(
     assert outcomes(memory) == [("FAILED", "not moved")]
 
 
-def test_entries_that_were_left_open_are_closed_by_where_the_alias_points(
-    memory: RegistryProject, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_entries_that_were_left_open_are_closed_by_where_the_alias_points(memory, capsys):
     for before, after in (("", 1), ("1", 2), ("2", 3)):
         open_entry(memory, after, machine="", **{"from": before})
     memory.client.aliases["champion"] = "1"
@@ -290,12 +269,10 @@ def test_entries_that_were_left_open_are_closed_by_where_the_alias_points(
     assert [entry.after for entry in log.history(memory.registry, "4")] == ["1", "4"]
 
 
-def test_the_entry_of_a_living_process_is_left_open(
-    memory: RegistryProject, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_entry_of_a_living_process_is_left_open(memory, monkeypatch):
     close, others = log.Move.close_abandoned, []
 
-    def after_another_started(entry: log.Move, champion: str) -> None:
+    def after_another_started(entry, champion):
         others.append(open_entry(memory))
         close(entry, champion)
 
@@ -306,9 +283,7 @@ def test_the_entry_of_a_living_process_is_left_open(
 
 @pytest.mark.parametrize("order", [1, -1], ids=["twin after", "twin before"])
 @pytest.mark.parametrize("status", ["RUNNING", "FAILED"])
-def test_a_move_that_a_dying_store_recorded_twice_counts_once(
-    memory: RegistryProject, order: int, status: str
-) -> None:
+def test_a_move_that_a_dying_store_recorded_twice_counts_once(memory, order, status):
     promote(memory, 1)
     run = memory.client.runs[0]
     tags = {key: text for key, text in run.data.tags.items() if key != "convoy.outcome"}
@@ -320,16 +295,14 @@ def test_a_move_that_a_dying_store_recorded_twice_counts_once(
     assert "RUNNING" not in dict(outcomes(memory))
 
 
-def test_more_than_a_page_of_entries_is_read(memory: RegistryProject) -> None:
+def test_more_than_a_page_of_entries_is_read(memory):
     for number in range(1, 6):
         promote(memory, number, before=number - 1)
     assert MemoryClient.page < 5
     assert [entry.after for entry in log.history(memory.registry, "5")] == list("12345")
 
 
-def test_entries_record_who_moved_it_when_where_and_why_and_belong_to_one_model(
-    memory: RegistryProject,
-) -> None:
+def test_entries_record_who_moved_it_when_where_and_why_and_belong_to_one_model(memory):
     promote(memory, 1)
     [entry] = log.history(memory.registry, "1")
     assert (entry.kind, entry.before, entry.after) == ("promote", "", "1")
@@ -342,7 +315,7 @@ def test_entries_record_who_moved_it_when_where_and_why_and_belong_to_one_model(
     assert log.history(other, "") == []
 
 
-def test_the_log_is_not_taken_for_trainings(project: RegistryProject) -> None:
+def test_the_log_is_not_taken_for_trainings(project):
     run = project.train()
     entry = move(project.registry, register(), expected=None, kind="promote", reason="").entry
     known = runs.open_records(settings.uri(), project.folder)
@@ -359,7 +332,7 @@ def test_the_log_is_not_taken_for_trainings(project: RegistryProject) -> None:
     assert run.info.run_id in str(absent.value)
 
 
-def test_the_ui_opens_on_trainings_and_colours_no_entry_of_the_log(project: RegistryProject) -> None:
+def test_the_ui_opens_on_trainings_and_colours_no_entry_of_the_log(project):
     run = project.train()
     [only] = project.versions(1, files=False)
     entry = move(project.registry, only, expected=None, kind="promote", reason="").entry

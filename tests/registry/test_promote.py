@@ -3,7 +3,6 @@
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -14,26 +13,25 @@ from convoy.registry.alias import move
 from convoy.registry.client import CANDIDATE, CHAMPION, RegistryError, Version
 from convoy.registry.promote import Judged
 from convoy.retraining import outcome
-from gate_project import LIMITS, TEST, GateProject, by_turns, deliver, write_limits
-from registry_project import RegistryProject
+from gate_project import LIMITS, TEST, by_turns, deliver, write_limits
 
 FEW = range(12)
 """Images that a good model gets wrong."""
 MANY = range(0, 84, 2)
 
 
-def verdict_on(candidate: Version, champion: Version | None, **values: object) -> Judged:
+def verdict_on(candidate, champion, **values):
     """Judge a version, whatever its files."""
     return Judged(gate_results.gate_result(**values), candidate, champion, ())
 
 
 @pytest.fixture(scope="session")
-def gate_project(tmp_path_factory: pytest.TempPathFactory) -> GateProject:
+def gate_project(tmp_path_factory):
     """120 test images of three classes. Only models are added to it."""
     return deliver(tmp_path_factory.mktemp("promote"), by_turns(TEST), TEST)
 
 
-def _in(project: RegistryProject, gate_project: GateProject) -> RegistryProject:
+def _in(project, gate_project):
     """Put a gate_project's data where the pipeline has them."""
     (project.folder / "build").mkdir(exist_ok=True)
     (project.folder / "build/dataset").symlink_to(gate_project.home / "dataset")
@@ -43,19 +41,19 @@ def _in(project: RegistryProject, gate_project: GateProject) -> RegistryProject:
 
 
 @pytest.fixture(autouse=True)
-def plain(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def plain(request, monkeypatch):
     """Draw no pictures, which take seconds and have tests of their own, but where a test asks for them."""
     if "pictured" not in request.fixturenames:
         monkeypatch.setattr(promote.page, "draw", lambda *_: ())
 
 
 @pytest.fixture
-def pictured() -> None:
+def pictured():
     """Have pictures drawn."""
 
 
 @pytest.fixture
-def here(memory: RegistryProject, gate_project: GateProject) -> RegistryProject:
+def here(memory, gate_project):
     return _in(memory, gate_project)
 
 
@@ -72,9 +70,7 @@ VERDICTS = {
 @pytest.mark.parametrize(
     ("backend", "case"), [*(("project", case) for case in VERDICTS), ("server_project", "better")]
 )
-def test_the_verdict_moves_the_alias_or_leaves_it(
-    request: pytest.FixtureRequest, gate_project: GateProject, backend: str, case: str, tmp_path: Path
-) -> None:
+def test_the_verdict_moves_the_alias_or_leaves_it(request, gate_project, backend, case, tmp_path):
     repository = _in(request.getfixturevalue(backend), gate_project)
     defender, challenger, limits, verdict, breached = VERDICTS[case]
     write_limits(repository.folder / "params.yaml", LIMITS | limits)
@@ -97,9 +93,7 @@ def test_the_verdict_moves_the_alias_or_leaves_it(
 
 
 @pytest.mark.parametrize("loss", ["gone", "other bytes"])
-def test_a_missing_or_damaged_champion_does_not_block_candidates(
-    here: RegistryProject, gate_project: GateProject, tmp_path: Path, loss: str
-) -> None:
+def test_a_missing_or_damaged_champion_does_not_block_candidates(here, gate_project, tmp_path, loss):
     champion = here.version(gate_project.model(wrong=MANY), CHAMPION)
     path = here.stored(champion)
     path.unlink() if loss == "gone" else path.write_bytes(path.read_bytes()[:-10])
@@ -111,9 +105,7 @@ def test_a_missing_or_damaged_champion_does_not_block_candidates(
     assert here.champion() == candidate.number
 
 
-def test_a_round_finds_the_champions_images_from_its_worktree(
-    project: RegistryProject, gate_project: GateProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_round_finds_the_champions_images_from_its_worktree(project, gate_project, tmp_path, monkeypatch):
     """There, MLflow's own default would be another store."""
     champion = project.version(gate_project.model(wrong=MANY), CHAMPION)
     worktree = tmp_path / "worktree"
@@ -126,9 +118,7 @@ def test_a_round_finds_the_champions_images_from_its_worktree(
     assert found.table == gate_project.images().table
 
 
-def test_a_candidate_whose_file_is_missing_gets_no_verdict(
-    here: RegistryProject, gate_project: GateProject, tmp_path: Path
-) -> None:
+def test_a_candidate_whose_file_is_missing_gets_no_verdict(here, gate_project, tmp_path):
     candidate = here.version(gate_project.model(wrong=FEW), CANDIDATE)
     here.stored(candidate).unlink()
     with pytest.raises(RegistryError, match=r"cannot be judged: .*no longer in the store.*convoy register"):
@@ -136,18 +126,18 @@ def test_a_candidate_whose_file_is_missing_gets_no_verdict(
     assert here.champion() == ""
 
 
-def test_without_a_candidate_it_says_how_to_register_one(here: RegistryProject, tmp_path: Path) -> None:
+def test_without_a_candidate_it_says_how_to_register_one(here, tmp_path):
     with pytest.raises(RequestError, match=r"no version with the alias `candidate`.*convoy register"):
         promote.judge(tmp_path)
 
 
-def test_a_candidate_that_is_the_champion_is_left_where_it_is(memory: RegistryProject) -> None:
+def test_a_candidate_that_is_the_champion_is_left_where_it_is(memory):
     version = memory.version(files=False)
     assert not promote.carry_out(verdict_on(version, version), override="whatever")
     assert memory.entries() == []
 
 
-def test_a_verdict_that_the_registry_has_outrun_promotes_nothing(memory: RegistryProject) -> None:
+def test_a_verdict_that_the_registry_has_outrun_promotes_nothing(memory):
     first, other, judged = memory.versions(3, files=False)
     registry = memory.registry
     registry.point(CANDIDATE, judged)
@@ -160,7 +150,7 @@ def test_a_verdict_that_the_registry_has_outrun_promotes_nothing(memory: Registr
     assert memory.champion() == "2"
 
 
-def test_an_override_promotes_a_refused_candidate_and_is_recorded(memory: RegistryProject) -> None:
+def test_an_override_promotes_a_refused_candidate_and_is_recorded(memory):
     champion, candidate = memory.versions(2, files=False)
     memory.registry.point(CHAMPION, champion)
     memory.registry.point(CANDIDATE, candidate)
@@ -177,9 +167,7 @@ def test_an_override_promotes_a_refused_candidate_and_is_recorded(memory: Regist
     )
 
 
-def test_a_gate_without_limits_gives_no_verdict(
-    here: RegistryProject, gate_project: GateProject, tmp_path: Path
-) -> None:
+def test_a_gate_without_limits_gives_no_verdict(here, gate_project, tmp_path):
     here.version(gate_project.model(wrong=FEW), CANDIDATE)
     none = {name: None for name in LIMITS if name.startswith(("min_", "max_"))}
     write_limits(here.folder / "params.yaml", LIMITS | none)
@@ -189,8 +177,8 @@ def test_a_gate_without_limits_gives_no_verdict(
 
 
 def test_a_registry_that_goes_down_while_judging_leaves_the_champion(
-    server_project: RegistryProject, through: object, gate_project: GateProject, tmp_path: Path
-) -> None:
+    server_project, through, gate_project, tmp_path
+):
     here = _in(server_project, gate_project)
     here.version(gate_project.model(wrong=MANY), CHAMPION)
     here.version(gate_project.model("convoy/8", wrong=FEW), CANDIDATE)
@@ -201,20 +189,18 @@ def test_a_registry_that_goes_down_while_judging_leaves_the_champion(
     assert (tmp_path / "verdict.html").exists(), "the verdict is not lost"
 
 
-def test_pictures_of_the_verdict_are_among_its_files(
-    here: RegistryProject, gate_project: GateProject, tmp_path: Path, pictured: None
-) -> None:
+def test_pictures_of_the_verdict_are_among_its_files(here, gate_project, tmp_path, pictured):
     here.version(gate_project.model(wrong=MANY), CHAMPION)
     here.version(gate_project.model("convoy/8", wrong=FEW), CANDIDATE)
     names = {path.name for path in promote.judge(tmp_path).files}
     assert names == {"verdict.json", "verdict.html", "gain.png", "classes.png", "flips.png"}
 
 
-def version(number: int) -> Version:
+def version(number):
     return Version("convoy", str(number), "", "", "", 0, {})
 
 
-def test_the_output_shows_the_verdict_the_limits_and_the_champion(tmp_path: Path) -> None:
+def test_the_output_shows_the_verdict_the_limits_and_the_champion(tmp_path):
     judged = replace(
         verdict_on(version(2), version(1)), files=(tmp_path / "x.json", tmp_path / "verdict.html")
     )
@@ -230,6 +216,6 @@ def test_the_output_shows_the_verdict_the_limits_and_the_champion(tmp_path: Path
     assert "serving:  no champion yet" in first
 
 
-def test_a_tag_is_never_longer_than_stores_take() -> None:
+def test_a_tag_is_never_longer_than_stores_take():
     result = gate_results.gate_result(reasons=("because " * 2000,))
     assert max(len(text) for text in promote.tags(result).values()) == promote.TAG_CHARACTERS

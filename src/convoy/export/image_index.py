@@ -34,16 +34,7 @@ class Images:
 
 
 def write(manifest: Path, path: Path) -> None:
-    """Extract the images that a dataset uses from its manifest.
-
-    Raises:
-        DataError: the manifest has no pixel hashes: an earlier version wrote it.
-    """
-    if not set(COLUMNS) <= set(pq.read_schema(manifest).names):
-        raise DataError(
-            f"{manifest} has no column `pixels`: an earlier version of Convoy wrote it. "
-            "Prepare again: dvc repro --force prepare"
-        )
+    """Extract the images that a dataset uses from its manifest."""
     table = pq.read_table(manifest, columns=list(COLUMNS))
     used = table.filter(pc.is_valid(table.column("split")))
     pq.write_table(used.sort_by("pixels"), path, compression="zstd")

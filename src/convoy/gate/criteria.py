@@ -9,6 +9,7 @@ from convoy.gate.evidence import Evidence, ModelUnderTest, UnavailableModel
 from convoy.gate.result import Criterion, Sense, Unit
 from convoy.gate.settings import GateParams
 from convoy.gate.statistics import calibration_error
+from convoy.gate.text import count, interval, number
 
 LIMITED: dict[str, tuple[str, Sense, Unit]] = {
     "images": ("unseen test images", "at least", "images"),
@@ -113,7 +114,7 @@ def _accuracy(evidence: Evidence, limits: GateParams) -> Criterion:
     share = evidence.candidate_predictions.share(limits.confidence)
     if share is None:
         return _limited("accuracy", None, limits)
-    note = f"{100 * limits.confidence:g} % interval {_percent(share.low)} to {_percent(share.high)}"
+    note = f"{100 * limits.confidence:g} % interval {interval(share)}"
     return _limited("accuracy", share.accuracy, limits, note)
 
 
@@ -123,7 +124,7 @@ def _class_recall(evidence: Evidence, limits: GateParams) -> Criterion:
     if not recalls:
         return _limited("class_recall", None, limits)
     recall, name, images = min(recalls)
-    criterion = _limited("class_recall", recall, limits, _class(name, images))
+    criterion = _limited("class_recall", recall, limits, f"class `{name}`, {count(images, 'image')}")
     empty = [row.name for row in evidence.classes if not row.images]
     if empty and criterion.limit is not None:
         return replace(criterion, held=False, note=f"{NO_IMAGE} of class {_names(empty)}")
@@ -139,7 +140,7 @@ def _class_drop(evidence: Evidence, limits: GateParams) -> Criterion:
     if not drops:
         return _limited("class_drop", None, limits, evidence.no_comparison, required=False)
     drop, name, images = max(drops)
-    return _limited("class_drop", drop, limits, _class(name, images))
+    return _limited("class_drop", drop, limits, f"class `{name}`, {count(images, 'image')}")
 
 
 def _ece(evidence: Evidence, limits: GateParams) -> Criterion:
@@ -168,7 +169,8 @@ def _champion_drop(evidence: Evidence, limits: GateParams) -> Criterion:
         note = _join(note, NO_IMAGE)
     else:
         today = float(own.correct[known].mean())
-        drop, note = recorded - today, _join(note, f"{_percent(today)} today, {_percent(recorded)} recorded")
+        drop = recorded - today
+        note = _join(note, f"{number(today, 'share')} today, {number(recorded, 'share')} recorded")
         before = champion.images.table if isinstance(champion, ModelUnderTest) and champion.images else {}
         labelled = zip(evidence.test_images.pixels, evidence.test_images.labels, strict=True)
         relabelled = sum(pixels in before and before[pixels][0] != label for pixels, label in labelled)
@@ -225,14 +227,6 @@ def _names(classes: Iterable[str]) -> str:
     names = sorted(classes)
     more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
     return ", ".join(f"`{name}`" for name in names[:5]) + more
-
-
-def _class(name: str, images: int) -> str:
-    return f"class `{name}`, {images:,} image{'s' * (images != 1)}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 def _join(first: str, second: str) -> str:

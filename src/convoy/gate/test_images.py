@@ -81,11 +81,7 @@ class TestImages:
         )
 
     def thumbnails(self, paths: Collection[str]) -> dict[str, npt.NDArray[np.uint8]]:
-        """Read test images as thumbnails (h, w, 3), whose longer side is at most `THUMBNAIL_PX`.
-
-        Raises:
-            DataError: as `read` does.
-        """
+        """Read test images as thumbnails (h, w, 3), whose longer side is at most `THUMBNAIL_PX`."""
         index_of = {path: index for index, path in enumerate(self.paths)}
         thumbnails = {}
         for chunk in self.read([index_of[path] for path in paths]):

@@ -159,8 +159,9 @@ def status(criterion: Criterion) -> str:
     return "met" if criterion.held else "breached"
 
 
-def _count(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'s' * (count != 1)}"
+def count(number: int, noun: str) -> str:
+    """Format a number of things, such as `1 image` or `2 images`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _upper(text: str) -> str:
@@ -192,7 +193,7 @@ def _reasons(result: GateResult) -> list[str]:
     comparison, share, champion = result.comparison, result.candidate_share, result.champion
     values = {"candidate": result.candidate, "champion": champion, "problem": result.champion_problem}
     if share:
-        images = _count(share.images, "unseen test image")
+        images = count(share.images, "unseen test image")
         values["accuracy"] = f"accuracy {number(share.accuracy, 'share')} on {images}"
     if comparison:
         values["figures"] = _compared(result, comparison)
@@ -200,7 +201,7 @@ def _reasons(result: GateResult) -> list[str]:
         values["allowed"] = number(result.conditions["equal_within"], "points")
     reasons = [REASONS[result.decision].format(**values)]
     if result.decision == "identical" and result.breaches:
-        limits = _count(len(result.breaches), "limit")
+        limits = count(len(result.breaches), "limit")
         reasons.append(f"It breaches {limits} on today's data, so a better model is needed:")
         reasons += [_upper(_breach(criterion)) for criterion in result.breaches]
     elif result.decision == "champion_unavailable":
@@ -253,7 +254,7 @@ def _compared(result: GateResult, comparison: Comparison) -> str:
     )
     return (
         f"Accuracy {number(ours, 'share')}, {result.champion} {number(theirs, 'share')}, on "
-        f"{_count(comparison.images, 'test image')} that neither was trained on. The gain is {gain(comparison.gain)} points, "
+        f"{count(comparison.images, 'test image')} that neither was trained on. The gain is {gain(comparison.gain)} points, "
         f"{confidence(result)} interval {gain(comparison.low)} to {gain(comparison.high)} ({comparison.only_candidate:,} "
         f"fixed, {comparison.only_champion:,} regressed, p {p_value(comparison.p_value)})"
     )
@@ -271,7 +272,7 @@ def _images_needed(result: GateResult, comparison: Comparison) -> list[str]:
     mistakes = comparison.only_candidate + comparison.both_wrong
     made, why, about = "no mistake", "", "at least"
     if mistakes:
-        made, about = _count(mistakes, "mistake"), "about"
+        made, about = count(mistakes, "mistake"), "about"
         why = ", and even fixing all of them would not be significant"
     gained = "a gain of this size" if comparison.gain > 0 else "that all its mistakes are fixed"
     return [
@@ -443,7 +444,7 @@ def _explained(result: GateResult, comparison: Comparison) -> list[str]:
     return [
         (
             f"Both models are right on {comparison.both_right:,} and wrong on {comparison.both_wrong:,} of "
-            f"{_count(comparison.images, 'image')}. Only the candidate is right on {b:,} (fixed), only the champion on "
+            f"{count(comparison.images, 'image')}. Only the candidate is right on {b:,} (fixed), only the champion on "
             f"{c:,} (regressed)."
         ),
         (

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 from mlflow.entities import FileInfo
@@ -48,6 +48,7 @@ NO_FILE = re.compile(
 
 LOG_IN = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN."
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -107,25 +108,20 @@ class Registry:
 
     def registered(self) -> RegisteredModel | None:
         """Read the registered model with its tags and aliases; None if it does not exist."""
-        return self._or_none(
-            f"read the registered model {self.model}", lambda: self.client.get_registered_model(self.model)
-        )
+        action = f"read the registered model {self.model}"
+        return self._unless(ABSENT, action, self.client.get_registered_model, self.model)
 
     def create(self) -> None:
         """Create the registered model if it does not exist."""
-        if self.registered():
-            return
-
-        def make() -> None:
-            try:
-                self.client.create_registered_model(
-                    self.model, tags={KIND: "image classifier"}, description=DESCRIPTION
-                )
-            except MlflowException as error:
-                if error.error_code != EXISTS:  # another process was faster
-                    raise
-
-        self.call(f"create the registered model {self.model}", make)
+        if not self.registered():
+            self._unless(
+                EXISTS,  # another process was faster
+                f"create the registered model {self.model}",
+                self.client.create_registered_model,
+                self.model,
+                tags={KIND: "image classifier"},
+                description=DESCRIPTION,
+            )
 
     def aliases(self) -> dict[str, str]:
         """Map aliases to numbers of versions, which may have been deleted."""
@@ -174,49 +170,42 @@ class Registry:
 
     def point(self, alias: str, version: Version) -> None:
         """Point an alias to a version."""
-        self.call(
-            f"move the alias {alias} to {version}",
-            lambda: self.client.set_registered_model_alias(self.model, alias, version.number),
-        )
+        action, write = f"move the alias {alias} to {version}", self.client.set_registered_model_alias
+        self.call(action, write, self.model, alias, version.number)
 
     def tag(self, version: Version, tags: Mapping[str, str]) -> None:
         """Set tags of a version."""
-
-        def write() -> None:
-            for key, text in tags.items():
-                self.client.set_model_version_tag(self.model, version.number, key, text)
-
-        self.call(f"tag {version}", write)
+        write = self.client.set_model_version_tag
+        for key, text in tags.items():
+            self.call(f"tag {version}", write, self.model, version.number, key, text)
 
     def add(self, model_id: str, mlflow_run_id: str, tags: Mapping[str, str], description: str) -> Version:
         """Add a logged model as a version."""
         with store.as_default(str(self.client.tracking_uri)):
             created = self.call(
                 f"add a version to {self.model}",
-                lambda: self.client.create_model_version(
-                    self.model,
-                    f"models:/{model_id}",
-                    run_id=mlflow_run_id,
-                    tags=dict(tags),
-                    description=description,
-                    model_id=model_id,
-                ),
+                self.client.create_model_version,
+                self.model,
+                f"models:/{model_id}",
+                run_id=mlflow_run_id,
+                tags=dict(tags),
+                description=description,
+                model_id=model_id,
             )
         return _as_version(created)
 
     def delete(self, version: Version) -> None:
         """Delete a version."""
-        delete = self.client.delete_model_version
-        self.call(f"delete {version}", lambda: delete(version.model, version.number))
+        self.call(f"delete {version}", self.client.delete_model_version, version.model, version.number)
 
-    def call(self, action: str, request: Callable[[], T]) -> T:
+    def call(self, action: str, request: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
         """Send a request to the store; `action` completes messages such as `may not …`.
 
         Raises:
             RegistryError: the store does not answer or refuses, with what to do.
         """
         try:
-            return request()
+            return request(*args, **named)
         except Exception as error:  # stores raise what their libraries do
             raise self.failure(action, error) from error
 
@@ -229,12 +218,13 @@ class Registry:
             return RegistryError(
                 f"{self.address} rejects {user}, so Convoy could not {action}: {reason}\n{LOG_IN}"
             )
-        if code == "PERMISSION_DENIED" or FORBIDDEN.search(reason):
-            if uri.startswith(settings.SQLITE):
-                return RegistryError(
-                    f"this user may not {action} in {self.address}: {reason}\n"
-                    "The owner of the file has to grant write access to it and its folder."
-                )
+        forbidden = code == "PERMISSION_DENIED" or FORBIDDEN.search(reason)
+        if forbidden and uri.startswith(settings.SQLITE):
+            return RegistryError(
+                f"this user may not {action} in {self.address}: {reason}\n"
+                "The owner of the file has to grant write access to it and its folder."
+            )
+        if forbidden:
             return RegistryError(
                 f"{user} may not {action} at {self.address}: {reason}\n"
                 f"Request the permission EDIT on the registered model `{self.model}` and on the experiments of this "
@@ -253,21 +243,24 @@ class Registry:
         return sorted(versions, key=lambda version: int(version.number))
 
     def _version(self, number: str) -> Version | None:
-        version = self._or_none(
-            f"read {self.model}/{number}", lambda: self.client.get_model_version(self.model, number)
-        )
+        read = self.client.get_model_version
+        version = self._unless(ABSENT, f"read {self.model}/{number}", read, self.model, number)
         return _as_version(version) if version else None
 
-    def _or_none(self, action: str, request: Callable[[], T]) -> T | None:
-        def read() -> T | None:
+    def _unless(
+        self, code: str, action: str, request: Callable[P, T], *args: P.args, **named: P.kwargs
+    ) -> T | None:
+        """Send a request; None if it fails with this code of MLflow's."""
+
+        def attempt() -> T | None:
             try:
-                return request()
+                return request(*args, **named)
             except MlflowException as error:
-                if error.error_code != ABSENT:
+                if error.error_code != code:
                     raise
                 return None
 
-        return self.call(action, read)
+        return self.call(action, attempt)
 
     def _numbers(self) -> str:
         return ", ".join(version.number for version in self.versions()) or "none"
@@ -339,10 +332,8 @@ class ModelArtifacts:
     @classmethod
     def of(cls, registry: Registry, version: Version) -> "ModelArtifacts":
         """List the files of a version."""
-        uri = registry.call(
-            f"locate the files of {version}",
-            lambda: registry.client.get_model_version_download_uri(version.model, version.number),
-        )
+        locate = registry.client.get_model_version_download_uri
+        uri = registry.call(f"locate the files of {version}", locate, version.model, version.number)
         return cls.at(registry, uri, str(version))
 
     @property

@@ -131,12 +131,9 @@ class Move:
 
     def attach(self, files: Sequence[Path]) -> None:
         """Add files, such as the verdict, to the entry."""
-
-        def write() -> None:
-            for path in files:
-                self.registry.client.log_artifact(self.entry.run, str(path))
-
-        self.registry.call("write the verdict into the promotion log", write)
+        action, write = "write the verdict into the promotion log", self.registry.client.log_artifact
+        for path in files:
+            self.registry.call(action, write, self.entry.run, str(path))
 
     def check(self) -> None:
         """Make sure that the entry still counts: call this right before the alias moves.
@@ -144,9 +141,7 @@ class Move:
         Raises:
             RegistryError: another process may have taken this process for dead.
         """
-        run = self.registry.call(
-            "read the promotion log", lambda: self.registry.client.get_run(self.entry.run)
-        )
+        run = self.registry.call("read the promotion log", self.registry.client.get_run, self.entry.run)
         age_s = time.monotonic() - self._began
         if run.info.status != "RUNNING" or age_s > SAFE_S:
             raise RegistryError(
@@ -166,13 +161,10 @@ class Move:
 
     def close(self, outcome: str, entry: Entry | None = None) -> None:
         """Close an entry, by default the own entry, with its outcome: `moved`, `not moved`, or why that is unknown."""
-        run = (entry or self.entry).run
-
-        def write() -> None:
-            self.registry.client.set_tag(run, OUTCOME, outcome)
-            self.registry.client.set_terminated(run, "FINISHED" if outcome == MOVED else "FAILED")
-
-        self.registry.call("write into the promotion log", write)
+        run, client, action = (entry or self.entry).run, self.registry.client, "write into the promotion log"
+        self.registry.call(action, client.set_tag, run, OUTCOME, outcome)
+        status = "FINISHED" if outcome == MOVED else "FAILED"
+        self.registry.call(action, client.set_terminated, run, status)
 
     def _wait(self, own: Entry | None = None) -> None:
         """Wait until no other living process has an open entry; for those of other machines only without an own entry."""
@@ -293,7 +285,7 @@ def champions(entries: Sequence[Entry], champion: str) -> list[str]:
 def _entries(registry: Registry, status: str = "") -> list[Entry]:
     """Read the entries of this registered model, oldest first."""
     name, action = settings.experiment() + SUFFIX, "read the promotion log"
-    experiment = registry.call(action, lambda: registry.client.get_experiment_by_name(name))
+    experiment = registry.call(action, registry.client.get_experiment_by_name, name)
     if experiment is None:
         return []
     _require_active(experiment)

@@ -1,10 +1,10 @@
 """Judge the registry's candidate against its champion, and promote it if the verdict allows."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from convoy.core import contract, files, params
 from convoy.core.errors import DataError, RequestError
@@ -32,8 +32,6 @@ DATASET = Path("build/dataset")
 DATA = Path("data")
 VERDICT = "verdict.json"
 PAGE = "verdict.html"
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -150,23 +148,21 @@ def tags(result: GateResult) -> dict[str, str]:
 
 
 def _under_test(version: Version, folder: Path) -> ModelUnderTest:
+    """Collect a model's files; the gate handles what is missing or damaged beside it."""
+    images = verification = None
+    with suppress(DataError):
+        images = image_index.load(folder / contract.IMAGES)
+    with suppress(FileNotFoundError, ValueError):
+        verification = files.read_json(folder / contract.VERIFICATION)
     return ModelUnderTest(
         name=str(version),
         onnx=folder / contract.VERIFIED,
         sha256=version.sha256,
-        images=_read(folder / contract.IMAGES, image_index.load),
+        images=images,
         recorded_accuracy=_accuracy(version.tags),
-        verification=_read(folder / contract.VERIFICATION, files.read_json),
+        verification=verification,
         created_ms=version.created_ms,
     )
-
-
-def _read(path: Path, reader: Callable[[Path], T]) -> T | None:
-    """Read a file beside a model; if it is damaged it counts as missing, which the gate handles."""
-    try:
-        return reader(path) if path.exists() else None
-    except (DataError, ValueError):
-        return None
 
 
 def _accuracy(tags: Mapping[str, str]) -> float | None:

@@ -179,7 +179,6 @@ def _of_run(registry: Registry, query: str, folder: Path) -> VerifiedModel:
         )
     if is_verified(DEPLOY, sha256):
         return VerifiedModel.read(DEPLOY)
-    deliver(run_id)
     run = _find_run(registry, run_id)
     logged = _logged_model(registry, run, sha256) if run else None
     remedy = f"convoy trace {run_id} --restore ../restored && cd ../restored && convoy register"
@@ -198,31 +197,25 @@ def _of_run(registry: Registry, query: str, folder: Path) -> VerifiedModel:
     return VerifiedModel.read(folder)
 
 
-def deliver(run_id: str) -> None:
-    """Wait until a run that is still in the outbox, and not being written, is in the store."""
-    where = outbox.folder()
-    if not (where / run_id / FILE).exists():
-        return
-    outbox.close_orphan(where, where / run_id, between_stages=True)
-    if not state(where / run_id).ended:
-        raise RegistryError(
-            f"run {run_id} is still being written, its pipeline has not ended. Register it when `dvc repro` is done."
-        )
-    if reasons := outbox.wait_until_uploaded([run_id], where, None):
-        raise RegistryError("\n".join(reasons.values()))
-
-
 def _find_run(registry: Registry, run_id: str) -> Run | None:
-    return registry.call(f"look up run {run_id}", lambda: store.find(run_id, registry.client))
+    """Find a run in the store; if it is still in the outbox, and not being written, wait until it is delivered."""
+    where = outbox.folder()
+    if (where / run_id / FILE).exists():
+        outbox.close_orphan(where, where / run_id, between_stages=True)
+        if not state(where / run_id).ended:
+            raise RegistryError(
+                f"run {run_id} is still being written, its pipeline has not ended. Register it when `dvc repro` is done."
+            )
+        if reasons := outbox.wait_until_uploaded([run_id], where, None):
+            raise RegistryError("\n".join(reasons.values()))
+    return registry.call(f"look up run {run_id}", store.find, run_id, registry.client)
 
 
 def _logged_model(registry: Registry, run: Run, sha256: str) -> LoggedModel | None:
     """Find the model with these bytes that a run logged; None if it was deleted or its upload was interrupted."""
     query = f"source_run_id = '{run.info.run_id}'"
-    logged = registry.call(
-        f"list the models of run {run.info.run_id}",
-        lambda: registry.client.search_logged_models([run.info.experiment_id], filter_string=query),
-    )
+    search, experiments = registry.client.search_logged_models, [run.info.experiment_id]
+    logged = registry.call(f"list the models of run {run.info.run_id}", search, experiments, query)
     ready = (model for model in logged if model.status == LoggedModelStatus.READY)
     return next((model for model in ready if model.tags.get(contract.ONNX_SHA256) == sha256), None)
 
@@ -233,14 +226,12 @@ def _files(registry: Registry, logged: LoggedModel, run_id: str) -> ModelArtifac
 
 def _stored(registry: Registry, model: VerifiedModel) -> tuple[Run, LoggedModel]:
     """Find the run and the logged model of a verified file; give back to the store what it has lost of them."""
-    deliver(model.run_id)
     run = _find_run(registry, model.run_id)
     if run is None:
         info(
             f"{registry.address} does not have run {model.run_id}: recreating it from this workspace, without its curves"
         )
         _rewrite_journal(model)
-        deliver(model.run_id)
         run = _find_run(registry, model.run_id)
         if run is None:
             raise RegistryError(
