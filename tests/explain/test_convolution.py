@@ -211,18 +211,22 @@ def drawn(out, image=None, filters=("vertical",), padding=0):
 def sums(text):
     """Read (products, total) of each printed sum back."""
     factor = r"\(?(-?[\d.]+)\)?"
-    found = []
+    printed = []
     for line in re.findall(r"^  row .*", text, re.MULTILINE):
         left, total = line.partition(":")[2].split(" = ")
         pairs = re.findall(rf"{factor}·{factor}", left)
-        found.append(([(float(x), float(w)) for x, w in pairs], float(total)))
-    return found
+        printed.append(([(float(x), float(w)) for x, w in pairs], float(total)))
+    return printed
 
 
 def test_every_printed_sum_adds_up_and_is_in_the_activation():
     text, worked = explained(
         "1 -2 3; 4 0.5 6; 7 8 9 | 1 0 0; 0 2 0; 0 0 3", ("1 2; -3 4 | 0 1; 1 0", "1 1; 1 1"), padding=1
     )
+    assert [line for line in text.splitlines() if line.startswith("  filter ")] == [
+        "  filter 1, typed 1:",
+        "  filter 2, typed 2:",
+    ]
     printed = sums(text)
     assert [total for _, total in printed] == np.moveaxis(worked.activation, 2, 0).ravel().tolist()
     for products, total in printed:
@@ -266,6 +270,7 @@ def test_the_padding_is_named_and_drawn():
 def test_relu_and_pooling_are_shown_with_what_they_did():
     text, _ = explained()
     assert "ReLU, max(0, x): 10 of 25 sums are negative and become 0; the volume stays 5×5×1" in text
+    assert "  filter " not in text
     assert "2×2×1; row 5 and column 5 fill no square and are dropped" in text
     assert "    3 0\n    3 0\n" in text
 

@@ -126,8 +126,8 @@ def test_the_digits_are_those_of_the_archive(sheets):
     images = torch.cat([sheets.train_u8, sheets.test_u8])
     labels = torch.cat([sheets.train_labels, sheets.test_labels])
     ink = images.flatten(1).sort().values
-    wanted = torch.from_numpy(np.repeat(first.flatten(), 3)).sort().values
-    same = (ink[:, -len(wanted) :] == wanted).all(dim=1)
+    expected = torch.from_numpy(np.repeat(first.flatten(), 3)).sort().values
+    same = (ink[:, -len(expected) :] == expected).all(dim=1)
     assert same.any()
     assert set(labels[same].tolist()) == {0}
 

@@ -29,7 +29,7 @@ def height_width_channels(made):
 
 
 def run(whole, px):
-    """What each module makes, and the MACs that torch counts, in training mode, where auxiliary heads answer."""
+    """What each module makes, and the MACs that torch counts, in training mode, where auxiliary heads run."""
     made = {}
     for name, inner in whole.named_modules():
         if name:

@@ -73,18 +73,18 @@ def pads(conv, volume):
     if conv.padding != "same":
         high, wide = pair(conv.padding)
         return wide, wide, high, high
-    found = []
+    added = []
     for side, kernel, stride, dilation in zip(
         volume[1:], pair(conv.kernel), pair(conv.stride), pair(conv.dilation), strict=True
     ):
         window = dilation * (kernel - 1) + 1
         total = max(window - (side % stride or stride), 0)
-        found = [total // 2, total - total // 2, *found]
-    return tuple(found)
+        added = [total // 2, total - total // 2, *added]
+    return tuple(added)
 
 
 def by_torch(layer, volume, module):
-    """What torch makes of an image, with the weights of the module that Convoy made, if it made one."""
+    """What torch makes of an image, with the weights of the module that Convoy made, if it made any."""
     image = torch.rand((2, *volume))
     if not isinstance(layer, Conv):
         stride = pair(layer.kernel if layer.stride is None else layer.stride)

@@ -120,7 +120,7 @@ def on():
 
 @pytest.fixture
 def resumable(tmp_path):
-    """Make what `fit` resumes from, as a new process would; unless said otherwise every step is saved."""
+    """Make what `fit` resumes from, as a new process would; by default every step is saved."""
 
     def make(
         publish=lambda points: None, *, every_s=0.0, time_budget_min=0.0, folder="checkpoints", **changes

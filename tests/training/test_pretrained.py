@@ -314,7 +314,7 @@ def test_many_names_are_counted_by_unit():
 
 
 def first_input(network, images):
-    """Catch what reaches the first convolution: deep networks with random weights answer alike to any image."""
+    """Catch what reaches the first convolution: deep networks with random weights give nearly equal logits for any image."""
     caught: list[Tensor] = []
     first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
     first.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))

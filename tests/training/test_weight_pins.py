@@ -1,4 +1,4 @@
-"""Sources of starting weights by their spelling, and the pins that say which bytes they stood for."""
+"""Sources of starting weights by their spelling, and the pins of the bytes that they stood for."""
 
 import json
 from pathlib import Path

@@ -185,7 +185,7 @@ def convolve(image: Volume, weights: Volume, padding: int, mode: PaddingMode, st
             f"A {tall}×{wide} filter does not fit into the {height}×{width} image with padding {padding}. "
             f"Choose a smaller filter, or --padding {padding + -(-lacking // 2)}"
         )
-    # (H', W', KH, KW, C): the pixels under a filter, for each place that it is laid on.
+    # (H', W', KH, KW, C): the pixels under a filter, window by window.
     windows = sliding_window_view(pad(image, padding, mode), weights.shape[1:])[::stride, ::stride, 0]
     activation: Volume = np.einsum("xyijc,fijc->xyf", windows, weights)
     return activation
@@ -288,7 +288,7 @@ def matrix(text: str, label: str) -> Volume:
 
 
 def _is_typed(text: str) -> bool:
-    """Tell a matrix, even an invalid one, from a name: it has rows or starts with a number."""
+    """Distinguish a matrix, even if it is invalid, from a name: it has rows or starts with a number."""
     return ";" in text or not math.isnan(_number(next(iter(text.split()), "")))
 
 

@@ -74,16 +74,16 @@ def draw(table: Table, path: Path) -> Path:
 
 
 def boxes(table: Table) -> list[Box]:
-    """List the volumes from image to classes: one for each unit that has weights or changes the volume."""
-    found = [Box("image", "image", (table.image_px, table.image_px, 3))]
+    """List the volumes from image to classes: a box for each unit that has weights or changes the volume."""
+    listed = [Box("image", "image", (table.image_px, table.image_px, 3))]
     flat = False
     for unit in _units(table.rows):
         row = _essence(unit)
         flat = flat or row.operation in {"flatten", "dense"}
-        changes = row.output != found[-1].volume or row.total("parameters") > 0
+        changes = row.output != listed[-1].volume or row.total("parameters") > 0
         if row.operation not in SHARING and changes:
-            found.append(Box(_caption(row), _colour(row), row.output, flat and row.output[:2] == (1, 1)))
-    return found
+            listed.append(Box(_caption(row), _colour(row), row.output, flat and row.output[:2] == (1, 1)))
+    return listed
 
 
 def _units(rows: tuple[Row, ...]) -> Iterator[Row]:

@@ -47,11 +47,11 @@ def entries(folder: Path, image_px: int, classes: int, *, everything: bool, quie
     for `classes`.
     """
     cache = Cache.read(cache_file())
-    found = [_entry(name, folder, cache, (image_px, classes)) for name in spec.names(folder)]
-    return found + cache.all_of_torchvision(quiet=quiet) if everything else found
+    listed = [_entry(name, folder, cache, (image_px, classes)) for name in spec.names(folder)]
+    return listed + cache.all_of_torchvision(quiet=quiet) if everything else listed
 
 
-def lines(found: list[Entry]) -> list[str]:
+def lines(listed: list[Entry]) -> list[str]:
     """Format entries as text; the error of a broken spec follows its name."""
     cells = [
         (
@@ -62,13 +62,13 @@ def lines(found: list[Entry]) -> list[str]:
             entry.smallest_px or "",
             f"{entry.image_px} px, {entry.classes} classes",
         )
-        for entry in found
+        for entry in listed
         if not entry.problem
     ]
     header = ("network", "parameters", "in training", "MACs", "smallest px", "counted for")
     title, *body = console.table(header, cells, right=range(1, len(header))).splitlines()
     rule = "─" * max(map(len, (title, *body)))
-    return [title, rule, *body, *(f"{entry.name}: {entry.problem}" for entry in found if entry.problem)]
+    return [title, rule, *body, *(f"{entry.name}: {entry.problem}" for entry in listed if entry.problem)]
 
 
 def cache_file() -> Path:
@@ -95,7 +95,7 @@ class Cache(BaseModel):
 
     @classmethod
     def read(cls, file: Path) -> "Cache":
-        """Read the file; a missing or damaged one is an empty cache."""
+        """Read the file; a missing or damaged file is an empty cache."""
         try:
             cache = cls.model_validate_json(file.read_bytes())
         except (OSError, ValidationError):
@@ -148,9 +148,9 @@ def _entry(name: str, folder: Path, cache: Cache, otherwise: tuple[int, int]) ->
         read = spec.load(name, folder)
         if read.torchvision is not None:
             return cache.of_torchvision(read.torchvision).model_copy(update={"name": name})
-        wanted, classes = (read.made_for.image_px, read.made_for.classes) if read.made_for else otherwise
+        px, classes = (read.made_for.image_px, read.made_for.classes) if read.made_for else otherwise
         smallest = shapes.smallest_px(read.layers, classes, 1)
-        image_px = wanted if read.made_for else max(wanted, smallest or 0)
+        image_px = px if read.made_for else max(px, smallest or 0)
         shapes.infer(read, classes, image_px)  # refuses what does not fit, whatever the cache holds
         return cache.of_spec(read, classes, image_px, smallest)
     except ConvoyError as error:

@@ -222,7 +222,7 @@ def trainings(sheets: Sheets, seed: int) -> Iterator[float]:
     """Train each network in place, then shuffled, `SEEDS` times each; yield the accuracies, 0..1.
 
     A seed decides initial weights, batches and shifts, equally in all four arms. Torch is kept on one thread: a second
-    one saves a third of the time on batches this small, but makes them eight times slower on a busy processor, since
+    thread saves a third of the time on batches this small, but makes them eight times slower on a busy processor, since
     each operation waits for both.
     """
     threads = torch.get_num_threads()

@@ -461,7 +461,7 @@ def _visible(
 ) -> Iterator[tuple[Row, int, str]]:
     """List the rows to print, each with its depth and its name within the unit above."""
     for outer in rows:
-        # A unit that only holds one other shares its line.
+        # A unit that only holds another unit shares its line.
         inner = outer.parts[0] if len(outer.parts) == 1 and not (units or outer.auxiliary or depth) else outer
         row = inner if inner.parts and not outer.computes else outer
         yield row, depth, row.name.removeprefix(within)

@@ -1,8 +1,8 @@
 """The layers of a spec: one class per kind of layer, with its arguments and their ranges.
 
 `spec` turns YAML into these, `shapes` infers the volume that each makes, `build` makes its torch module. To add a layer:
-a class here with its word in `LAYERS`, an entry in `shapes` and one in `build`; a layer with a window also needs an
-entry in `_through` of `explain/table.py`.
+a class here with its word in `LAYERS`, entries in `shapes` and `build`; a layer with a window also needs an entry in
+`_through` of `explain/table.py`.
 """
 
 import math
@@ -139,12 +139,12 @@ class Activation(Layer):
     def _check_values(self) -> "Activation":
         for name, value in self.values.items():
             if name == "approximate":
-                fits, wanted = value in ("none", "tanh"), "'none' or 'tanh'"
+                fits, allowed = value in ("none", "tanh"), "'none' or 'tanh'"
             else:
                 fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-                wanted = "a number"
+                allowed = "a number"
             if not fits:
-                raise ValueError(f"`{name}` is {abbreviate(value)}, but should be {wanted}")
+                raise ValueError(f"`{name}` is {abbreviate(value)}, but should be {allowed}")
         if self.word == "threshold" and len(self.values) < len(ACTIVATIONS[self.word][1]):
             raise ValueError("`threshold` and `value` must both be given")
         if self.word in _LOW_AND_HIGH:

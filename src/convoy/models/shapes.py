@@ -17,7 +17,7 @@ from convoy.models.layer_types import Layer, pair
 from convoy.models.spec import Spec
 
 LARGEST_PX = 1024
-"""Largest image side that the search for a working one tries: the upper limit of `data.image_px`."""
+"""Largest image side that the search for a working side tries: the upper limit of `data.image_px`."""
 
 Volume = tuple[int, ...]
 

@@ -198,7 +198,7 @@ class SpecParser:
         """Read the `blocks:` of a spec.
 
         Raises:
-            RequestError: a block has the name of a layer or one that no module can have, a key other
+            RequestError: a block has the name of a layer or a name that no module can have, a key other
                 than `takes` and `layers`, or an argument that none of its layers uses.
         """
         if not isinstance(value, Mapping):
