@@ -179,7 +179,6 @@ def train(dataset):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             trainer.fit(classifier, datamodule=DataModule(dataset, classifier.params, 1))
-        return trainer
 
     return run
 

@@ -6,7 +6,6 @@ from torch.nn.functional import cross_entropy
 from convoy.models.spec import Spec
 from convoy.training.data import Batch, DataModule
 from convoy.training.fit import fit
-from convoy.training.optim import lr_schedule
 
 STACK = ["conv1", "residual1", "conv2", "dense1"]
 
@@ -116,22 +115,6 @@ def test_evaluation_and_training_mode_come_and_go_around_frozen_norms(stack, par
     assert classifier(stack, params()).model.network.norm1.training
 
 
-def test_each_block_learns_at_its_share_of_the_schedule(stack, params, classifier, train):
-    look = Look()
-    made = classifier(stack, params(epochs=2, lr=0.2, transfer={"freeze": 1, "release": 1, "lr_factor": 0.5}))
-
-    train(made, look)
-
-    factor = lr_schedule("one_cycle", 0.2, 6)
-    assert len(look.steps) == 6
-    for number, step in enumerate(look.steps):
-        head = pytest.approx(0.2 * factor(number))
-        assert step["rates"]["dense1.weight"] == step["rates"]["dense1.bias"] == head
-        assert step["rates"]["norm2.weight"] * 2 == step["rates"]["conv2.weight"] * 2 == head
-        assert step["rates"]["residual1.body.norm1.bias"] * 4 == head
-        assert step["rates"]["conv1.weight"] * 8 == head
-
-
 def test_the_plans_table_agrees_with_the_optimizer(dataset, stack, params, out, starting, capsys):
     look = Look()
     transfer = {"freeze": 2, "release": 1, "lr_factor": 0.3}
@@ -147,14 +130,6 @@ def test_the_plans_table_agrees_with_the_optimizer(dataset, stack, params, out, 
             weight = next(name for name in first["rates"] if name.startswith(row[0]) and "weight" in name)
             done = f"{first['rates'][weight]:.3g}" if weight in first["with_grad"] else "frozen"
             assert row[-3 + epoch] == done
-
-
-def test_every_parameter_is_in_one_group_from_the_first_step_on(stack, params, classifier, train):
-    made = classifier(stack, params(epochs=1, transfer={"freeze": 3}))
-    trainer = train(made)
-    grouped = [value for group in trainer.optimizers[0].param_groups for value in group["params"]]
-    assert len(grouped) == len(set(grouped))
-    assert set(grouped) == set(made.model.network.parameters())
 
 
 @pytest.fixture
