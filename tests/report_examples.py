@@ -8,7 +8,7 @@ import gate_results
 from convoy.export.image_index import Images
 from convoy.retraining import report
 from convoy.retraining.data_diff import diff
-from convoy.retraining.facts import Delivery, Facts, Identity, Step
+from convoy.retraining.outcome import Delivery, Identity, RoundRecord, Step
 
 IDENTITY = Identity(
     commit="1" * 40,
@@ -28,9 +28,9 @@ ENERGY = {
     "kwh": 0.0024, "co2_kg": 0.0011, "how": "estimated",
 }  # fmt: skip
 DELIVERIES = [
-    Delivery("data and models", done=True, where="s3://team/store"),
-    Delivery("pull request", done=True, where="https://example.org/pull/12", why="opened"),
-    Delivery("branch", done=False, why="PUSH=1 was not given; type: git push origin retrain/x"),
+    Delivery("data and models", "s3://team/store"),
+    Delivery("pull request", "https://example.org/pull/12"),
+    Delivery("branch", why="PUSH=1 was not given; type: git push origin retrain/x"),
 ]
 JOB = "https://example.org/runs/123"
 
@@ -46,7 +46,7 @@ def images(count, names=gate_results.DIGITS, poisoned=()):
 
 
 def round_with(outcome, **values):
-    facts = Facts(
+    record = RoundRecord(
         outcome=outcome,
         started="2026-11-23T22:10:05Z",
         seconds=164.2,
@@ -63,7 +63,7 @@ def round_with(outcome, **values):
         deliveries=DELIVERIES,
         job=JOB,
     )
-    return replace(facts, **values)
+    return replace(record, **values)
 
 
 def ended_early(outcome, **values):
@@ -151,5 +151,5 @@ class Parsed:
         return "".join(child.content for child in token.children if child.type in kinds).replace("\u200b", "")
 
 
-def parse(facts):
-    return Parsed(report.body(facts))
+def parse(record):
+    return Parsed(report.render(record))

@@ -18,7 +18,7 @@ from convoy.gate.result import GateResult
 from convoy.registry.client import CANDIDATE, CHAMPION, Version
 from convoy.registry.log import Entry
 from convoy.registry.promote import Judged
-from convoy.retraining import outcome, processes, round  # noqa: A004 (the module's name)
+from convoy.retraining import outcome, round, worktree  # noqa: A004 (the module's name)
 from convoy.tracking.run import now_ms
 from small_pipeline import FILES, Small
 
@@ -60,7 +60,7 @@ CI = (
     "CI_DEFAULT_BRANCH", "MLFLOW_TRACKING_URI", "DVC_ROOT", "CONVOY_REPOSITORY",
 )  # fmt: skip
 
-STREAM = processes.stream
+STREAM = worktree.stream
 MOMENT = "2026-11-23T22:00:00+00:00"
 
 

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from convoy.core.errors import TrainingError
-from convoy.sweep import trial, worker
+from convoy.sweep import worker
 
 
 def data_changed() -> None:
@@ -35,7 +35,7 @@ ENDINGS = (data_changed, disk_full, bug, killed, ignoring_sigterm)
 
 def work(pipe: Any, number: int, *arguments: Any) -> None:
     """Work as a worker does, with a trial that ends as its number says."""
-    trial.run = lambda *_: ENDINGS[number]()
+    worker.train_trial = lambda *_: ENDINGS[number]()
     worker_work(pipe, number, *arguments)
 
 

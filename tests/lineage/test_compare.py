@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from convoy import cli
 from convoy.core.errors import RequestError
-from convoy.repo import dvc_cache
+from convoy.repo import dvc
 from small_pipeline import FAILED, FIRST, SECOND, Small
 
 
@@ -64,7 +64,7 @@ def test_the_files_of_two_deliveries_are_counted(traced: Small) -> None:
     traced.write("source/a.txt", "other\n")
     traced.remove("source/b.txt")
     traced.repro()
-    md5 = dvc_cache.required_outputs(traced.folder)["data"]
+    md5 = dvc.required_outputs(traced.folder)["data"]
     client, number = traced.mlflow_run(SECOND)
     client.set_tag(number, "convoy.data_hash", "3d" * 32)
     client.set_tag(number, "convoy.data_md5", md5)

@@ -11,8 +11,8 @@ from convoy.core.errors import RequestError
 from convoy.lineage import restore, trace
 from convoy.lineage.compare import only_run
 from convoy.lineage.runs import Record
-from convoy.repo import dvc, dvc_cache
-from convoy.repo.dvc_cache import RestoreError
+from convoy.repo import dvc
+from convoy.repo.dvc import RestoreError
 from small_pipeline import FAILED, FIRST, SECOND, Small
 
 COMMIT = "mlflow.source.git.commit"
@@ -33,7 +33,7 @@ def remove_from_cache(traced: Small, name: str) -> str:
     """Remove an output's content from the cache; its md5."""
     lock = yaml.load((traced.folder / "dvc.lock").read_text())
     [md5] = [out["md5"] for stage in lock["stages"].values() for out in stage["outs"] if out["path"] == name]
-    dvc_cache.of_repository(traced.folder).path(md5).unlink()
+    dvc.Cache.of(traced.folder).path(md5).unlink()
     return str(md5)
 
 
@@ -118,7 +118,7 @@ def test_a_cache_that_a_team_shares_is_not_the_clone_s(traced: Small, tmp_path: 
     traced.dvc("config", "cache.type", "symlink")
     set_commit(traced, FIRST, traced.commit("shared cache"))
     clone = restored(FIRST, tmp_path / "clone")
-    assert dvc_cache.of_repository(clone.folder).folder == clone.folder / ".dvc/cache"
+    assert dvc.Cache.of(clone.folder).folder == clone.folder / ".dvc/cache"
     assert not (clone.folder / "build/score").is_symlink()
     assert is_up_to_date(clone)
 
@@ -206,7 +206,7 @@ def test_content_is_copied_where_it_cannot_be_linked(
     def refuse(*_: object) -> None:
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr(dvc_cache.os, "link", refuse)
+    monkeypatch.setattr(dvc.os, "link", refuse)
     assert is_up_to_date(restored(FIRST, tmp_path / "clone"))
 
 

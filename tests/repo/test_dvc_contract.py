@@ -1,9 +1,9 @@
-"""What Convoy uses of DVC's own classes and files exists, with the meaning that repo/dvc.py and repo/dvc_cache.py assume."""
+"""What Convoy uses of DVC's own classes and files exists, with the meaning that repo/dvc.py assumes."""
 
 import json
 from pathlib import Path
 
-from convoy.repo import dvc, dvc_cache
+from convoy.repo import dvc
 from small_pipeline import Small
 
 
@@ -18,9 +18,9 @@ def test_the_configuration_resolves_relative_remotes_and_names_the_default(small
 
 
 def test_the_cache_is_laid_out_by_md5_and_lists_the_files_of_folders(reproduced: Small) -> None:
-    cache = dvc_cache.of_repository(reproduced.folder)
+    cache = dvc.Cache.of(reproduced.folder)
     assert cache.folder == reproduced.folder / ".dvc/cache"
-    md5 = dvc_cache.required_outputs(reproduced.folder)["data"]
+    md5 = dvc.required_outputs(reproduced.folder)["data"]
     assert md5.endswith(".dir")
     assert set(cache.members(md5)) == {"a.txt", "b.txt"}
     assert cache.path(cache.members(md5)["a.txt"]).read_text() == "a\n"
@@ -30,7 +30,7 @@ def test_the_cache_is_laid_out_by_md5_and_lists_the_files_of_folders(reproduced:
 def test_an_import_is_compared_with_its_source(small: Small) -> None:
     before = dvc.import_source(small.folder, "data.dvc")
     assert (before.address, before.has_fingerprint) == ("source", True)
-    assert before.recorded == before.current == dvc_cache.required_outputs(small.folder)["data"]
+    assert before.recorded == before.current == dvc.required_outputs(small.folder)["data"]
     small.write("source/c.txt", "c\n")
     after = dvc.import_source(small.folder, "data.dvc")
     assert after.recorded == before.recorded != after.current

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from convoy.retraining import processes
+from convoy.retraining import worktree
 from retraining_rounds import Programs, Rounds, make, outside_ci, started, with_fakes
 from small_pipeline import Small
 
@@ -44,5 +44,5 @@ def trained(finished_round: Rounds, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def quick(monkeypatch: pytest.MonkeyPatch) -> Programs:
     """Let DVC and the pipeline only write their files."""
     programs = Programs()
-    monkeypatch.setattr(processes, "stream", programs)
+    monkeypatch.setattr(worktree, "stream", programs)
     return programs

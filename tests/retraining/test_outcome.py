@@ -1,4 +1,4 @@
-"""What a round leaves in build/retrain/, and what it takes from others for it."""
+"""What the record of a round holds: timed steps, changes of the data, the figure of relabelled images."""
 
 import json
 import shutil
@@ -19,9 +19,31 @@ from convoy.gate import page
 from convoy.registry.client import ArtifactMissing, Version
 from convoy.retraining import outcome
 from convoy.retraining.data_diff import Changes, diff
-from convoy.retraining.facts import Facts
+from convoy.retraining.outcome import RoundRecord
 
 VERSION = Version("convoy", "1", "0" * 64, "run-1", "mlflow-1", 0, {})
+
+
+def test_steps_are_timed_and_printed_and_a_failed_one_is_recorded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moments = iter((10.0, 12.5, 20.0, 20.25))
+    monkeypatch.setattr(outcome.time, "monotonic", lambda: next(moments))
+    record = RoundRecord("2026-11-23T22:10:05Z", push=False)
+    assert record.incomplete_step == ""
+    with record.step("decide") as step:
+        step.note = "the data changed"
+    with pytest.raises(KeyboardInterrupt), record.step("repro"):
+        raise KeyboardInterrupt
+    assert [vars(step) for step in record.steps] == [
+        {"name": "decide", "seconds": 2.5, "note": "the data changed"},
+        {"name": "repro", "seconds": 0.25, "note": ""},
+    ]
+    printed = [line.split(maxsplit=2)[1:] for line in capsys.readouterr().out.splitlines()]
+    assert printed == [["decide", "2.5 s  the data changed"], ["repro", "0.2 s  failed"]]
+    for result, name in (("failed", "repro"), ("paused", "repro"), ("kept", ""), ("skipped", "")):
+        record.outcome = result  # type: ignore[assignment] # one of the outcomes
+        assert record.incomplete_step == name
 
 
 def checkpoint(root: Path, name: str, run_id: str, *, finished: bool) -> Path:
@@ -37,92 +59,64 @@ def test_a_training_by_age_forgets_the_champion_s_finished_checkpoint_and_no_oth
 ) -> None:
     run = SimpleNamespace(data=SimpleNamespace(tags={"convoy.training": "run-0"}))
     monkeypatch.setattr(outcome.store, "find", lambda _: run)
-    gone = [
-        checkpoint(tmp_path, "a", "run-1", finished=True),
-        checkpoint(tmp_path, "b", "run-0", finished=True),
-    ]
+    gone = [checkpoint(tmp_path, name, f"run-{name}", finished=True) for name in "01"]
     kept = [
         checkpoint(tmp_path, "c", "run-1", finished=False),
         checkpoint(tmp_path, "d", "run-9", finished=True),
     ]
     (tmp_path / "checkpoints/d/step-8.json").write_text("{")
+    outcome.forget_finished(tmp_path, None)
+    assert all(path.exists() for path in (*gone, *kept))
     outcome.forget_finished(tmp_path, VERSION)
     assert not any(path.exists() for path in gone)
     assert all(path.exists() for path in kept)
 
 
-def images(path: Path, rows: dict[str, tuple[str, str]]) -> Path:
+def write_images(path: Path, rows: dict[str, tuple[str, str]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     labels, splits = zip(*rows.values(), strict=True)
-    table = pa.table({"pixels": list(rows), "label": list(labels), "split": list(splits)})
-    pq.write_table(table.append_column("path", pa.array([f"{one}.png" for one in rows])), path)
+    paths = [f"{pixels}.png" for pixels in rows]
+    pq.write_table(pa.table({"pixels": list(rows), "label": labels, "split": splits, "path": paths}), path)
     return path
 
 
-class Store:
-    """Stand for the files of a version in the registry."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, held: Path | None) -> None:
-        self.requested: list[str] = []
-        self.held = held
-        monkeypatch.setattr(outcome.Registry, "open", classmethod(lambda _: None))
-        monkeypatch.setattr(
-            outcome.ModelArtifacts, "of", classmethod(lambda _, __, version: self.of(version))
-        )
-
-    def of(self, version: Version) -> "Store":
-        self.requested.append(str(version))
-        return self
-
-    def download_file(self, name: str, folder: Path) -> Path:
-        self.requested.append(name)
-        if self.held is None:
-            raise ArtifactMissing(f"{name} is not in the store")
-        return Path(shutil.copy(self.held, folder / name))
-
-
-def test_data_are_compared_with_the_champion_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = {"aa": ("cat", "train"), "bb": ("dog", "train"), "cc": ("dog", "test")}
-    images(tmp_path / "build/deploy" / contract.IMAGES, now)
-    images(tmp_path / "build/dataset/manifest.parquet", now)
-    before = images(
-        tmp_path / "before.parquet", {"aa": ("cat", "train"), "cc": ("dog", "test"), "dd": ("cat", "train")}
-    )
-    store = Store(monkeypatch, before)
-    facts = Facts(started="", push=False)
-    outcome.compare_data(facts, VERSION, tmp_path, tmp_path / "out")
-    assert store.requested == ["convoy/1", contract.IMAGES]
-    assert facts.changes
-    assert (facts.changes.added, facts.changes.gone, facts.changes.relabelled) == (1, 1, 0)
-    assert facts.changes.added_examples[0].path == "bb.png"
-
-
-def test_a_champion_whose_images_are_not_known_stops_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("before", "counts"),
+    [
+        ({"aa": ("cat", "train"), "cc": ("dog", "test"), "dd": ("cat", "train")}, (3, 1, 1, 0)),
+        (None, (None, 0, 0, 0)),
+    ],
+    ids=["known", "unknown"],
+)
+def test_data_are_compared_with_the_champion_s(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    before: dict[str, tuple[str, str]] | None,
+    counts: tuple[int | None, ...],
 ) -> None:
-    images(tmp_path / "build/deploy" / contract.IMAGES, {"aa": ("cat", "train")})
-    images(tmp_path / "build/dataset/manifest.parquet", {"aa": ("cat", "train")})
-    Store(monkeypatch, None)
-    facts = Facts(started="", push=False)
-    outcome.compare_data(facts, VERSION, tmp_path, tmp_path / "out")
-    assert facts.changes
-    assert facts.changes.before is None
+    requested = []
 
+    class Artifacts:
+        def download_file(self, name: str, folder: Path) -> Path:
+            requested.append(name)
+            if before is None:
+                raise ArtifactMissing(f"{name} is not in the store")
+            return Path(shutil.copy(write_images(tmp_path / "before.parquet", before), folder / name))
 
-def test_the_page_of_the_job_is_linked(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("GITHUB_ACTIONS", "CI_JOB_URL"):
-        monkeypatch.delenv(name, raising=False)
-    assert outcome.job_page() == ""
-    monkeypatch.setenv("CI_JOB_URL", "https://gitlab.example/job/7")
-    assert outcome.job_page() == "https://gitlab.example/job/7"
-    for name, text in {
-        "GITHUB_ACTIONS": "true",
-        "GITHUB_RUN_ID": "7",
-        "GITHUB_SERVER_URL": "https://github.com",
-        "GITHUB_REPOSITORY": "a/b",
-    }.items():
-        monkeypatch.setenv(name, text)
-    assert outcome.job_page() == "https://github.com/a/b/actions/runs/7"
+    monkeypatch.setattr(outcome.Registry, "open", classmethod(lambda _: None))
+    opened = classmethod(lambda _, __, version: requested.append(str(version)) or Artifacts())
+    monkeypatch.setattr(outcome.ModelArtifacts, "of", opened)
+    now = {"aa": ("cat", "train"), "bb": ("dog", "train"), "cc": ("dog", "test")}
+    for name in (f"build/deploy/{contract.IMAGES}", "build/dataset/manifest.parquet"):
+        write_images(tmp_path / name, now)
+    record = RoundRecord(started="", push=False)
+    outcome.compare_data(record, VERSION, tmp_path, tmp_path / "out")
+    assert requested == ["convoy/1", contract.IMAGES]
+    changes = record.changes
+    assert changes
+    assert (changes.before, changes.added, changes.gone, changes.relabelled) == counts
+    if before:
+        assert changes.added_examples[0].path == "bb.png"
 
 
 # Figure of relabelled images
@@ -142,14 +136,13 @@ def dataset(tmp_path: Path) -> Path:
     grays = np.arange(40, dtype=np.uint8)[:, None, None, None]
     np.save(folder / "images.npy", np.broadcast_to(grays, (40, 8, 8, 3)))
     np.save(folder / "labels.npy", np.zeros(40, np.int64))
-    facts = {"classes": ["ape", "bee"], "image_px": 8, "fit": "squash", "mean": [0] * 3, "std": [1] * 3}
-    facts |= {"hash": "h", "splits": SPLITS, "counts": {split: {} for split in SPLITS}}
-    files.write_json(folder / "dataset.json", facts)
-    rows = [*range(40), -1]
+    content = {"classes": ["ape", "bee"], "image_px": 8, "fit": "squash", "mean": [0] * 3, "std": [1] * 3}
+    content |= {"hash": "h", "splits": SPLITS, "counts": {split: {} for split in SPLITS}}
+    files.write_json(folder / "dataset.json", content)
     columns = {
         "pixels": [f"{row:02}" for row in range(40)] + [""],
         "split": [split_of(row) for row in range(40)] + [None],
-        "row": rows,
+        "row": [*range(40), -1],
     }
     pq.write_table(pa.table(columns), folder / "manifest.parquet")
     return folder
@@ -173,18 +166,15 @@ def test_relabelled_images_are_drawn_with_both_labels_from_the_packed_dataset(
     assert group.cells[1].caption.splitlines() == ["was ape", "now bee", "in val"]
 
 
-def test_equal_changes_give_an_equal_figure_and_none_removes_an_earlier_one(
+def test_a_figure_is_written_and_without_relabelled_images_an_earlier_one_is_removed(
     dataset: Path, tmp_path: Path
 ) -> None:
-    one, two = (
-        outcome.draw_relabelled(relabelled(range(40)), dataset, tmp_path / name) for name in ("one", "two")
-    )
-    assert [path.name for path in one] == ["relabelled.png"]
-    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
-    with Image.open(one[0]) as image:
+    (path,) = outcome.draw_relabelled(relabelled(range(40)), dataset, tmp_path / "out")
+    assert path == tmp_path / "out/relabelled.png"
+    with Image.open(path) as image:
         assert image.format == "PNG"
-    assert outcome.draw_relabelled(relabelled(()), tmp_path / "nowhere", tmp_path / "one") == ()
-    assert not list((tmp_path / "one").iterdir())
+    assert outcome.draw_relabelled(relabelled(()), tmp_path / "nowhere", tmp_path / "out") == ()
+    assert not path.exists()
 
 
 def test_without_a_packed_dataset_the_remedy_is_named(tmp_path: Path) -> None:

@@ -289,3 +289,15 @@ def add_remote(small: Small, **settings: object) -> None:
     """Write DVC's configuration, as `dvc remote add` and `dvc remote modify` do."""
     lines = "".join(f"    {name} = {text}\n" for name, text in settings.items())
     small.write(".dvc/config", f"[core]\n    remote = store\n['remote \"store\"']\n{lines}")
+
+
+def test_the_page_of_the_job_is_linked(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GITHUB_ACTIONS", "CI_JOB_URL"):
+        monkeypatch.delenv(name, raising=False)
+    assert publish.job_page() == ""
+    monkeypatch.setenv("CI_JOB_URL", "https://gitlab.example/job/7")
+    assert publish.job_page() == "https://gitlab.example/job/7"
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    for name, value in {"RUN_ID": "7", "SERVER_URL": "https://github.com", "REPOSITORY": "a/b"}.items():
+        monkeypatch.setenv(f"GITHUB_{name}", value)
+    assert publish.job_page() == "https://github.com/a/b/actions/runs/7"

@@ -11,7 +11,7 @@ import gate_results
 from convoy.gate.text import NOTHING, Name, Table, short
 from convoy.retraining import report
 from convoy.retraining.data_diff import diff
-from convoy.retraining.facts import Delivery, Identity, Step
+from convoy.retraining.outcome import Delivery, Identity, Step
 from report_examples import IDENTITY, JOB, ROUNDS, Parsed, ended_early, images, parse, round_with
 
 STILL = "convoy/7 still serves."
@@ -107,7 +107,7 @@ def test_breached_criteria_are_bold_and_first():
         ["Class drop", "83.0 points", "at most 20 points", "breached", ""],
         ["Verification of model.onnx", NOTHING, NOTHING, "met", "passed with these bytes"],
     ]
-    assert "**Class drop**" in report.body(ROUNDS["refused"])
+    assert "**Class drop**" in report.render(ROUNDS["refused"])
 
 
 def test_relabelled_images_are_warned_of_at_the_top_and_listed():
@@ -137,7 +137,7 @@ def test_relabelled_images_are_warned_of_at_the_top_and_listed():
 )
 def test_changes_of_the_data_are_counted(name, sentence):
     assert parse(ROUNDS[name]).paragraphs["Data"][0].startswith(sentence)
-    assert ("Labels changed" in report.body(ROUNDS[name])) == (name == "refused")
+    assert ("Labels changed" in report.render(ROUNDS[name])) == (name == "refused")
 
 
 def test_minutes_and_energy_are_listed_per_step_and_per_stage():
@@ -175,17 +175,18 @@ def test_deliveries_are_listed_with_address_or_reason():
     parsed = parse(ROUNDS["promoted"])
     assert parsed.tables["Pushed"][0][1:] == [
         ["data and models", "s3://team/store", ""],
-        ["pull request", "https://example.org/pull/12", "opened"],
+        ["pull request", "https://example.org/pull/12", ""],
         ["branch", "not done", "PUSH=1 was not given; type: git push origin retrain/x"],
     ]
     assert "https://example.org/pull/12" in parsed.links
 
 
-def test_figures_are_relative_links_beside_the_report(tmp_path):
-    names = ("gain.png", "classes.png", "relabelled.png", "flips.png")
-    pictures = [tmp_path / "with (a) space" / name for name in names]
-    report.write(tmp_path / "report.md", ROUNDS["refused"], pictures)
-    parsed = Parsed((tmp_path / "report.md").read_text(encoding="utf-8"))
+def test_figures_are_relative_links_beside_the_report(tmp_path, monkeypatch):
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    names = ("verdict.html", "gain.png", "classes.png", "relabelled.png", "flips.png")
+    paths = tuple(report.scratch(tmp_path) / "with (a) space" / name for name in names)
+    written = report.write(tmp_path, replace(ROUNDS["refused"], files=paths))
+    parsed = Parsed((tmp_path / written).read_text(encoding="utf-8"))
     assert [unquote(source) for source in parsed.images] == [
         f"with (a) space/{name}" for name in ("relabelled.png", "gain.png", "classes.png", "flips.png")
     ]
@@ -216,8 +217,8 @@ def hostile_round():
         changes=diff(images(300, every), images(330, every, every[:9]), {f"{n:064x}": f"{every[n % len(every)]}/x.png" for n in range(330)}),
         steps=[Step(name, 1, name) for name in every],
         identity=Identity(**dict.fromkeys(vars(IDENTITY), sentence)),
-        deliveries=[*(Delivery(name, done=False, why=name) for name in every), *(Delivery("x", done=True, where=name) for name in every),
-                    Delivery("y", done=True, where="https://example.org/)](x) [y](http://evil.example")],
+        deliveries=[*(Delivery(name, why=name) for name in every), *(Delivery("x", where=name) for name in every),
+                    Delivery("y", where="https://example.org/)](x) [y](http://evil.example")],
     )  # fmt: skip
 
 
@@ -294,7 +295,7 @@ def enormous_round(outcome):
             flips=gate_results.flips(1000, 1000, many),
         ),
         changes=diff(images(6000, many), images(7000, many, many[::3]), {f"{n:064x}": many[n % 1500] for n in range(7000)}),
-        deliveries=[Delivery(sentence, done=False, why=sentence) for _ in range(3)],
+        deliveries=[Delivery(sentence, why=sentence) for _ in range(3)],
         trigger=sentence,
         source=sentence,
     )  # fmt: skip
@@ -302,7 +303,7 @@ def enormous_round(outcome):
 
 @pytest.mark.parametrize("outcome", ["failed", "refused"])
 def test_a_report_never_exceeds_what_a_pull_request_takes(outcome):
-    text = report.body(enormous_round(outcome))
+    text = report.render(enormous_round(outcome))
     assert len(text) <= report.MOST
     assert {"Criteria", "Identity", "Next steps"} <= set(Parsed(text).heads)
     assert "more are not listed." in text
@@ -312,8 +313,8 @@ def test_a_report_never_exceeds_what_a_pull_request_takes(outcome):
 
 def test_of_long_lists_examples_are_cut_and_never_the_criteria():
     many = [f"class {n}" for n in range(2000)]
-    facts = round_with("promoted", gate_result=gate_results.gate_result(classes=gate_results.classes(many)))
-    full, cut = parse(ROUNDS["promoted"]), parse(facts)
+    record = round_with("promoted", gate_result=gate_results.gate_result(classes=gate_results.classes(many)))
+    full, cut = parse(ROUNDS["promoted"]), parse(record)
     assert cut.tables["Criteria"] == full.tables["Criteria"]
     (recalls,) = cut.tables["Recall per class"]
     worst = min(gate_results.classes(many), key=lambda row: (row.candidate - row.champion, row.candidate))
@@ -324,13 +325,13 @@ def test_of_long_lists_examples_are_cut_and_never_the_criteria():
 def test_long_tables_are_folded_and_of_many_classes_those_that_changed_most_are_counted():
     names = [f"class {n:03}" for n in range(300)]
     before, now = images(300, names), images(299, names)
-    facts = round_with("kept", gate_result=None, changes=diff(before, now))
-    assert "<details><summary>100 rows</summary>\n" in parse(facts).raw
-    (removed, counts) = parse(facts).tables["Data"]
+    record = round_with("kept", gate_result=None, changes=diff(before, now))
+    assert "<details><summary>100 rows</summary>\n" in parse(record).raw
+    (removed, counts) = parse(record).tables["Data"]
     assert removed[1][2] == "class 299"
     assert counts[1] == ["class 299", "1", "0", "-1"]
     assert len(counts) == 101
 
 
 def test_equal_rounds_give_equal_reports():
-    assert report.body(hostile_round()) == report.body(hostile_round())
+    assert report.render(hostile_round()) == report.render(hostile_round())

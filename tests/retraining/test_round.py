@@ -11,7 +11,7 @@ import pytest
 
 from convoy.registry import promote, register
 from convoy.repo import git
-from convoy.retraining import processes, publish, round, trigger, worktree  # noqa: A004 (the module's name)
+from convoy.retraining import publish, round, trigger, worktree  # noqa: A004 (the module's name)
 from retraining_rounds import DownError, Programs, Rounds, state
 
 STEPS = {
@@ -21,7 +21,7 @@ STEPS = {
     "decide": (round, "decide"),
     "take the data": (worktree, "checkout_pinned"),
     "commit the data": (publish, "commit"),
-    "repro": (processes, "stream"),
+    "repro": (worktree, "stream"),
     "commit the lock": (publish, "commit"),
     "register": (register, "register"),
     "judge": (promote, "judge"),
@@ -48,7 +48,7 @@ def test_a_first_round_makes_a_champion_and_keeps_its_lock_on_a_branch(rounds: R
 
 
 def test_a_round_with_nothing_new_trains_nothing(trained: Rounds, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "stream", lambda *_: pytest.fail("something ran"))
+    monkeypatch.setattr(worktree, "stream", lambda *_: pytest.fail("something ran"))
     (trained.root / "build/retrain/old.png").touch()
     before = state(trained.root)
     assert trained.run() == 0
@@ -280,9 +280,9 @@ def test_a_round_that_is_interrupted_cleans_up_and_says_where(
     before = state(trained.root)
 
     def interrupt(*_: object) -> str:
-        raise processes.Stopped
+        raise worktree.Stopped
 
-    monkeypatch.setattr(processes, "stream", interrupt)
+    monkeypatch.setattr(worktree, "stream", interrupt)
     assert trained.run() == 1
     assert trained.result["step"] == "repro"
     assert trained.result["reason"].startswith("the round was stopped.")

@@ -16,9 +16,8 @@ from convoy.core.contract import RETRAIN_INPUTS, RETRAIN_SOURCE
 from convoy.core.errors import RequestError
 from convoy.registry.client import Version
 from convoy.retraining import trigger
-from convoy.retraining.processes import RoundError
 from convoy.retraining.trigger import Upstream, decide
-from convoy.retraining.worktree import checkout_pinned
+from convoy.retraining.worktree import RoundError, checkout_pinned
 from retraining_rounds import Programs, Rounds, started
 from small_pipeline import Small
 

@@ -11,10 +11,9 @@ import pytest
 
 from convoy.core import yaml
 from convoy.core.console import ProgressBar
-from convoy.sweep import run, trial
-from convoy.sweep.request import Request
+from convoy.sweep import run, worker
 from convoy.sweep.results import Progress, Results
-from convoy.sweep.study import open_study, read_trials
+from convoy.sweep.study import Request, open_study, read_trials
 from convoy.sweep.worker import Outcome, Reporter
 from convoy.tracking import outbox
 from convoy.tracking.run import Reference
@@ -59,7 +58,7 @@ class InProcess:
         """Nothing is left to end."""
 
     def train(self, number: int, values: Mapping[str, Any], reporter: Reporter) -> Outcome:
-        return trial.run(self.request, number, values, self.parent, reporter)
+        return worker.train_trial(self.request, number, values, self.parent, reporter)
 
     def stop(self, cause: BaseException) -> None:
         self.cause = cause

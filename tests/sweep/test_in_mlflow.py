@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from convoy.sweep import run
-from convoy.sweep.request import Request
-from convoy.sweep.study import read_trials
+from convoy.sweep.study import Request, read_trials
 from convoy.tracking import outbox, store, uploader
 
 

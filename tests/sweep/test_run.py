@@ -12,7 +12,7 @@ from convoy.core import yaml
 from convoy.core.console import info
 from convoy.core.errors import ConvoyError, DataError, RequestError, TrainingError
 from convoy.sweep import run
-from convoy.sweep.request import Request, check_combinations
+from convoy.sweep.study import Request, check_combinations
 
 
 @pytest.fixture(autouse=True)
@@ -139,7 +139,7 @@ def test_more_frozen_blocks_than_a_network_has_are_found_before_any_trial(projec
     request = Request.read()
     content = request.content | {"network": {"name": "tiny", "weights": "./best.ckpt"}}
     with pytest.raises(RequestError, match=r"with freeze 2: train\.transfer\.freeze: 2 .* 2 blocks of tiny"):
-        check_combinations(request.model_copy(update={"content": content}), 3, 8)
+        check_combinations(request.model_copy(update={"content": content}))
 
 
 def test_a_sweep_whose_trials_all_fail_exits_with_1_and_the_reason(project) -> None:

@@ -6,7 +6,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from convoy import preflight
 from convoy.core import params, yaml
 from convoy.core.errors import RequestError
-from convoy.sweep.request import Request
+from convoy.sweep.study import Request
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,18 @@ from optuna.trial import TrialState
 from convoy.core.errors import TrainingError
 from convoy.repo import locks
 from convoy.sweep import run
-from convoy.sweep.request import Request
 from convoy.sweep.results import Results
 from convoy.sweep.space import combinations
-from convoy.sweep.study import JOURNAL, RepeatableSampler, begun, open_study, read_trials, recover, requeue
+from convoy.sweep.study import (
+    JOURNAL,
+    RepeatableSampler,
+    Request,
+    begun,
+    open_study,
+    read_trials,
+    recover,
+    requeue,
+)
 
 
 def proposals(

@@ -6,9 +6,8 @@ import pytest
 from convoy.core.console import ProgressBar
 from convoy.core.errors import TrainingError
 from convoy.sweep import run
-from convoy.sweep.request import Request
 from convoy.sweep.results import Progress, Results, Row
-from convoy.sweep.study import JOURNAL, read_trials, recover
+from convoy.sweep.study import JOURNAL, Request, read_trials, recover
 
 
 def values(rows: tuple[Row, ...]) -> list[dict[str, object]]:

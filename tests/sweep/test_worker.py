@@ -19,9 +19,8 @@ import sweep_workers
 from convoy.core.console import ProgressBar
 from convoy.core.errors import TrainingError
 from convoy.sweep import run, worker
-from convoy.sweep.request import Request
 from convoy.sweep.results import Progress
-from convoy.sweep.study import open_study, read_trials, recover
+from convoy.sweep.study import Request, open_study, read_trials, recover
 from convoy.sweep.worker import WorkerDied, Workers
 from convoy.tracking import outbox
 from convoy.tracking.run import Reference

@@ -6,8 +6,7 @@ from typing import Any
 from convoy.core import contract
 from convoy.core.console import table
 from convoy.core.errors import RequestError
-from convoy.lineage.resolve import Match
-from convoy.lineage.runs import Record
+from convoy.lineage.runs import Match, Record
 from convoy.lineage.trace import DIFF, Sources
 from convoy.repo import git
 

@@ -19,7 +19,7 @@ from convoy.core.errors import RequestError
 from convoy.lineage.runs import Record
 from convoy.lineage.trace import DIFF, UNFINISHED, Sources
 from convoy.repo import dvc, git
-from convoy.repo.dvc_cache import RestoreError, fill_cache
+from convoy.repo.dvc import RestoreError, fill_cache
 from convoy.tracking import run
 
 if TYPE_CHECKING:

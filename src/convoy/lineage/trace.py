@@ -10,10 +10,9 @@ from typing import Any
 from convoy.core import contract, files
 from convoy.core.console import table
 from convoy.core.errors import RequestError, without_credentials
-from convoy.lineage.resolve import Match, resolve
-from convoy.lineage.runs import Record, Records, StoreError, open_records
-from convoy.repo import dvc_cache, git
-from convoy.repo.dvc_cache import Cache
+from convoy.lineage.runs import Match, Record, Records, StoreError, open_records, resolve
+from convoy.repo import dvc, git
+from convoy.repo.dvc import Cache
 from convoy.tracking.settings import uri
 
 DIFF = "pipeline/workspace.diff"
@@ -85,7 +84,7 @@ def look(text: str, root: Path) -> tuple[Match, Sources]:
         StoreError: the tracking store does not answer, and the outbox has no match.
     """
     records = open_records(uri(), root)
-    cache = dvc_cache.of_repository(root)
+    cache = dvc.Cache.of(root)
     store_error = ""
     try:
         match = resolve(text, records, root, cache)

@@ -17,7 +17,7 @@ from convoy.core import yaml
 from convoy.core.console import table
 from convoy.core.errors import RequestError
 from convoy.core.params import did_you_mean, flatten
-from convoy.repo import dvc, dvc_cache, git
+from convoy.repo import dvc, git
 
 Verdict = Literal["unchanged", "runs", "perhaps", "cached", "accepted", "stops"]
 """What `dvc repro` does with a stage.
@@ -128,7 +128,7 @@ def _read_stages(root: Path, status: Mapping[str, list[Any]]) -> dict[str, Stage
         (yaml.read(root / name).get("stages") or {}) if (root / name).exists() else {}
         for name in ("dvc.lock", "dvc.yaml")
     )
-    stages = {name: Stage(name, content, content) for name, content in dvc_cache.tracked_files(root).items()}
+    stages = {name: Stage(name, content, content) for name, content in dvc.tracked_files(root).items()}
     for name, content in declared.items():
         items = [item for item in {**lock, **status} if item.startswith(f"{name}@")]  # foreach and matrix
         for item in items or [name]:
@@ -229,7 +229,7 @@ def _edits(root: Path, md5: str, path: str) -> dict[str, Any]:
 def _members(root: Path, md5: str, path: str) -> dict[str, Any]:
     """Compare the files of a folder with DVC's list of them; empty if DVC keeps none, as of a folder in git."""
     folder = root / path
-    then = dvc_cache.of_repository(root).members(md5)
+    then = dvc.Cache.of(root).members(md5)
     if not then or not folder.is_dir():
         return {}
     now = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}

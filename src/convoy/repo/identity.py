@@ -25,15 +25,21 @@ CHANGES = (".", ":(exclude,top)dvc.lock")
 DIFF_BYTES = 10_000_000
 """Largest diff that is kept with a run; a larger one is data rather than code."""
 
-DIFF_FORMAT = (
+DIFF_FORMAT = [
     "--binary",
     "--no-ext-diff",
     "--no-textconv",
     "--no-color",
     "--src-prefix=a/",
     "--dst-prefix=b/",
-)
+]
 """Options that make the diff independent of the user's git configuration."""
+
+EPOCH_S = 1e9
+"""Seconds that no machine has been up for, and that all times since 1970 exceed."""
+
+SAME_START_S = 1.5
+"""Largest difference between two readings of one start: Linux gives the time of boot in whole seconds."""
 
 
 def mint_run_id() -> str:
@@ -110,13 +116,6 @@ def _untracked_bytes(root: Path) -> int:
 
 def _too_large() -> str:
     return f"more than {DIFF_BYTES / 1e6:.0f} MB differ from the commit"
-
-
-EPOCH_S = 1e9
-"""Seconds that no machine has been up for, and that all times since 1970 exceed."""
-
-SAME_START_S = 1.5
-"""Largest difference between two readings of one start: Linux gives the time of boot in whole seconds."""
 
 
 def process_tags() -> dict[str, str]:

@@ -1,59 +1,134 @@
-"""Record what a candidate was made of and how the data changed; write verdict.json and report.md into build/retrain/."""
+"""The record of a round of retraining: its outcome and timed steps, what the candidate was made of, how the data changed."""
 
-import os
-import shutil
 import tempfile
-from dataclasses import asdict, replace
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from convoy.core import contract, files, params, yaml
+from convoy.core.console import info
 from convoy.core.dataset import MANIFEST_FILE, Dataset
 from convoy.core.errors import DataError
 from convoy.energy.meter import STAGES
 from convoy.export import image_index
 from convoy.export.image_index import Images
 from convoy.gate import page
+from convoy.gate.result import GateResult, Verdict
 from convoy.gate.text import short
 from convoy.registry.client import ArtifactMissing, ModelArtifacts, Registry, Version
 from convoy.repo.identity import data_md5
-from convoy.retraining import data_diff, report
+from convoy.retraining import data_diff
 from convoy.retraining.data_diff import Changes
-from convoy.retraining.facts import Facts
-from convoy.retraining.worktree import DATA, FOLDER
+from convoy.retraining.worktree import DATA
 from convoy.tracking import store
 
-OUT = Path("build/retrain")
-VERDICT = "verdict.json"
-REPORT = "report.md"
-CHANGES = ("before", "now", "added", "gone", "relabelled", "moved")
-"""Counts of changed images in verdict.json."""
-MOST_DRAWN = 18
-"""Most relabelled images drawn."""
+Outcome = Literal["promoted", "kept", "refused", "nothing-new", "skipped", "paused", "failed"]
+"""How a round ends. `paused`: stopped by its time budget or a signal, and continued by the next round."""
+
+DECIDED: Mapping[Verdict, Outcome] = {"promote": "promoted", "keep": "kept", "refuse": "refused"}
+MOST_DRAWN = 18  # relabelled images in the figure
 
 
-def scratch(root: Path) -> Path:
-    """Return the folder that collects the report's files until the round ends."""
-    return root / FOLDER / f"out-{os.getpid()}"
+@dataclass
+class Step:
+    """Record one step of a round."""
+
+    name: str
+    seconds: float = 0.0  # of wall time
+    note: str = ""  # its result in a few words
 
 
-def clear(root: Path) -> None:
-    """Remove the folders that killed rounds left."""
-    for left in (root / FOLDER).glob("out-*"):
-        shutil.rmtree(left, ignore_errors=True)
+@dataclass(frozen=True)
+class Delivery:
+    """Record whether something left this machine."""
+
+    what: str  # subject of a line: `data and models`, `branch`, `pull request`
+    where: str = ""  # the remote or the address, without credentials (an https:// address becomes a link)
+    why: str = ""  # why it was not done, with the command that does it by hand; empty if it was done
 
 
-def describe(facts: Facts, candidate: Version, worktree: Path) -> None:
+@dataclass
+class Identity:
+    """Hold the ids that lead from the data to the candidate; empty until they exist."""
+
+    commit: str = ""  # git commit whose code and params ran (HEAD of the caller)
+    branch: str = ""  # of this round, `retrain/...`; empty where there is no such branch (any more)
+    lock_commit: str = ""  # commit on that branch that holds the final dvc.lock; empty where nothing changed
+    data_md5: str = ""  # the delivery as DVC names it (`md5` of the out in data.dvc, with `.dir`)
+    data_hash: str = ""  # the packed dataset (`hash` of dataset.json, tag `convoy.data_hash`)
+    params_hash: str = ""  # tag `convoy.params_hash` of the run
+    run_id: str = ""  # Convoy's
+    mlflow_run_id: str = ""
+    version: str = ""  # the registered version, such as `convoy/7`
+    onnx_sha256: str = ""  # of model.onnx
+    lock_sha256: str = ""  # of dvc.lock (tag `convoy.lock`)
+
+
+@dataclass
+class RoundRecord:
+    """Record a round while it runs; verdict.json and report.md are written from it."""
+
+    started: str  # UTC, ISO 8601, such as `2026-11-23T22:10:05Z`
+    push: bool  # whether PUSH=1 was given
+    outcome: Outcome = "failed"  # until the round ended otherwise
+    reason: str = (
+        ""  # one or more lines; empty for an outcome of the gate, whose reasons are in `gate_result`
+    )
+    seconds: float = 0.0  # of wall time, the whole round
+    log: str = (
+        ""  # the last lines of the failed step, such as the end of `dvc repro`'s output; without credentials
+    )
+    trigger: str = ""  # why this round trained, such as `the data changed upstream`; empty where it did not
+    source: str = ""  # of the data, as data.dvc has it; without credentials
+    champion: str = ""  # the version that serves now, such as `convoy/7`; empty where there is none
+    champion_before: str = ""  # the version that served when the round began
+    gate_result: GateResult | None = None  # None before the verdict
+    changes: Changes | None = (
+        None  # from the champion's images to the candidate's; None before they are compared
+    )
+    energy: dict[str, Any] = field(default_factory=dict)  # sections `energy` of build/metrics/*.json joined
+    files: tuple[
+        Path, ...
+    ] = ()  # verdict.html and the figures of the gate, and the figure of relabelled images
+    steps: list[Step] = field(default_factory=list)  # in the order in which they ran, a failed one included
+    identity: Identity = field(default_factory=Identity)
+    deliveries: list[Delivery] = field(default_factory=list)  # what was to leave this machine, in order
+    job: str = ""  # address of the CI job's page that has this report with its figures; empty outside CI
+    hints: list[str] = field(default_factory=list)  # Markdown, not escaped; shown before the usual next steps
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[Step]:
+        """Time a step and print its line; a step that fails is recorded too."""
+        step, began, complete = Step(name), time.monotonic(), False
+        self.steps.append(step)
+        try:
+            yield step
+            complete = True
+        finally:  # after Ctrl-C too: the report names the step
+            step.seconds = round(time.monotonic() - began, 2)
+            text = step.note if complete else "failed"
+            info(f"[retrain] {name:<16} {step.seconds:7.1f} s  {text}".rstrip())
+
+    @property
+    def incomplete_step(self) -> str:
+        """Name the step in which the round failed or paused; empty where it ended as it should."""
+        return self.steps[-1].name if self.steps and self.outcome in ("failed", "paused") else ""
+
+
+def describe(record: RoundRecord, candidate: Version, worktree: Path) -> None:
     """Record what the candidate was made of, and the energy that its stages used."""
     for name in STAGES:
         path = worktree / "build/metrics" / f"{name}.json"
-        facts.energy |= files.read_json(path).get("energy", {}) if path.exists() else {}
-    facts.identity = replace(
-        facts.identity,
+        record.energy |= files.read_json(path).get("energy", {}) if path.exists() else {}
+    record.identity = replace(
+        record.identity,
         data_md5=data_md5(worktree / DATA),
         data_hash=str(files.read_json(worktree / "build/dataset/dataset.json")["hash"]),
         params_hash=params.digest(yaml.read(worktree / params.PARAMS_FILE)),
@@ -65,23 +140,21 @@ def describe(facts: Facts, candidate: Version, worktree: Path) -> None:
     )
 
 
-def compare_data(facts: Facts, champion: Version | None, worktree: Path, out: Path) -> None:
+def compare_data(record: RoundRecord, champion: Version | None, worktree: Path, out: Path) -> None:
     """Compare the images with the champion's, whose list is kept with its model; draw relabelled images into `out`."""
     now = image_index.load(worktree / "build/deploy" / contract.IMAGES)
     before = _images(champion) if champion else None
     rows = pq.read_table(worktree / "build/dataset/manifest.parquet", columns=["path", "pixels"]).to_pydict()
     paths = dict(zip(rows["pixels"], rows["path"], strict=True))
-    facts.changes = data_diff.diff(before, now, paths)
-    facts.files += draw_relabelled(facts.changes, worktree / "build/dataset", out)
+    record.changes = data_diff.diff(before, now, paths)
+    record.files += draw_relabelled(record.changes, worktree / "build/dataset", out)
 
 
 def draw_relabelled(changes: Changes, dataset_folder: Path, out: Path) -> tuple[Path, ...]:
-    """Draw images that have another label than before into relabelled.png; no file where no label changed.
+    """Draw images of the packed dataset that have another label than before into relabelled.png in `out`.
 
-    Args:
-        changes: of the data.
-        dataset_folder: today's packed dataset, from which the images are taken.
-        out: folder of the figure; created if it does not exist.
+    Returns:
+        Its path; empty where no label changed.
 
     Raises:
         DataError: there is no packed dataset.
@@ -141,54 +214,3 @@ def forget_finished(root: Path, champion: Version | None) -> None:
         if content.get("finished") and content.get("run_id") in trained:
             note.with_suffix(".ckpt").unlink(missing_ok=True)
             note.unlink(missing_ok=True)
-
-
-def write(root: Path, facts: Facts) -> Path:
-    """Replace build/retrain/ by this round's verdict and report, and add the report to the job's summary.
-
-    Returns:
-        The report's path, relative to the repository.
-    """
-    waiting = scratch(root)
-    waiting.mkdir(parents=True, exist_ok=True)
-    files.write_json(waiting / VERDICT, _verdict(facts))
-    report.write(waiting / REPORT, facts, [path for path in facts.files if path.suffix == ".png"])
-    target = root / OUT
-    if target.exists():
-        shutil.rmtree(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.move(waiting, target)
-    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-        with Path(summary).open("a", encoding="utf-8") as file:
-            file.write(report.body(facts) + "\n")
-    return OUT / REPORT
-
-
-def _verdict(facts: Facts) -> dict[str, Any]:
-    """Lay the report's facts out for programs."""
-    result = facts.gate_result
-    return {
-        "verdict": facts.outcome,
-        "reason": facts.reason or (result.reasons[0] if result else ""),
-        "step": facts.incomplete_step,
-        "trigger": facts.trigger,
-        "started": facts.started,
-        "seconds": facts.seconds,
-        "steps": [asdict(step) for step in facts.steps],
-        "candidate": facts.identity.version,
-        "champion": facts.champion,
-        "champion_before": facts.champion_before,
-        "branch": facts.identity.branch,
-        "identity": asdict(facts.identity),
-        "pushed": {delivery.what: delivery.done for delivery in facts.deliveries},
-        "data": {name: getattr(facts.changes, name) for name in CHANGES} if facts.changes else None,
-        "judgement": result.as_json() if result else None,
-    }
-
-
-def job_page() -> str:
-    """Return the address of this CI job's page; empty outside CI."""
-    env = os.environ
-    if env.get("GITHUB_ACTIONS") and env.get("GITHUB_RUN_ID"):
-        return f"{env.get('GITHUB_SERVER_URL')}/{env.get('GITHUB_REPOSITORY')}/actions/runs/{env['GITHUB_RUN_ID']}"
-    return env.get("CI_JOB_URL", "")

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from convoy.core.errors import without_credentials
 from convoy.repo import dvc, git
-from convoy.retraining import processes, report
-from convoy.retraining.facts import Delivery, Facts
-from convoy.retraining.processes import RoundError
-from convoy.retraining.worktree import NO_HOOKS
+from convoy.retraining import report, worktree
+from convoy.retraining.outcome import Delivery, RoundRecord
+from convoy.retraining.worktree import NO_HOOKS, RoundError
 
 REMOTE = "origin"
 ROBOT = {"name": "Convoy", "email": "convoy@localhost"}
@@ -24,20 +23,13 @@ UNCHANGED = "nothing differs from the commit"
 
 @dataclass
 class Publication:
-    """Bring a round's commits, data and models to the remotes, or keep them on a branch.
+    """Bring a round's commits, data and models to the remotes, or keep them on a branch."""
 
-    Attributes:
-        root: the caller's repository.
-        facts: record of the round; gets deliveries, and the branch.
-        branch: name of the branch, if there is anything to commit.
-        push: whether anything may leave this machine.
-    """
-
-    root: Path
+    root: Path  # the caller's repository
     tree: Path
-    facts: Facts
-    branch: str
-    push: bool
+    record: RoundRecord  # gets deliveries, and the branch
+    branch: str  # its name, if there is anything to commit
+    push: bool  # whether anything may leave this machine
     dvc_remote: str
 
     def publish(self) -> bool:
@@ -47,32 +39,32 @@ class Publication:
             RoundError: a remote rejected it.
         """
         head = git.commit(self.tree, "HEAD")
-        is_new = head != self.facts.identity.commit
-        self.facts.identity.branch = self.branch if is_new else ""
+        is_new = head != self.record.identity.commit
+        self.record.identity.branch = self.branch if is_new else ""
         if self.push:
-            with self.facts.step("push data") as step:
+            with self.record.step("push data") as step:
                 push_data(self.tree)
-                self._record("data and models", where=self.dvc_remote)
+                self._deliver("data and models", where=self.dvc_remote)
                 step.note = self.dvc_remote
         else:
             by_hand = "run: dvc push" if self.dvc_remote else "there is no DVC remote (docs/data.md)"
-            self._record("data and models", why=f"{NOT_PUSHED}; {by_hand}")
+            self._deliver("data and models", why=f"{NOT_PUSHED}; {by_hand}")
         if not is_new:
-            self._record("branch", why=UNCHANGED)
+            self._deliver("branch", why=UNCHANGED)
             return False
         if self.push:
-            with self.facts.step("push branch") as step:
+            with self.record.step("push branch") as step:
                 push_branch(self.root, head, self.branch)
-                self._record("branch", where=address(self.root))
+                self._deliver("branch", where=address(self.root))
                 step.note = self.branch
             return True
-        with self.facts.step("branch") as step:
+        with self.record.step("branch") as step:
             git.run(self.root, "branch", "--no-track", self.branch, head)
             has_remote = bool(address(self.root))
             by_hand = (
                 f"run: git push {REMOTE} {self.branch}" if has_remote else f"there is no git remote {REMOTE}"
             )
-            self._record("branch", why=f"{NOT_PUSHED}, so it exists only in this repository; {by_hand}")
+            self._deliver("branch", why=f"{NOT_PUSHED}, so it exists only in this repository; {by_hand}")
             step.note = f"{self.branch}, in this repository"
         return False
 
@@ -82,35 +74,35 @@ class Publication:
         Raises:
             RoundError: the request was not opened; the new champion stays.
         """
-        if not (self.push and self.facts.identity.branch):
+        if not (self.push and self.record.identity.branch):
             return
         on_github = os.environ.get("GITHUB_ACTIONS")
         if not (on_github or os.environ.get("GITLAB_CI")):
             by_hand = f"git fetch, then git merge {REMOTE}/{self.branch}"
-            self._record(
+            self._deliver(
                 "pull request",
                 why=f"this is neither GitHub Actions nor GitLab CI; to merge by hand: {by_hand}",
             )
             return
-        base, title = base_branch(self.root), f"Retrained: {self.facts.identity.version} is champion"
-        with self.facts.step("propose") as step:
+        base, title = base_branch(self.root), f"Retrained: {self.record.identity.version} is champion"
+        with self.record.step("propose") as step:
             try:
                 url = self._pull_request(base, title) if on_github else self._merge_request(base, title)
             except (RoundError, git.GitError) as error:
                 raise RoundError(
-                    f"{self.facts.champion} is champion and its branch {self.branch} is pushed, but no request was "
+                    f"{self.record.champion} is champion and its branch {self.branch} is pushed, but no request was "
                     f"opened: {error}\nOpen it by hand, into {base}.",
                     getattr(error, "log", ""),
                 ) from error
             what = "pull request" if on_github else "merge request"
-            self._record(what, where=url or address(self.root))
+            self._deliver(what, where=url or address(self.root))
             step.note = url or f"into {base}"
 
     def _pull_request(self, base: str, title: str) -> str:
         """Open a pull request with the report as its text; return its address."""
         with tempfile.TemporaryDirectory() as scratch:
             body = Path(scratch, "body.md")
-            body.write_text(report.body(self.facts), encoding="utf-8")
+            body.write_text(report.render(self.record), encoding="utf-8")
             words = ["--base", base, "--head", self.branch, "--title", title, "--body-file", str(body)]
             done = subprocess.run(  # noqa: S603 (no shell)
                 ["gh", "pr", "create", *words],  # noqa: S607 (from PATH)
@@ -130,7 +122,7 @@ class Publication:
         git.run(
             self.tree, *_committer(self.tree), *NO_HOOKS, "commit", "--quiet", "--allow-empty", "-m", title
         )
-        result, job = self.facts.gate_result, self.facts.job
+        result, job = self.record.gate_result, self.record.job
         reason = " ".join(result.reasons[0].split()) if result else ""
         options = (
             "merge_request.create",
@@ -142,8 +134,8 @@ class Publication:
         push_branch(self.root, git.commit(self.tree, "HEAD"), self.branch, options)
         return ""
 
-    def _record(self, what: str, *, where: str = "", why: str = "") -> None:
-        self.facts.deliveries.append(Delivery(what, done=not why, where=where, why=why))
+    def _deliver(self, what: str, *, where: str = "", why: str = "") -> None:
+        self.record.deliveries.append(Delivery(what, where, why))
 
 
 def commit(tree: Path, names: list[str], message: str, *, date: str = "") -> str:
@@ -172,7 +164,7 @@ def _committer(tree: Path) -> list[str]:
 def push_data(tree: Path) -> None:
     """Push what the worktree's dvc.lock names, with the run cache, so that other machines need not run the stages."""
     try:
-        processes.stream([sys.executable, "-m", "dvc", "push"], tree, {**os.environ, "DVC_NO_ANALYTICS": "1"})
+        worktree.stream([sys.executable, "-m", "dvc", "push"], tree, {**os.environ, "DVC_NO_ANALYTICS": "1"})
         dvc.push_run_cache(tree)
     except Exception as error:
         reason = without_credentials(getattr(error, "log", "") or str(error)).strip()
@@ -210,3 +202,11 @@ def base_branch(root: Path) -> str:
         answer = git.ask(root, "ls-remote", "--symref", REMOTE, "HEAD").partition("\t")[0]
         branch = answer.removeprefix("ref: refs/heads/")
     return branch or "main"
+
+
+def job_page() -> str:
+    """Return the address of this CI job's page; empty outside CI."""
+    env = os.environ
+    if env.get("GITHUB_ACTIONS") and env.get("GITHUB_RUN_ID"):
+        return f"{env.get('GITHUB_SERVER_URL')}/{env.get('GITHUB_REPOSITORY')}/actions/runs/{env['GITHUB_RUN_ID']}"
+    return env.get("CI_JOB_URL", "")

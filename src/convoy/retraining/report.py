@@ -6,10 +6,12 @@ formula, `@name` notifies a person. None of the class names, paths and errors ma
 
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 from convoy.core import files, templates
@@ -17,10 +19,19 @@ from convoy.energy.meter import STAGES, format_energy
 from convoy.gate import text
 from convoy.gate.text import Name, Section, Table, short, visible
 from convoy.retraining.data_diff import Changes, Example
-from convoy.retraining.facts import Facts
+from convoy.retraining.outcome import RoundRecord
+from convoy.retraining.worktree import FOLDER
 
-MOST = 60_000
-"""Characters of a report: GitHub takes 65,536 for a pull request, and a job may put something before it."""
+OUT = Path("build/retrain")
+VERDICT, REPORT = "verdict.json", "report.md"
+CHANGES = (
+    "before",
+    "now",
+    "added",
+    "gone",
+    "relabelled",
+    "moved",
+)  # counts of changed images in verdict.json
 
 IDENTITY = {
     "commit": "git commit (code and params)",
@@ -35,25 +46,23 @@ IDENTITY = {
     "onnx_sha256": "model.onnx, sha256",
     "lock_sha256": "dvc.lock, sha256",
 }
-"""Each part of `facts.Identity`, with its label."""
+"""Label of each field of `outcome.Identity`."""
 
 OVERRIDE = f"`{text.OVERRIDE}`"
 
-FOLDED = 20
-"""Rows up to which a table is shown unfolded."""
-
-LONGEST_NAME = 60
-"""Characters of a name in a table."""
-
-LONGEST_WORD = 120
-"""Characters of a word in a sentence: a longer one would widen its table beyond the page."""
-
-
-LONGEST_SENTENCE, LONGEST_BLOCK = 400, 3000
-"""Characters of a reason or note, and of an error or a step's last lines."""
+MOST = 60_000
+"""Characters of a report: GitHub takes 65,536 for a pull request, and a job may put something before it."""
 
 SIZES = (100, 10, 2)
 """Rows of each list, from long to short: the first with which the report does not exceed `MOST`."""
+
+FOLDED = 20  # rows up to which a table is shown unfolded
+LONGEST_NAME = 60  # characters of a name in a table
+LONGEST_WORD = 120  # in a sentence: a longer one would widen its table beyond the page
+LONGEST_SENTENCE, LONGEST_BLOCK = (
+    400,
+    3000,
+)  # characters of a reason or note, and of an error or a step's last lines
 
 
 class Markdown(str):
@@ -62,44 +71,82 @@ class Markdown(str):
     __slots__ = ()
 
 
-def write(path: Path, facts: Facts, pictures: Sequence[Path] = ()) -> None:
-    """Write the report, with figures as relative links.
+def scratch(root: Path) -> Path:
+    """Return the folder that collects the report's files until the round ends."""
+    return root / FOLDER / f"out-{os.getpid()}"
 
-    Args:
-        path: the Markdown file.
-        facts: the round.
-        pictures: PNG files as `gate.page.draw` and `outcome.draw_relabelled` return them.
+
+def clear(root: Path) -> None:
+    """Remove the folders that killed rounds left."""
+    for left in (root / FOLDER).glob("out-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def write(root: Path, record: RoundRecord) -> Path:
+    """Replace build/retrain/ by this round's verdict and report, and add the report to the job's summary.
+
+    Returns:
+        The report's path, relative to the repository.
     """
-    links = {
-        picture.stem: quote(Path(os.path.relpath(picture, path.parent)).as_posix(), safe="/-._~")
-        for picture in pictures
+    folder, target = scratch(root), root / OUT
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_json(folder / VERDICT, _verdict(record))
+    pictures = {
+        path.stem: quote(path.relative_to(folder).as_posix(), safe="/-._~")
+        for path in record.files
+        if path.suffix == ".png"
     }
-    files.write_text(path, _render(facts, links))
+    files.write_text(folder / REPORT, render(record, pictures))
+    if target.exists():
+        shutil.rmtree(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(folder, target)
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(summary).open("a", encoding="utf-8") as file:
+            file.write(render(record) + "\n")
+    return OUT / REPORT
 
 
-def body(facts: Facts) -> str:
-    """Render the report for a pull request or a job's summary, where files beside it cannot be seen.
+def _verdict(record: RoundRecord) -> dict[str, Any]:
+    """Lay the record out for programs."""
+    result = record.gate_result
+    return {
+        "verdict": record.outcome,
+        "reason": record.reason or (result.reasons[0] if result else ""),
+        "step": record.incomplete_step,
+        "trigger": record.trigger,
+        "started": record.started,
+        "seconds": record.seconds,
+        "steps": [asdict(step) for step in record.steps],
+        "candidate": record.identity.version,
+        "champion": record.champion,
+        "champion_before": record.champion_before,
+        "branch": record.identity.branch,
+        "identity": asdict(record.identity),
+        "pushed": {delivery.what: not delivery.why for delivery in record.deliveries},
+        "data": {name: getattr(record.changes, name) for name in CHANGES} if record.changes else None,
+        "judgement": result.as_json() if result else None,
+    }
 
-    It names their place, and links `facts.job`, where there is one.
+
+def render(record: RoundRecord, pictures: Mapping[str, str] = {}) -> str:
+    """Render the report; `pictures` are links by the name of the figure.
+
+    Without them, as for a pull request or a job's summary, the report names the figures' location and links `record.job`.
     """
-    return _render(facts, {})
-
-
-def _render(facts: Facts, pictures: Mapping[str, str]) -> str:
-    """Fill the template; `pictures` are links by the name of the figure."""
-    reasons, content = _reasons(facts), ""
+    reasons, content = _reasons(record), ""
     filters: dict[str, templates.Filter] = {"prose": prose, "block": block, "table": table, "link": link}
     for most in SIZES:
         context = {
-            "facts": facts,
-            "incomplete": facts.outcome in ("failed", "paused"),
-            "title": _title(facts),
-            "serving": _serving(facts),
+            "record": record,
+            "incomplete": record.outcome in ("failed", "paused"),
+            "title": _title(record),
+            "serving": _serving(record),
             "reasons": reasons[: max(5, most)],
             "more_reasons": max(0, len(reasons) - max(5, most)),
-            "about": _about(facts),
-            "sections": list(_sections(facts, most)),
-            "next_steps": [*facts.hints, *_next_steps(facts)],
+            "about": _about(record),
+            "sections": list(_sections(record, most)),
+            "next_steps": [*record.hints, *_next_steps(record)],
             "pictures": pictures,
         }
         content = templates.render("convoy.retraining", "report.md.j2", context, filters)
@@ -112,14 +159,14 @@ def _render(facts: Facts, pictures: Mapping[str, str]) -> str:
 # How the round ended
 
 
-def _title(facts: Facts) -> str:
-    candidate = code(facts.identity.version) or "the candidate"
-    match facts.outcome:
+def _title(record: RoundRecord) -> str:
+    candidate = code(record.identity.version) or "the candidate"
+    match record.outcome:
         case "promoted":
-            before = f", replacing {code(facts.champion_before)}" if facts.champion_before else ""
+            before = f", replacing {code(record.champion_before)}" if record.champion_before else ""
             return f"Promoted: {candidate} is the champion{before}"
         case "kept":
-            return f"Kept: {code(facts.champion)} stays champion" if facts.champion else "Kept: no champion"
+            return f"Kept: {code(record.champion)} stays champion" if record.champion else "Kept: no champion"
         case "refused":
             return f"Refused: {candidate} breaches limits of the gate"
         case "nothing-new":
@@ -127,42 +174,42 @@ def _title(facts: Facts) -> str:
         case "skipped":
             return "Skipped: another round is running"
         case "failed" | "paused":
-            step = f" in step {code(facts.incomplete_step)}" if facts.incomplete_step else ""
-            return f"{facts.outcome.capitalize()}{step}"
+            step = f" in step {code(record.incomplete_step)}" if record.incomplete_step else ""
+            return f"{record.outcome.capitalize()}{step}"
 
 
-def _serving(facts: Facts) -> str:
+def _serving(record: RoundRecord) -> str:
     """State which version serves after the round."""
-    if not facts.champion:
-        if facts.outcome in ("failed", "paused", "skipped"):  # the registry may not have been read yet
+    if not record.champion:
+        if record.outcome in ("failed", "paused", "skipped"):  # the registry may not have been read yet
             return "No alias was moved: what served before still serves."
         return "There is no champion, and there was none before."
-    if facts.champion == facts.champion_before:
-        return f"{code(facts.champion)} still serves."
-    before = f" {code(facts.champion_before)} served before." if facts.champion_before else ""
-    return f"{code(facts.champion)} serves now.{before}"
+    if record.champion == record.champion_before:
+        return f"{code(record.champion)} still serves."
+    before = f" {code(record.champion_before)} served before." if record.champion_before else ""
+    return f"{code(record.champion)} serves now.{before}"
 
 
-def _reasons(facts: Facts) -> list[str]:
+def _reasons(record: RoundRecord) -> list[str]:
     """List why the round ended as it did: the gate's reasons where the gate decided."""
-    decided = facts.gate_result is not None and facts.outcome in ("promoted", "kept", "refused")
-    reasons = list(facts.gate_result.reasons) if facts.gate_result and decided else []
-    return [facts.reason, *reasons] if facts.reason else reasons
+    decided = record.gate_result is not None and record.outcome in ("promoted", "kept", "refused")
+    reasons = list(record.gate_result.reasons) if record.gate_result and decided else []
+    return [record.reason, *reasons] if record.reason else reasons
 
 
-def _next_steps(facts: Facts) -> list[str]:
-    branch = code(facts.identity.branch)
+def _next_steps(record: RoundRecord) -> list[str]:
+    branch = code(record.identity.branch)
     kept = [f"The results are on the branch {branch}."] if branch else []
-    again = "`PUSH=1 make retrain`" if facts.push else "`make retrain`"
+    again = "`PUSH=1 make retrain`" if record.push else "`make retrain`"
     steps: list[str] = []
-    match facts.outcome:
+    match record.outcome:
         case "promoted":
             merge = f"Merge {branch}" if branch else "Commit `data.dvc` and `dvc.lock`"
             back = "To go back to the previous champion: `convoy rollback`"
             first = "This is the first champion: the next round compares its candidate with it."
             steps = [
                 f"{merge}, so that the main branch has the `dvc.lock` of what serves.",
-                back if facts.champion_before else first,
+                back if record.champion_before else first,
             ]
         case "kept":
             steps = ["Nothing needs to be done.", *kept, f"To promote it anyway: {OVERRIDE}"]
@@ -171,7 +218,7 @@ def _next_steps(facts: Facts) -> list[str]:
                 "Compare the changed labels with the images, under *Data* below: was the change intended?"
             )
             steps = [
-                *([labels] if facts.changes and facts.changes.relabelled else []),
+                *([labels] if record.changes and record.changes.relabelled else []),
                 "Check the breached criteria; if the data are wrong, fix them at their source: the next round imports them.",
                 *kept,
                 f"If the candidate is right and the limit wrong: change the limit in `params.yaml`, section `gate`, or {OVERRIDE}",
@@ -190,45 +237,45 @@ def _next_steps(facts: Facts) -> list[str]:
 # Sections
 
 
-def _about(facts: Facts) -> Table:
+def _about(record: RoundRecord) -> Table:
     """List when the round ran, on what, and why it trained."""
-    began = datetime.fromisoformat(facts.started).strftime("%Y-%m-%d %H:%M UTC")
-    rows = [("started", f"{began}, took {duration(facts.seconds)}")]
-    rows += [("trained because", facts.trigger)] * bool(facts.trigger)
-    rows += [("data from", Markdown(code(facts.source, 200)))] * bool(facts.source)
-    rows += [("job", Markdown(link(facts.job)))] * bool(facts.job)
+    began = datetime.fromisoformat(record.started).strftime("%Y-%m-%d %H:%M UTC")
+    rows = [("started", f"{began}, took {duration(record.seconds)}")]
+    rows += [("trained because", record.trigger)] * bool(record.trigger)
+    rows += [("data from", Markdown(code(record.source, 200)))] * bool(record.source)
+    rows += [("job", Markdown(link(record.job)))] * bool(record.job)
     return Table(("Round", ""), rows)
 
 
-def _sections(facts: Facts, most: int) -> Iterator[Section]:
-    data = [_data(facts, facts.changes, most)] if facts.changes else []
-    gate = list(text.sections(facts.gate_result, most, min(most, 20))) if facts.gate_result else []
+def _sections(record: RoundRecord, most: int) -> Iterator[Section]:
+    data = [_data(record, record.changes, most)] if record.changes else []
+    gate = list(text.sections(record.gate_result, most, min(most, 20))) if record.gate_result else []
     criteria = [section for section in gate if section.name == "criteria"]
     yield from [*criteria, *data, *(section for section in gate if section.name != "criteria")]
-    if facts.steps:
-        yield Section("steps", "Minutes and energy", [], [_steps(facts), *_energy(facts)])
-    if facts.deliveries:
+    if record.steps:
+        yield Section("steps", "Minutes and energy", [], [_steps(record), *_energy(record)])
+    if record.deliveries:
         rows = []
-        for delivery in facts.deliveries:
-            where = (link(delivery.where) or "done") if delivery.done else "**not done**"
+        for delivery in record.deliveries:
+            where = "**not done**" if delivery.why else link(delivery.where) or "done"
             rows.append((delivery.what, Markdown(where), delivery.why))
         yield Section("deliveries", "Pushed", [], [Table(("What", "Where", "Note"), rows)])
     ids = [
         (IDENTITY[name], Markdown(code(value, 200)))
-        for name, value in asdict(facts.identity).items()
+        for name, value in asdict(record.identity).items()
         if value
     ]
     if ids:
-        trace = ["convoy trace with any of these ids leads to the others."] if facts.identity.run_id else []
+        trace = ["convoy trace with any of these ids leads to the others."] if record.identity.run_id else []
         yield Section("identity", "Identity", trace, [Table(("What", "Id"), ids)])
 
 
-def _data(facts: Facts, changes: Changes, most: int) -> Section:
+def _data(record: RoundRecord, changes: Changes, most: int) -> Section:
     """List what changed in the data since the champion's training."""
     if changes.before is None:
         missing = (
             "The champion's training images are unknown"
-            if facts.champion_before
+            if record.champion_before
             else "There was no champion before"
         )
         sentence = f"{changes.now:,} images. {missing}, so there is nothing to compare with."
@@ -275,17 +322,17 @@ def _class_counts(changes: Changes, most: int) -> Table:
     return Table(("Class", ">Before", ">Now", ">Difference"), rows, total=len(changes.classes))
 
 
-def _steps(facts: Facts) -> Table:
+def _steps(record: RoundRecord) -> Table:
     rows = []
-    for step in facts.steps:
-        ended = [facts.outcome] if step is facts.steps[-1] and facts.incomplete_step else []
+    for step in record.steps:
+        ended = [record.outcome] if step is record.steps[-1] and record.incomplete_step else []
         rows.append((Name(step.name), duration(step.seconds), ": ".join(filter(None, [*ended, step.note]))))
-    return Table(("Step", ">Time", ""), [*rows, ("total", duration(facts.seconds), "")])
+    return Table(("Step", ">Time", ""), [*rows, ("total", duration(record.seconds), "")])
 
 
-def _energy(facts: Facts) -> list[Table]:
+def _energy(record: RoundRecord) -> list[Table]:
     """List the energy of each stage; the sum last."""
-    energy, rows = facts.energy, []
+    energy, rows = record.energy, []
     for stage, head in [*((stage, f"{stage}_") for stage in STAGES), ("total", "")]:
         if f"{head}kwh" in energy and f"{head}co2_kg" in energy:
             used = format_energy(energy[f"{head}kwh"], energy[f"{head}co2_kg"])

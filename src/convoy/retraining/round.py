@@ -26,11 +26,11 @@ from convoy.gate.settings import GateParams
 from convoy.registry import log, promote, register
 from convoy.registry.client import CANDIDATE, CHAMPION, Registry, Version
 from convoy.repo import dvc, git, identity, locks
-from convoy.retraining import outcome, processes, publish, trigger, worktree
-from convoy.retraining.facts import DECIDED, Facts, Outcome
-from convoy.retraining.processes import RoundError, Stopped
+from convoy.retraining import outcome, publish, report, trigger, worktree
+from convoy.retraining.outcome import DECIDED, Outcome, RoundRecord
 from convoy.retraining.publish import REMOTE, Publication
 from convoy.retraining.trigger import Decision, Upstream, decide
+from convoy.retraining.worktree import RoundError, Stopped
 from convoy.tracking import outbox, stages, store
 from convoy.tracking.journal import state
 
@@ -59,7 +59,9 @@ class Round:
     def __init__(self, root: Path, *, push: bool) -> None:
         self.root = root
         self.push = push
-        self.facts = Facts(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", push=push, job=outcome.job_page())
+        self.record = RoundRecord(
+            f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", push=push, job=publish.job_page()
+        )
         self.champion: Version | None = None
         self.began = time.monotonic()
         self.branch = f"retrain/{identity.mint_run_id()}"
@@ -76,10 +78,10 @@ class Round:
         except KeyboardInterrupt:
             result, reason = "paused", f"the round was stopped. {RUNS_AGAIN}"
         except RoundPaused as pause:
-            result, reason, self.facts.log = "paused", str(pause), pause.log
+            result, reason, self.record.log = "paused", str(pause), pause.log
         except ConvoyError as error:
             result, reason, code = "failed", str(error), error.exit_code
-            self.facts.log = getattr(error, "log", "")
+            self.record.log = getattr(error, "log", "")
         except Exception as error:  # noqa: BLE001 (a bug must not keep the report from being written)
             traceback.print_exc()
             result, reason = "failed", f"{type(error).__name__}: {error}"
@@ -87,41 +89,41 @@ class Round:
         return code
 
     def _exclusive(self) -> tuple[Outcome, str]:
-        with self.facts.step("prerequisites") as step:
+        with self.record.step("prerequisites") as step:
             self.dvc_remote = check_prerequisites(self.root, push=self.push)
-            self.facts.identity.commit = git.commit(self.root, "HEAD")
+            self.record.identity.commit = git.commit(self.root, "HEAD")
             if hint := _uncommitted(self.root):
-                self.facts.hints.append(hint)
-            step.note = f"commit {self.facts.identity.commit[:10]}"
+                self.record.hints.append(hint)
+            step.note = f"commit {self.record.identity.commit[:10]}"
         with ExitStack() as stack:
             try:
                 stack.enter_context(exclusive(self.root))
             except locks.AlreadyRunning as running:
                 return "skipped", f"another round runs in this repository: {running.owner}."
-            outcome.clear(self.root)
+            report.clear(self.root)
             try:
                 return self._in_worktree()
             finally:
                 self._clean()
 
     def _in_worktree(self) -> tuple[Outcome, str]:
-        with self.facts.step("worktree") as step:
+        with self.record.step("worktree") as step:
             tree = worktree.create(self.root)
             step.note = str(worktree.WORKTREE)
         with worktree.inside(self.root, tree):
-            with self.facts.step("look upstream") as step:
+            with self.record.step("look upstream") as step:
                 upstream = trigger.look(tree)
-                self.facts.source = upstream.address
+                self.record.source = upstream.address
                 if upstream.hint:
-                    self.facts.hints.append(upstream.hint)
+                    self.record.hints.append(upstream.hint)
                 change = "changed since data.dvc was written" if upstream.changed else "unchanged"
                 step.note = f"{upstream.address or worktree.DATA}: {change}"
-            with self.facts.step("decide") as step:
+            with self.record.step("decide") as step:
                 decision = self._decide(upstream, tree)
                 step.note = decision.why
             if not decision.trains:
                 return "nothing-new", f"{decision.why}."
-            self.facts.trigger = decision.why
+            self.record.trigger = decision.why
             self._train(tree, upstream, decision)
             return self._judge_and_promote(tree, upstream)
 
@@ -132,7 +134,7 @@ class Round:
         # A candidate that was deleted is replaced by this round, which registers.
         candidate = next((version for version in registry.versions() if version.number == number), None)
         self.champion = champion = registry.alias(CHAMPION)
-        self.facts.champion = self.facts.champion_before = str(champion or "")
+        self.record.champion = self.record.champion_before = str(champion or "")
         since_ms = 0
         if champion:
             moves = reversed(log.history(registry, champion.number))
@@ -144,84 +146,88 @@ class Round:
         env = {**os.environ, "PYTHONPATH": str(tree / "src"), "DVC_NO_ANALYTICS": "1"}
         flags = ["--force"] if decision.aged else []
         if self.dvc_remote:
-            with self.facts.step("check the remote") as step:
+            with self.record.step("check the remote") as step:
                 reason = dvc.check_remote(tree)
                 if reason and self.push:
                     raise RoundError(f"the DVC remote does not answer: {reason}")
                 if reason:
-                    self.facts.hints.append(f"The DVC remote did not answer ({reason}); it was not used.")
+                    self.record.hints.append(f"The DVC remote did not answer ({reason}); it was not used.")
                 else:
                     flags.append("--pull")
                 step.note = reason or "it answers"
-        with self.facts.step("take the data") as step:
+        with self.record.step("take the data") as step:
             names = worktree.checkout_pinned(tree, has_remote=bool(self.dvc_remote))
             if upstream.changed:
-                processes.stream([sys.executable, "-m", "dvc", "update", worktree.DATA], tree, env)
+                worktree.stream([sys.executable, "-m", "dvc", "update", worktree.DATA], tree, env)
             step.note = (
                 "new data" if upstream.changed else f"{', '.join(names) or worktree.DATA} as committed"
             )
-        with self.facts.step("commit the data") as step:
+        with self.record.step("commit the data") as step:
             # The model names this commit, whose data.dvc it was made from.
             date = git.ask(tree, "show", "--no-patch", "--format=%cI", "HEAD")
             message = f"Take new data from {upstream.address}\n\nBy a round of retraining: {decision.why}."
             number = publish.commit(tree, [worktree.DATA], message, date=date)
             step.note = f"commit {number[:10]}" if number else "nothing to commit"
-        with self.facts.step("repro"):
+        with self.record.step("repro"):
             if decision.aged:
                 outcome.forget_finished(self.root, self.champion)
             try:
-                processes.stream([sys.executable, "pipelines/repro.py", *flags], tree, env)
+                worktree.stream([sys.executable, "pipelines/repro.py", *flags], tree, env)
             except RoundError as error:
                 reason = _stage_error(error.log) or str(error)
                 if _is_paused():
                     pause = f"{reason}\nThe next round resumes the training, in the same run."
                     raise RoundPaused(pause, error.log) from error
                 raise RoundError(f"the pipeline failed: {reason}\n{RUNS_AGAIN}", error.log) from error
-        with self.facts.step("commit the lock") as step:
+        with self.record.step("commit the lock") as step:
             message = f"Retrain\n\nWhy: {decision.why}."
             number = publish.commit(tree, ["dvc.lock", worktree.DATA], message)
-            self.facts.identity.lock_commit = number
+            self.record.identity.lock_commit = number
             step.note = f"commit {number[:10]}" if number else "nothing to commit"
 
     def _judge_and_promote(self, tree: Path, upstream: Upstream) -> tuple[Outcome, str]:
-        with self.facts.step("register") as step:
+        with self.record.step("register") as step:
             candidate = register.register()
-            outcome.describe(self.facts, candidate, tree)
+            outcome.describe(self.record, candidate, tree)
             step.note = str(candidate)
-        with self.facts.step("judge") as step:
-            judged = promote.judge(outcome.scratch(self.root) / "gate")
-            self.facts.gate_result, self.facts.files = judged.judgement, judged.files
-            outcome.compare_data(self.facts, self.champion, tree, outcome.scratch(self.root))
+        with self.record.step("judge") as step:
+            judged = promote.judge(report.scratch(self.root) / "gate")
+            self.record.gate_result, self.record.files = judged.judgement, judged.files
+            outcome.compare_data(self.record, self.champion, tree, report.scratch(self.root))
             step.note = judged.judgement.verdict
-        publication = Publication(self.root, tree, self.facts, self.branch, self.push, self.dvc_remote)
+        publication = Publication(self.root, tree, self.record, self.branch, self.push, self.dvc_remote)
         self.keep_branch = publication.publish()
-        with self.facts.step("promote") as step:
+        with self.record.step("promote") as step:
             if promote.carry_out(judged):
-                self.facts.champion = str(judged.candidate)
+                self.record.champion = str(judged.candidate)
             self.keep_branch = True  # it shows what the verdict is about
-            step.note = f"champion is {self.facts.champion or 'none'}"
-        with self.facts.step("remember"):
+            step.note = f"champion is {self.record.champion or 'none'}"
+        with self.record.step("remember"):
             tags = {contract.RETRAIN_INPUTS: upstream.inputs, contract.RETRAIN_SOURCE: upstream.fingerprint}
             Registry.open().tag(judged.candidate, tags)
         if judged.judgement.verdict == "promote":
-            self.facts.outcome, self.facts.seconds = "promoted", round(time.monotonic() - self.began, 2)
+            self.record.outcome, self.record.seconds = "promoted", round(time.monotonic() - self.began, 2)
             publication.propose()
         return DECIDED[judged.judgement.verdict], ""
 
     def _clean(self) -> None:
         """Leave the repository as it was, apart from the branch of a verdict."""
         worktree.remove(self.root)
-        if self.facts.identity.branch and not self.keep_branch:
+        if self.record.identity.branch and not self.keep_branch:
             with suppress(git.GitError):  # it was never created
-                git.run(self.root, "branch", "--quiet", "-D", self.facts.identity.branch)
-            self.facts.identity.branch = ""
+                git.run(self.root, "branch", "--quiet", "-D", self.record.identity.branch)
+            self.record.identity.branch = ""
 
     def _report(self, result: Outcome, reason: str, code: int) -> None:
-        facts = self.facts
-        facts.outcome, facts.reason, facts.seconds = result, reason, round(time.monotonic() - self.began, 2)
-        path = outcome.write(self.root, facts)
-        head = facts.gate_result.reasons[0] if facts.gate_result and not reason else reason
-        where = f"in step `{facts.incomplete_step}`: " if code else ""
+        record = self.record
+        record.outcome, record.reason, record.seconds = (
+            result,
+            reason,
+            round(time.monotonic() - self.began, 2),
+        )
+        path = report.write(self.root, record)
+        head = record.gate_result.reasons[0] if record.gate_result and not reason else reason
+        where = f"in step `{record.incomplete_step}`: " if code else ""
         info(f"\n{result.upper()}  {where}{head}\nreport: {path}")
 
 

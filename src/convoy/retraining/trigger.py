@@ -21,8 +21,7 @@ from convoy.core.errors import RequestError, without_credentials
 from convoy.gate.settings import TRIGGER
 from convoy.registry.client import Version
 from convoy.repo import dvc
-from convoy.retraining.processes import RoundError
-from convoy.retraining.worktree import DATA, follows_source
+from convoy.retraining.worktree import DATA, RoundError, follows_source
 
 DAY_MS = 24 * 3600 * 1000
 

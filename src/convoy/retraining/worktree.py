@@ -1,27 +1,46 @@
-"""Create and remove the git worktree of a round, which shares the caller's DVC cache and remotes.
+"""Create and remove the git worktree of a round, which shares the caller's DVC cache and remotes; run programs in it.
 
 In the caller's repository only git's own record of the worktree is written, and removed with it.
 """
 
 import os
 import shutil
-from collections.abc import Iterator
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, suppress
 from pathlib import Path
 
+import psutil
+
 from convoy.core import stage, yaml
-from convoy.repo import dvc, dvc_cache, git
-from convoy.retraining.processes import RoundError
+from convoy.core.errors import ConvoyError, without_credentials
+from convoy.repo import dvc, git
 
-FOLDER = Path(".dvc/tmp/retrain")
-"""Files of a round in the caller's repository; DVC and git ignore them."""
-
+FOLDER = Path(".dvc/tmp/retrain")  # files of a round in the caller's repository, which DVC and git ignore
 WORKTREE = FOLDER / "worktree"
+DATA = "data.dvc"
 
 NO_HOOKS = ("-c", f"core.hooksPath={os.devnull}")
 """Hooks, such as DVC's own after a checkout, are meant for people's working trees."""
 
-DATA = "data.dvc"
+TAIL = 40  # last lines of a program that the report shows
+GRACE_S = 1.0  # for processes that Ctrl-C has reached to end by themselves
+STOP_S = 45.0  # for stopped stages to save their state and end their run
+
+
+class RoundError(ConvoyError):
+    """A step failed: the round ends, is cleaned up, and the champion stays; `log` has the program's last lines."""
+
+    def __init__(self, message: str, log: str = "") -> None:
+        super().__init__(message)
+        self.log = log
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGTERM, which may have reached this process only; a terminal's Ctrl-C reaches its children too."""
 
 
 def create(root: Path) -> Path:
@@ -33,7 +52,7 @@ def create(root: Path) -> Path:
     remove(root)
     tree.parent.mkdir(parents=True, exist_ok=True)
     git.run(root, *NO_HOOKS, "worktree", "add", "--quiet", "--detach", str(tree), "HEAD")
-    dvc_cache.configure(tree, root, dvc_cache.of_repository(root).folder)
+    dvc.configure(tree, root, dvc.Cache.of(root).folder)
     _link_source(root, tree)
     return tree
 
@@ -135,3 +154,78 @@ def _absent(names: list[str], error: Exception, where: str) -> str:
         f"content of {', '.join(names)} is not in DVC's cache {where}: {error!s:.400}\n"
         "On the machine that has it, run `dvc push` (docs/data.md shows how to add a remote), then run this again."
     )
+
+
+def stream(words: Sequence[str], folder: Path, env: Mapping[str, str]) -> str:
+    """Run a program and print its lines as they come; return the last ones.
+
+    Raises:
+        RoundError: it failed.
+    """
+    process = subprocess.Popen(  # noqa: S603 (own words)
+        words,
+        cwd=folder,
+        env=dict(env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    tail: deque[str] = deque(maxlen=TAIL)
+    try:
+        for line in process.stdout or ():
+            print(line, end="", flush=True)
+            tail.append(line)
+        code = process.wait()
+    except BaseException as error:  # a stage that goes on in a worktree that is gone harms the next round
+        _stop(process, signalled=not isinstance(error, Stopped))
+        raise
+    output = without_credentials("".join(tail))
+    if code:
+        raise RoundError(f"`{Path(words[1]).name}` ended with exit code {code}", output)
+    return output
+
+
+def _stop(process: "subprocess.Popen[str]", *, signalled: bool) -> None:
+    """Stop a program and its children: first the stages, which save their state, then the processes that wait for them."""
+    if not signalled and not _wait(process, GRACE_S):
+        for child in _descendants(process.pid):
+            if _is_stage(child):
+                with suppress(psutil.Error):
+                    child.terminate()
+    if not _wait(process, STOP_S):
+        for child in [*_descendants(process.pid), psutil.Process(process.pid)]:
+            with suppress(psutil.Error):
+                child.kill()
+        _wait(process, STOP_S)
+
+
+def _wait(process: "subprocess.Popen[str]", seconds: float) -> bool:
+    """Wait for a program to end and print its output: it would block on a full pipe."""
+    if process.stdout is None:
+        return True
+    descriptor, until = process.stdout.fileno(), time.monotonic() + seconds
+    os.set_blocking(descriptor, False)
+    while time.monotonic() < until:
+        with suppress(BlockingIOError, ValueError, OSError):
+            while rest := os.read(descriptor, 65536):
+                sys.stdout.write(rest.decode(errors="replace"))
+        sys.stdout.flush()
+        if process.poll() is not None:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _descendants(pid: int) -> list[psutil.Process]:
+    with suppress(psutil.Error):
+        return list(psutil.Process(pid).children(recursive=True))
+    return []
+
+
+def _is_stage(process: psutil.Process) -> bool:
+    """Whether a process is a stage script, which handles SIGTERM, and not a shell or DVC, which wait for it."""
+    with suppress(psutil.Error):
+        words = process.cmdline()
+        return len(words) > 1 and words[1].startswith("pipelines/") and "repro" not in words[1]
+    return False

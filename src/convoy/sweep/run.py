@@ -15,22 +15,30 @@ import optuna
 
 from convoy.core import contract, files, params, yaml
 from convoy.core.console import ProgressBar
-from convoy.core.dataset import Dataset
 from convoy.core.errors import RequestError, TrainingError
 from convoy.repo import locks
-from convoy.sweep.request import DATASET, FOLDER, REQUEST, Request, check_combinations
-from convoy.sweep.results import Progress, Results
+from convoy.sweep.results import Progress, Results, plots
 from convoy.sweep.space import combinations, describe
-from convoy.sweep.study import EPOCHS, REASON, RUN, begun, open_study, read_trials, recover, requeue
+from convoy.sweep.study import (
+    EPOCHS,
+    FOLDER,
+    REASON,
+    REQUEST,
+    RUN,
+    Request,
+    begun,
+    check_combinations,
+    open_study,
+    read_trials,
+    recover,
+    requeue,
+)
 from convoy.sweep.worker import WorkerDied, Workers
 from convoy.tracking import outbox, stages
 from convoy.tracking.run import Run
 
 LOCK = "sweep.lock"
-
-LOG_EVERY_S = 60.0
-"""Seconds between two lines of progress in a log."""
-
+LOG_EVERY_S = 60.0  # between two lines of progress in a log
 RESUME = "The study is kept; `convoy sweep` continues it."
 
 
@@ -57,8 +65,7 @@ def sweep(trials: int | None, workers: int, *, into_params: bool, as_json: bool)
     with _errors_explained(request):
         results = Results.of(request, read_trials(request))
         if results.done < target:
-            dataset = Dataset.load(DATASET)
-            check_combinations(request, len(dataset.classes), dataset.image_px)
+            check_combinations(request)
             stdout = sys.stderr if as_json else sys.stdout
             with locks.exclusive(request.folder / LOCK), contextlib.redirect_stdout(stdout):
                 results = _run(request, results, target, workers, as_json=as_json)
@@ -203,8 +210,6 @@ def _log(run: Run, study: optuna.Study, results: Results, *, pictures: bool) -> 
         run.log_file(table, "sweep")
         run.log_file(results.request.folder / REQUEST, "sweep")
         if pictures:
-            from convoy.sweep.plot import plots  # noqa: PLC0415 (matplotlib takes seconds)
-
             for picture in plots(study, results.request, Path(scratch)):
                 run.log_file(picture, "sweep")
 

@@ -1,15 +1,16 @@
-"""One study on disk: which values are tried next, and what happens to trials whose process died.
+"""One study: what it is to do, which values are tried next, and what happens to trials whose process died.
 
-`sweeps/<name>/` holds `study.journal` (Optuna's format, which its own tools read), `request.json` and a log per
-trial. Only the process that holds `sweep.lock` writes the journal.
+`sweeps/<name>/` holds `study.journal` (Optuna's format, which its own tools read), `request.json`, from which every
+worker and every later call reads what to do, and a log per trial. Only the process that holds `sweep.lock` writes the
+journal.
 """
 
 import itertools
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import numpy as np
 import optuna
@@ -19,30 +20,165 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import BaseModel, ConfigDict
 
-from convoy.core import yaml
-from convoy.sweep.request import Request
-from convoy.sweep.space import combinations
+from convoy.core import files, params, stage, yaml
+from convoy.core.dataset import Dataset
+from convoy.core.errors import NetworkError, RequestError
+from convoy.models import spec
+from convoy.models.build import assemble
+from convoy.models.spec import Spec
+from convoy.sweep.settings import SweepParams
+from convoy.sweep.space import SECTIONS, Dimension, combinations, describe, dimensions
+from convoy.training import weight_pins
+from convoy.training.checkpoints import training_code
+from convoy.training.freezing import Plan, blocks, refuse_without_weights
+from convoy.training.settings import NetworkParams, TrainParams
 
-JOURNAL = "study.journal"
+DATASET = Path("build/dataset")
+FOLDER, REQUEST, JOURNAL = "sweeps", "request.json", "study.journal"
 
 RUN, EPOCHS, REASON, WORKER, KILLED = "run", "epochs", "reason", "worker", "killed"
 """User attributes of a trial: Convoy's run id, epochs to train, why it failed, process id, workers killed by its values."""
 
-LIVES = 2
-"""Workers that may die while they train with the same values, before these values count as the cause."""
+FREEZING = (
+    "network.",
+    "train.transfer.",
+    "train.epochs",
+)  # keys that decide which blocks are frozen, until when
+MOST_CHECKED = 2000  # combinations that `check_combinations` goes through
+LIVES = (
+    2  # workers that may die while they train with the same values, before these values count as the cause
+)
+MIN_COMPLETE = 5  # completed trials before any is pruned: the median of fewer is noise
+RANDOM_TRIALS = 10  # drawn at random at the start, for TPE to have something to model
+TRIES = 10  # draws of each sampler in search of values that were not tried before
+MOST_LISTED = 100_000  # combinations that are written out to find one that is left
 
-MIN_COMPLETE = 5
-"""Completed trials before any is pruned: the median of fewer is noise."""
 
-RANDOM_TRIALS = 10
-"""Trials at the start that are drawn at random, for TPE to have something to model."""
+class Request(BaseModel):
+    """Hold everything that decides the results of a study's trials."""
 
-TRIES = 10
-"""Draws of each sampler in search of values that were not tried before."""
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-MOST_LISTED = 100_000
-"""Largest number of combinations that is written out to find one that is left."""
+    content: dict[str, Any]  # sections `network` and `train`, and `seed`, of params.yaml
+    sweep: SweepParams
+    inputs: dict[str, str]  # hashes of what identifies a study: when any changes, a new study begins
+    specs: dict[str, Any]  # every network that a trial may train, as its file described it
+
+    @classmethod
+    def read(cls) -> Self:
+        """Read params.yaml, the packed dataset and the networks.
+
+        Raises:
+            RequestError: an invalid value or key of the space.
+            DataError: there is no packed dataset.
+            NetworkError: starting weights that are not pinned.
+        """
+        sweep = params.section("sweep", SweepParams)
+        everything = yaml.read(params.PARAMS_FILE)
+        for name, kind in SECTIONS.items():
+            params.section(name, kind)
+        content = {"seed": params.seed(), **{name: everything[name] for name in SECTIONS}}
+        space = dimensions(sweep, everything)
+        specs = {name: spec.load(name).model_dump() for name in _options("network.name", space, content)}
+        inputs = {
+            "data": Dataset.load(DATASET).hash,
+            "space": params.digest(sweep.model_dump()["space"] | {"metric": sweep.metric}),
+            "params": params.digest(yaml.replaced(content, {dimension.key: None for dimension in space})),
+            "network": params.digest(specs),
+            "weights": params.digest(_weights(space, content)),
+            "code": code(),
+        }
+        return cls(content=content, sweep=sweep, inputs=inputs, specs=specs)
+
+    def save(self) -> None:
+        """Write it to the study's folder, for workers."""
+        files.write_text(self.folder / REQUEST, self.model_dump_json(indent=2) + "\n")
+
+    @property
+    def name(self) -> str:
+        """Name the study, such as `sweep-3f2a9c1b04de`."""
+        return f"sweep-{params.digest(self.inputs)[:12]}"
+
+    @property
+    def folder(self) -> Path:
+        """Locate the study in the repository."""
+        return stage.repository() / FOLDER / self.name
+
+    @property
+    def direction(self) -> Literal["minimize", "maximize"]:
+        """Name the better side of the metric, in Optuna's words."""
+        return "maximize" if self.sweep.metric == "val/accuracy" else "minimize"
+
+    @property
+    def space(self) -> tuple[Dimension, ...]:
+        """Return the dimensions of the space."""
+        return dimensions(self.sweep, self.content)
+
+    def settings(self, values: Mapping[str, Any]) -> tuple[NetworkParams, TrainParams, int]:
+        """Return the params of a trial, whose values replace those of params.yaml."""
+        changed = yaml.replaced(self.content, values)
+        return (
+            params.check("network", NetworkParams, changed["network"]),
+            params.check("train", TrainParams, changed["train"]),
+            int(changed["seed"]),
+        )
+
+
+def code() -> str:
+    """Hash the modules that decide a trial's result."""
+    return params.digest(training_code() | {"trial": files.sha256(Path(__file__).with_name("worker.py"))})
+
+
+def check_combinations(request: Request) -> None:
+    """Find values that exclude each other before any trial, such as frozen blocks without starting weights.
+
+    Raises:
+        RequestError: naming the values that exclude each other.
+        DataError: there is no packed dataset.
+    """
+    dataset = Dataset.load(DATASET)
+    space = [dimension for dimension in request.space if dimension.key.startswith(FREEZING)]
+    points = itertools.product(*(dimension.ends() for dimension in space))
+    for point in itertools.islice(points, MOST_CHECKED):
+        values = {dimension.key: value for dimension, value in zip(space, point, strict=True)}
+        network, train, _ = request.settings(values)
+        transfer = train.transfer
+        releases = isinstance(transfer.release, Mapping)
+        if (transfer.freeze, transfer.batch_norm, releases) == (0, "adapt", False):
+            continue  # nothing is frozen or released, which fits every network
+        try:
+            if network.weights == weight_pins.NONE:
+                refuse_without_weights(transfer)
+            network_spec = Spec.model_validate(request.specs[network.name])
+            parts = blocks(assemble(network_spec, len(dataset.classes), dataset.image_px))
+            Plan.of([block.name for block in parts], train, network.name)
+        except NetworkError:  # the network does not take these images: only its own trials fail
+            continue
+        except RequestError as error:
+            where = f"with {describe(values)}: " if values else ""
+            raise RequestError(
+                f"sweep.space allows values that cannot be trained together: {where}{error}\n"
+                "Remove one of these values from sweep.space, or change the value in params.yaml that excludes it."
+            ) from error
+
+
+def _options(key: str, space: tuple[Dimension, ...], content: Mapping[str, Any]) -> list[Any]:
+    """List the values that a key may have in a trial."""
+    varied = [dimension for dimension in space if dimension.key == key]
+    return list(varied[0].ends()) if varied else [yaml.get(content, key)]
+
+
+def _weights(space: tuple[Dimension, ...], content: Mapping[str, Any]) -> dict[str, str]:
+    """Hash all starting weights that a trial may begin with."""
+    chosen = [source for source in _options("network.weights", space, content) if source != weight_pins.NONE]
+    if not chosen:
+        return {}
+    pairs = itertools.product(chosen, _options("network.name", space, content))
+    return {
+        f"{source} {name}": weight_pins.find(source, spec.load(name)).weights_sha256 for source, name in pairs
+    }
 
 
 def open_study(request: Request) -> optuna.Study:

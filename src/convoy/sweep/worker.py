@@ -1,29 +1,43 @@
-"""A process for each trial: one that runs out of memory takes no other with it."""
+"""A trial, trained in a process of its own: one that runs out of memory takes no other with it."""
 
+import contextlib
 import errno
 import os
 import shutil
 import signal
 import sys
+import tempfile
 import threading
+import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Literal, Protocol, Self
 
+import pytorch_lightning as pl
+import torch
+
 from convoy.core import stage
+from convoy.core.dataset import Dataset
 from convoy.core.errors import ConvoyError, TrainingError
-from convoy.sweep.request import Request, code
-from convoy.sweep.study import WORKER
-from convoy.tracking.run import Reference
+from convoy.models.spec import Spec
+from convoy.sweep.space import describe
+from convoy.sweep.study import DATASET, EPOCHS, REQUEST, RUN, WORKER, Request, code
+from convoy.tracking import stages
+from convoy.tracking.run import Reference, Run
+from convoy.training import pretrained
+from convoy.training.fit import fit
 
-PATIENCE_S = 15.0
-"""Seconds that a worker has to end after SIGTERM: a step of a large network is not interrupted."""
-
-LOG = "workers.log"
-"""What workers print outside trials, such as the reason of a crash."""
+PATIENCE_S = 15.0  # for a worker to end after SIGTERM: a step of a large network is not interrupted
+LOG = "workers.log"  # what workers print outside trials, such as the reason of a crash
+STATE = "convoy.trial_state"
+BEST = {
+    "val/loss": "val_loss",
+    "val/accuracy": "val_accuracy",
+}  # metric of the sweep to its name in what `fit` returns
 
 
 @dataclass(frozen=True)
@@ -60,7 +74,7 @@ class Workers:
         self._arguments = (request.folder, _threads(count), parent)
         # Forks a process that has imported torch, so that a trial starts in no time.
         self._context = get_context("forkserver")
-        self._context.set_forkserver_preload(["convoy.sweep.trial"])
+        self._context.set_forkserver_preload(["convoy.sweep.worker"])
         self._processes: set[Any] = set()
         self._timer = threading.Timer(PATIENCE_S, self._signal_all, [signal.SIGKILL])
         self._timer.daemon = True
@@ -77,9 +91,7 @@ class Workers:
         }
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Restore the handlers; no worker is left, since `train` waits for its own."""
         self._timer.cancel()
         for number, handler in self._handlers.items():
@@ -180,17 +192,13 @@ def work(
         os.dup2(log, stream)
     stage.silence_dependencies()
     try:
-        import torch  # noqa: PLC0415 (not in the parent, which this module is imported into)
-
-        from convoy.sweep import trial  # noqa: PLC0415 (torch)
-
         torch.set_num_threads(threads)
-        request = Request.load(folder)
+        request = Request.model_validate_json((folder / REQUEST).read_text(encoding="utf-8"))
         if request.inputs["code"] != code():
             raise TrainingError(
                 "Convoy's code changed during the sweep. Run `convoy sweep` again, which begins a new study."
             )
-        pipe.send(trial.run(request, number, values, parent, _Parent(pipe)))
+        pipe.send(train_trial(request, number, values, parent, _Parent(pipe)))
     except (EOFError, ConnectionError, KeyboardInterrupt):
         return
     except ConvoyError as error:
@@ -213,3 +221,84 @@ def _threads(workers: int) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = os.environ.get("OMP_NUM_THREADS", "")
     return max(1, min(cores // workers, int(limit) if limit.isdigit() else cores))
+
+
+class Pruned(Exception):  # noqa: N818 (not an error: the other trials were better)
+    """End a training whose trial is worse than the median of the others."""
+
+
+class ReportEpochs(pl.Callback):
+    """Report every epoch to the study and to the run, and stop a trial that is pruned."""
+
+    def __init__(self, run: Run, metric: str, reporter: Reporter) -> None:
+        self.run = run
+        self.metric = metric
+        self.reporter = reporter
+        self.value = float("nan")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002 (Lightning's signature)
+        """Report; a trial is never pruned after its last epoch, which would save nothing."""
+        epoch = trainer.current_epoch + 1
+        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.run.log_metrics(values, epoch)
+        self.value = values[self.metric]
+        if self.reporter.report(epoch, self.value) and epoch < (trainer.max_epochs or 0):
+            raise Pruned
+
+
+def train_trial(
+    request: Request, number: int, values: Mapping[str, Any], parent: Reference, reporter: Reporter
+) -> Outcome:
+    """Train a trial, write its log and its run in MLflow, under the run `parent`.
+
+    Raises:
+        OSError: the disk is full.
+        DataError, TrainingError: the dataset changed since the sweep began.
+        KeyboardInterrupt: the worker is stopped.
+    """
+    dataset = Dataset.load(DATASET)
+    if dataset.hash != request.inputs["data"]:
+        raise TrainingError(
+            f"{DATASET} changed during the sweep. Run `convoy sweep` again, which begins a new study."
+        )
+    tags = {"convoy.sweep": request.name, "convoy.trial": str(number)}
+    with (request.folder / f"trial-{number:04}.log").open("w", encoding="utf-8") as log:
+        try:
+            with stages.standalone(f"trial {number} · {describe(values)}", tags, parent) as tracked:
+                tracked.set_tags({STATE: "running"})
+                with contextlib.redirect_stdout(log):
+                    return _fit(request, values, dataset, tracked, reporter)
+        except (OSError, EOFError):  # no fault of the values: the disk is full, or the sweep is gone
+            raise
+        except Exception as error:
+            if "PytorchStreamWriter" in str(error):  # torch reports of a full disk only that writing failed
+                raise OSError(errno.ENOSPC, str(error)) from error
+            traceback.print_exc(file=log)
+            prefix = "" if isinstance(error, ConvoyError) else f"{type(error).__name__}: "
+            return Outcome("failed", reason=f"{prefix}{error}")
+
+
+def _fit(
+    request: Request, values: Mapping[str, Any], dataset: Dataset, tracked: Run, reporter: Reporter
+) -> Outcome:
+    """Train into a temporary folder."""
+    network, train, seed = request.settings(values)
+    reporter.started({RUN: tracked.reference.run_id, EPOCHS: train.epochs})
+    tracked.log_params({"network.name": network.name} | dict(values))
+    spec = Spec.model_validate(request.specs[network.name])
+    reports = ReportEpochs(tracked, request.sweep.metric, reporter)
+    began = time.monotonic()
+    try:
+        with tempfile.TemporaryDirectory(dir=request.folder, prefix="out-") as out:
+            weights = pretrained.load(network.weights, spec)
+            metrics = fit(dataset, spec, train, seed, Path(out), callbacks=[reports], starting=weights)
+        outcome = Outcome("complete", float(metrics["best"][BEST[request.sweep.metric]]))
+        tracked.log_result({"best": metrics["best"]})
+    except Pruned:
+        outcome = Outcome("pruned", reports.value)
+    except BaseException as error:
+        tracked.set_tags({STATE: "failed" if isinstance(error, Exception) else "stopped"})
+        raise
+    tracked.log_metrics({"sweep/value": outcome.value, "sweep/seconds": time.monotonic() - began})
+    tracked.set_tags({STATE: outcome.state})
+    return outcome

@@ -1,4 +1,4 @@
-"""The pictures of a sweep."""
+"""Optuna's pictures of a sweep."""
 
 from pathlib import Path
 
@@ -7,20 +7,20 @@ import pytest
 from matplotlib.figure import Figure
 from optuna.trial import TrialState
 
-from convoy.sweep import plot
-from convoy.sweep.request import Request
+from convoy.sweep import results
+from convoy.sweep.study import Request
 
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
     figures: dict[str, Figure] = {}
-    write = plot.figures.write
+    write = results.figures.write
 
     def keep(figure: Figure, out: Path) -> Path:
         figures[out.name] = figure
         return write(figure, out)
 
-    monkeypatch.setattr(plot.figures, "write", keep)
+    monkeypatch.setattr(results.figures, "write", keep)
     return figures
 
 
@@ -40,7 +40,7 @@ def test_history_importances_and_slices_are_drawn(project, figures: dict[str, Fi
         add(study, lr, "8" if index % 2 else "16", 3 * lr, TrialState.COMPLETE)
     add(study, 0.3, "8", 2.0, TrialState.PRUNED)
     add(study, 0.35, "8", None, TrialState.FAIL)
-    paths = plot.plots(study, Request.read(), project.folder)
+    paths = results.plots(study, Request.read(), project.folder)
     assert {path.name for path in paths} == {"history.png", "importances.png", "slices.png"}
     assert all(path.stat().st_size > 5_000 for path in paths)
     [history] = figures["history.png"].get_axes()
@@ -54,5 +54,5 @@ def test_history_importances_and_slices_are_drawn(project, figures: dict[str, Fi
 def test_too_few_trials_have_no_importances(project) -> None:
     study = project.study()
     add(study, 0.1, "8", 0.5, TrialState.COMPLETE)
-    paths = plot.plots(study, Request.read(), project.folder)
+    paths = results.plots(study, Request.read(), project.folder)
     assert {path.name for path in paths} == {"history.png", "slices.png"}
