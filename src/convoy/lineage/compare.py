@@ -13,13 +13,9 @@ from convoy.repo import git
 CHOOSING = ("data.splits", "data.max_quarantined")
 """Params of `prepare` that decide which images are in the test split; the others change how they are packed."""
 
-OVERRIDDEN = "param."
-"""Begins the tag that holds a param's value where MLflow has an earlier one."""
-
-SHORT = 12
-NAMED = 5
-FIRST = ("test/", "deploy/", "val/", "best/", "train/")
-"""Order in which metrics are shown; the others follow."""
+OVERRIDDEN = "param."  # begins the tag that holds a param's value where MLflow has an earlier one
+FIRST = ("test/", "deploy/", "val/", "best/", "train/")  # order in which metrics are shown; the others follow
+SHORT, NAMED = 12, 5  # digits of a hash; runs
 
 
 def only_run(match: Match) -> Record:

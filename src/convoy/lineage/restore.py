@@ -25,18 +25,14 @@ from convoy.tracking import run
 if TYPE_CHECKING:
     from torch import Tensor
 
-FILES = ("params.yaml", "dvc.yaml", "data.dvc", "dvc.lock")
-"""Files of the pipeline in the folder `pipeline` of a run's artifacts."""
-
-SCRATCH = Path(".git/restoring")
-"""Folder of a clone's downloads: DVC would read a dvc.yaml that it finds elsewhere."""
+FILES = ("params.yaml", "dvc.yaml", "data.dvc", "dvc.lock")  # in the folder `pipeline` of a run's artifacts
+SCRATCH = Path(".git/restoring")  # of a clone's downloads: DVC would read a dvc.yaml that it finds elsewhere
 
 METRICS = Path("build/metrics")
 WEIGHTS = Path("build/model/weights.pt")
 VERIFICATION = Path("build/deploy", contract.VERIFICATION)
 
-TIMED = ("seconds", "latency", "per_second", "energy/")
-"""Parts of the names of metrics that depend on time: they differ in any two runs."""
+TIMED = ("seconds", "latency", "per_second", "energy/")  # in names of metrics that differ in any two runs
 
 OUTER = ("DVC_", "MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT")
 """Beginnings of variables that would send the training's run elsewhere: it belongs to the clone."""
@@ -49,13 +45,8 @@ def restore(record: Record, sources: Sources, target: Path) -> None:
 
     The clone is made beside the target and renamed at the end, so that a failure leaves nothing.
 
-    Args:
-        record: the run.
-        sources: of this repository.
-        target: a folder that does not exist or is empty.
-
     Raises:
-        RequestError: the target cannot be used.
+        RequestError: the target is in use, or lies inside this repository.
         RestoreError: the commit, the lock or data are not available, or the result differs from the run's state.
     """
     _check_target(target, sources.root)
@@ -189,34 +180,22 @@ def _check_state(clone: Path, record: Record, *, has_diff: bool) -> None:
 
 @dataclass(frozen=True)
 class Report:
-    """Compare a second training with the run.
+    """Compare a second training with the run."""
 
-    Attributes:
-        metrics: name to the run's value and the second one, for those that differ.
-        compared: number of metrics that were compared.
-        tensors: name of each tensor that differs to its largest difference.
-        total: number of tensors that were compared.
-        conditions: what differs from when the run was made.
-    """
-
-    metrics: dict[str, tuple[float, float]]
-    compared: int
-    tensors: dict[str, float]
-    total: int
-    conditions: tuple[str, ...]
+    metrics: dict[str, tuple[float, float]]  # that differ: name to the run's value and the second one
+    compared: int  # number of metrics
+    tensors: dict[str, float]  # name of each tensor that differs to its largest difference
+    total: int  # number of tensors
+    conditions: tuple[str, ...]  # that differ from those of the run
 
     @property
     def equal(self) -> bool:
-        """Tell whether nothing differs."""
+        """Whether nothing differs."""
         return not self.metrics and not self.tensors
 
 
 def verify(clone: Path, record: Record) -> Report:
     """Force the training and what follows from it in a restored clone, then put the run's outputs back.
-
-    Args:
-        clone: as `restore` made it.
-        record: the run.
 
     Raises:
         RestoreError: the training fails here.

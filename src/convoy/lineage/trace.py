@@ -20,12 +20,9 @@ DIFF = "pipeline/workspace.diff"
 
 WORKSPACE_MODEL = Path("build/deploy/model.onnx")
 UNFINISHED = ("FAILED", "KILLED", "RUNNING", "SCHEDULED")
-LISTED = 20
-"""Runs of a commit or hash that are listed; the rest are counted."""
-SEARCHED = 20
-"""Latest commits of dvc.lock in which a run's is looked for."""
-NAMED = 4
-"""Branches, tags and experiments that are named; the rest are counted."""
+LISTED = 20  # runs of a commit or hash that are listed; the rest are counted
+SEARCHED = 20  # latest commits of dvc.lock that are compared with a run's
+NAMED = 4  # branches, tags and experiments that are named; the rest are counted
 ABBREVIATED = 12
 
 MARKED = {
@@ -40,38 +37,23 @@ MARKED = {
 
 @dataclass(frozen=True)
 class Link:
-    """Describe one link of a run's provenance.
+    """Describe one link of a run's provenance."""
 
-    Attributes:
-        name: such as `git commit`.
-        value: its full id; empty if the run has none.
-        notes: its location and state.
-        missing: what is missing, and how to get it.
-    """
-
-    name: str
-    value: str
-    notes: tuple[str, ...] = ()
-    missing: str = ""
+    name: str  # such as `git commit`
+    value: str  # its full id; empty if the run has none
+    notes: tuple[str, ...] = ()  # its location and state
+    missing: str = ""  # what is missing, and how to get it
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Name the sources in which links are looked up.
+    """Name the sources in which links are looked up."""
 
-    Attributes:
-        root: the repository.
-        records: the runs of the tracking store and the outbox.
-        cache: of DVC.
-        onnx: a file that was named, with its sha256.
-        store_error: why the store does not answer; empty if it does.
-    """
-
-    root: Path
+    root: Path  # the repository
     records: Records
-    cache: Cache
-    onnx: tuple[Path, str] | None = None
-    store_error: str = ""
+    cache: Cache  # of DVC
+    onnx: tuple[Path, str] | None = None  # a file that was named, with its sha256
+    store_error: str = ""  # why the store does not answer; empty if it does
 
 
 def look(text: str, root: Path) -> tuple[Match, Sources]:

@@ -28,11 +28,10 @@ the stage if its cache lacks them. `accepted`: data without a command; DVC recor
 is missing.
 """
 
-SHOWN = 6
-"""Files of a changed folder that are named; the rest are counted."""
-
-HASHED_BYTES = 2 * 1024**3
-"""Size of a folder up to which its files are compared by content, and not by name only."""
+SHOWN = 6  # files of a changed folder that are named; the rest are counted
+HASHED_BYTES = (
+    2 * 1024**3
+)  # size of a folder up to which its files are compared by content, and not by name only
 
 INPUT_STATES = {"deleted": "missing", "new": "new input", "update available": "changed at its source"}
 OUTPUT_STATES = {
@@ -45,24 +44,17 @@ OUTPUT_STATES = {
 
 @dataclass
 class Stage:
-    """Describe a stage of dvc.yaml, or a .dvc file.
+    """Describe a stage of dvc.yaml, or a .dvc file."""
 
-    Attributes:
-        name: as DVC addresses it, such as `train` or `data.dvc`.
-        declared: its entry in dvc.yaml, or the content of the .dvc file.
-        recorded: its entry in dvc.lock; None if it never ran. A .dvc file records itself.
-        status: what `dvc status` lists: changed inputs and outputs by path, and flags such as `changed command`.
-        makers: path of each input to the stage that makes it.
-        after: earlier stages whose outputs may change.
-    """
-
-    name: str
-    declared: dict[str, Any]
-    recorded: dict[str, Any] | None
-    status: dict[str, dict[str, Any]] = field(default_factory=dict)
-    makers: dict[str, str] = field(default_factory=dict)
+    name: str  # as DVC addresses it, such as `train` or `data.dvc`
+    declared: dict[str, Any]  # its entry in dvc.yaml, or the content of the .dvc file
+    recorded: dict[str, Any] | None  # its entry in dvc.lock; None if it never ran. A .dvc file records itself
+    status: dict[str, dict[str, Any]] = field(
+        default_factory=dict
+    )  # what `dvc status` lists, by kind of change
+    makers: dict[str, str] = field(default_factory=dict)  # path of each input to the stage that makes it
     verdict: Verdict = "unchanged"
-    after: list[str] = field(default_factory=list)
+    after: list[str] = field(default_factory=list)  # earlier stages whose outputs may change
 
     def paths(self, *kinds: str) -> list[str]:
         """List its recorded and declared inputs (`deps`) or outputs (`outs`, `metrics`, `plots`)."""
@@ -87,11 +79,7 @@ class Stage:
 
 
 def explain(root: Path, stage: str = "") -> dict[str, Any]:
-    """Explain what `dvc repro` would do with every stage, or with one; ready for JSON.
-
-    Args:
-        root: the repository.
-        stage: its name; empty for all.
+    """Explain what `dvc repro` would do with a stage, or with all if none is named; ready for JSON.
 
     Raises:
         RequestError: the stage does not exist, or DVC cannot read the pipeline.

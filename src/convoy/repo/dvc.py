@@ -67,17 +67,11 @@ def check_repository(root: Path) -> None:
 
 
 def locate(source: str, root: Path) -> tuple[Path, str]:
-    """Find a local source, and its address for an import.
-
-    Relative paths that leave the repository do not work in the workspaces that DVC makes
-    for experiments, hence absolute ones.
-
-    Args:
-        source: a path, relative to the current folder.
-        root: the repository, resolved.
+    """Find a local source, and its address for an import into the repository `root`.
 
     Returns:
-        The resolved path, and its address: relative to `root` inside it, else absolute.
+        The resolved path, and its address: relative to `root` inside it, else absolute, since relative paths that leave
+        the repository do not work in the workspaces that DVC makes for experiments.
 
     Raises:
         RequestError: the path does not exist, or contains the repository.
@@ -106,9 +100,7 @@ def unreachable(address: str) -> str:
 def replacing(root: Path, names: Sequence[str]) -> Iterator[None]:
     """Move files and folders aside while others are made in their place; a failure puts them back.
 
-    Args:
-        root: the repository.
-        names: paths relative to it, of what exists and of what may come to exist.
+    `names` are paths of what exists and of what may come to exist, relative to the repository `root`.
     """
     scratch = root / ".dvc" / "tmp"
     scratch.mkdir(parents=True, exist_ok=True)
@@ -237,16 +229,10 @@ def required_outputs(clone: Path) -> dict[str, str]:
 
 
 def fill_cache(clone: Path, source: Path, owner: str) -> None:
-    """Fill a clone's own cache with everything that its files name.
+    """Fill a clone's own cache with everything that its files name, from the repository `source` or its remotes.
 
-    Content is linked from the source's cache where the file system can, else copied: removing
-    links, which is all that `rm -rf` and `dvc gc` do, leaves the source's files alone. The
-    clone gets the remotes of the source.
-
-    Args:
-        clone: its files are checked out, its outputs are not.
-        source: the repository to take content from.
-        owner: what the content belongs to, for messages.
+    Content is linked from the source's cache where the file system can, else copied: removing links, which is all that
+    `rm -rf` and `dvc gc` do, leaves the source's files alone. `owner` names in messages what the content belongs to.
 
     Raises:
         RestoreError: some content is neither in the source's cache nor in a remote.
@@ -290,13 +276,9 @@ def configure(clone: Path, source: Path, cache: Path) -> bool:
     """Write .dvc/config.local of a clone or worktree; return whether it has a default remote.
 
     It gets the remotes of the source, passwords included, with relative paths made absolute. Symbolic and hard links
-    into the workspace are switched off: a file edited there would change the cache.
-
-    Args:
-        clone: has the source's files.
-        source: the repository whose remotes are shared.
-        cache: folder of the cache. A clone's lies in itself even where the team shares one, which a `dvc gc` in the
-            clone would empty. A worktree, which is removed after a round, uses the source's.
+    into the workspace are switched off: a file edited there would change the cache. A clone's cache lies in itself even
+    where the team shares one, which a `dvc gc` in the clone would empty. A worktree, which is removed after a round,
+    uses the source's.
     """
     known, local = config(source), config(clone)
     with local.edit("local") as content:
@@ -323,18 +305,13 @@ def configure(clone: Path, source: Path, cache: Path) -> bool:
 class ImportSource:
     """Describe the source of an import, without downloading it.
 
-    Attributes:
-        address: without a password.
-        recorded: fingerprint of the data that were imported: DVC's hash of local files, ETag or version of remote
-            ones, commit of a git repository.
-        current: fingerprint of the source now.
-        has_fingerprint: False for a web server that sends no ETag: a change cannot be seen.
+    A fingerprint is DVC's hash of local files, ETag or version of remote ones, or the commit of a git repository.
     """
 
-    address: str
-    recorded: str
-    current: str
-    has_fingerprint: bool
+    address: str  # without a password
+    recorded: str  # fingerprint of the data that were imported
+    current: str  # fingerprint of the source now
+    has_fingerprint: bool  # False for a web server that sends no ETag: a change cannot be seen
 
 
 def config(root: Path) -> Any:  # noqa: ANN401 (DVC has no types)
@@ -355,11 +332,7 @@ def default_remote(root: Path) -> tuple[str, str]:
 
 
 def import_source(root: Path, name: str) -> ImportSource:
-    """Compare an import with its source.
-
-    Args:
-        root: the repository.
-        name: of the .dvc file.
+    """Compare the import in the .dvc file `name` with its source.
 
     Raises:
         RequestError: DVC cannot read the pipeline or the import, or the source is a database.

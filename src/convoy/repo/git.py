@@ -15,12 +15,7 @@ class GitError(ConvoyError):
 
 
 def run(root: Path, *words: str, env: Mapping[str, str] | None = None) -> str:
-    """Run git in `root`, which never prompts, and return its output without the last line break.
-
-    Args:
-        root: a folder in the working tree.
-        words: the arguments.
-        env: variables to add, such as `GIT_INDEX_FILE`.
+    """Run git in `root`, with additional variables, without prompts; return its output without the last line break.
 
     Raises:
         GitError: git ended with another exit code than 0, or is not on PATH.

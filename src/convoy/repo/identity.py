@@ -81,9 +81,6 @@ def write_diff(target: Path) -> str:
 
     The user's index is never written: new files are added, by name only, to a copy of it.
 
-    Args:
-        target: the file to write.
-
     Returns:
         Why no diff was written; empty if it was.
     """

@@ -14,15 +14,7 @@ from convoy.core.errors import ConvoyError
 
 
 class AlreadyRunning(ConvoyError):  # noqa: N818 (a state; callers add the remedy)
-    """Report that another process holds a lock.
-
-    Attributes:
-        owner: such as `process 4711 on build3 since 2026-11-23 12:00:00 UTC`.
-    """
-
-    def __init__(self, owner: str) -> None:
-        super().__init__(owner)
-        self.owner = owner
+    """Name the process that holds a lock, such as `process 4711 on build3 since 2026-11-23 12:00:00 UTC`."""
 
 
 @contextmanager

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from convoy.export.image_index import Images
 
-MOST_EXAMPLES = 24
-"""Images of each kind that are kept as examples; counts include all."""
+MOST_EXAMPLES = 24  # images of each kind that are kept; counts include all
 
 
 @dataclass(frozen=True)
@@ -26,48 +25,32 @@ class ClassChange:
 
 @dataclass(frozen=True)
 class Example:
-    """Name an image that changed.
+    """Name an image that changed."""
 
-    Attributes:
-        pixels: hash of its pixels.
-        path: in today's data; empty where it is gone or unknown.
-        before: its label before; empty where it was not there.
-        now: its label now; empty where it is gone.
-        split: that it is in now, or was in before it was removed.
-    """
-
-    pixels: str
-    path: str
-    before: str
-    now: str
-    split: str
+    pixels: str  # hash of its pixels
+    path: str  # in today's data; empty where it is gone or unknown
+    before: str  # its label before; empty where it was not there
+    now: str  # its label now; empty where it is gone
+    split: str  # that it is in now, or was in before it was removed
 
 
 @dataclass(frozen=True)
 class Changes:
-    """Hold what changed; an image is the same where its pixels are.
+    """Count what changed; an image is the same where its pixels are."""
 
-    Attributes:
-        before: images of the champion's dataset; None where that is unknown, and nothing is compared.
-        now: images of today's dataset.
-        classes: per class, in order of name; classes of either side.
-        added: images that are new.
-        gone: images that were removed.
-        relabelled: images whose label alone changed, as poisoned labels do.
-        moved: images that kept their label and are in another split.
-        relabels: label before, label now and number of images, the most frequent first.
-        added_examples: some of them, of each label by turns, in order of path; likewise the others.
-    """
-
-    before: int | None
-    now: int
-    classes: tuple[ClassChange, ...]
+    before: (
+        int | None
+    )  # images of the champion's dataset; None where that is unknown, and nothing is compared
+    now: int  # images of today's dataset
+    classes: tuple[ClassChange, ...]  # of either side, in order of name
     added: int = 0
     gone: int = 0
-    relabelled: int = 0
-    moved: int = 0
-    relabels: tuple[tuple[str, str, int], ...] = ()
-    added_examples: tuple[Example, ...] = ()
+    relabelled: int = 0  # whose label changed, as poisoned labels do
+    moved: int = 0  # that kept their label and are in another split
+    relabels: tuple[
+        tuple[str, str, int], ...
+    ] = ()  # label before, label now, images; the most frequent first
+    added_examples: tuple[Example, ...] = ()  # of each label by turns, in order of path; likewise the others
     gone_examples: tuple[Example, ...] = ()
     relabelled_examples: tuple[Example, ...] = ()
 
@@ -83,16 +66,11 @@ class Changes:
         return self.relabelled / both if both and self.before is not None else 0.0
 
 
-def diff(before: Images | None, now: Images, paths: Mapping[str, str] | None = None) -> Changes:
-    """Compare two datasets image by image.
+def diff(before: Images | None, now: Images, paths: Mapping[str, str] = {}) -> Changes:
+    """Compare the champion's images, if they are known, with the candidate's, image by image.
 
-    Args:
-        before: the champion's images; None where they are unknown.
-        now: the candidate's images.
-        paths: path of each image today, by the hash of its pixels (`path` and `pixels` of
-            manifest.parquet); examples have no path without it.
+    `paths` has the path of each image today by the hash of its pixels, for the examples.
     """
-    path_of = paths or {}
     labels = {pixels: label for pixels, (label, _) in now.table.items()}
     old = {pixels: label for pixels, (label, _) in before.table.items()} if before else {}
     counts, old_counts = Counter(labels.values()), Counter(old.values())
@@ -101,22 +79,19 @@ def diff(before: Images | None, now: Images, paths: Mapping[str, str] | None = N
     if before is None:
         return Changes(None, len(labels), classes)
     added, gone = labels.keys() - old.keys(), old.keys() - labels.keys()
-    relabelled = [pixels for pixels in labels.keys() & old.keys() if labels[pixels] != old[pixels]]
-    moved = sum(
-        labels[pixels] == old[pixels] and now.table[pixels][1] != before.table[pixels][1]
-        for pixels in labels.keys() & old.keys()
-    )
+    changed = {pixels for pixels in labels.keys() & old.keys() if now.table[pixels] != before.table[pixels]}
+    relabelled = [pixels for pixels in changed if labels[pixels] != old[pixels]]
     pairs = Counter((old[pixels], labels[pixels]) for pixels in relabelled)
 
     def examples(hashes: Iterable[str]) -> tuple[Example, ...]:
-        ordered = sorted(hashes, key=lambda pixels: (path_of.get(pixels, ""), pixels))
+        ordered = sorted(hashes, key=lambda pixels: (paths.get(pixels, ""), pixels))
         return tuple(
             Example(
                 pixels,
-                path_of.get(pixels, ""),
+                paths.get(pixels, ""),
                 old.get(pixels, ""),
                 labels.get(pixels, ""),
-                (now if pixels in labels else before).table[pixels][1],
+                split=(now.table.get(pixels) or before.table[pixels])[1],
             )
             for pixels in _of_each(ordered, lambda pixels: (old.get(pixels), labels.get(pixels)))
         )
@@ -128,11 +103,8 @@ def diff(before: Images | None, now: Images, paths: Mapping[str, str] | None = N
         added=len(added),
         gone=len(gone),
         relabelled=len(relabelled),
-        moved=moved,
-        relabels=tuple(
-            (was, became, images)
-            for (was, became), images in sorted(pairs.items(), key=lambda item: (-item[1], item[0]))
-        ),
+        moved=len(changed) - len(relabelled),
+        relabels=tuple((*pair, pairs[pair]) for pair in sorted(pairs, key=lambda pair: (-pairs[pair], pair))),
         added_examples=examples(added),
         gone_examples=examples(gone),
         relabelled_examples=examples(relabelled),

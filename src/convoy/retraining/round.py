@@ -99,7 +99,7 @@ class Round:
             try:
                 stack.enter_context(exclusive(self.root))
             except locks.AlreadyRunning as running:
-                return "skipped", f"another round runs in this repository: {running.owner}."
+                return "skipped", f"another round runs in this repository: {running}."
             report.clear(self.root)
             try:
                 return self._in_worktree()

@@ -28,20 +28,13 @@ DAY_MS = 24 * 3600 * 1000
 
 @dataclass(frozen=True)
 class Upstream:
-    """The state of the data's source, and of everything else that a round depends on.
+    """The state of the data's source, and of everything else that a round depends on."""
 
-    Attributes:
-        address: of the source as data.dvc has it, without a password; empty if it has none.
-        changed: whether the source has other data than data.dvc names.
-        inputs: digest of `fingerprint`, params, code and commands of the stages, and the limits of the gate.
-        hint: a remark about this source; may be empty.
-    """
-
-    address: str
+    address: str  # of the source as data.dvc has it, without a password; empty if it has none
     fingerprint: str
-    changed: bool
-    inputs: str
-    hint: str = ""
+    changed: bool  # whether the source has other data than data.dvc names
+    inputs: str  # digest of the source, params, code and commands of the stages, and the limits of the gate
+    hint: str = ""  # a remark about this source
 
 
 @dataclass(frozen=True)

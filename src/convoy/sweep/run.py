@@ -257,7 +257,7 @@ def _errors_explained(request: Request) -> Iterator[None]:
         yield
     except locks.AlreadyRunning as error:
         raise TrainingError(
-            f"{request.name} is already being swept by {error.owner}. Wait, stop it with Ctrl-C, or look: "
+            f"{request.name} is already being swept by {error}. Wait, stop it with Ctrl-C, or look: "
             "convoy sweep --trials 0"
         ) from error
     except OSError as error:

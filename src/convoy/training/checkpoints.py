@@ -106,7 +106,7 @@ class CheckpointStore:
                 stack.enter_context(locks.exclusive(self.folder / "lock"))
             except locks.AlreadyRunning as error:
                 raise TrainingError(
-                    f"another process trains with the same inputs: {error.owner}. Two would overwrite each other's "
+                    f"another process trains with the same inputs: {error}. Two would overwrite each other's "
                     f"checkpoints in {self.folder}. Wait for it to end, then run: dvc repro"
                 ) from error
             yield
