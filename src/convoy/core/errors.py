@@ -4,6 +4,7 @@ The exit code belongs to the class: 1, a check or a run failed; 2, the request w
 """
 
 import re
+from collections.abc import Sequence
 
 
 class ConvoyError(Exception):
@@ -40,6 +41,12 @@ class TrainingPaused(ConvoyError):  # noqa: N818 (not an error: the time budget 
 
 class MigrationError(ConvoyError):
     """The migration is incomplete; the same command continues where it stopped."""
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """Join names with commas, and count those beyond the first `most`."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def without_credentials(text: str) -> str:

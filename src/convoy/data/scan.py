@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from convoy.core.console import track
 from convoy.core.dataset import SPLITS, Split
-from convoy.core.errors import DataError
+from convoy.core.errors import DataError, listed
 from convoy.data.settings import DataParams
 from convoy.data.split import Record, Status, assign, pixel_hash
 from convoy.images.decode import decode
@@ -197,13 +197,12 @@ def _check_classes(scan: Scan, params: DataParams) -> None:
 
 def _check_delivered(delivery: Delivery, split: Split, absent: Sequence[str]) -> None:
     if absent:
-        named = ", ".join(f"`{label}`" for label in absent[:EXAMPLES])
-        more = f" and {len(absent) - EXAMPLES} more" if len(absent) > EXAMPLES else ""
+        named = listed([f"`{label}`" for label in absent], EXAMPLES)
         cut = (
             f", or leave the {split} folder out so that Convoy cuts it from train" if split != "train" else ""
         )
         raise DataError(
-            f"{delivery.path}: the delivered {split} split has no usable image of class {named}{more}. "
+            f"{delivery.path}: the delivered {split} split has no usable image of class {named}. "
             f"Add some, remove the class from the other splits{cut}."
         )
 

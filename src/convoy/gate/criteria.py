@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from convoy.core.errors import listed
 from convoy.gate.evidence import Evidence, ModelUnderTest, UnavailableModel
 from convoy.gate.result import Criterion, Sense, Unit
 from convoy.gate.settings import GateParams
@@ -224,9 +225,7 @@ def _unlimited(name: str, title: str, problem: str, note: str) -> Criterion:
 
 
 def _names(classes: Iterable[str]) -> str:
-    names = sorted(classes)
-    more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
-    return ", ".join(f"`{name}`" for name in names[:5]) + more
+    return listed([f"`{name}`" for name in sorted(classes)], 5)
 
 
 def _join(first: str, second: str) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 from convoy.core import contract
 from convoy.core.console import table
-from convoy.core.errors import RequestError
+from convoy.core.errors import RequestError, listed
 from convoy.lineage.runs import Match, Record
 from convoy.lineage.trace import DIFF, Sources
 from convoy.repo import git
@@ -28,10 +28,9 @@ def only_run(match: Match) -> Record:
         return match.records[0]
     if not match.records:
         raise RequestError(f"{match.kind} {match.text} belongs to no run")
-    names = ", ".join(record.id for record in match.records[:NAMED])
-    more = f" and {len(match.records) - NAMED} more" if len(match.records) > NAMED else ""
+    names = listed([record.id for record in match.records], NAMED)
     raise RequestError(
-        f"{match.kind} {match.text} belongs to {len(match.records)} runs. Name one of them: {names}{more}"
+        f"{match.kind} {match.text} belongs to {len(match.records)} runs. Name one of them: {names}"
     )
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from convoy.core import contract, files, yaml
 from convoy.core.console import info
-from convoy.core.errors import RequestError
+from convoy.core.errors import RequestError, listed
 from convoy.lineage.runs import Record
 from convoy.lineage.trace import DIFF, UNFINISHED, Sources
 from convoy.repo import dvc, git
@@ -255,8 +255,7 @@ def lines(report: Report) -> Iterator[str]:
     if not tensors:
         yield f"weights  bit-identical: {report.total} tensors, by sha256"
     else:
-        more = f" and {len(tensors) - NAMED} more" if len(tensors) > NAMED else ""
-        names = ", ".join(list(tensors)[:NAMED]) + more
+        names = listed(list(tensors), NAMED)
         yield f"weights  {len(tensors)} of {report.total} tensors differ, by up to {max(tensors.values()):.3g}: {names}"
     count = f"{len(metrics)} of {report.compared} differ" if metrics else f"equal: {report.compared}"
     yield f"metrics  {count}; times and energy are not compared"

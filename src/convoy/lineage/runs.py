@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from convoy.core import contract, files
-from convoy.core.errors import ConvoyError, RequestError, without_credentials
+from convoy.core.errors import ConvoyError, RequestError, listed, without_credentials
 from convoy.core.params import did_you_mean
 from convoy.repo import git
 from convoy.repo.dvc import Cache
@@ -425,8 +425,7 @@ def _prefix(text: str, kind: str, key: str, records: Records) -> Match | None:
 
 
 def _ambiguous(text: str, kind: str, names: list[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"`{text}` matches several {kind}: {', '.join(names[:5])}{more}. Type more digits."
+    return f"`{text}` matches several {kind}: {listed(names, 5)}. Type more digits."
 
 
 def _not_found(text: str, records: Records, root: Path) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from convoy.core import contract, files
 from convoy.core.console import table
-from convoy.core.errors import RequestError, without_credentials
+from convoy.core.errors import RequestError, listed, without_credentials
 from convoy.lineage.runs import Match, Record, Records, StoreError, open_records, resolve
 from convoy.repo import dvc, git
 from convoy.repo.dvc import Cache
@@ -116,7 +116,6 @@ def _commit(record: Record, sources: Sources, artifacts: set[str]) -> Link:
         )
         return Link("git commit", number, tuple(notes), missing)
     holders, missing = git.holders(sources.root, number), ""
-    more = f" and {len(holders) - NAMED} more" if len(holders) > NAMED else ""
     if not holders:
         missing = (
             f"no branch, tag or experiment contains commit {number[:10]}, so git will remove it; "
@@ -124,7 +123,7 @@ def _commit(record: Record, sources: Sources, artifacts: set[str]) -> Link:
         )
     elif lost_diff:
         missing = "the uncommitted changes of the run: commit before a run that matters"
-    location = f"in {', '.join(holders[:NAMED])}{more}" if holders else ""
+    location = f"in {listed(holders, NAMED)}" if holders else ""
     subject = git.ask(sources.root, "log", "-1", "--format=%s", number)
     return Link("git commit", number, tuple(filter(None, [f'"{subject}"', location, *notes])), missing)
 
@@ -285,7 +284,7 @@ def lines(match: Match, sources: Sources) -> Iterator[str]:
     if match.kind == "commit":
         holders = git.holders(sources.root, match.subject)
         subject = git.ask(sources.root, "log", "-1", "--format=%s", match.subject)
-        yield f'  "{subject}"' + (f", in {', '.join(holders[:NAMED])}" if holders else "")
+        yield f'  "{subject}"' + (f", in {listed(holders, NAMED)}" if holders else "")
         yield "  A run records the commit that is checked out when it starts: dvc repro"
 
 

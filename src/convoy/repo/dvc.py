@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from convoy.core import yaml
 from convoy.core.console import track
-from convoy.core.errors import ConvoyError, RequestError, without_credentials
+from convoy.core.errors import ConvoyError, RequestError, listed, without_credentials
 from convoy.core.params import PARAMS_FILE
 from convoy.repo import git
 
@@ -251,10 +251,9 @@ def fill_cache(clone: Path, source: Path, owner: str) -> None:
             reason = f"\nThe remote: {error!s:.300}"
     lost = [f"{path} ({md5[:10]})" for path, md5 in required.items() if own.lacks(md5)]
     if lost:
-        more = f" and {len(lost) - 4} more" if len(lost) > 4 else ""
         where = "nor in a DVC remote" if has_remote else "and this repository has no DVC remote"
         raise RestoreError(
-            f"{owner} cannot be restored: {', '.join(lost[:4])}{more} not in DVC's cache {where}.{reason}\n"
+            f"{owner} cannot be restored: {listed(lost, 4)} not in DVC's cache {where}.{reason}\n"
             "Type `dvc push` where the run was made (docs/data.md explains how to add a remote), then try again here."
         )
 

@@ -21,7 +21,7 @@ import psutil
 
 from convoy.core import contract, files, params
 from convoy.core.console import info
-from convoy.core.errors import ConvoyError, RequestError, without_credentials
+from convoy.core.errors import ConvoyError, RequestError, listed, without_credentials
 from convoy.gate.settings import GateParams
 from convoy.registry import log, promote, register
 from convoy.registry.client import CANDIDATE, CHAMPION, Registry, Version
@@ -299,9 +299,8 @@ def _uncommitted(root: Path) -> str:
     changed = git.ask(root, "--no-optional-locks", "status", "--porcelain").splitlines()
     if not changed:
         return ""
-    names = ", ".join(f"`{line[3:]}`" for line in changed[:3])
-    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-    return f"Uncommitted changes in this working tree ({names}{more}) were not part of the round: it starts from the commit."
+    names = listed([f"`{line[3:]}`" for line in changed], 3)
+    return f"Uncommitted changes in this working tree ({names}) were not part of the round: it starts from the commit."
 
 
 @contextmanager

@@ -57,22 +57,14 @@ def create(root: Path) -> Path:
     return tree
 
 
-def remove(root: Path) -> bool:
-    """Remove the worktree, or what is left of it; return whether there was any.
-
-    Raises:
-        GitError: git still lists it.
-    """
+def remove(root: Path) -> None:
+    """Remove the worktree, or what is left of it, and git's record of it."""
     tree = root / WORKTREE
-    if not tree.exists() and not _is_registered(root):
-        return False
-    with suppress(git.GitError):  # damaged; it is removed below
-        git.run(root, "worktree", "remove", "--force", "--force", str(tree))
-    if tree.exists():
+    if tree.exists():  # git itself refuses to remove a damaged one
         shutil.rmtree(tree)
-    if _is_registered(root):
+    listed = git.ask(root, "worktree", "list", "--porcelain").splitlines()
+    if f"worktree {tree.resolve()}" in listed:
         git.run(root, "worktree", "remove", "--force", "--force", str(tree))
-    return True
 
 
 def checkout_pinned(tree: Path, *, has_remote: bool) -> list[str]:
@@ -128,12 +120,6 @@ def absolute(uri: str, root: Path) -> str:
     if mark and scheme.startswith("sqlite") and not path.startswith("/"):
         return f"{scheme}{mark}{(root / path).resolve()}"
     return uri if ":" in uri else str((root / uri).resolve())
-
-
-def _is_registered(root: Path) -> bool:
-    tree = (root / WORKTREE).resolve()
-    listed = git.ask(root, "worktree", "list", "--porcelain").splitlines()
-    return f"worktree {tree}" in listed
 
 
 def _link_source(root: Path, tree: Path) -> None:
