@@ -23,13 +23,13 @@ RUN_ID = re.compile(r"\d{4,8}(-\d{0,6}(-[0-9a-f]{0,6})?)?")
 HEX = re.compile(r"[0-9a-f]{4,64}")
 VERSION = re.compile(r"(models:/)?(?P<model>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<number>\d+))")
 SHORTEST = 7  # digits that the beginning of a commit or a hash must have; ids of runs may be shorter
-HASHES = (
-    ("data", contract.DATA_HASH),
-    ("data", contract.DATA_MD5),
-    ("params", contract.PARAMS_HASH),
-    ("ONNX", contract.ONNX_SHA256),
-    ("dvc.lock", contract.LOCK),
-)
+HASHES = {
+    contract.DATA_HASH: "data",
+    contract.DATA_MD5: "data",
+    contract.PARAMS_HASH: "params",
+    contract.ONNX_SHA256: "ONNX",
+    contract.LOCK: "dvc.lock",
+}
 NEAREST = 3  # ids named for an unknown one
 
 
@@ -49,9 +49,7 @@ class Record:
     tags: dict[str, str]
     params: dict[str, str]  # flat names to values, as text
     metrics: dict[str, float]  # the latest value of each
-    versions: tuple[
-        str, ...
-    ] = ()  # registered versions of this run, with their aliases: `convoy/2 (@champion)`
+    versions: tuple[str, ...] = ()  # registered, with their aliases, such as `convoy/2 (@champion)`
     waiting: Path | None = None  # folder of what was not uploaded yet; None if nothing waits
     destination: str = ""  # address of the store to upload to
 
@@ -407,7 +405,7 @@ def _hash(text: str, records: Records, cache: Cache) -> Match | None:
     digits = text.removesuffix(".dir")
     if not (HEX.fullmatch(digits) and len(digits) >= SHORTEST):
         return None
-    for kind, key in HASHES:
+    for key, kind in HASHES.items():
         if match := _prefix(digits, kind, key, records):
             return match
     for md5 in (digits, f"{digits}.dir"):

@@ -29,9 +29,7 @@ is missing.
 """
 
 SHOWN = 6  # files of a changed folder that are named; the rest are counted
-HASHED_BYTES = (
-    2 * 1024**3
-)  # size of a folder up to which its files are compared by content, and not by name only
+HASHED_BYTES = 2 * 1024**3  # size of a folder up to which its files are compared by content as well
 
 INPUT_STATES = {"deleted": "missing", "new": "new input", "update available": "changed at its source"}
 OUTPUT_STATES = {

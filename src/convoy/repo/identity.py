@@ -25,14 +25,14 @@ CHANGES = (".", ":(exclude,top)dvc.lock")
 DIFF_BYTES = 10_000_000
 """Largest diff that is kept with a run; a larger one is data rather than code."""
 
-DIFF_FORMAT = [
+DIFF_FORMAT = (
     "--binary",
     "--no-ext-diff",
     "--no-textconv",
     "--no-color",
     "--src-prefix=a/",
     "--dst-prefix=b/",
-]
+)
 """Options that make the diff independent of the user's git configuration."""
 
 EPOCH_S = 1e9

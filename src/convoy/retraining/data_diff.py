@@ -47,9 +47,7 @@ class Changes:
     gone: int = 0
     relabelled: int = 0  # whose label changed, as poisoned labels do
     moved: int = 0  # that kept their label and are in another split
-    relabels: tuple[
-        tuple[str, str, int], ...
-    ] = ()  # label before, label now, images; the most frequent first
+    relabels: tuple[tuple[str, str, int], ...] = ()  # label before, now, images; the most frequent first
     added_examples: tuple[Example, ...] = ()  # of each label by turns, in order of path; likewise the others
     gone_examples: tuple[Example, ...] = ()
     relabelled_examples: tuple[Example, ...] = ()

@@ -78,25 +78,17 @@ class RoundRecord:
     started: str  # UTC, ISO 8601, such as `2026-11-23T22:10:05Z`
     push: bool  # whether PUSH=1 was given
     outcome: Outcome = "failed"  # until the round ended otherwise
-    reason: str = (
-        ""  # one or more lines; empty for an outcome of the gate, whose reasons are in `gate_result`
-    )
+    reason: str = ""  # one or more lines; empty for an outcome of the gate, which has its own reasons
     seconds: float = 0.0  # of wall time, the whole round
-    log: str = (
-        ""  # the last lines of the failed step, such as the end of `dvc repro`'s output; without credentials
-    )
+    log: str = ""  # the last lines of the failed step, such as the end of `dvc repro`'s output
     trigger: str = ""  # why this round trained, such as `the data changed upstream`; empty where it did not
     source: str = ""  # of the data, as data.dvc has it; without credentials
     champion: str = ""  # the version that serves now, such as `convoy/7`; empty where there is none
     champion_before: str = ""  # the version that served when the round began
     gate_result: GateResult | None = None  # None before the verdict
-    changes: Changes | None = (
-        None  # from the champion's images to the candidate's; None before they are compared
-    )
+    changes: Changes | None = None  # from the champion's images to the candidate's
     energy: dict[str, Any] = field(default_factory=dict)  # sections `energy` of build/metrics/*.json joined
-    files: tuple[
-        Path, ...
-    ] = ()  # verdict.html and the figures of the gate, and the figure of relabelled images
+    files: tuple[Path, ...] = ()  # verdict.html and figures
     steps: list[Step] = field(default_factory=list)  # in the order in which they ran, a failed one included
     identity: Identity = field(default_factory=Identity)
     deliveries: list[Delivery] = field(default_factory=list)  # what was to leave this machine, in order

@@ -24,14 +24,7 @@ from convoy.retraining.worktree import FOLDER
 
 OUT = Path("build/retrain")
 VERDICT, REPORT = "verdict.json", "report.md"
-CHANGES = (
-    "before",
-    "now",
-    "added",
-    "gone",
-    "relabelled",
-    "moved",
-)  # counts of changed images in verdict.json
+CHANGES = ("before", "now", "added", "gone", "relabelled", "moved")  # counts in verdict.json
 
 IDENTITY = {
     "commit": "git commit (code and params)",
@@ -59,10 +52,8 @@ SIZES = (100, 10, 2)
 FOLDED = 20  # rows up to which a table is shown unfolded
 LONGEST_NAME = 60  # characters of a name in a table
 LONGEST_WORD = 120  # in a sentence: a longer one would widen its table beyond the page
-LONGEST_SENTENCE, LONGEST_BLOCK = (
-    400,
-    3000,
-)  # characters of a reason or note, and of an error or a step's last lines
+LONGEST_SENTENCE = 400  # characters of a reason or note
+LONGEST_BLOCK = 3000  # of an error or a step's last lines
 
 
 class Markdown(str):

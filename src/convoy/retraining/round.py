@@ -220,11 +220,8 @@ class Round:
 
     def _report(self, result: Outcome, reason: str, code: int) -> None:
         record = self.record
-        record.outcome, record.reason, record.seconds = (
-            result,
-            reason,
-            round(time.monotonic() - self.began, 2),
-        )
+        record.outcome, record.reason = result, reason
+        record.seconds = round(time.monotonic() - self.began, 2)
         path = report.write(self.root, record)
         head = record.gate_result.reasons[0] if record.gate_result and not reason else reason
         where = f"in step `{record.incomplete_step}`: " if code else ""

@@ -41,15 +41,9 @@ FOLDER, REQUEST, JOURNAL = "sweeps", "request.json", "study.journal"
 RUN, EPOCHS, REASON, WORKER, KILLED = "run", "epochs", "reason", "worker", "killed"
 """User attributes of a trial: Convoy's run id, epochs to train, why it failed, process id, workers killed by its values."""
 
-FREEZING = (
-    "network.",
-    "train.transfer.",
-    "train.epochs",
-)  # keys that decide which blocks are frozen, until when
+FREEZING = ("network.", "train.transfer.", "train.epochs")  # keys that decide which blocks are frozen
 MOST_CHECKED = 2000  # combinations that `check_combinations` goes through
-LIVES = (
-    2  # workers that may die while they train with the same values, before these values count as the cause
-)
+LIVES = 2  # workers that die with the same values before these values count as the cause
 MIN_COMPLETE = 5  # completed trials before any is pruned: the median of fewer is noise
 RANDOM_TRIALS = 10  # drawn at random at the start, for TPE to have something to model
 TRIES = 10  # draws of each sampler in search of values that were not tried before
