@@ -1,8 +1,6 @@
 """Rounds of retraining on the small pipeline, with a registry and a gate that are scripted."""
 
-import hashlib
 import os
-import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -12,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import small_pipeline
 from convoy.core import files
 from convoy.core.errors import ConvoyError
 from convoy.gate.result import GateResult
@@ -61,22 +60,11 @@ CI = (
 )  # fmt: skip
 
 STREAM = worktree.stream
-MOMENT = "2026-11-23T22:00:00+00:00"
 
 
 def make(folder: Path) -> Small:
     """Commit the small pipeline, with what a round needs."""
-    small = Small(folder)
-    for name, text in PIPELINE.items():
-        small.write(name, text)
-    small.git("init", "-q", "-b", "main")
-    small.git("config", "user.name", "test")
-    small.git("config", "user.email", "test@example.invalid")
-    small.dvc("init", "-q")
-    small.dvc("import-url", "source", "data")
-    small.edit("data.dvc", "frozen: true\n", "")
-    small.commit("pipeline")
-    return small
+    return small_pipeline.create(folder, PIPELINE)
 
 
 def judgement(verdict: str, candidate: Version, champion: Version | None) -> GateResult:
@@ -99,25 +87,20 @@ def judgement(verdict: str, candidate: Version, champion: Version | None) -> Gat
         comparison=None,
         classes=(),
         flips=(),
-        conditions={"moment": MOMENT},
+        conditions={"moment": "2026-11-23T22:00:00+00:00"},
     )
 
 
 @dataclass
 class Rounds:
-    """Run rounds in a copy of the small pipeline, with a registry in memory.
-
-    Attributes:
-        verdict: of the gate.
-        calls: calls of registry and gate, in order, with the commit of the worktree.
-    """
+    """Run rounds in a copy of the small pipeline, with a registry in memory."""
 
     small: Small
-    verdict: str = "promote"
-    kept: list[Version] = field(default_factory=list)
-    aliases_: dict[str, str] = field(default_factory=dict)
+    verdict: str = "promote"  # of the gate
+    registered: list[Version] = field(default_factory=list)
+    alias_numbers: dict[str, str] = field(default_factory=dict)
     moves: list[Entry] = field(default_factory=list)
-    calls: list[tuple[str, str]] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)  # of registry and gate, in order
 
     @property
     def root(self) -> Path:
@@ -138,70 +121,80 @@ class Rounds:
         return (self.root / "build/retrain/report.md").read_text(encoding="utf-8")
 
     def branches(self) -> list[str]:
-        return [one for one in self.small.git("branch", "--format=%(refname:short)").split() if one != "main"]
+        return other_branches(self.small)
 
     def champion(self) -> str:
-        return self.aliases_.get(CHAMPION, "")
+        return self.alias_numbers.get(CHAMPION, "")
+
+    def change_rate(self, rate: str = "0.25") -> None:
+        """Commit another param, for which the next round trains."""
+        self.small.edit("params.yaml", "lr: 0.5", f"lr: {rate}")
+        self.small.commit("another rate")
 
     # The fake registry and gate.
 
     def aliases(self) -> dict[str, str]:
-        return dict(self.aliases_)
+        return dict(self.alias_numbers)
 
     def alias(self, alias: str) -> Version | None:
-        return next((one for one in self.kept if one.number == self.aliases_.get(alias)), None)
+        number = self.alias_numbers.get(alias)
+        return next((version for version in self.registered if version.number == number), None)
 
     def versions(self) -> list[Version]:
-        return list(self.kept)
+        return list(self.registered)
 
     def tag(self, version: Version, tags: dict[str, str]) -> None:
-        self.called("tag")
+        self.calls.append("tag")
         at = int(version.number) - 1
-        self.kept[at] = replace(self.kept[at], tags={**self.kept[at].tags, **tags})
+        self.registered[at] = replace(self.registered[at], tags={**self.registered[at].tags, **tags})
 
     def register(self) -> Version:
-        self.called("register")
+        self.calls.append("register")
         assert os.environ["CONVOY_REPOSITORY"] == str(self.root)
-        sha256 = hashlib.sha256(Path("build/model/weights").read_bytes()).hexdigest()
-        found = next((one for one in self.kept if one.sha256 == sha256), None)
-        if found is None:
-            number = str(len(self.kept) + 1)
-            found = Version("convoy", number, sha256, f"run-{number}", f"mlflow-{number}", now_ms(), {})
-            self.kept.append(found)
-        self.aliases_[CANDIDATE] = found.number
-        return found
+        sha256 = files.sha256(Path("build/model/weights"))
+        version = next((known for known in self.registered if known.sha256 == sha256), None)
+        if version is None:
+            number = str(len(self.registered) + 1)
+            version = Version("convoy", number, sha256, f"run-{number}", f"mlflow-{number}", now_ms(), {})
+            self.registered.append(version)
+        self.alias_numbers[CANDIDATE] = version.number
+        return version
 
     def judge(self, out: Path) -> Judged:
-        self.called("judge")
-        candidate = self.alias(CANDIDATE)
+        self.calls.append("judge")
+        candidate, champion = self.alias(CANDIDATE), self.alias(CHAMPION)
         assert candidate
         out.mkdir(parents=True)
-        return Judged(
-            judgement(self.verdict, candidate, self.alias(CHAMPION)), candidate, self.alias(CHAMPION), ()
-        )
+        return Judged(judgement(self.verdict, candidate, champion), candidate, champion, ())
 
     def carry_out(self, judged: Judged) -> bool:
-        self.called("promote")
+        self.calls.append("promote")
         if judged.judgement.verdict != "promote":
             return False
         before, after = self.champion(), judged.candidate.number
-        self.aliases_[CHAMPION] = after
+        self.alias_numbers[CHAMPION] = after
         self.moves.append(Entry("run", "m", "promote", before, after, now_ms()))
         return True
-
-    def called(self, what: str) -> None:
-        number = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        self.calls.append((what, number.stdout.strip()))
 
     def grow_older(self, days: float) -> None:
         """Age everything in the registry."""
         past = int(days * 24 * 3600 * 1000)
-        self.kept = [replace(one, created_ms=one.created_ms - past) for one in self.kept]
-        self.moves = [replace(one, moment_ms=one.moment_ms - past) for one in self.moves]
+        self.registered = [
+            replace(version, created_ms=version.created_ms - past) for version in self.registered
+        ]
+        self.moves = [replace(move, moment_ms=move.moment_ms - past) for move in self.moves]
+
+
+def other_branches(repository: Small) -> list[str]:
+    """List the branches besides main."""
+    names = repository.git("branch", "--format=%(refname:short)").split()
+    return [name for name in names if name != "main"]
 
 
 def with_fakes(rounds: Rounds, patch: pytest.MonkeyPatch) -> Rounds:
-    """Replace the registry and the gate by fakes."""
+    """Replace the registry and the gate by fakes, outside CI."""
+    for name in CI:
+        patch.delenv(name, raising=False)
     patch.setattr(round.Registry, "open", lambda: rounds)
     patch.setattr(round.register, "register", rounds.register)
     patch.setattr(round.promote, "judge", rounds.judge)
@@ -213,73 +206,46 @@ def with_fakes(rounds: Rounds, patch: pytest.MonkeyPatch) -> Rounds:
 
 
 def started(original: Rounds, folder: Path, patch: pytest.MonkeyPatch) -> Rounds:
-    shutil.copytree(original.root, folder / "repository", symlinks=True)
+    """Copy a repository with its registry, and enter it."""
     copy = deepcopy(original)
-    copy.small = Small(folder / "repository")
+    copy.small = original.small.copy(folder / "repository")
     patch.chdir(copy.root)
-    return with_fakes(copy, outside_ci(patch))
+    return with_fakes(copy, patch)
 
 
-def outside_ci(patch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    for name in CI:
-        patch.delenv(name, raising=False)
-    return patch
+SPARED = (
+    "build/retrain/", ".git/objects/", ".git/worktrees", ".dvc/cache/", ".dvc/tmp/", ".git/refs/", ".git/logs/",
+)  # fmt: skip
 
 
 def state(root: Path) -> dict[str, str]:
     """Hash every file of a caller that a round must not touch, with what git knows of it."""
-    spared = (
-        "build/retrain/",
-        ".git/objects/",
-        ".git/worktrees",
-        ".dvc/cache/",
-        ".dvc/tmp/",
-        ".git/refs/",
-        ".git/logs/",
-    )
     names = (path.relative_to(root).as_posix() for path in sorted(root.rglob("*")) if path.is_file())
-    found = {
-        name: hashlib.sha256((root / name).read_bytes()).hexdigest()
-        for name in names
-        if not name.startswith(spared)
-    }
+    hashes = {name: files.sha256(root / name) for name in names if not name.startswith(SPARED)}
     for words in ("rev-parse HEAD", "symbolic-ref HEAD", "status --porcelain", "worktree list", "branch -a"):
-        done = subprocess.run(
-            ["git", "--no-optional-locks", *words.split()],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        found[words] = done.stdout
-    return found
+        command = ["git", "--no-optional-locks", *words.split()]
+        hashes[words] = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+    return hashes
 
 
 @dataclass
 class Programs:
-    """Replace the programs of a round: write at once the files that they would write.
+    """Replace the programs of a round: write at once the files that they would write."""
 
-    Attributes:
-        real: words of programs that do run.
-        started: command lines.
-    """
-
-    real: tuple[str, ...] = ("push",)
-    started: list[list[str]] = field(default_factory=list)
+    real: tuple[str, ...] = ("push",)  # words of programs that do run
+    started: list[list[str]] = field(default_factory=list)  # command lines
 
     def __call__(self, words: Sequence[str], folder: Path, env: Mapping[str, str]) -> str:
         self.started.append(list(words))
         if set(self.real) & set(words):
             return STREAM(words, folder, env)
+        small = Small(folder)
         if "update" in words:
-            text = (folder / "data.dvc").read_text(encoding="utf-8")
-            (folder / "data.dvc").write_text(text.replace("md5: ", "md5: 0"), encoding="utf-8")
+            small.edit("data.dvc", "md5: ", "md5: 0")
             return ""
-        for name, text in (("build/dataset/dataset.json", '{"hash": "d"}'), ("dvc.lock", "schema: '2.0'\n")):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(text, encoding="utf-8")
-        (folder / "build/model").mkdir(parents=True, exist_ok=True)
-        (folder / "build/model/weights").write_bytes(os.urandom(8))
+        small.write("build/dataset/dataset.json", '{"hash": "d"}')
+        small.write("dvc.lock", "schema: '2.0'\n")
+        small.write("build/model/weights", os.urandom(8).hex())
         return ""
 
 

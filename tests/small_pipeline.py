@@ -4,14 +4,17 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 import pytest
+from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from onnx import TensorProto, helper
 
+import dvc_server
 from convoy.repo import dvc
 
 FIRST = "20261123-100000-aaaaaa"
@@ -65,15 +68,15 @@ class Small:
     def repro(self) -> str:
         """Run the pipeline; what DVC printed, errors included."""
         env = {k: v for k, v in os.environ.items() if not k.startswith("DVC_")} | {"DVC_NO_ANALYTICS": "1"}
-        done = subprocess.run(
-            [sys.executable, "-m", "dvc", "repro"],
-            cwd=self.folder,
-            env=env,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        command = [sys.executable, "-m", "dvc", "repro"]
+        done = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, check=False)
         return done.stdout + done.stderr
+
+    def init(self) -> None:
+        """Make a git repository of the folder."""
+        self.git("init", "-q", "-b", "main")
+        self.git("config", "user.name", "test")
+        self.git("config", "user.email", "test@example.invalid")
 
     def write(self, name: str, text: str) -> None:
         path = self.folder / name
@@ -93,26 +96,50 @@ class Small:
         self.git("commit", "-q", "-m", message)
         return self.git("rev-parse", "HEAD")
 
-    def mlflow_run(self, run_id: str) -> tuple[MlflowClient, str]:
-        """Open the store; MLflow's id of a run."""
-        client = MlflowClient(f"sqlite:///{self.folder}/mlflow.db")
-        [run] = client.search_runs(["1"], f"tags.`convoy.run_id` = '{run_id}'")
-        return client, run.info.run_id
+    def copy(self, folder: Path) -> "Small":
+        return Small(shutil.copytree(self.folder, folder, symlinks=True))
+
+    @property
+    def store(self) -> MlflowClient:
+        return MlflowClient(f"sqlite:///{self.folder}/mlflow.db")
+
+    def run(self, run_id: str) -> Run:
+        """Read a run from the store by Convoy's id."""
+        [run] = self.store.search_runs(["1"], f"tags.`convoy.run_id` = '{run_id}'")
+        return run
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        for key, value in tags.items():
+            self.store.set_tag(self.run(run_id).info.run_id, key, value)
+
+
+def create(folder: Path, files: Mapping[str, str]) -> Small:
+    """Commit a pipeline that imports its data from its folder `source`; nothing has run."""
+    small = Small(folder)
+    for name, text in files.items():
+        small.write(name, text)
+    small.init()
+    small.dvc("init", "-q")
+    small.dvc("import-url", "source", "data")
+    small.edit("data.dvc", "frozen: true\n", "")
+    small.commit("pipeline")
+    return small
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_dvc() -> Iterator[None]:
+    """Run DVC in processes that need not import it."""
+    server = dvc_server.Server()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "run", server)
+        yield
+    server.stop()
 
 
 @pytest.fixture(scope="session")
 def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Small:
     """The pipeline, run once and committed. Read only."""
-    small = Small(tmp_path_factory.mktemp("small_pipeline") / "repository")
-    for name, text in FILES.items():
-        small.write(name, text)
-    small.git("init", "-q", "-b", "main")
-    small.git("config", "user.name", "test")
-    small.git("config", "user.email", "test@example.invalid")
-    small.dvc("init", "-q")
-    small.dvc("import-url", "source", "data")
-    small.dvc("unfreeze", "data.dvc")
-    small.commit("pipeline")
+    small = create(tmp_path_factory.mktemp("small_pipeline") / "repository", FILES)
     assert "Running stage 'evaluate'" in small.repro()
     small.commit("reproduced")
     return small
@@ -121,11 +148,10 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Small:
 @pytest.fixture
 def small(reproduced: Small, tmp_path: Path) -> Small:
     """A copy of the pipeline that has run, for a test that changes it."""
-    shutil.copytree(reproduced.folder, tmp_path / "small_pipeline", symlinks=True)
-    return Small(tmp_path / "small_pipeline")
+    return reproduced.copy(tmp_path / "small_pipeline")
 
 
-def write_onnx(path: Path, identity: dict[str, str]) -> None:
+def write_onnx(path: Path, identity: Mapping[str, str]) -> None:
     """Write the smallest ONNX file, with an identity as Convoy writes it; empty for a file of others."""
     node = helper.make_node("Identity", ["image"], ["probabilities"])
     values = [

@@ -49,8 +49,8 @@ def test_runs_on_different_data_are_compared_with_a_warning(shared: Small) -> No
 
 
 def test_a_delivery_packed_otherwise_has_the_same_test_images_unless_its_splits_differ(traced: Small) -> None:
-    client, number = traced.mlflow_run(SECOND)
-    client.set_tag(number, "convoy.data_hash", "3d" * 32)
+    client, number = traced.store, traced.run(SECOND).info.run_id
+    traced.set_tags(SECOND, {"convoy.data_hash": "3d" * 32})
     client.log_param(number, "data.image_px", "16")
     assert compared(FIRST, SECOND)["data"]["verdict"] == "packed otherwise"
     assert "WARNING" not in run(FIRST, SECOND)
@@ -65,17 +65,13 @@ def test_the_files_of_two_deliveries_are_counted(traced: Small) -> None:
     traced.remove("source/b.txt")
     traced.repro()
     md5 = dvc.required_outputs(traced.folder)["data"]
-    client, number = traced.mlflow_run(SECOND)
-    client.set_tag(number, "convoy.data_hash", "3d" * 32)
-    client.set_tag(number, "convoy.data_md5", md5)
+    traced.set_tags(SECOND, {"convoy.data_hash": "3d" * 32, "convoy.data_md5": md5})
     assert compared(FIRST, SECOND)["data"]["members"] == {"added": 1, "removed": 1, "changed": 1}
 
 
 def test_a_git_command_shows_the_difference_of_two_commits(traced: Small) -> None:
     traced.write("more.txt", "more\n")
-    commit = traced.commit("more")
-    client, number = traced.mlflow_run(SECOND)
-    client.set_tag(number, "mlflow.source.git.commit", commit)
+    traced.set_tags(SECOND, {"mlflow.source.git.commit": traced.commit("more")})
     assert "+more" in traced.git(*compared(FIRST, SECOND)["commit"]["diff"].split()[1:])
 
 

@@ -24,11 +24,6 @@ def restored(text: str, target: Path) -> Small:
     return Small(target)
 
 
-def set_commit(traced: Small, run_id: str, commit: str) -> None:
-    client, number = traced.mlflow_run(run_id)
-    client.set_tag(number, COMMIT, commit)
-
-
 def remove_from_cache(traced: Small, name: str) -> str:
     """Remove an output's content from the cache; its md5."""
     lock = yaml.load((traced.folder / "dvc.lock").read_text())
@@ -116,7 +111,7 @@ def test_a_cache_that_a_team_shares_is_not_the_clone_s(traced: Small, tmp_path: 
     shutil.move(traced.folder / ".dvc/cache", tmp_path / "shared")
     traced.dvc("cache", "dir", str(tmp_path / "shared"))
     traced.dvc("config", "cache.type", "symlink")
-    set_commit(traced, FIRST, traced.commit("shared cache"))
+    traced.set_tags(FIRST, {COMMIT: traced.commit("shared cache")})
     clone = restored(FIRST, tmp_path / "clone")
     assert dvc.Cache.of(clone.folder).folder == clone.folder / ".dvc/cache"
     assert not (clone.folder / "build/score").is_symlink()
@@ -150,16 +145,14 @@ def test_a_run_that_cannot_be_restored_is_refused_with_the_reason(traced: Small,
         assert leftovers(tmp_path) == []
 
     refused(FAILED, r"deadbeef of run .*(.|\n)*git fetch --all --tags(.|\n)*pipeline/")
-    set_commit(traced, FAILED, traced.git("rev-parse", "HEAD"))
+    traced.set_tags(FAILED, {COMMIT: traced.git("rev-parse", "HEAD")})
     refused(FAILED, r"is FAILED: it has no final dvc.lock(.|\n)*git checkout")
-    client, number = traced.mlflow_run(FAILED)
-    client.set_terminated(number, "FINISHED")
+    traced.store.set_terminated(traced.run(FAILED).info.run_id, "FINISHED")
     refused(FAILED, r"has no dvc.lock.*`convoy sync`")
-    client, number = traced.mlflow_run(FIRST)
-    client.delete_tag(number, COMMIT)
+    traced.store.delete_tag(traced.run(FIRST).info.run_id, COMMIT)
     refused(FIRST, "has no commit")
     traced.write("train.sh", "true\n")
-    set_commit(traced, SECOND, traced.commit("another"))
+    traced.set_tags(SECOND, {COMMIT: traced.commit("another")})
     refused(SECOND, "do not fit its commit: `git apply` failed")
 
 

@@ -5,8 +5,6 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from mlflow.entities import Run
-from mlflow.tracking import MlflowClient
 
 from convoy.core.errors import RequestError
 from convoy.core.files import sha256
@@ -32,15 +30,6 @@ def chain(text: str) -> dict[str, dict]:
     return {link["name"]: link for link in run["chain"]}
 
 
-def client_of(repository: Small) -> MlflowClient:
-    return MlflowClient(f"sqlite:///{repository.folder}/mlflow.db")
-
-
-def stored(repository: Small, run_id: str) -> Run:
-    [run] = client_of(repository).search_runs(["1"], f"tags.`convoy.run_id` = '{run_id}'")
-    return run
-
-
 @pytest.mark.parametrize(
     "text",
     [
@@ -61,11 +50,11 @@ def test_every_name_of_a_run_leads_to_it(shared: Small, text: str) -> None:
 
 
 def test_ids_of_mlflow_experiments_and_hashes_of_locks_lead_to_the_run(shared: Small) -> None:
-    mlflow_id = stored(shared, FIRST).info.run_id
+    mlflow_id = shared.run(FIRST).info.run_id
     for text in (mlflow_id, mlflow_id[:8], f"runs:/{mlflow_id}", f"runs:/{FIRST}"):
         assert run_ids(text) == [FIRST]
     assert run_ids("quick-fox") == [SECOND]
-    assert run_ids(stored(shared, SECOND).data.tags["convoy.lock"][:9]) == [SECOND]
+    assert run_ids(shared.run(SECOND).data.tags["convoy.lock"][:9]) == [SECOND]
 
 
 def test_a_commit_lists_its_runs_newest_first_with_what_differs(shared: Small) -> None:
@@ -142,7 +131,7 @@ def test_data_whose_cache_lacks_a_file_are_missing(traced: Small) -> None:
 
 
 def test_an_onnx_file_leads_to_its_run(traced: Small, model: Path) -> None:
-    client_of(traced).set_tag(stored(traced, FIRST).info.run_id, "convoy.onnx_sha256", sha256(model))
+    traced.set_tags(FIRST, {"convoy.onnx_sha256": sha256(model)})
     assert run_ids(str(model)) == [FIRST]
     link = chain(str(model))["model.onnx"]
     assert link["value"] == sha256(model)

@@ -1,12 +1,11 @@
 """A small repository in which rounds of retraining take seconds."""
 
-import shutil
 from pathlib import Path
 
 import pytest
 
 from convoy.retraining import worktree
-from retraining_rounds import Programs, Rounds, make, outside_ci, started, with_fakes
+from retraining_rounds import Programs, Rounds, make, started, with_fakes
 from small_pipeline import Small
 
 
@@ -19,12 +18,11 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> Small:
 @pytest.fixture(scope="session")
 def finished_round(committed: Small, tmp_path_factory: pytest.TempPathFactory) -> Rounds:
     """A copy after a first round, which made the first champion. Read only."""
-    folder = tmp_path_factory.mktemp("trained") / "repository"
-    shutil.copytree(committed.folder, folder, symlinks=True)
+    small = committed.copy(tmp_path_factory.mktemp("trained") / "repository")
     with pytest.MonkeyPatch.context() as patch:
-        rounds = with_fakes(Rounds(Small(folder)), outside_ci(patch))
+        rounds = with_fakes(Rounds(small), patch)
         assert rounds.run() == 0
-    rounds.small.git("branch", "-q", "-D", *rounds.branches())
+    small.git("branch", "-q", "-D", *rounds.branches())
     return rounds
 
 

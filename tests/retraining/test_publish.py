@@ -1,4 +1,4 @@
-"""What a round made reaches the remotes before the champion changes, or the champion does not change."""
+"""The results of a round reach the remotes before the champion changes, or the champion does not change."""
 
 import json
 import os
@@ -10,8 +10,8 @@ import pytest
 
 from convoy.core.errors import RequestError
 from convoy.repo import dvc
-from convoy.retraining import publish, round  # noqa: A004 (the module's name)
-from retraining_rounds import Programs, Rounds, state
+from convoy.retraining import publish, round, worktree  # noqa: A004 (the module's name)
+from retraining_rounds import Programs, Rounds, other_branches, state
 from small_pipeline import Small
 
 
@@ -24,7 +24,7 @@ class Remotes:
     dvc: Path
 
     def branches(self) -> list[str]:
-        return [one for one in self.git.git("branch", "--format=%(refname:short)").split() if one != "main"]
+        return other_branches(self.git)
 
     def hook(self, text: str) -> None:
         """Let the git remote do something with a push before it takes it."""
@@ -37,17 +37,18 @@ def remotes(trained: Rounds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """Remotes to push to, and a param that makes the next round train."""
     trained.small.git("init", "-q", "--bare", "-b", "main", str(tmp_path / "remote.git"))
     trained.small.git("remote", "add", "origin", "../remote.git")
-    add_remote(trained.small, url=tmp_path / "store")
-    trained.small.edit("params.yaml", "lr: 0.5", "lr: 0.25")
-    trained.small.commit("another rate")
+    trained.small.write(
+        ".dvc/config", f"[core]\n    remote = store\n['remote \"store\"']\n    url = {tmp_path}/store\n"
+    )
+    trained.change_rate()
     trained.small.git("push", "-q", "origin", "main")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     return Remotes(trained, Small(tmp_path / "remote.git"), tmp_path / "store")
 
 
 @pytest.fixture
-def no_data_leave(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave DVC's remote out, for what only git matters to."""
+def no_dvc_push(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out DVC's remote, for tests of git's."""
     monkeypatch.setattr(publish, "push_data", lambda *_: None)
 
 
@@ -66,12 +67,12 @@ def test_another_machine_takes_what_a_round_pushed_instead_of_running_it(
     rounds.small.git("clone", "-q", "../remote.git", str(tmp_path / "other"))
     rounds.small = Small(tmp_path / "other")
     monkeypatch.chdir(rounds.root)
-    rounds.kept[1].tags.clear()
+    rounds.registered[1].tags.clear()
     assert rounds.run(push=True) == 0
     output = capfd.readouterr().out
     assert "Running stage" not in output
     assert "Stage 'train' is cached - skipping run, checking out outputs" in output
-    assert len(rounds.kept) == 2
+    assert len(rounds.registered) == 2
 
 
 def test_nothing_leaves_this_machine_without_push(remotes: Remotes, quick: Programs) -> None:
@@ -84,8 +85,8 @@ def test_nothing_leaves_this_machine_without_push(remotes: Remotes, quick: Progr
     assert remotes.rounds.result["pushed"] == {"data and models": False, "branch": False}
 
 
-def test_a_rejected_branch_leaves_the_champion_and_passes_on_what_the_remote_said(
-    remotes: Remotes, quick: Programs, no_data_leave: None
+def test_a_rejected_branch_leaves_the_champion_and_reports_the_message_of_the_remote(
+    remotes: Remotes, quick: Programs, no_dvc_push: None
 ) -> None:
     remotes.hook("echo 'only robots may push' && exit 1")
     before = state(remotes.rounds.root)
@@ -100,7 +101,7 @@ def test_a_rejected_branch_leaves_the_champion_and_passes_on_what_the_remote_sai
 
 
 def test_a_token_in_the_address_of_the_git_remote_is_not_shown(
-    remotes: Remotes, quick: Programs, no_data_leave: None
+    remotes: Remotes, quick: Programs, no_dvc_push: None
 ) -> None:
     rounds = remotes.rounds
     rounds.small.git("remote", "set-url", "origin", "https://x:secret@127.0.0.1:9/team.git")
@@ -110,13 +111,20 @@ def test_a_token_in_the_address_of_the_git_remote_is_not_shown(
     assert "secret" not in json.dumps(rounds.result) + rounds.report
 
 
-def test_a_dvc_remote_that_takes_nothing_leaves_the_champion(remotes: Remotes, quick: Programs) -> None:
-    remotes.dvc.write_text("a file, where a folder belongs")
+def test_a_dvc_remote_that_rejects_the_data_leaves_the_champion(
+    remotes: Remotes, quick: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(words: list[str], folder: Path, env: dict[str, str]) -> str:
+        if "push" in words:
+            raise worktree.RoundError("`dvc` ended with exit code 1", "disk quota exceeded\n")
+        return quick(words, folder, env)
+
+    monkeypatch.setattr(worktree, "stream", fail)
     before = state(remotes.rounds.root)
     assert remotes.rounds.run(push=True) == 1
     result = remotes.rounds.result
     assert (result["step"], result["champion"]) == ("push data", "convoy/1")
-    assert "the DVC remote rejected the data and models: " in result["reason"]
+    assert "the DVC remote rejected the data and models: disk quota exceeded\n" in result["reason"]
     assert "`dvc push`" in result["reason"]
     assert remotes.branches() == []
     assert state(remotes.rounds.root) == before
@@ -133,38 +141,30 @@ def test_a_dvc_remote_that_does_not_answer_stops_a_round_that_pushes_before_it_t
     assert "did not answer (no route to host)" in remotes.rounds.report
 
 
-def test_why_a_remote_does_not_answer_is_asked_before_anything_else(
-    remotes: Remotes, monkeypatch: pytest.MonkeyPatch
+def test_github_gets_a_pull_request_for_a_promoted_lock(
+    remotes: Remotes, quick: Programs, no_dvc_push: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert dvc.check_remote(remotes.rounds.root) == ""
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    keys = {"access_key_id": "a", "secret_access_key": "b"}
-    add_remote(remotes.rounds.small, url="s3://bucket/path", endpointurl="http://127.0.0.1:9", **keys)
-    assert "Could not connect to the endpoint URL" in dvc.check_remote(remotes.rounds.root)
-
-
-def test_github_gets_a_pull_request_for_a_promoted_lock_alone(
-    remotes: Remotes, quick: Programs, no_data_leave: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake_gh(
-        tmp_path, monkeypatch, 'for one; do last=$one; echo "$one" >> $OUT/words; done; cp "$last" $OUT/body'
-    )
+    script = 'for word; do last=$word; echo "$word" >> $OUT/words; done; cp "$last" $OUT/body'
+    fake_gh(tmp_path, monkeypatch, script)
     assert remotes.rounds.run(push=True) == 0
     words = (tmp_path / "words").read_text().splitlines()
     assert words[:6] == ["pr", "create", "--base", "main", "--head", remotes.rounds.result["branch"]]
     assert words[6:9] == ["--title", "Retrained: convoy/2 is champion", "--body-file"]
     assert "to promote is what the test says." in (tmp_path / "body").read_text()
-    (tmp_path / "words").unlink()
-    remotes.rounds.small.edit("params.yaml", "lr: 0.25", "lr: 0.125")
-    remotes.rounds.small.commit("another")
+
+
+def test_no_pull_request_is_opened_for_a_candidate_that_is_not_promoted(
+    remotes: Remotes, quick: Programs, no_dvc_push: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_gh(tmp_path, monkeypatch, "touch $OUT/called")
     remotes.rounds.verdict = "refuse"
     assert remotes.rounds.run(push=True) == 0
-    assert remotes.rounds.result["branch"] in remotes.branches()
-    assert not (tmp_path / "words").exists()
+    assert remotes.branches() == [remotes.rounds.result["branch"]]
+    assert not (tmp_path / "called").exists()
 
 
 def test_a_pull_request_that_fails_is_a_failure_that_names_the_new_champion(
-    remotes: Remotes, quick: Programs, no_data_leave: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    remotes: Remotes, quick: Programs, no_dvc_push: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_gh(tmp_path, monkeypatch, "echo 'no permission' >&2; exit 4")
     assert remotes.rounds.run(push=True) == 1
@@ -178,7 +178,7 @@ def test_a_pull_request_that_fails_is_a_failure_that_names_the_new_champion(
 
 
 def test_gitlab_gets_a_merge_request_by_push_options_once_the_lock_is_promoted(
-    remotes: Remotes, quick: Programs, no_data_leave: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    remotes: Remotes, quick: Programs, no_dvc_push: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GITLAB_CI", "true")
     remotes.git.git("config", "receive.advertisePushOptions", "true")
@@ -215,7 +215,7 @@ def test_a_proposal_goes_to_the_branch_of_the_caller_or_of_the_remote(
     assert publish.base_branch(root) == "trunk"
 
 
-def test_all_that_push_needs_and_is_missing_is_named_at_once(
+def test_everything_that_push_requires_and_is_missing_is_named_at_once(
     rounds: Rounds, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
@@ -223,45 +223,37 @@ def test_all_that_push_needs_and_is_missing_is_named_at_once(
     assert rounds.run(push=True) == 2
     reason = rounds.result["reason"]
     assert reason.startswith("PUSH=1 requires:\n  MLFLOW_TRACKING_URI: ")
-    for name in (
-        "\n  a DVC remote: ",
-        "\n  a git remote `origin`: ",
-        "\n  gh: ",
-        "\nWithout PUSH=1 a round stays",
-    ):
-        assert name in reason
+    assert all(f"\n  {name}: " in reason for name in ("a DVC remote", "a git remote `origin`", "gh"))
     assert "PUSH=1 requires" in rounds.report
 
 
-def test_a_round_wants_a_commit_to_start_from(tmp_path: Path) -> None:
-    small = Small(tmp_path)
-    small.git("init", "-q")
+def test_a_round_requires_a_commit(tmp_path: Path) -> None:
+    Small(tmp_path).init()
     (tmp_path / ".dvc").mkdir()
     with pytest.raises(RequestError, match="has no git commit"):
         round.check_prerequisites(tmp_path, push=False)
 
 
 def test_commits_are_made_in_the_caller_s_name_or_in_convoy_s(
-    rounds: Rounds, quick: Programs, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
-    monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
-    assert rounds.run() == 0
-    author = ("log", "-1", "--format=%an <%ae>")
-    assert rounds.small.git(*author, rounds.result["branch"]) == "test <test@example.invalid>"
-    for name in ("user.name", "user.email"):
-        rounds.small.git("config", "--unset", name)
-    rounds.kept[0].tags.clear()
-    rounds.small.git("branch", "-D", rounds.result["branch"])
-    assert rounds.run() == 0
-    assert rounds.small.git(*author, rounds.result["branch"]) == "Convoy <convoy@localhost>"
+    for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):
+        monkeypatch.setenv(name, os.devnull)
+    small = Small(tmp_path)
+    small.init()
+    for author in ("test <test@example.invalid>", "Convoy <convoy@localhost>"):
+        small.write("dvc.lock", author)
+        number = publish.commit(tmp_path, ["dvc.lock", "data.dvc"], "Retrain")
+        assert small.git("log", "-1", "--format=%H %an <%ae> %cn <%ce>") == f"{number} {author} {author}"
+        (tmp_path / ".git/config").write_text("")
+    assert publish.commit(tmp_path, ["dvc.lock"], "Retrain") == "", "nothing differs"
 
 
 def test_a_lock_that_is_as_committed_makes_no_branch(rounds: Rounds, quick: Programs) -> None:
     assert rounds.run() == 0
     rounds.small.git("merge", "-q", rounds.result["branch"])
     rounds.small.git("branch", "-D", rounds.result["branch"])
-    rounds.kept[0].tags.clear()
+    rounds.registered[0].tags.clear()
     assert rounds.run() == 0
     assert rounds.branches() == []
     assert "nothing differs from the commit" in rounds.report
@@ -283,12 +275,6 @@ def bin_with(folder: Path, *names: str) -> Path:
         found = subprocess.run(["which", name], capture_output=True, text=True, check=True).stdout.strip()
         (folder / "bin" / name).symlink_to(found)
     return folder / "bin"
-
-
-def add_remote(small: Small, **settings: object) -> None:
-    """Write DVC's configuration, as `dvc remote add` and `dvc remote modify` do."""
-    lines = "".join(f"    {name} = {text}\n" for name, text in settings.items())
-    small.write(".dvc/config", f"[core]\n    remote = store\n['remote \"store\"']\n{lines}")
 
 
 def test_the_page_of_the_job_is_linked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,8 @@
-"""A round trains for cause, promotes or explains, and leaves everything else as it was."""
+"""A round trains if something changed, promotes or explains, and leaves everything else as it was."""
 
+import json
+import runpy
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -9,6 +12,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from clones import Clone
+from convoy.core import files
 from convoy.registry import promote, register
 from convoy.repo import git
 from convoy.retraining import publish, round, trigger, worktree  # noqa: A004 (the module's name)
@@ -34,7 +39,9 @@ ONLY = {"repro": "pipelines/repro.py", "commit the lock": ["dvc.lock", "data.dvc
 """What stands among the arguments of the call that fails, where others shall not."""
 
 
-def test_a_first_round_makes_a_champion_and_keeps_its_lock_on_a_branch(rounds: Rounds) -> None:
+def test_a_first_round_makes_a_champion_and_keeps_its_lock_on_a_branch(
+    rounds: Rounds, quick: Programs
+) -> None:
     before = state(rounds.root)
     assert rounds.run() == 0
     assert (rounds.result["verdict"], rounds.champion()) == ("promoted", "1")
@@ -60,8 +67,9 @@ def test_a_round_with_nothing_new_trains_nothing(trained: Rounds, monkeypatch: p
 
 
 def test_new_data_are_committed_before_they_are_trained_on(
-    trained: Rounds, monkeypatch: pytest.MonkeyPatch
+    trained: Rounds, quick: Programs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    quick.real = ("update",)
     trained.small.write("source/c.txt", "new\n")
     with monkeypatch.context() as earlier:
         earlier.setenv("GIT_COMMITTER_DATE", "2026-01-01T00:00:00+00:00")
@@ -85,8 +93,7 @@ def test_new_data_are_committed_before_they_are_trained_on(
 def test_a_candidate_that_is_not_promoted_stays_on_its_branch(
     trained: Rounds, verdict: str, word: str, quick: Programs
 ) -> None:
-    trained.small.edit("params.yaml", "lr: 0.5", "lr: 0.25")
-    trained.small.commit("another rate")
+    trained.change_rate()
     trained.verdict = verdict
     assert trained.run() == 0
     assert trained.result["verdict"] == word
@@ -96,14 +103,6 @@ def test_a_candidate_that_is_not_promoted_stays_on_its_branch(
     assert trained.branches() == [trained.result["branch"]]
     assert trained.run() == 0
     assert trained.result["verdict"] == "nothing-new", "a verdict is given once"
-
-
-def test_other_limits_ask_for_another_verdict_on_the_same_model(trained: Rounds) -> None:
-    trained.small.edit("params.yaml", "min_accuracy: 0.5", "min_accuracy: 0.4")
-    trained.small.commit("a lower limit")
-    assert trained.run() == 0
-    assert [what for what, _ in trained.calls] == ["register", "judge", "promote", "tag"]
-    assert len(trained.kept) == 1
 
 
 def test_uncommitted_changes_are_not_part_of_a_round_and_are_reported(trained: Rounds) -> None:
@@ -124,7 +123,7 @@ def test_a_failure_at_any_step_leaves_champion_and_repository_as_they_were(
     works = getattr(module, function)
 
     def fail(*words: object, **more: object) -> object:
-        flat = [one for word in words for one in ([word, *word] if isinstance(word, list) else [word])]
+        flat = [part for word in words for part in ([word, *word] if isinstance(word, list) else [word])]
         if name in ONLY and ONLY[name] not in flat:
             return works(*words, **more)
         raise DownError(f"no {name} today")
@@ -161,7 +160,7 @@ def test_a_bug_is_reported_like_a_failure_in_the_job_s_summary_too(
     assert "KeyError: 'nothing'" in (tmp_path / "summary.md").read_text()
 
 
-def test_a_training_that_fails_is_reported_with_its_last_words(trained: Rounds) -> None:
+def test_a_training_that_fails_is_reported_with_its_last_lines(trained: Rounds) -> None:
     error = "ERROR in train: params cannot be used:\\n  train.epochs is 0\\nDVC removed it"
     trained.small.write("train.sh", f"echo counting && printf '{error}\\n' && exit 1\n")
     trained.small.commit("worse code")
@@ -176,47 +175,45 @@ def test_a_training_that_fails_is_reported_with_its_last_words(trained: Rounds) 
     assert state(trained.root) == before
 
 
-@pytest.mark.parametrize("uploaded", [False, True])
-def test_a_training_that_spent_its_time_budget_pauses_the_round(
-    trained: Rounds, monkeypatch: pytest.MonkeyPatch, uploaded: bool
+@pytest.mark.parametrize(
+    ("status", "is_uploaded", "verdict", "reason"),
+    [
+        ("SCHEDULED", True, "paused", "train: no time left\n"),
+        ("SCHEDULED", False, "paused", "train: no time left\n"),
+        ("FAILED", True, "failed", "the pipeline failed: train: no time left\n"),
+        ("", True, "failed", "the pipeline failed: train: no time left\n"),
+    ],
+)
+def test_the_status_of_a_run_and_no_message_pauses_a_round(
+    trained: Rounds,
+    monkeypatch: pytest.MonkeyPatch,
+    status: str,
+    is_uploaded: bool,
+    verdict: str,
+    reason: str,
 ) -> None:
     run_id = "20261123-100000-abcdef"
-    commands = ["mkdir -p build/runs", f"""echo '{{"run_id": "{run_id}"}}' > build/runs/train.json"""]
-    if uploaded:
-        stored = SimpleNamespace(info=SimpleNamespace(status="SCHEDULED"))
-        monkeypatch.setattr(round.store, "find", lambda run: stored if run == run_id else None)
-    else:
-        outbox = f"$CONVOY_REPOSITORY/outbox/{run_id}"
-        entry = """{"kind": "end", "status": "SCHEDULED"}"""
-        commands += [f"mkdir -p {outbox}", f"echo '{entry}' > {outbox}/journal.jsonl"]
-    trained.small.write("train.sh", "\n".join([*commands, "echo 'ERROR in train: no time left'", "exit 1\n"]))
-    trained.small.commit("little time")
+
+    def fail(words: list[str], folder: Path, env: object) -> str:
+        files.write_json(folder / "build/runs/train.json", {"run_id": run_id})
+        if not is_uploaded:
+            path = trained.root / f"outbox/{run_id}/journal.jsonl"
+            files.write_text(path, json.dumps({"kind": "end", "status": status}) + "\n")
+        raise worktree.RoundError("`repro.py` ended with exit code 1", "ERROR in train: no time left\nend\n")
+
+    stored = SimpleNamespace(info=SimpleNamespace(status=status))
+    monkeypatch.setattr(round.store, "find", lambda run: stored if status and run == run_id else None)
+    monkeypatch.setattr(worktree, "stream", fail)
+    trained.change_rate()
     assert trained.run() == 1
-    assert (trained.result["verdict"], trained.result["step"]) == ("paused", "repro")
-    assert trained.result["reason"].startswith("train: no time left\n")
+    assert (trained.result["verdict"], trained.result["step"]) == (verdict, "repro")
+    assert trained.result["reason"].startswith(reason)
     assert "`make retrain`" in trained.report
 
 
-@pytest.mark.parametrize("status", ["FAILED", ""])
-def test_words_of_a_stage_pause_nothing(
-    trained: Rounds, monkeypatch: pytest.MonkeyPatch, status: str
-) -> None:
-    stored = SimpleNamespace(info=SimpleNamespace(status=status)) if status else None
-    monkeypatch.setattr(round.store, "find", lambda _: stored)
-    lines = ["mkdir -p build/runs", """echo '{"run_id": "x"}' > build/runs/train.json"""]
-    lines += ["echo 'ERROR in train: checkpoints.time_budget_min (5) is spent.'", "exit 1\n"]
-    trained.small.write("train.sh", "\n".join(lines))
-    trained.small.commit("a failure")
-    assert trained.run() == 1
-    assert (trained.result["verdict"], trained.result["step"]) == ("failed", "repro")
-
-
-def test_a_pipeline_that_ends_without_an_error_is_reported_with_its_exit_code(
-    trained: Rounds, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trained.small.edit("params.yaml", "lr: 0.5", "lr: 0.25")
+def test_a_pipeline_that_ends_without_an_error_is_reported_with_its_exit_code(trained: Rounds) -> None:
     trained.small.write("pipelines/repro.py", "raise SystemExit(137)\n")
-    trained.small.commit("killed by the system")
+    trained.change_rate()
     assert trained.run() == 1
     assert trained.result["reason"].startswith("the pipeline failed: `repro.py` ended with exit code 137\n")
 
@@ -232,7 +229,7 @@ def test_a_missing_data_source_stops_a_round_and_nothing_is_lost(trained: Rounds
     assert state(trained.root) == before
 
 
-def test_a_second_round_is_skipped_and_says_since_when_the_first_runs(trained: Rounds) -> None:
+def test_a_second_round_is_skipped_and_names_the_process_of_the_first(trained: Rounds) -> None:
     with round.exclusive(trained.root):
         assert trained.run() == 0
     assert trained.result["verdict"] == "skipped"
@@ -241,9 +238,7 @@ def test_a_second_round_is_skipped_and_says_since_when_the_first_runs(trained: R
     assert trained.result["verdict"] == "nothing-new"
 
 
-def test_a_pipeline_that_outlived_its_round_keeps_others_out(
-    rounds: Rounds,
-) -> None:
+def test_a_pipeline_that_outlived_its_round_keeps_others_out(rounds: Rounds) -> None:
     tree = worktree.create(rounds.root)
     words = ["-c", "import time; print('up', flush=True); time.sleep(60)", "repro"]
     process = psutil.Popen(["python", *words], cwd=tree, stdout=-1)
@@ -260,8 +255,7 @@ def test_a_pipeline_that_outlived_its_round_keeps_others_out(
 
 
 def test_what_a_killed_round_left_is_removed_and_the_next_goes_on(trained: Rounds, quick: Programs) -> None:
-    trained.small.edit("params.yaml", "lr: 0.5", "lr: 0.25")
-    trained.small.commit("another rate")
+    trained.change_rate()
     before = state(trained.root)
     tree = worktree.create(trained.root)
     (tree.parent / "out-1").mkdir()
@@ -272,11 +266,10 @@ def test_what_a_killed_round_left_is_removed_and_the_next_goes_on(trained: Round
     assert state(trained.root) == {**before, "branch -a": state(trained.root)["branch -a"]}
 
 
-def test_a_round_that_is_interrupted_cleans_up_and_says_where(
+def test_a_round_that_is_interrupted_cleans_up_and_names_the_step(
     trained: Rounds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained.small.edit("params.yaml", "lr: 0.5", "lr: 0.25")
-    trained.small.commit("another rate")
+    trained.change_rate()
     before = state(trained.root)
 
     def interrupt(*_: object) -> str:
@@ -296,17 +289,20 @@ def test_an_old_champion_is_trained_anew_once_per_span(trained: Rounds, quick: P
     assert trained.run() == 0
     assert quick.started == [[sys.executable, "pipelines/repro.py", "--force"]]
     assert trained.result["trigger"].startswith("convoy/1 has been champion for 91.0 days")
-    assert len(trained.kept) == 2
+    assert len(trained.registered) == 2
     assert trained.run() == 0
     assert trained.result["verdict"] == "nothing-new"
 
 
 def test_a_round_restores_the_signal_handler(rounds: Rounds, monkeypatch: pytest.MonkeyPatch) -> None:
     before, during = signal.getsignal(signal.SIGTERM), []
-    monkeypatch.setattr(
-        round, "check_prerequisites", lambda *_, **__: during.append(signal.getsignal(signal.SIGTERM))
-    )
-    rounds.run()
+
+    def fail(*_: object, **__: object) -> None:
+        during.append(signal.getsignal(signal.SIGTERM))
+        raise DownError("no git today")
+
+    monkeypatch.setattr(round, "check_prerequisites", fail)
+    assert rounds.run() == 1
     assert during[0] != before
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -319,11 +315,9 @@ def own_signal_handler() -> Iterator[None]:
     signal.signal(signal.SIGTERM, before)
 
 
-def test_the_script_takes_no_words_and_push_is_0_or_1(
+def test_the_script_takes_no_arguments_and_push_is_0_or_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], own_signal_handler: None
 ) -> None:
-    from runpy import run_path  # noqa: PLC0415 (for this test alone)
-
     script = str(Path(__file__).parents[2] / "pipelines/retrain.py")
     for words, push, message in (
         (["--now"], "", "no arguments such as '--now'"),
@@ -332,5 +326,18 @@ def test_the_script_takes_no_words_and_push_is_0_or_1(
         monkeypatch.setattr(sys, "argv", [script, *words])
         monkeypatch.setenv("PUSH", push)
         with pytest.raises(SystemExit, match="2"):
-            run_path(script, run_name="__main__")
+            runpy.run_path(script, run_name="__main__")
         assert message in capsys.readouterr().err
+
+
+def test_force_and_pull_reach_dvc_and_other_options_do_not(clone: Clone, tmp_path: Path) -> None:
+    own = Clone(shutil.copytree(clone.folder, tmp_path / "clone", symlinks=True))
+    (tmp_path / "fake/dvc").mkdir(parents=True)
+    (tmp_path / "fake/dvc/__init__.py").touch()
+    (tmp_path / "fake/dvc/__main__.py").write_text("import sys; print('DVC', *sys.argv[1:]); sys.exit(1)\n")
+    path = f"{own.folder / 'src'}:{tmp_path / 'fake'}"
+    script = (sys.executable, "pipelines/repro.py")
+    output = own.run(*script, "--force", "--until", "train", "--pull", fails=True, PYTHONPATH=path)
+    assert "DVC repro --force --pull train\n" in output
+    output = own.run(*script, "--dry", fails=True, PYTHONPATH=path)
+    assert "'--dry'" in output

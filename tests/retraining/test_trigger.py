@@ -1,7 +1,6 @@
 """A round trains if its inputs differ from those of the newest candidate, or if the champion is old."""
 
 import hashlib
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -63,8 +62,7 @@ def web_import(committed: Small, tmp_path_factory: pytest.TempPathFactory) -> It
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://user:secret@127.0.0.1:{server.server_port}/images.zip"
-    small = Small(tmp_path_factory.mktemp("web") / "repository")
-    shutil.copytree(committed.folder, small.folder, symlinks=True)
+    small = committed.copy(tmp_path_factory.mktemp("web") / "repository")
     import_from(small, address)
     yield small, address
     server.shutdown()
@@ -133,9 +131,7 @@ def test_a_web_server_that_is_down_is_reported_with_its_address(web_rounds: tupl
 def test_another_git_repository_is_compared_by_its_commit(small: Small, tmp_path: Path) -> None:
     other = Small(tmp_path / "other")
     other.write("images/a.txt", "a\n")
-    other.git("init", "-q", "-b", "main")
-    other.git("config", "user.name", "test")
-    other.git("config", "user.email", "test@example.invalid")
+    other.init()
     other.commit("images")
     import_from(small, str(other.folder), "images")
     before = trigger.look(small.folder)
@@ -163,9 +159,9 @@ def test_files_that_dvc_add_tracks_are_taken_from_the_cache(rounds: Rounds, no_p
     rounds.small.remove("data.dvc")
     rounds.small.dvc("add", "-q", "data")
     rounds.small.commit("added")
-    found = trigger.look(rounds.root)
-    assert (found.address, found.changed) == ("", False)
-    assert "has no source" in found.hint
+    upstream = trigger.look(rounds.root)
+    assert (upstream.address, upstream.changed) == ("", False)
+    assert "has no source" in upstream.hint
     assert rounds.run() == 0
     assert rounds.result["verdict"] == "promoted"
 
