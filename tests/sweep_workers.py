@@ -3,10 +3,14 @@
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 from convoy.core.errors import TrainingError
-from convoy.sweep import worker
+from convoy.sweep import run, worker
+
+IGNORES = "ignores-sigterm"
+"""File that tells when a worker ignores the signal."""
 
 
 def data_changed() -> None:
@@ -27,6 +31,7 @@ def killed() -> None:
 
 def ignoring_sigterm() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    Path(IGNORES).touch()
     time.sleep(60)
 
 
@@ -40,3 +45,7 @@ def work(pipe: Any, number: int, *arguments: Any) -> None:
 
 
 worker_work = worker.work
+
+
+def sweep() -> None:
+    run.sweep(3, 1, into_params=False, as_json=True)

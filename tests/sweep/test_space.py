@@ -6,6 +6,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from convoy import preflight
 from convoy.core import params, yaml
 from convoy.core.errors import RequestError
+from convoy.sweep.settings import SweepParams
+from convoy.sweep.space import dimensions
 from convoy.sweep.study import Request
 
 
@@ -109,13 +111,10 @@ def test_numbers_are_short_enough_to_be_typed_and_stay_in_their_range(project) -
 
 
 def test_the_shipped_space_is_one_that_can_be_swept(repository, monkeypatch: pytest.MonkeyPatch) -> None:
-    from convoy.sweep.settings import SweepParams  # noqa: PLC0415
-    from convoy.sweep.space import dimensions  # noqa: PLC0415
-
     monkeypatch.chdir(repository)
     sweep = params.section("sweep", SweepParams)
     content = yaml.read(params.PARAMS_FILE)
-    assert [one.key for one in dimensions(sweep, content)] == list(sweep.space)
+    assert [dimension.key for dimension in dimensions(sweep, content)] == list(sweep.space)
 
 
 def test_the_check_before_the_pipeline_takes_a_space_as_one_value(

@@ -1,26 +1,24 @@
-"""Workers as processes: they share the cores, are replaced when they die, and die with their sweep."""
+"""Trials train with their values and report each epoch; their workers share the cores and are replaced when they die."""
 
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
+import optuna
 import psutil
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-import convoy
 import sweep_workers
 from convoy.core.console import ProgressBar
 from convoy.core.errors import TrainingError
 from convoy.sweep import run, worker
-from convoy.sweep.results import Progress
-from convoy.sweep.study import Request, open_study, read_trials, recover
+from convoy.sweep.results import Progress, Results
+from convoy.sweep.study import JOURNAL, Request, open_study, read_trials, recover
 from convoy.sweep.worker import WorkerDied, Workers
 from convoy.tracking import outbox
 from convoy.tracking.run import Reference
@@ -34,6 +32,119 @@ def no_uploader(project) -> Iterator[None]:
     outbox.folder().mkdir()
     with outbox.uploader_lock(outbox.folder()):
         yield
+
+
+# Trials in this process
+
+
+def test_an_interrupted_sweep_tries_what_an_unbroken_one_tries(project) -> None:
+    unbroken = project.optimize(4)
+    assert unbroken.count("complete", "pruned") == 4
+    assert unbroken.rows[0].values == {"train.lr": 0.1, "train.batch_size": 16}
+    (Request.read().folder / JOURNAL).unlink()
+
+    project.optimize(2)
+    study = project.study()
+    # Its process is killed.
+    study.ask({dimension.key: dimension.distribution for dimension in Request.read().space})
+    assert recover(study) == [2]
+    again = project.optimize(4)
+    assert [(row.values, row.value) for row in again.rows] == [
+        (row.values, row.value) for row in unbroken.rows
+    ]
+    assert [row.number for row in again.rows] == [0, 1, 3, 4]
+    assert [trial.state.name for trial in read_trials(Request.read())].count("FAIL") == 1
+
+
+def bad_trial(project, *, warmup: int, completed: int) -> Results:
+    """Train a trial that learns nothing, in a study of some good trials of three epochs."""
+    space = ("train.lr: {low: 0.0000001, high: 0.5, log: true}", "train.batch_size: [8, 16]")
+    project.space(*space, warmup=warmup)
+    project.set(train__lr=0.0000001)
+    study = project.study()
+    for number in range(completed):
+        loss = 0.1 + number / 100
+        trial = optuna.trial.create_trial(
+            value=loss,
+            params={"train.lr": 0.1 + loss, "train.batch_size": "16"},
+            distributions={dimension.key: dimension.distribution for dimension in Request.read().space},
+            intermediate_values={1: loss, 2: loss, 3: loss},
+        )
+        study.add_trial(trial)
+    return project.optimize(completed + 1)
+
+
+def test_a_trial_that_is_worse_than_the_median_is_pruned_after_the_warm_up(project) -> None:
+    results = bad_trial(project, warmup=2, completed=5)
+    pruned = results.rows[0]
+    assert (pruned.state, pruned.epochs, pruned.of) == ("pruned", 2, 3)
+    assert pruned.value is not None
+    assert pruned.value > 0.14
+    assert results.best is not None
+    assert results.best.value == 0.1
+    entries = project.journal(read_trials(Request.read())[0].user_attrs["run"])
+    assert {"kind": "tags", "tags": {"convoy.trial_state": "pruned"}} in entries
+    assert entries[-1]["status"] == "FINISHED"
+    assert not list(Request.read().folder.glob("out-*"))
+
+
+@pytest.mark.parametrize(
+    ("warmup", "completed"), [(3, 5), (2, 4)], ids=["last epoch", "too few completed trials"]
+)
+def test_nothing_is_pruned(project, warmup: int, completed: int) -> None:
+    assert bad_trial(project, warmup=warmup, completed=completed).rows[0].state == "complete"
+
+
+def test_a_trial_that_cannot_be_trained_fails_with_its_reason_and_the_sweep_goes_on(project) -> None:
+    project.network("large", "conv: {filters: 8, kernel: 11}", "flatten", "dense: classes")
+    project.space("network.name: [tiny, large]")
+    results = project.optimize(2)
+    assert [row.state for row in results.rows] == ["complete", "failed"]
+    assert "large does not take images of 8 px" in results.rows[1].reason
+    assert "NetworkError" in (Request.read().folder / "trial-0001.log").read_text(encoding="utf-8")
+    assert project.journal(read_trials(Request.read())[1].user_attrs["run"])[-1]["status"] == "FAILED"
+
+
+def test_a_loss_that_is_no_number_fails_the_trial(project) -> None:
+    project.space("train.lr: [0.1, 100.0]", "train.weight_decay: [0.0, 1.0]")
+    project.set(network__name="plain", train__epochs=40, train__lr=100.0, train__weight_decay=1.0)
+    project.network("plain", "flatten", "dense: 64", "relu", "dense: 64", "relu", "dense: classes")
+    [row] = project.optimize(1).rows
+    assert row.state == "failed"
+    assert row.reason.startswith("the loss became ")
+
+
+def test_the_run_of_a_trial_has_what_the_trial_varied_its_epochs_and_its_value(project) -> None:
+    results = project.optimize(1)
+    entries = project.journal(read_trials(Request.read())[0].user_attrs["run"])
+    opened = entries[0]
+    assert opened["name"] == "trial 0 · lr 0.1 · batch_size 16"
+    assert opened["parent"] == "parent"
+    [params] = [entry["params"] for entry in entries if entry["kind"] == "params"]
+    assert params == {"network.name": "tiny", "train.lr": "0.1", "train.batch_size": "16"}
+    points = [point for entry in entries if entry["kind"] == "points" for point in entry["points"]]
+    curve = {step: value for name, value, step, _ in points if name == "val/loss" and step}
+    assert curve == read_trials(Request.read())[0].intermediate_values
+    [value] = [value for name, value, *_ in points if name == "sweep/value"]
+    assert value == results.rows[0].value == min(curve.values())
+
+
+def test_trials_stop_when_the_dataset_is_another(project, in_process_workers: type) -> None:
+    study, request = project.study(), Request.read()
+    facts = project.folder / "build/dataset/dataset.json"
+    facts.write_text(facts.read_text().replace("0" * 64, "1" * 64))
+    with (
+        ProgressBar("sweep", 1) as bar,
+        in_process_workers(request) as workers,
+        pytest.raises(
+            TrainingError, match=r"build/dataset changed during the sweep\. Run `convoy sweep` again"
+        ),
+    ):
+        run.optimize(study, request, 1, workers, Progress(bar, request))
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "WAITING"]
+
+
+# Trials in processes of their own
 
 
 class Reports:
@@ -75,7 +186,7 @@ def retried(request: Request, lost: FrozenTrial) -> list[FrozenTrial]:
 
 
 def test_two_workers_share_a_study_and_one_that_is_killed_is_replaced(project, capsys) -> None:
-    project.set(train__epochs=25)
+    project.set(train__epochs=15)
     request = Request.read()
     killed: list[FrozenTrial] = []
 
@@ -98,18 +209,15 @@ def test_two_workers_share_a_study_and_one_that_is_killed_is_replaced(project, c
 
 
 def test_a_sweep_that_is_killed_leaves_no_worker_and_is_continued(project) -> None:
-    project.set(train__epochs=25)
+    project.set(train__epochs=15)
     request = Request.read()
-    sweep = subprocess.Popen(
-        [sys.executable, "-c", "from convoy.cli import main; main()", "sweep", "--trials", "3"],
-        env=os.environ | {"PYTHONPATH": str(Path(convoy.__file__).parents[1])},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    # Its process is forked from one that has imported torch.
+    sweep = multiprocessing.get_context("forkserver").Process(target=sweep_workers.sweep)
+    sweep.start()
     wait_for(lambda: complete(request))
     lost = wait_for(lambda: training(request))
     sweep.kill()
-    sweep.communicate()
+    sweep.join()
     before = complete(request)
     wait_for(lambda: not psutil.pid_exists(lost.user_attrs["worker"]))
 
@@ -154,7 +262,12 @@ def test_a_worker_that_ignores_sigterm_is_killed(project, monkeypatch) -> None:
     monkeypatch.setattr(worker, "PATIENCE_S", 0.2)
     monkeypatch.setattr(worker, "work", sweep_workers.work)
     with Workers(Request.read(), PARENT, 1) as workers:
-        threading.Timer(5.0, workers.stop, [KeyboardInterrupt()]).start()
+
+        def stop() -> None:
+            wait_for((project.folder / sweep_workers.IGNORES).exists)
+            workers.stop(KeyboardInterrupt())
+
+        threading.Thread(target=stop).start()
         with pytest.raises(KeyboardInterrupt):
             workers.train(sweep_workers.ENDINGS.index(sweep_workers.ignoring_sigterm), {}, Reports())
 
