@@ -93,19 +93,17 @@ def test_a_breach_never_looks_like_the_limit(figure, limit):
 
 
 @pytest.mark.parametrize(
-    ("held", "limit", "status"),
-    [(True, 0.5, "met"), (False, None, "breached"), (None, None, "no limit"), (None, 0.5, "not compared")],
-)
-def test_a_status_distinguishes_no_limit_from_nothing_to_compare_with(held, limit, status):
-    assert text.status(gate_results.criterion("accuracy", held=held, limit=limit)) == status
-
-
-def test_a_criterion_in_one_line_has_status_figure_limit_and_note():
-    verification, _, accuracy, recall, *_, size = gate_results.CRITERIA
-    assert text.criterion_line(verification) == "met; passed with these bytes"
-    assert text.criterion_line(accuracy) == "met: 95.5 % (at least 50 %)"
-    assert text.criterion_line(recall) == "met: 86.0 % (at least 30 %); `8`"
-    assert text.criterion_line(size) == "no limit: 1.21 MB; no limit set"
+    ("values", "line"),
+    [
+        ({"note": "passed with these bytes"}, "met; passed with these bytes"),
+        ({"figure": 0.955, "limit": 0.5, "unit": "share"}, "met: 95.5 % (at least 50 %)"),
+        ({"figure": 0.86, "limit": 0.3, "unit": "share", "held": False, "note": "`8`"}, "breached: 86.0 % (at least 30 %); `8`"),
+        ({"figure": 1.21, "unit": "MB", "held": None}, "no limit: 1.21 MB"),
+        ({"limit": 0.1, "unit": "points", "held": None}, "not compared (at least 10 points)"),
+    ],
+)  # fmt: skip
+def test_a_criterion_in_one_line_has_status_figure_limit_and_note(values, line):
+    assert text.criterion_line(gate_results.criterion("accuracy", **values)) == line
 
 
 # Sentences
