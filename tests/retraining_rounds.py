@@ -14,8 +14,8 @@ import small_pipeline
 from convoy.core import files
 from convoy.core.errors import ConvoyError
 from convoy.gate.result import GateResult
+from convoy.registry.alias import Entry
 from convoy.registry.client import CANDIDATE, CHAMPION, Version
-from convoy.registry.log import Entry
 from convoy.registry.promote import Judged
 from convoy.retraining import outcome, round, worktree  # noqa: A004 (the module's name)
 from convoy.tracking.run import now_ms
@@ -199,7 +199,7 @@ def with_fakes(rounds: Rounds, patch: pytest.MonkeyPatch) -> Rounds:
     patch.setattr(round.register, "register", rounds.register)
     patch.setattr(round.promote, "judge", rounds.judge)
     patch.setattr(round.promote, "carry_out", rounds.carry_out)
-    patch.setattr(round.log, "history", lambda *_: rounds.moves)
+    patch.setattr(round.alias, "history", lambda *_: rounds.moves)
     patch.setattr(outcome, "compare_data", lambda *_: None)
     patch.setattr(outcome, "forget_finished", lambda *_: None)
     return rounds

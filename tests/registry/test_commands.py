@@ -5,8 +5,7 @@ import json
 from typer.testing import CliRunner
 
 from convoy.cli import app
-from convoy.registry import log
-from convoy.registry.alias import move
+from convoy.registry.alias import create, move
 
 
 def test_register_says_what_it_made_and_what_to_type_next(project):
@@ -37,7 +36,7 @@ def test_rollback_says_where_it_went_and_how_to_take_it_back(project):
         "champion is convoy/1 (before: convoy/2)",
         "To undo: convoy rollback --to 2",
     ]
-    log.create(project.registry, "interrupted", "promote", "1", second, "")
+    create(project.registry, "interrupted", "promote", "1", second, "")
     done = CliRunner().invoke(app, ["rollback", "--to", "2", "--json"])
     assert "an earlier promote of convoy/2 was interrupted" in done.stderr
     printed = json.loads(done.stdout)

@@ -23,7 +23,7 @@ from convoy.core import contract, files, params
 from convoy.core.console import info
 from convoy.core.errors import ConvoyError, RequestError, listed, without_credentials
 from convoy.gate.settings import GateParams
-from convoy.registry import log, promote, register
+from convoy.registry import alias, promote, register
 from convoy.registry.client import CANDIDATE, CHAMPION, Registry, Version
 from convoy.repo import dvc, git, identity, locks
 from convoy.retraining import outcome, publish, report, trigger, worktree
@@ -137,7 +137,7 @@ class Round:
         self.record.champion = self.record.champion_before = str(champion or "")
         since_ms = 0
         if champion:
-            moves = reversed(log.history(registry, champion.number))
+            moves = reversed(alias.history(registry, champion.number))
             became = (move.moment_ms for move in moves if move.after == champion.number)
             since_ms = next(became, champion.created_ms)
         return decide(upstream, candidate, champion, since_ms, limits.max_champion_age_days)
