@@ -4,7 +4,7 @@ import pytest
 from convoy.core.errors import DataError
 from convoy.data import scan
 from convoy.images.decode import decode
-from convoy.images.layout import recognise
+from convoy.images.delivery import recognise
 
 
 def scan_of(data, params, keep=lambda _: None):

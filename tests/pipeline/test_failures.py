@@ -36,6 +36,7 @@ def test_a_graph_beyond_the_limits_gets_no_final_name_and_fails_the_run(
 
 def start_long_training(clone: Clone) -> subprocess.Popen[str]:
     """Start `dvc repro` and return while its training is in the second epoch."""
+    clone.set_param("network.name", "lenet5")
     clone.set_param("train.epochs", "500")
     process = clone.start("dvc", "repro")
     assert process.stdout
@@ -55,10 +56,8 @@ def test_ctrl_c_leaves_a_killed_run_and_a_repository_that_works(
     assert "train was stopped. `dvc repro` runs it again" in rest
     assert runs(clone)[0].info.status == "KILLED"
     clone.set_param("train.epochs", "1")
-    clone.set_param("network.name", "lenet5")
-    clone.set_param("export.latency_runs", "10")
-    clone.run("dvc", "repro")
-    assert runs(clone)[0].info.status == "FINISHED"
+    clone.run("dvc", "repro", "train")
+    assert runs(clone)[0].info.status == "RUNNING", "evaluate and export would join it"
 
 
 def test_a_delivery_without_images_keeps_the_earlier_dataset_restorable(
@@ -74,24 +73,16 @@ def test_a_delivery_without_images_keeps_the_earlier_dataset_restorable(
     assert "Running stage" not in clone.run("dvc", "repro"), "everything came back from the cache"
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "rename", "message"),
-    [
-        ("train.lr", "0.1", "lrr", "unknown key train.lrr; did you mean `train.lr`?"),
-        ("network.name", "convnett", None, "convnet"),
-        ("train.epochs", "0", None, "train.epochs is 0"),
-    ],
-)
 def test_make_repro_refuses_wrong_params_before_anything_runs(
-    finished: tuple[Clone, str], tmp_path: Path, name: str, value: str, rename: str | None, message: str
+    finished: tuple[Clone, str], tmp_path: Path
 ) -> None:
     clone = finished[0].copy(tmp_path / "clone")
-    clone.set_param(name, value, rename)
+    clone.set_param("train.lr", "0.1", rename="lrr")
     command = clone.start("python", "pipelines/repro.py", PYTHONPATH="src")
-    said, _ = command.communicate()
+    output, _ = command.communicate()
     assert command.returncode == 2
-    assert message in said
-    assert "Running stage" not in said
+    assert "unknown key train.lrr; did you mean `train.lr`?" in output
+    assert "Running stage" not in output
     assert (clone.folder / "build/model/weights.pt").exists(), "earlier outputs were touched"
 
 

@@ -21,9 +21,11 @@ def registered(clone: Clone) -> tuple[int, dict[str, str]]:
 
 
 def test_experiments_and_sweeps_leave_the_aliases_and_a_candidate_needs_a_cause(
-    finished: tuple[Clone, str], tmp_path: Path
+    compared: Clone, tmp_path: Path
 ) -> None:
-    clone = finished[0].copy(tmp_path / "clone")
+    clone = compared.copy(tmp_path / "clone")
+    clone.run("git", "checkout", "-q", ".")
+    clone.run("dvc", "checkout", "-q", "--force")
     source = {"PYTHONPATH": str(clone.folder / "src")}
     clone.run("convoy", "register", **source)
     said = clone.run("convoy", "promote", **source)
@@ -31,8 +33,7 @@ def test_experiments_and_sweeps_leave_the_aliases_and_a_candidate_needs_a_cause(
     first = (1, {"candidate": "1", "champion": "1"})
     assert registered(clone) == first
 
-    quick = ("-S", "network.name=lenet5", "-S", "train.epochs=1", "-S", "export.latency_runs=10")
-    clone.run("dvc", "exp", "run", *quick)
+    clone.run("dvc", "exp", "apply", "lr-0.1")
     clone.run("convoy", "sweep", "--trials", "1", **source)
     drain(clone)
     assert registered(clone) == first, "trying something out changes nothing that serves"

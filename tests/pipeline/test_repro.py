@@ -112,9 +112,16 @@ def test_a_second_repro_runs_nothing_and_opens_no_run(finished: tuple[Clone, str
     assert len(runs(clone)) == before
 
 
+@pytest.fixture(scope="module")
+def edited(finished: tuple[Clone, str], tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A copy whose files tests edit; `changed_stages` undoes that."""
+    return finished[0].copy(tmp_path_factory.mktemp("edited") / "clone")
+
+
 def changed_stages(clone: Clone) -> set[str]:
-    """Name the stages whose own dependencies, params or commands changed since dvc.lock."""
+    """Name the stages whose own dependencies, params or commands changed since dvc.lock, and undo the change."""
     status = json.loads(clone.run("dvc", "status", "--json"))
+    clone.run("git", "checkout", "-q", ".")
     return {stage for stage in status if not stage.endswith(".dvc")}
 
 
@@ -130,11 +137,10 @@ def changed_stages(clone: Clone) -> set[str]:
     ],
 )
 def test_a_param_changes_exactly_the_stages_that_read_it(
-    finished: tuple[Clone, str], tmp_path: Path, name: str, value: str, stages: set[str]
+    edited: Clone, name: str, value: str, stages: set[str]
 ) -> None:
-    clone = finished[0].copy(tmp_path / "clone")
-    clone.set_param(name, value)
-    assert changed_stages(clone) == stages
+    edited.set_param(name, value)
+    assert changed_stages(edited) == stages
 
 
 @pytest.mark.parametrize(
@@ -152,12 +158,11 @@ def test_a_param_changes_exactly_the_stages_that_read_it(
     ],
 )
 def test_an_edit_changes_exactly_the_stages_that_import_the_file(
-    finished: tuple[Clone, str], tmp_path: Path, file: str, stages: set[str]
+    edited: Clone, file: str, stages: set[str]
 ) -> None:
-    clone = finished[0].copy(tmp_path / "clone")
-    with (clone.folder / file).open("a") as source:
+    with (edited.folder / file).open("a") as source:
         source.write("# edited\n")
-    assert changed_stages(clone) == stages
+    assert changed_stages(edited) == stages
 
 
 def test_a_rerun_of_export_opens_a_run_that_names_the_training_it_reuses(

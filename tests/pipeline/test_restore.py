@@ -10,7 +10,8 @@ from clones import Clone, runs
 
 pytestmark = pytest.mark.pipeline
 
-QUICK = ("-S", "train.epochs=1", "-S", "export.latency_runs=10", "-S", "network.name=lenet5")
+QUEUED = "lr-0.02"
+"""The experiment of `compared` that was queued with uncommitted changes."""
 
 
 def convoy(clone: Clone, *words: str, fails: bool = False) -> str:
@@ -18,26 +19,19 @@ def convoy(clone: Clone, *words: str, fails: bool = False) -> str:
 
 
 def test_a_queued_experiment_with_uncommitted_changes_is_restored_and_verified(
-    finished: tuple[Clone, str], tmp_path: Path
+    compared: Clone, tmp_path: Path
 ) -> None:
-    clone = finished[0].copy(tmp_path / "clone")
-    clone.edit(
-        "pipelines/train.py", '    """Run the stage."""', '    """Run the stage."""\n    print("as queued")'
-    )
-    clone.run("dvc", "exp", "run", "--queue", "--name", "quick-fox", *QUICK)
-    clone.run("git", "checkout", "pipelines/train.py")
-    clone.run("dvc", "exp", "run", "--run-all")
-    convoy(clone, "sync")
-    run = runs(clone)[0]
+    clone = compared.copy(tmp_path / "clone")
+    run = runs(clone)[1]
     assert run.data.tags["mlflow.source.git.commit"] == clone.run("git", "rev-parse", "HEAD").strip(), (
         "HEAD of a queued experiment is the commit that it was queued on"
     )
     assert run.data.tags["convoy.git_dirty"] == "true"
-    text = convoy(clone, "trace", "quick-fox")
+    text = convoy(clone, "trace", QUEUED)
     assert "→ experiment" in text
     assert "stored with the run, pipeline/workspace.diff" in text
     # The experiment's own commit goes: the restored state must not need it.
-    clone.run("dvc", "exp", "remove", "quick-fox")
+    clone.run("dvc", "exp", "remove", QUEUED)
     text = convoy(clone, "trace", run.data.tags["convoy.run_id"], "--restore", "../again", "--verify")
     assert "`dvc repro` has nothing to do" in text
     assert "as queued" in text, "it trained with the code of then"
@@ -47,7 +41,7 @@ def test_a_queued_experiment_with_uncommitted_changes_is_restored_and_verified(
     assert json.loads(again.run("dvc", "status", "--json").splitlines()[-1]) == {}
     assert "Running stage" not in again.run("dvc", "repro")
     assert "name: lenet5" in (again.folder / "params.yaml").read_text(encoding="utf-8")
-    assert len(runs(clone)) == 2, "the second training is the clone's own"
+    assert len(runs(clone)) == 3, "the second training is the restored clone's own"
 
 
 def test_the_verified_model_leads_to_a_chain_in_which_nothing_is_missing(finished: tuple[Clone, str]) -> None:

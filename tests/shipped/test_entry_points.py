@@ -113,19 +113,6 @@ def test_a_python_that_does_not_fit_is_refused_with_what_to_type(clone: Clone) -
     assert not (clone.folder / ".venv").exists()
 
 
-def test_workflows_call_make_targets_that_exist(repository: Path) -> None:
-    workflows = sorted((repository / ".github/workflows").glob("*.yml"))
-    assert [path.name for path in workflows] == ["ci.yml", "retrain.yml"]
-    for path in workflows:
-        jobs = yaml.load(path.read_text())["jobs"]
-        commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
-        assert commands
-        for command in commands:
-            assert shlex.split(command)[0] == "make"
-            assert shlex.split(command)[1] in targets(repository)
-    assert "make test" in (repository / ".ci/run").read_text()
-
-
 @pytest.mark.parametrize(
     "module", ["convoy.cli", "convoy.preflight", "convoy.export.verify", "convoy.data.prepare"]
 )

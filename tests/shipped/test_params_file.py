@@ -8,7 +8,6 @@ import pytest
 from pydantic.fields import FieldInfo
 
 from convoy import preflight
-from convoy.core import yaml
 from convoy.core.errors import RequestError
 from convoy.core.params import Section
 from convoy.gate.settings import GateParams
@@ -128,22 +127,3 @@ def test_a_missing_key_is_named(here: Path, tmp_path: Path) -> None:
 def test_words_without_a_value_are_refused() -> None:
     with pytest.raises(RequestError, match=r"such as: --train\.epochs 3"):
         preflight.parse(["--train.epochs"])
-
-
-def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "params.yaml"
-    path.write_text("- 1\n")
-    with pytest.raises(RequestError, match="must hold `key: value` lines; it holds a list"):
-        yaml.read(path)
-
-
-def test_a_file_that_is_no_yaml_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "params.yaml"
-    path.write_text("a: [1\n")
-    with pytest.raises(RequestError, match="is not valid YAML"):
-        yaml.read(path)
-
-
-def test_a_missing_file_says_where_to_go(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="Change to the repository's root"):
-        yaml.read(tmp_path / "params.yaml")

@@ -114,14 +114,7 @@ def test_a_workflow_is_what_its_forge_understands(repository: Path, name: str) -
     ("name", "old", "new", "said"),
     [
         (RETRAIN, "    runs-on:", "    run-on:", "'runs-on' is a required property"),
-        (RETRAIN, "run: make", "rnu: make", "$.jobs.retrain.steps[4]"),
-        (RETRAIN, "        uses: actions/upload-artifact@v7\n", "", "$.jobs.retrain.steps[7]"),
-        (RETRAIN, "repository_dispatch", "repository_dispach", "$.on"),
-        (RETRAIN, "contents: write", "contents: wirte", "$.permissions.contents"),
-        (RETRAIN, "timeout-minutes: 355", "timeout-minutes: long", "timeout-minutes"),
         (CI, "  cancel-in-progress: true", "  cancel: true", "$.concurrency"),
-        (GITLAB, "  script:", "  scrip:", "scrip"),
-        (GITLAB, "when: always", "when: alway", "alway"),
         (GITLAB, "  tags: [", "  tag: [", "'tag' was unexpected"),
     ],
 )
@@ -178,6 +171,7 @@ def test_a_workflow_calls_make_targets_that_exist_and_nothing_else(repository: P
 def test_both_forges_do_the_same(repository: Path) -> None:
     ci, retrain, gitlab = (jobs((repository / name).read_text(encoding="utf-8")) for name in FILES)
     assert commands(ci["test"]) == commands(gitlab["ci"])
+    assert "make test" in (repository / ".ci/run").read_text(encoding="utf-8")
     # On a runner of its own label or on the forge's: the same job.
     assert (
         commands(retrain["retrain"]) == commands(gitlab["retrain"]) == commands(gitlab["retrain-on-runner"])

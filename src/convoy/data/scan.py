@@ -17,8 +17,7 @@ from convoy.core.errors import DataError, listed
 from convoy.data.settings import DataParams
 from convoy.data.split import Record, Status, assign, pixel_hash
 from convoy.images.decode import decode
-from convoy.images.delivery import Delivery, open_delivery
-from convoy.images.layout import EXPECTED, Layout, recognise
+from convoy.images.delivery import EXPECTED, Delivery, Layout, open_delivery, recognise
 
 EXAMPLES = 5
 """Number of files that a message names."""

@@ -14,7 +14,7 @@ from convoy.core.console import info
 from convoy.core.errors import DataError
 from convoy.export.onnx_model import OnnxModel, chunks
 from convoy.images.decode import FORMATS, decode
-from convoy.images.layout import is_litter
+from convoy.images.delivery import is_litter
 
 Item = tuple[Path, npt.NDArray[np.uint8] | None, str | None]
 """A file with its decoded image, or with the reason why it has none."""
