@@ -112,16 +112,9 @@ def test_a_second_repro_runs_nothing_and_opens_no_run(finished: tuple[Clone, str
     assert len(runs(clone)) == before
 
 
-@pytest.fixture(scope="module")
-def edited(finished: tuple[Clone, str], tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A copy whose files tests edit; `changed_stages` undoes that."""
-    return finished[0].copy(tmp_path_factory.mktemp("edited") / "clone")
-
-
 def changed_stages(clone: Clone) -> set[str]:
-    """Name the stages whose own dependencies, params or commands changed since dvc.lock, and undo the change."""
+    """Name the stages whose own dependencies, params or commands changed since dvc.lock."""
     status = json.loads(clone.run("dvc", "status", "--json"))
-    clone.run("git", "checkout", "-q", ".")
     return {stage for stage in status if not stage.endswith(".dvc")}
 
 
@@ -130,17 +123,16 @@ def changed_stages(clone: Clone) -> set[str]:
     [
         ("train.lr", "0.05", {"train"}),
         ("export.latency_runs", "20", {"export"}),
-        ("evaluate.worst_images", "6", {"evaluate"}),
         ("data.image_px", "16", {"prepare"}),
-        ("network.name", "lenet5", {"train"}),
         ("tracking.experiment", "other", set()),
     ],
 )
 def test_a_param_changes_exactly_the_stages_that_read_it(
-    edited: Clone, name: str, value: str, stages: set[str]
+    finished: tuple[Clone, str], tmp_path: Path, name: str, value: str, stages: set[str]
 ) -> None:
-    edited.set_param(name, value)
-    assert changed_stages(edited) == stages
+    clone = finished[0].copy(tmp_path / "clone")
+    clone.set_param(name, value)
+    assert changed_stages(clone) == stages
 
 
 @pytest.mark.parametrize(
@@ -148,21 +140,19 @@ def test_a_param_changes_exactly_the_stages_that_read_it(
     [
         ("src/convoy/data/split.py", {"prepare"}),
         ("src/convoy/images/resize.py", {"prepare", "export"}),
-        ("src/convoy/training/settings.py", {"train"}),
         ("src/convoy/evaluation/metrics.py", {"evaluate"}),
-        ("src/convoy/export/verify.py", {"export"}),
         ("src/convoy/models/build.py", {"train", "evaluate", "export"}),
         ("src/convoy/tracking/store.py", set()),
-        ("networks/lenet5.yaml", set()),
         ("networks/convnet.yaml", {"train"}),
     ],
 )
 def test_an_edit_changes_exactly_the_stages_that_import_the_file(
-    edited: Clone, file: str, stages: set[str]
+    finished: tuple[Clone, str], tmp_path: Path, file: str, stages: set[str]
 ) -> None:
-    with (edited.folder / file).open("a") as source:
+    clone = finished[0].copy(tmp_path / "clone")
+    with (clone.folder / file).open("a") as source:
         source.write("# edited\n")
-    assert changed_stages(edited) == stages
+    assert changed_stages(clone) == stages
 
 
 def test_a_rerun_of_export_opens_a_run_that_names_the_training_it_reuses(
