@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from convoy import cli
 from convoy.core.errors import RequestError
 from convoy.repo import dvc
-from small_pipeline import FAILED, FIRST, SECOND, Small
+from small_pipeline import FAILED, FIRST, SECOND
 
 
 def run(*words: str) -> str:
@@ -23,7 +23,7 @@ def compared(*words: str) -> dict[str, Any]:
     return json.loads(run(*words, "--json"))
 
 
-def test_two_runs_are_compared_link_by_link(shared: Small) -> None:
+def test_two_runs_are_compared_link_by_link(shared):
     result = compared(FIRST, SECOND)
     assert result["commit"]["dirty"] == [False, True]
     assert result["params"] == {"fit.lr": {"old": "0.5", "new": "0.25"}}
@@ -40,7 +40,7 @@ def test_two_runs_are_compared_link_by_link(shared: Small) -> None:
     assert "WARNING" not in text
 
 
-def test_runs_on_different_data_are_compared_with_a_warning(shared: Small) -> None:
+def test_runs_on_different_data_are_compared_with_a_warning(shared):
     assert compared(FIRST, FAILED)["data"]["verdict"] == "other"
     text = run(FIRST, FAILED)
     assert "DIFFER: 1f1f1f1f1f1f → 2e2e2e2e2e2e" in text
@@ -48,7 +48,7 @@ def test_runs_on_different_data_are_compared_with_a_warning(shared: Small) -> No
     assert "not in this repository" in text
 
 
-def test_a_delivery_packed_otherwise_has_the_same_test_images_unless_its_splits_differ(traced: Small) -> None:
+def test_a_delivery_packed_otherwise_has_the_same_test_images_unless_its_splits_differ(traced):
     client, number = traced.store, traced.run(SECOND).info.run_id
     traced.set_tags(SECOND, {"convoy.data_hash": "3d" * 32})
     client.log_param(number, "data.image_px", "16")
@@ -59,7 +59,7 @@ def test_a_delivery_packed_otherwise_has_the_same_test_images_unless_its_splits_
     assert "WARNING" in run(FIRST, SECOND)
 
 
-def test_the_files_of_two_deliveries_are_counted(traced: Small) -> None:
+def test_the_files_of_two_deliveries_are_counted(traced):
     traced.write("source/c.txt", "c\n")
     traced.write("source/a.txt", "other\n")
     traced.remove("source/b.txt")
@@ -69,20 +69,20 @@ def test_the_files_of_two_deliveries_are_counted(traced: Small) -> None:
     assert compared(FIRST, SECOND)["data"]["members"] == {"added": 1, "removed": 1, "changed": 1}
 
 
-def test_a_git_command_shows_the_difference_of_two_commits(traced: Small) -> None:
+def test_a_git_command_shows_the_difference_of_two_commits(traced):
     traced.write("more.txt", "more\n")
     traced.set_tags(SECOND, {"mlflow.source.git.commit": traced.commit("more")})
     assert "+more" in traced.git(*compared(FIRST, SECOND)["commit"]["diff"].split()[1:])
 
 
-def test_a_name_of_several_runs_cannot_be_compared_and_lists_them(shared: Small) -> None:
+def test_a_name_of_several_runs_cannot_be_compared_and_lists_them(shared):
     with pytest.raises(RequestError, match=rf"belongs to 2 runs.*{SECOND}, {FIRST}"):
         run("HEAD", FIRST)
     with pytest.raises(RequestError, match=r"commit HEAD~1 belongs to no run"):
         run("HEAD~1", FIRST)
 
 
-def test_json_holds_the_chain_of_every_run(shared: Small) -> None:
+def test_json_holds_the_chain_of_every_run(shared):
     answer = compared("HEAD")
     assert answer["kind"] == "commit"
     assert [run["run_id"] for run in answer["runs"]] == [SECOND, FIRST]
@@ -97,6 +97,6 @@ def test_json_holds_the_chain_of_every_run(shared: Small) -> None:
         ([FIRST, "--restore", "x", "--json"], "--restore prints no JSON"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(shared: Small, words: list[str], reason: str) -> None:
+def test_options_that_do_not_go_together_are_refused(shared, words, reason):
     with pytest.raises(RequestError, match=reason):
         run(*words)

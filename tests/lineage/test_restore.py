@@ -42,7 +42,7 @@ def leftovers(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name != "traced")
 
 
-def test_in_a_restored_run_dvc_repro_has_nothing_to_do(traced: Small, tmp_path: Path) -> None:
+def test_in_a_restored_run_dvc_repro_has_nothing_to_do(traced, tmp_path):
     clone = restored(FIRST, tmp_path / "clone")
     clone.write("source/c.txt", "what changes upstream later does not reach it\n")
     assert is_up_to_date(clone)
@@ -55,7 +55,7 @@ def test_in_a_restored_run_dvc_repro_has_nothing_to_do(traced: Small, tmp_path: 
     assert leftovers(tmp_path) == ["clone"]
 
 
-def test_uncommitted_changes_come_back(traced: Small, tmp_path: Path) -> None:
+def test_uncommitted_changes_come_back(traced, tmp_path):
     clone = restored(SECOND, tmp_path / "clone")
     assert "lr: 0.25" in (clone.folder / "params.yaml").read_text()
     assert "cat -u build" in (clone.folder / "train.sh").read_text()
@@ -63,7 +63,7 @@ def test_uncommitted_changes_come_back(traced: Small, tmp_path: Path) -> None:
     assert is_up_to_date(clone)
 
 
-def test_a_restored_run_keeps_its_commit_after_the_repository_lost_it(traced: Small, tmp_path: Path) -> None:
+def test_a_restored_run_keeps_its_commit_after_the_repository_lost_it(traced, tmp_path):
     commit = traced.git("rev-parse", "HEAD")
     traced.git("commit", "-q", "--amend", "-m", "amended")
     clone = restored(FIRST, tmp_path / "clone")
@@ -76,9 +76,7 @@ def test_a_restored_run_keeps_its_commit_after_the_repository_lost_it(traced: Sm
     assert clone.git("fsck", "--no-dangling") == ""
 
 
-def test_a_shallow_repository_gives_a_commit_that_its_branches_do_not_contain(
-    traced: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_shallow_repository_gives_a_commit_that_its_branches_do_not_contain(traced, tmp_path, monkeypatch):
     shallow = Small(tmp_path / "shallow")
     traced.git("clone", "-q", "--depth=1", traced.folder.as_uri(), str(shallow.folder))
     shutil.copytree(traced.folder / ".dvc/cache", shallow.folder / ".dvc/cache")
@@ -93,9 +91,7 @@ def test_a_shallow_repository_gives_a_commit_that_its_branches_do_not_contain(
     assert is_up_to_date(clone)
 
 
-def test_removing_the_clone_and_emptying_its_cache_leave_the_repository_whole(
-    traced: Small, tmp_path: Path
-) -> None:
+def test_removing_the_clone_and_emptying_its_cache_leave_the_repository_whole(traced, tmp_path):
     clone = restored(SECOND, tmp_path / "clone")
     shutil.rmtree(clone.folder / "build")
     clone.write("dvc.lock", "schema: '2.0'\nstages: {}\n")
@@ -107,7 +103,7 @@ def test_removing_the_clone_and_emptying_its_cache_leave_the_repository_whole(
     assert is_up_to_date(traced)
 
 
-def test_a_cache_that_a_team_shares_is_not_the_clone_s(traced: Small, tmp_path: Path) -> None:
+def test_a_cache_that_a_team_shares_is_not_the_clone_s(traced, tmp_path):
     shutil.move(traced.folder / ".dvc/cache", tmp_path / "shared")
     traced.dvc("cache", "dir", str(tmp_path / "shared"))
     traced.dvc("config", "cache.type", "symlink")
@@ -118,9 +114,7 @@ def test_a_cache_that_a_team_shares_is_not_the_clone_s(traced: Small, tmp_path: 
     assert is_up_to_date(clone)
 
 
-def test_what_the_cache_lost_comes_from_a_remote_whose_path_is_relative(
-    traced: Small, tmp_path: Path
-) -> None:
+def test_what_the_cache_lost_comes_from_a_remote_whose_path_is_relative(traced, tmp_path):
     traced.dvc("remote", "add", "--default", "--local", "team", "../remote")
     traced.dvc("push")
     remove_from_cache(traced, "build/score")
@@ -128,7 +122,7 @@ def test_what_the_cache_lost_comes_from_a_remote_whose_path_is_relative(
     assert is_up_to_date(restored(FIRST, tmp_path / "elsewhere/clone"))
 
 
-def test_data_that_are_nowhere_are_named_with_the_remedy(traced: Small, tmp_path: Path) -> None:
+def test_data_that_are_nowhere_are_named_with_the_remedy(traced, tmp_path):
     md5 = remove_from_cache(traced, "build/model")
     with pytest.raises(RestoreError, match=rf"build/model \({md5[:10]}\) not in DVC's cache.*no DVC remote"):
         restored(FIRST, tmp_path / "clone")
@@ -138,7 +132,7 @@ def test_data_that_are_nowhere_are_named_with_the_remedy(traced: Small, tmp_path
     assert leftovers(tmp_path) == []
 
 
-def test_a_run_that_cannot_be_restored_is_refused_with_the_reason(traced: Small, tmp_path: Path) -> None:
+def test_a_run_that_cannot_be_restored_is_refused_with_the_reason(traced, tmp_path):
     def refused(run_id: str, reason: str) -> None:
         with pytest.raises(RestoreError, match=reason):
             restored(run_id, tmp_path / "clone")
@@ -156,16 +150,14 @@ def test_a_run_that_cannot_be_restored_is_refused_with_the_reason(traced: Small,
     refused(SECOND, "do not fit its commit: `git apply` failed")
 
 
-def test_uncommitted_changes_that_were_not_stored_are_detected(
-    traced: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_uncommitted_changes_that_were_not_stored_are_detected(traced, tmp_path, monkeypatch):
     monkeypatch.setattr(restore, "DIFF", "pipeline/lost.diff")
     with pytest.raises(RestoreError, match=r"`dvc status` reports train(.|\n)*not stored"):
         restored(SECOND, tmp_path / "clone")
     assert leftovers(tmp_path) == []
 
 
-def test_a_folder_in_use_is_not_touched(traced: Small, tmp_path: Path) -> None:
+def test_a_folder_in_use_is_not_touched(traced, tmp_path):
     (tmp_path / "used").mkdir()
     (tmp_path / "used/mine.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
@@ -181,9 +173,7 @@ def test_a_folder_in_use_is_not_touched(traced: Small, tmp_path: Path) -> None:
     assert (restored(FIRST, tmp_path / "empty").folder / "build/score").exists()
 
 
-def test_an_interrupted_restore_leaves_nothing(
-    traced: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_restore_leaves_nothing(traced, tmp_path, monkeypatch):
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -193,9 +183,7 @@ def test_an_interrupted_restore_leaves_nothing(
     assert leftovers(tmp_path) == []
 
 
-def test_content_is_copied_where_it_cannot_be_linked(
-    traced: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_content_is_copied_where_it_cannot_be_linked(traced, tmp_path, monkeypatch):
     def refuse(*_: object) -> None:
         raise OSError(18, "Invalid cross-device link")
 
@@ -216,7 +204,7 @@ def save(path: Path, **changes: torch.Tensor) -> Path:
     return path
 
 
-def test_equal_tensors_are_equal_in_any_order(tmp_path: Path) -> None:
+def test_equal_tensors_are_equal_in_any_order(tmp_path):
     first = save(tmp_path / "1.pt")
     torch.save(dict(reversed(TENSORS.items())), tmp_path / "2.pt")
     assert restore.compare_weights(first, tmp_path / "2.pt") == (2, {})
@@ -236,7 +224,7 @@ NEXT[1, 2] = torch.nextafter(NEXT[1, 2], torch.tensor(9.0))
     ],
     ids=["bit", "type", "shape", "name"],
 )
-def test_tensors_differ(tmp_path: Path, name: str, tensor: torch.Tensor, difference: float) -> None:
+def test_tensors_differ(tmp_path, name, tensor, difference):
     second = save(tmp_path / "2.pt", **{name: tensor})
     assert restore.compare_weights(save(tmp_path / "1.pt"), second)[1] == {name: difference}
 
@@ -258,9 +246,7 @@ def record(metrics: dict[str, float]) -> Record:
     return Record("20261123-100000-aaaaaa", "", "name", "FINISHED", 0, {}, {}, metrics)
 
 
-def test_equal_results_are_equal_whatever_time_they_took(
-    clone: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_equal_results_are_equal_whatever_time_they_took(clone, monkeypatch):
     calls: list[tuple[str, ...]] = []
 
     def repro(folder: Path, *options: str) -> None:
@@ -277,9 +263,7 @@ def test_equal_results_are_equal_whatever_time_they_took(
     assert (clone / "dvc.lock").read_text() == "as restored\n", "the run's outputs are back"
 
 
-def test_differences_are_named_with_their_possible_causes(
-    clone: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_differences_are_named_with_their_possible_causes(clone, monkeypatch):
     def repro(folder: Path, *_: str) -> None:
         save(folder / restore.WEIGHTS, a_weight=TENSORS["a.weight"] + 0.5)
         hardware = ENVIRONMENT["hardware"] | {"processor": "other"}
@@ -302,7 +286,7 @@ def test_differences_are_named_with_their_possible_causes(
         assert fact in text
 
 
-def test_a_training_that_fails_leaves_the_clone(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_that_fails_leaves_the_clone(clone, monkeypatch):
     monkeypatch.setattr(restore.sys, "executable", shutil.which("false"))
     with pytest.raises(RestoreError, match=r"`dvc repro --force --single-item train` failed"):
         restore.verify(clone, record({}))

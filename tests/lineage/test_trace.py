@@ -11,7 +11,7 @@ from convoy.core.files import sha256
 from convoy.lineage import trace
 from convoy.lineage.runs import StoreError
 from convoy.tracking.journal import Journal
-from small_pipeline import FAILED, FIRST, SECOND, Small, write_onnx
+from small_pipeline import FAILED, FIRST, SECOND, write_onnx
 
 GONE = "deadbeef" * 5
 DATA = "1f" * 32
@@ -45,11 +45,11 @@ def chain(text: str) -> dict[str, dict]:
         "a1" * 32,
     ],
 )
-def test_every_name_of_a_run_leads_to_it(shared: Small, text: str) -> None:
+def test_every_name_of_a_run_leads_to_it(shared, text):
     assert run_ids(text) == [FIRST]
 
 
-def test_ids_of_mlflow_experiments_and_hashes_of_locks_lead_to_the_run(shared: Small) -> None:
+def test_ids_of_mlflow_experiments_and_hashes_of_locks_lead_to_the_run(shared):
     mlflow_id = shared.run(FIRST).info.run_id
     for text in (mlflow_id, mlflow_id[:8], f"runs:/{mlflow_id}", f"runs:/{FIRST}"):
         assert run_ids(text) == [FIRST]
@@ -57,7 +57,7 @@ def test_ids_of_mlflow_experiments_and_hashes_of_locks_lead_to_the_run(shared: S
     assert run_ids(shared.run(SECOND).data.tags["convoy.lock"][:9]) == [SECOND]
 
 
-def test_a_commit_lists_its_runs_newest_first_with_what_differs(shared: Small) -> None:
+def test_a_commit_lists_its_runs_newest_first_with_what_differs(shared):
     commit = shared.git("rev-parse", "HEAD")
     for text in (commit, commit[:7], "main", "HEAD"):
         assert run_ids(text) == [SECOND, FIRST]
@@ -67,19 +67,19 @@ def test_a_commit_lists_its_runs_newest_first_with_what_differs(shared: Small) -
     assert "not comparable" not in text
 
 
-def test_data_list_their_runs_by_either_hash(shared: Small) -> None:
+def test_data_list_their_runs_by_either_hash(shared):
     assert run_ids(DATA) == run_ids(DATA[:10]) == [SECOND, FIRST]
     md5 = chain(FIRST)["data"]["notes"][0].split()[-1]
     assert run_ids(md5) == run_ids(md5.removesuffix(".dir")) == [SECOND, FIRST]
 
 
-def test_a_commit_without_runs_is_described(shared: Small) -> None:
+def test_a_commit_without_runs_is_described(shared):
     text = render("HEAD~1")
     assert "no runs" in text
     assert '"pipeline", in main' in text
 
 
-def test_the_chain_goes_from_commit_to_version_and_nothing_is_missing(shared: Small) -> None:
+def test_the_chain_goes_from_commit_to_version_and_nothing_is_missing(shared):
     links = chain("champion")
     assert list(links) == [
         "git commit", "data", "params", "convoy run", "MLflow run", "model.onnx", "dvc.lock", "registered", "experiment",
@@ -99,13 +99,13 @@ def test_the_chain_goes_from_commit_to_version_and_nothing_is_missing(shared: Sm
     assert f"convoy trace {FIRST} --restore ../restored" in text
 
 
-def test_uncommitted_changes_are_named_with_the_artifact_that_holds_them(shared: Small) -> None:
+def test_uncommitted_changes_are_named_with_the_artifact_that_holds_them(shared):
     links = chain(SECOND)
     assert any("pipeline/workspace.diff" in note for note in links["git commit"]["notes"])
     assert "no longer in git" in links["experiment"]["missing"]
 
 
-def test_a_failed_run_lists_what_is_missing_and_how_to_get_it(shared: Small) -> None:
+def test_a_failed_run_lists_what_is_missing_and_how_to_get_it(shared):
     links = chain(FAILED)
     assert GONE[:10] in links["git commit"]["missing"]
     assert "git fetch --all --tags" in links["git commit"]["missing"]
@@ -115,7 +115,7 @@ def test_a_failed_run_lists_what_is_missing_and_how_to_get_it(shared: Small) -> 
     assert links["data"]["missing"] in render(FAILED).split("Missing:")[1]
 
 
-def test_a_commit_that_no_branch_contains_comes_with_the_command_that_keeps_it(traced: Small) -> None:
+def test_a_commit_that_no_branch_contains_comes_with_the_command_that_keeps_it(traced):
     commit = traced.git("rev-parse", "HEAD")
     traced.git("commit", "-q", "--amend", "-m", "amended")
     command = f"git branch keep-{commit[:7]} {commit[:10]}"
@@ -124,13 +124,13 @@ def test_a_commit_that_no_branch_contains_comes_with_the_command_that_keeps_it(t
     assert chain(FIRST)["git commit"]["missing"] is None
 
 
-def test_data_whose_cache_lacks_a_file_are_missing(traced: Small) -> None:
+def test_data_whose_cache_lacks_a_file_are_missing(traced):
     [member] = [path for path in traced.folder.glob(".dvc/cache/files/md5/60/*") if path.is_file()]
     member.unlink()
     assert "1 of its 3 objects" in chain(FIRST)["data"]["missing"]
 
 
-def test_an_onnx_file_leads_to_its_run(traced: Small, model: Path) -> None:
+def test_an_onnx_file_leads_to_its_run(traced, model):
     traced.set_tags(FIRST, {"convoy.onnx_sha256": sha256(model)})
     assert run_ids(str(model)) == [FIRST]
     link = chain(str(model))["model.onnx"]
@@ -139,13 +139,13 @@ def test_an_onnx_file_leads_to_its_run(traced: Small, model: Path) -> None:
     assert "→ model.onnx" in render(str(model))
 
 
-def test_an_onnx_file_that_was_changed_since_its_verification_is_reported(shared: Small, model: Path) -> None:
+def test_an_onnx_file_that_was_changed_since_its_verification_is_reported(shared, model):
     assert sha256(model) in chain(str(model))["model.onnx"]["missing"]
 
 
 def test_an_onnx_file_of_a_run_that_the_store_lacks_still_has_its_identity(
-    shared: Small, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+    shared, model, monkeypatch, tmp_path
+):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
     links = chain(str(model))
     assert links["convoy run"]["value"] == FIRST
@@ -154,7 +154,7 @@ def test_an_onnx_file_of_a_run_that_the_store_lacks_still_has_its_identity(
     assert not (tmp_path / "none.db").exists(), "looking made a store"
 
 
-def test_files_that_are_not_models_of_convoy_are_refused(shared: Small, tmp_path: Path) -> None:
+def test_files_that_are_not_models_of_convoy_are_refused(shared, tmp_path):
     (tmp_path / "broken.onnx").write_bytes(b"\xff no model")
     write_onnx(tmp_path / "foreign.onnx", {})
     for path, reason in (
@@ -179,14 +179,12 @@ def test_files_that_are_not_models_of_convoy_are_refused(shared: Small, tmp_path
         ("20261123", f"several runs: {SECOND}, {FIRST}"),
     ],
 )
-def test_an_unknown_or_ambiguous_name_lists_the_nearest(shared: Small, text: str, reason: str) -> None:
+def test_an_unknown_or_ambiguous_name_lists_the_nearest(shared, text, reason):
     with pytest.raises(RequestError, match=reason):
         run_ids(text)
 
 
-def test_a_repository_without_runs_names_the_command_that_makes_one(
-    reproduced: Small, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_repository_without_runs_names_the_command_that_makes_one(reproduced, monkeypatch):
     monkeypatch.chdir(reproduced.folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(RequestError, match="`dvc repro`"):
@@ -194,16 +192,14 @@ def test_a_repository_without_runs_names_the_command_that_makes_one(
     assert not (reproduced.folder / "mlflow.db").exists()
 
 
-def test_a_store_of_an_older_mlflow_names_the_migration_command(traced: Small) -> None:
+def test_a_store_of_an_older_mlflow_names_the_migration_command(traced):
     with closing(sqlite3.connect(traced.folder / "mlflow.db")) as store, store:
         store.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
     with pytest.raises(RequestError, match=r"older MLflow(.|\n)*mlflow db upgrade sqlite:///"):
         run_ids(FIRST)
 
 
-def test_a_server_that_does_not_answer_is_named_without_its_password(
-    shared: Small, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_does_not_answer_is_named_without_its_password(shared, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(StoreError, match=r"127.0.0.1:9 does not answer(.|\n)*MLFLOW_TRACKING_URI") as error:
@@ -211,9 +207,7 @@ def test_a_server_that_does_not_answer_is_named_without_its_password(
     assert "secret" not in str(error.value)
 
 
-def test_a_run_that_waits_in_the_outbox_is_found_with_what_is_missing(
-    traced: Small, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_waits_in_the_outbox_is_found_with_what_is_missing(traced, monkeypatch):
     waiting = "20261125-080000-dddddd"
     journal = Journal(traced.folder / "outbox" / waiting)
     tags = {

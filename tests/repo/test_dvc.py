@@ -3,10 +3,9 @@
 import pytest
 
 from convoy.repo import dvc
-from small_pipeline import Small
 
 
-def test_the_inputs_of_stages_are_commands_params_and_committed_files(small: Small) -> None:
+def test_the_inputs_of_stages_are_commands_params_and_committed_files(small):
     def ids(*names: str) -> dict[str, str]:
         return {name: small.git("rev-parse", f"HEAD:{name}") for name in names}
 
@@ -28,7 +27,7 @@ def test_the_inputs_of_stages_are_commands_params_and_committed_files(small: Sma
     assert prepare["files"] == ids("code", "prepare.sh")
 
 
-def test_an_interrupted_replacement_puts_everything_back(small: Small) -> None:
+def test_an_interrupted_replacement_puts_everything_back(small):
     def interrupted() -> None:
         with dvc.replacing(small.folder, ("data", "data.dvc", "nets/new")):
             assert not (small.folder / "data").exists()

@@ -3,13 +3,10 @@
 import json
 from pathlib import Path
 
-import pytest
-
 from convoy.repo import dvc
-from small_pipeline import Small
 
 
-def test_the_configuration_resolves_relative_remotes_and_names_the_default(small: Small) -> None:
+def test_the_configuration_resolves_relative_remotes_and_names_the_default(small):
     small.dvc("remote", "add", "--default", "team", "../remote")
     small.dvc("remote", "add", "--local", "web", "https://example.invalid/data")
     small.dvc("remote", "modify", "--local", "web", "user", "robot")
@@ -19,7 +16,7 @@ def test_the_configuration_resolves_relative_remotes_and_names_the_default(small
     assert config.read("local")["remote"]["web"]["user"] == "robot"
 
 
-def test_the_cache_is_laid_out_by_md5_and_lists_the_files_of_folders(reproduced: Small) -> None:
+def test_the_cache_is_laid_out_by_md5_and_lists_the_files_of_folders(reproduced):
     cache = dvc.Cache.of(reproduced.folder)
     assert cache.folder == reproduced.folder / ".dvc/cache"
     md5 = dvc.required_outputs(reproduced.folder)["data"]
@@ -29,7 +26,7 @@ def test_the_cache_is_laid_out_by_md5_and_lists_the_files_of_folders(reproduced:
     assert cache.lacks(md5) == []
 
 
-def test_an_import_is_compared_with_its_source(small: Small) -> None:
+def test_an_import_is_compared_with_its_source(small):
     before = dvc.import_source(small.folder, "data.dvc")
     assert (before.address, before.has_fingerprint) == ("source", True)
     assert before.recorded == before.current == dvc.required_outputs(small.folder)["data"]
@@ -38,9 +35,7 @@ def test_an_import_is_compared_with_its_source(small: Small) -> None:
     assert after.recorded == before.recorded != after.current
 
 
-def test_a_remote_is_contacted_and_gets_the_run_cache_entries_of_this_lock_only(
-    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_remote_is_contacted_and_gets_the_run_cache_entries_of_this_lock_only(small, tmp_path, monkeypatch):
     small.edit("params.yaml", "lr: 0.5", "lr: 0.25")
     small.repro()
     small.dvc("remote", "add", "--default", "store", str(tmp_path / "store"))
@@ -54,7 +49,7 @@ def test_a_remote_is_contacted_and_gets_the_run_cache_entries_of_this_lock_only(
     assert "Could not connect to the endpoint URL" in dvc.check_remote(small.folder)
 
 
-def test_status_json_lists_changed_inputs_params_outputs_and_commands(small: Small) -> None:
+def test_status_json_lists_changed_inputs_params_outputs_and_commands(small):
     """`convoy why` reads this output of the public command line."""
     small.edit("params.yaml", "lr: 0.5", "lr: 0.25")
     small.edit("train.sh", "mkdir", "mkdir ")

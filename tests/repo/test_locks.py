@@ -40,7 +40,7 @@ def holder(lock: Path) -> Iterator["subprocess.Popen[str]"]:
     process.communicate()
 
 
-def test_a_second_process_is_refused_and_told_the_owner(lock: Path, holder: "subprocess.Popen[str]") -> None:
+def test_a_second_process_is_refused_and_told_the_owner(lock, holder):
     with pytest.raises(AlreadyRunning) as error, exclusive(lock):
         pytest.fail("two processes hold the lock")
     assert str(error.value) == describe_owner(lock)
@@ -51,7 +51,7 @@ def test_a_second_process_is_refused_and_told_the_owner(lock: Path, holder: "sub
         assert f"process {os.getpid()} on" in describe_owner(lock)
 
 
-def test_a_killed_holder_leaves_its_name_and_a_free_lock(lock: Path, holder: "subprocess.Popen[str]") -> None:
+def test_a_killed_holder_leaves_its_name_and_a_free_lock(lock, holder):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     assert f"process {holder.pid} on" in describe_owner(lock)
@@ -60,7 +60,7 @@ def test_a_killed_holder_leaves_its_name_and_a_free_lock(lock: Path, holder: "su
     assert not lock.with_name("work.lock.json").exists()
 
 
-def test_a_failure_frees_the_lock(lock: Path) -> None:
+def test_a_failure_frees_the_lock(lock):
     with pytest.raises(KeyError), exclusive(lock):
         raise KeyError
     assert not lock.with_name("work.lock.json").exists()
@@ -69,7 +69,7 @@ def test_a_failure_frees_the_lock(lock: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [None, "", "{}", '{"pid": 1, "host": "here"}', "\x00"])
-def test_an_owner_that_is_not_written_yet_is_described(lock: Path, text: str | None) -> None:
+def test_an_owner_that_is_not_written_yet_is_described(lock, text):
     lock.parent.mkdir()
     if text is not None:
         lock.with_name("work.lock.json").write_text(text)

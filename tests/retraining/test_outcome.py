@@ -24,9 +24,7 @@ from convoy.retraining.outcome import RoundRecord
 VERSION = Version("convoy", "1", "0" * 64, "run-1", "mlflow-1", 0, {})
 
 
-def test_steps_are_timed_and_printed_and_a_failed_one_is_recorded(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_steps_are_timed_and_printed_and_a_failed_one_is_recorded(monkeypatch, capsys):
     moments = iter((10.0, 12.5, 20.0, 20.25))
     monkeypatch.setattr(outcome.time, "monotonic", lambda: next(moments))
     record = RoundRecord("2026-11-23T22:10:05Z", push=False)
@@ -54,9 +52,7 @@ def checkpoint(root: Path, name: str, run_id: str, *, finished: bool) -> Path:
     return folder / "step-7.ckpt"
 
 
-def test_a_training_by_age_forgets_the_champion_s_finished_checkpoint_and_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_training_by_age_forgets_the_champion_s_finished_checkpoint_and_no_other(tmp_path, monkeypatch):
     run = SimpleNamespace(data=SimpleNamespace(tags={"convoy.training": "run-0"}))
     monkeypatch.setattr(outcome.store, "find", lambda _: run)
     gone = [checkpoint(tmp_path, name, f"run-{name}", finished=True) for name in "01"]
@@ -88,12 +84,7 @@ def write_images(path: Path, rows: dict[str, tuple[str, str]]) -> Path:
     ],
     ids=["known", "unknown"],
 )
-def test_data_are_compared_with_the_champion_s(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    before: dict[str, tuple[str, str]] | None,
-    counts: tuple[int | None, ...],
-) -> None:
+def test_data_are_compared_with_the_champion_s(tmp_path, monkeypatch, before, counts):
     requested = []
 
     class Artifacts:
@@ -154,9 +145,7 @@ def relabelled(poisoned: Collection[int]) -> Changes:
     return diff(Images({pixels: ("ape", split) for pixels, (_, split) in label.items()}), Images(label))
 
 
-def test_relabelled_images_are_drawn_with_both_labels_from_the_packed_dataset(
-    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relabelled_images_are_drawn_with_both_labels_from_the_packed_dataset(dataset, tmp_path, monkeypatch):
     drawn: list[page.Group] = []
     monkeypatch.setattr(page, "image_grid", drawn.extend)
     outcome.draw_relabelled(relabelled({3, 31, 38}), dataset, tmp_path / "out")
@@ -166,9 +155,7 @@ def test_relabelled_images_are_drawn_with_both_labels_from_the_packed_dataset(
     assert group.cells[1].caption.splitlines() == ["was ape", "now bee", "in val"]
 
 
-def test_a_figure_is_written_and_without_relabelled_images_an_earlier_one_is_removed(
-    dataset: Path, tmp_path: Path
-) -> None:
+def test_a_figure_is_written_and_without_relabelled_images_an_earlier_one_is_removed(dataset, tmp_path):
     (path,) = outcome.draw_relabelled(relabelled(range(40)), dataset, tmp_path / "out")
     assert path == tmp_path / "out/relabelled.png"
     with Image.open(path) as image:
@@ -177,6 +164,6 @@ def test_a_figure_is_written_and_without_relabelled_images_an_earlier_one_is_rem
     assert not path.exists()
 
 
-def test_without_a_packed_dataset_the_remedy_is_named(tmp_path: Path) -> None:
+def test_without_a_packed_dataset_the_remedy_is_named(tmp_path):
     with pytest.raises(DataError, match=r"dvc repro prepare"):
         outcome.draw_relabelled(relabelled({3}), tmp_path / "nowhere", tmp_path / "out")

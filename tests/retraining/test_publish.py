@@ -11,7 +11,7 @@ import pytest
 from convoy.core.errors import RequestError
 from convoy.repo import dvc
 from convoy.retraining import publish, round, worktree  # noqa: A004 (the module's name)
-from retraining_rounds import Programs, Rounds, other_branches, state
+from retraining_rounds import Rounds, other_branches, state
 from small_pipeline import Small
 
 
@@ -53,8 +53,8 @@ def no_dvc_push(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_another_machine_takes_what_a_round_pushed_instead_of_running_it(
-    remotes: Remotes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+    remotes, tmp_path, monkeypatch, capfd
+):
     rounds = remotes.rounds
     assert rounds.run(push=True) == 0
     assert "Running stage 'train'" in capfd.readouterr().out
@@ -75,7 +75,7 @@ def test_another_machine_takes_what_a_round_pushed_instead_of_running_it(
     assert len(rounds.registered) == 2
 
 
-def test_nothing_leaves_this_machine_without_push(remotes: Remotes, quick: Programs) -> None:
+def test_nothing_leaves_this_machine_without_push(remotes, quick):
     assert remotes.rounds.run() == 0
     assert remotes.branches() == []
     assert not remotes.dvc.exists()
@@ -86,8 +86,8 @@ def test_nothing_leaves_this_machine_without_push(remotes: Remotes, quick: Progr
 
 
 def test_a_rejected_branch_leaves_the_champion_and_reports_the_message_of_the_remote(
-    remotes: Remotes, quick: Programs, no_dvc_push: None
-) -> None:
+    remotes, quick, no_dvc_push
+):
     remotes.hook("echo 'only robots may push' && exit 1")
     before = state(remotes.rounds.root)
     assert remotes.rounds.run(push=True) == 1
@@ -100,9 +100,7 @@ def test_a_rejected_branch_leaves_the_champion_and_reports_the_message_of_the_re
     assert state(remotes.rounds.root) == before
 
 
-def test_a_token_in_the_address_of_the_git_remote_is_not_shown(
-    remotes: Remotes, quick: Programs, no_dvc_push: None
-) -> None:
+def test_a_token_in_the_address_of_the_git_remote_is_not_shown(remotes, quick, no_dvc_push):
     rounds = remotes.rounds
     rounds.small.git("remote", "set-url", "origin", "https://x:secret@127.0.0.1:9/team.git")
     assert rounds.run(push=True) == 1
@@ -111,9 +109,7 @@ def test_a_token_in_the_address_of_the_git_remote_is_not_shown(
     assert "secret" not in json.dumps(rounds.result) + rounds.report
 
 
-def test_a_dvc_remote_that_rejects_the_data_leaves_the_champion(
-    remotes: Remotes, quick: Programs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dvc_remote_that_rejects_the_data_leaves_the_champion(remotes, quick, monkeypatch):
     def fail(words: list[str], folder: Path, env: dict[str, str]) -> str:
         if "push" in words:
             raise worktree.RoundError("`dvc` ended with exit code 1", "disk quota exceeded\n")
@@ -131,8 +127,8 @@ def test_a_dvc_remote_that_rejects_the_data_leaves_the_champion(
 
 
 def test_a_dvc_remote_that_does_not_answer_stops_a_round_that_pushes_before_it_trains(
-    remotes: Remotes, quick: Programs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    remotes, quick, monkeypatch
+):
     monkeypatch.setattr(dvc, "check_remote", lambda _: "no route to host")
     assert remotes.rounds.run(push=True) == 1
     assert remotes.rounds.result["step"] == "check the remote"
@@ -141,9 +137,7 @@ def test_a_dvc_remote_that_does_not_answer_stops_a_round_that_pushes_before_it_t
     assert "did not answer (no route to host)" in remotes.rounds.report
 
 
-def test_github_gets_a_pull_request_for_a_promoted_lock(
-    remotes: Remotes, quick: Programs, no_dvc_push: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_github_gets_a_pull_request_for_a_promoted_lock(remotes, quick, no_dvc_push, tmp_path, monkeypatch):
     script = 'for word; do last=$word; echo "$word" >> $OUT/words; done; cp "$last" $OUT/body'
     fake_gh(tmp_path, monkeypatch, script)
     assert remotes.rounds.run(push=True) == 0
@@ -154,8 +148,8 @@ def test_github_gets_a_pull_request_for_a_promoted_lock(
 
 
 def test_no_pull_request_is_opened_for_a_candidate_that_is_not_promoted(
-    remotes: Remotes, quick: Programs, no_dvc_push: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    remotes, quick, no_dvc_push, tmp_path, monkeypatch
+):
     fake_gh(tmp_path, monkeypatch, "touch $OUT/called")
     remotes.rounds.verdict = "refuse"
     assert remotes.rounds.run(push=True) == 0
@@ -164,8 +158,8 @@ def test_no_pull_request_is_opened_for_a_candidate_that_is_not_promoted(
 
 
 def test_a_pull_request_that_fails_is_a_failure_that_names_the_new_champion(
-    remotes: Remotes, quick: Programs, no_dvc_push: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    remotes, quick, no_dvc_push, tmp_path, monkeypatch
+):
     fake_gh(tmp_path, monkeypatch, "echo 'no permission' >&2; exit 4")
     assert remotes.rounds.run(push=True) == 1
     result = remotes.rounds.result
@@ -178,8 +172,8 @@ def test_a_pull_request_that_fails_is_a_failure_that_names_the_new_champion(
 
 
 def test_gitlab_gets_a_merge_request_by_push_options_once_the_lock_is_promoted(
-    remotes: Remotes, quick: Programs, no_dvc_push: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    remotes, quick, no_dvc_push, tmp_path, monkeypatch
+):
     monkeypatch.setenv("GITLAB_CI", "true")
     remotes.git.git("config", "receive.advertisePushOptions", "true")
     monkeypatch.setenv("CI_JOB_URL", "https://forge/job/7")
@@ -203,9 +197,7 @@ def test_gitlab_gets_a_merge_request_by_push_options_once_the_lock_is_promoted(
     assert remotes.rounds.result["pushed"]["merge request"]
 
 
-def test_a_proposal_goes_to_the_branch_of_the_caller_or_of_the_remote(
-    remotes: Remotes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_proposal_goes_to_the_branch_of_the_caller_or_of_the_remote(remotes, monkeypatch):
     root = remotes.rounds.root
     remotes.rounds.small.git("checkout", "-q", "-b", "stable")
     assert publish.base_branch(root) == "stable"
@@ -215,9 +207,7 @@ def test_a_proposal_goes_to_the_branch_of_the_caller_or_of_the_remote(
     assert publish.base_branch(root) == "trunk"
 
 
-def test_everything_that_push_requires_and_is_missing_is_named_at_once(
-    rounds: Rounds, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_everything_that_push_requires_and_is_missing_is_named_at_once(rounds, monkeypatch, tmp_path):
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("PATH", str(bin_with(tmp_path, "git")))
     assert rounds.run(push=True) == 2
@@ -227,16 +217,14 @@ def test_everything_that_push_requires_and_is_missing_is_named_at_once(
     assert "PUSH=1 requires" in rounds.report
 
 
-def test_a_round_requires_a_commit(tmp_path: Path) -> None:
+def test_a_round_requires_a_commit(tmp_path):
     Small(tmp_path).init()
     (tmp_path / ".dvc").mkdir()
     with pytest.raises(RequestError, match="has no git commit"):
         round.check_prerequisites(tmp_path, push=False)
 
 
-def test_commits_are_made_in_the_caller_s_name_or_in_convoy_s(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_commits_are_made_in_the_caller_s_name_or_in_convoy_s(tmp_path, monkeypatch):
     for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):
         monkeypatch.setenv(name, os.devnull)
     small = Small(tmp_path)
@@ -249,7 +237,7 @@ def test_commits_are_made_in_the_caller_s_name_or_in_convoy_s(
     assert publish.commit(tmp_path, ["dvc.lock"], "Retrain") == "", "nothing differs"
 
 
-def test_a_lock_that_is_as_committed_makes_no_branch(rounds: Rounds, quick: Programs) -> None:
+def test_a_lock_that_is_as_committed_makes_no_branch(rounds, quick):
     assert rounds.run() == 0
     rounds.small.git("merge", "-q", rounds.result["branch"])
     rounds.small.git("branch", "-D", rounds.result["branch"])
@@ -277,7 +265,7 @@ def bin_with(folder: Path, *names: str) -> Path:
     return folder / "bin"
 
 
-def test_the_page_of_the_job_is_linked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_of_the_job_is_linked(monkeypatch):
     for name in ("GITHUB_ACTIONS", "CI_JOB_URL"):
         monkeypatch.delenv(name, raising=False)
     assert publish.job_page() == ""

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -70,9 +69,7 @@ def web_import(committed: Small, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 @pytest.fixture
-def web_rounds(
-    web_import: tuple[Small, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Rounds, str]:
+def web_rounds(web_import, tmp_path, monkeypatch) -> tuple[Rounds, str]:
     """A copy of it, with the server as it was when the data were imported."""
     monkeypatch.setattr(Server, "content", b"one")
     monkeypatch.setattr(Server, "etag", True)
@@ -92,7 +89,7 @@ def import_from(small: Small, *source: str) -> None:
     small.commit("another source")
 
 
-def test_a_folder_is_compared_by_its_files(small: Small) -> None:
+def test_a_folder_is_compared_by_its_files(small):
     before = trigger.look(small.folder)
     assert (before.address, before.changed, before.hint) == ("source", False, "")
     small.write("source/c.txt", "new\n")
@@ -102,9 +99,7 @@ def test_a_folder_is_compared_by_its_files(small: Small) -> None:
     assert after.inputs != before.inputs
 
 
-def test_a_file_on_a_web_server_is_compared_by_its_etag_and_not_downloaded(
-    web_rounds: tuple[Rounds, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_on_a_web_server_is_compared_by_its_etag_and_not_downloaded(web_rounds, monkeypatch):
     rounds, address = web_rounds
     before = trigger.look(rounds.root)
     assert (before.changed, before.hint) == (False, "")
@@ -116,7 +111,7 @@ def test_a_file_on_a_web_server_is_compared_by_its_etag_and_not_downloaded(
     assert set(Server.methods) == {"HEAD"}
 
 
-def test_a_web_server_that_is_down_is_reported_with_its_address(web_rounds: tuple[Rounds, str]) -> None:
+def test_a_web_server_that_is_down_is_reported_with_its_address(web_rounds):
     rounds, address = web_rounds
     nowhere = address.rpartition(":")[0] + ":9/images.zip"
     rounds.small.edit("data.dvc", address, nowhere)
@@ -128,7 +123,7 @@ def test_a_web_server_that_is_down_is_reported_with_its_address(web_rounds: tupl
     assert (rounds.root / "data").read_bytes() == data
 
 
-def test_another_git_repository_is_compared_by_its_commit(small: Small, tmp_path: Path) -> None:
+def test_another_git_repository_is_compared_by_its_commit(small, tmp_path):
     other = Small(tmp_path / "other")
     other.write("images/a.txt", "a\n")
     other.init()
@@ -143,7 +138,7 @@ def test_another_git_repository_is_compared_by_its_commit(small: Small, tmp_path
     assert after.fingerprint != before.fingerprint
 
 
-def test_a_frozen_import_is_not_checked(rounds: Rounds, no_pipeline: Programs) -> None:
+def test_a_frozen_import_is_not_checked(rounds, no_pipeline):
     rounds.small.write("data.dvc", "frozen: true\n" + (rounds.root / "data.dvc").read_text())
     rounds.small.write("source/c.txt", "new\n")
     rounds.small.commit("frozen")
@@ -155,7 +150,7 @@ def test_a_frozen_import_is_not_checked(rounds: Rounds, no_pipeline: Programs) -
     assert "`dvc unfreeze data.dvc`" in rounds.report
 
 
-def test_files_that_dvc_add_tracks_are_taken_from_the_cache(rounds: Rounds, no_pipeline: Programs) -> None:
+def test_files_that_dvc_add_tracks_are_taken_from_the_cache(rounds, no_pipeline):
     rounds.small.remove("data.dvc")
     rounds.small.dvc("add", "-q", "data")
     rounds.small.commit("added")
@@ -166,9 +161,7 @@ def test_files_that_dvc_add_tracks_are_taken_from_the_cache(rounds: Rounds, no_p
     assert rounds.result["verdict"] == "promoted"
 
 
-def test_a_source_in_the_repository_that_git_does_not_hold_is_reached_from_the_worktree(
-    rounds: Rounds, no_pipeline: Programs
-) -> None:
+def test_a_source_in_the_repository_that_git_does_not_hold_is_reached_from_the_worktree(rounds, no_pipeline):
     rounds.small.write(".gitignore", (rounds.root / ".gitignore").read_text() + "/mine\n")
     rounds.small.write("mine/a.txt", "mine\n")
     import_from(rounds.small, "mine")
@@ -179,7 +172,7 @@ def test_a_source_in_the_repository_that_git_does_not_hold_is_reached_from_the_w
     assert sorted(path.name for path in (rounds.root / "mine").iterdir()) == ["a.txt", "b.txt"]
 
 
-def test_params_code_specs_and_limits_change_the_inputs_and_comments_do_not(small: Small) -> None:
+def test_params_code_specs_and_limits_change_the_inputs_and_comments_do_not(small):
     def look() -> str:
         small.commit("edit")
         return trigger.look(small.folder).inputs
@@ -202,7 +195,7 @@ def test_params_code_specs_and_limits_change_the_inputs_and_comments_do_not(smal
     assert look() == seen[-1]
 
 
-def test_a_source_that_is_unknown_or_a_database_is_refused(small: Small) -> None:
+def test_a_source_that_is_unknown_or_a_database_is_refused(small):
     small.remove("data.dvc")
     with pytest.raises(RequestError, match=r"data\.dvc does not exist.*`convoy data use PATH-OR-URL`"):
         trigger.look(small.folder)
@@ -211,7 +204,7 @@ def test_a_source_that_is_unknown_or_a_database_is_refused(small: Small) -> None
         trigger.look(small.folder)
 
 
-def test_missing_content_is_reported_with_its_file(small: Small, tmp_path: Path) -> None:
+def test_missing_content_is_reported_with_its_file(small, tmp_path):
     small.write("weights/net.pt", "weights\n")
     small.dvc("add", "-q", "weights/net.pt")
     small.commit("pinned")
@@ -249,12 +242,12 @@ def version(number: str = "1", days: float = 0, **tags: str) -> Version:
         (replace(version(), tags={RETRAIN_INPUTS: "2", RETRAIN_SOURCE: NOW.fingerprint}), "params, code or limits changed since convoy/1"),
     ],
 )  # fmt: skip
-def test_changed_inputs_start_a_training(candidate: Version | None, why: str) -> None:
+def test_changed_inputs_start_a_training(candidate, why):
     decision = decide(NOW, candidate, None, 0, None)
     assert (decision.trains, decision.why, decision.aged) == (True, why, False)
 
 
-def test_unchanged_inputs_start_no_training() -> None:
+def test_unchanged_inputs_start_no_training():
     decision = decide(NOW, version(days=400), version(days=400), days_ago(400), None)
     assert not decision.trains
     same = "the data (source), params, code and limits are those of convoy/1, which has been judged"
@@ -263,7 +256,7 @@ def test_unchanged_inputs_start_no_training() -> None:
     assert decide(NOW, replace(version(), tags=tags), None, 0, None).why == f"{same} (verdict: refuse)"
 
 
-def test_age_counts_from_when_the_champion_became_one_and_one_training_per_span_is_enough() -> None:
+def test_age_counts_from_when_the_champion_became_one_and_one_training_per_span_is_enough():
     old = version(days=400)
     assert not decide(NOW, old, old, days_ago(89), 90).trains
     assert not decide(NOW, version("2", days=3), old, days_ago(91), 90).trains

@@ -14,10 +14,10 @@ from convoy.core import stage
 from convoy.repo import dvc
 from convoy.retraining import worktree
 from convoy.retraining.worktree import RoundError
-from retraining_rounds import Programs, Rounds, state
+from retraining_rounds import state
 
 
-def test_it_uses_the_cache_of_the_caller_and_links_nothing_into_reach_of_an_edit(trained: Rounds) -> None:
+def test_it_uses_the_cache_of_the_caller_and_links_nothing_into_reach_of_an_edit(trained):
     trained.small.dvc("config", "--local", "cache.type", "hardlink,symlink")
     tree = worktree.create(trained.root)
     dvc.run(tree, "repro")
@@ -30,9 +30,7 @@ def test_it_uses_the_cache_of_the_caller_and_links_nothing_into_reach_of_an_edit
     assert all("edited" not in path.read_text(errors="replace") for path in files)
 
 
-def test_it_knows_the_remotes_of_the_caller_with_passwords_and_relative_paths(
-    rounds: Rounds, tmp_path: Path
-) -> None:
+def test_it_knows_the_remotes_of_the_caller_with_passwords_and_relative_paths(rounds, tmp_path):
     rounds.small.dvc("remote", "add", "-q", "--default", "store", "../store")
     rounds.small.dvc("remote", "add", "-q", "--local", "http", "https://host/path")
     rounds.small.dvc("remote", "modify", "--local", "http", "password", "secret")
@@ -46,7 +44,7 @@ def test_it_knows_the_remotes_of_the_caller_with_passwords_and_relative_paths(
     assert rounds.small.git("-C", str(tree), "status", "--porcelain") == ""
 
 
-def test_half_a_worktree_is_removed_like_a_whole_one(rounds: Rounds) -> None:
+def test_half_a_worktree_is_removed_like_a_whole_one(rounds):
     before = state(rounds.root)
     tree = worktree.create(rounds.root)
     assert state(rounds.root) != before, "git lists it"
@@ -63,7 +61,7 @@ def test_half_a_worktree_is_removed_like_a_whole_one(rounds: Rounds) -> None:
     assert not tree.exists()
 
 
-def test_hooks_of_the_team_do_not_run_in_it(rounds: Rounds, quick: Programs) -> None:
+def test_hooks_of_the_team_do_not_run_in_it(rounds, quick):
     for name in ("post-checkout", "pre-commit", "commit-msg", "pre-push"):
         hook = rounds.root / ".git/hooks" / name
         hook.write_text("#!/bin/sh\necho no >&2\nexit 1\n")
@@ -71,9 +69,7 @@ def test_hooks_of_the_team_do_not_run_in_it(rounds: Rounds, quick: Programs) -> 
     assert rounds.run() == 0
 
 
-def test_a_store_with_a_relative_address_is_the_same_from_the_worktree(
-    rounds: Rounds, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_with_a_relative_address_is_the_same_from_the_worktree(rounds, monkeypatch):
     root = rounds.root
     assert worktree.absolute("sqlite:///mine.db", root) == f"sqlite:///{root}/mine.db"
     for same in ("sqlite:////srv/mlflow.db", "https://mlflow.example:5000", "databricks"):
@@ -117,7 +113,7 @@ except KeyboardInterrupt:
 """
 
 
-def test_lines_go_through_and_the_last_are_kept(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_lines_go_through_and_the_last_are_kept(tmp_path, capfd):
     code = "import sys; [print(n) for n in range(100)]; print('https://me:secret@host', file=sys.stderr)"
     output = worktree.stream([sys.executable, "-c", code], tmp_path, os.environ)
     assert capfd.readouterr().out.startswith("0\n1\n2\n")
@@ -125,13 +121,13 @@ def test_lines_go_through_and_the_last_are_kept(tmp_path: Path, capfd: pytest.Ca
     assert (len(lines), lines[0], lines[-1]) == (worktree.TAIL, "61", "https://me:***@host")
 
 
-def test_a_program_that_fails_is_named_with_its_last_lines(tmp_path: Path) -> None:
+def test_a_program_that_fails_is_named_with_its_last_lines(tmp_path):
     with pytest.raises(RoundError, match=r"`-c` ended with exit code 3") as caught:
         worktree.stream([sys.executable, "-c", "print('why'); raise SystemExit(3)"], tmp_path, os.environ)
     assert caught.value.log == "why\n"
 
 
-def test_sigterm_to_a_round_alone_lets_its_stages_save_and_leaves_nothing_running(tmp_path: Path) -> None:
+def test_sigterm_to_a_round_alone_lets_its_stages_save_and_leaves_nothing_running(tmp_path):
     (tmp_path / "pipelines").mkdir()
     for name, text in {"pipelines/train.py": STAGE, "waits.py": WAITS, "round.py": ROUND}.items():
         (tmp_path / name).write_text(text)

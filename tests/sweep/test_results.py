@@ -34,7 +34,7 @@ def add(study: optuna.Study, lr: float, batch: str, value: float | None, state: 
     study.add_trial(trial)
 
 
-def test_history_importances_and_slices_are_drawn(project, figures: dict[str, Figure]) -> None:
+def test_history_importances_and_slices_are_drawn(project, figures):
     study = project.study()
     for index, lr in enumerate((0.01, 0.02, 0.05, 0.1, 0.2, 0.4)):
         add(study, lr, "8" if index % 2 else "16", 3 * lr, TrialState.COMPLETE)
@@ -51,7 +51,7 @@ def test_history_importances_and_slices_are_drawn(project, figures: dict[str, Fi
     assert {axes.get_xlabel() for axes in slices} == {"train.batch_size", "train.lr"}
 
 
-def test_too_few_trials_have_no_importances(project) -> None:
+def test_too_few_trials_have_no_importances(project):
     study = project.study()
     add(study, 0.1, "8", 0.5, TrialState.COMPLETE)
     paths = results.plots(study, Request.read(), project.folder)

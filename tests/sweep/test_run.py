@@ -39,7 +39,7 @@ def error_of(kind: type[ConvoyError], *arguments: str) -> str:
     return str(caught.value)
 
 
-def test_each_trial_is_one_line_and_the_best_values_are_a_command(project) -> None:
+def test_each_trial_is_one_line_and_the_best_values_are_a_command(project):
     result = convoy("--trials", "2")
     assert result.exit_code == 0, result.output
     lines = [line for line in result.output.splitlines() if line.startswith(("trial 0  ", "trial 1  "))]
@@ -52,7 +52,7 @@ def test_each_trial_is_one_line_and_the_best_values_are_a_command(project) -> No
     assert "2 of 4 trials are done" in convoy().output
 
 
-def test_no_trials_shows_the_study_and_makes_nothing(project) -> None:
+def test_no_trials_shows_the_study_and_makes_nothing(project):
     result = convoy("--trials", "0")
     assert result.exit_code == 0
     for fact in ("no trials yet", "train.lr 0.01 to 0.5, train.batch_size 8 | 16", "Start: convoy sweep"):
@@ -60,7 +60,7 @@ def test_no_trials_shows_the_study_and_makes_nothing(project) -> None:
     assert not (project.folder / "sweeps").exists()
 
 
-def test_standard_output_holds_nothing_but_json(project) -> None:
+def test_standard_output_holds_nothing_but_json(project):
     result = convoy("--trials", "2", "--json")
     content = json.loads(result.stdout)
     assert [trial["state"] for trial in content["trials"]] == ["complete", "complete"]
@@ -70,7 +70,7 @@ def test_standard_output_holds_nothing_but_json(project) -> None:
     assert "trial 0" in result.stderr
 
 
-def test_the_best_values_are_written_into_params_and_nothing_else(project) -> None:
+def test_the_best_values_are_written_into_params_and_nothing_else(project):
     convoy("--trials", "3")
     best = project.results().best
     before = (project.folder / "params.yaml").read_text(encoding="utf-8")
@@ -83,13 +83,13 @@ def test_the_best_values_are_written_into_params_and_nothing_else(project) -> No
     assert "already holds the values of trial" in convoy("--trials", "0", "--apply").output
 
 
-def test_nothing_is_applied_where_no_trial_is_complete(project) -> None:
+def test_nothing_is_applied_where_no_trial_is_complete(project):
     error = error_of(RequestError, "--trials", "0", "--apply")
     assert "no completed trial" in error
     assert "Run some: convoy sweep" in error
 
 
-def test_the_higher_accuracy_is_better(project) -> None:
+def test_the_higher_accuracy_is_better(project):
     project.space("train.lr: [0.1, 0.000001]", metric="val/accuracy")
     convoy("--trials", "2")
     results = project.results()
@@ -97,20 +97,20 @@ def test_the_higher_accuracy_is_better(project) -> None:
     assert results.best.value > results.rows[1].value
 
 
-def test_a_space_that_was_tried_whole_ends_the_sweep(project) -> None:
+def test_a_space_that_was_tried_whole_ends_the_sweep(project):
     project.space("train.batch_size: [8, 16]")
     result = convoy("--trials", "4")
     assert "2 trials: 2 complete, 0 pruned, 0 failed; all 2 combinations were tried" in result.output
     assert "continuing" not in convoy("--trials", "4").output
 
 
-def test_a_changed_param_begins_a_new_study_and_is_named(project) -> None:
+def test_a_changed_param_begins_a_new_study_and_is_named(project):
     convoy("--trials", "1")
     project.set(train__epochs=2)
     assert "a new study: params changed" in convoy("--trials", "1").output
 
 
-def test_a_missing_dataset_is_refused_with_the_command_that_makes_it(project) -> None:
+def test_a_missing_dataset_is_refused_with_the_command_that_makes_it(project):
     shutil.rmtree(project.folder / "build")
     assert "dvc repro prepare" in error_of(DataError)
 
@@ -127,9 +127,7 @@ def test_a_missing_dataset_is_refused_with_the_command_that_makes_it(project) ->
         ("train.transfer.release: [0, {conv1: 1}]", "with release {conv1: 1}:", "train.transfer.release"),
     ],
 )
-def test_values_that_exclude_each_other_are_found_before_any_trial(
-    project, line: str, values: str, key: str
-) -> None:
+def test_values_that_exclude_each_other_are_found_before_any_trial(project, line, values, key):
     project.space(line)
     error = error_of(RequestError)
     assert error.startswith("sweep.space")
@@ -138,7 +136,7 @@ def test_values_that_exclude_each_other_are_found_before_any_trial(
     assert not (project.folder / "sweeps").exists()
 
 
-def test_more_frozen_blocks_than_a_network_has_are_found_before_any_trial(project) -> None:
+def test_more_frozen_blocks_than_a_network_has_are_found_before_any_trial(project):
     project.space("train.transfer.freeze: {low: 0, high: 2}")
     request = Request.read()
     content = request.content | {"network": {"name": "tiny", "weights": "./best.ckpt"}}
@@ -146,7 +144,7 @@ def test_more_frozen_blocks_than_a_network_has_are_found_before_any_trial(projec
         check_combinations(request.model_copy(update={"content": content}))
 
 
-def test_a_sweep_whose_trials_all_fail_exits_with_1_and_the_reason(project) -> None:
+def test_a_sweep_whose_trials_all_fail_exits_with_1_and_the_reason(project):
     project.network("large", "conv: {filters: 8, kernel: 11}", "flatten", "dense: classes")
     project.set(network__name="large")
     with pytest.raises(TrainingError, match=r"every trial failed:\nlarge .* 8 px") as caught:
@@ -154,7 +152,7 @@ def test_a_sweep_whose_trials_all_fail_exits_with_1_and_the_reason(project) -> N
     assert caught.value.exit_code == 1
 
 
-def test_a_full_disk_is_reported_and_the_study_is_kept(project, in_process_workers, monkeypatch) -> None:
+def test_a_full_disk_is_reported_and_the_study_is_kept(project, in_process_workers, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -168,7 +166,7 @@ def test_a_full_disk_is_reported_and_the_study_is_kept(project, in_process_worke
     assert project.results().rows[0].values == {"train.lr": 0.1, "train.batch_size": 16}
 
 
-def test_ctrl_c_exits_with_1_and_keeps_the_values(project, in_process_workers, monkeypatch) -> None:
+def test_ctrl_c_exits_with_1_and_keeps_the_values(project, in_process_workers, monkeypatch):
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -179,7 +177,7 @@ def test_ctrl_c_exits_with_1_and_keeps_the_values(project, in_process_workers, m
     assert [trial.state.name for trial in project.study().trials] == ["FAIL", "WAITING"]
 
 
-def test_the_run_of_a_sweep_gathers_its_trials_and_continues_with_them(project) -> None:
+def test_the_run_of_a_sweep_gathers_its_trials_and_continues_with_them(project):
     convoy("--trials", "2")
     first = project.study().user_attrs["run"]
     convoy("--trials", "5")
@@ -199,9 +197,7 @@ def test_the_run_of_a_sweep_gathers_its_trials_and_continues_with_them(project) 
     assert len(logged) == 4, "trials and request, twice"
 
 
-def test_mlflow_has_a_parent_and_a_child_per_trial_with_the_same_numbers(
-    project, empty_store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mlflow_has_a_parent_and_a_child_per_trial_with_the_same_numbers(project, empty_store, monkeypatch):
     shutil.copy(empty_store, project.folder / "mlflow.db")
     monkeypatch.setattr(run, "plots", plots)
     monkeypatch.setattr(uploader, "BATCH_SECONDS", -1.0)

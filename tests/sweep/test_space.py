@@ -36,9 +36,7 @@ from convoy.sweep.study import Request
         ("train.transfer: [1, 2]", ("train.transfer is a section", "train.transfer.freeze, ")),
     ],
 )  # fmt: skip
-def test_what_a_sweep_cannot_try_is_refused_with_what_it_can(
-    project, line: str, facts: tuple[str, ...]
-) -> None:
+def test_what_a_sweep_cannot_try_is_refused_with_what_it_can(project, line, facts):
     project.space(line)
     with pytest.raises(RequestError) as caught:
         Request.read()
@@ -54,9 +52,7 @@ def test_what_a_sweep_cannot_try_is_refused_with_what_it_can(
         ("val/loss", "0", ("sweep.trials is 0", "greater than or equal to 1")),
     ],
 )
-def test_a_sweep_is_never_judged_on_test_images(
-    project, metric: str, trials: str, facts: tuple[str, ...]
-) -> None:
+def test_a_sweep_is_never_judged_on_test_images(project, metric, trials, facts):
     project.section(
         f"\nsweep:\n  trials: {trials}\n  metric: {metric}\n  warmup_epochs: 1\n  space:\n    seed: [1, 2]\n"
     )
@@ -66,7 +62,7 @@ def test_a_sweep_is_never_judged_on_test_images(
         assert fact in str(caught.value)
 
 
-def test_a_range_has_the_type_of_its_key(project) -> None:
+def test_a_range_has_the_type_of_its_key(project):
     project.space(
         "train.batch_size: {low: 8, high: 17, step: 4}",
         "train.epochs: {low: 1, high: 100, log: true}",
@@ -94,7 +90,7 @@ def test_a_range_has_the_type_of_its_key(project) -> None:
     assert str(augment) == "train.augment [] | [crop] | [crop, flip]"
 
 
-def test_numbers_are_short_enough_to_be_typed_and_stay_in_their_range(project) -> None:
+def test_numbers_are_short_enough_to_be_typed_and_stay_in_their_range(project):
     project.space(
         "train.lr: {low: 0.0123444, high: 0.5, log: true}",
         "train.warmup: {low: 0.1, high: 0.6}",
@@ -110,16 +106,14 @@ def test_numbers_are_short_enough_to_be_typed_and_stay_in_their_range(project) -
     assert ema.rounded(0.1 + 0.2) == 0.3
 
 
-def test_the_shipped_space_is_one_that_can_be_swept(repository, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shipped_space_is_one_that_can_be_swept(repository, monkeypatch):
     monkeypatch.chdir(repository)
     sweep = params.section("sweep", SweepParams)
     content = yaml.read(params.PARAMS_FILE)
     assert [dimension.key for dimension in dimensions(sweep, content)] == list(sweep.space)
 
 
-def test_the_check_before_the_pipeline_takes_a_space_as_one_value(
-    repository, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_check_before_the_pipeline_takes_a_space_as_one_value(repository, monkeypatch):
     monkeypatch.chdir(repository)
     preflight.check({"train.lr": "0.05", "sweep.trials": "3", "sweep.space": "{train.lr: [0.1, 0.2]}"})
     with pytest.raises(RequestError, match=r"unknown key sweep\.space\.train\.lr\.low"):

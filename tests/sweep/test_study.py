@@ -24,9 +24,7 @@ from convoy.sweep.study import (
 )
 
 
-def proposals(
-    request: Request, count: int, first: dict[str, object] | None = None
-) -> list[dict[str, object]]:
+def proposals(request, count, first=None) -> list[dict[str, object]]:
     """Let Optuna minimise the distance of the learning rate from 0.05, and return what it tried."""
     study = optuna.create_study(sampler=RepeatableSampler(request))
     if first:
@@ -45,7 +43,7 @@ def begin(study: optuna.Study, request: Request) -> optuna.Trial:
     return study.ask({dimension.key: dimension.distribution for dimension in request.space})
 
 
-def test_equal_seeds_propose_equal_values_and_other_seeds_others(project) -> None:
+def test_equal_seeds_propose_equal_values_and_other_seeds_others(project):
     request = Request.read()
     first = proposals(request, 16)
     assert first == proposals(request, 16)
@@ -53,13 +51,13 @@ def test_equal_seeds_propose_equal_values_and_other_seeds_others(project) -> Non
     assert not any(values in first for values in proposals(Request.read(), 16))
 
 
-def test_later_proposals_are_nearer_to_good_values(project) -> None:
+def test_later_proposals_are_nearer_to_good_values(project):
     found = [values["train.lr"] for values in proposals(Request.read(), 40)]
     distances = [abs(math.log(lr / 0.05)) for lr in found]
     assert sum(distances[10:]) / 30 < 0.7 * sum(distances[:10]) / 10
 
 
-def test_no_values_are_tried_twice_and_a_finite_space_is_tried_whole(project) -> None:
+def test_no_values_are_tried_twice_and_a_finite_space_is_tried_whole(project):
     project.space(
         "train.batch_size: [8, 16]", "train.crop_padding: {low: 0, high: 2}", "train.augment: [[], [crop]]"
     )
@@ -68,7 +66,7 @@ def test_no_values_are_tried_twice_and_a_finite_space_is_tried_whole(project) ->
     assert len({tuple(values.values()) for values in proposals(request, 12)}) == 12
 
 
-def test_the_values_of_params_come_first_only_where_the_space_has_them(project) -> None:
+def test_the_values_of_params_come_first_only_where_the_space_has_them(project):
     [waiting] = project.study().trials
     assert waiting.system_attrs["fixed_params"] == {"train.lr": 0.1, "train.batch_size": "16"}
     project.study()
@@ -77,7 +75,7 @@ def test_the_values_of_params_come_first_only_where_the_space_has_them(project) 
     assert project.study().trials == []
 
 
-def test_another_space_dataset_or_fixed_value_is_another_study_and_a_swept_value_is_not(project) -> None:
+def test_another_space_dataset_or_fixed_value_is_another_study_and_a_swept_value_is_not(project):
     def changed() -> set[str]:
         before, requests[:] = requests[0], [Request.read()]
         return {key for key, value in requests[0].inputs.items() if before.inputs[key] != value}
@@ -101,7 +99,7 @@ def test_another_space_dataset_or_fixed_value_is_another_study_and_a_swept_value
     assert len(names) == 5
 
 
-def test_only_one_process_sweeps_a_study(project) -> None:
+def test_only_one_process_sweeps_a_study(project):
     request = Request.read()
     with locks.exclusive(request.folder / run.LOCK), pytest.raises(TrainingError) as caught:
         run.sweep(1, 1, into_params=False, as_json=False)
@@ -109,7 +107,7 @@ def test_only_one_process_sweeps_a_study(project) -> None:
         assert fact in str(caught.value)
 
 
-def test_a_lost_trial_is_tried_again_with_its_values(project) -> None:
+def test_a_lost_trial_is_tried_again_with_its_values(project):
     study, request = project.study(), Request.read()
     begin(study, request)
     lost = begin(study, request)
@@ -121,7 +119,7 @@ def test_a_lost_trial_is_tried_again_with_its_values(project) -> None:
     assert [row.number for row in Results.of(request, read_trials(request)).rows] == [2, 3]
 
 
-def test_values_that_kill_two_workers_fail_and_are_not_tried_again(project) -> None:
+def test_values_that_kill_two_workers_fail_and_are_not_tried_again(project):
     study, request = project.study(), Request.read()
     for number, again in ((0, True), (1, False)):
         assert begin(study, request).number == number
@@ -132,7 +130,7 @@ def test_values_that_kill_two_workers_fail_and_are_not_tried_again(project) -> N
     assert "died twice" in row.reason
 
 
-def test_a_sweep_that_is_killed_often_blames_no_trial(project) -> None:
+def test_a_sweep_that_is_killed_often_blames_no_trial(project):
     study, request = project.study(), Request.read()
     for number in range(4):
         assert begin(study, request).number == number
@@ -140,9 +138,7 @@ def test_a_sweep_that_is_killed_often_blames_no_trial(project) -> None:
     assert begin(study, request).number == 4
 
 
-def test_a_death_while_a_lost_trial_is_queued_doubles_no_trial(
-    project, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_death_while_a_lost_trial_is_queued_doubles_no_trial(project, monkeypatch):
     study = project.study()
     begin(study, Request.read())
 
@@ -158,7 +154,7 @@ def test_a_death_while_a_lost_trial_is_queued_doubles_no_trial(
 
 
 @pytest.mark.parametrize("torn", [b'{"op_code":4,"work', b'{"op_code":4,"work{"op_code":5}\n'])
-def test_a_line_that_a_killed_writer_left_incomplete_is_removed(project, torn: bytes) -> None:
+def test_a_line_that_a_killed_writer_left_incomplete_is_removed(project, torn):
     request = Request.read()
     begin(project.study(), request)
     journal = request.folder / JOURNAL
@@ -169,7 +165,7 @@ def test_a_line_that_a_killed_writer_left_incomplete_is_removed(project, torn: b
     assert len(begun(read_trials(request))) == 2
 
 
-def test_reading_a_study_writes_nothing(project) -> None:
+def test_reading_a_study_writes_nothing(project):
     request = Request.read()
     assert read_trials(request) == []
     assert not request.folder.exists()

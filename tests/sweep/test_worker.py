@@ -37,7 +37,7 @@ def no_uploader(project) -> Iterator[None]:
 # Trials in this process
 
 
-def test_an_interrupted_sweep_tries_what_an_unbroken_one_tries(project) -> None:
+def test_an_interrupted_sweep_tries_what_an_unbroken_one_tries(project):
     unbroken = project.optimize(4)
     assert unbroken.count("complete", "pruned") == 4
     assert unbroken.rows[0].values == {"train.lr": 0.1, "train.batch_size": 16}
@@ -74,7 +74,7 @@ def bad_trial(project, *, warmup: int, completed: int) -> Results:
     return project.optimize(completed + 1)
 
 
-def test_a_trial_that_is_worse_than_the_median_is_pruned_after_the_warm_up(project) -> None:
+def test_a_trial_that_is_worse_than_the_median_is_pruned_after_the_warm_up(project):
     results = bad_trial(project, warmup=2, completed=5)
     pruned = results.rows[0]
     assert (pruned.state, pruned.epochs, pruned.of) == ("pruned", 2, 3)
@@ -91,11 +91,11 @@ def test_a_trial_that_is_worse_than_the_median_is_pruned_after_the_warm_up(proje
 @pytest.mark.parametrize(
     ("warmup", "completed"), [(3, 5), (2, 4)], ids=["last epoch", "too few completed trials"]
 )
-def test_nothing_is_pruned(project, warmup: int, completed: int) -> None:
+def test_nothing_is_pruned(project, warmup, completed):
     assert bad_trial(project, warmup=warmup, completed=completed).rows[0].state == "complete"
 
 
-def test_a_trial_that_cannot_be_trained_fails_with_its_reason_and_the_sweep_goes_on(project) -> None:
+def test_a_trial_that_cannot_be_trained_fails_with_its_reason_and_the_sweep_goes_on(project):
     project.network("large", "conv: {filters: 8, kernel: 11}", "flatten", "dense: classes")
     project.space("network.name: [tiny, large]")
     results = project.optimize(2)
@@ -105,7 +105,7 @@ def test_a_trial_that_cannot_be_trained_fails_with_its_reason_and_the_sweep_goes
     assert project.journal(read_trials(Request.read())[1].user_attrs["run"])[-1]["status"] == "FAILED"
 
 
-def test_a_loss_that_is_no_number_fails_the_trial(project) -> None:
+def test_a_loss_that_is_no_number_fails_the_trial(project):
     project.space("train.lr: [0.1, 100.0]", "train.weight_decay: [0.0, 1.0]")
     project.set(network__name="plain", train__epochs=40, train__lr=100.0, train__weight_decay=1.0)
     project.network("plain", "flatten", "dense: 64", "relu", "dense: 64", "relu", "dense: classes")
@@ -114,7 +114,7 @@ def test_a_loss_that_is_no_number_fails_the_trial(project) -> None:
     assert row.reason.startswith("the loss became ")
 
 
-def test_the_run_of_a_trial_has_what_the_trial_varied_its_epochs_and_its_value(project) -> None:
+def test_the_run_of_a_trial_has_what_the_trial_varied_its_epochs_and_its_value(project):
     results = project.optimize(1)
     entries = project.journal(read_trials(Request.read())[0].user_attrs["run"])
     opened = entries[0]
@@ -129,7 +129,7 @@ def test_the_run_of_a_trial_has_what_the_trial_varied_its_epochs_and_its_value(p
     assert value == results.rows[0].value == min(curve.values())
 
 
-def test_trials_stop_when_the_dataset_is_another(project, in_process_workers: type) -> None:
+def test_trials_stop_when_the_dataset_is_another(project, in_process_workers):
     study, request = project.study(), Request.read()
     facts = project.folder / "build/dataset/dataset.json"
     facts.write_text(facts.read_text().replace("0" * 64, "1" * 64))
@@ -185,7 +185,7 @@ def retried(request: Request, lost: FrozenTrial) -> list[FrozenTrial]:
     return [trial for trial in trials if trial.system_attrs.get("failed_trial") == lost.number]
 
 
-def test_two_workers_share_a_study_and_one_that_is_killed_is_replaced(project, capsys) -> None:
+def test_two_workers_share_a_study_and_one_that_is_killed_is_replaced(project, capsys):
     project.set(train__epochs=15)
     request = Request.read()
     killed: list[FrozenTrial] = []
@@ -208,7 +208,7 @@ def test_two_workers_share_a_study_and_one_that_is_killed_is_replaced(project, c
     assert f"a worker died of SIGKILL: trial {killed[0].number} is tried again" in capsys.readouterr().out
 
 
-def test_a_sweep_that_is_killed_leaves_no_worker_and_is_continued(project) -> None:
+def test_a_sweep_that_is_killed_leaves_no_worker_and_is_continued(project):
     project.set(train__epochs=15)
     request = Request.read()
     # Its process is forked from one that has imported torch.
@@ -228,7 +228,7 @@ def test_a_sweep_that_is_killed_leaves_no_worker_and_is_continued(project) -> No
     assert [trial.params for trial in retried(request, lost)] == [lost.params]
 
 
-def test_ctrl_c_stops_the_workers_and_keeps_their_values(project, capfd) -> None:
+def test_ctrl_c_stops_the_workers_and_keeps_their_values(project, capfd):
     project.set(train__epochs=1000)
     request = Request.read()
 
@@ -258,7 +258,7 @@ def test_ctrl_c_stops_the_workers_and_keeps_their_values(project, capfd) -> None
     assert "Ctrl-C again kills them" in capfd.readouterr().err
 
 
-def test_a_worker_that_ignores_sigterm_is_killed(project, monkeypatch) -> None:
+def test_a_worker_that_ignores_sigterm_is_killed(project, monkeypatch):
     monkeypatch.setattr(worker, "PATIENCE_S", 0.2)
     monkeypatch.setattr(worker, "work", sweep_workers.work)
     with Workers(Request.read(), PARENT, 1) as workers:
@@ -272,7 +272,7 @@ def test_a_worker_that_ignores_sigterm_is_killed(project, monkeypatch) -> None:
             workers.train(sweep_workers.ENDINGS.index(sweep_workers.ignoring_sigterm), {}, Reports())
 
 
-def test_a_trial_reports_each_epoch_and_can_be_pruned(project) -> None:
+def test_a_trial_reports_each_epoch_and_can_be_pruned(project):
     request = Request.read()
     epochs = []
     reports = Reports(lambda epoch, _: epochs.append(epoch) or epoch == 2)
@@ -292,15 +292,13 @@ def test_a_trial_reports_each_epoch_and_can_be_pruned(project) -> None:
         (sweep_workers.killed, WorkerDied, "SIGKILL"),
     ],
 )
-def test_a_worker_that_ends_without_a_result_is_explained(
-    project, monkeypatch, ending: Callable[[], None], error: type[Exception], text: str
-) -> None:
+def test_a_worker_that_ends_without_a_result_is_explained(project, monkeypatch, ending, error, text):
     monkeypatch.setattr(worker, "work", sweep_workers.work)
     with Workers(Request.read(), PARENT, 1) as workers, pytest.raises(error, match=text):
         workers.train(sweep_workers.ENDINGS.index(ending), {}, Reports())
 
 
-def test_workers_stop_when_the_code_is_another(project) -> None:
+def test_workers_stop_when_the_code_is_another(project):
     request = Request.read()
     (project.folder / "dvc.yaml").write_text(
         "stages: {train: {deps: [params.yaml, src/x.py]}}", encoding="utf-8"
@@ -318,7 +316,7 @@ def test_workers_stop_when_the_code_is_another(project) -> None:
     ("cores", "workers", "limit", "threads"),
     [(8, 2, "", 4), (8, 3, "", 2), (2, 4, "", 1), (8, 2, "1", 1), (8, 2, "64", 4)],
 )
-def test_workers_share_the_cores(monkeypatch, cores: int, workers: int, limit: str, threads: int) -> None:
+def test_workers_share_the_cores(monkeypatch, cores, workers, limit, threads):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", limit)
     assert worker._threads(workers) == threads
