@@ -106,10 +106,11 @@ class Rounds:
     def root(self) -> Path:
         return self.small.folder
 
-    def run(self, *, push: bool = False) -> int:
-        """Run a round; return its exit code."""
+    def run(self, *, push: bool = False) -> tuple[int, str, str]:
+        """Run a round; return its exit code, verdict, and the step in which it failed or paused."""
         self.calls.clear()
-        return round.run(self.root, push=push)
+        code = round.run(self.root, push=push)
+        return code, self.result["verdict"], self.result["step"]
 
     @property
     def result(self) -> dict[str, Any]:

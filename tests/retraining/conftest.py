@@ -21,7 +21,7 @@ def finished_round(committed: Small, tmp_path_factory: pytest.TempPathFactory) -
     small = committed.copy(tmp_path_factory.mktemp("trained") / "repository")
     with pytest.MonkeyPatch.context() as patch:
         rounds = with_fakes(Rounds(small), patch)
-        assert rounds.run() == 0
+        assert rounds.run() == (0, "promoted", "")
     small.git("branch", "-q", "-D", *rounds.branches())
     return rounds
 

@@ -56,7 +56,7 @@ def test_another_machine_takes_what_a_round_pushed_instead_of_running_it(
     remotes, tmp_path, monkeypatch, capfd
 ):
     rounds = remotes.rounds
-    assert rounds.run(push=True) == 0
+    assert rounds.run(push=True)[0] == 0
     assert "Running stage 'train'" in capfd.readouterr().out
     assert remotes.branches() == [rounds.result["branch"]]
     assert rounds.result["pushed"] == {"data and models": True, "branch": True, "pull request": False}
@@ -68,7 +68,7 @@ def test_another_machine_takes_what_a_round_pushed_instead_of_running_it(
     rounds.small = Small(tmp_path / "other")
     monkeypatch.chdir(rounds.root)
     rounds.registered[1].tags.clear()
-    assert rounds.run(push=True) == 0
+    assert rounds.run(push=True)[0] == 0
     output = capfd.readouterr().out
     assert "Running stage" not in output
     assert "Stage 'train' is cached - skipping run, checking out outputs" in output
@@ -76,7 +76,7 @@ def test_another_machine_takes_what_a_round_pushed_instead_of_running_it(
 
 
 def test_nothing_leaves_this_machine_without_push(remotes, quick):
-    assert remotes.rounds.run() == 0
+    assert remotes.rounds.run()[0] == 0
     assert remotes.branches() == []
     assert not remotes.dvc.exists()
     [branch] = remotes.rounds.branches()
@@ -90,9 +90,9 @@ def test_a_rejected_branch_leaves_the_champion_and_reports_the_message_of_the_re
 ):
     remotes.hook("echo 'only robots may push' && exit 1")
     before = state(remotes.rounds.root)
-    assert remotes.rounds.run(push=True) == 1
+    assert remotes.rounds.run(push=True) == (1, "failed", "push branch")
     result = remotes.rounds.result
-    assert (result["verdict"], result["step"], result["champion"]) == ("failed", "push branch", "convoy/1")
+    assert result["champion"] == "convoy/1"
     assert remotes.rounds.champion() == "1"
     assert "only robots may push" in result["reason"]
     assert "May this machine push there (../remote.git)?" in result["reason"]
@@ -103,8 +103,7 @@ def test_a_rejected_branch_leaves_the_champion_and_reports_the_message_of_the_re
 def test_a_token_in_the_address_of_the_git_remote_is_not_shown(remotes, quick, no_dvc_push):
     rounds = remotes.rounds
     rounds.small.git("remote", "set-url", "origin", "https://x:secret@127.0.0.1:9/team.git")
-    assert rounds.run(push=True) == 1
-    assert rounds.result["step"] == "push branch"
+    assert rounds.run(push=True) == (1, "failed", "push branch")
     assert "https://x:***@127.0.0.1:9/team.git" in rounds.result["reason"]
     assert "secret" not in json.dumps(rounds.result) + rounds.report
 
@@ -117,9 +116,9 @@ def test_a_dvc_remote_that_rejects_the_data_leaves_the_champion(remotes, quick, 
 
     monkeypatch.setattr(worktree, "stream", fail)
     before = state(remotes.rounds.root)
-    assert remotes.rounds.run(push=True) == 1
+    assert remotes.rounds.run(push=True) == (1, "failed", "push data")
     result = remotes.rounds.result
-    assert (result["step"], result["champion"]) == ("push data", "convoy/1")
+    assert result["champion"] == "convoy/1"
     assert "the DVC remote rejected the data and models: disk quota exceeded\n" in result["reason"]
     assert "`dvc push`" in result["reason"]
     assert remotes.branches() == []
@@ -130,17 +129,16 @@ def test_a_dvc_remote_that_does_not_answer_stops_a_round_that_pushes_before_it_t
     remotes, quick, monkeypatch
 ):
     monkeypatch.setattr(dvc, "check_remote", lambda _: "no route to host")
-    assert remotes.rounds.run(push=True) == 1
-    assert remotes.rounds.result["step"] == "check the remote"
+    assert remotes.rounds.run(push=True) == (1, "failed", "check the remote")
     assert "the DVC remote does not answer: no route to host" in remotes.rounds.result["reason"]
-    assert remotes.rounds.run() == 0, "one that stays here needs no remote"
+    assert remotes.rounds.run()[0] == 0, "one that stays here needs no remote"
     assert "did not answer (no route to host)" in remotes.rounds.report
 
 
 def test_github_gets_a_pull_request_for_a_promoted_lock(remotes, quick, no_dvc_push, tmp_path, monkeypatch):
     script = 'for word; do last=$word; echo "$word" >> $OUT/words; done; cp "$last" $OUT/body'
     fake_gh(tmp_path, monkeypatch, script)
-    assert remotes.rounds.run(push=True) == 0
+    assert remotes.rounds.run(push=True)[0] == 0
     words = (tmp_path / "words").read_text().splitlines()
     assert words[:6] == ["pr", "create", "--base", "main", "--head", remotes.rounds.result["branch"]]
     assert words[6:9] == ["--title", "Retrained: convoy/2 is champion", "--body-file"]
@@ -152,7 +150,7 @@ def test_no_pull_request_is_opened_for_a_candidate_that_is_not_promoted(
 ):
     fake_gh(tmp_path, monkeypatch, "touch $OUT/called")
     remotes.rounds.verdict = "refuse"
-    assert remotes.rounds.run(push=True) == 0
+    assert remotes.rounds.run(push=True)[0] == 0
     assert remotes.branches() == [remotes.rounds.result["branch"]]
     assert not (tmp_path / "called").exists()
 
@@ -161,9 +159,9 @@ def test_a_pull_request_that_fails_is_a_failure_that_names_the_new_champion(
     remotes, quick, no_dvc_push, tmp_path, monkeypatch
 ):
     fake_gh(tmp_path, monkeypatch, "echo 'no permission' >&2; exit 4")
-    assert remotes.rounds.run(push=True) == 1
+    assert remotes.rounds.run(push=True) == (1, "failed", "propose")
     result = remotes.rounds.result
-    assert (result["step"], result["champion"]) == ("propose", "convoy/2")
+    assert result["champion"] == "convoy/2"
     assert result["reason"].startswith(
         f"convoy/2 is champion and its branch {result['branch']} is pushed, but no request was opened: "
         "`gh pr create` failed: no permission"
@@ -186,7 +184,7 @@ def test_gitlab_gets_a_merge_request_by_push_options_once_the_lock_is_promoted(
         "carry_out",
         lambda judged: champions.append((tmp_path / "options").read_text()) or promoted(judged),
     )
-    assert remotes.rounds.run(push=True) == 0
+    assert remotes.rounds.run(push=True)[0] == 0
     first, second = (tmp_path / "options").read_text().splitlines()
     assert champions == [f"{first}\n"], "the branch is there before the alias moves, the request comes after"
     assert first == "0;;;;"
@@ -210,7 +208,7 @@ def test_a_proposal_goes_to_the_branch_of_the_caller_or_of_the_remote(remotes, m
 def test_everything_that_push_requires_and_is_missing_is_named_at_once(rounds, monkeypatch, tmp_path):
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("PATH", str(bin_with(tmp_path, "git")))
-    assert rounds.run(push=True) == 2
+    assert rounds.run(push=True)[0] == 2
     reason = rounds.result["reason"]
     assert reason.startswith("PUSH=1 requires:\n  MLFLOW_TRACKING_URI: ")
     assert all(f"\n  {name}: " in reason for name in ("a DVC remote", "a git remote `origin`", "gh"))
@@ -238,11 +236,11 @@ def test_commits_are_made_in_the_caller_s_name_or_in_convoy_s(tmp_path, monkeypa
 
 
 def test_a_lock_that_is_as_committed_makes_no_branch(rounds, quick):
-    assert rounds.run() == 0
+    assert rounds.run()[0] == 0
     rounds.small.git("merge", "-q", rounds.result["branch"])
     rounds.small.git("branch", "-D", rounds.result["branch"])
     rounds.registered[0].tags.clear()
-    assert rounds.run() == 0
+    assert rounds.run()[0] == 0
     assert rounds.branches() == []
     assert "nothing differs from the commit" in rounds.report
 

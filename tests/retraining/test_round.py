@@ -39,7 +39,7 @@ STEPS = [
 
 def test_a_first_round_makes_a_champion_and_keeps_its_lock_on_a_branch(rounds, quick):
     before = state(rounds.root)
-    assert rounds.run() == 0
+    assert rounds.run()[0] == 0
     assert (rounds.result["verdict"], rounds.champion()) == ("promoted", "1")
     [branch] = rounds.branches()
     assert rounds.result["branch"] == branch
@@ -54,7 +54,7 @@ def test_a_round_with_nothing_new_trains_nothing(trained, monkeypatch):
     monkeypatch.setattr(worktree, "stream", lambda *_: pytest.fail("something ran"))
     (trained.root / "build/retrain/old.png").touch()
     before = state(trained.root)
-    assert trained.run() == 0
+    assert trained.run()[0] == 0
     assert not (trained.root / "build/retrain/old.png").exists(), "files of an earlier round"
     assert trained.result["verdict"] == "nothing-new"
     assert "params, code and limits are those of convoy/1" in trained.result["reason"]
@@ -68,7 +68,7 @@ def test_new_data_are_committed_before_they_are_trained_on(trained, quick, monke
     with monkeypatch.context() as earlier:
         earlier.setenv("GIT_COMMITTER_DATE", "2026-01-01T00:00:00+00:00")
         trained.small.commit("more images")
-    assert trained.run() == 0
+    assert trained.run()[0] == 0
     assert trained.result["trigger"] == "the data changed since convoy/1"
     [branch] = trained.branches()
     log = trained.small.git("log", "--format=%s", f"main..{branch}").splitlines()
@@ -87,20 +87,17 @@ def test_new_data_are_committed_before_they_are_trained_on(trained, quick, monke
 def test_a_candidate_that_is_not_promoted_stays_on_its_branch(trained, verdict, word, quick):
     trained.change_rate()
     trained.verdict = verdict
-    assert trained.run() == 0
-    assert trained.result["verdict"] == word
+    assert trained.run() == (0, word, "")
     assert trained.result["reason"] == f"to {verdict} is what the test says."
     assert trained.result["trigger"] == "params, code or limits changed since convoy/1"
     assert (trained.champion(), trained.result["champion"]) == ("1", "convoy/1")
     assert trained.branches() == [trained.result["branch"]]
-    assert trained.run() == 0
-    assert trained.result["verdict"] == "nothing-new", "a verdict is given once"
+    assert trained.run() == (0, "nothing-new", ""), "a verdict is given once"
 
 
 def test_uncommitted_changes_are_not_part_of_a_round_and_are_reported(trained):
     trained.small.edit("params.yaml", "lr: 0.5", "lr: 0.25")
-    assert trained.run() == 0
-    assert trained.result["verdict"] == "nothing-new"
+    assert trained.run() == (0, "nothing-new", "")
     assert "Uncommitted changes in this working tree (`params.yaml`)" in trained.report
 
 
@@ -120,8 +117,7 @@ def test_a_failure_at_any_step_leaves_champion_and_repository_as_they_were(
         raise DownError(f"no {name} today")
 
     monkeypatch.setattr(module, function, fail)
-    assert trained.run() == 1
-    assert (trained.result["verdict"], trained.result["step"]) == ("failed", name)
+    assert trained.run() == (1, "failed", name)
     assert trained.result["reason"] == f"no {name} today"
     assert f"no {name} today" in trained.report
     assert trained.champion() == "1"
@@ -135,15 +131,15 @@ def test_a_registry_that_goes_down_after_the_alias_moved_keeps_the_branch_of_the
         raise DownError("gone")
 
     monkeypatch.setattr(rounds, "tag", fail)
-    assert rounds.run() == 1
-    assert (rounds.result["step"], rounds.result["champion"]) == ("remember", "convoy/1")
+    assert rounds.run() == (1, "failed", "remember")
+    assert rounds.result["champion"] == "convoy/1"
     assert rounds.branches() == [rounds.result["branch"]]
 
 
 def test_a_bug_is_reported_like_a_failure_in_the_job_s_summary_too(rounds, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
     monkeypatch.setattr(trigger, "look", lambda _: {}["nothing"])
-    assert rounds.run() == 1
+    assert rounds.run()[0] == 1
     assert rounds.result["reason"] == "KeyError: 'nothing'"
     assert "Traceback" in capsys.readouterr().err
     assert "KeyError: 'nothing'" in (tmp_path / "summary.md").read_text()
@@ -153,8 +149,7 @@ def test_a_training_that_fails_is_reported_with_its_last_lines(trained):
     error = "ERROR in train: params cannot be used:\\n  train.epochs is 0\\nDVC removed it"
     trained.small.write("train.sh", f"echo counting && printf '{error}\\n' && exit 1\n")
     trained.small.commit("worse code")
-    assert trained.run() == 1
-    assert trained.result["step"] == "repro"
+    assert trained.run() == (1, "failed", "repro")
     cause, remedy = trained.result["reason"].rsplit("\n", 1)
     assert cause == "the pipeline failed: train: params cannot be used:\n  train.epochs is 0"
     assert "resumes a training from its checkpoint" in remedy
@@ -162,16 +157,16 @@ def test_a_training_that_fails_is_reported_with_its_last_lines(trained):
 
 
 @pytest.mark.parametrize(
-    ("status", "is_uploaded", "verdict", "reason"),
+    ("status", "is_uploaded", "log", "verdict", "reason"),
     [
-        ("SCHEDULED", True, "paused", "train: no time left\n"),
-        ("SCHEDULED", False, "paused", "train: no time left\n"),
-        ("FAILED", True, "failed", "the pipeline failed: train: no time left\n"),
-        ("", True, "failed", "the pipeline failed: train: no time left\n"),
+        ("SCHEDULED", True, "ERROR in train: no time left\nend\n", "paused", "train: no time left\n"),
+        ("SCHEDULED", False, "ERROR in train: no time left\n", "paused", "train: no time left\n"),
+        ("FAILED", True, "ERROR in train: no time left\n", "failed", "the pipeline failed: train: no time left\n"),
+        ("", True, "killed\n", "failed", "the pipeline failed: `repro.py` ended with exit code 137\n"),
     ],
-)
+)  # fmt: skip
 def test_the_status_of_a_run_and_no_message_pauses_a_round(
-    trained, monkeypatch, status, is_uploaded, verdict, reason
+    trained, monkeypatch, status, is_uploaded, log, verdict, reason
 ):
     run_id = "20261123-100000-abcdef"
 
@@ -180,41 +175,30 @@ def test_the_status_of_a_run_and_no_message_pauses_a_round(
         if not is_uploaded:
             path = trained.root / f"outbox/{run_id}/journal.jsonl"
             files.write_text(path, json.dumps({"kind": "end", "status": status}) + "\n")
-        raise worktree.RoundError("`repro.py` ended with exit code 1", "ERROR in train: no time left\nend\n")
+        raise worktree.RoundError("`repro.py` ended with exit code 137", log)
 
     stored = SimpleNamespace(info=SimpleNamespace(status=status))
     monkeypatch.setattr(round.store, "find", lambda run: stored if status and run == run_id else None)
     monkeypatch.setattr(worktree, "stream", fail)
     trained.change_rate()
-    assert trained.run() == 1
-    assert (trained.result["verdict"], trained.result["step"]) == (verdict, "repro")
+    assert trained.run() == (1, verdict, "repro")
     assert trained.result["reason"].startswith(reason)
     assert "`make retrain`" in trained.report
-
-
-def test_a_pipeline_that_ends_without_an_error_is_reported_with_its_exit_code(trained):
-    trained.small.write("pipelines/repro.py", "raise SystemExit(137)\n")
-    trained.change_rate()
-    assert trained.run() == 1
-    assert trained.result["reason"].startswith("the pipeline failed: `repro.py` ended with exit code 137\n")
 
 
 def test_a_missing_data_source_stops_a_round(trained):
     trained.small.git("mv", "source", "elsewhere")
     trained.small.commit("moved")
-    assert trained.run() == 1
-    assert trained.result["step"] == "look upstream"
+    assert trained.run() == (1, "failed", "look upstream")
     assert "the source of the data does not answer: source\n" in trained.result["reason"]
     assert "`convoy data use`" in trained.result["reason"]
 
 
 def test_a_second_round_is_skipped_and_names_the_process_of_the_first(trained):
     with round.exclusive(trained.root):
-        assert trained.run() == 0
-    assert trained.result["verdict"] == "skipped"
+        assert trained.run() == (0, "skipped", "")
     assert "another round runs in this repository: process " in trained.result["reason"]
-    assert trained.run() == 0
-    assert trained.result["verdict"] == "nothing-new"
+    assert trained.run() == (0, "nothing-new", "")
 
 
 def test_a_pipeline_that_outlived_its_round_keeps_others_out(rounds):
@@ -223,7 +207,7 @@ def test_a_pipeline_that_outlived_its_round_keeps_others_out(rounds):
     process = psutil.Popen(["python", *words], cwd=tree, stdout=-1)
     process.stdout.readline()
     try:
-        assert rounds.run() == 0
+        assert rounds.run()[0] == 0
         assert rounds.result["verdict"] == "skipped"
         assert f"`kill {process.pid}`" in rounds.result["reason"]
     finally:
@@ -239,8 +223,7 @@ def test_what_a_killed_round_left_is_removed_and_the_next_goes_on(trained, quick
     tree = worktree.create(trained.root)
     (tree.parent / "out-1").mkdir()
     (tree / ".git").unlink()
-    assert trained.run() == 0
-    assert trained.result["verdict"] == "promoted"
+    assert trained.run() == (0, "promoted", "")
     assert not list((trained.root / worktree.FOLDER).glob("out-*"))
     assert state(trained.root) == {**before, "branch -a": state(trained.root)["branch -a"]}
 
@@ -253,22 +236,19 @@ def test_a_round_that_is_interrupted_cleans_up_and_names_the_step(trained, monke
         raise worktree.Stopped
 
     monkeypatch.setattr(worktree, "stream", interrupt)
-    assert trained.run() == 1
-    assert trained.result["step"] == "repro"
+    assert trained.run() == (1, "paused", "repro")
     assert trained.result["reason"].startswith("the round was stopped.")
-    assert trained.result["verdict"] == "paused"
     assert state(trained.root) == before
 
 
 def test_an_old_champion_is_trained_anew_once_per_span(trained, quick):
     trained.verdict = "keep"
     trained.grow_older(91)
-    assert trained.run() == 0
+    assert trained.run()[0] == 0
     assert quick.started == [[sys.executable, "pipelines/repro.py", "--force"]]
     assert trained.result["trigger"].startswith("convoy/1 has been champion for 91.0 days")
     assert len(trained.registered) == 2
-    assert trained.run() == 0
-    assert trained.result["verdict"] == "nothing-new"
+    assert trained.run() == (0, "nothing-new", "")
 
 
 def test_a_round_restores_the_signal_handler(rounds, monkeypatch):
@@ -279,7 +259,7 @@ def test_a_round_restores_the_signal_handler(rounds, monkeypatch):
         raise DownError("no git today")
 
     monkeypatch.setattr(round, "check_prerequisites", fail)
-    assert rounds.run() == 1
+    assert rounds.run()[0] == 1
     assert during[0] != before
     assert signal.getsignal(signal.SIGTERM) == before
 

@@ -66,7 +66,7 @@ def test_hooks_of_the_team_do_not_run_in_it(rounds, quick):
         hook = rounds.root / ".git/hooks" / name
         hook.write_text("#!/bin/sh\necho no >&2\nexit 1\n")
         hook.chmod(0o755)
-    assert rounds.run() == 0
+    assert rounds.run()[0] == 0
 
 
 def test_a_store_with_a_relative_address_is_the_same_from_the_worktree(rounds, monkeypatch):
