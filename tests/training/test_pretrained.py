@@ -8,16 +8,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torchvision import models
+from torch import nn
 
-from convoy.core.errors import NetworkError, RequestError
-from convoy.models import torchvision
+from convoy.core.errors import NetworkError
 from convoy.models.build import build
 from convoy.models.spec import Spec
-from convoy.models.trained import NormalizedModel
 from convoy.training import pretrained
-from convoy.training.pretrained import MisfitError, StartingWeights, WeightFacts, graft, pair, read_file
+from convoy.training.pretrained import (
+    MisfitError,
+    StartingWeights,
+    WeightFacts,
+    graft,
+    last_layer,
+    pair,
+    read_file,
+)
 
 TENSORS = {"conv1.weight": torch.arange(6.0).view(2, 3), "conv1.bias": torch.ones(2)}
 FACTS = {"classes": ["a"], "mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 1.0]}
@@ -185,6 +190,13 @@ def test_the_counters_of_batch_norms_come_along_where_a_file_has_them():
     assert pair(own, new, [])["n.num_batches_tracked"] == "bn.num_batches_tracked"
 
 
+def test_the_head_is_the_last_layer_with_a_matrix_of_weights():
+    assert last_layer(zeros(a__weight=(4, 3), fc__weight=(10, 4), fc__bias=(10,), n__weight=(10,))) == [
+        "fc.weight",
+        "fc.bias",
+    ]
+
+
 @pytest.mark.parametrize(
     "name", ["aux1.conv.weight", "aux.fc.bias", "AuxLogits.fc.weight", "auxiliary2.dense1.bias"]
 )
@@ -311,55 +323,6 @@ def test_many_names_are_counted_by_unit():
     names = tuple(f"aux{n}.fc.{k}" for n in (1, 2) for k in "abcd")
     lines = pretrained.Grafted("x", "x", "new", (), names, ("fc.weight", "fc.bias")).lines()
     assert lines[1:] == ["reinitialised: 8 tensors in aux1, aux2", "ignored: fc.weight, fc.bias"]
-
-
-def first_input(network, images):
-    """Catch what reaches the first convolution: deep networks with random weights give nearly equal logits for any image."""
-    caught: list[Tensor] = []
-    first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
-    first.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
-    with torch.no_grad():
-        network.eval()(images)
-    return caught[0]
-
-
-def test_the_input_transform_of_torchvisions_weights_comes_as_their_mean_and_std():
-    how = {"aux_logits": True, "transform_input": True, "init_weights": False}
-    theirs = models.googlenet(weights=None, **how).eval()
-    network = build(Spec(name="googlenet", torchvision="googlenet"), 1000, 48)
-    published = torchvision.pretrained("googlenet")
-    grafted = graft(network, starting(theirs, published.classes), published.classes)
-    assert {unit.partition(".")[0] for unit in grafted.ignored} == {"aux1", "aux2"}
-    pixels = torch.randint(0, 256, (2, 3, 48, 48)).float()
-    preset = models.get_model_weights("googlenet").DEFAULT.transforms()
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preset.mean, preset.std))
-    expected = first_input(theirs, (pixels / 255 - mean) / std)
-    with_published = first_input(NormalizedModel(network, published.mean, published.std), pixels)
-    assert torch.allclose(with_published, expected, atol=1e-6)
-    plain = first_input(NormalizedModel(network, preset.mean, preset.std), pixels)
-    assert (plain - expected).abs().max() > 0.1
-
-
-def test_published_weights_have_url_hash_mean_and_classes():
-    published = torchvision.pretrained("resnet18")
-    assert published.url.endswith(f"/resnet18-{published.sha256}.pth")
-    assert published.mean == [0.485, 0.456, 0.406]
-    assert torchvision.pretrained("inception_v3").mean == [0.5] * 3
-    assert len(published.classes) == 1000
-    older = torchvision.pretrained("resnet50", "ResNet50_Weights.IMAGENET1K_V1")
-    assert older.url != torchvision.pretrained("resnet50").url
-
-
-@pytest.mark.parametrize(
-    ("name", "label", "error", "message"),
-    [
-        ("resnet18", "ResNet18_Weights.V9", NetworkError, r"`ResNet18_Weights\.V9` for resnet18; did you mean `ResNet18_Weights\.IMAGENET1K_V1`\?.*convoy weights use imagenet"),
-        ("resnet19", None, RequestError, r"`twin:` in the spec.*: torchvision has no classifier `resnet19`; did you mean `resnet18`\?"),
-    ],
-)  # fmt: skip
-def test_unknown_published_weights_are_refused_with_the_nearest(name, label, error, message):
-    with pytest.raises(error, match=message):
-        torchvision.pretrained(name, label)
 
 
 def test_a_models_folder_brings_its_mean_std_and_classes(pinned):
