@@ -368,7 +368,7 @@ def test_assembling_a_network_of_torchvision_allocates_no_weights(monkeypatch):
     ("name", "px", "layer", "smallest"),
     [
         ("alexnet", 32, "layer features.12 (MaxPool2d) cannot take the volume 1×1×256", 63),
-        ("vit_b_32", 30, "torchvision's vit_b_32: Input shape indivisible by patch size!", 32),
+        ("vit_b_32", 33, "torchvision's vit_b_32: Input shape indivisible by patch size!", 64),
     ],
 )
 def test_images_too_small_for_a_torchvision_network_are_refused_alike(name, px, layer, smallest):
