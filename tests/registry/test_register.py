@@ -60,8 +60,8 @@ def test_the_workspace_s_model_becomes_a_version_with_its_provenance(any_project
     assert f"candidate is {version}, accuracy 90.00% (85.00% to 95.00%)" in output
     kept = {name: (any_project.deploy / name).read_bytes() for name in ("model.onnx", *BESIDE)}
     shutil.rmtree(any_project.deploy)
-    folder = fetch(any_project.registry, version, tmp_path / "back")
-    assert {name: (folder / name).read_bytes() for name in kept} == kept
+    fetch(any_project.registry, version, tmp_path / "back")
+    assert {name: (tmp_path / "back" / name).read_bytes() for name in kept} == kept
 
 
 def test_a_second_time_registers_nothing_and_moves_the_candidate_back(project, capsys):

@@ -52,7 +52,17 @@ class OnnxModel:
                 "Restore it with `dvc checkout`, or export again: dvc repro export"
             ) from error
         self.properties: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
-        self._require_contract(name)
+        required = [contract.CLASSES, contract.IMAGE_PX, contract.FIT, contract.VERSION]
+        missing = [f"the metadata {key}" for key in required if key not in self.properties]
+        if [node.name for node in self._session.get_inputs()] != [contract.IMAGE]:
+            missing.append(f"a single input `{contract.IMAGE}`")
+        if contract.PROBABILITIES not in [node.name for node in self._session.get_outputs()]:
+            missing.append(f"an output `{contract.PROBABILITIES}`")
+        if missing:
+            raise VerificationError(
+                f"{name} was not exported by Convoy: it lacks {', '.join(missing)}. "
+                f"Use build/deploy/{contract.VERIFIED}, which `dvc repro` makes."
+            )
         self.classes: tuple[str, ...] = tuple(json.loads(self.properties[contract.CLASSES]))
 
     def __call__(self, images_u8: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -70,19 +80,6 @@ class OnnxModel:
         for same in by_shape.values():
             probabilities[same] = self(np.stack([images_u8[n] for n in same]))
         return probabilities
-
-    def _require_contract(self, name: str) -> None:
-        required = [contract.CLASSES, contract.IMAGE_PX, contract.FIT, contract.VERSION]
-        missing = [f"the metadata {key}" for key in required if key not in self.properties]
-        if [node.name for node in self._session.get_inputs()] != [contract.IMAGE]:
-            missing.append(f"a single input `{contract.IMAGE}`")
-        if contract.PROBABILITIES not in [node.name for node in self._session.get_outputs()]:
-            missing.append(f"an output `{contract.PROBABILITIES}`")
-        if missing:
-            raise VerificationError(
-                f"{name} was not exported by Convoy: it lacks {', '.join(missing)}. "
-                f"Use build/deploy/{contract.VERIFIED}, which `dvc repro` makes."
-            )
 
 
 def chunks(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:

@@ -47,12 +47,7 @@ def verify(deploy: Path, trained: Path, data: Path, evaluation: Path, params: Ex
     Writes `verification.json` and `model_card.md` beside it. On failure there is no
     `model.onnx`, and the unverified graph stays for inspection.
 
-    Args:
-        deploy: folder in which `onnx_graph.build` left the unverified graph.
-        trained: folder that training wrote, timed in eager torch by another process.
-        data: what was delivered.
-        evaluation: folder that evaluation wrote.
-        params: the limits.
+    The trained model is timed in eager torch by another process.
 
     Returns:
         `{"deploy": {"accuracy": …, "label_flips": …, "max_probability_gap": …, "latency_ms_p50": …, …}}`.

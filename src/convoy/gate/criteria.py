@@ -33,6 +33,9 @@ ROUNDING = 1e-9
 
 def check(evidence: Evidence, limits: GateParams) -> tuple[Criterion, ...]:
     """Check every criterion: identity of the model first, then the data, then what is measured on them."""
+    predictions, error = evidence.candidate_predictions, None
+    if len(evidence.labels):
+        error = calibration_error(predictions.probability, predictions.correct)
     return (
         _unlimited(
             "proof",
@@ -47,7 +50,7 @@ def check(evidence: Evidence, limits: GateParams) -> tuple[Criterion, ...]:
         _accuracy(evidence, limits),
         _class_recall(evidence, limits),
         _class_drop(evidence, limits),
-        _ece(evidence, limits),
+        _limited("ece", error, limits),
         _latency(evidence, limits),
         _latency_ratio(evidence, limits),
         _limited("size_mb", evidence.candidate.onnx.stat().st_size / 1e6, limits),
@@ -142,12 +145,6 @@ def _class_drop(evidence: Evidence, limits: GateParams) -> Criterion:
         return _limited("class_drop", None, limits, evidence.no_comparison, required=False)
     drop, name, images = max(drops)
     return _limited("class_drop", drop, limits, f"class `{name}`, {count(images, 'image')}")
-
-
-def _ece(evidence: Evidence, limits: GateParams) -> Criterion:
-    predictions = evidence.candidate_predictions
-    error = calibration_error(predictions.probability, predictions.correct) if len(evidence.labels) else None
-    return _limited("ece", error, limits)
 
 
 def _champion_drop(evidence: Evidence, limits: GateParams) -> Criterion:

@@ -373,7 +373,7 @@ class ModelArtifacts:
         return folder / name
 
 
-def fetch(registry: Registry, version: Version, folder: Path) -> Path:
+def fetch(registry: Registry, version: Version, folder: Path) -> None:
     """Put a version's model.onnx and the files beside it into a folder, which is created if need be.
 
     Files of this workspace with the same sha256 are copied instead of downloaded.
@@ -391,7 +391,6 @@ def fetch(registry: Registry, version: Version, folder: Path) -> Path:
         copy_files(DEPLOY, folder)
     else:
         ModelArtifacts.of(registry, version).download(version.sha256, folder)
-    return folder
 
 
 def is_verified(folder: Path, sha256: str) -> bool:

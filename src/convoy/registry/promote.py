@@ -63,18 +63,13 @@ def judge(out: Path) -> Judged:
         )
     champion = registry.alias(CHAMPION)
     with tempfile.TemporaryDirectory() as scratch:
-        try:
-            challenger = _under_test(candidate, fetch(registry, candidate, Path(scratch) / CANDIDATE))
-        except ArtifactMissing as missing:
+        challenger = _fetched(registry, candidate, Path(scratch) / CANDIDATE)
+        if isinstance(challenger, UnavailableModel):
             raise RegistryError(
-                f"{candidate} cannot be judged: {missing}. Register it again from where its files are: convoy register"
-            ) from missing
-        defender: ModelUnderTest | UnavailableModel | None = None
-        if champion:
-            try:
-                defender = _under_test(champion, fetch(registry, champion, Path(scratch) / CHAMPION))
-            except ArtifactMissing as missing:  # it must not block every candidate
-                defender = UnavailableModel(str(champion), str(missing), _accuracy(champion.tags))
+                f"{candidate} cannot be judged: {challenger.reason}. Register it again from where its files are: "
+                "convoy register"
+            )
+        defender = _fetched(registry, champion, Path(scratch) / CHAMPION) if champion else None
         result = judge_files(challenger, defender, images, limits)
     out.mkdir(parents=True, exist_ok=True)
     files.write_json(out / VERDICT, result.as_json())
@@ -147,8 +142,12 @@ def tags(result: GateResult) -> dict[str, str]:
     return {name: value[:TAG_CHARACTERS] for name, value in texts.items()}
 
 
-def _under_test(version: Version, folder: Path) -> ModelUnderTest:
-    """Collect a model's files; the gate handles what is missing or damaged beside it."""
+def _fetched(registry: Registry, version: Version, folder: Path) -> ModelUnderTest | UnavailableModel:
+    """Fetch a version's files; the gate handles what is missing or damaged beside its model."""
+    try:
+        fetch(registry, version, folder)
+    except ArtifactMissing as missing:  # a champion must not block every candidate
+        return UnavailableModel(str(version), str(missing), _accuracy(version.tags))
     images = verification = None
     with suppress(DataError):
         images = image_index.load(folder / contract.IMAGES)
