@@ -14,7 +14,9 @@ from convoy.data.split import pixel_hash
 from convoy.export.image_index import Images
 from convoy.export.settings import ExportParams
 from convoy.export.verify import Comparison
-from convoy.gate.evidence import ModelUnderTest
+from convoy.gate.evidence import ModelUnderTest, UnavailableModel
+from convoy.gate.judge import judge
+from convoy.gate.result import GateResult
 from convoy.gate.settings import GateParams
 from convoy.gate.test_images import TestImages
 
@@ -60,6 +62,11 @@ class GateProject:
 
     def limits(self, **changes: object) -> GateParams:
         return GateParams.model_validate(LIMITS | changes)
+
+    def judge(
+        self, candidate: ModelUnderTest, champion: ModelUnderTest | UnavailableModel | None, **limits: object
+    ) -> GateResult:
+        return judge(candidate, champion, self.test_images, self.limits(**limits))
 
     def images(self, seen: Collection[int] = (), labels: Mapping[int, str] | None = None) -> Images:
         """List every image as prepared, except trained-on ones and other labels."""

@@ -6,7 +6,6 @@ import pytest
 
 from convoy.core.errors import RequestError
 from convoy.gate.criteria import LIMITED
-from convoy.gate.judge import judge
 from verdicts import criterion
 
 
@@ -15,6 +14,16 @@ def bad(project):
     """Break every limit of `TIGHT`."""
     wrong = [n for n in range(120) if n % 3 == 1]
     return project.model("convoy/7", wrong, certainty=0.5, dead_bytes=100_000, products=10)
+
+
+@pytest.fixture(scope="module")
+def fallen(project):
+    return project.model("convoy/3", [n for n in range(120) if n % 3 == 0][:20], recorded_accuracy=1.0)
+
+
+@pytest.fixture(scope="module")
+def tight(project, bad, fallen):
+    return project.judge(bad, fallen, **TIGHT)
 
 
 TIGHT = {
@@ -35,12 +44,12 @@ def held(result):
 
 
 @pytest.mark.parametrize("name", LIMITED)
-def test_a_limit_that_is_not_set_refuses_nothing_and_still_gives_its_figure(project, bad, name):
-    fallen = project.model("convoy/3", [n for n in range(120) if n % 3 == 0][:20], recorded_accuracy=1.0)
-    tight = judge(bad, fallen, project.test_images, project.limits(**TIGHT))
+def test_a_limit_that_is_not_set_refuses_nothing_and_still_gives_its_figure(
+    project, bad, fallen, tight, name
+):
     assert held(tight)[name] is False
     without = TIGHT | {criterion(tight, name).key: None}
-    loose = judge(bad, fallen, project.test_images, project.limits(**without))
+    loose = project.judge(bad, fallen, **without)
     unlimited = criterion(loose, name)
     assert (unlimited.held, unlimited.limit) == (None, None)
     assert unlimited.figure is not None
@@ -50,8 +59,7 @@ def test_a_limit_that_is_not_set_refuses_nothing_and_still_gives_its_figure(proj
 
 
 def test_a_single_limit_is_the_only_one_checked(project, bad, champion):
-    limits = project.limits(**(dict.fromkeys(TIGHT) | {"max_size_mb": 600.0}))
-    result = judge(bad, champion, project.test_images, limits)
+    result = project.judge(bad, champion, **(dict.fromkeys(TIGHT) | {"max_size_mb": 600.0}))
     assert result.verdict == "keep"
     checked = [name for name, met in held(result).items() if met is not None]
     assert checked == ["proof", "classes", "seen", "size_mb"]
@@ -65,11 +73,10 @@ def test_a_gate_without_limits_is_refused(project):
 def test_a_figure_equal_to_its_limit_meets_it_despite_rounding(project, champion):
     wrong = [n for n in range(120) if n % 3 == 1]
     better, worse = project.model("convoy/3", wrong[:8]), project.model("convoy/7", wrong[:16])
-    result = judge(worse, better, project.test_images, project.limits(max_class_drop=0.2))
+    result = project.judge(worse, better, max_class_drop=0.2)
     assert criterion(result, "class_drop").figure > 0.2  # 0.8 - 0.6 in floating point
     assert held(result)["class_drop"]
-    limits = project.limits(min_class_recall=0.1 + 0.2)
-    result = judge(project.model("convoy/7", wrong[:28]), champion, project.test_images, limits)
+    result = project.judge(project.model("convoy/7", wrong[:28]), champion, min_class_recall=0.1 + 0.2)
     assert held(result)["class_recall"]
 
 
@@ -91,7 +98,7 @@ def test_a_verification_that_is_missing_failed_or_of_other_bytes_is_a_breach(
 ):
     candidate = project.model("convoy/7")
     changed = replace(candidate, verification=change(candidate.verification))
-    result = judge(changed, champion, project.test_images, project.limits())
+    result = project.judge(changed, champion)
     assert result.verdict == "refuse"
     assert held(result)["proof"] is False
     assert problem in criterion(result, "proof").note
@@ -100,6 +107,6 @@ def test_a_verification_that_is_missing_failed_or_of_other_bytes_is_a_breach(
 def test_class_names_cannot_turn_the_line_that_they_stand_in(project):
     names = ("ape\u202e", "bee", "cat", "dog\n", *(f"x{n}" for n in range(4)))
     champion = project.model("convoy/3", classes=names)
-    result = judge(project.model("convoy/7"), champion, project.test_images, project.limits())
+    result = project.judge(project.model("convoy/7"), champion)
     assert "`ape<U+202E>`, `dog\\n`, `x0`, `x1`, `x2` and 1 more" in criterion(result, "classes").note
     assert "\u202e" not in "".join(result.reasons)

@@ -21,20 +21,12 @@ from convoy.core import files
 from convoy.core.errors import VerificationError
 from convoy.gate import judge as judge_module
 from convoy.gate.evidence import UnavailableModel
-from convoy.gate.judge import Inference, compare, judge
+from convoy.gate.judge import Inference, compare
 from verdicts import breaches, criterion
 
 
-@pytest.fixture
-def against(project, champion):
-    """Judge a candidate against the champion under changed limits."""
-    return lambda candidate, **limits: judge(
-        candidate, champion, project.test_images, project.limits(**limits)
-    )
-
-
-def test_a_better_candidate_is_promoted(project, against):
-    result = against(project.model("convoy/7", [3, 40]))
+def test_a_better_candidate_is_promoted(project, champion):
+    result = project.judge(project.model("convoy/7", [3, 40]), champion)
     assert (result.verdict, result.decision, breaches(result)) == ("promote", "better", [])
     assert (result.images, result.candidate, result.champion) == (120, "convoy/7", "convoy/3")
     both = result.comparison
@@ -59,9 +51,9 @@ def test_a_better_candidate_is_promoted(project, against):
     ],
 )
 def test_without_a_significant_gain_the_rule_for_equal_models_decides(
-    project, against, name, wrong, limits, outcome
+    project, champion, name, wrong, limits, outcome
 ):
-    result = against(project.model(name, wrong), **limits)
+    result = project.judge(project.model(name, wrong), champion, **limits)
     assert (result.verdict, result.decision) == outcome
     assert breaches(result) == []
 
@@ -81,8 +73,8 @@ def test_a_p_value_equal_to_the_threshold_is_not_significant(project, confidence
         ({"certainty": 0.5}, {"max_size_mb": 0.001}, ["ece", "size_mb"]),
     ],
 )
-def test_a_breached_limit_refuses(project, against, attributes, limits, breached):
-    result = against(project.model("convoy/7", **attributes), **limits)
+def test_a_breached_limit_refuses(project, champion, attributes, limits, breached):
+    result = project.judge(project.model("convoy/7", **attributes), champion, **limits)
     assert (result.verdict, result.decision, breaches(result)) == ("refuse", "limits", breached)
     for name in breached:
         assert criterion(result, name).figure is not None
@@ -91,7 +83,7 @@ def test_a_breached_limit_refuses(project, against, attributes, limits, breached
 def test_better_over_all_with_a_class_collapsed_is_refused(project):
     champion = project.model("convoy/3", [n for n in range(120) if n % 3 != 2][:48])
     collapsed = project.model("convoy/7", [n for n in range(120) if n % 3 == 2][:20])
-    result = judge(collapsed, champion, project.test_images, project.limits())
+    result = project.judge(collapsed, champion)
     assert result.comparison.low > 0
     assert (result.verdict, breaches(result)) == ("refuse", ["class_drop"])
     assert criterion(result, "class_drop").figure == pytest.approx(0.5)
@@ -101,7 +93,7 @@ def test_better_over_all_with_a_class_collapsed_is_refused(project):
 def test_a_class_below_the_floor_is_refused_whatever_the_champion_does(project):
     lost = [n for n in range(120) if n % 3 == 1][:32]
     champion, candidate = project.model("convoy/3", lost), project.model("convoy/7", lost[:30])
-    result = judge(candidate, champion, project.test_images, project.limits())
+    result = project.judge(candidate, champion)
     assert breaches(result) == ["class_recall"]
     assert "`bee`" in criterion(result, "class_recall").note
     bee = next(row for row in result.classes if row.name == "bee")
@@ -111,7 +103,7 @@ def test_a_class_below_the_floor_is_refused_whatever_the_champion_does(project):
 def test_flipped_images_are_listed_the_most_certain_first(project, champion):
     sure = [0.5 + 0.4 * (n % 7) / 7 for n in range(len(project.truth))]
     candidate = project.model("convoy/7", range(6, 20), certainty=sure)
-    flips = judge(candidate, champion, project.test_images, project.limits(max_ece=None)).flips
+    flips = project.judge(candidate, champion, max_ece=None).flips
     assert [flip.kind for flip in flips] == ["broken"] * 8 + ["fixed"] * 6
     certainties = [flip.candidate_probability for flip in flips[:8]]
     assert certainties == sorted(certainties, reverse=True)
@@ -123,9 +115,12 @@ def test_flipped_images_are_listed_the_most_certain_first(project, champion):
         assert flip.champion_probability == pytest.approx(0.9)
 
 
-def test_every_interval_has_the_confidence_that_is_set(project, against):
+def test_every_interval_has_the_confidence_that_is_set(project, champion):
     candidate = project.model("convoy/7", range(9))
-    wide, narrow = against(candidate, confidence=0.99), against(candidate, confidence=0.6)
+    wide, narrow = (
+        project.judge(candidate, champion, confidence=0.99),
+        project.judge(candidate, champion, confidence=0.6),
+    )
     for name in ("candidate_share", "champion_share", "comparison"):
         of_wide, of_narrow = getattr(wide, name), getattr(narrow, name)
         assert of_wide.low < of_narrow.low < of_narrow.high < of_wide.high
@@ -136,13 +131,13 @@ def test_every_interval_has_the_confidence_that_is_set(project, against):
 
 
 def test_the_first_candidate_has_only_limits_to_meet(project):
-    result = judge(project.model("convoy/1", range(12)), None, project.test_images, project.limits())
+    result = project.judge(project.model("convoy/1", range(12)), None)
     assert (result.verdict, result.decision) == ("promote", "first")
     assert result.champion is result.champion_share is result.comparison is None
     for name in ("class_drop", "champion_drop", "latency_ratio"):
         assert criterion(result, name).held is None
         assert criterion(result, name).note == "there is no champion yet"
-    refused = judge(project.model("convoy/1", certainty=0.5), None, project.test_images, project.limits())
+    refused = project.judge(project.model("convoy/1", certainty=0.5), None)
     assert refused.verdict == "refuse"
 
 
@@ -158,7 +153,7 @@ def test_an_unavailable_champion_is_replaced_unless_the_candidate_is_far_below_i
     project, wrong, recorded, outcome
 ):
     gone = UnavailableModel("convoy/3", "its file is gone", recorded)
-    result = judge(project.model("convoy/7", range(wrong)), gone, project.test_images, project.limits())
+    result = project.judge(project.model("convoy/7", range(wrong)), gone)
     assert (result.verdict, result.decision, breaches(result)) == outcome
     assert (result.champion, result.champion_sha256) == ("convoy/3", None)
     assert result.champion_problem == "its file is gone"
@@ -227,9 +222,9 @@ def test_a_candidate_that_fails_gets_no_verdict_and_a_champion_that_fails_is_una
 ):
     remedy = "`dvc repro --force export`, then `convoy register`"
     with pytest.raises(VerificationError, match=f"(?s)convoy/7: .*{reason}.*{remedy}"):
-        judge(failing(project.model("convoy/7")), champion, project.test_images, project.limits())
+        project.judge(failing(project.model("convoy/7")), champion)
     failed = failing(project.model("convoy/3", range(12)))
-    result = judge(project.model("convoy/7"), failed, project.test_images, project.limits())
+    result = project.judge(project.model("convoy/7"), failed)
     assert (result.verdict, result.decision) == ("promote", "champion_unavailable")
     assert (result.champion, result.champion_sha256, result.flips) == ("convoy/3", None, ())
     assert result.champion_share is result.comparison is None
@@ -239,7 +234,7 @@ def test_a_candidate_that_fails_gets_no_verdict_and_a_champion_that_fails_is_una
 def test_classes_in_another_order_are_the_same_classes(project):
     champion = project.model("convoy/3", range(12), classes=("cat", "ape", "bee"))
     candidate = project.model("convoy/7", range(6), classes=("bee", "cat", "ape"))
-    result = judge(candidate, champion, project.test_images, project.limits())
+    result = project.judge(candidate, champion)
     assert criterion(result, "classes").held
     assert (result.comparison.only_candidate, result.comparison.only_champion) == (6, 0)
     assert [row.champion for row in result.classes] == pytest.approx([0.9] * 3)
@@ -247,7 +242,7 @@ def test_classes_in_another_order_are_the_same_classes(project):
 
 def test_a_champion_that_lacks_a_class_is_wrong_on_it_and_not_blamed_for_it(project):
     champion = project.model("convoy/3", classes=("ape", "bee"), recorded_accuracy=1.0)
-    result = judge(project.model("convoy/7", range(6)), champion, project.test_images, project.limits())
+    result = project.judge(project.model("convoy/7", range(6)), champion)
     assert result.verdict == "promote"
     assert result.champion_share.accuracy == pytest.approx(2 / 3)
     assert criterion(result, "champion_drop").figure == pytest.approx(0.0)
@@ -269,7 +264,7 @@ def test_a_champion_that_lacks_a_class_is_wrong_on_it_and_not_blamed_for_it(proj
 def test_other_classes_are_refused(project, champion_classes, candidate_classes, named):
     champion = project.model("convoy/3", range(12), classes=champion_classes)
     candidate = project.model("convoy/7", classes=candidate_classes)
-    result = judge(candidate, champion, project.test_images, project.limits())
+    result = project.judge(candidate, champion)
     assert (result.verdict, breaches(result)[0]) == ("refuse", "classes")
     assert all(part in criterion(result, "classes").note for part in named)
     if candidate_classes:
@@ -280,13 +275,13 @@ def test_other_classes_are_refused(project, champion_classes, candidate_classes,
 def test_the_champion_itself_is_kept_without_being_timed(project, champion, monkeypatch):
     monkeypatch.setattr(judge_module, "measure_latency", None)
     again = replace(champion, name="convoy/5")
-    result = judge(again, champion, project.test_images, project.limits())
+    result = project.judge(again, champion)
     assert (result.verdict, result.decision) == ("keep", "identical")
     assert result.comparison is None
     assert result.champion_share == result.candidate_share
     assert criterion(result, "latency_ms_p95").held is None
     assert criterion(result, "champion_drop").figure == pytest.approx(0)
-    breached = judge(champion, champion, project.test_images, project.limits(min_accuracy=0.95))
+    breached = project.judge(champion, champion, min_accuracy=0.95)
     assert (breached.verdict, breached.decision, breaches(breached)) == ("keep", "identical", ["accuracy"])
 
 
@@ -296,7 +291,7 @@ def test_the_champion_itself_is_kept_without_being_timed(project, champion, monk
 def test_images_that_either_was_trained_on_are_left_out(project):
     candidate = project.model("convoy/7", seen=range(10))
     champion = project.model("convoy/3", range(20), seen=range(5, 25))
-    result = judge(candidate, champion, project.test_images, project.limits())
+    result = project.judge(candidate, champion)
     assert result.images == 95
     assert result.excluded == {
         "in the candidate's training": 5,
@@ -309,10 +304,10 @@ def test_images_that_either_was_trained_on_are_left_out(project):
 
 def test_a_candidate_whose_training_images_are_unknown_is_refused_a_champion_is_not(project, champion):
     unknown = project.model("convoy/7", images=None)
-    result = judge(unknown, champion, project.test_images, project.limits())
+    result = project.judge(unknown, champion)
     assert (result.verdict, breaches(result)) == ("refuse", ["seen"])
     of_champion = project.model("convoy/3", range(12), images=None)
-    result = judge(project.model("convoy/7"), of_champion, project.test_images, project.limits())
+    result = project.judge(project.model("convoy/7"), of_champion)
     assert (result.verdict, result.decision) == ("promote", "better")
     assert "may be flattered" in criterion(result, "seen").note
 
@@ -325,7 +320,7 @@ def test_poisoned_labels_show_as_a_drop_of_the_champion(delivered):
     champion = project.model(
         "convoy/3", predictions=dict(enumerate(truth)), images=before, recorded_accuracy=0.98
     )
-    result = judge(project.model("convoy/7"), champion, project.test_images, project.limits())
+    result = project.judge(project.model("convoy/7"), champion)
     assert result.comparison.low > 0
     assert (result.verdict, breaches(result)) == ("refuse", ["champion_drop"])
     drop = criterion(result, "champion_drop")
@@ -335,7 +330,7 @@ def test_poisoned_labels_show_as_a_drop_of_the_champion(delivered):
 
 def test_too_few_unseen_images_are_refused(project, champion):
     candidate = project.model("convoy/7", seen=range(80))
-    result = judge(candidate, champion, project.test_images, project.limits())
+    result = project.judge(candidate, champion)
     assert (result.verdict, breaches(result)) == ("refuse", ["images"])
     assert criterion(result, "images").figure == 40
 
@@ -343,8 +338,7 @@ def test_too_few_unseen_images_are_refused(project, champion):
 @pytest.mark.parametrize("limit", [0.3, None])
 def test_a_class_without_an_unseen_image_is_refused_where_recall_is_limited(project, champion, limit):
     bees = [n for n in range(120) if n % 3 == 1]
-    limits = project.limits(min_class_recall=limit)
-    result = judge(project.model("convoy/7", seen=bees), champion, project.test_images, limits)
+    result = project.judge(project.model("convoy/7", seen=bees), champion, min_class_recall=limit)
     assert breaches(result) == (["class_recall"] if limit else [])
     assert criterion(result, "class_recall").held is (False if limit else None)
     if limit:
@@ -358,11 +352,11 @@ def test_without_an_unseen_image_the_candidate_is_refused_whatever_the_limits(pr
     unlimited = dict.fromkeys(
         ("min_images", "min_accuracy", "min_class_recall", "max_ece", "max_latency_ms_p95")
     )
-    result = judge(none, champion, project.test_images, project.limits(**unlimited))
+    result = project.judge(none, champion, **unlimited)
     assert (result.verdict, breaches(result), result.images) == ("refuse", ["images"], 0)
     assert result.candidate_share is result.champion_share is result.comparison is None
     for opponent in (champion, None):
-        limited = judge(none, opponent, project.test_images, project.limits())
+        limited = project.judge(none, opponent)
         assert breaches(limited) == ["images", "accuracy", "class_recall", "ece", "latency_ms_p95"]
 
 
@@ -391,7 +385,7 @@ def test_a_sample_is_kept_for_the_latency_measurement(project, monkeypatch, imag
     assert [int(image_u8[0, 0, 0]) for image_u8 in sample] == kept
 
 
-def test_latency_is_measured_on_one_thread_with_the_other_models_closed(project, against, monkeypatch):
+def test_latency_is_measured_on_one_thread_with_the_other_models_closed(project, champion, monkeypatch):
     """Waiting threads of others would take the processor from the measured model."""
     measure, threads, alive = judge_module.measure_latency, [], []
 
@@ -401,7 +395,7 @@ def test_latency_is_measured_on_one_thread_with_the_other_models_closed(project,
         return measure(models, images_u8)
 
     monkeypatch.setattr(judge_module, "measure_latency", watched)
-    against(project.model("convoy/7", [3]))
+    project.judge(project.model("convoy/7", [3]), champion)
     assert (threads, alive) == ([1, 1], [])
 
 
@@ -414,8 +408,8 @@ def test_judging_needs_neither_torch_nor_mlflow():
     assert done.stdout.strip() == "[]"
 
 
-def test_a_result_is_json_and_names_what_its_figures_depend_on(project, against):
-    result = against(project.model("convoy/7", [3, 40]))
+def test_a_result_is_json_and_names_what_its_figures_depend_on(project, champion):
+    result = project.judge(project.model("convoy/7", [3, 40]), champion)
     content = result.as_json()
     assert json.loads(json.dumps(content)) == content
     assert (content["verdict"], content["reasons"]) == ("promote", list(result.reasons))

@@ -1,4 +1,4 @@
-"""`convoy register` and `convoy rollback`, as people and programs read them."""
+"""`convoy register` and `convoy rollback`, as text and as JSON."""
 
 import json
 
@@ -8,7 +8,7 @@ from convoy.cli import app
 from convoy.registry.alias import create, move
 
 
-def test_register_says_what_it_made_and_what_to_type_next(project):
+def test_register_prints_the_version_and_the_next_command(project):
     run = project.train()
     done = CliRunner().invoke(app, ["register"])
     assert done.exit_code == 0
@@ -19,7 +19,7 @@ def test_register_says_what_it_made_and_what_to_type_next(project):
     assert third == "Next: convoy promote"
 
 
-def test_register_prints_one_json_object_and_its_news_beside_it(project):
+def test_register_prints_a_json_object_and_messages_beside_it(project):
     run = project.train()
     done = CliRunner().invoke(app, ["register", run.data.tags["convoy.run_id"], "--json"])
     printed = json.loads(done.stdout)
@@ -27,16 +27,16 @@ def test_register_prints_one_json_object_and_its_news_beside_it(project):
     assert "convoy/1 is registered" in done.stderr
 
 
-def test_rollback_says_where_it_went_and_how_to_take_it_back(project):
-    first, second = project.versions(2)
-    move(project.registry, first, expected=None, kind="promote", reason="")
-    move(project.registry, second, expected=first, kind="promote", reason="")
+def test_rollback_prints_the_move_and_the_command_that_undoes_it(memory):
+    first, second = memory.versions(2)
+    move(memory.registry, first, expected=None, kind="promote", reason="")
+    move(memory.registry, second, expected=first, kind="promote", reason="")
     done = CliRunner().invoke(app, ["rollback", "--reason", "slow"])
     assert done.stdout.splitlines() == [
         "champion is convoy/1 (before: convoy/2)",
         "To undo: convoy rollback --to 2",
     ]
-    create(project.registry, "interrupted", "promote", "1", second, "")
+    create(memory.registry, "interrupted", "promote", "1", second, "")
     done = CliRunner().invoke(app, ["rollback", "--to", "2", "--json"])
     assert "an earlier promote of convoy/2 was interrupted" in done.stderr
     printed = json.loads(done.stdout)

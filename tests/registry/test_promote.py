@@ -167,15 +167,6 @@ def test_an_override_promotes_a_refused_candidate_and_is_recorded(memory):
     )
 
 
-def test_a_gate_without_limits_gives_no_verdict(here, gate_project, tmp_path):
-    here.version(gate_project.model(wrong=FEW), CANDIDATE)
-    none = {name: None for name in LIMITS if name.startswith(("min_", "max_"))}
-    write_limits(here.folder / "params.yaml", LIMITS | none)
-    with pytest.raises(RequestError, match=r"gate: a gate without limits gives no verdict"):
-        promote.judge(tmp_path)
-    assert here.champion() == ""
-
-
 def test_a_registry_that_goes_down_while_judging_leaves_the_champion(
     server_project, through, gate_project, tmp_path
 ):
