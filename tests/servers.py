@@ -4,7 +4,7 @@ The first worker that needs it starts a guard: `python tests/servers.py FOLDER`.
 stops them when the last worker that uses them is gone, however that worker ended.
 """
 
-import json
+import fcntl
 import os
 import pwd
 import shutil
@@ -37,9 +37,7 @@ OTHER_NAMES = {
         "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
     )
 }
-START_S = 60
-"""Seconds for both servers to answer; 6 on an idle core."""
-
+START_S = 60  # seconds for both servers to answer; 6 on an idle core
 POLL_S = 0.2
 
 
@@ -171,57 +169,41 @@ def _stop_group(process: "subprocess.Popen[bytes]") -> None:
 
 
 def guard(shared: Path) -> None:
-    """Run both servers until no process named in `shared/users` lives."""
+    """Run both servers until no process holds its share of the lock `shared/users`."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    ready, lock = shared / "ready.json", FileLock(shared / "lock")
-    with running(shared / f"server-{os.getpid()}") as uri:
-        _write(ready, {"uri": uri, "guard": os.getpid()})
-        while True:
-            time.sleep(POLL_S)
-            with lock:  # a worker that joins now gets these servers or starts others
-                if not any(_lives(int(path.name)) for path in (shared / "users").iterdir()):
-                    ready.unlink()
-                    break
+    ready = shared / "ready.txt"
+    with running(shared / f"server-{os.getpid()}") as uri, (shared / "users").open() as users:
+        ready.with_suffix(".new").write_text(uri, encoding="utf-8")
+        ready.with_suffix(".new").replace(ready)
+        fcntl.flock(users, fcntl.LOCK_EX)  # a worker that joins now waits, then starts other servers
+        ready.unlink()
 
 
-def _write(path: Path, content: dict[str, object]) -> None:
-    path.with_suffix(".new").write_text(json.dumps(content), encoding="utf-8")
-    path.with_suffix(".new").replace(path)
+@contextmanager
+def joined(shared: Path) -> Iterator[str]:
+    """Take part in the servers of `shared`, which are started where they do not run; give their address.
 
-
-def _lives(pid: int) -> bool:
-    with suppress(ProcessLookupError):
-        os.kill(pid, 0)
-        return True
-    return False
-
-
-def join(shared: Path) -> str:
-    """Take part in the servers of `shared`, which are started where they do not run; give their address."""
-    (shared / "users").mkdir(parents=True, exist_ok=True)
-    ready = shared / "ready.json"
-    with FileLock(shared / "lock"), (shared / "guard.log").open("a") as log:
-        (shared / "users" / str(os.getpid())).touch()
-        if not ready.exists() or not _lives(json.loads(ready.read_text())["guard"]):
-            ready.unlink(missing_ok=True)
-            guarding = subprocess.Popen(
-                [sys.executable, __file__, str(shared)],
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C in the terminal is for pytest: the guard sees it end
-            )
-            try:
-                _wait_for(ready.exists, guarding)
-            except RuntimeError as error:
-                raise RuntimeError(
-                    f"{error}\n{Path(log.name).read_text()[-2000:]}\nFolder: {shared}"
-                ) from error
-        return str(json.loads(ready.read_text())["uri"])
-
-
-def leave(shared: Path) -> None:
-    """Record that this process no longer needs the servers."""
-    (shared / "users" / str(os.getpid())).unlink(missing_ok=True)
+    The share of the lock ends with the process, however it ends.
+    """
+    shared.mkdir(parents=True, exist_ok=True)
+    ready = shared / "ready.txt"
+    with (shared / "users").open("a") as users:
+        fcntl.flock(users, fcntl.LOCK_SH)
+        with FileLock(shared / "lock"), (shared / "guard.log").open("a") as log:
+            if not ready.exists():
+                guarding = subprocess.Popen(
+                    [sys.executable, __file__, str(shared)],
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,  # Ctrl-C in the terminal is for pytest: the guard sees it end
+                )
+                try:
+                    _wait_for(ready.exists, guarding)
+                except RuntimeError as error:
+                    raise RuntimeError(
+                        f"{error}\n{Path(log.name).read_text()[-2000:]}\nFolder: {shared}"
+                    ) from error
+        yield ready.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="session")
@@ -234,10 +216,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     require("postgres", "postgresql")
     base = tmp_path_factory.getbasetemp()
     shared = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "servers"
-    try:
-        yield join(shared)
-    finally:
-        leave(shared)
+    with joined(shared) as address:
+        yield address
 
 
 @pytest.fixture

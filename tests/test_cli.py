@@ -40,20 +40,20 @@ def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ..
         yield from commands(inner, (*path, name))
 
 
-def test_the_version_is_printed_and_is_that_of_the_package(repository: Path) -> None:
+def test_the_version_is_printed_and_is_that_of_the_package(repository):
     assert CliRunner().invoke(cli.app, ["--version"]).stdout.strip() == __version__
     project = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project.get("version", __version__) == __version__
 
 
 @pytest.mark.parametrize("path", list(commands(typer.main.get_command(cli.app))), ids=" ".join)
-def test_every_command_has_help(path: tuple[str, ...]) -> None:
+def test_every_command_has_help(path):
     result = CliRunner().invoke(cli.app, [*path, "--help"], env={"COLUMNS": "200"})
     assert result.exit_code == 0
     assert f"{' '.join(path)} [OPTIONS]" in result.stdout
 
 
-def test_help_lists_every_command_in_the_order_of_the_work() -> None:
+def test_help_lists_every_command_in_the_order_of_the_work():
     text = CliRunner().invoke(cli.app, ["--help"], env={"COLUMNS": "120", "TERMINAL_WIDTH": "120"}).stdout
     listed = [line.split()[1] for line in text.splitlines() if line.startswith("│ ") and "--" not in line[:8]]
     names = [name for name in listed if name in typer.main.get_command(cli.app).commands]
@@ -62,25 +62,25 @@ def test_help_lists_every_command_in_the_order_of_the_work() -> None:
     assert titles == ["Options", *cli.COMMANDS]
 
 
-def test_help_imports_nothing_slow(repository: Path) -> None:
+def test_help_imports_nothing_slow(repository):
     code = f"import sys, convoy.cli; print([name for name in {SLOW!r} if name in sys.modules])"
     assert python(repository, code).stdout.strip() == "[]"
 
 
-def test_data_check_prints_json_for_programs(repository: Path) -> None:
+def test_data_check_prints_json_for_programs(repository):
     result = json.loads(convoy(repository, "data", "check", "samples/digits", "--json").stdout)
     assert result["data"]["images"] == 1797
     assert result["accepted"] is True
 
 
-def test_an_empty_folder_is_exit_1_without_a_traceback(repository: Path, tmp_path: Path) -> None:
+def test_an_empty_folder_is_exit_1_without_a_traceback(repository, tmp_path):
     result = convoy(repository, "data", "check", str(tmp_path))
     assert result.returncode == 1
     assert result.stderr.startswith("ERROR: ")
     assert "Traceback" not in result.stderr
 
 
-def test_a_model_that_does_not_exist_is_exit_2(repository: Path) -> None:
+def test_a_model_that_does_not_exist_is_exit_2(repository):
     result = convoy(repository, "predict", "no.onnx", "samples")
     assert result.returncode == 2
     assert "no.onnx" in result.stderr

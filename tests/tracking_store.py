@@ -31,11 +31,9 @@ from mlflow.tracking import MlflowClient
 from convoy.core import files
 from convoy.tracking import stages
 from convoy.tracking.migration import Report, migrate
-from convoy.tracking.run import Run as OwnRun
+from convoy.tracking.stages import Run as OwnRun
 
-POINTS = 2300
-"""Of one curve: more than MLflow takes or gives at once."""
-
+POINTS = 2300  # of one curve: more than MLflow takes or gives at once
 ODD = (math.nan, math.inf, -math.inf, 0.1 + 0.2)
 
 
@@ -108,6 +106,19 @@ def wait(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+def trained(resumed: str | None = None) -> OwnRun:
+    """Pass through a `train` stage that logs nothing."""
+    with stages.training("d" * 64, resumed) as run:
+        return run
+
+
+def logged(name: str) -> OwnRun:
+    """Log an empty run of no stage."""
+    with stages.standalone(name, {}) as run:
+        pass
+    return run
 
 
 def stored(run: OwnRun | str, client: MlflowClient) -> Run:

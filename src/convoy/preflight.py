@@ -30,11 +30,8 @@ SECTIONS: dict[str, type[params.Section]] = {
     "gate": GateParams,
 }
 
-MAPPINGS = ("train.transfer.release", "sweep.space")
-"""Keys whose value may be a mapping, which flattening splits; that of `sweep.space` has keys with dots."""
-
-ANY_CLASSES = 2
-"""Placeholder for the number of classes, on which only the last layer depends."""
+MAPPINGS = ("train.transfer.release", "sweep.space")  # may be mappings, which flattening splits
+ANY_CLASSES = 2  # placeholder for the number of classes, on which only the last layer depends
 
 
 def parse(words: list[str]) -> dict[str, str]:
@@ -51,11 +48,9 @@ def parse(words: list[str]) -> dict[str, str]:
 
 
 def check(overrides: Mapping[str, str], path: Path = params.PARAMS_FILE) -> None:
-    """Check params.yaml, with some values replaced, and that its network accepts images of `data.image_px`.
+    """Check params.yaml, and that its network accepts images of `data.image_px`.
 
-    Args:
-        overrides: flat names to values as typed, such as `train.epochs` to `3`; read as YAML 1.2.
-        path: the params file.
+    `overrides` replace values: flat names to what was typed, such as `train.epochs` to `3`, read as YAML 1.2.
 
     Raises:
         RequestError: naming the key, the nearest valid one or the allowed range.

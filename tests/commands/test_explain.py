@@ -65,9 +65,6 @@ def test_the_help_names_every_filter_and_has_an_example(run):
     [
         (["0 1; 2"], "ragged"),
         (["--filter", "nonsense"], "There is no filter"),
-        (["1 2; 3 4"], "A 3×3 filter does not fit into the 2×2 image"),
-        (["--stride", "0"], "The stride is 0"),
-        (["--padding", "-1"], "The padding is -1"),
         (["--padding", "999999"], "The padding is 999999"),
         (["--picture", "out.gif"], "is not a .png or .svg file"),
         (["no.jpg"], "no.jpg cannot be read"),
@@ -87,12 +84,6 @@ def test_a_convolution_needs_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert json.loads(done.stdout)["activation"]["shape"] == [5, 5, 1]
-
-
-def test_importing_the_commands_imports_nothing_heavy():
-    code = "import sys, convoy.commands.explain; print({'torch', 'numpy', 'matplotlib', 'PIL'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout.strip() == "set()"
 
 
 LAYERS = [

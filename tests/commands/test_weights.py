@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from convoy.commands import weights as command
 from convoy.commands.weights import pin
 from convoy.core import files, yaml
-from convoy.core.errors import ConvoyError, NetworkError, RequestError
+from convoy.core.errors import NetworkError, RequestError
 from convoy.models import torchvision
 from convoy.models.spec import Spec
 from convoy.models.torchvision import Pretrained
@@ -78,9 +78,7 @@ def root(empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return copied
 
 
-def test_the_network_is_that_of_params_unless_an_option_names_it(
-    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_network_is_that_of_params_unless_an_option_names_it(repository, tmp_path, monkeypatch):
     calls: list[tuple[Any, ...]] = []
     monkeypatch.setattr(command, "pin", lambda *words: calls.append(words) or ["pinned"])
     params = (repository / "params.yaml").read_text(encoding="utf-8")
@@ -183,9 +181,7 @@ def pinned(imagenet: tuple[Path, str, list[str]], tmp_path: Path, monkeypatch: p
     return root
 
 
-def test_imagenet_is_imported_by_its_url_and_read_from_the_pin(
-    imagenet: tuple[Path, str, list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_imagenet_is_imported_by_its_url_and_read_from_the_pin(imagenet, monkeypatch):
     root, address, lines = imagenet
     monkeypatch.chdir(root)
     assert imported(root, "imagenet-resnet18.pth") == address
@@ -214,7 +210,7 @@ def test_imagenet_is_imported_by_its_url_and_read_from_the_pin(
     assert starting.facts.mean == [0.485, 0.456, 0.406]
 
 
-def test_a_fresh_clone_fetches_an_import_by_plain_repro(pinned: Path, tmp_path: Path) -> None:
+def test_a_fresh_clone_fetches_an_import_by_plain_repro(pinned, tmp_path):
     (pinned / "dvc.yaml").write_text(
         "stages:\n  train:\n    cmd: ls weights > out\n    deps: [weights]\n    outs: [out]\n"
     )
@@ -224,9 +220,7 @@ def test_a_fresh_clone_fetches_an_import_by_plain_repro(pinned: Path, tmp_path: 
     assert "imagenet-resnet18.pth" in (tmp_path / "clone" / "out").read_text()
 
 
-def test_a_server_that_is_down_leaves_an_earlier_pin_as_it_was(
-    pinned: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_is_down_leaves_an_earlier_pin_as_it_was(pinned, monkeypatch):
     before = snapshot(pinned)
     gone = torchvision.pretrained("resnet18")._replace(url="http://127.0.0.1:9/resnet18-0badc0de.pth")
     monkeypatch.setattr(torchvision, "pretrained", lambda *_: gone)
@@ -236,9 +230,7 @@ def test_a_server_that_is_down_leaves_an_earlier_pin_as_it_was(
     assert not list((pinned / ".dvc" / "tmp").glob("convoy-*"))
 
 
-def test_a_file_with_another_hash_than_in_its_name_is_refused(
-    root: Path, served: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_with_another_hash_than_in_its_name_is_refused(root, served, monkeypatch):
     before = snapshot(root)
     other = published(*served, digits="0badc0de")
     monkeypatch.setattr(torchvision, "pretrained", lambda *_: other)
@@ -250,14 +242,12 @@ def test_a_file_with_another_hash_than_in_its_name_is_refused(
     assert snapshot(root) == before
 
 
-def test_imagenet_for_a_network_of_ones_own_is_refused(root: Path) -> None:
+def test_imagenet_for_a_network_of_ones_own_is_refused(root):
     with pytest.raises(RequestError, match=r"structure of mine.*: resnet18, and for any"):
         pin("imagenet", "mine", root)
 
 
-def test_a_checkpoint_outside_is_imported_with_a_warning_and_a_change_of_it_stops_a_training(
-    root: Path, tmp_path: Path
-) -> None:
+def test_a_checkpoint_outside_is_imported_with_a_warning_and_a_change_of_it_stops_a_training(root, tmp_path):
     torch.save(tensors(), tmp_path / "best.ckpt")
     lines = pin("../best.ckpt", "mine", root)
     slug = f"{tmp_path.name}-best"
@@ -275,7 +265,7 @@ def test_a_checkpoint_outside_is_imported_with_a_warning_and_a_change_of_it_stop
     assert load(name, SPEC) is not None
 
 
-def test_what_git_tracks_is_imported_by_its_relative_path(root: Path) -> None:
+def test_what_git_tracks_is_imported_by_its_relative_path(root):
     model(root / "starts" / "pets")
     commit(root)
     lines = pin("./starts/pets", "mine", root)
@@ -284,7 +274,7 @@ def test_what_git_tracks_is_imported_by_its_relative_path(root: Path) -> None:
     assert load("starts/pets", SPEC).facts.classes == ["cat", "dog"]
 
 
-def test_what_git_does_not_track_becomes_a_copy_that_an_experiments_workspace_has(root: Path) -> None:
+def test_what_git_does_not_track_becomes_a_copy_that_an_experiments_workspace_has(root):
     model(root / "checkpoints" / "0a1b")
     lines = pin("checkpoints/0a1b", "mine", root)
     assert "weights/checkpoints-0a1b is a copy" in lines[1]
@@ -300,14 +290,14 @@ def test_what_git_does_not_track_becomes_a_copy_that_an_experiments_workspace_ha
     assert load("checkpoints/0a1b", SPEC) is not None
 
 
-def test_a_single_checkpoint_that_git_does_not_track_is_copied_too(root: Path) -> None:
+def test_a_single_checkpoint_that_git_does_not_track_is_copied_too(root):
     model(root / "checkpoints" / "0a1b")
     pin("checkpoints/0a1b/weights.pt", "mine", root)
     assert list(meta(root, "0a1b-weights.pt")["sha256"]) == ["0a1b-weights.pt"]
     assert load("checkpoints/0a1b/weights.pt", SPEC) is not None
 
 
-def test_sources_of_one_name_get_files_of_their_own(root: Path) -> None:
+def test_sources_of_one_name_get_files_of_their_own(root):
     for number, where in enumerate(("more", "again")):
         model(root / "checkpoints" / where / "one" / "model", seed=number)
         pin(f"checkpoints/{where}/one/model", "mine", root)
@@ -330,9 +320,7 @@ def test_sources_of_one_name_get_files_of_their_own(root: Path) -> None:
         ),
     ],
 )
-def test_other_files_than_weights_are_not_pinned(
-    root: Path, tmp_path: Path, make: Callable[[Path], Any], error: type[ConvoyError], reason: str
-) -> None:
+def test_other_files_than_weights_are_not_pinned(root, tmp_path, make, error, reason):
     before = snapshot(root)
     make(tmp_path / "w.pth")
     with pytest.raises(error, match=reason):
@@ -356,12 +344,12 @@ class Bomb:
         ("https://me:secret@example.com/w.pth", "contains a password"),
     ],
 )
-def test_what_cannot_be_a_source_is_refused(root: Path, source: str, reason: str) -> None:
+def test_what_cannot_be_a_source_is_refused(root, source, reason):
     with pytest.raises(RequestError, match=reason):
         pin(source, "mine", root)
 
 
-def test_a_file_of_the_users_own_is_not_replaced(root: Path, tmp_path: Path) -> None:
+def test_a_file_of_the_users_own_is_not_replaced(root, tmp_path):
     torch.save(tensors(), tmp_path / "best.ckpt")
     mine = root / "weights" / f"{tmp_path.name}-best.ckpt"
     mine.write_bytes(b"mine")
@@ -370,7 +358,7 @@ def test_a_file_of_the_users_own_is_not_replaced(root: Path, tmp_path: Path) -> 
     assert mine.read_bytes() == b"mine"
 
 
-def test_pinning_again_replaces_the_pin_of_an_earlier_version(root: Path, tmp_path: Path) -> None:
+def test_pinning_again_replaces_the_pin_of_an_earlier_version(root, tmp_path):
     torch.save(tensors(), tmp_path / "best.ckpt")
     pin("../best.ckpt", "mine", root)
     dvc_file = root / "weights" / f"{tmp_path.name}-best.ckpt.dvc"
@@ -387,7 +375,7 @@ def test_pinning_again_replaces_the_pin_of_an_earlier_version(root: Path, tmp_pa
     assert load("../best.ckpt", SPEC) is not None
 
 
-def test_any_url_can_be_pinned(root: Path, served: tuple[str, Path]) -> None:
+def test_any_url_can_be_pinned(root, served):
     torch.save(tensors(), served[1] / "theirs.bin")
     pin(f"{served[0]}/theirs.bin", "mine", root)
     assert load(f"{served[0]}/theirs.bin", SPEC).file.suffix == ".bin"
@@ -403,7 +391,7 @@ def log(root: Path, artifacts: str | None = None, seed: int = 0) -> str:
     return run_id
 
 
-def test_an_alias_becomes_the_version_that_it_stands_for_now(root: Path) -> None:
+def test_an_alias_becomes_the_version_that_it_stands_for_now(root):
     client = connect()
     client.create_registered_model("convoy")
     for seed in (1, 2):
@@ -424,7 +412,7 @@ def test_an_alias_becomes_the_version_that_it_stands_for_now(root: Path) -> None
     assert again.facts.mean == FACTS["mean"]
 
 
-def test_a_runs_artifacts_outside_the_repository_are_imported(root: Path, tmp_path: Path) -> None:
+def test_a_runs_artifacts_outside_the_repository_are_imported(root, tmp_path):
     run_id = log(root, artifacts=(tmp_path / "store").as_uri())
     lines = pin(f"runs:/{run_id}", "mine", root)
     assert imported(root, f"runs-{run_id}") == f"{tmp_path.resolve()}/store/{run_id}/artifacts/weights"
@@ -441,7 +429,7 @@ def proxied(served: tuple[str, Path], root: Path, monkeypatch: pytest.MonkeyPatc
     return logged.address
 
 
-def test_a_servers_artifacts_are_imported_file_by_file(root: Path, proxied: str) -> None:
+def test_a_servers_artifacts_are_imported_file_by_file(root, proxied):
     pin("runs:/12", "mine", root)
     for name in ("weights.pt", "model.json"):
         assert imported(root, f"runs-12/{name}") == f"{proxied}/{name}"
@@ -449,9 +437,7 @@ def test_a_servers_artifacts_are_imported_file_by_file(root: Path, proxied: str)
     assert load("runs:/12", SPEC) is not None
 
 
-def test_what_dvc_may_not_fetch_is_downloaded_by_mlflow(
-    root: Path, proxied: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_dvc_may_not_fetch_is_downloaded_by_mlflow(root, proxied, monkeypatch):
     monkeypatch.setattr(Server, "guarded", True)
     lines = pin("runs:/12", "mine", root)
     assert (
@@ -461,9 +447,7 @@ def test_what_dvc_may_not_fetch_is_downloaded_by_mlflow(
     assert load("runs:/12", SPEC) is not None
 
 
-def test_a_server_without_steady_etags_gives_a_copy(
-    root: Path, proxied: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_without_steady_etags_gives_a_copy(root, proxied, monkeypatch):
     monkeypatch.setattr(Server, "unsteady", True)
     lines = pin("runs:/12", "mine", root)
     assert "another ETag for the same file at every request" in lines[1]
@@ -472,9 +456,7 @@ def test_a_server_without_steady_etags_gives_a_copy(
     assert dvc(root, "status", "--json").strip() == "{}"
 
 
-def test_a_password_of_the_tracking_server_gets_into_no_file(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_password_of_the_tracking_server_gets_into_no_file(root, monkeypatch):
     logged = lookup._locate("runs:/12", "12", "http://me:secret@127.0.0.1:9/run")
     monkeypatch.setattr(lookup, "find", lambda *_: logged)
     monkeypatch.setattr(lookup.LoggedWeights, "download", lambda _, target: model(target))

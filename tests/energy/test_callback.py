@@ -1,6 +1,5 @@
 """A training's energy: in its checkpoints, and forecast once, after a minute, as a whole."""
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -66,9 +65,7 @@ class Training:
         ),
     ],
 )
-def test_the_whole_training_is_forecast_once_after_a_minute(
-    capsys: pytest.CaptureFixture[str], kwh: float, first: int, line: str, *, early: bool
-) -> None:
+def test_the_whole_training_is_forecast_once_after_a_minute(capsys, kwh, first, line, early):
     training = Training(Metered(kwh), steps=100, first=first, early=early)
     training.run(19)
     assert capsys.readouterr().out == ""
@@ -79,14 +76,12 @@ def test_the_whole_training_is_forecast_once_after_a_minute(
 @pytest.mark.parametrize(
     ("kwh", "steps", "run"), [(0.0, 100, 19), (0.0, 20, 20), (None, 100, 100), (0.0, float("inf"), 100)]
 )
-def test_nothing_is_forecast_of_short_or_unmetered_or_endless_trainings(
-    capsys: pytest.CaptureFixture[str], kwh: float | None, steps: float, run: int
-) -> None:
+def test_nothing_is_forecast_of_short_or_unmetered_or_endless_trainings(capsys, kwh, steps, run):
     Training(Metered(kwh), steps=steps).run(run)
     assert capsys.readouterr().out == ""
 
 
-def test_nothing_is_forecast_where_metering_failed_on_the_way(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_forecast_where_metering_failed_on_the_way(capsys):
     training = Training(Metered(), steps=100)
     training.run(10)
     training.meter.kwh = None
@@ -94,14 +89,14 @@ def test_nothing_is_forecast_where_metering_failed_on_the_way(capsys: pytest.Cap
     assert capsys.readouterr().out == ""
 
 
-def test_what_was_used_goes_through_a_checkpoint(tmp_path: Path) -> None:
+def test_what_was_used_goes_through_a_checkpoint(tmp_path):
     torch.save(TrainingEnergy(Metered(0.5)).state_dict(), tmp_path / "state")  # type: ignore[arg-type]
     meter = Metered()
     TrainingEnergy(meter).load_state_dict(torch.load(tmp_path / "state", weights_only=True))  # type: ignore[arg-type]
     assert meter.earlier == Spent(0.5, 0.25)
 
 
-def test_a_checkpoint_without_figures_leaves_the_meter_without_them() -> None:
+def test_a_checkpoint_without_figures_leaves_the_meter_without_them():
     meter = Metered()
     TrainingEnergy(meter).load_state_dict(TrainingEnergy(Metered(None)).state_dict())  # type: ignore[arg-type]
     assert meter.earlier is None

@@ -67,7 +67,7 @@ def tracker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     FakeTracker.started.set()
 
 
-def test_a_stages_figures_carry_its_name_and_what_they_rest_on(tracker: Callable[..., None]) -> None:
+def test_a_stages_figures_carry_its_name_and_what_they_rest_on(tracker):
     tracker(cpu_energy=2.0, ram_energy=0.5)
     with metered("train", "world") as meter:
         pass
@@ -87,8 +87,8 @@ def test_a_stages_figures_carry_its_name_and_what_they_rest_on(tracker: Callable
     ],
 )
 def test_a_part_with_a_counter_makes_it_partly_measured_and_a_gpu_counts_where_it_is_used(
-    tracker: Callable[..., None], values: dict[str, Any], gpu: bool, kwh: float, word: str
-) -> None:
+    tracker, values, gpu, kwh, word
+):
     tracker(cpu_energy=2.0, ram_energy=1.0, **values)
     with metered("train", "DEU", gpu=gpu) as meter:
         pass
@@ -102,9 +102,7 @@ def test_a_part_with_a_counter_makes_it_partly_measured_and_a_gpu_counts_where_i
     [("3,5", True, ["3"]), ("3,5", False, None), ("", True, None), ("-1", True, None)],
 )
 @pytest.mark.usefixtures("tracker")
-def test_the_tracker_meters_this_process_and_the_gpu_that_training_takes(
-    monkeypatch: pytest.MonkeyPatch, visible: str, gpu: bool, ids: list[str] | None
-) -> None:
+def test_the_tracker_meters_this_process_and_the_gpu_that_training_takes(monkeypatch, visible, gpu, ids):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     with metered("train", "DEU", gpu=gpu) as meter:
         pass
@@ -113,9 +111,7 @@ def test_the_tracker_meters_this_process_and_the_gpu_that_training_takes(
     assert options["force_carbon_intensity_g_co2e_kwh"] == meter.grid.g_per_kwh
 
 
-def test_the_time_before_the_tracker_has_started_counts_with_the_mean_power(
-    tracker: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_time_before_the_tracker_has_started_counts_with_the_mean_power(tracker, monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(meters.time, "monotonic", lambda: clock[0])
     tracker(cpu_energy=1.0, ram_energy=0.5, duration=3600.0, cpu_power=100.0)
@@ -129,7 +125,7 @@ def test_the_time_before_the_tracker_has_started_counts_with_the_mean_power(
     assert meter.result()["energy"]["train_kwh"] == 1.5 + 0.75
 
 
-def test_energy_of_earlier_processes_is_added(tracker: Callable[..., None]) -> None:
+def test_energy_of_earlier_processes_is_added(tracker):
     tracker(cpu_energy=1.0)
     with metered("train", "world") as meter:
         meter.resume(Spent(2.0, 0.7))
@@ -138,9 +134,7 @@ def test_energy_of_earlier_processes_is_added(tracker: Callable[..., None]) -> N
 
 
 @pytest.mark.usefixtures("tracker")
-def test_an_earlier_process_that_was_not_metered_leaves_the_figures_out(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_earlier_process_that_was_not_metered_leaves_the_figures_out(tmp_path, capsys):
     with metered("train", "world") as meter:
         meter.resume(None)
         assert meter.spent() is None
@@ -150,7 +144,7 @@ def test_an_earlier_process_that_was_not_metered_leaves_the_figures_out(
     assert capsys.readouterr().out.count("Energy is not metered: an earlier part") == 2
 
 
-def test_two_processes_of_a_stage_are_counted_together(tracker: Callable[..., None], tmp_path: Path) -> None:
+def test_two_processes_of_a_stage_are_counted_together(tracker, tmp_path):
     tracker(cpu_energy=1.0)
     path = tmp_path / "energy.json"
     with metered("export", "world") as first:
@@ -163,12 +157,7 @@ def test_two_processes_of_a_stage_are_counted_together(tracker: Callable[..., No
 
 
 @pytest.mark.parametrize("part", ["cpu", "gpu"])
-def test_a_hardware_counter_that_stands_still_is_no_zero(
-    tracker: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    part: str,
-) -> None:
+def test_a_hardware_counter_that_stands_still_is_no_zero(tracker, monkeypatch, capsys, part):
     monkeypatch.setattr(meters, "STILL_S", 0.0)
     tracker(rapl=part == "cpu", gpu_model="1 x Card" if part == "gpu" else None, ram_energy=1.0)
     with metered("train", "world") as meter:
@@ -178,12 +167,7 @@ def test_a_hardware_counter_that_stands_still_is_no_zero(
 
 
 @pytest.mark.parametrize("broken", ["start", "flush"])
-def test_a_failure_is_reported_once_and_gives_no_figure(
-    tracker: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    broken: str,
-) -> None:
+def test_a_failure_is_reported_once_and_gives_no_figure(tracker, monkeypatch, capsys, broken):
     def start(_self: FakeTracker) -> None:
         raise PermissionError("no such processor")
 
@@ -198,7 +182,7 @@ def test_a_failure_is_reported_once_and_gives_no_figure(
     assert ("no such processor" in line) == (broken == "start")
 
 
-def test_the_reading_at_the_end_of_the_block_is_the_last(tracker: Callable[..., None]) -> None:
+def test_the_reading_at_the_end_of_the_block_is_the_last(tracker):
     tracker(cpu_energy=1.0)
     with metered("train", "world") as meter:
         pass
@@ -228,15 +212,13 @@ flags\t\t: fpu
         ("", None),
     ],
 )
-def test_the_power_of_a_processor_is_that_of_codecarbons_table(name: str, watts: float | None) -> None:
+def test_the_power_of_a_processor_is_that_of_codecarbons_table(name, watts):
     model, power = meters.processor_power(CPUINFO.format(name))
     assert model == name
     assert power == (2 * watts / psutil.cpu_count() if watts else 4.0)
 
 
-def test_without_counters_this_process_and_its_children_are_estimated(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_without_counters_this_process_and_its_children_are_estimated(monkeypatch):
     monkeypatch.setattr(cpu, "is_rapl_available", lambda: False)
     monkeypatch.setattr(codecarbon, "OfflineEmissionsTracker", lambda **_: pytest.fail("takes 1.5 s"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
@@ -253,14 +235,12 @@ def test_without_counters_this_process_and_its_children_are_estimated(
     assert "cpu A CPU estimated" in meter.tags()["convoy.energy.train"]
 
 
-def test_an_unknown_country_is_refused_before_the_work_begins() -> None:
+def test_an_unknown_country_is_refused_before_the_work_begins():
     with pytest.raises(RequestError, match="no such country: 'XYZ'"), metered("train", "XYZ"):
         pytest.fail("the block must not run")
 
 
-def test_metering_writes_no_file_uses_no_network_and_prints_nothing(
-    python: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path
-) -> None:
+def test_metering_writes_no_file_uses_no_network_and_prints_nothing(python, tmp_path):
     program = (
         "import socket, time\nfrom convoy.energy.meter import metered\n"
         "socket.socket.connect = socket.create_connection = lambda *_: 1 / 0\n"
@@ -283,7 +263,7 @@ def test_metering_writes_no_file_uses_no_network_and_prints_nothing(
         (0.0000117, 0.0000045, "0.012 Wh, 0.0045 g CO2"),
     ],
 )
-def test_figures_have_two_digits_in_a_unit_that_fits(kwh: float, co2_kg: float, text: str) -> None:
+def test_figures_have_two_digits_in_a_unit_that_fits(kwh, co2_kg, text):
     assert format_energy(kwh, co2_kg) == text
 
 
@@ -300,7 +280,7 @@ def metrics(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("how", ["estimated", "partly measured"])
-def test_the_runs_energy_is_the_sum_of_its_stages(metrics: Path, how: str) -> None:
+def test_the_runs_energy_is_the_sum_of_its_stages(metrics, how):
     files.write_json(metrics / "train.json", stage("train", 0.2, how))
     last = stage("export", 0.004)
     assert with_total(metrics, last) == {
@@ -311,16 +291,14 @@ def test_the_runs_energy_is_the_sum_of_its_stages(metrics: Path, how: str) -> No
 @pytest.mark.parametrize(
     "spoil", [Path.unlink, lambda path: files.write_json(path, {"train": {"loss": 1.0}})]
 )
-def test_a_stage_without_figures_leaves_the_sum_out_and_is_named(
-    metrics: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[Path], None]
-) -> None:
+def test_a_stage_without_figures_leaves_the_sum_out_and_is_named(metrics, capsys, spoil):
     assert with_total(metrics, {}) == {}
     spoil(metrics / "train.json")
     assert with_total(metrics, stage("export", 0.004)) == stage("export", 0.004)
     assert f"{metrics}/train.json has no figures" in capsys.readouterr().out
 
 
-def test_readings_take_every_call_that_the_tracker_makes_of_an_output_handler() -> None:
+def test_readings_take_every_call_that_the_tracker_makes_of_an_output_handler():
     """The tracker calls `live_out` every two minutes, which no short test reaches."""
     calls = [name for name in vars(BaseOutput) if not name.startswith("_")]
     assert {"out", "live_out", "exit"} <= set(calls)

@@ -21,7 +21,7 @@ from convoy.sweep.results import Progress, Results
 from convoy.sweep.study import JOURNAL, Request, open_study, read_trials, recover
 from convoy.sweep.worker import WorkerDied, Workers
 from convoy.tracking import outbox
-from convoy.tracking.run import Reference
+from convoy.tracking.stages import Reference
 
 PARENT = Reference("parent", "parent")
 

@@ -1,10 +1,13 @@
 """An empty repository with a store of its own, and an uploader that works when a test says so."""
 
+import contextlib
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import filelock
 import pytest
 from mlflow.tracking import MlflowClient
 
@@ -56,6 +59,26 @@ def real_uploader(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     monkeypatch.setattr(outbox, "WAIT_SECONDS", 30.0)
     yield
     kill_uploaders(workplace)
+
+
+@pytest.fixture
+def uploader_thread(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Run uploaders as threads of this process, which start at once; each is over when the test is."""
+    threads: list[threading.Thread] = []
+
+    def start(where: Path, owner: str = "") -> None:
+        lock = filelock.FileLock(where / "uploader.lock", thread_local=False)
+        with contextlib.suppress(filelock.Timeout):
+            lock.acquire(timeout=0)
+            threads.append(threading.Thread(target=uploader.Uploader(where, lock, owner).run))
+            threads[-1].start()
+
+    monkeypatch.setattr(outbox, "start_uploader", start)
+    monkeypatch.setattr(outbox, "WAIT_SECONDS", 30.0)
+    monkeypatch.setattr(uploader, "POLL_SECONDS", 0.05)
+    yield
+    for thread in threads:
+        thread.join(60)
 
 
 @pytest.fixture

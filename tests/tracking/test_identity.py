@@ -1,17 +1,15 @@
 """What a run is made of: commit, changes, data."""
 
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
 
 from convoy.repo import identity
-from convoy.tracking import stages, store
+from convoy.tracking import store
 from convoy.tracking.journal import FILE, read, state
-
-Git = Callable[..., str]
+from tracking_store import trained
 
 
 def kept(run_id: str) -> dict[str, bytes]:
@@ -20,17 +18,16 @@ def kept(run_id: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for entry in entries for path in (folder / entry["at"]).iterdir()}
 
 
-def test_a_clean_tree_has_a_commit_and_no_diff(git: Git) -> None:
+def test_a_clean_tree_has_a_commit_and_no_diff(git):
     Path("dvc.lock").write_text("written by DVC while it runs")
-    with stages.training("d" * 64) as run:
-        pass
+    run = trained()
     tags = state(Path("outbox") / run.reference.run_id).tags
     assert tags["mlflow.source.git.commit"] == git("rev-parse", "HEAD").strip()
     assert tags["convoy.git_dirty"] == "false"
     assert set(kept(run.reference.run_id)) == {"params.yaml", "data.dvc"}
 
 
-def test_the_diff_of_a_dirty_tree_restores_it_new_and_binary_files_included(git: Git, tmp_path: Path) -> None:
+def test_the_diff_of_a_dirty_tree_restores_it_new_and_binary_files_included(git, tmp_path):
     params = Path("params.yaml")
     params.write_text(params.read_text() + "# edited\n")
     Path("networks").mkdir()
@@ -40,8 +37,7 @@ def test_the_diff_of_a_dirty_tree_restores_it_new_and_binary_files_included(git:
     git("add", "picture.png")
     before = git("status", "--porcelain")
     index = Path(".git/index").read_bytes()
-    with stages.training("d" * 64) as run:
-        pass
+    run = trained()
     assert Path(".git/index").read_bytes() == index, "the user's index was written"
     assert git("status", "--porcelain") == before
     assert state(Path("outbox") / run.reference.run_id).tags["convoy.git_dirty"] == "true"
@@ -55,7 +51,7 @@ def test_the_diff_of_a_dirty_tree_restores_it_new_and_binary_files_included(git:
     assert not (clone / "data.dvc").exists()
 
 
-def test_settings_of_the_user_do_not_change_the_diff(git: Git, tmp_path: Path) -> None:
+def test_settings_of_the_user_do_not_change_the_diff(git, tmp_path):
     for name, value in (("diff.noprefix", "true"), ("color.ui", "always"), ("diff.external", "false")):
         git("config", name, value)
     Path("new.txt").write_text("new\n")
@@ -64,23 +60,18 @@ def test_settings_of_the_user_do_not_change_the_diff(git: Git, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("tracked", [True, False])
-def test_a_diff_that_is_too_large_is_left_out_and_a_tag_has_the_reason(
-    git: Git, monkeypatch: pytest.MonkeyPatch, *, tracked: bool
-) -> None:
+def test_a_diff_that_is_too_large_is_left_out_and_a_tag_has_the_reason(git, monkeypatch, tracked):
     monkeypatch.setattr(identity, "DIFF_BYTES", 1000)
     Path("large.txt").write_text("x\n" * 600)
     if tracked:
         git("add", "large.txt")
-    with stages.training("d" * 64) as run:
-        pass
+    run = trained()
     tags = state(Path("outbox") / run.reference.run_id).tags
     assert tags["convoy.diff"] == "none: more than 0 MB differ from the commit"
     assert "workspace.diff" not in kept(run.reference.run_id)
 
 
-def test_a_store_that_is_being_made_leaves_the_tree_clean(
-    git: Git, workplace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_that_is_being_made_leaves_the_tree_clean(git, workplace, monkeypatch):
     states = []
 
     def connect(uri: str) -> MlflowClient:
@@ -96,9 +87,8 @@ def test_a_store_that_is_being_made_leaves_the_tree_clean(
     assert (workplace / "mlflow.db").exists()
 
 
-def test_without_git_there_is_no_commit_and_no_diff(workplace: Path) -> None:
-    with stages.training("d" * 64) as run:
-        pass
+def test_without_git_there_is_no_commit_and_no_diff(workplace):
+    run = trained()
     tags = state(Path("outbox") / run.reference.run_id).tags
     assert "mlflow.source.git.commit" not in tags
     assert identity.git_state() == {}
@@ -108,7 +98,7 @@ def test_without_git_there_is_no_commit_and_no_diff(workplace: Path) -> None:
     ("content", "md5"),
     [(None, ""), ("outs:\n- path: data\n", ""), ("outs:\n- md5: 12.dir\n  path: data\n", "12.dir")],
 )
-def test_the_hash_of_the_delivery_is_that_of_data_dvc(tmp_path: Path, content: str | None, md5: str) -> None:
+def test_the_hash_of_the_delivery_is_that_of_data_dvc(tmp_path, content, md5):
     if content:
         (tmp_path / "data.dvc").write_text(content)
     assert identity.data_md5(tmp_path / "data.dvc") == md5

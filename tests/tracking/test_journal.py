@@ -9,7 +9,7 @@ import pytest
 
 from convoy.tracking import journal
 from convoy.tracking.journal import FILE, SENT, Journal, Sent, State, read, state
-from convoy.tracking.run import Reference, Run
+from convoy.tracking.stages import Reference, Run
 
 OPEN = {"kind": "open", "resumed": False, "tags": {"convoy.run_id": "a"}, "writer": "1:2.00"}
 
@@ -25,7 +25,7 @@ def opened(tmp_path: Path) -> Journal:
     return kept
 
 
-def test_a_torn_last_line_is_left_out_and_the_next_entry_stands_on_its_own(opened: Journal) -> None:
+def test_a_torn_last_line_is_left_out_and_the_next_entry_stands_on_its_own(opened):
     with opened.path.open("ab") as file:
         file.write(b'{"kind":"points","points":[["train/lo')
     assert entries(opened.folder) == [OPEN]
@@ -35,14 +35,14 @@ def test_a_torn_last_line_is_left_out_and_the_next_entry_stands_on_its_own(opene
 
 
 @pytest.mark.parametrize("torn", [b"\0" * 4096, b"\xff\xfe{", b"12"])
-def test_an_entry_torn_by_power_loss_is_skipped(opened: Journal, torn: bytes) -> None:
+def test_an_entry_torn_by_power_loss_is_skipped(opened, torn):
     with opened.path.open("ab") as file:
         file.write(torn)
     Journal(opened.folder).append({"kind": "end", "status": "KILLED", "time_ms": 5})
     assert state(opened.folder).ended == "KILLED"
 
 
-def test_reading_continues_at_an_offset(opened: Journal) -> None:
+def test_reading_continues_at_an_offset(opened):
     [(_, end)] = read(opened.path)
     opened.append({"kind": "tags", "tags": {"ü": "é"}})
     [(entry, last)] = read(opened.path, end)
@@ -50,9 +50,7 @@ def test_reading_continues_at_an_offset(opened: Journal) -> None:
     assert last == opened.path.stat().st_size
 
 
-def test_a_full_disk_is_reported_once_and_later_entries_are_kept(
-    opened: Journal, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_full_disk_is_reported_once_and_later_entries_are_kept(opened, monkeypatch, capsys):
     def full(descriptor: int, line: bytes) -> int:
         os.write(descriptor, line[:7])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -72,9 +70,7 @@ def test_a_full_disk_is_reported_once_and_later_entries_are_kept(
     ]
 
 
-def test_an_entry_that_is_written_in_half_is_an_error(
-    opened: Journal, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_entry_that_is_written_in_half_is_an_error(opened, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(journal, "_write", lambda descriptor, line: os.write(descriptor, line[:9]))
         with pytest.raises(OSError, match=r"journal\.jsonl: the disk took 9 of 33 bytes"):
@@ -83,7 +79,7 @@ def test_an_entry_that_is_written_in_half_is_an_error(
     assert entries(opened.folder)[1:] == [{}, {"kind": "tags", "tags": {"c": "d"}}]
 
 
-def test_a_missing_file_stops_no_stage(opened: Journal, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_file_stops_no_stage(opened, capsys):
     run = Run(Reference("a", "a"), opened)
     run.log_file(opened.folder / "missing.png")
     run.log_onnx(opened.folder / "missing.onnx")
@@ -92,7 +88,7 @@ def test_a_missing_file_stops_no_stage(opened: Journal, capsys: pytest.CaptureFi
     assert entries(opened.folder) == [OPEN]
 
 
-def test_files_are_copied_when_they_are_logged(opened: Journal, tmp_path: Path) -> None:
+def test_files_are_copied_when_they_are_logged(opened, tmp_path):
     source = tmp_path / "out"
     (source / "inner").mkdir(parents=True)
     (source / "inner/a.txt").write_text("as logged")
@@ -102,11 +98,11 @@ def test_files_are_copied_when_they_are_logged(opened: Journal, tmp_path: Path) 
     assert (opened.folder / names[1] / "a.txt").read_text() == "as logged"
 
 
-def test_a_journal_is_read_by_its_owner_alone(opened: Journal) -> None:
+def test_a_journal_is_read_by_its_owner_alone(opened):
     assert stat.S_IMODE(opened.path.stat().st_mode) == 0o600
 
 
-def test_points_at_a_step_that_the_journal_has_are_left_out_also_by_another_process(opened: Journal) -> None:
+def test_points_at_a_step_that_the_journal_has_are_left_out_also_by_another_process(opened):
     Run(Reference("a", "a"), opened).log_points([("step/loss", 2.0, 10, 1), ("step/loss", 1.0, 20, 2)])
     again = Run(Reference("a", "a"), Journal(opened.folder), state(opened.folder))
     before = opened.path.stat().st_size
@@ -122,9 +118,7 @@ def test_points_at_a_step_that_the_journal_has_are_left_out_also_by_another_proc
     ]
 
 
-def test_checkpoints_and_ends_are_synced_to_disk_and_other_entries_are_not(
-    opened: Journal, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_checkpoints_and_ends_are_synced_to_disk_and_other_entries_are_not(opened, monkeypatch):
     synced: list[int] = []
     monkeypatch.setattr(os, "fsync", synced.append)
     run = Run(Reference("a", "a"), opened)
@@ -137,7 +131,7 @@ def test_checkpoints_and_ends_are_synced_to_disk_and_other_entries_are_not(
     assert len(synced) == 2
 
 
-def test_nothing_is_written_after_the_first_end(opened: Journal) -> None:
+def test_nothing_is_written_after_the_first_end(opened):
     run = Run(Reference("a", "a"), opened)
     run.end("SCHEDULED")
     run.end("FAILED")
@@ -146,7 +140,7 @@ def test_nothing_is_written_after_the_first_end(opened: Journal) -> None:
     assert state(opened.folder).ended == "SCHEDULED"
 
 
-def test_a_resumed_run_is_open_again() -> None:
+def test_a_resumed_run_is_open_again():
     summed = State()
     for entry in (OPEN, {"kind": "system", "on": True}, {"kind": "end", "status": "KILLED"}):
         summed.add(entry)
@@ -156,6 +150,6 @@ def test_a_resumed_run_is_open_again() -> None:
 
 
 @pytest.mark.parametrize("left", ["", "{", "[]", '{"unknown": 1}'])
-def test_an_unreadable_record_of_what_was_sent_starts_over(tmp_path: Path, left: str) -> None:
+def test_an_unreadable_record_of_what_was_sent_starts_over(tmp_path, left):
     (tmp_path / SENT).write_text(left)
     assert Sent.load(tmp_path) == Sent()

@@ -38,9 +38,7 @@ def runs(filled: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch) -> lis
     return filled[1]
 
 
-def test_a_run_leads_to_its_artifacts_and_they_can_be_fetched(
-    filled: tuple[Path, list[str]], runs: list[str], tmp_path: Path
-) -> None:
+def test_a_run_leads_to_its_artifacts_and_they_can_be_fetched(filled, runs, tmp_path):
     logged = lookup.find(f"runs:/{runs[0]}", FILES)
     assert logged.resolved == f"runs:/{runs[0]}"
     assert logged.folder == filled[0] / "a rtifacts" / runs[0] / "artifacts" / "weights"
@@ -49,7 +47,7 @@ def test_a_run_leads_to_its_artifacts_and_they_can_be_fetched(
     assert sorted(path.name for path in (tmp_path / "out" / "here").iterdir()) == sorted(FILES)
 
 
-def test_a_version_and_an_alias_lead_to_the_run_that_made_them(runs: list[str]) -> None:
+def test_a_version_and_an_alias_lead_to_the_run_that_made_them(runs):
     champion = lookup.find("models:/convoy@champion", FILES)
     assert (champion.resolved, champion.run) == ("models:/convoy/1", runs[0])
     assert lookup.find("models:/convoy/2", FILES).run == runs[1]
@@ -66,7 +64,7 @@ def test_a_version_and_an_alias_lead_to_the_run_that_made_them(runs: list[str]) 
         ("models:/other/1", "other has the versions none$"),
     ],
 )
-def test_an_unknown_source_is_refused_with_what_exists(runs: list[str], source: str, message: str) -> None:
+def test_an_unknown_source_is_refused_with_what_exists(runs, source, message):
     with pytest.raises(RequestError, match=message) as caught:
         lookup.find(source, FILES)
     assert store.uri() in str(caught.value)
@@ -79,12 +77,12 @@ def test_an_unknown_source_is_refused_with_what_exists(runs: list[str], source: 
         ("models:/convoy/1", "has no `models:/convoy/1`: no model is registered there"),
     ],
 )
-def test_lookups_in_an_empty_store_are_refused(client: MlflowClient, source: str, message: str) -> None:
+def test_lookups_in_an_empty_store_are_refused(client, source, message):
     with pytest.raises(RequestError, match=message):
         lookup.find(source, FILES)
 
 
-def test_a_run_without_weights_and_a_version_without_a_run_are_refused(runs: list[str]) -> None:
+def test_a_run_without_weights_and_a_version_without_a_run_are_refused(runs):
     message = rf"run {runs[2]} has no weights\.pt and model\.json among its artifacts in weights/.* dvc repro --force train"
     with pytest.raises(NetworkError, match=message):
         lookup.find(f"runs:/{runs[2]}", FILES)
@@ -93,7 +91,7 @@ def test_a_run_without_weights_and_a_version_without_a_run_are_refused(runs: lis
 
 
 @pytest.mark.parametrize("source", ["runs:/12", "models:/convoy@champion"])
-def test_a_server_that_is_down_is_named(monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+def test_a_server_that_is_down_is_named(monkeypatch, source):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     message = rf"cannot look up {source}: http://127\.0\.0\.1:9 failed: .*\nStart the tracking server, or set MLFLOW"
@@ -101,7 +99,7 @@ def test_a_server_that_is_down_is_named(monkeypatch: pytest.MonkeyPatch, source:
         lookup.find(source, FILES)
 
 
-def test_missing_artifacts_are_an_error(client: MlflowClient, tmp_path: Path) -> None:
+def test_missing_artifacts_are_an_error(client, tmp_path):
     with pytest.raises(NetworkError, match="cannot fetch the artifacts of run 12: "):
         lookup.LoggedWeights("runs:/12", "12", None, "").download(tmp_path / "out")
 
@@ -117,9 +115,7 @@ def test_missing_artifacts_are_an_error(client: MlflowClient, tmp_path: Path) ->
         ),
     ],
 )
-def test_artifacts_elsewhere_have_an_address_without_a_password(
-    monkeypatch: pytest.MonkeyPatch, address: str, expected: str, *, secret: bool
-) -> None:
+def test_artifacts_elsewhere_have_an_address_without_a_password(monkeypatch, address, expected, secret):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@runs.example")
     logged = lookup._locate("runs:/12", "12", address)
     assert (logged.folder, logged.address, logged.secret) == (None, expected, secret)

@@ -18,11 +18,9 @@ from convoy import cli
 from convoy.core.errors import MigrationError, RequestError
 from convoy.tracking import migration_runs
 from convoy.tracking.migration import Report, migrate
-from proxy import Proxy
 from tracking_store import ODD, POINTS, by_name, fill, hashes, uri
 
-FILES = 6
-"""Artifacts that `tracking_store.fill` makes, those of the model included."""
+FILES = 6  # artifacts that `tracking_store.fill` makes, those of the model included
 
 
 def sent(report: Report) -> int:
@@ -92,7 +90,7 @@ def assert_carried(source: MlflowClient, target: MlflowClient, experiment: str) 
     assert [len(carried["parent · ä"]["points"][key]) for key in ("step/loss", "odd")] == [POINTS, len(ODD)]
 
 
-def test_everything_arrives(old_store: Path, new_store: tuple[Path, Report]) -> None:
+def test_everything_arrives(old_store, new_store):
     folder, report = new_store
     assert all(count.source == count.target == count.sent for count in report.counts.values()), report.counts
     assert report.counts["metric points"].source == POINTS + len(ODD) + 5
@@ -100,16 +98,14 @@ def test_everything_arrives(old_store: Path, new_store: tuple[Path, Report]) -> 
     assert_carried(MlflowClient(uri(old_store)), MlflowClient(uri(folder)), "convoy")
 
 
-def test_a_second_migration_adds_nothing(old_store: Path, new_store: tuple[Path, Report]) -> None:
+def test_a_second_migration_adds_nothing(old_store, new_store):
     folder, _ = new_store
     stored = rows(folder)
     assert sent(migrate(uri(folder), uri(old_store))) == 0
     assert rows(folder) == stored
 
 
-def test_files_arrive_by_their_bytes_and_mlmodel_names_the_new_ids(
-    old_store: Path, new_store: tuple[Path, Report]
-) -> None:
+def test_files_arrive_by_their_bytes_and_mlmodel_names_the_new_ids(old_store, new_store):
     folder, _ = new_store
     client = MlflowClient(uri(folder))
     parent = by_name(client)["parent · ä"]
@@ -126,8 +122,8 @@ def test_files_arrive_by_their_bytes_and_mlmodel_names_the_new_ids(
 
 
 def test_what_a_server_got_before_it_died_is_not_sent_again(
-    server: str, proxy: Proxy, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    server, proxy, empty_store, tmp_path, monkeypatch
+):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri(tmp_path / "source"))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     source = fill(tmp_path / "source", empty_store, "migrated")
@@ -142,7 +138,7 @@ def test_what_a_server_got_before_it_died_is_not_sent_again(
     assert sent(migrate(server, uri(tmp_path / "source"))) == 0
 
 
-def test_a_run_that_continued_gets_its_new_points_and_its_end(source_store: Path, target_copy: Path) -> None:
+def test_a_run_that_continued_gets_its_new_points_and_its_end(source_store, target_copy):
     old = MlflowClient(uri(source_store))
     run = by_name(old)["running"].info.run_id
     old.log_batch(run, metrics=[Metric("train/loss", 0.5, 9, 2)])
@@ -157,9 +153,7 @@ def test_a_run_that_continued_gets_its_new_points_and_its_end(source_store: Path
     )
 
 
-def test_a_run_that_was_delivered_by_its_own_id_is_not_doubled(
-    source_store: Path, target_store: Path
-) -> None:
+def test_a_run_that_was_delivered_by_its_own_id_is_not_doubled(source_store, target_store):
     there = MlflowClient(uri(target_store))
     known = there.create_run(
         there.create_experiment("convoy"), tags={"convoy.run_id": "convoy-1"}
@@ -170,8 +164,8 @@ def test_a_run_that_was_delivered_by_its_own_id_is_not_doubled(
 
 
 def test_two_stores_migrate_to_a_third_with_a_note_of_each_taken_number_and_alias(
-    target_copy: Path, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    target_copy, empty_store, tmp_path, monkeypatch
+):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri(tmp_path / "other"))
     fill(tmp_path / "other", empty_store)
     report = migrate(uri(target_copy), uri(tmp_path / "other"))
@@ -195,9 +189,7 @@ def source_moved(source_store: Path, old_store: Path) -> Iterator[Path]:
     hidden.rename(old_store)
 
 
-def test_a_file_that_is_damaged_in_the_target_is_sent_again(
-    old_store: Path, new_store: tuple[Path, Report]
-) -> None:
+def test_a_file_that_is_damaged_in_the_target_is_sent_again(old_store, new_store):
     folder, _ = new_store
     parent = by_name(MlflowClient(uri(folder)))["parent · ä"].info.run_id
     [spoilt] = (folder / "mlartifacts" / parent).rglob("noise.bin")
@@ -207,9 +199,7 @@ def test_a_file_that_is_damaged_in_the_target_is_sent_again(
     assert spoilt.read_bytes() == right
 
 
-def test_a_file_that_the_target_loses_fails_the_command(
-    old_store: Path, target_store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_the_target_loses_fails_the_command(old_store, target_store, monkeypatch):
     send = migration_runs._upload
 
     def lossy(folder: Path, names: list[str], *rest: object) -> None:
@@ -226,7 +216,7 @@ def test_a_file_that_the_target_loses_fails_the_command(
     assert "complete: counts" not in done.output
 
 
-def test_a_version_of_a_deleted_run_is_named_with_what_to_type(source_store: Path, target_copy: Path) -> None:
+def test_a_version_of_a_deleted_run_is_named_with_what_to_type(source_store, target_copy):
     old = MlflowClient(uri(source_store))
     gone = old.create_run(by_name(old)["failed"].info.experiment_id).info.run_id
     old.create_model_version("convoy model", f"runs:/{gone}/model", gone)
@@ -238,15 +228,13 @@ def test_a_version_of_a_deleted_run_is_named_with_what_to_type(source_store: Pat
     assert (report.counts["versions"].source, report.counts["versions"].target) == (4, 3)
 
 
-def test_a_store_that_was_moved_with_its_files_is_read_where_it_is(
-    source_moved: Path, target_copy: Path
-) -> None:
+def test_a_store_that_was_moved_with_its_files_is_read_where_it_is(source_moved, target_copy):
     report = migrate(uri(target_copy), uri(source_moved))
     assert report.counts["files"].source + report.counts["model files"].source == FILES
     assert not report.notes
 
 
-def test_missing_files_are_noted(source_moved: Path, target_copy: Path, old_store: Path) -> None:
+def test_missing_files_are_noted(source_moved, target_copy, old_store):
     shutil.rmtree(source_moved / "mlartifacts")
     report = migrate(uri(target_copy), uri(source_moved))
     assert report.counts["files"].source == 0
@@ -256,7 +244,7 @@ def test_missing_files_are_noted(source_moved: Path, target_copy: Path, old_stor
     ]
 
 
-def test_the_command_prints_a_table_or_json(old_store: Path, target_copy: Path) -> None:
+def test_the_command_prints_a_table_or_json(old_store, target_copy):
     done = CliRunner().invoke(cli.app, ["migrate", uri(target_copy), "--from", uri(old_store)])
     assert done.exit_code == 0
     lines = {
@@ -273,9 +261,7 @@ def test_the_command_prints_a_table_or_json(old_store: Path, target_copy: Path) 
     assert facts["target"] == uri(target_copy)
 
 
-def test_an_experiment_without_runs_and_models_is_carried_too(
-    empty_store: Path, target_store: Path, tmp_path: Path
-) -> None:
+def test_an_experiment_without_runs_and_models_is_carried_too(empty_store, target_store, tmp_path):
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     MlflowClient(uri(tmp_path)).create_experiment("lonely", tags={"why": "planned"})
     done = CliRunner().invoke(cli.app, ["migrate", uri(target_store), "--from", uri(tmp_path)])
@@ -294,9 +280,7 @@ def test_an_experiment_without_runs_and_models_is_carried_too(
         ),
     ],
 )
-def test_an_unusable_source_is_refused_and_not_changed(
-    target_store: Path, tmp_path: Path, revision: str | None, message: str
-) -> None:
+def test_an_unusable_source_is_refused_and_not_changed(target_store, tmp_path, revision, message):
     if revision is not None:
         shutil.copy(target_store / "mlflow.db", tmp_path)
     if revision:
@@ -309,9 +293,7 @@ def test_an_unusable_source_is_refused_and_not_changed(
     assert hashes(tmp_path) == before, "a refused store is not changed"
 
 
-def test_an_unusable_target_is_refused(
-    source_store: Path, old_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unusable_target_is_refused(source_store, old_store, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(RequestError, match=r"mlflow.db is the source itself. Name another store"):
         migrate(f"sqlite:///{source_store}/../source/mlflow.db", uri(source_store))

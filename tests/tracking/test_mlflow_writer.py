@@ -2,7 +2,6 @@
 
 import sqlite3
 import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,8 @@ from convoy.core import params, yaml
 from convoy.tracking import mlflow_writer, outbox, stages, store
 from convoy.tracking.journal import Sent
 from convoy.tracking.mlflow_writer import usable_name
-from convoy.tracking.run import now_ms
-from tracking_store import assert_whole, contents, stored, write_run
-
-Deliver = Callable[[], None]
+from convoy.tracking.stages import now_ms
+from tracking_store import assert_whole, contents, stored, trained, write_run
 
 ORDER = {
     "runs": "run_uuid",
@@ -46,9 +43,7 @@ def artifacts(run: StoredRun) -> dict[str, bytes]:
     return contents(Path(run.info.artifact_uri.removeprefix("file://")))
 
 
-def test_a_run_arrives_with_params_points_files_model_and_status(
-    workplace: Path, client: MlflowClient, deliver: Deliver
-) -> None:
+def test_a_run_arrives_with_params_points_files_model_and_status(workplace, client, deliver):
     began = now_ms()
     run = write_run(workplace)
     ended = now_ms()
@@ -64,9 +59,7 @@ def test_a_run_arrives_with_params_points_files_model_and_status(
 
 
 @pytest.mark.parametrize("note", ["lost", "behind"])
-def test_a_second_delivery_changes_nothing(
-    workplace: Path, client: MlflowClient, deliver: Deliver, monkeypatch: pytest.MonkeyPatch, note: str
-) -> None:
+def test_a_second_delivery_changes_nothing(workplace, client, deliver, monkeypatch, note):
     run = write_run(workplace)
     monkeypatch.setattr("convoy.tracking.uploader.Uploader._remove", lambda *_: None)
     deliver()
@@ -98,8 +91,8 @@ def test_a_second_delivery_changes_nothing(
     ],
 )
 def test_wherever_a_delivery_breaks_off_the_next_one_makes_it_whole(
-    workplace: Path, client: MlflowClient, deliver: Deliver, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+    workplace, client, deliver, monkeypatch, name
+):
     run = write_run(workplace)
     real = getattr(MlflowClient, name)
     calls = 0
@@ -132,9 +125,7 @@ def test_wherever_a_delivery_breaks_off_the_next_one_makes_it_whole(
     assert not outbox.journals(workplace / "outbox")
 
 
-def test_what_is_tried_again_does_not_pile_up(
-    workplace: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_tried_again_does_not_pile_up(workplace, client, monkeypatch):
     with stages.standalone("a", {}) as run:
         run.log_metrics({"train/loss": 1.0}, 1)
     sent = mlflow_writer.Delivery(workplace / "outbox" / run.reference.run_id)
@@ -155,7 +146,7 @@ def test_what_is_tried_again_does_not_pile_up(
     assert stored(run, client).data.metrics == {"train/loss": 1.0}
 
 
-def test_what_is_written_after_a_read_is_sent_after_the_next(workplace: Path, client: MlflowClient) -> None:
+def test_what_is_written_after_a_read_is_sent_after_the_next(workplace, client):
     with stages.standalone("a", {}) as run:
         run.log_metrics({"train/loss": 1.0}, 1)
         delivery = mlflow_writer.Delivery(workplace / "outbox" / run.reference.run_id)
@@ -181,9 +172,7 @@ EARLIER = """\
 """A journal as version 0.1 wrote it."""
 
 
-def test_a_journal_of_an_earlier_version_is_delivered(
-    workplace: Path, client: MlflowClient, deliver: Deliver
-) -> None:
+def test_a_journal_of_an_earlier_version_is_delivered(workplace, client, deliver):
     folder = workplace / "outbox/20260101-000000-abcdef"
     (folder / "files/0a1b").mkdir(parents=True)
     (folder / "files/0a1b/model.json").write_text("{}")
@@ -200,9 +189,7 @@ def test_a_journal_of_an_earlier_version_is_delivered(
     assert artifacts(found) == {"weights/model.json": b"{}"}
 
 
-def test_the_machine_is_sampled_while_the_run_requests_it(
-    workplace: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_machine_is_sampled_while_the_run_requests_it(workplace, client, monkeypatch):
     monkeypatch.setattr(mlflow_writer, "SAMPLE_SECONDS", 0.05)
     with stages.training("d" * 64) as run:
         delivery = mlflow_writer.Delivery(workplace / "outbox" / run.reference.run_id)
@@ -224,9 +211,7 @@ def test_the_machine_is_sampled_while_the_run_requests_it(
         assert delivery._monitor is None
 
 
-def test_many_points_take_few_calls(
-    client: MlflowClient, deliver: Deliver, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_points_take_few_calls(client, deliver, monkeypatch):
     with stages.standalone("many", {}) as run:
         for step in range(1, 1501):
             run.log_metrics({"step/loss": 1.0, "step/lr": 0.1}, step)
@@ -243,17 +228,13 @@ def test_many_points_take_few_calls(
     assert len(client.get_metric_history(stored(run, client).info.run_id, "step/lr")) == 1500
 
 
-def test_a_run_that_mlflow_opened_is_joined_and_what_was_typed_there_stays(
-    client: MlflowClient, deliver: Deliver, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_mlflow_opened_is_joined_and_what_was_typed_there_stays(client, deliver, monkeypatch):
     opened = client.create_run("0").info.run_id
     used = str(yaml.read(params.PARAMS_FILE)["train"]["lr"])
     client.log_param(opened, "train.lr", f"{used}0")
     monkeypatch.setenv("MLFLOW_RUN_ID", opened)
-    with stages.training("d" * 64) as run:
-        pass
-    with stages.training("d" * 64) as another:
-        pass
+    run = trained()
+    another = trained()
     deliver()
     found = client.get_run(opened)
     assert found.data.tags["convoy.run_id"] == run.reference.run_id
@@ -264,22 +245,19 @@ def test_a_run_that_mlflow_opened_is_joined_and_what_was_typed_there_stays(
 
 
 @pytest.mark.parametrize("offered", ["of another store", "another's", "deleted"])
-def test_a_run_that_cannot_be_joined_is_not(
-    client: MlflowClient, deliver: Deliver, monkeypatch: pytest.MonkeyPatch, offered: str
-) -> None:
+def test_a_run_that_cannot_be_joined_is_not(client, deliver, monkeypatch, offered):
     opened = client.create_run("0", tags={"convoy.run_id": "x"} if offered == "another's" else {}).info.run_id
     if offered == "deleted":
         client.delete_run(opened)
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32 if offered == "of another store" else opened)
-    with stages.training("d" * 64) as run:
-        pass
+    run = trained()
     deliver()
     assert stored(run, client).info.run_id != opened
 
 
 def test_a_training_that_goes_on_is_running_again_and_leaves_no_double_and_no_hole(
-    client: MlflowClient, deliver: Deliver, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    client, deliver, monkeypatch
+):
     with stages.training("d" * 64) as run:
         run.log_points([("train/loss", 1.0, 1, 11), ("train/loss", 0.9, 2, 12)])
         run.end("KILLED")
@@ -302,9 +280,7 @@ def test_a_training_that_goes_on_is_running_again_and_leaves_no_double_and_no_ho
     assert len(client.search_runs([found.info.experiment_id])) == 1
 
 
-def test_a_training_that_goes_on_is_created_if_the_store_never_had_it(
-    client: MlflowClient, deliver: Deliver
-) -> None:
+def test_a_training_that_goes_on_is_created_if_the_store_never_had_it(client, deliver):
     with stages.training("d" * 64, resumed="20260101-000000-abcdef") as run:
         run.log_points([("train/loss", 0.7, 3, 100)])
     deliver()
@@ -313,7 +289,7 @@ def test_a_training_that_goes_on_is_created_if_the_store_never_had_it(
     assert found.data.metrics["train/loss"] == 0.7
 
 
-def test_a_scheduled_run_waits_as_such(client: MlflowClient, deliver: Deliver) -> None:
+def test_a_scheduled_run_waits_as_such(client, deliver):
     with stages.training("d" * 64) as run:
         run.end("SCHEDULED")
     deliver()
@@ -321,9 +297,7 @@ def test_a_scheduled_run_waits_as_such(client: MlflowClient, deliver: Deliver) -
 
 
 @pytest.mark.parametrize("lost", [False, True])
-def test_a_trial_waits_for_its_sweep_and_is_delivered_alone_if_that_is_lost(
-    workplace: Path, client: MlflowClient, deliver: Deliver, *, lost: bool
-) -> None:
+def test_a_trial_waits_for_its_sweep_and_is_delivered_alone_if_that_is_lost(workplace, client, deliver, lost):
     with stages.standalone("sweep", {}) as sweep, stages.standalone("trial 0", {}, sweep.reference) as trial:
         pass
     sent = mlflow_writer.Delivery(workplace / "outbox" / trial.reference.run_id)
@@ -350,7 +324,7 @@ ODD = {
 }
 
 
-def test_params_of_every_kind_arrive_and_none_throws(client: MlflowClient, deliver: Deliver) -> None:
+def test_params_of_every_kind_arrive_and_none_throws(client, deliver):
     long = "x" * (MAX_PARAM_VAL_LENGTH + 1)
     most = "y" * MAX_PARAM_VAL_LENGTH
     with stages.standalone("odd", {"convoy.long": "t" * (MAX_TAG_VAL_LENGTH + 1)}) as run:
@@ -377,9 +351,7 @@ def test_params_of_every_kind_arrive_and_none_throws(client: MlflowClient, deliv
     assert found.info.status == "FINISHED"
 
 
-def test_a_store_with_other_limits_refuses_one_param_and_gets_the_rest(
-    client: MlflowClient, deliver: Deliver, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_with_other_limits_refuses_one_param_and_gets_the_rest(client, deliver, monkeypatch):
     real_batch, real_param = MlflowClient.log_batch, MlflowClient.log_param
 
     def batch(self: MlflowClient, run_id: str, metrics: Any = (), params: Any = (), tags: Any = ()) -> Any:
@@ -402,12 +374,12 @@ def test_a_store_with_other_limits_refuses_one_param_and_gets_the_rest(
     assert found.data.tags["param.long"] == "501 characters, in params/long.txt"
 
 
-def test_odd_names_become_different_usable_names() -> None:
+def test_odd_names_become_different_usable_names():
     usable = [usable_name(name) for name in ODD]
     assert [usable_name(name) for name in usable] == usable
     assert len(set(usable)) == len(ODD)
 
 
 @pytest.mark.parametrize("name", ["train.lr", "val/loss", "a b", "a:b", "klasse/ö"])
-def test_a_usable_name_stays(name: str) -> None:
+def test_a_usable_name_stays(name):
     assert usable_name(name) == name

@@ -3,14 +3,11 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
 
-from clones import Clone
-from convoy.core import files, params, yaml
 from convoy.tracking import outbox, stages, sync
 from proxy import Proxy
 from tracking_store import assert_whole, stored, wait, write_run
@@ -19,15 +16,15 @@ POINTS = 2000
 
 WRITER = """
 import sys
-from convoy.tracking import stages
+from convoy.tracking import outbox, stages
+outbox.start_uploader = lambda *_: None
+outbox.WAIT_SECONDS = 0
 with stages.standalone(sys.argv[1], {}) as run:
     for step in range(1, 301):
         run.log_metrics({"step/loss": 1 / step, "step/lr": float(sys.argv[2])}, step)
     print(run.reference.run_id, flush=True)
     sys.stdin.readline()
 """
-
-Deliver = Callable[[], None]
 
 
 @pytest.fixture
@@ -44,10 +41,8 @@ def through(proxy: Proxy, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return proxy
 
 
-@pytest.mark.usefixtures("real_uploader")
-def test_a_run_that_its_server_leaves_in_the_middle_arrives_whole(
-    through: Proxy, client: MlflowClient, workplace: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.usefixtures("uploader_thread")
+def test_a_run_that_its_server_leaves_in_the_middle_arrives_whole(through, client, workplace, capsys):
     def die() -> None:
         wait(lambda: any("log-batch" in call for call in through.calls))
         through.refuse()
@@ -66,8 +61,8 @@ def test_a_run_that_its_server_leaves_in_the_middle_arrives_whole(
 
 
 def test_a_server_that_dies_again_and_again_after_what_it_did_makes_no_double_and_no_hole(
-    through: Proxy, client: MlflowClient, workplace: Path, deliver: Deliver
-) -> None:
+    through, client, workplace, deliver
+):
     run = write_run(workplace, POINTS)
     for call in ("runs/create", "log-batch", "log-inputs", "runs/outputs"):
         through.accept()
@@ -84,11 +79,9 @@ def test_a_server_that_dies_again_and_again_after_what_it_did_makes_no_double_an
     assert_whole(client, run, workplace, POINTS)
 
 
-@pytest.mark.usefixtures("real_uploader")
-def test_a_slow_server_slows_no_writer_and_gets_everything(
-    through: Proxy, client: MlflowClient, workplace: Path
-) -> None:
-    through.delay_s = 1.0
+@pytest.mark.usefixtures("uploader_thread")
+def test_a_slow_server_slows_no_writer_and_gets_everything(through, client, workplace):
+    through.delay_s = 0.2
     with stages.standalone("slow", {}) as run:
         for step in range(1, 301):
             run.log_metrics({"step/loss": 1 / step}, step)
@@ -102,10 +95,8 @@ def test_a_slow_server_slows_no_writer_and_gets_everything(
     assert len(through.calls) < 60, "what was written together is sent together"
 
 
-@pytest.mark.usefixtures("real_uploader")
-def test_two_runs_of_two_processes_at_once_arrive_apart(
-    through: Proxy, client: MlflowClient, workplace: Path, repository: Path
-) -> None:
+@pytest.mark.usefixtures("uploader_thread")
+def test_two_runs_of_two_processes_at_once_arrive_apart(through, client, workplace, repository):
     writers = [
         subprocess.Popen(
             [sys.executable, "-c", WRITER, name, lr],
@@ -127,32 +118,3 @@ def test_two_runs_of_two_processes_at_once_arrive_apart(
         assert (found.info.run_name, found.info.status) == (name, "FINISHED")
         rates = client.get_metric_history(found.info.run_id, "step/lr")
         assert [(point.step, point.value) for point in rates] == [(step, lr) for step in range(1, 301)]
-
-
-@pytest.mark.pipeline
-def test_the_pipeline_tracks_on_a_server(
-    finished: tuple[Clone, str],
-    server: str,
-    client: MlflowClient,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)  # where MLflow looks for a run's model
-    clone = finished[0].copy(tmp_path / "clone")
-    clone.set_param("export.latency_runs", "10")
-    output = clone.run("dvc", "repro", MLFLOW_TRACKING_URI=server)
-    assert "Not synced" not in output
-    run_id = files.read_json(clone.folder / "build/runs/export.json")["run_id"]
-    found = stored(run_id, client)
-    assert found.info.status == "FINISHED"
-    trained = yaml.read(clone.folder / params.PARAMS_FILE)["train"]
-    assert found.data.params["export.latency_runs"] == "10"
-    assert float(found.data.params["train.lr"]) == trained["lr"]
-    measured = files.read_json(clone.folder / "build/metrics/export.json")["deploy"]["accuracy"]
-    assert found.data.metrics["deploy/accuracy"] == measured
-    model = clone.folder / "build/deploy/model.onnx"
-    logged = client.download_artifacts(found.info.run_id, "model/model.onnx", str(tmp_path))
-    assert files.sha256(Path(logged)) == files.sha256(model)
-    output = clone.run("convoy", "sync", MLFLOW_TRACKING_URI=server)
-    assert f"completed with dvc.lock: {found.info.run_name}" in output
-    assert "convoy.lock" in stored(run_id, client).data.tags

@@ -16,10 +16,8 @@ from convoy.core.errors import TrainingPaused, without_credentials
 from convoy.repo import identity
 from convoy.tracking import journal, outbox, settings, stages
 from convoy.tracking.journal import FILE, State, read, state
-from convoy.tracking.run import Reference, Run, flatten_metrics
-from convoy.tracking.stages import run_name
-
-Python = Callable[..., "subprocess.CompletedProcess[str]"]
+from convoy.tracking.stages import Reference, Run, flatten_metrics, run_name
+from tracking_store import trained
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -39,9 +37,7 @@ def dead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(identity, "is_alive", lambda owner: False)
 
 
-def test_the_default_store_lies_in_the_repository_also_for_a_queued_experiment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_default_store_lies_in_the_repository_also_for_a_queued_experiment(tmp_path, monkeypatch):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path / "real"))
     assert settings.uri() == f"sqlite:///{tmp_path}/real/mlflow.db"
     assert outbox.folder() == tmp_path / "real/outbox"
@@ -49,16 +45,15 @@ def test_the_default_store_lies_in_the_repository_also_for_a_queued_experiment(
     assert settings.uri() == "http://127.0.0.1:5001"
 
 
-def test_a_password_is_shown_to_nobody() -> None:
+def test_a_password_is_shown_to_nobody():
     assert without_credentials("http://me:s3cret@host/x answered") == "http://me:***@host/x answered"
     assert without_credentials("sqlite:////a/mlflow.db") == "sqlite:////a/mlflow.db"
     assert without_credentials("at https://ghp_s3cret@host/x.git") == "at https://***@host/x.git"
     assert without_credentials("ssh://git@host/x.git") == "ssh://git@host/x.git"
 
 
-def test_a_training_opens_a_run_with_name_and_origin_of_params_and_data() -> None:
-    with stages.training("d" * 64) as run:
-        pass
+def test_a_training_opens_a_run_with_name_and_origin_of_params_and_data():
+    run = trained()
     [opened] = entries(run, "open")
     train = yaml.read(params.PARAMS_FILE)["train"]
     assert opened["name"] == f"convnet · lr {train['lr']} · {train['epochs']} epochs"
@@ -71,9 +66,8 @@ def test_a_training_opens_a_run_with_name_and_origin_of_params_and_data() -> Non
     assert not journal_state(run).ended
 
 
-def test_evaluate_continues_the_open_run_and_export_ends_it() -> None:
-    with stages.training("d" * 64) as first:
-        pass
+def test_evaluate_continues_the_open_run_and_export_ends_it():
+    first = trained()
     for stage in ("evaluate", "export"):
         with stages.continuing(stage, "d" * 64) as run:
             assert run.reference == first.reference
@@ -95,9 +89,7 @@ def test_evaluate_continues_the_open_run_and_export_ends_it() -> None:
     ],
 )
 @pytest.mark.parametrize("stage", ["train", "evaluate", "alone"])
-def test_a_stage_that_fails_ends_the_run_with_the_status_of_its_error(
-    stage: str, error: BaseException, status: str
-) -> None:
+def test_a_stage_that_fails_ends_the_run_with_the_status_of_its_error(stage, error, status):
     def work() -> None:
         if stage == "train":
             with stages.training("d" * 64):
@@ -105,8 +97,7 @@ def test_a_stage_that_fails_ends_the_run_with_the_status_of_its_error(
         if stage == "alone":
             with stages.standalone("trial 1", {}):
                 raise error
-        with stages.training("d" * 64):
-            pass
+        trained()
         with stages.continuing(stage, "d" * 64):
             raise error
 
@@ -117,7 +108,7 @@ def test_a_stage_that_fails_ends_the_run_with_the_status_of_its_error(
 
 
 @pytest.mark.parametrize("why", ["ended", "begun", "gone"])
-def test_a_stage_that_cannot_continue_opens_another_run_with_the_same_training(why: str) -> None:
+def test_a_stage_that_cannot_continue_opens_another_run_with_the_same_training(why):
     with stages.training("d" * 64) as first:
         if why == "ended":
             first.end("FINISHED")
@@ -137,7 +128,7 @@ def test_a_stage_that_cannot_continue_opens_another_run_with_the_same_training(w
         assert (folder / FILE).read_bytes() == before, "a run was rewritten"
 
 
-def test_a_second_finish_opens_another_run_of_the_same_training() -> None:
+def test_a_second_finish_opens_another_run_of_the_same_training():
     with stages.training("d" * 64) as first, stages.continuing("export", "d" * 64):
         pass
     for _ in range(2):
@@ -148,7 +139,7 @@ def test_a_second_finish_opens_another_run_of_the_same_training() -> None:
     assert journal_state(first).ended == journal_state(run).ended == "FINISHED"
 
 
-def test_the_second_command_of_export_without_the_first_is_refused_with_the_remedy() -> None:
+def test_the_second_command_of_export_without_the_first_is_refused_with_the_remedy():
     with (
         pytest.raises(Exception, match=r"export\.json is missing.*dvc repro export"),
         stages.finishing("export"),
@@ -156,9 +147,8 @@ def test_the_second_command_of_export_without_the_first_is_refused_with_the_reme
         pass
 
 
-def test_a_reference_has_run_and_training_and_one_of_an_earlier_version_is_read() -> None:
-    with stages.training("d" * 64) as run:
-        pass
+def test_a_reference_has_run_and_training_and_one_of_an_earlier_version_is_read():
+    run = trained()
     path = Path("build/runs/train.json")
     assert (
         path.read_text()
@@ -168,19 +158,16 @@ def test_a_reference_has_run_and_training_and_one_of_an_earlier_version_is_read(
     assert stages.latest(["train"]) == Reference("a", "b")
 
 
-def test_a_run_that_mlflow_opened_is_joined_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_mlflow_opened_is_joined_once(monkeypatch):
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
     offered = []
     for _ in range(2):
-        with stages.training("d" * 64) as run:
-            pass
+        run = trained()
         offered += [entry["offered"] for entry in entries(run, "open")]
     assert offered == ["0" * 32, ""]
 
 
-def test_a_trial_does_not_join_the_run_that_mlflow_opened_for_the_sweep(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_trial_does_not_join_the_run_that_mlflow_opened_for_the_sweep(monkeypatch):
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
     with (
         stages.standalone("sweep", {"convoy.sweep": "s"}) as parent,
@@ -194,7 +181,7 @@ def test_a_trial_does_not_join_the_run_that_mlflow_opened_for_the_sweep(
     assert entries(parent, "open")[0]["tags"]["convoy.sweep"] == "s"
 
 
-def test_a_resumed_training_writes_to_its_own_journal(dead: None) -> None:
+def test_a_resumed_training_writes_to_its_own_journal(dead):
     with stages.training("d" * 64) as first:
         first.log_points([("train/loss", 1.0, 1, 5)])
         first.end("KILLED")
@@ -208,16 +195,14 @@ def test_a_resumed_training_writes_to_its_own_journal(dead: None) -> None:
     assert not journal_state(again).remade
 
 
-def test_a_training_resumed_after_its_journal_was_delivered_gets_a_new_journal() -> None:
-    with stages.training("d" * 64, resumed="20260101-000000-abcdef") as run:
-        pass
+def test_a_training_resumed_after_its_journal_was_delivered_gets_a_new_journal():
+    run = trained(resumed="20260101-000000-abcdef")
     assert run.reference == Reference("20260101-000000-abcdef", "20260101-000000-abcdef")
     assert journal_state(run).remade
 
 
-def test_a_run_whose_process_is_gone_is_ended_by_the_next_that_opens(dead: None) -> None:
-    with stages.training("d" * 64) as between:
-        pass
+def test_a_run_whose_process_is_gone_is_ended_by_the_next_that_opens(dead):
+    between = trained()
     with stages.training("d" * 64) as inside:
         inside.set_tags({"convoy.stage": "train running"})
         inside.close()
@@ -226,18 +211,14 @@ def test_a_run_whose_process_is_gone_is_ended_by_the_next_that_opens(dead: None)
     folder = Path("outbox") / inside.reference.run_id
     journal.Journal(folder).append({"kind": "tags", "tags": {"convoy.stage": "train running"}})
     os.utime(folder / FILE, (1e9, 1e9))
-    with stages.training("d" * 64) as alive:
-        pass
+    alive = trained()
     assert journal_state(inside).ended == "KILLED"
     assert entries(inside, "end")[0]["time_ms"] == 1_000_000_000_000, "the last sign of life"
     assert not journal_state(alive).ended
 
 
-def test_a_journal_of_another_host_is_left_to_it_while_it_is_written_to(
-    dead: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with stages.training("d" * 64) as run:
-        pass
+def test_a_journal_of_another_host_is_left_to_it_while_it_is_written_to(dead, monkeypatch):
+    run = trained()
     monkeypatch.setattr(identity, "host", lambda: "another")
     assert not outbox.close_orphans(Path("outbox"))
     path = Path("outbox") / run.reference.run_id / FILE
@@ -245,7 +226,7 @@ def test_a_journal_of_another_host_is_left_to_it_while_it_is_written_to(
     assert outbox.close_orphans(Path("outbox")) == [run.reference.run_id]
 
 
-def test_a_process_is_alive_only_if_it_is_the_same_one_and_no_zombie() -> None:
+def test_a_process_is_alive_only_if_it_is_the_same_one_and_no_zombie():
     owner = identity.process_tags()["convoy.owner"]
     assert identity.is_alive(owner)
     assert not identity.is_alive(f"{owner.partition(':')[0]}:1.00")
@@ -259,9 +240,7 @@ def test_a_process_is_alive_only_if_it_is_the_same_one_and_no_zombie() -> None:
     child.wait()
 
 
-def test_a_full_disk_is_reported_once_a_stage_and_stops_nothing(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_full_disk_is_reported_once_a_stage_and_stops_nothing(monkeypatch, capsys):
     def full(descriptor: int, line: bytes) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -278,12 +257,12 @@ def test_a_full_disk_is_reported_once_a_stage_and_stops_nothing(
     assert len(lines) == 2, "once a stage"
 
 
-def test_metrics_flatten_to_where_and_what() -> None:
+def test_metrics_flatten_to_where_and_what():
     nested = {"test": {"accuracy": 0.5, "passed": True, "note": "x"}}
     assert flatten_metrics(nested) == {"test/accuracy": 0.5}
 
 
-def test_no_stage_imports_mlflow(repository: Path, python: Python) -> None:
+def test_no_stage_imports_mlflow(repository, python):
     code = (
         "import runpy, sys; [runpy.run_path(path, run_name='imported') for path in sys.argv[1:]];"
         "print(sorted(name for name in sys.modules if name.partition('.')[0] == 'mlflow'))"
@@ -316,7 +295,7 @@ print("done")
 """
 
 
-def test_nothing_that_a_stage_calls_imports_mlflow(python: Python) -> None:
+def test_nothing_that_a_stage_calls_imports_mlflow(python):
     done = python("-c", WHOLE, check=False)
     assert done.stdout.splitlines()[-1:] == ["done"], done.stderr
 
@@ -382,23 +361,21 @@ def change(committed: Path, **replaced: str) -> None:
     ],
 )
 def test_a_run_is_named_by_network_rate_epochs_and_what_differs_from_the_commit(
-    committed: Path, git: Callable[..., str], changed: dict[str, str], name: str
-) -> None:
+    committed, git, changed, name
+):
     change(committed, **changed)
     assert run_name("train") == name
     git("commit", "-q", "--allow-empty", "-am", "adopted")
     assert run_name("train").count("·") == 2
 
 
-def test_a_name_has_the_params_of_the_given_stages(committed: Path) -> None:
+def test_a_name_has_the_params_of_the_given_stages(committed):
     change(committed, latency_runs="10")
     assert run_name("train", "export") == "convnet · lr 0.03 · 10 epochs · latency_runs 10"
 
 
 @pytest.mark.parametrize("content", ["", "a: b: c", "- 1"])
-def test_a_commit_without_readable_params_leaves_the_first_words(
-    committed: Path, git: Callable[..., str], content: str
-) -> None:
+def test_a_commit_without_readable_params_leaves_the_first_words(committed, git, content):
     (committed / "params.yaml").write_text(content)
     git("commit", "-q", "-am", "no params")
     change(committed, seed="2")

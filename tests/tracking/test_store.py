@@ -1,20 +1,18 @@
 """The store: dead runs are ended and no others, and a database file of another MLflow is left alone."""
 
 import sqlite3
-from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from mlflow.tracking import MlflowClient
 
 from convoy.core.contract import HEARTBEAT
 from convoy.core.errors import RequestError
 from convoy.repo import identity
 from convoy.tracking import outbox, stages, store
-from tracking_store import stored
+from tracking_store import stored, trained
 
 GONE = "999999:1.00"
 HERE = {"convoy.host": identity.host(), "convoy.owner": GONE}
@@ -34,9 +32,7 @@ ELSEWHERE = {"convoy.host": "another", "convoy.owner": GONE}
         ({**ELSEWHERE, "convoy.stage": "train running"}, None, "RUNNING"),
     ],
 )
-def test_a_run_is_judged_by_its_process_here_and_by_its_heartbeat_elsewhere(
-    client: MlflowClient, tags: dict[str, str], silent_min: int | None, status: str
-) -> None:
+def test_a_run_is_judged_by_its_process_here_and_by_its_heartbeat_elsewhere(client, tags, silent_min, status):
     if silent_min:  # from now, which may be long after these tests were collected
         last = datetime.now(UTC) - timedelta(minutes=silent_min)
         tags = {**tags, HEARTBEAT: last.isoformat(timespec="seconds")}
@@ -46,9 +42,7 @@ def test_a_run_is_judged_by_its_process_here_and_by_its_heartbeat_elsewhere(
     assert ended == (["one"] if status != "RUNNING" else [])
 
 
-def test_runs_that_are_scheduled_or_not_convoys_or_have_a_journal_here_are_left_alone(
-    client: MlflowClient,
-) -> None:
+def test_runs_that_are_scheduled_or_not_convoys_or_have_a_journal_here_are_left_alone(client):
     scheduled = client.create_run("0", tags={"convoy.run_id": "a", **HERE}).info.run_id
     client.update_run(scheduled, "SCHEDULED")
     foreign = client.create_run("0").info.run_id
@@ -59,10 +53,9 @@ def test_runs_that_are_scheduled_or_not_convoys_or_have_a_journal_here_are_left_
 
 
 def test_an_uploader_ends_a_run_that_was_killed_and_leaves_one_that_a_later_stage_may_continue(
-    client: MlflowClient, deliver: Callable[[], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with stages.training("d" * 64) as between:
-        pass
+    client, deliver, monkeypatch
+):
+    between = trained()
     with stages.training("d" * 64) as killed:
         killed.close()
     monkeypatch.setattr(identity, "is_alive", lambda owner: False)
@@ -72,9 +65,7 @@ def test_an_uploader_ends_a_run_that_was_killed_and_leaves_one_that_a_later_stag
         assert later.reference.run_id != killed.reference.run_id
 
 
-def test_a_heartbeat_is_sent_while_a_run_lives(
-    client: MlflowClient, deliver: Callable[[], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_heartbeat_is_sent_while_a_run_lives(client, deliver, monkeypatch):
     with stages.training("d" * 64) as run:
         deliver()
         run_id = stored(run, client).info.run_id
@@ -93,20 +84,20 @@ def database(path: Path, revision: str) -> str:
     return f"sqlite:///{path}"
 
 
-def test_a_store_of_a_newer_mlflow_is_refused_with_what_to_install(tmp_path: Path) -> None:
+def test_a_store_of_a_newer_mlflow_is_refused_with_what_to_install(tmp_path):
     with pytest.raises(
         RequestError, match=rf"newer MLflow .*{version('mlflow')} has no revision 0fedcba98765"
     ):
         store.check_schema(database(tmp_path / "mlflow.db", "0fedcba98765"))
 
 
-def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_no_database_is_refused(tmp_path):
     (tmp_path / "mlflow.db").write_text("no database" * 200)
     with pytest.raises(RequestError, match=r"mlflow.db is not a database .* Move it away"):
         store.check_schema(f"sqlite:///{tmp_path}/mlflow.db")
 
 
-def test_stores_that_mlflow_will_make_or_that_are_elsewhere_pass(tmp_path: Path) -> None:
+def test_stores_that_mlflow_will_make_or_that_are_elsewhere_pass(tmp_path):
     store.check_schema(f"sqlite:///{tmp_path}/absent.db")
     assert not (tmp_path / "absent.db").exists()
     (tmp_path / "empty.db").touch()
@@ -115,7 +106,7 @@ def test_stores_that_mlflow_will_make_or_that_are_elsewhere_pass(tmp_path: Path)
     store.check_schema("postgresql://convoy@/mlflow")
 
 
-def test_a_store_of_an_older_mlflow_is_refused_with_the_commands_that_upgrade_it(workplace: Path) -> None:
+def test_a_store_of_an_older_mlflow_is_refused_with_the_commands_that_upgrade_it(workplace):
     path = workplace / "mlflow.db"
     uri = f"sqlite:///{path}"
     store.check_schema(uri)

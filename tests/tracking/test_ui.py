@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import webbrowser
-from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -20,9 +19,7 @@ from convoy.core.errors import NetworkError, RequestError
 from convoy.tracking import store, ui
 
 
-def test_the_view_is_kept_once_and_again_where_it_has_changed(
-    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_view_is_kept_once_and_again_where_it_has_changed(client, monkeypatch):
     experiment_id = client.create_experiment("convoy")
     ui.share_view(client, experiment_id)
     kept = client.get_experiment(experiment_id).tags[ui.TAG]
@@ -36,7 +33,7 @@ def test_the_view_is_kept_once_and_again_where_it_has_changed(
     ui.share_view(client, experiment_id)
 
 
-def test_the_runs_that_charts_show_have_a_colour_each(client: MlflowClient) -> None:
+def test_the_runs_that_charts_show_have_a_colour_each(client):
     experiment_id = client.create_experiment("convoy")
     runs = [client.create_run(experiment_id, start_time=1000 + number).info.run_id for number in range(12)]
     client.set_tag(runs[-1], ui.COLOUR, ui.COLOURS[0])
@@ -48,7 +45,7 @@ def test_the_runs_that_charts_show_have_a_colour_each(client: MlflowClient) -> N
         assert set(colours[2:]) == set(ui.COLOURS)
 
 
-def test_a_taken_port_is_refused_with_one_that_is_free(workplace: Path) -> None:
+def test_a_taken_port_is_refused_with_one_that_is_free(workplace):
     with socket.socket() as other:
         other.bind((ui.HOST, 0))
         other.listen()
@@ -62,9 +59,7 @@ def test_a_taken_port_is_refused_with_one_that_is_free(workplace: Path) -> None:
     assert not (workplace / "outbox").exists(), "nothing was begun"
 
 
-def test_a_server_that_does_not_answer_is_named_with_the_remedy(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_does_not_answer_is_named_with_the_remedy(workplace, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ada:secret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(NetworkError, match=r"ada:\*\*\*@127.0.0.1:9 failed: .+") as caught:
@@ -73,9 +68,7 @@ def test_a_server_that_does_not_answer_is_named_with_the_remedy(
     assert "secret" not in str(caught.value)
 
 
-def test_the_local_server_shows_the_columns_that_matter_first(
-    workplace: Path, repository: Path, client: MlflowClient
-) -> None:
+def test_the_local_server_shows_the_columns_that_matter_first(workplace, repository, client):
     experiment_id = store.experiment(client, "convoy").experiment_id
     for number, accuracy in enumerate((0.5, 0.75)):
         run = client.create_run(
@@ -120,8 +113,8 @@ def test_the_local_server_shows_the_columns_that_matter_first(
 
 
 def test_a_server_elsewhere_shows_the_view_at_the_address_that_is_printed(
-    workplace: Path, server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    workplace, server, monkeypatch, capsys
+):
     name = "shown elsewhere"
     params = (workplace / "params.yaml").read_text()
     (workplace / "params.yaml").write_text(params.replace("experiment: convoy", f"experiment: {name}"))
@@ -149,13 +142,8 @@ def test_a_server_elsewhere_shows_the_view_at_the_address_that_is_printed(
     ],
 )
 def test_a_browser_is_opened_only_where_it_would_be_seen(
-    terminal: bool,
-    display: str,
-    system: str,
-    wanted: bool,
-    opens: bool,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    terminal, display, system, wanted, opens, monkeypatch
+):
     seen: list[str] = []
     monkeypatch.setattr(webbrowser, "open", seen.append)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)

@@ -62,14 +62,7 @@ def use(source: str, root: Path) -> list[str]:
     """Point data.dvc to another source and fetch it, replacing data/.
 
     The import is left unfrozen, so that plain `dvc repro` fetches it on a fresh clone and
-    imports it again when the source changes.
-
-    Args:
-        source: a path, relative to the current folder, or a URL that DVC imports from.
-        root: the repository.
-
-    Returns:
-        Lines to print: what was done, warnings, the next commands.
+    imports it again when the source changes. Returns lines to print.
 
     Raises:
         RequestError: the path does not exist or cannot be a source of this repository.
@@ -108,15 +101,12 @@ def use(source: str, root: Path) -> list[str]:
 
 
 def check(path: Path, params: "DataParams") -> tuple[dict[str, Any], list[str]]:
-    """Check a delivery as `prepare` does, and write nothing.
+    """Check a delivery as `prepare` does, and write nothing; raise as `scan`, except for too many unusable files.
 
     Returns:
         `data` (prepare's metrics), `classes`, `counts` per split and class, `cut` (splits that would
         be cut), `quarantined`, `left_out` and `ignored` (path and reason each) and `accepted` (False
         if more is quarantined than `data.max_quarantined` allows); and the same as lines to print.
-
-    Raises:
-        DataError: as `scan`, except for too many unusable files, all of which are listed.
     """
     import numpy as np
 

@@ -12,8 +12,7 @@ if TYPE_CHECKING:
     from convoy.models.spec import Spec
 
 TORCHVISION = "torchvision:"
-CLASSES = 10
-"""Classes of a network whose spec has no `made_for`."""
+CLASSES = 10  # classes of a network whose spec has no `made_for`
 
 network = typer.Typer(no_args_is_help=True, help="Inspect networks before they are trained.")
 

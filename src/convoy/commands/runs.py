@@ -68,7 +68,8 @@ def sync(*, as_json: AsJson = False) -> None:
         print("\n".join(lines))
     elif not synced.failed:
         print("nothing to upload or complete")
-    tracking.require(synced)
+    if synced.failed:
+        raise tracking.SyncError("\n".join(synced.failed.values()))
 
 
 def ui(

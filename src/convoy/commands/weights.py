@@ -78,15 +78,7 @@ class Source:
 
 
 def pin(source: str, network: str, root: Path) -> list[str]:
-    """Fetch weights into weights/ and write the pin that identifies them.
-
-    Args:
-        source: imagenet, a path relative to the current folder, a URL, a run or a registered model.
-        network: name of the network that they are for; used for imagenet only.
-        root: the repository.
-
-    Returns:
-        Lines to print: the pin, notes, the next commands.
+    """Fetch weights into weights/, write the pin that identifies them, and return lines to print.
 
     Raises:
         RequestError: an unknown form of source, or a source that does not exist.

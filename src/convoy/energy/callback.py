@@ -9,8 +9,7 @@ import pytorch_lightning as pl
 from convoy.core.console import info
 from convoy.energy.meter import Meter, Spent, format_energy
 
-AFTER_SECONDS = 60.0
-"""Training time after which the rate is steady enough to multiply."""
+AFTER_SECONDS = 60.0  # training time after which the rate is steady enough to multiply
 
 
 class TrainingEnergy(pl.Callback):

@@ -33,22 +33,13 @@ if TYPE_CHECKING:
 
 STAGES = ("prepare", "train", "evaluate", "export")
 
-START_S = 120.0
-"""Longest wait, at the end of a block, for a tracker that is still starting: 1.5 s on a quiet core, 30 on busy ones."""
-
-ATTEMPTS = 3
-"""Readings may fail once while codecarbon's own thread samples."""
-
-STILL_S = 2.0
-"""Time after which a hardware counter that has not moved counts as broken, as on some virtual machines."""
-
+START_S = 120.0  # longest wait at the end for a tracker that is still starting: 1.5 s, or 30 on busy cores
+ATTEMPTS = 3  # readings may fail once while codecarbon's own thread samples
+STILL_S = 2.0  # age at which a hardware counter that has not moved counts as broken, as on some VMs
 CPUINFO = Path("/proc/cpuinfo")
 
-DEFAULT_WATTS = 4.0
-"""Power of a logical processor whose model codecarbon's table lacks, as codecarbon assumes it."""
-
-DIGITS = 4
-"""Significant digits of published figures; the estimates are far coarser."""
+DEFAULT_WATTS = 4.0  # of a logical processor whose model is not in codecarbon's table, as codecarbon assumes
+DIGITS = 4  # significant digits of published figures; the estimates are far coarser
 
 
 class Spent(NamedTuple):
@@ -87,7 +78,7 @@ class ProcessEstimate:
         """Count from now on."""
         self._readings = readings
         self._process = psutil.Process()
-        self._started = self._read_at = time.monotonic()
+        self._read_at = time.monotonic()
         self._first_s = self._last_s = self._processor_seconds()
         self._ram_kwh = 0.0
 
@@ -101,22 +92,17 @@ class ProcessEstimate:
     def flush(self) -> None:
         """Give the reading of now to the handler."""
         now = time.monotonic()
-        power, energy = self._ram.measure_power_and_energy(now - self._read_at)
-        self._ram_kwh, self._read_at = self._ram_kwh + energy.kWh, now
-        self._last_s = max(self._last_s, self._processor_seconds())  # a child that left for another parent
-        cpu_kwh = self._watts * (self._last_s - self._first_s) / 3.6e6
-        self._readings.out(
-            SimpleNamespace(
-                cpu_energy=cpu_kwh,
-                cpu_power=0.0,
+        with suppress(psutil.Error, OSError):  # then there is no reading, as with the tracker
+            _, ram = self._ram.measure_power_and_energy(now - self._read_at)
+            self._last_s = max(self._last_s, self._processor_seconds())  # some children go to another parent
+            self._ram_kwh, self._read_at = self._ram_kwh + ram.kWh, now
+            reading = SimpleNamespace(
+                cpu_energy=self._watts * (self._last_s - self._first_s) / 3.6e6,
                 cpu_model=self._model,
                 ram_energy=self._ram_kwh,
-                ram_power=power.W,
                 gpu_model=None,
-                duration=now - self._started,
-            ),
-            None,
-        )
+            )
+            self._readings.out(reading, None)
 
     def stop(self) -> None:
         """Stop nothing."""
@@ -240,18 +226,15 @@ class Meter:
         for part, has_counter in (("cpu", self._cpu_counter), ("gpu", bool(self._gpu_model))):
             if has_counter and seconds > STILL_S and kwh[part] <= 0:
                 self._fail(f"the energy counter of the {part} stands still")
-        # The mean of few samples is too low: a process's first sample is zero.
-        sampled_w = sum(getattr(reading, f"{part}_power") for part in parts)
-        mean_kw = max(sampled_w / 1000, sum(kwh.values()) / max(reading.duration, 0.1) * 3600)
-        used = sum(kwh.values()) + mean_kw * min(self._delay, seconds) / 3600
+        used = sum(kwh.values())
+        if self._delay:  # the mean of few samples is too low: a process's first sample is zero
+            sampled_w = sum(getattr(reading, f"{part}_power") for part in parts)
+            mean_kw = max(sampled_w / 1000, used / max(reading.duration, 0.1) * 3600)
+            used += mean_kw * min(self._delay, seconds) / 3600
         self._last = Spent(self._earlier.kwh + used, self._earlier.co2_kg + used * self.grid.g_per_kwh / 1000)
 
     def resume(self, earlier: Spent | None) -> None:
-        """Count on top of what the same work used before, in a process that was stopped.
-
-        Args:
-            earlier: what `spent` returned there; None: no figures, since a part would pass for the whole.
-        """
+        """Count on top of what `spent` returned in an earlier process of this work; None: a part is no whole."""
         if earlier is None:
             self._fail("an earlier part of this work was not metered")
         self._earlier = self._last = earlier or Spent()
@@ -325,9 +308,6 @@ def with_total(metrics: Path, last: dict[str, Any]) -> dict[str, Any]:
     Args:
         metrics: folder of the stages' metrics files.
         last: what `Meter.result` returned for the last stage; {} if it was not metered.
-
-    Returns:
-        `last`, with the sum if every stage has its figures; reported if not.
     """
     if not last:
         return {}

@@ -17,9 +17,7 @@ from convoy.core import files
 from convoy.core.errors import RequestError
 from convoy.core.params import Section
 
-WORLD = "world"
-"""Stands for an unknown country."""
-
+WORLD = "world"  # stands for an unknown country
 SUGGESTIONS = 3
 
 

@@ -20,7 +20,7 @@ from convoy.lineage.runs import Record
 from convoy.lineage.trace import DIFF, UNFINISHED, Sources
 from convoy.repo import dvc, git
 from convoy.repo.dvc import RestoreError, fill_cache
-from convoy.tracking import run
+from convoy.tracking import stages
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -209,7 +209,7 @@ def verify(clone: Path, record: Record) -> Report:
         _repro(clone)
         metrics: dict[str, float] = {}
         for path in sorted((clone / METRICS).glob("*.json")):
-            metrics |= run.flatten_metrics(files.read_json(path))
+            metrics |= stages.flatten_metrics(files.read_json(path))
         total, tensors = compare_weights(weights, clone / WEIGHTS)
         now = files.read_json(clone / VERIFICATION)
         shutil.copyfile(lock, clone / "dvc.lock")

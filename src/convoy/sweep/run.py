@@ -35,7 +35,7 @@ from convoy.sweep.study import (
 )
 from convoy.sweep.worker import WorkerDied, Workers
 from convoy.tracking import outbox, stages
-from convoy.tracking.run import Run
+from convoy.tracking.stages import Run
 
 LOCK = "sweep.lock"
 LOG_EVERY_S = 60.0  # between two lines of progress in a log

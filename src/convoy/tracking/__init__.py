@@ -2,7 +2,7 @@
 
 Two halves meet only in the folder `outbox/`:
 
-- The stages' half imports no MLflow: `stages` and `run` write a run to its `journal`; `outbox` starts the uploader.
+- The stages' half imports no MLflow: `stages` writes a run to its `journal`; `outbox` starts the uploader.
 - The uploader's half delivers journals: `uploader` finds what is due, `mlflow_writer` sends it to the `store`.
   `sync`, `ui` and `lookup` read the store too.
 """

@@ -25,8 +25,7 @@ from convoy.repo import identity
 FILE = "journal.jsonl"
 SENT = "sent.json"
 
-FOREIGN_SECONDS = 600.0
-"""Silence after which the writer of a journal on another host (a shared disk) counts as dead."""
+FOREIGN_SECONDS = 600.0  # silence after which a writer on another host (a shared disk) counts as dead
 
 Entry = Mapping[str, Any]
 

@@ -15,11 +15,8 @@ from convoy.core.params import did_you_mean
 from convoy.tracking import store
 from convoy.tracking.settings import LOG
 
-ARTIFACTS = "weights"
-"""Folder of a run in which `train` logs its model's files."""
-
-ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
-"""MLflow's error codes for a run, a model, a version or an alias that does not exist."""
+ARTIFACTS = "weights"  # folder of a run in which `train` logs its model's files
+ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's codes
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,7 @@ from convoy.core.errors import MigrationError, RequestError, without_credentials
 from convoy.tracking import migration_runs, settings, store
 from convoy.tracking.migration_runs import ORIGIN, VERSIONS, ArtifactTree, Ids, local_path
 
-ARTIFACTS = "mlartifacts"
-"""Folder beside a database file in which the files of its runs lie."""
-
+ARTIFACTS = "mlartifacts"  # folder beside a database file in which the files of its runs lie
 KINDS = (
     *("experiments", "runs", "params", "metric points", "tags", "datasets", "files"),
     *("logged models", "model files", "models of runs", "registered models", "versions", "aliases"),

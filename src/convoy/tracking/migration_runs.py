@@ -28,26 +28,13 @@ from mlflow.tracking import MlflowClient
 from convoy.core import contract, files
 from convoy.tracking.store import all_pages
 
-PAGE = 1000
-"""Runs per request, and points per request: MLflow takes no more."""
-
-BATCH = 100
-"""Params or tags per request: MLflow takes no more."""
-
-ORIGIN = "convoy.migrated_from"
-"""Tag of everything that was copied: its id in the source."""
-
-USER = "mlflow.user"
-"""Tag from which MLflow sets a run's user, only when the run is created."""
-
-VERSIONS = "mlflow.modelVersions"
-"""Tag of a logged model: the registered versions that were made of it."""
-
-TRANSLATED = "MLmodel"
-"""The only artifact that names the run and the model it belongs to, by MLflow's ids."""
-
-ID = re.compile(r"\b(?:m-)?[0-9a-f]{32}\b")
-"""MLflow's form of the id of a run, or of a model (`m-…`)."""
+PAGE = 1000  # runs per request, and points per request: MLflow takes no more
+BATCH = 100  # params or tags per request: MLflow takes no more
+ORIGIN = "convoy.migrated_from"  # tag of everything that was copied: its id in the source
+USER = "mlflow.user"  # tag from which MLflow sets a run's user, only when the run is created
+VERSIONS = "mlflow.modelVersions"  # tag of a logged model: the registered versions that were made of it
+TRANSLATED = "MLmodel"  # the only artifact that names the run and the model it belongs to, by MLflow's ids
+ID = re.compile(r"\b(?:m-)?[0-9a-f]{32}\b")  # MLflow's form of the id of a run, or of a model (`m-…`)
 
 
 class Ids(dict[str, str]):

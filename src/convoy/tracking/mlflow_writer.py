@@ -52,29 +52,15 @@ from convoy.core import contract
 from convoy.tracking import store
 from convoy.tracking.journal import FILE, Entry, Sent, State, read
 
-BATCH_ENTRIES = 2000
-"""Entries that are sent before the progress of a delivery is recorded."""
-
-BATCH_BYTES = 300_000
-"""Most text sent in one call: MLflow's servers refuse a request of a million bytes, and escape what is not ASCII."""
-
-UPLOADS = 4
-"""Files that are sent to a server at once."""
-
+BATCH_ENTRIES = 2000  # entries that are sent before the progress of a delivery is recorded
+BATCH_BYTES = 300_000  # of text per call: MLflow's servers refuse a million, and escape what is not ASCII
+UPLOADS = 4  # files that are sent to a server at once
 HEARTBEAT_SECONDS = 60.0
 
-SAMPLE_SECONDS = 2.0
-"""Interval of system metrics: a short training should still show a line, not a dot."""
-
-LONG_NAME = 200
-"""Characters that are left of a name that is too long for MLflow."""
-
-EXAMPLE_U8 = np.zeros((2, 4, 6, 3), np.uint8)
-"""Input example of the logged model, `(N, H, W, 3)`: two images that are not square, since any size serves."""
-
-ANY = -1
-"""How MLflow's tensor schemas write a length that may vary."""
-
+SAMPLE_SECONDS = 2.0  # interval of system metrics: a short training should still show a line, not a dot
+LONG_NAME = 200  # characters that are left of a name that is too long for MLflow
+EXAMPLE_U8 = np.zeros((2, 4, 6, 3), np.uint8)  # (N, H, W, 3); not square, since any size serves
+ANY = -1  # how MLflow's tensor schemas write a length that may vary
 T = TypeVar("T")
 
 
@@ -443,15 +429,9 @@ def log_model(
 ) -> LoggedModel:
     """Log a verified ONNX file as the run's model `model`, byte for byte, with signature and input example.
 
-    A model that is logged already stays; one whose upload was interrupted is replaced. MLflow's own
-    `Model.log` would add another each time, and request every metric's history.
-
-    Args:
-        client: of the store.
-        run: that the model comes from.
-        folder: holds model.onnx and the files beside it.
-        sha256: of model.onnx.
-        results: metrics to show with the model.
+    `folder` holds model.onnx, whose hash is `sha256`, and the files beside it; `results` are shown with the model.
+    A model that is logged already stays; one whose upload was interrupted is replaced. MLflow's own `Model.log`
+    would add another each time, and request every metric's history.
     """
     model = _logged_model(client, run, sha256) or _upload_model(client, run, folder, sha256)
     linked = [output.model_id for output in run.outputs.model_outputs] if run.outputs else []

@@ -25,20 +25,13 @@ from convoy.repo import identity
 from convoy.tracking.journal import FILE, Journal, Sent, state
 from convoy.tracking.settings import SQLITE, uri
 
-WAIT_SECONDS = 30.0
-"""How long the last command of a pipeline waits for the delivery of its runs."""
-
+WAIT_SECONDS = 30.0  # how long the last command of a pipeline waits for the delivery of its runs
 POLL_SECONDS = 0.1
 PROGRESS_SECONDS = 2.0
 
-LOCK_SECONDS = 10.0
-"""Longest wait for `outbox.lock`, which is held for milliseconds, unless its holder was suspended."""
-
-WARNED = "warned"
-"""File beside a journal: a warning about its store was printed."""
-
-WAKE = "wake"
-"""File whose time tells the uploader that a command waits, so that it retries a failing store at once."""
+LOCK_SECONDS = 10.0  # longest wait for `outbox.lock`, held for milliseconds unless its holder was suspended
+WARNED = "warned"  # file beside a journal: a warning about its store was printed
+WAKE = "wake"  # file whose time makes the uploader retry a failing store at once: a command waits
 
 
 def folder() -> Path:
@@ -147,12 +140,7 @@ def close_orphans(outbox: Path, but: str = "") -> list[str]:
 
 
 def wait_until_uploaded(runs: list[str], outbox: Path, seconds: float | None) -> dict[str, str]:
-    """Wait until ended runs are delivered or cannot be, showing progress.
-
-    Args:
-        runs: the run ids.
-        outbox: the folder of journals.
-        seconds: longest time to wait; None to wait while the uploader runs.
+    """Wait until ended runs are delivered or cannot be, while the uploader runs or so many seconds; show progress.
 
     Returns:
         Run ids that were not delivered, each with a message: the reason and the remedy.

@@ -7,11 +7,8 @@ from pydantic import Field
 
 from convoy.core import params, stage
 
-SQLITE = "sqlite:///"
-"""Prefix of the address of a store in a file."""
-
-LOG = "convoy.log"
-"""Tag of an experiment whose runs are log entries, not trainings."""
+SQLITE = "sqlite:///"  # prefix of the address of a store in a file
+LOG = "convoy.log"  # tag of an experiment whose runs are log entries, not trainings
 
 
 class TrackingParams(params.Section):

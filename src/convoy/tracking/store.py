@@ -35,8 +35,7 @@ NOT_ANSWERED = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCE
 MIGRATIONS = Path("store/db_migrations/versions")
 """Folder of MLflow with one file per change of its tables, each naming the one before."""
 
-MISSED_SECONDS = 600.0
-"""Age of the last heartbeat at which a run of another host counts as dead."""
+MISSED_SECONDS = 600.0  # age of the last heartbeat at which a run of another host counts as dead
 
 
 class ParentNotStored(Exception):  # noqa: N818 (no error: the parent is delivered first)

@@ -1,7 +1,6 @@
 """Bring the store up to date: deliver the outbox, end dead runs, and attach the final dvc.lock of each run."""
 
 import hashlib
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,15 +25,12 @@ class SyncError(ConvoyError):
 
 @dataclass
 class Synced:
-    """List the runs that were delivered, were dead and ended, or got their final dvc.lock.
-
-    `failed` has a message for each run that could not be delivered, or for the store's address.
-    """
+    """List the runs that were delivered, were dead and ended, or got their final dvc.lock."""
 
     delivered: list[str] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
     completed: list[str] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)  # reasons by run, or by the store's address
 
     def lines(self) -> list[str]:
         """Format what was done, one line per kind."""
@@ -50,10 +46,8 @@ def sync(seconds: float | None = None) -> Synced:
     """Deliver all journals, end dead runs, and attach the final `dvc.lock` to finished runs that lack it.
 
     A lock is final once DVC has ended: the workspace's lock, if it records the run that
-    `build/runs/export.json` names; for an experiment, the lock in its commit.
-
-    Args:
-        seconds: longest time to wait for a delivery; None to wait while the uploader runs.
+    `build/runs/export.json` names; for an experiment, the lock in its commit. A delivery is waited for
+    while the uploader runs, or so many `seconds`.
     """
     where = outbox.folder()
     synced = Synced(ended=outbox.close_orphans(where))
@@ -76,16 +70,6 @@ def sync(seconds: float | None = None) -> Synced:
     return synced
 
 
-def require(synced: Synced) -> None:
-    """Refuse an incomplete result.
-
-    Raises:
-        SyncError: naming each run that could not be delivered, and why.
-    """
-    if synced.failed:
-        raise SyncError("\n".join(synced.failed.values()))
-
-
 def _attach_locks(client: "MlflowClient", experiment_id: str) -> list[str]:
     """Attach to each finished run its final lock, beside params.yaml, if it is known; return those runs' names."""
     workspace_run = latest([LAST]).run_id if _workspace_lock_is_final() else ""
@@ -93,20 +77,17 @@ def _attach_locks(client: "MlflowClient", experiment_id: str) -> list[str]:
     completed = []
     for run in client.search_runs([experiment_id], "attributes.status = 'FINISHED'"):
         tags = run.data.tags
-        lock = ""
         if contract.LOCK in tags:
             continue
         if workspace_run and tags.get(contract.RUN_ID) == workspace_run:
             lock = LOCK.read_text(encoding="utf-8")
         elif commit := commits.get(tags.get(contract.DVC_EXPERIMENT, "")):
             lock = git.ask(Path.cwd(), "show", f"{commit}:{LOCK}") + "\n"
-        if lock:
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / LOCK.name
-                path.write_text(lock, encoding="utf-8")
-                client.log_artifact(run.info.run_id, str(path), "pipeline")
-            client.set_tag(run.info.run_id, contract.LOCK, hashlib.sha256(lock.encode()).hexdigest())
-            completed.append(str(run.info.run_name))
+        else:
+            continue
+        client.log_text(run.info.run_id, lock, f"pipeline/{LOCK}")
+        client.set_tag(run.info.run_id, contract.LOCK, hashlib.sha256(lock.encode()).hexdigest())
+        completed.append(str(run.info.run_name))
     return completed
 
 

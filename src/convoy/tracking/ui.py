@@ -23,12 +23,8 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 HOST = "127.0.0.1"
-DELIVER_S = 5.0
-"""Longest delay of the page for runs that are not in the store yet, in seconds."""
-
-STOP_S = 3
-"""Longest delay of the server's end for open requests, in seconds."""
-
+DELIVER_S = 5.0  # longest delay of the page for runs that are not in the store yet, in seconds
+STOP_S = 3  # longest delay of the server's end for open requests, in seconds
 VIEW = "Convoy"
 KEY = "convoy"
 TAG = f"mlflow.sharedViewState.{KEY}"
@@ -57,9 +53,7 @@ BARS = ("test/accuracy", "deploy/latency_ms_p50", "train/seconds")
 SECTIONS = ("What matters first", "Model metrics", "System metrics")
 """Of charts: Convoy's, and two that MLflow expects; it adds a section per prefix of all other metrics."""
 
-CHARTED = 10
-"""Runs that MLflow's charts show by default: the newest."""
-
+CHARTED = 10  # runs that MLflow's charts show by default: the newest
 COLOUR = "mlflow.runColor"
 COLOURS = (
     *("#1f77b4", "#e8743b", "#2e8b57", "#c23b5a", "#7b61c4"),
@@ -106,7 +100,7 @@ def _prepare_store(uri: str) -> str:
             "Start the tracking server, or set MLFLOW_TRACKING_URI to one that runs "
             "(without it, runs are kept in mlflow.db)."
         ) from error
-    return view_path(experiment_id)
+    return f"/#/experiments/{experiment_id}/runs?viewStateShareKey={KEY}&workflowType=machine_learning"
 
 
 def share_view(client: "MlflowClient", experiment_id: str) -> None:
@@ -120,11 +114,6 @@ def share_view(client: "MlflowClient", experiment_id: str) -> None:
     for run in reversed(newest):
         if COLOUR not in run.data.tags and free:
             client.set_tag(run.info.run_id, COLOUR, free.pop(0))
-
-
-def view_path(experiment_id: str) -> str:
-    """Return the part of the address, after a server's, that opens the view."""
-    return f"/#/experiments/{experiment_id}/runs?viewStateShareKey={KEY}&workflowType=machine_learning"
 
 
 def view_state() -> dict[str, Any]:

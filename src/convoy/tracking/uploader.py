@@ -27,23 +27,12 @@ from convoy.tracking import outbox, settings, store
 if TYPE_CHECKING:
     from convoy.tracking.mlflow_writer import Delivery
 
-LOCK_SECONDS = 2.0
-"""How long to wait for the lock: whoever checks whether an uploader is running holds it for a moment."""
-
-NICENESS = 10
-"""About a tenth of a core if training uses them all; at 19, a hundredth, the start would take minutes."""
-
-POLL_SECONDS = 0.5
-"""Pause between two reads of the journals: each costs training a little, and a waiting command half of it."""
-
-BATCH_SECONDS = 2.0
-"""Shortest time between two deliveries of a run that is being written: few calls with many points."""
-
-LONGEST_PAUSE_SECONDS = 30.0
-"""Longest pause between two attempts at a failing store; the first is a second."""
-
-REMOVED = ".removed-"
-"""Prefix under which the folder of a delivered journal is removed, as a whole or not at all."""
+LOCK_SECONDS = 2.0  # whoever checks whether an uploader is running holds the lock for a moment
+NICENESS = 10  # a tenth of a core if training uses them all; at 19, a hundredth, starting takes minutes
+POLL_SECONDS = 0.5  # each read of the journals costs training a little, and a waiting command half of this
+BATCH_SECONDS = 2.0  # shortest time between two deliveries of a run that is being written
+LONGEST_PAUSE_SECONDS = 30.0  # longest pause between two attempts at a failing store; the first is a second
+REMOVED = ".removed-"  # prefix of a delivered journal's folder, which is removed as a whole or not at all
 
 
 class Uploader:
