@@ -48,7 +48,7 @@ def write_onnx(
         path: to write.
         classes: in the order of its probabilities.
         predictions: class of each numbered image.
-        certainty: probability of the prediction, the others sharing the rest; a number, or one per image.
+        certainty: probability of the prediction, the others sharing the rest; a number, or a list with a number per image.
         products: of 512 x 512 matrices for each image, whose result is multiplied with zero.
         dead_bytes: of weights that are multiplied with zero.
         identity: run_id, git_commit, data_hash, params_hash; made up by default.

@@ -69,7 +69,7 @@ class GateProject:
         return judge(candidate, champion, self.test_images, self.limits(**limits))
 
     def images(self, seen: Collection[int] = (), labels: Mapping[int, str] | None = None) -> Images:
-        """List every image as prepared, except trained-on ones and other labels."""
+        """List every image as prepared, except `seen` images, which are of train, and other labels."""
         table = {}
         for number, label in enumerate(self.truth):
             split = "test" if number < self.test and number not in seen else "train"

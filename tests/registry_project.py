@@ -80,7 +80,7 @@ def set_param(folder: Path, key: str, value: str) -> None:
 
 
 class Mortal:
-    """A client whose store dies: it does one more call after so many, does not answer it, and refuses from there on."""
+    """A client whose store dies: after so many calls it does another without answering it, then refuses all."""
 
     def __init__(self, client: MlflowClient) -> None:
         self._client = client
@@ -300,14 +300,14 @@ class RegistryProject:
         return self.client.get_run(run.info.run_id)
 
     def model_of(self, run: Run) -> LoggedModel:
-        """Find the one model that a run logged."""
+        """Find the only model that a run logged."""
         [model] = self.client.search_logged_models(
             [run.info.experiment_id], f"source_run_id = '{run.info.run_id}'"
         )
         return model
 
     def stored(self, version: Version) -> Path:
-        """Locate a version's file on the disk, where the store is a local one."""
+        """Locate a version's file on the disk, where the store is local."""
         uri = self.client.get_model_version_download_uri(version.model, version.number)
         return Path(uri.removeprefix("file://")) / "model.onnx"
 

@@ -127,7 +127,7 @@ def test_every_interval_has_the_confidence_that_is_set(project, champion):
     assert (wide.verdict, narrow.verdict) == ("keep", "promote")
 
 
-# Without a champion, with an unavailable one, with other classes, with itself
+# No champion, an unavailable champion, other classes, the same model
 
 
 def test_the_first_candidate_has_only_limits_to_meet(project):
@@ -376,7 +376,7 @@ class OneChunk:
 @pytest.mark.parametrize(
     ("images", "room", "kept"),
     [(3, 1000, [0, 1, 2]), (10, 2 * 8 * 8 * 3, [2, 7]), (10, 0, [7])],
-    ids=["the first", "as far as there is room", "one at least"],
+    ids=["the first", "as far as there is room", "at least the first of the chunk"],
 )
 def test_a_sample_is_kept_for_the_latency_measurement(project, monkeypatch, images, room, kept):
     monkeypatch.setattr(judge_module, "MOST_TIMED", images)

@@ -323,7 +323,7 @@ def version(number):
 
 
 PARENT = identity.name(psutil.Process(os.getppid()))
-"""A living process that is not this one."""
+"""Another living process."""
 
 
 class Clock:

@@ -19,7 +19,7 @@ ROOM = 5000
 
 
 def meanwhile(step):
-    """Have another process register the same file after this one has looked."""
+    """Have another process register the same file after this process has looked."""
     calls = iter([True])
 
     def after(*words):
@@ -141,7 +141,7 @@ def test_a_store_that_lost_the_model_gets_a_new_version_of_the_same_file(project
     second = register()
     assert (second.number, second.sha256) == ("2", first.sha256)
     assert ModelArtifacts.of(project.registry, second).has_model
-    assert project.model_of(run).model_id != lost.model_id, "the lost one is removed"
+    assert project.model_of(run).model_id != lost.model_id, "the lost model is removed"
     output = capsys.readouterr().out
     assert f"has lost the model of run {first.run_id}: logging it again" in output
     assert "it is the same file as convoy/1, which the store has lost" in output

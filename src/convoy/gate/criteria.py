@@ -199,9 +199,10 @@ def _latency_ratio(evidence: Evidence, limits: GateParams) -> Criterion:
 def _limited(
     name: str, figure: float | None, limits: GateParams, note: str = "", *, required: bool = True
 ) -> Criterion:
-    """Compare a figure with its limit; None is a figure that could not be measured, for want of images if no note is given.
+    """Compare a figure with its limit.
 
-    That breaches a limit if the figure is `required`: not where there is nothing to compare with.
+    A figure that could not be measured is None, since no image is left unless a note gives another reason. It breaches
+    the limit if it is `required`: not where there is nothing to compare with.
     """
     title, sense, unit = LIMITED[name]
     figure = None if figure is None else float(figure)

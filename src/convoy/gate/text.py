@@ -101,7 +101,7 @@ def visible(text: str) -> str:
 
 
 def short(text: str, longest: int) -> str:
-    """Make a name visible, and cut its middle where it is longer than `longest` characters; ends tell names apart."""
+    """Make a name visible, and cut its middle where it is longer than `longest` characters; names often differ at their ends."""
     shown = visible(text)
     if len(shown) <= longest:
         return shown
