@@ -137,10 +137,8 @@ def _classes(result: GateResult) -> Figure | None:
     _style(ax, title)
     for height, row in enumerate(rows):
         if row.candidate is not None and row.champion is not None:
-            color, ends = (
-                BAD if row.candidate < row.champion else GOOD,
-                (100 * row.champion, 100 * row.candidate),
-            )
+            color = BAD if row.candidate < row.champion else GOOD
+            ends = [100 * row.champion, 100 * row.candidate]
             ax.plot(ends, [height, height], color=color, linewidth=3, alpha=0.55)
         if row.champion is not None:
             ax.plot([100 * row.champion], [height], "o", mfc="none", mec=CHAMPION, mew=2, markersize=9)
