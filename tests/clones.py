@@ -22,18 +22,8 @@ from convoy.tracking.journal import FILE, Sent
 REPOSITORY = Path(__file__).parents[1]
 
 OUTER = (
-    "DVC_",
-    "MLFLOW_",
-    "GIT_",
-    "MAKE",
-    "MFLAGS",
-    "VENV",
-    "CONVOY_REPOSITORY",
-    "PUSH",
-    "GITHUB_",
-    "GITLAB_",
-    "CI_",
-)
+    "DVC_", "MLFLOW_", "GIT_", "MAKE", "MFLAGS", "VENV", "CONVOY_REPOSITORY", "PUSH", "GITHUB_", "GITLAB_", "CI_",
+)  # fmt: skip
 """Beginnings of variables that speak of the repository, the make or the CI job that runs the tests."""
 
 
@@ -70,7 +60,7 @@ class Clone:
         return process.communicate(timeout=180)[0]  # a stage may take 45 s to save and end
 
     def run(self, *command: str, fails: bool = False, **env: str) -> str:
-        """Run a command and return what it printed; `fails` says which outcome is expected."""
+        """Run a command and return its output; it must fail if `fails`, else succeed."""
         process = self.start(*command, **env)
         output, _ = process.communicate()
         assert (process.returncode != 0) == fails, f"{command} exited {process.returncode}:\n{output}"
@@ -81,11 +71,12 @@ class Clone:
         shutil.copytree(self.folder, folder, symlinks=True)
         # MLflow keeps absolute paths: without this, a copy's runs would write into the original.
         with closing(sqlite3.connect(folder / "mlflow.db")) as store, store:
-            for table, column in (
-                ("experiments", "artifact_location"),
-                ("runs", "artifact_uri"),
-                ("logged_models", "artifact_location"),
-            ):
+            columns = {
+                "experiments": "artifact_location",
+                "runs": "artifact_uri",
+                "logged_models": "artifact_location",
+            }
+            for table, column in columns.items():
                 store.execute(
                     f"UPDATE {table} SET {column} = replace({column}, ?, ?)",  # noqa: S608 (own words)
                     (self.folder.as_uri(), folder.as_uri()),
@@ -114,28 +105,20 @@ class Clone:
 
 def clone_working_tree(folder: Path) -> Clone:
     """Copy what git would carry, uncommitted changes included, and commit it."""
-    names = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "-z"],
-        cwd=REPOSITORY,
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.split("\0")
-    for name in filter(None, names):
+    command = ["git", "ls-files", "-co", "--exclude-standard", "-z"]
+    listed = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout
+    for name in filter(None, listed.split("\0")):
         source, target = REPOSITORY / name, folder / name
         if source.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
     clone = Clone(folder)
-    for words in (
-        ("init", "-q", "-b", "main"),
-        # In the clone itself, since DVC does not read the environment that git would.
-        ("config", "user.name", "test"),
-        ("config", "user.email", "test@example.invalid"),
-        ("add", "-A"),
-        ("commit", "-q", "-m", "working tree"),
-    ):
-        clone.run("git", *words)
+    clone.run("git", "init", "-q", "-b", "main")
+    # In the clone itself, since DVC does not read the environment that git would.
+    clone.run("git", "config", "user.name", "test")
+    clone.run("git", "config", "user.email", "test@example.invalid")
+    clone.run("git", "add", "-A")
+    clone.run("git", "commit", "-q", "-m", "working tree")
     return clone
 
 

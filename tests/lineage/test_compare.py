@@ -27,10 +27,8 @@ def test_two_runs_are_compared_link_by_link(shared):
     result = compared(FIRST, SECOND)
     assert result["commit"]["dirty"] == [False, True]
     assert result["params"] == {"fit.lr": {"old": "0.5", "new": "0.25"}}
-    assert result["metrics"] == {
-        "test/accuracy": {"old": 0.9, "new": 0.8},
-        "test/loss": {"old": None, "new": 0.3},
-    }
+    metrics = {"test/accuracy": {"old": 0.9, "new": 0.8}, "test/loss": {"old": None, "new": 0.3}}
+    assert result["metrics"] == metrics
     assert result["data"]["verdict"] == "same"
     text = run(FIRST, SECOND)
     assert "B had uncommitted changes" in text

@@ -30,21 +30,13 @@ def chain(text: str) -> dict[str, dict]:
     return {link["name"]: link for link in run["chain"]}
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        FIRST,
-        "20261123-10",
-        "convoy/1",
-        "models:/convoy/2",
-        "models:/convoy@champion",
-        "convoy@champion",
-        "champion",
-        "b2" * 32,
-        "b2b2b2b",
-        "a1" * 32,
-    ],
-)
+NAMES = (
+    FIRST, "20261123-10", "convoy/1", "models:/convoy/2", "models:/convoy@champion", "convoy@champion", "champion",
+    "b2" * 32, "b2b2b2b", "a1" * 32,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", NAMES)
 def test_every_name_of_a_run_leads_to_it(shared, text):
     assert run_ids(text) == [FIRST]
 
@@ -143,9 +135,7 @@ def test_an_onnx_file_that_was_changed_since_its_verification_is_reported(shared
     assert sha256(model) in chain(str(model))["model.onnx"]["missing"]
 
 
-def test_an_onnx_file_of_a_run_that_the_store_lacks_still_has_its_identity(
-    shared, model, monkeypatch, tmp_path
-):
+def test_an_onnx_file_of_a_run_that_the_store_lacks_has_its_identity(shared, model, monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
     links = chain(str(model))
     assert links["convoy run"]["value"] == FIRST
@@ -199,30 +189,17 @@ def test_a_store_of_an_older_mlflow_names_the_migration_command(traced):
         run_ids(FIRST)
 
 
-def test_a_server_that_does_not_answer_is_named_without_its_password(shared, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(StoreError, match=r"127.0.0.1:9 does not answer(.|\n)*MLFLOW_TRACKING_URI") as error:
-        run_ids(FIRST)
-    assert "secret" not in str(error.value)
-
-
 def test_a_run_that_waits_in_the_outbox_is_found_with_what_is_missing(traced, monkeypatch):
     waiting = "20261125-080000-dddddd"
     journal = Journal(traced.folder / "outbox" / waiting)
-    tags = {
-        "convoy.run_id": waiting,
-        "convoy.data_hash": DATA,
-        "mlflow.source.git.commit": traced.git("rev-parse", "HEAD"),
-    }
+    tags = {"convoy.run_id": waiting, "mlflow.source.git.commit": traced.git("rev-parse", "HEAD")}
     opened = {"name": "two · lr 1", "uri": "http://me:secret@far.example", "tags": tags, "resumed": False}
     journal.append({"kind": "open", "time_ms": 1_795_100_000_000, **opened})
     journal.append({"kind": "params", "params": {"fit.lr": "1"}})
     points = [["val/loss", 2.0, 2, 1], ["val/loss", 1.0, 1, 1], ["test/accuracy", 0.5, 0, 1]]
     journal.append({"kind": "points", "points": points})
-    journal.append(
-        {"kind": "files", "at": journal.copy_in(traced.folder / "params.yaml"), "folder": "pipeline"}
-    )
+    copied = journal.copy_in(traced.folder / "params.yaml")
+    journal.append({"kind": "files", "at": copied, "folder": "pipeline"})
     journal.append({"kind": "end", "status": "FINISHED", "time_ms": 1_795_100_000_001})
     journal.close()
     assert run_ids("20261125") == [waiting]
@@ -236,10 +213,10 @@ def test_a_run_that_waits_in_the_outbox_is_found_with_what_is_missing(traced, mo
     assert record.metrics == {"val/loss": 2.0, "test/accuracy": 0.5}, "of a curve the last point"
     assert record.params == {"fit.lr": "1"}
     assert sources.records.artifacts(record, "pipeline") == {"pipeline/params.yaml"}
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    assert "http://127.0.0.1:9 does not answer" in trace.look(waiting, Path.cwd())[1].store_error
+    assert "http://me:***@127.0.0.1:9 does not answer" in trace.look(waiting, Path.cwd())[1].store_error
     assert "two · lr 1" in render(waiting)
     for unknown in (FIRST, "HEAD~1"):
-        with pytest.raises(StoreError):
+        with pytest.raises(StoreError, match=r":9 does not answer(.|\n)*MLFLOW_TRACKING_URI"):
             run_ids(unknown)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -127,10 +128,7 @@ def test_a_failure_at_any_step_leaves_champion_and_repository_as_they_were(
 def test_a_registry_that_goes_down_after_the_alias_moved_keeps_the_branch_of_the_champion(
     rounds, quick, monkeypatch
 ):
-    def fail(*_: object) -> None:
-        raise DownError("gone")
-
-    monkeypatch.setattr(rounds, "tag", fail)
+    monkeypatch.setattr(rounds, "tag", Mock(side_effect=DownError("gone")))
     assert rounds.run() == (1, "failed", "remember")
     assert rounds.result["champion"] == "convoy/1"
     assert rounds.branches() == [rounds.result["branch"]]
@@ -232,10 +230,7 @@ def test_a_round_that_is_interrupted_cleans_up_and_names_the_step(trained, monke
     trained.change_rate()
     before = state(trained.root)
 
-    def interrupt(*_: object) -> str:
-        raise worktree.Stopped
-
-    monkeypatch.setattr(worktree, "stream", interrupt)
+    monkeypatch.setattr(worktree, "stream", Mock(side_effect=worktree.Stopped))
     assert trained.run() == (1, "paused", "repro")
     assert trained.result["reason"].startswith("the round was stopped.")
     assert state(trained.root) == before

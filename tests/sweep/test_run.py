@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections import ChainMap
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import typer
@@ -55,8 +57,9 @@ def test_each_trial_is_one_line_and_the_best_values_are_a_command(project):
 def test_no_trials_shows_the_study_and_makes_nothing(project):
     result = convoy("--trials", "0")
     assert result.exit_code == 0
-    for fact in ("no trials yet", "train.lr 0.01 to 0.5, train.batch_size 8 | 16", "Start: convoy sweep"):
-        assert fact in result.output
+    assert (
+        "no trials yet: train.lr 0.01 to 0.5, train.batch_size 8 | 16. Start: convoy sweep" in result.output
+    )
     assert not (project.folder / "sweeps").exists()
 
 
@@ -119,14 +122,10 @@ def test_a_missing_dataset_is_refused_with_the_command_that_makes_it(project):
     ("line", "values", "key"),
     [
         ("train.transfer.freeze: {low: 0, high: 1}", "with freeze 1:", "network.weights"),
-        (
-            "train.transfer.batch_norm: [adapt, frozen]",
-            "with batch_norm frozen:",
-            "train.transfer.batch_norm",
-        ),
+        ("train.transfer.batch_norm: [adapt, frozen]", "with batch_norm frozen:", "train.transfer.batch_norm"),
         ("train.transfer.release: [0, {conv1: 1}]", "with release {conv1: 1}:", "train.transfer.release"),
     ],
-)
+)  # fmt: skip
 def test_values_that_exclude_each_other_are_found_before_any_trial(project, line, values, key):
     project.space(line)
     error = error_of(RequestError)
@@ -153,11 +152,8 @@ def test_a_sweep_whose_trials_all_fail_exits_with_1_and_the_reason(project):
 
 
 def test_a_full_disk_is_reported_and_the_study_is_kept(project, in_process_workers, monkeypatch):
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
     with monkeypatch.context() as patch:
-        patch.setattr(in_process_workers, "train", full)
+        patch.setattr(in_process_workers, "train", Mock(side_effect=OSError(28, "No space left on device")))
         error = error_of(TrainingError)
     for fact in ("is full", str(project.folder / "sweeps"), "`convoy sweep` continues"):
         assert fact in error
@@ -167,10 +163,7 @@ def test_a_full_disk_is_reported_and_the_study_is_kept(project, in_process_worke
 
 
 def test_ctrl_c_exits_with_1_and_keeps_the_values(project, in_process_workers, monkeypatch):
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(in_process_workers, "train", stop)
+    monkeypatch.setattr(in_process_workers, "train", Mock(side_effect=KeyboardInterrupt))
     result = convoy()
     assert result.exit_code == 1
     assert "`convoy sweep` continues it" in result.stderr
@@ -189,10 +182,8 @@ def test_the_run_of_a_sweep_gathers_its_trials_and_continues_with_them(project):
     best = project.results().best
     assert last["sweep/best_value"] == best.value
     assert last["sweep/trials"] == 5
-    tags = {
-        key: value for entry in entries if entry["kind"] == "tags" for key, value in entry["tags"].items()
-    }
-    assert yaml.load(tags["best.train.lr"]) == best.values["train.lr"]
+    tags = [entry["tags"] for entry in entries if entry["kind"] == "tags"]
+    assert {"best.train.lr": yaml.inline(best.values["train.lr"])}.items() <= ChainMap(*tags[::-1]).items()
     logged = [entry for entry in entries if entry["kind"] == "files" and entry["folder"] == "sweep"]
     assert len(logged) == 4, "trials and request, twice"
 

@@ -46,20 +46,17 @@ def test_what_a_sweep_cannot_try_is_refused_with_what_it_can(project, line, fact
 
 
 @pytest.mark.parametrize(
-    ("metric", "trials", "facts"),
+    ("metric", "trials", "fact"),
     [
-        ("test/accuracy", "4", ("sweep.metric is 'test/accuracy'", "'val/loss' or 'val/accuracy'")),
-        ("val/loss", "0", ("sweep.trials is 0", "greater than or equal to 1")),
+        ("test/accuracy", "4", r"sweep\.metric is 'test/accuracy'.*'val/loss' or 'val/accuracy'"),
+        ("val/loss", "0", r"sweep\.trials is 0.*greater than or equal to 1"),
     ],
 )
-def test_a_sweep_is_never_judged_on_test_images(project, metric, trials, facts):
-    project.section(
-        f"\nsweep:\n  trials: {trials}\n  metric: {metric}\n  warmup_epochs: 1\n  space:\n    seed: [1, 2]\n"
-    )
-    with pytest.raises(RequestError) as caught:
+def test_a_sweep_is_never_judged_on_test_images(project, metric, trials, fact):
+    section = f"trials: {trials}\n  metric: {metric}\n  warmup_epochs: 1\n  space:\n    seed: [1, 2]\n"
+    project.section(f"\nsweep:\n  {section}")
+    with pytest.raises(RequestError, match=f"(?s){fact}"):
         Request.read()
-    for fact in facts:
-        assert fact in str(caught.value)
 
 
 def test_a_range_has_the_type_of_its_key(project):

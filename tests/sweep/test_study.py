@@ -2,6 +2,7 @@
 
 import math
 import os
+from unittest.mock import Mock
 
 import optuna
 import pytest
@@ -142,11 +143,8 @@ def test_a_death_while_a_lost_trial_is_queued_doubles_no_trial(project, monkeypa
     study = project.study()
     begin(study, Request.read())
 
-    def die(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(study, "tell", die)
+        patch.setattr(study, "tell", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             recover(study)
     assert recover(study) == [0]

@@ -14,11 +14,10 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 import sweep_workers
-from convoy.core.console import ProgressBar
 from convoy.core.errors import TrainingError
-from convoy.sweep import run, worker
-from convoy.sweep.results import Progress, Results
-from convoy.sweep.study import JOURNAL, Request, open_study, read_trials, recover
+from convoy.sweep import worker
+from convoy.sweep.results import Results
+from convoy.sweep.study import JOURNAL, Request, read_trials, recover
 from convoy.sweep.worker import WorkerDied, Workers
 from convoy.tracking import outbox
 from convoy.tracking.stages import Reference
@@ -49,9 +48,8 @@ def test_an_interrupted_sweep_tries_what_an_unbroken_one_tries(project):
     study.ask({dimension.key: dimension.distribution for dimension in Request.read().space})
     assert recover(study) == [2]
     again = project.optimize(4)
-    assert [(row.values, row.value) for row in again.rows] == [
-        (row.values, row.value) for row in unbroken.rows
-    ]
+    assert [row.values for row in again.rows] == [row.values for row in unbroken.rows]
+    assert [row.value for row in again.rows] == [row.value for row in unbroken.rows]
     assert [row.number for row in again.rows] == [0, 1, 3, 4]
     assert [trial.state.name for trial in read_trials(Request.read())].count("FAIL") == 1
 
@@ -130,18 +128,13 @@ def test_the_run_of_a_trial_has_what_the_trial_varied_its_epochs_and_its_value(p
 
 
 def test_trials_stop_when_the_dataset_is_another(project, in_process_workers):
-    study, request = project.study(), Request.read()
+    workers = in_process_workers(Request.read())
     facts = project.folder / "build/dataset/dataset.json"
     facts.write_text(facts.read_text().replace("0" * 64, "1" * 64))
-    with (
-        ProgressBar("sweep", 1) as bar,
-        in_process_workers(request) as workers,
-        pytest.raises(
-            TrainingError, match=r"build/dataset changed during the sweep\. Run `convoy sweep` again"
-        ),
-    ):
-        run.optimize(study, request, 1, workers, Progress(bar, request))
-    assert [trial.state.name for trial in study.trials] == ["FAIL", "WAITING"]
+    workers.request.save()
+    changed = r"build/dataset changed during the sweep\. Run `convoy sweep` again"
+    with pytest.raises(TrainingError, match=changed):
+        workers.train(0, {"train.lr": 0.1, "train.batch_size": 16}, Reports())
 
 
 # Trials in processes of their own
@@ -180,9 +173,16 @@ def complete(request: Request) -> dict[int, float]:
     return {trial.number: trial.value for trial in trials}
 
 
-def retried(request: Request, lost: FrozenTrial) -> list[FrozenTrial]:
+def in_training(request: Request, act: Callable[[FrozenTrial], object]) -> threading.Thread:
+    """Do something in a thread once a trial trains."""
+    thread = threading.Thread(target=lambda: act(wait_for(lambda: training(request))))
+    thread.start()
+    return thread
+
+
+def params_of_retries(request: Request, number: int) -> list[dict[str, Any]]:
     trials = read_trials(request)
-    return [trial for trial in trials if trial.system_attrs.get("failed_trial") == lost.number]
+    return [trial.params for trial in trials if trial.system_attrs.get("failed_trial") == number]
 
 
 def test_two_workers_share_a_study_and_one_that_is_killed_is_replaced(project, capsys):
@@ -190,22 +190,21 @@ def test_two_workers_share_a_study_and_one_that_is_killed_is_replaced(project, c
     request = Request.read()
     killed: list[FrozenTrial] = []
 
-    def kill() -> None:
-        killed.append(wait_for(lambda: training(request)))
-        os.kill(killed[0].user_attrs["worker"], signal.SIGKILL)
+    def kill(trial: FrozenTrial) -> None:
+        killed.append(trial)
+        os.kill(trial.user_attrs["worker"], signal.SIGKILL)
 
-    thread = threading.Thread(target=kill)
-    thread.start()
+    thread = in_training(request, kill)
     results = project.optimize(4, Workers(request, PARENT, 2))
     thread.join()
 
-    trials = read_trials(request)
+    [lost], trials = killed, read_trials(request)
     assert [row.state for row in results.rows] == ["complete"] * 4
     assert len({tuple(row.values.items()) for row in results.rows}) == 4
     assert len(trials) == 5
-    assert trials[killed[0].number].state == TrialState.FAIL
-    assert [trial.params for trial in retried(request, killed[0])] == [killed[0].params]
-    assert f"a worker died of SIGKILL: trial {killed[0].number} is tried again" in capsys.readouterr().out
+    assert trials[lost.number].state == TrialState.FAIL
+    assert params_of_retries(request, lost.number) == [lost.params]
+    assert f"a worker died of SIGKILL: trial {lost.number} is tried again" in capsys.readouterr().out
 
 
 def test_a_sweep_that_is_killed_leaves_no_worker_and_is_continued(project):
@@ -225,36 +224,24 @@ def test_a_sweep_that_is_killed_leaves_no_worker_and_is_continued(project):
     rows = project.optimize(3).rows
     assert len({tuple(row.values.items()) for row in rows}) == len(rows) == 3
     assert {row.number: row.value for row in rows if row.number in before} == before
-    assert [trial.params for trial in retried(request, lost)] == [lost.params]
+    assert params_of_retries(request, lost.number) == [lost.params]
 
 
 def test_ctrl_c_stops_the_workers_and_keeps_their_values(project, capfd):
     project.set(train__epochs=1000)
-    request = Request.read()
-
-    def interrupt() -> None:
-        wait_for(lambda: training(request))
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    before = signal.getsignal(signal.SIGINT)
-    with (
-        ProgressBar("sweep", 4) as bar,
-        pytest.raises(KeyboardInterrupt),
-        Workers(request, PARENT, 2) as workers,
-    ):
-        run.optimize(open_study(request), request, 4, workers, Progress(bar, request))
+    request, before = Request.read(), signal.getsignal(signal.SIGINT)
+    workers = Workers(request, PARENT, 2)
+    thread = in_training(request, lambda _: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        project.optimize(4, workers)
     thread.join()
     assert signal.getsignal(signal.SIGINT) == before
     assert workers._processes == set()
     trials = read_trials(request)
-    assert [trial.state.name for trial in trials if trial.state != TrialState.WAITING] == ["FAIL"] * (
-        len(trials) // 2
-    )
-    assert not any(
-        psutil.pid_exists(trial.user_attrs["worker"]) for trial in trials if "worker" in trial.user_attrs
-    )
+    states = [trial.state.name for trial in trials if trial.state != TrialState.WAITING]
+    assert states == ["FAIL"] * (len(trials) // 2)
+    pids = [trial.user_attrs["worker"] for trial in trials if "worker" in trial.user_attrs]
+    assert not any(map(psutil.pid_exists, pids))
     assert "Ctrl-C again kills them" in capfd.readouterr().err
 
 
