@@ -13,7 +13,7 @@ from convoy.repo import git
 CHOOSING = ("data.splits", "data.max_quarantined")
 """Params of `prepare` that decide which images are in the test split; the others change how they are packed."""
 
-OVERRIDDEN = "param."  # begins the tag that holds a param's value where MLflow has an earlier one
+OVERRIDDEN = "param."  # begins the tag that holds a param's value where MLflow has an earlier value
 FIRST = ("test/", "deploy/", "val/", "best/", "train/")  # order in which metrics are shown; the others follow
 SHORT, NAMED = 12, 5  # digits of a hash; runs
 
@@ -141,7 +141,7 @@ def _commit_lines(commit: dict[str, Any]) -> Iterator[str]:
     if old == new:
         yield f"the same, {old}"
     else:
-        yield f"{old} → {new}  {commit['diff'] or 'one of them is not in this repository'}"
+        yield f"{old} → {new}  {commit['diff'] or 'a commit is not in this repository'}"
     if dirty := [sign for sign, is_dirty in zip("AB", commit["dirty"], strict=True) if is_dirty]:
         yield f"{' and '.join(dirty)} had uncommitted changes: artifact {DIFF}"
 

@@ -182,7 +182,9 @@ def _check_state(clone: Path, record: Record, *, has_diff: bool) -> None:
 class Report:
     """Compare a second training with the run."""
 
-    metrics: dict[str, tuple[float, float]]  # that differ: name to the run's value and the second one
+    metrics: dict[
+        str, tuple[float, float]
+    ]  # that differ: name to the run's value and that of the second training
     compared: int  # number of metrics
     tensors: dict[str, float]  # name of each tensor that differs to its largest difference
     total: int  # number of tensors
@@ -284,7 +286,7 @@ def _conditions(then: Mapping[str, Any], now: Mapping[str, Any], clone: Path) ->
 def _repro(clone: Path, *options: str) -> None:
     """Run `dvc repro` in the clone, with its output shown; the tracking store is the clone's own."""
     env = {key: value for key, value in os.environ.items() if not key.startswith(OUTER)}
-    # Stage commands call `python`: it must be the one that runs this.
+    # Stage commands call `python`: it must be the Python that runs this.
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', '')}"
     command = [sys.executable, "-m", "dvc", "repro", *options]
     done = subprocess.run(command, cwd=clone, env=env, stdout=sys.stderr, check=False)  # noqa: S603 (own words)

@@ -30,7 +30,7 @@ HASHES = {
     contract.ONNX_SHA256: "ONNX",
     contract.LOCK: "dvc.lock",
 }
-NEAREST = 3  # ids named for an unknown one
+NEAREST = 3  # ids that are named for an unknown id
 
 
 class StoreError(ConvoyError):
@@ -352,7 +352,7 @@ def _file(text: str, records: Records) -> Match | None:
         return None  # a folder such as `data` may have the name of a branch
     if path.is_dir() or path.suffix != ".onnx":
         raise RequestError(
-            f"{text} is not an ONNX file. Name one, such as build/deploy/model.onnx, or an id."
+            f"{text} is not an ONNX file. Name a file such as build/deploy/model.onnx, or an id."
         )
     identity, sha256 = _metadata(path), files.sha256(path)
     runs = records.where(contract.RUN_ID, identity.get("run_id", ""))

@@ -289,7 +289,7 @@ def lines(match: Match, sources: Sources) -> Iterator[str]:
 
 
 def _chain_lines(match: Match, sources: Sources) -> Iterator[str]:
-    """Render the chain from oldest to newest; `→` marks the link that was asked for."""
+    """Render the chain from oldest to newest; `→` marks the link that was named."""
     [record] = match.records
     links = chain(record, sources)
     is_mlflow_id = match.subject == record.mlflow_run_id

@@ -110,7 +110,7 @@ def diff(before: Images | None, now: Images, paths: Mapping[str, str] = {}) -> C
 
 
 def _of_each(ordered: Sequence[str], kind: Callable[[str], object]) -> list[str]:
-    """Choose examples of every kind by turns, so that one kind does not hide the others."""
+    """Choose examples of every kind by turns, so that no kind hides the others."""
     turns: Counter[object] = Counter()
     ranked = []
     for position, pixels in enumerate(ordered):

@@ -89,7 +89,7 @@ class RoundRecord:
     changes: Changes | None = None  # from the champion's images to the candidate's
     energy: dict[str, Any] = field(default_factory=dict)  # sections `energy` of build/metrics/*.json joined
     files: tuple[Path, ...] = ()  # verdict.html and figures
-    steps: list[Step] = field(default_factory=list)  # in the order in which they ran, a failed one included
+    steps: list[Step] = field(default_factory=list)  # in the order in which they ran, a failed step included
     identity: Identity = field(default_factory=Identity)
     deliveries: list[Delivery] = field(default_factory=list)  # what was to leave this machine, in order
     job: str = ""  # address of the CI job's page that has this report with its figures; empty outside CI
@@ -201,7 +201,7 @@ def forget_finished(root: Path, champion: Version | None) -> None:
     for note in (root / "checkpoints").glob("*/*.json"):
         try:
             content = files.read_json(note)
-        except (OSError, ValueError):  # one that is being written, or was cut
+        except (OSError, ValueError):  # being written, or cut off
             continue
         if content.get("finished") and content.get("run_id") in trained:
             note.with_suffix(".ckpt").unlink(missing_ok=True)

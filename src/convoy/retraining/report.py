@@ -51,7 +51,7 @@ SIZES = (100, 10, 2)
 
 FOLDED = 20  # rows up to which a table is shown unfolded
 LONGEST_NAME = 60  # characters of a name in a table
-LONGEST_WORD = 120  # in a sentence: a longer one would widen its table beyond the page
+LONGEST_WORD = 120  # in a sentence: a longer word would widen its table beyond the page
 LONGEST_SENTENCE = 400  # characters of a reason or note
 LONGEST_BLOCK = 3000  # of an error or a step's last lines
 
@@ -384,7 +384,7 @@ def code(content: str, longest: int = LONGEST_NAME) -> str:
         # No way to write `|` inside backticks reads the same in every renderer's tables.
         return f"<code>{PUNCTUATION.sub(_entity, shown).replace(' ', '&#32;')}</code>"
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", shown)), default=0))
-    # Markdown takes one space off each end, where both have one.
+    # Markdown removes a space at each end, where both have a space.
     space = " " if shown[0] in "` " or shown[-1] in "` " else ""
     return f"{fence}{space}{shown}{space}{fence}"
 
@@ -398,7 +398,7 @@ def prose(sentence: str, longest: int = LONGEST_SENTENCE) -> str:
 
 
 def block(lines: str, longest: int = LONGEST_BLOCK) -> str:
-    """Show lines as they are, the last ones where there are too many."""
+    """Show lines as they are; only the last lines of a long text."""
     shown = "\n".join(visible(line) for line in lines.strip("\n").splitlines())
     if len(shown) > longest:
         shown = f"…{shown[-longest:]}"

@@ -60,7 +60,7 @@ def create(root: Path) -> Path:
 def remove(root: Path) -> None:
     """Remove the worktree, or what is left of it, and git's record of it."""
     tree = root / WORKTREE
-    if tree.exists():  # git itself refuses to remove a damaged one
+    if tree.exists():  # git itself refuses to remove a damaged worktree
         shutil.rmtree(tree)
     listed = git.ask(root, "worktree", "list", "--porcelain").splitlines()
     if f"worktree {tree.resolve()}" in listed:
@@ -143,7 +143,7 @@ def _absent(names: list[str], error: Exception, where: str) -> str:
 
 
 def stream(words: Sequence[str], folder: Path, env: Mapping[str, str]) -> str:
-    """Run a program and print its lines as they come; return the last ones.
+    """Run a program and print its lines as they come; return the last lines.
 
     Raises:
         RoundError: it failed.

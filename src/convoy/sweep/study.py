@@ -47,7 +47,7 @@ LIVES = 2  # workers that die with the same values before these values count as 
 MIN_COMPLETE = 5  # completed trials before any is pruned: the median of fewer is noise
 RANDOM_TRIALS = 10  # drawn at random at the start, for TPE to have something to model
 TRIES = 10  # draws of each sampler in search of values that were not tried before
-MOST_LISTED = 100_000  # combinations that are written out to find one that is left
+MOST_LISTED = 100_000  # combinations that are listed to find those that are left
 
 
 class Request(BaseModel):

@@ -1,4 +1,4 @@
-"""A trial, trained in a process of its own: one that runs out of memory takes no other with it."""
+"""A trial, trained in a process of its own: if it runs out of memory, no other trial ends."""
 
 import contextlib
 import errno
@@ -45,7 +45,7 @@ class Outcome:
     """Describe how a trial ended."""
 
     state: Literal["complete", "pruned", "failed"]
-    value: float = float("nan")  # of the metric, in the best epoch, or in the last one of a pruned trial
+    value: float = float("nan")  # of the metric, in the best epoch, or in the last epoch of a pruned trial
     reason: str = ""  # why it failed
 
 
