@@ -10,15 +10,14 @@ from typing import Any
 
 import pytest
 
-import small_pipeline
 from convoy.core import files
 from convoy.core.errors import ConvoyError
-from convoy.gate.result import GateResult
 from convoy.registry.alias import Entry
 from convoy.registry.client import CANDIDATE, CHAMPION, Version
 from convoy.registry.promote import Judged
 from convoy.retraining import outcome, round, worktree  # noqa: A004 (the module's name)
 from convoy.tracking.stages import now_ms
+from gate_results import gate_result
 from small_pipeline import FILES, Small
 
 REPRO = """\
@@ -60,35 +59,6 @@ CI = (
 )  # fmt: skip
 
 STREAM = worktree.stream
-
-
-def make(folder: Path) -> Small:
-    """Commit the small pipeline, with what a round needs."""
-    return small_pipeline.create(folder, PIPELINE)
-
-
-def judgement(verdict: str, candidate: Version, champion: Version | None) -> GateResult:
-    """Make a result without comparing anything."""
-    return GateResult(
-        verdict=verdict,  # type: ignore[arg-type] # any of its words
-        decision="better",
-        champion_problem="",
-        reasons=(f"to {verdict} is what the test says.",),
-        candidate=str(candidate),
-        champion=str(champion) if champion else None,
-        candidate_sha256=candidate.sha256,
-        champion_sha256=champion.sha256 if champion else None,
-        data_hash="d" * 64,
-        images=0,
-        excluded={},
-        candidate_share=None,
-        champion_share=None,
-        criteria=(),
-        comparison=None,
-        classes=(),
-        flips=(),
-        conditions={"moment": "2026-11-23T22:00:00+00:00"},
-    )
 
 
 @dataclass
@@ -166,7 +136,11 @@ class Rounds:
         candidate, champion = self.alias(CANDIDATE), self.alias(CHAMPION)
         assert candidate
         out.mkdir(parents=True)
-        return Judged(judgement(self.verdict, candidate, champion), candidate, champion, ())
+        reasons = (f"to {self.verdict} is what the test says.",)
+        names = {"candidate": str(candidate), "champion": str(champion) if champion else None}
+        unmeasured: dict[str, Any] = {"comparison": None, "criteria": (), "classes": (), "flips": ()}
+        result = gate_result(verdict=self.verdict, reasons=reasons, **names, **unmeasured)
+        return Judged(result, candidate, champion, ())
 
     def carry_out(self, judged: Judged) -> bool:
         self.calls.append("promote")

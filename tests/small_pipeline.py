@@ -96,6 +96,11 @@ class Small:
         self.git("commit", "-q", "-m", message)
         return self.git("rev-parse", "HEAD")
 
+    def set_remote(self, **settings: object) -> None:
+        """Write DVC's configuration, as `dvc remote add --default` and `dvc remote modify` do."""
+        lines = "".join(f"{name} = {text}\n" for name, text in settings.items())
+        self.write(".dvc/config", f"[core]\nremote = store\n['remote \"store\"']\n{lines}")
+
     def copy(self, folder: Path) -> "Small":
         return Small(shutil.copytree(self.folder, folder, symlinks=True))
 

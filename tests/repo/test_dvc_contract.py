@@ -44,8 +44,8 @@ def test_a_remote_is_contacted_and_gets_the_run_cache_entries_of_this_lock_only(
     entries = [path for path in (tmp_path / "store/runs").rglob("*") if path.is_file()]
     assert len(entries) == 3, "one for each stage; the run with the other rate stays here"
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    keys = "endpointurl = http://127.0.0.1:9\naccess_key_id = a\nsecret_access_key = b\n"
-    small.write(".dvc/config.local", f"['remote \"store\"']\nurl = s3://bucket\n{keys}")
+    keys = {"access_key_id": "a", "secret_access_key": "b"}
+    small.set_remote(url="s3://bucket", endpointurl="http://127.0.0.1:9", **keys)
     assert "Could not connect to the endpoint URL" in dvc.check_remote(small.folder)
 
 

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from convoy.retraining import worktree
-from retraining_rounds import Programs, Rounds, make, started, with_fakes
-from small_pipeline import Small
+from retraining_rounds import PIPELINE, Programs, Rounds, started, with_fakes
+from small_pipeline import Small, create
 
 
 @pytest.fixture(scope="session")
 def committed(tmp_path_factory: pytest.TempPathFactory) -> Small:
     """The pipeline, committed; nothing has run. Read only."""
-    return make(tmp_path_factory.mktemp("retraining_rounds") / "repository")
+    return create(tmp_path_factory.mktemp("retraining_rounds") / "repository", PIPELINE)
 
 
 @pytest.fixture(scope="session")

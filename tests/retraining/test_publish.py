@@ -38,9 +38,7 @@ def remotes(trained: Rounds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """Remotes to push to, and a param that makes the next round train."""
     trained.small.git("init", "-q", "--bare", "-b", "main", str(tmp_path / "remote.git"))
     trained.small.git("remote", "add", "origin", "../remote.git")
-    trained.small.write(
-        ".dvc/config", f"[core]\n    remote = store\n['remote \"store\"']\n    url = {tmp_path}/store\n"
-    )
+    trained.small.set_remote(url=tmp_path / "store")
     trained.change_rate()
     trained.small.git("push", "-q", "origin", "main")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")

@@ -213,9 +213,7 @@ def test_missing_content_is_reported_with_its_file(small, tmp_path):
     message = r"content of weights/net\.pt\.dvc is not in DVC's cache and there is no DVC remote"
     with pytest.raises(RoundError, match=message):
         checkout_pinned(small.folder, has_remote=False)
-    small.write(
-        ".dvc/config", f"[core]\n    remote = store\n['remote \"store\"']\n    url = {tmp_path}/store\n"
-    )
+    small.set_remote(url=tmp_path / "store")
     with pytest.raises(RoundError, match=r"not in DVC's cache nor in the DVC remote(?s:.*)`dvc push`"):
         checkout_pinned(small.folder, has_remote=True)
 
