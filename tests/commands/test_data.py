@@ -108,26 +108,6 @@ def test_a_source_that_dvc_cannot_fetch_leaves_everything_as_it_was(repository, 
 
 
 @dvc_runs
-def test_an_interruption_leaves_everything_as_it_was(repository, pets, monkeypatch):
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    shutil.copytree(repository / "first", repository / "second")
-    real = subprocess.run
-    calls = []
-
-    def run_but_not_unfreeze(command, **options):
-        calls.append(command[3])
-        return interrupt() if command[3] == "unfreeze" else real(command, **options)
-
-    monkeypatch.setattr(subprocess, "run", run_but_not_unfreeze)
-    with pytest.raises(KeyboardInterrupt):
-        use(str(repository / "second"), repository)
-    assert calls[-1] == "unfreeze"
-    untouched(repository, pets)
-
-
-@dvc_runs
 def test_files_that_dvc_does_not_have_are_not_replaced(repository):
     (repository / "data" / "mine.png").write_bytes(b"x")
     with pytest.raises(DataError, match="data/ has changed since DVC fetched it"):

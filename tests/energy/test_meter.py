@@ -1,6 +1,7 @@
 """A stage's energy: figures, what they rest on, and that metering never costs a stage anything."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -233,6 +234,24 @@ def test_without_counters_this_process_and_its_children_are_estimated(monkeypatc
     assert used_s > 0.1
     assert meter.result()["energy"]["train_kwh"] == pytest.approx(used_s / 1000 + ram_kwh, rel=0.1)
     assert "cpu A CPU estimated" in meter.tags()["convoy.energy.train"]
+
+
+@pytest.mark.parametrize(
+    ("counter", "gpu", "tracked"),
+    [("", True, False), ("rapl", True, True), ("raspberry", False, True)]
+    + [(smi, gpu, gpu) for smi in ("nvidia-smi", "rocm-smi") for gpu in (True, False)],
+)
+def test_codecarbons_tracker_is_for_hardware_with_counters(
+    tracker, monkeypatch, tmp_path, counter, gpu, tracked
+):
+    tracker(rapl=counter == "rapl")
+    (tmp_path / "cpuinfo").write_text(CPUINFO)
+    monkeypatch.setattr(meters, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(cpu, "is_raspberry", lambda: counter == "raspberry")
+    monkeypatch.setattr(shutil, "which", lambda name: name if name == counter else None)
+    with metered("train", "world", gpu=gpu) as meter:
+        pass
+    assert isinstance(meter._tracker, FakeTracker) is tracked
 
 
 def test_an_unknown_country_is_refused_before_the_work_begins():

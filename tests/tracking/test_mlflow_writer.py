@@ -77,17 +77,8 @@ def test_a_second_delivery_changes_nothing(workplace, client, deliver, monkeypat
 @pytest.mark.parametrize(
     "name",
     [
-        "create_run",
-        "log_batch",
-        "log_artifact",
-        "log_inputs",
-        "create_logged_model",
-        "log_model_artifacts",
-        "finalize_logged_model",
-        "log_outputs",
-        "set_terminated",
-        "search_runs",
-        "get_run",
+        *("create_run", "log_batch", "log_artifact", "log_inputs", "create_logged_model", "log_outputs"),
+        *("log_model_artifacts", "finalize_logged_model", "set_terminated", "search_runs", "get_run"),
     ],
 )
 def test_wherever_a_delivery_breaks_off_the_next_one_makes_it_whole(
@@ -114,13 +105,7 @@ def test_wherever_a_delivery_breaks_off_the_next_one_makes_it_whole(
             deliver()
     deliver()
     assert calls
-    found = stored(run, client)
-    assert len(client.search_runs([found.info.experiment_id])) == 1
-    assert found.info.status == "FINISHED"
-    assert len(client.get_metric_history(found.info.run_id, "train/loss")) == 39
-    assert len(found.outputs.model_outputs) == 1
-    logged = client.search_logged_models([found.info.experiment_id])
-    assert [model.status for model in logged] == ["READY"]
+    assert_whole(client, run, workplace, 39)
     assert rows(workplace)["datasets"] == [(1,)]
     assert not outbox.journals(workplace / "outbox")
 
@@ -132,8 +117,8 @@ def test_what_is_tried_again_does_not_pile_up(workplace, client, monkeypatch):
     sent.read_new()
     sizes: list[int] = []
 
-    def refuse(self: MlflowClient, run_id: str, metrics: Any = (), params: Any = (), tags: Any = ()) -> None:
-        sizes.append(len(metrics))
+    def refuse(self: MlflowClient, run_id: str, **values: Any) -> None:
+        sizes.append(len(values["metrics"]))
         raise MlflowException("not now")
 
     with monkeypatch.context() as patch:
@@ -218,9 +203,9 @@ def test_many_points_take_few_calls(client, deliver, monkeypatch):
     sizes: list[int] = []
     real = MlflowClient.log_batch
 
-    def count(self: MlflowClient, run_id: str, metrics: Any = (), params: Any = (), tags: Any = ()) -> Any:
-        sizes.append(len(metrics))
-        return real(self, run_id, metrics, params, tags)
+    def count(self: MlflowClient, run_id: str, **values: Any) -> Any:
+        sizes.append(len(values.get("metrics", ())))
+        return real(self, run_id, **values)
 
     monkeypatch.setattr(MlflowClient, "log_batch", count)
     deliver()
@@ -352,26 +337,20 @@ def test_params_of_every_kind_arrive_and_none_throws(client, deliver):
 
 
 def test_a_store_with_other_limits_refuses_one_param_and_gets_the_rest(client, deliver, monkeypatch):
-    real_batch, real_param = MlflowClient.log_batch, MlflowClient.log_param
+    real = MlflowClient.log_batch
 
-    def batch(self: MlflowClient, run_id: str, metrics: Any = (), params: Any = (), tags: Any = ()) -> Any:
-        if any(len(param.value) > 500 for param in params):
+    def log_batch(self: MlflowClient, run_id: str, **values: Any) -> Any:
+        if any(len(param.value) > 500 for param in values.get("params", ())):
             raise MlflowException("too long", error_code=1000)
-        return real_batch(self, run_id, metrics, params, tags)
+        return real(self, run_id, **values)
 
-    def param(self: MlflowClient, run_id: str, key: str, value: str) -> Any:
-        if len(value) > 500:
-            raise MlflowException("too long", error_code=1000)
-        return real_param(self, run_id, key, value)
-
-    monkeypatch.setattr(MlflowClient, "log_batch", batch)
-    monkeypatch.setattr(MlflowClient, "log_param", param)
+    monkeypatch.setattr(MlflowClient, "log_batch", log_batch)
     with stages.standalone("old server", {}) as run:
         run.log_params({"short": 1, "long": "x" * 501})
     deliver()
-    found = stored(run, client)
-    assert found.data.params == {"short": "1"}
-    assert found.data.tags["param.long"] == "501 characters, in params/long.txt"
+    data = stored(run, client).data
+    assert data.params == {"short": "1"}
+    assert data.tags["param.long"] == "501 characters, in params/long.txt"
 
 
 def test_odd_names_become_different_usable_names():
