@@ -53,20 +53,18 @@ class Project:
     home: Path
 
     @property
-    def unverified(self) -> Path:
+    def unverified(self):
         return self.home / "deploy" / "model.unverified.onnx"
 
     @property
-    def model(self) -> Path:
+    def model(self):
         return self.home / "deploy" / "model.onnx"
 
-    def copy(self, home: Path) -> "Project":
+    def copy(self, home):
         shutil.copytree(self.home, home)
         return Project(home)
 
-    def export(
-        self, classes: dict[str, list[np.ndarray]], fit: str = "squash", layers: list | None = None
-    ) -> "Project":
+    def export(self, classes, fit="squash", layers=None):
         """Deliver, prepare, make a network with fresh weights, evaluate and export."""
         for name, images_u8 in classes.items():
             (self.home / "data" / name).mkdir(parents=True)
@@ -93,18 +91,18 @@ class Project:
         return self
 
     @staticmethod
-    def noisy(seed: int, images: int) -> list[np.ndarray]:
+    def noisy(seed, images):
         """Make images of several odd sizes, two of three of the same size."""
         rng = np.random.default_rng(seed)
         sizes = [(12, 12) if n % 3 else tuple(rng.integers(5, 40, 2).tolist()) for n in range(images)]
         return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
 
-    def measure_and_build(self) -> None:
+    def measure_and_build(self):
         params = EvaluateParams(batch_size=16, worst_images=2, feature_classes=1)
         evaluate(self.home / "dataset", self.home / "model", params, self.home / "evaluation")
         onnx_graph.build(self.home / "model", self.home / "deploy", IDENTITY)
 
-    def verify(self) -> dict:
+    def verify(self):
         """Verify in a process of its own, as the pipeline does: this one has imported torch."""
         done = subprocess.run(
             [sys.executable, "-c", VERIFY, str(self.home)],
@@ -120,7 +118,7 @@ THREE_CLASSES = {"Bär": 40, "cat|dog": 30, "x": 30}
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def built(tmp_path_factory):
     """Everything up to the unverified graph. Read only: tests that change something copy it."""
     project = Project(tmp_path_factory.mktemp("built"))
     return project.export(
@@ -129,19 +127,19 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @pytest.fixture(scope="session")
-def verified(built: Project, tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, dict]:
+def verified(built, tmp_path_factory):
     """A verified copy, with its metrics and whether its process imported torch. Read only."""
     project = built.copy(tmp_path_factory.mktemp("verified") / "project")
     return project, project.verify()
 
 
 @pytest.fixture
-def project(built: Project, tmp_path: Path) -> Project:
+def project(built, tmp_path):
     """A copy of everything up to the unverified graph, to be changed."""
     return built.copy(tmp_path / "project")
 
 
 @pytest.fixture
-def empty(tmp_path: Path) -> Project:
+def empty(tmp_path):
     """A project to which nothing was delivered yet."""
     return Project(tmp_path / "empty")

@@ -1,6 +1,5 @@
 """A delivery of numbered images taken through the real `prepare`, and contenders whose answers are fixed_models."""
 
-from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,9 +13,8 @@ from convoy.data.split import pixel_hash
 from convoy.export.image_index import Images
 from convoy.export.settings import ExportParams
 from convoy.export.verify import Comparison
-from convoy.gate.evidence import ModelUnderTest, UnavailableModel
+from convoy.gate.evidence import ModelUnderTest
 from convoy.gate.judge import judge
-from convoy.gate.result import GateResult
 from convoy.gate.settings import GateParams
 from convoy.gate.test_images import TestImages
 
@@ -41,7 +39,7 @@ LIMITS = {
 }
 
 
-def pixels(number: int) -> str:
+def pixels(number):
     return pixel_hash(fixed_models.image_u8(number))
 
 
@@ -57,18 +55,16 @@ class GateProject:
     made: int = field(default=0)
 
     @property
-    def test_images(self) -> TestImages:
+    def test_images(self):
         return TestImages.load(self.home / "dataset", self.home / "data")
 
-    def limits(self, **changes: object) -> GateParams:
+    def limits(self, **changes):
         return GateParams.model_validate(LIMITS | changes)
 
-    def judge(
-        self, candidate: ModelUnderTest, champion: ModelUnderTest | UnavailableModel | None, **limits: object
-    ) -> GateResult:
+    def judge(self, candidate, champion, **limits):
         return judge(candidate, champion, self.test_images, self.limits(**limits))
 
-    def images(self, seen: Collection[int] = (), labels: Mapping[int, str] | None = None) -> Images:
+    def images(self, seen=(), labels=None):
         """List every image as prepared, except `seen` images, which are of train, and other labels."""
         table = {}
         for number, label in enumerate(self.truth):
@@ -76,16 +72,7 @@ class GateProject:
             table[pixels(number)] = ((labels or {}).get(number, label), split)
         return Images(table)
 
-    def model(
-        self,
-        name: str = "convoy/7",
-        wrong: Collection[int] = (),
-        *,
-        classes: Sequence[str] | None = None,
-        predictions: Mapping[int, str] | None = None,
-        seen: Collection[int] = (),
-        **changes: object,
-    ) -> ModelUnderTest:
+    def model(self, name="convoy/7", wrong=(), *, classes=None, predictions=None, seen=(), **changes):
         """Make a model that is right except on the given images, for which it predicts the next class.
 
         Args:
@@ -119,7 +106,7 @@ class GateProject:
         return ModelUnderTest(**(attributes | changes))
 
 
-def verification(sha256: str, **limits: float) -> dict:
+def verification(sha256, **limits):
     """Return the part of verification.json that shows whether a model passed."""
     params = {"max_label_flips": 0, "max_probability_gap": 1e-4, "latency_runs": 10}
     comparison = Comparison("whole test split from delivered files", ExportParams(**params))
@@ -130,7 +117,7 @@ def verification(sha256: str, **limits: float) -> dict:
     }
 
 
-def deliver(home: Path, labels: Sequence[str], test: int) -> GateProject:
+def deliver(home, labels, test):
     """Write numbered images as files and prepare them: the first `test` are the test split."""
     rest = len(labels) - test
     for number, label in enumerate(labels):
@@ -143,11 +130,11 @@ def deliver(home: Path, labels: Sequence[str], test: int) -> GateProject:
     return GateProject(home, tuple(labels), test, tuple(sorted(set(labels))))
 
 
-def by_turns(test: int, classes: Sequence[str] = CLASSES) -> list[str]:
+def by_turns(test, classes=CLASSES):
     return [classes[n % len(classes)] for n in range(test + 15 * len(classes))]
 
 
-def write_limits(path: Path, limits: Mapping[str, object]) -> None:
+def write_limits(path, limits):
     """Type limits into a params.yaml."""
     content = yaml.load(path.read_text(encoding="utf-8"))
     content["gate"] = dict(limits)

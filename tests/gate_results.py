@@ -1,11 +1,8 @@
 """Results of the gate with given figures, for pages and reports."""
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy.stats import binomtest
 
 from convoy.gate.result import ClassFigures, Comparison, Criterion, Flip, GateResult, Share
@@ -21,12 +18,12 @@ HOSTILE = (
 """Names that would break a page, a table, a link or the direction of reading, if they were not escaped."""
 
 
-def share(correct: int, images: int) -> Share:
+def share(correct, images):
     ends = binomtest(correct, images).proportion_ci(0.95, method="wilson")
     return Share(correct, images, correct / images, float(ends.low), float(ends.high))
 
 
-def comparison(both_right: int, b: int, c: int, both_wrong: int) -> Comparison:
+def comparison(both_right, b, c, both_wrong):
     images = both_right + b + c + both_wrong
     low, high, p = 0.0, 0.0, 1.0
     if b + c:
@@ -39,7 +36,7 @@ def comparison(both_right: int, b: int, c: int, both_wrong: int) -> Comparison:
     )
 
 
-def criterion(name: str, **values: Any) -> Criterion:
+def criterion(name, **values):
     met = Criterion(name, name.replace("_", " "), None, None, "at least", "", held=True, note="")
     return replace(met, **values)
 
@@ -55,15 +52,15 @@ CRITERIA = (
 )
 
 
-def classes(names: Sequence[str] = DIGITS) -> tuple[ClassFigures, ...]:
+def classes(names=DIGITS):
     return tuple(
         ClassFigures(name, 30 + number, 0.8 + (number % 7) / 40, 0.9 - (number % 5) / 50)
         for number, name in enumerate(names)
     )
 
 
-def flips(fixed: int, broken: int, names: Sequence[str] = DIGITS) -> tuple[Flip, ...]:
-    def flip(number: int, kind: Any) -> Flip:
+def flips(fixed, broken, names=DIGITS):
+    def flip(number, kind):
         label, other = names[number % len(names)], names[(number + 3) % len(names)]
         answers = (label, other) if kind == "broken" else (other, label)
         return Flip(f"{label}/{kind}_{number:04}.png", label, *answers, 0.61, 0.72, kind)
@@ -71,7 +68,7 @@ def flips(fixed: int, broken: int, names: Sequence[str] = DIGITS) -> tuple[Flip,
     return (*(flip(n, "broken") for n in range(broken)), *(flip(n, "fixed") for n in range(fixed)))
 
 
-def gate_result(**values: Any) -> GateResult:
+def gate_result(**values):
     """Make a promotion for a gain of 14 to 2 on 357 images, with other values."""
     return GateResult(
         **{
@@ -104,7 +101,7 @@ def gate_result(**values: Any) -> GateResult:
     )
 
 
-def without_champion(**values: Any) -> GateResult:
+def without_champion(**values):
     alone = tuple(ClassFigures(row.name, row.images, row.candidate, None) for row in classes())
     return gate_result(
         champion=None,
@@ -118,7 +115,7 @@ def without_champion(**values: Any) -> GateResult:
     )
 
 
-def identical() -> GateResult:
+def identical():
     """Keep a candidate that is the champion, with nothing measured."""
     return gate_result(
         verdict="keep",
@@ -137,7 +134,7 @@ def identical() -> GateResult:
     )
 
 
-def hostile() -> GateResult:
+def hostile():
     """Refuse, with every text that comes from a delivery being hostile."""
     sentence = " ".join(HOSTILE)
     return gate_result(
@@ -153,7 +150,7 @@ def hostile() -> GateResult:
     )
 
 
-def thumbnails(result: GateResult) -> dict[str, npt.NDArray[np.uint8]]:
+def thumbnails(result):
     """Draw a gray of its own for each image that flipped."""
     return {
         flip.path: np.full((8, 8, 3), 10 + number, dtype=np.uint8) for number, flip in enumerate(result.flips)

@@ -4,17 +4,14 @@ import re
 import secrets
 import shutil
 import sqlite3
-from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import RLock
 from types import SimpleNamespace
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from mlflow.entities import LoggedModel, Run
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from mlflow.store.entities.paged_list import PagedList
@@ -22,21 +19,13 @@ from mlflow.tracking import MlflowClient
 
 import fixed_models
 from convoy.core import files
-from convoy.gate.evidence import ModelUnderTest
-from convoy.registry.client import Registry, Version
+from convoy.registry.client import Registry
 from convoy.tracking import mlflow_writer, store
 
 CLASSES = ["Bär", "cat", "x"]
 
 
-def write_verified(
-    folder: Path,
-    run_id: str,
-    *,
-    accuracy: float = 0.9,
-    classes: Sequence[str] = CLASSES,
-    params_hash: str = "e" * 64,
-) -> str:
+def write_verified(folder, run_id, *, accuracy=0.9, classes=CLASSES, params_hash="e" * 64):
     """Write what `export` leaves in build/deploy: a model with its verification, card and images; return its sha256."""
     identity = {
         "run_id": run_id,
@@ -59,7 +48,7 @@ def write_verified(
     return sha256
 
 
-def write_under_test(folder: Path, model: ModelUnderTest) -> None:
+def write_under_test(folder, model):
     """Write the files of a model of `gate_project`."""
     folder.mkdir(parents=True)
     shutil.copy(model.onnx, folder / "model.onnx")
@@ -71,7 +60,7 @@ def write_under_test(folder: Path, model: ModelUnderTest) -> None:
     pq.write_table(pa.Table.from_pylist(images), folder / "images.parquet")
 
 
-def set_param(folder: Path, key: str, value: str) -> None:
+def set_param(folder, key, value):
     """Change one value of `tracking` in params.yaml."""
     path = folder / "params.yaml"
     text, count = re.subn(rf"(?m)^  {key}: \S+", f"  {key}: {value}", path.read_text(encoding="utf-8"))
@@ -82,23 +71,23 @@ def set_param(folder: Path, key: str, value: str) -> None:
 class Mortal:
     """A client whose store dies: after so many calls it does another without answering it, then refuses all."""
 
-    def __init__(self, client: MlflowClient) -> None:
+    def __init__(self, client):
         self._client = client
         self.left: int | None = None
         self.dead = False
 
-    def die_after(self, calls: int) -> None:
+    def die_after(self, calls):
         self.left = calls
 
-    def revive(self) -> None:
+    def revive(self):
         self.left, self.dead = None, False
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name):
         method = getattr(self._client, name)
         if not callable(method):
             return method
 
-        def call(*words: Any, **named: Any) -> Any:
+        def call(*words, **named):
             if self.dead:
                 raise MlflowException("connection refused")
             done = method(*words, **named)
@@ -118,7 +107,7 @@ class MemoryClient:
     tracking_uri = "memory"
     page = 2
 
-    def __init__(self, folder: Path = Path()) -> None:
+    def __init__(self, folder=Path()):
         self.folder = folder
         self.aliases: dict[str, str] = {}
         self.experiments: dict[str, SimpleNamespace] = {}
@@ -126,47 +115,45 @@ class MemoryClient:
         self.versions: dict[str, SimpleNamespace] = {}
         self._lock = RLock()
 
-    def get_registered_model(self, name: str) -> SimpleNamespace:
+    def get_registered_model(self, name):
         return SimpleNamespace(name=name, aliases=dict(self.aliases), tags={})
 
-    def set_registered_model_alias(self, _: str, alias: str, number: str) -> None:
+    def set_registered_model_alias(self, _, alias, number):
         self.aliases[alias] = number
 
-    def create_model_version(
-        self, name: str, source: str, run_id: str = "", tags: Mapping[str, str] = {}
-    ) -> SimpleNamespace:
+    def create_model_version(self, name, source, run_id="", tags=()):
         number = str(len(self.versions) + 1)
         facts = {"name": name, "version": number, "source": source, "run_id": run_id, "tags": dict(tags)}
         self.versions[number] = SimpleNamespace(**facts, creation_timestamp=int(number))
         return self.versions[number]
 
-    def get_model_version(self, _: str, number: str) -> SimpleNamespace:
+    def get_model_version(self, _, number):
         if number not in self.versions:
             raise MlflowException("no such version", error_code=RESOURCE_DOES_NOT_EXIST)
         return self.versions[number]
 
-    def get_model_version_download_uri(self, _: str, number: str) -> str:
+    def get_model_version_download_uri(self, _, number):
         return str(self.versions[number].source)
 
-    def set_model_version_tag(self, _: str, number: str, key: str, text: str) -> None:
+    def set_model_version_tag(self, _, number, key, text):
         self.versions[number].tags[key] = text
 
-    def search_model_versions(self, _: str, page_token: str | None = None) -> PagedList[SimpleNamespace]:
+    def search_model_versions(self, _, page_token=None):
         return self._paged(list(self.versions.values())[::-1], page_token)
 
-    def delete_model_version(self, _: str, number: str) -> None:
+    def delete_model_version(self, _, number):
         del self.versions[number]
 
-    def log_artifacts(self, number: str, folder: str, name: str) -> None:
+    def log_artifacts(self, number, folder, name):
         shutil.copytree(folder, self.folder / number / name)
 
-    def get_experiment_by_name(self, name: str) -> SimpleNamespace | None:
+    def get_experiment_by_name(self, name):
         return self.experiments.get(name)
 
-    def get_experiment(self, number: str) -> SimpleNamespace:
+    def get_experiment(self, number):
         return next(made for made in self.experiments.values() if made.experiment_id == number)
 
-    def create_experiment(self, name: str, artifact_location: str | None, tags: Mapping[str, str]) -> str:
+    def create_experiment(self, name, artifact_location, tags):
         with self._lock:
             if name in self.experiments:
                 raise MlflowException("exists")
@@ -176,9 +163,7 @@ class MemoryClient:
             )
             return number
 
-    def create_run(
-        self, _: str, start_time: int = 0, tags: Mapping[str, str] = {}, run_name: str = ""
-    ) -> SimpleNamespace:
+    def create_run(self, _, start_time=0, tags=(), run_name=""):
         with self._lock:
             number = f"run-{len(self.runs) + 1:03}"
             info = {"run_id": number, "run_name": run_name, "status": "RUNNING", "start_time": start_time}
@@ -189,21 +174,19 @@ class MemoryClient:
             self.runs.append(run)
             return run
 
-    def get_run(self, number: str) -> SimpleNamespace:
+    def get_run(self, number):
         return next(run for run in self.runs if run.info.run_id == number)
 
-    def set_tag(self, number: str, key: str, text: str) -> None:
+    def set_tag(self, number, key, text):
         self.get_run(number).data.tags[key] = text
 
-    def set_terminated(self, number: str, status: str = "FINISHED") -> None:
+    def set_terminated(self, number, status="FINISHED"):
         self.get_run(number).info.status = status
 
-    def log_artifact(self, number: str, path: str) -> None:
+    def log_artifact(self, number, path):
         pass
 
-    def search_runs(
-        self, _: Sequence[str], query: str, page_token: str | None = None, order_by: Sequence[str] = ()
-    ) -> PagedList[SimpleNamespace]:
+    def search_runs(self, _, query, page_token=None, order_by=()):
         assert order_by == ["attributes.start_time ASC"]
         model = re.search(r"tags.`convoy.model` = '([^']*)'", query)
         status = re.search(r"attributes.status = '(\w+)'", query)
@@ -217,9 +200,7 @@ class MemoryClient:
             ]
         return self._paged(runs, page_token)
 
-    def _paged(
-        self, results: Sequence[SimpleNamespace], page_token: str | None
-    ) -> PagedList[SimpleNamespace]:
+    def _paged(self, results, page_token):
         end = int(page_token or 0) + self.page
         return PagedList(results[end - self.page : end], str(end) if end < len(results) else None)
 
@@ -233,14 +214,14 @@ class RegistryProject:
     _made: int = field(default=0)
 
     @property
-    def registry(self) -> Registry:
+    def registry(self):
         return Registry.open()
 
     @property
-    def deploy(self) -> Path:
+    def deploy(self):
         return self.folder / "build/deploy"
 
-    def version(self, model: ModelUnderTest | None = None, alias: str = "", *, files: bool = True) -> Version:
+    def version(self, model=None, alias="", *, files=True):
         """Make a version whose files, by default made up, lie among the artifacts of a run of its own."""
         self._made += 1
         run_id = f"20261123-1000{self._made:02}-{secrets.token_hex(3)}"
@@ -266,14 +247,14 @@ class RegistryProject:
             registry.point(alias, version)
         return version
 
-    def versions(self, count: int, *, files: bool = True) -> list[Version]:
+    def versions(self, count, *, files=True):
         return [self.version(files=files) for _ in range(count)]
 
-    def champion(self) -> str:
+    def champion(self):
         """Number of the champion, read without the proxy."""
         return str(self.client.get_registered_model(self.registry.model).aliases.get("champion", ""))
 
-    def export(self, run_id: str = "", **facts: Any) -> str:
+    def export(self, run_id="", **facts):
         """Leave a verified model in build/deploy, as `dvc repro` does; return the id of its run, which no store has."""
         self._made += 1
         run_id = run_id or f"20261123-1000{self._made:02}-{secrets.token_hex(3)}"
@@ -283,7 +264,7 @@ class RegistryProject:
         files.write_json(self.folder / "build/metrics/export.json", {"deploy": {"accuracy": 0.9}})
         return run_id
 
-    def train(self, **facts: Any) -> Run:
+    def train(self, **facts):
         """Leave a verified model in build/deploy, and its finished run with the model in the store."""
         run_id = self.export(**facts)
         experiment = store.experiment(self.client, "convoy").experiment_id
@@ -299,24 +280,24 @@ class RegistryProject:
         self.client.set_terminated(run.info.run_id)
         return self.client.get_run(run.info.run_id)
 
-    def model_of(self, run: Run) -> LoggedModel:
+    def model_of(self, run):
         """Find the only model that a run logged."""
         [model] = self.client.search_logged_models(
             [run.info.experiment_id], f"source_run_id = '{run.info.run_id}'"
         )
         return model
 
-    def stored(self, version: Version) -> Path:
+    def stored(self, version):
         """Locate a version's file on the disk, where the store is local."""
         uri = self.client.get_model_version_download_uri(version.model, version.number)
         return Path(uri.removeprefix("file://")) / "model.onnx"
 
-    def point_nowhere(self, alias: str) -> None:
+    def point_nowhere(self, alias):
         """Let an alias point to version 99, as only the database can: MLflow takes a deleted version's aliases away."""
         with closing(sqlite3.connect(self.folder / "mlflow.db")) as database, database:
             database.execute("UPDATE registered_model_aliases SET version = 99 WHERE alias = ?", (alias,))
 
-    def entries(self) -> list[tuple[str, str, dict[str, str]]]:
+    def entries(self):
         """List the runs of the promotion log, oldest first: name, status, tags."""
         experiment = self.client.get_experiment_by_name("convoy promotions")
         if experiment is None:
