@@ -26,8 +26,7 @@ Depth = Literal["low", "middle", "high"]
 
 MOST_MAPS = 8  # maps kept per layer
 BORDER = 16  # divisor of a map's side that gives its border: two cells of 32; maps below 16 cells have none
-READABLE_SIDES = (4, 2, 1)
-"""Smallest readable sides of a map, in cells, tried in this order: smaller maps show no shape."""
+READABLE_SIDES = (4, 2, 1)  # smallest sides of a map that shows a shape, in cells, tried in this order
 
 _REFINES = (_NormBase, nn.LayerNorm, *(getattr(nn, name) for name, _ in ACTIVATIONS.values()))
 """Layers behind a convolution whose output is still that convolution's map."""
@@ -86,7 +85,6 @@ class Features:
         layers: at most three; fewer if the network has fewer convolutions.
         convolutions: number of convolutions that ran.
         passed_over: whether there are deeper layers, whose maps are smaller.
-        images: in the order given.
     """
 
     first: str | None

@@ -16,8 +16,9 @@ from PIL import Image
 from convoy.core import files, templates
 from convoy.evaluation.feature_maps import ActivationMap, Features, ImageFeatures
 
-THUMBNAIL_PX = 128
-"""Largest side of a mistake in the report, in pixels: two hundred of them should still open at once."""
+THUMBNAIL_PX = (
+    128  # largest side of a mistake in the report, in pixels: two hundred should still open at once
+)
 LARGEST_IMAGE_PX = 224  # largest side of an image in the features page, in pixels; larger ones are shrunk
 LARGEST_MAP = 112  # largest side of a map in the features page, in cells; larger ones are shrunk
 MOST_FILTERS = 96  # most filters drawn: transformers start with a thousand

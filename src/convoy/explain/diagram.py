@@ -28,8 +28,7 @@ SHARING = {*ACTIVATIONS, *_NORMS, "dropout", "flatten", "parameter", "Permute"}
 TALLEST = 2.4
 THICKEST = 0.8
 THINNEST = 0.05
-THICK_CHANNELS = 64
-"""Channels of the thickest box, at least: the three of an image should look thin in a small network too."""
+THICK_CHANNELS = 64  # of the thickest box, at least: an image's three should look thin in a small network too
 SLANT = (0.32, 0.22)  # right and up for each unit into the page
 LINE = 15.0  # width of a line of boxes; longer networks are broken into lines of about equal length
 LETTER, TITLE_LETTER = 0.075, 0.1  # width of a letter of a caption and of the title

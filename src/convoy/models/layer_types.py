@@ -55,8 +55,7 @@ ACTIVATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
 _LOW_AND_HIGH = {"hardtanh": ("min_val", -1.0, "max_val", 1.0), "rrelu": ("lower", 1 / 8, "upper", 1 / 3)}
 """Activations with one argument that must be less than another, with torch's defaults of both."""
 
-OVER_CHANNELS = ("softmax", "softmin", "log_softmax", "glu")
-"""Activations over all channels of a pixel; torch's dim=1."""
+OVER_CHANNELS = ("softmax", "softmin", "log_softmax", "glu")  # over all channels of a pixel; torch's dim=1
 
 Count = Annotated[int, Field(ge=1)]
 Margin = Annotated[int, Field(ge=0)]

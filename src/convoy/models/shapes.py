@@ -16,8 +16,7 @@ from convoy.models import layer_types
 from convoy.models.layer_types import Layer, pair
 from convoy.models.spec import Spec
 
-LARGEST_PX = 1024
-"""Largest image side that the search for a working side tries: the upper limit of `data.image_px`."""
+LARGEST_PX = 1024  # largest image side that the search for a working side tries: the limit of `data.image_px`
 
 Volume = tuple[int, ...]
 

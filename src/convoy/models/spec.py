@@ -44,8 +44,7 @@ FOLDER = Path("networks")
 KEYS = ("layers", "blocks", "init", "twin", "made_for", "torchvision")
 
 MAX_LAYERS = 10_000  # of a network: far above any that trains, far below what blocks within blocks could make
-MAX_DEPTH = 32
-"""Most lists of layers within each other; Python's recursion limit, a few times higher, reports no line."""
+MAX_DEPTH = 32  # of lists of layers; Python's recursion limit, a few times higher, reports no line
 
 SYNONYMS = {
     "linear": "dense",

@@ -212,8 +212,7 @@ class CheckpointStore:
 
 def _age_s(folder: Path) -> float:
     """Measure the seconds since the newest file of a folder was written."""
-    times = [path.stat().st_mtime for path in (folder, *folder.glob("*"))]
-    return time.time() - max(times)
+    return time.time() - max(path.stat().st_mtime for path in (folder, *folder.glob("*")))
 
 
 def _remove(path: Path) -> None:

@@ -15,8 +15,7 @@ from torch import Tensor
 from convoy.core.dataset import Dataset
 from convoy.training.settings import Augmentation, TrainParams
 
-_ORDER, _AUGMENT = 0, 1
-"""Streams of random numbers of one seed, epoch and step that must not repeat each other."""
+_ORDER, _AUGMENT = 0, 1  # streams of random numbers that must not repeat each other
 
 
 class Batch(NamedTuple):
