@@ -214,6 +214,8 @@ def test_a_training_is_repeated_once_dvc_has_recorded_its_result(tmp_path, monke
     )
     assert (checkpoints.resume(reference) is None) is recorded
     assert (checkpoints.newest() is None) is recorded
+    save(checkpoints, 2)
+    assert checkpoints.resume(reference) is not None, "the repeated training resumes too"
 
 
 @pytest.fixture
