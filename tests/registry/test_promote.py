@@ -14,6 +14,7 @@ from convoy.registry.client import CANDIDATE, CHAMPION, RegistryError, Version
 from convoy.registry.promote import Judged
 from convoy.retraining import outcome
 from gate_project import LIMITS, TEST, by_turns, deliver, write_limits
+from verdicts import breaches
 
 FEW = range(12)
 """Images that a good model gets wrong."""
@@ -113,9 +114,7 @@ def test_a_round_finds_the_champions_images_from_its_worktree(project, gate_proj
     shutil.copy(project.folder / "params.yaml", worktree)
     monkeypatch.setenv("CONVOY_REPOSITORY", str(project.folder))
     monkeypatch.chdir(worktree)
-    found = outcome._images(champion)
-    assert found is not None
-    assert found.table == gate_project.images().table
+    assert outcome._images(champion).table == gate_project.images().table
 
 
 def test_a_candidate_whose_file_is_missing_gets_no_verdict(here, gate_project, tmp_path):
@@ -126,7 +125,14 @@ def test_a_candidate_whose_file_is_missing_gets_no_verdict(here, gate_project, t
     assert here.champion() == ""
 
 
-def test_without_a_candidate_it_says_how_to_register_one(here, tmp_path):
+def test_damaged_files_beside_a_candidate_count_as_missing(here, gate_project, tmp_path):
+    candidate = here.version(gate_project.model(wrong=FEW), CANDIDATE)
+    for name in ("verification.json", "images.parquet"):
+        (here.stored(candidate).parent / name).write_text("{")
+    assert breaches(promote.judge(tmp_path).judgement) == ["proof", "seen"]
+
+
+def test_without_a_candidate_the_error_names_the_command_that_registers(here, tmp_path):
     with pytest.raises(RequestError, match=r"no version with the alias `candidate`.*convoy register"):
         promote.judge(tmp_path)
 
@@ -156,15 +162,11 @@ def test_an_override_promotes_a_refused_candidate_and_is_recorded(memory):
     memory.registry.point(CANDIDATE, candidate)
     refused = verdict_on(candidate, champion, verdict="refuse")
     assert not promote.carry_out(refused)
-    assert promote.carry_out(refused, override="the old one is withdrawn")
+    assert promote.carry_out(refused, override="withdrawn")
     assert memory.champion() == candidate.number
-    assert memory.registry.version(candidate.number).tags["gate.override"] == "the old one is withdrawn"
+    assert memory.registry.version(candidate.number).tags["gate.override"] == "withdrawn"
     [(name, status, tags)] = memory.entries()
-    assert (name, status, tags["convoy.reason"]) == (
-        "override convoy/2",
-        "FINISHED",
-        "the old one is withdrawn",
-    )
+    assert (name, status, tags["convoy.reason"]) == ("override convoy/2", "FINISHED", "withdrawn")
 
 
 def test_a_registry_that_goes_down_while_judging_leaves_the_champion(
