@@ -138,8 +138,7 @@ def test_files_of_a_folder_in_git_are_named_although_dvc_lists_none(small):
     small.remove("code/b.py")
     small.write("code/d.py", "new\n")
     change = changes(small, "prepare")["code"]
-    assert change["diff"] == "git diff HEAD -- code"
-    assert change["run_committed"] is True
+    assert (change["diff"], change["run_committed"]) == ("git diff HEAD -- code", True)
     assert change["files"] == [
         {"name": "code/a.py", "added": 1, "removed": 0},
         {"name": "code/b.py", "added": 0, "removed": 1},

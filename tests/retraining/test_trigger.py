@@ -71,9 +71,8 @@ def web_import(committed: Small, tmp_path_factory: pytest.TempPathFactory) -> It
 @pytest.fixture
 def web_rounds(web_import, tmp_path, monkeypatch) -> tuple[Rounds, str]:
     """A copy of it, with the server as it was when the data were imported."""
-    monkeypatch.setattr(Server, "content", b"one")
-    monkeypatch.setattr(Server, "etag", True)
-    monkeypatch.setattr(Server, "methods", [])
+    for name, value in {"content": b"one", "etag": True, "methods": []}.items():
+        monkeypatch.setattr(Server, name, value)
     return started(Rounds(web_import[0]), tmp_path, monkeypatch), web_import[1]
 
 
@@ -178,12 +177,9 @@ def test_params_code_specs_and_limits_change_the_inputs_and_comments_do_not(smal
 
     seen = [trigger.look(small.folder).inputs]
     for name, old, new in (
-        ("params.yaml", "lr: 0.5", "lr: 0.25"),
-        ("params.yaml", "min_accuracy: 0.5", "min_accuracy: 0.6"),
-        ("train.sh", "mkdir -p", "mkdir  -p"),
-        ("nets/one.yaml", "1", "11"),
-        ("dvc.yaml", "sh evaluate.sh", "sh -e evaluate.sh"),
-    ):
+        ("params.yaml", "lr: 0.5", "lr: 0.25"), ("params.yaml", "min_accuracy: 0.5", "min_accuracy: 0.6"),
+        ("train.sh", "mkdir -p", "mkdir  -p"), ("nets/one.yaml", "1", "11"), ("dvc.yaml", "sh evaluate", "sh -e evaluate"),
+    ):  # fmt: skip
         small.edit(name, old, new)
         seen.append(look())
     assert len(set(seen)) == len(seen)

@@ -21,13 +21,9 @@ from squares import write_dataset
 
 LAYERS = ["conv: {filters: 8, kernel: 3}", "norm", "relu", "global_avg_pool", "flatten", "dense: classes"]
 USUAL = {
-    "network.name": "tiny",
-    "train.epochs": 3,
-    "train.batch_size": 16,
-    "train.lr": 0.1,
-    "train.augment": [],
+    "network.name": "tiny", "train.epochs": 3, "train.batch_size": 16, "train.lr": 0.1, "train.augment": [],
     "train.precision": 32,
-}
+}  # fmt: skip
 SPACE = """
 sweep:
   trials: 4        # in all
