@@ -114,7 +114,7 @@ def lines(judged: Judged, *, moved: bool, dry_run: bool) -> Iterator[str]:
     result = judged.judgement
     yield from result.reasons
     yield ""
-    width = max((len(criterion.title) for criterion in result.criteria), default=0)
+    width = max(len(criterion.title) for criterion in result.criteria)
     for criterion in result.criteria:
         yield f"  {criterion.title:<{width}}  {text.criterion_line(criterion)}"
     yield ""
