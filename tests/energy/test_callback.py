@@ -73,6 +73,13 @@ def test_the_whole_training_is_forecast_once_after_a_minute(capsys, kwh, first, 
     assert capsys.readouterr().out == line % "estimated; Germany"
 
 
+def test_a_forecast_needs_one_step_done_and_one_to_come(capsys):
+    training = Training(Metered(), steps=2)
+    training.now += 60
+    training.run(1)
+    assert "the whole training will take about 0.02 kWh" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("kwh", "steps", "run"), [(0.0, 100, 19), (0.0, 20, 20), (None, 100, 100), (0.0, float("inf"), 100)]
 )
