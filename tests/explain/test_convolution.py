@@ -219,9 +219,13 @@ def sums(text):
     return printed
 
 
-def test_every_printed_sum_adds_up_and_is_in_the_activation():
+@pytest.mark.parametrize("stride", [1, 2])
+def test_every_printed_sum_adds_up_and_is_in_the_activation(stride):
     text, worked = explained(
-        "1 -2 3; 4 0.5 6; 7 8 9 | 1 0 0; 0 2 0; 0 0 3", ("1 2; -3 4 | 0 1; 1 0", "1 1; 1 1"), padding=1
+        "1 -2 3; 4 0.5 6; 7 8 9 | 1 0 0; 0 2 0; 0 0 3",
+        ("1 2; -3 4 | 0 1; 1 0", "1 1; 1 1"),
+        padding=1,
+        stride=stride,
     )
     assert [line for line in text.splitlines() if line.startswith("  filter ")] == [
         "  filter 1, typed 1:",
