@@ -132,6 +132,8 @@ def test_figures_equal_those_of_scikit_learn_to_the_last_digit_and_a_ratio_witho
     }
     assert summary["macro_f1"] == 0.30857142857142855
     assert (summary["accuracy"], summary["images"]) == (0.5, 10)
+    single = summarise(np.eye(2, dtype=np.int64), ["a", "b"])["per_class"]["a"]
+    assert single == {"precision": 1, "recall": 1, "f1": 1, "images": 1}
 
 
 def test_rows_of_the_confusion_are_actual_and_columns_predicted_whichever_classes_occur():
