@@ -62,6 +62,6 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A fresh clone in which nothing has run. Read only: tests that run something take `finished`."""
+def fresh_clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A clone in which nothing has run. Read only: tests that run something take `finished`."""
     return clone_working_tree(tmp_path_factory.mktemp("fresh") / "clone")

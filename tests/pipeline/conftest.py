@@ -1,6 +1,7 @@
 """What tests of comparison share: a clone in which experiments have run."""
 
 import os
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
@@ -15,6 +16,12 @@ QUICK = (
 
 QUEUED = "lr-0.02"
 HERE = "lr-0.1"
+
+
+@pytest.fixture
+def clone(finished: tuple[Clone, str], tmp_path: Path) -> Clone:
+    """A copy of the clone in which `make repro` has run, for a test that changes it."""
+    return finished[0].copy(tmp_path / "clone")
 
 
 @pytest.fixture(scope="session")

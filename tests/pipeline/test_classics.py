@@ -17,9 +17,8 @@ pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
     ("name", "px"), [("alexnet", 63), ("vgg16", 32), ("googlenet", 32), ("inception_v3", 299)]
 )
 def test_a_classic_trains_a_few_steps_and_is_verified(
-    finished: tuple[Clone, str], tmp_path: Path, name: str, px: int
+    clone: Clone, tmp_path: Path, name: str, px: int
 ) -> None:
-    clone = finished[0].copy(tmp_path / "clone")
     with zipfile.ZipFile(clone.folder / "samples/digits/digits.zip") as archive:
         for digit in "01":
             for image in sorted(one for one in archive.namelist() if one.startswith(f"{digit}/"))[:24]:

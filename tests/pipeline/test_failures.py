@@ -5,7 +5,6 @@ import signal
 import subprocess
 import time
 import zipfile
-from pathlib import Path
 
 import pytest
 
@@ -16,10 +15,7 @@ from convoy.tracking.journal import Sent
 pytestmark = pytest.mark.pipeline
 
 
-def test_a_graph_beyond_the_limits_gets_no_final_name_and_fails_the_run(
-    finished: tuple[Clone, str], tmp_path: Path
-) -> None:
-    clone = finished[0].copy(tmp_path / "clone")
+def test_a_graph_beyond_the_limits_gets_no_final_name_and_fails_the_run(clone: Clone) -> None:
     clone.set_param("export.max_probability_gap", "0.0")
     said = clone.run("dvc", "repro", fails=True)
     assert "ERROR in export" in said
@@ -46,10 +42,7 @@ def start_long_training(clone: Clone) -> subprocess.Popen[str]:
     return process
 
 
-def test_ctrl_c_leaves_a_killed_run_and_a_repository_that_works(
-    finished: tuple[Clone, str], tmp_path: Path
-) -> None:
-    clone = finished[0].copy(tmp_path / "clone")
+def test_ctrl_c_leaves_a_killed_run_and_a_repository_that_works(clone: Clone) -> None:
     process = start_long_training(clone)
     rest = clone.stop(process, signal.SIGINT)
     assert process.returncode != 0
@@ -60,10 +53,7 @@ def test_ctrl_c_leaves_a_killed_run_and_a_repository_that_works(
     assert runs(clone)[0].info.status == "RUNNING", "evaluate and export would join it"
 
 
-def test_a_delivery_without_images_keeps_the_earlier_dataset_restorable(
-    finished: tuple[Clone, str], tmp_path: Path
-) -> None:
-    clone = finished[0].copy(tmp_path / "clone")
+def test_a_delivery_without_images_keeps_the_earlier_dataset_restorable(clone: Clone) -> None:
     with zipfile.ZipFile(clone.folder / "samples/digits/digits.zip", "w") as archive:
         archive.writestr("readme.txt", "no images here")
     said = clone.run("dvc", "repro", fails=True)
@@ -73,10 +63,7 @@ def test_a_delivery_without_images_keeps_the_earlier_dataset_restorable(
     assert "Running stage" not in clone.run("dvc", "repro"), "everything came back from the cache"
 
 
-def test_make_repro_refuses_wrong_params_before_anything_runs(
-    finished: tuple[Clone, str], tmp_path: Path
-) -> None:
-    clone = finished[0].copy(tmp_path / "clone")
+def test_make_repro_refuses_wrong_params_before_anything_runs(clone: Clone) -> None:
     clone.set_param("train.lr", "0.1", rename="lrr")
     command = clone.start("python", "pipelines/repro.py", PYTHONPATH="src")
     output, _ = command.communicate()
@@ -86,15 +73,14 @@ def test_make_repro_refuses_wrong_params_before_anything_runs(
     assert (clone.folder / "build/model/weights.pt").exists(), "earlier outputs were touched"
 
 
-def test_a_stage_that_does_not_exist_is_refused_with_those_that_do(clone: Clone) -> None:
-    command = clone.start("python", "pipelines/repro.py", "--until", "deploy", PYTHONPATH="src")
+def test_a_stage_that_does_not_exist_is_refused_with_those_that_do(fresh_clone: Clone) -> None:
+    command = fresh_clone.start("python", "pipelines/repro.py", "--until", "deploy", PYTHONPATH="src")
     said, _ = command.communicate()
     assert command.returncode == 2
     assert "--until takes prepare, train, evaluate or export, not deploy" in said
 
 
-def test_a_tracking_server_that_is_down_stops_nothing(finished: tuple[Clone, str], tmp_path: Path) -> None:
-    clone = finished[0].copy(tmp_path / "clone")
+def test_a_tracking_server_that_is_down_stops_nothing(clone: Clone) -> None:
     clone.set_param("export.latency_runs", "10")
     said = clone.run("dvc", "repro", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     assert said.count("Not synced to http://127.0.0.1:9: ") == 1
@@ -105,9 +91,8 @@ def test_a_tracking_server_that_is_down_stops_nothing(finished: tuple[Clone, str
 
 
 def test_a_run_whose_processes_were_killed_is_marked_by_its_uploader_or_by_the_next_command(
-    finished: tuple[Clone, str], tmp_path: Path
+    clone: Clone,
 ) -> None:
-    clone = finished[0].copy(tmp_path / "clone")
     clone.stop(start_long_training(clone), signal.SIGKILL)
     assert runs(clone)[0].info.status == "KILLED", "its uploader lives in a session of its own"
     clone.set_param("train.lr", "0.02")

@@ -21,8 +21,7 @@ QUICK = (
 )
 
 
-def test_mlflow_run_trains_inside_the_run_that_it_opened(finished: tuple[Clone, str], tmp_path: Path) -> None:
-    clone = finished[0].copy(tmp_path / "clone")
+def test_mlflow_run_trains_inside_the_run_that_it_opened(clone: Clone) -> None:
     said = clone.run(
         *COMMAND, "--env-manager", "local", *QUICK, MLFLOW_TRACKING_URI=f"sqlite:///{clone.folder}/mlflow.db"
     )
@@ -37,18 +36,14 @@ def test_mlflow_run_trains_inside_the_run_that_it_opened(finished: tuple[Clone, 
     assert newest.data.metrics["deploy/label_flips"] == 0
 
 
-def test_mlflow_run_refuses_a_misspelt_key_before_anything_runs(
-    finished: tuple[Clone, str], tmp_path: Path
-) -> None:
-    clone = finished[0].copy(tmp_path / "clone")
+def test_mlflow_run_refuses_a_misspelt_key_before_anything_runs(clone: Clone) -> None:
     said = clone.run(*COMMAND, "--env-manager", "local", "-P", "train.epoch=1", fails=True)
     assert "unknown key train.epoch; did you mean `train.epochs`?" in said
     assert "Running stage" not in said
 
 
 @pytest.mark.slow
-def test_mlflow_run_builds_its_environment_from_the_lock(finished: tuple[Clone, str], tmp_path: Path) -> None:
-    clone = finished[0].copy(tmp_path / "clone")
+def test_mlflow_run_builds_its_environment_from_the_lock(clone: Clone, tmp_path: Path) -> None:
     clone.run(
         *COMMAND, "--env-manager", "uv", *QUICK,
         MLFLOW_TRACKING_URI=f"sqlite:///{clone.folder}/mlflow.db", MLFLOW_ENV_ROOT=str(tmp_path / "envs"),

@@ -30,8 +30,7 @@ def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def test_every_bash_line_of_the_readme_works(finished: tuple[Clone, str], tmp_path: Path) -> None:
-    clone = finished[0].copy(tmp_path / "clone")
+def test_every_bash_line_of_the_readme_works(clone: Clone, tmp_path: Path) -> None:
     clone.run("git", "reset", "-q", "HEAD~1")  # as `make repro` leaves it: dvc.lock not committed yet
     home = tmp_path / "home"
     with zipfile.ZipFile(clone.folder / "samples/digits/digits.zip") as archive:
@@ -73,8 +72,7 @@ def test_the_readmes_tree_exists(repository: Path) -> None:
         assert name in made or (repository / name).exists(), f"the README's tree shows {name}"
 
 
-def test_make_ui_serves_the_runs(finished: tuple[Clone, str], tmp_path: Path) -> None:
-    clone = finished[0].copy(tmp_path / "clone")
+def test_make_ui_serves_the_runs(clone: Clone) -> None:
     port = free_port()
     server = clone.start("make", "ui", f"VENV={sys.prefix}", f"PORT={port}")
     address = f"http://127.0.0.1:{port}/"

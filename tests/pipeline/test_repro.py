@@ -103,8 +103,7 @@ def test_the_model_says_which_run_commit_and_data_it_comes_from(finished: tuple[
     assert json.loads(said["convoy.classes"]) == [str(digit) for digit in range(10)]
 
 
-def test_a_second_repro_runs_nothing_and_opens_no_run(finished: tuple[Clone, str], tmp_path: Path) -> None:
-    clone = finished[0].copy(tmp_path / "clone")
+def test_a_second_repro_runs_nothing_and_opens_no_run(clone: Clone) -> None:
     before = len(runs(clone))
     said = clone.run("dvc", "repro")
     assert "Running stage" not in said
@@ -128,9 +127,8 @@ def changed_stages(clone: Clone) -> set[str]:
     ],
 )
 def test_a_param_changes_exactly_the_stages_that_read_it(
-    finished: tuple[Clone, str], tmp_path: Path, name: str, value: str, stages: set[str]
+    clone: Clone, name: str, value: str, stages: set[str]
 ) -> None:
-    clone = finished[0].copy(tmp_path / "clone")
     clone.set_param(name, value)
     assert changed_stages(clone) == stages
 
@@ -147,9 +145,8 @@ def test_a_param_changes_exactly_the_stages_that_read_it(
     ],
 )
 def test_an_edit_changes_exactly_the_stages_that_import_the_file(
-    finished: tuple[Clone, str], tmp_path: Path, file: str, stages: set[str]
+    clone: Clone, file: str, stages: set[str]
 ) -> None:
-    clone = finished[0].copy(tmp_path / "clone")
     with (clone.folder / file).open("a") as source:
         source.write("# edited\n")
     assert changed_stages(clone) == stages
@@ -174,10 +171,7 @@ def test_a_rerun_of_export_opens_a_run_that_names_the_training_it_reuses(
         assert second.data.metrics[name] == first.data.metrics[name]
 
 
-def test_training_again_gives_the_same_weights_and_metrics(
-    finished: tuple[Clone, str], tmp_path: Path
-) -> None:
-    clone = finished[0].copy(tmp_path / "clone")
+def test_training_again_gives_the_same_weights_and_metrics(clone: Clone) -> None:
     before = sha256(clone.folder / "build/model/weights.pt"), metrics(clone, "train")
     clone.run("dvc", "repro", "--force", "--single-item", "train")
     after = sha256(clone.folder / "build/model/weights.pt"), metrics(clone, "train")

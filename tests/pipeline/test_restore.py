@@ -57,10 +57,7 @@ def test_the_verified_model_leads_to_a_chain_in_which_nothing_is_missing(finishe
     assert links["dvc.lock"]["value"] == stored.data.tags["convoy.lock"]
 
 
-def test_why_names_the_param_and_the_file_of_the_real_pipeline(
-    finished: tuple[Clone, str], tmp_path: Path
-) -> None:
-    clone = finished[0].copy(tmp_path / "clone")
+def test_why_names_the_param_and_the_file_of_the_real_pipeline(clone: Clone) -> None:
     assert "Nothing to do" in convoy(clone, "why")
     clone.set_param("train.lr", "0.02")
     with (clone.folder / "src/convoy/evaluation/evaluate.py").open("a", encoding="utf-8") as file:

@@ -97,10 +97,10 @@ def assert_as_if_unbroken(clone: Clone, whole: Clone, before: int) -> None:
 
 
 def test_a_training_killed_three_times_ends_as_if_it_had_not_been(
-    finished: tuple[Clone, str], tmp_path: Path
+    finished: tuple[Clone, str], clone: Clone, tmp_path: Path
 ) -> None:
     whole = unbroken(finished[0], tmp_path / "whole")
-    clone = prepared(finished[0].copy(tmp_path / "clone"))
+    prepared(clone)
     before = len(runs(clone))
     kill_in_training(clone, saves=3)
     newest = newest_checkpoint(clone)
@@ -117,11 +117,11 @@ def test_a_training_killed_three_times_ends_as_if_it_had_not_been(
 
 @pytest.mark.slow
 def test_a_training_killed_twenty_times_at_random_ends_as_if_it_had_not_been(
-    finished: tuple[Clone, str], tmp_path: Path
+    finished: tuple[Clone, str], clone: Clone, tmp_path: Path
 ) -> None:
     chance = random.Random(20261123)  # noqa: S311 (when to kill)
     whole = unbroken(finished[0], tmp_path / "whole", epochs=100)
-    clone = prepared(finished[0].copy(tmp_path / "clone"), epochs=100)
+    prepared(clone, epochs=100)
     before = len(runs(clone))
     kills = 0
     while kills < 20:
@@ -136,10 +136,8 @@ def test_a_training_killed_twenty_times_at_random_ends_as_if_it_had_not_been(
     assert_as_if_unbroken(clone, whole, before)
 
 
-def test_a_spent_time_budget_leaves_a_run_that_the_next_goes_on_with(
-    finished: tuple[Clone, str], tmp_path: Path
-) -> None:
-    clone = prepared(finished[0].copy(tmp_path / "clone"))
+def test_a_spent_time_budget_leaves_a_run_that_the_next_goes_on_with(clone: Clone) -> None:
+    prepared(clone)
     before = len(runs(clone))
     clone.set_param("checkpoints.time_budget_min", "0.0001")
     said = clone.run("dvc", "repro", "train", fails=True)
@@ -154,10 +152,8 @@ def test_a_spent_time_budget_leaves_a_run_that_the_next_goes_on_with(
     assert "Running stage" not in clone.run("dvc", "repro", "train"), "another budget trains nothing anew"
 
 
-def test_a_second_training_on_the_same_inputs_is_refused_while_the_first_runs(
-    finished: tuple[Clone, str], tmp_path: Path
-) -> None:
-    clone = prepared(finished[0].copy(tmp_path / "clone"))
+def test_a_second_training_on_the_same_inputs_is_refused_while_the_first_runs(clone: Clone) -> None:
+    prepared(clone)
     clone.set_param("train.epochs", "500")
     first = subprocess.Popen(
         ["python", "pipelines/train.py"],
@@ -179,10 +175,8 @@ def test_a_second_training_on_the_same_inputs_is_refused_while_the_first_runs(
         first.wait()
 
 
-def test_a_forced_training_starts_from_its_beginning_and_gives_the_same_weights(
-    finished: tuple[Clone, str], tmp_path: Path
-) -> None:
-    clone = prepared(finished[0].copy(tmp_path / "clone"))
+def test_a_forced_training_starts_from_its_beginning_and_gives_the_same_weights(clone: Clone) -> None:
+    prepared(clone)
     clone.set_param("train.epochs", "1")
     clone.run("dvc", "repro", "train")
     weights = (clone.folder / "build/model/weights.pt").read_bytes()

@@ -275,9 +275,11 @@ def by_hand(services: Services, branch: str) -> Clone:
 
 
 @pytest.mark.parametrize("job", [steps, script], ids=["github", "gitlab"])
-def test_a_runner_without_a_server_or_a_remote_reports_both(clone: Clone, tmp_path: Path, job: Any) -> None:
+def test_a_runner_without_a_server_or_a_remote_reports_both(
+    fresh_clone: Clone, tmp_path: Path, job: Any
+) -> None:
     services = Services(tmp_path, server="")
-    services.host(clone)
+    services.host(fresh_clone)
     runner = services.runner()
     [(command, env)] = job()
     process = services.start(runner, command, env)

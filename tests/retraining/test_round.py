@@ -270,8 +270,8 @@ def test_the_script_takes_no_arguments_and_push_is_0_or_1(monkeypatch, repositor
         runpy.run_path(str(repository / "pipelines/retrain.py"))["main"]()
 
 
-def test_force_and_pull_reach_dvc_and_other_options_do_not(clone, tmp_path):
-    own = Clone(shutil.copytree(clone.folder, tmp_path / "clone", symlinks=True))
+def test_force_and_pull_reach_dvc_and_other_options_do_not(fresh_clone, tmp_path):
+    own = Clone(shutil.copytree(fresh_clone.folder, tmp_path / "clone", symlinks=True))
     (tmp_path / "fake/dvc").mkdir(parents=True)
     (tmp_path / "fake/dvc/__init__.py").touch()
     (tmp_path / "fake/dvc/__main__.py").write_text("import sys; print('DVC', *sys.argv[1:]); sys.exit(1)\n")

@@ -106,11 +106,11 @@ def test_an_environment_that_is_not_there_is_refused_with_what_to_type(
     assert "make repro" in done.stdout
 
 
-def test_a_python_that_does_not_fit_is_refused_with_what_to_type(clone: Clone) -> None:
-    said = clone.run("make", "repro", "PYTHON=/no/such/python", fails=True)
+def test_a_python_that_does_not_fit_is_refused_with_what_to_type(fresh_clone: Clone) -> None:
+    said = fresh_clone.run("make", "repro", "PYTHON=/no/such/python", fails=True)
     assert "No Python 3.11 to 3.13 found (tried: /no/such/python)" in said
     assert "make PYTHON=/path/to/python3.12" in said
-    assert not (clone.folder / ".venv").exists()
+    assert not (fresh_clone.folder / ".venv").exists()
 
 
 @pytest.mark.parametrize(
