@@ -16,38 +16,19 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("typed", "value"),
-    [("1e-3", 0.001), ("5e-05", 0.00005), ("0.03", 0.03), ("no", "no"), ("010", 10), ("[a, {b: 2}]", ["a", {"b": 2}])],
-)  # fmt: skip
+    [
+        *((text, 0.001) for text in ("1e-3", "1.0e-3", "0.001", "1E-3", "1000e-6", ".1e-2", "0.00001e2")),
+        *(("5e-05", 0.00005), ("no", "no"), ("on", "on"), ("010", 10), ("[a, {b: 2}]", ["a", {"b": 2}])),
+        *(("1e3x", "1e3x"), ("'1e3'", "1e3"), ("12:30", "12:30")),
+    ],
+)
 def test_values_have_the_types_of_yaml_1_2(typed: str, value: object) -> None:
     assert yaml.load(f"key: {typed}\n") == {"key": value}
     assert type(yaml.load(typed)) is type(value)
 
 
-@pytest.mark.parametrize(
-    ("text", "facts"),
-    [
-        ("a: 1\nb: 2\na: 3\n", (":3", "`a`", "twice")),
-        ("a:\n\tb: 1\n", (":2", "spaces, not tabs")),
-        ("a: [1\n", (":2", "not valid YAML")),
-        ("- 1\n- 2\n", ("list",)),
-        ("", ("nothing",)),
-    ],
-)
-def test_what_is_not_a_mapping_in_yaml_is_refused_with_its_line(
-    path: Path, text: str, facts: tuple[str, ...]
-) -> None:
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(RequestError) as caught:
-        yaml.read(path)
-    for fact in (str(path), *facts):
-        assert fact in str(caught.value)
-
-
-def test_a_missing_file_and_one_that_is_not_text_are_refused(path: Path) -> None:
+def test_a_missing_file_is_refused(path: Path) -> None:
     with pytest.raises(RequestError, match="does not exist"):
-        yaml.read(path)
-    path.write_bytes(b"a: \xff\n")
-    with pytest.raises(RequestError, match=r"not UTF-8 text: .* byte 3"):
         yaml.read(path)
 
 
@@ -163,30 +144,9 @@ def file(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("written", ["1e-3", "1.0e-3", "0.001", "1E-3", "1000e-6", ".1e-2", "0.00001e2"])
-@pytest.mark.parametrize("read", [yaml.read, yaml.read_located])
-def test_a_power_of_ten_is_a_number_with_or_without_a_point(file, read, written):
-    assert read(file(f"lr: {written}\n")) == {"lr": 0.001}
-
-
-def test_a_number_that_dvc_writes_is_read_as_that_number(file):
-    assert yaml.read(file("train:\n  weight_decay: 5e-05\n"))["train"]["weight_decay"] == 0.00005
-    assert yaml.load(yaml.dump({"weight_decay": 0.00005})) == {"weight_decay": 0.00005}
-
-
-def test_text_that_only_starts_like_a_number_stays_text(file):
-    assert yaml.read(file("a: 1e3x\nb: '1e3'\nc: on\nd: 12:30\n")) == {
-        "a": "1e3x",
-        "b": "1e3",
-        "c": "on",
-        "d": "12:30",
-    }
-
-
 @pytest.mark.parametrize("read", [yaml.read, yaml.read_located])
 def test_windows_line_ends_are_read_like_others(file, read):
     content = read(file("a: 1\r\nb: [1,\r\n  2]\r\nc: >\r\n  some\r\n  text\r\n"))
-
     assert content == {"a": 1, "b": [1, 2], "c": "some text\n"}
 
 
@@ -207,7 +167,8 @@ def test_values_that_come_from_no_file_have_no_line():
 @pytest.mark.parametrize(
     ("content", "line", "fragments"),
     [
-        ("layers: [relu\n", ":2", ["expected ',' or ']'"]),
+        ("layers: [relu\n", ":2", ["not valid YAML", "expected ',' or ']'"]),
+        ("a:\n\tb: 1\n", ":2", ["spaces, not tabs"]),
         ("layers: *a\n", ":1", ["undefined alias 'a'"]),
         ("a: 1\nb: {c: 1,\n  c: 2}\n", ":3", ["`c` occurs twice"]),
         ("layers:\n  - \x07\n", "", ["unacceptable character #x0007"]),
