@@ -215,7 +215,9 @@ def test_a_run_that_waits_in_the_outbox_is_found_with_what_is_missing(traced, mo
     assert sources.records.artifacts(record, "pipeline") == {"pipeline/params.yaml"}
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    assert "http://me:***@127.0.0.1:9 does not answer" in trace.look(waiting, Path.cwd())[1].store_error
+    error = trace.look(waiting, Path.cwd())[1].store_error
+    assert "http://me:***@127.0.0.1:9 does not answer" in error
+    assert "secret" not in error
     assert "two · lr 1" in render(waiting)
     for unknown in (FIRST, "HEAD~1"):
         with pytest.raises(StoreError, match=r":9 does not answer(.|\n)*MLFLOW_TRACKING_URI"):
