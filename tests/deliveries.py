@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convoy.data.settings import DataParams, SplitParams
+from convoy.data.settings import DataParams
 
 Files = Mapping[str, bytes]
 
@@ -40,12 +40,9 @@ def pets() -> dict[str, bytes]:
 @pytest.fixture(scope="session")
 def parts() -> dict[str, bytes]:
     """Two classes in train, val and test."""
+    folders = [f"{part}/{label}" for part in ("train", "val", "test") for label in ("cat", "dog")]
     return {
-        f"{part}/{label}/{n}.png": png_of(100 * index + n)
-        for index, (part, label) in enumerate(
-            (p, c) for p in ("train", "val", "test") for c in ("cat", "dog")
-        )
-        for n in range(5)
+        f"{folder}/{n}.png": png_of(100 * index + n) for index, folder in enumerate(folders) for n in range(5)
     }
 
 
@@ -92,12 +89,7 @@ def tarred(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def settings() -> Callable[..., DataParams]:
     def make(**changes: object) -> DataParams:
-        values = {
-            "image_px": 8,
-            "fit": "squash",
-            "splits": SplitParams(val=0.2, test=0.2),
-            "max_quarantined": 0.1,
-        }
-        return DataParams.model_validate(values | changes)
+        usual = {"image_px": 8, "fit": "squash", "splits": {"val": 0.2, "test": 0.2}, "max_quarantined": 0.1}
+        return DataParams.model_validate(usual | changes)
 
     return make

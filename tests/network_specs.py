@@ -24,6 +24,11 @@ def made_for(name):
     return shipped, *((shipped.made_for.classes, shipped.made_for.image_px) if shipped.made_for else (10, 32))
 
 
+def slow_but(quick, names):
+    """Parameters of a test that is slow but for some names."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 @pytest.fixture
 def load(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -1,7 +1,5 @@
 """Rounds of retraining, and a reader of their reports."""
 
-from dataclasses import replace
-
 from markdown_it import MarkdownIt
 
 import gate_results
@@ -23,10 +21,8 @@ IDENTITY = Identity(
     onnx_sha256="a" * 64,
     lock_sha256="7" * 64,
 )
-ENERGY = {
-    "train_kwh": 0.0021, "train_co2_kg": 0.001, "train_how": "estimated",
-    "kwh": 0.0024, "co2_kg": 0.0011, "how": "estimated",
-}  # fmt: skip
+ENERGY = {"kwh": 0.0024, "co2_kg": 0.0011, "how": "estimated"}
+ENERGY |= {"train_kwh": 0.0021, "train_co2_kg": 0.001, "train_how": "estimated"}
 DELIVERIES = [
     Delivery("data and models", "s3://team/store"),
     Delivery("pull request", "https://example.org/pull/12"),
@@ -39,39 +35,37 @@ def images(count, names=gate_results.DIGITS, poisoned=()):
     """Make a dataset of images; poisoned classes are labelled as the next one."""
 
     def label(number):
-        position = number % len(names)
-        return names[(position + 1) % len(names) if names[position] in poisoned else position]
+        name = names[number % len(names)]
+        return names[(number + 1) % len(names)] if name in poisoned else name
 
     return Images({f"{n:064x}": (label(n), "test" if n % 5 == 0 else "train") for n in range(count)})
 
 
 def round_with(outcome, **values):
-    record = RoundRecord(
-        outcome=outcome,
-        started="2026-11-23T22:10:05Z",
-        seconds=164.2,
-        trigger="the data changed upstream",
-        source="https://example.org/digits.zip",
-        champion="convoy/7",
-        champion_before="convoy/7",
-        gate_result=gate_results.gate_result(),
-        changes=diff(images(200), images(260)),
-        energy=ENERGY,
-        steps=[Step("look upstream", 1.3, "3 files differ"), Step("repro", 142.7), Step("push", 0.04)],
-        identity=IDENTITY,
-        push=True,
-        deliveries=DELIVERIES,
-        job=JOB,
-    )
-    return replace(record, **values)
+    usual = {
+        "started": "2026-11-23T22:10:05Z",
+        "seconds": 164.2,
+        "trigger": "the data changed upstream",
+        "source": "https://example.org/digits.zip",
+        "champion": "convoy/7",
+        "champion_before": "convoy/7",
+        "gate_result": gate_results.gate_result(),
+        "changes": diff(images(200), images(260)),
+        "energy": ENERGY,
+        "steps": [Step("look upstream", 1.3, "3 files differ"), Step("repro", 142.7), Step("push", 0.04)],
+        "identity": IDENTITY,
+        "push": True,
+        "deliveries": DELIVERIES,
+        "job": JOB,
+    }
+    return RoundRecord(outcome=outcome, **(usual | values))
 
 
 def ended_early(outcome, **values):
     """Make a round that ended before anything was trained."""
     nothing = {"trigger": "", "gate_result": None, "changes": None, "energy": {}, "identity": Identity()}
-    return round_with(
-        outcome, **{**nothing, "deliveries": [], "steps": [Step("look upstream", 1.3)], **values}
-    )
+    nothing |= {"deliveries": [], "steps": [Step("look upstream", 1.3)]}
+    return round_with(outcome, **(nothing | values))
 
 
 ROUNDS = {
@@ -93,9 +87,7 @@ ROUNDS = {
     ),
     "nothing-new": ended_early("nothing-new", reason="Data, params and code are those of convoy/7."),
     "skipped": ended_early("skipped", reason="Another round runs since 21:00 UTC (process 4711)."),
-    "failed": round_with(
-        "failed", reason="The remote refused the branch:\n  ! [remote rejected]", log="one\ntwo"
-    ),
+    "failed": round_with("failed", reason="The remote refused the branch:\n  ! [remote rejected]", log="one\ntwo"),
     "paused": round_with("paused", reason="The time budget is spent."),
     "no champion": round_with("kept", champion="", champion_before=""),
     "failed early": ended_early("failed", reason="MLFLOW_TRACKING_URI is not set.", champion=""),
@@ -146,7 +138,6 @@ class Parsed:
 
     @staticmethod
     def content(token):
-        """Give the text of a line, code and decoded entities included."""
         kinds = {"text", "code_inline", "text_special"}
         return "".join(child.content for child in token.children if child.type in kinds).replace("\u200b", "")
 

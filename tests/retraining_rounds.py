@@ -92,7 +92,7 @@ class Rounds:
         return (self.root / "build/retrain/report.md").read_text(encoding="utf-8")
 
     def branches(self) -> list[str]:
-        return other_branches(self.small)
+        return branches(self.small)
 
     def champion(self) -> str:
         return self.alias_numbers.get(CHAMPION, "")
@@ -136,9 +136,9 @@ class Rounds:
         candidate, champion = self.alias(CANDIDATE), self.alias(CHAMPION)
         assert candidate
         out.mkdir(parents=True)
-        reasons = (f"to {self.verdict} is what the test says.",)
         names = {"candidate": str(candidate), "champion": str(champion) if champion else None}
         unmeasured: dict[str, Any] = {"comparison": None, "criteria": (), "classes": (), "flips": ()}
+        reasons = (f"to {self.verdict} is what the test says.",)
         result = gate_result(verdict=self.verdict, reasons=reasons, **names, **unmeasured)
         return Judged(result, candidate, champion, ())
 
@@ -154,16 +154,13 @@ class Rounds:
     def grow_older(self, days: float) -> None:
         """Age everything in the registry."""
         past = int(days * 24 * 3600 * 1000)
-        self.registered = [
-            replace(version, created_ms=version.created_ms - past) for version in self.registered
-        ]
+        self.registered = [replace(known, created_ms=known.created_ms - past) for known in self.registered]
         self.moves = [replace(move, moment_ms=move.moment_ms - past) for move in self.moves]
 
 
-def other_branches(repository: Small) -> list[str]:
+def branches(repository: Small) -> list[str]:
     """List the branches besides main."""
-    names = repository.git("branch", "--format=%(refname:short)").split()
-    return [name for name in names if name != "main"]
+    return [name for name in repository.git("branch", "--format=%(refname:short)").split() if name != "main"]
 
 
 def with_fakes(rounds: Rounds, patch: pytest.MonkeyPatch) -> Rounds:

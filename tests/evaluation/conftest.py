@@ -6,11 +6,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from convoy.core import files
 from convoy.evaluation.evaluate import evaluate
 from convoy.evaluation.settings import EvaluateParams
 from convoy.models import trained
 from convoy.models.spec import Spec
+from squares import write_packed
 
 PX = 8
 CLASSES = ["<b>dark</b>", "light & grey"]
@@ -28,27 +28,12 @@ def measured_things(tmp_path_factory):
     for n, label in enumerate(labels):
         images_u8[n] = np.clip(BRIGHTNESS[label] + rng.integers(-5, 6, (PX, PX, 3)), 0, 255)
     labels[[12, 13, 15, 17]] = [1, 0, 0, 0]
-    dataset = folder / "dataset"
-    dataset.mkdir()
-    np.save(dataset / "images.npy", images_u8)
-    np.save(dataset / "labels.npy", labels.astype(np.int64))
-    facts = {"classes": CLASSES, "image_px": PX, "fit": "squash", "splits": SPLITS, "mean": [0.5] * 3}
-    counts = {
-        split: {name: int((labels[a:b] == k).sum()) for k, name in enumerate(CLASSES)}
-        for split, (a, b) in SPLITS.items()
-    }
-    files.write_json(dataset / "dataset.json", facts | {"counts": counts, "std": [0.5] * 3, "hash": "0" * 64})
+    write_packed(folder / "dataset", images_u8, labels, SPLITS, CLASSES)
     rows = [-1, *reversed(range(52))]
-    pq.write_table(
-        pa.table(
-            {
-                "path": ["broken.png", *(f"class/{row:02}.png" for row in rows[1:])],
-                "sha256": [f"{row:064x}" if row >= 0 else "f" * 64 for row in rows],
-                "row": rows,
-            }
-        ),
-        dataset / "manifest.parquet",
-    )
+    paths = ["broken.png", *(f"class/{row:02}.png" for row in rows[1:])]
+    hashes = [f"{row:064x}" if row >= 0 else "f" * 64 for row in rows]
+    manifest = pa.table({"path": paths, "sha256": hashes, "row": rows})
+    pq.write_table(manifest, folder / "dataset/manifest.parquet")
     spec = Spec.model_validate({"name": "brightness", "layers": ["flatten", {"dense": "classes"}]})
     kept = {"classes": CLASSES, "image_px": PX, "fit": "squash", "mean": [0.5] * 3, "std": [0.5] * 3}
     model_facts = trained.ModelFacts(network="brightness", spec=spec, **kept)
@@ -56,8 +41,7 @@ def measured_things(tmp_path_factory):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-        dense = list(model.network.modules())[-1]
-        dense.weight[1] = 0.02
+        model.network.dense1.weight[1] = 0.02
     trained.save(folder / "model", model, model_facts)
     return folder
 

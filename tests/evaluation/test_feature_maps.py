@@ -26,7 +26,6 @@ def test_a_map_is_what_norm_and_activation_made_of_the_convolution():
         low = net.relu1(net.norm1(net.conv1(network_input(model, image_u8))))
         high = net.leaky_relu1(net.conv2(net.max_pool1(low)))
         answer = model(torch.from_numpy(image_u8).permute(2, 0, 1)[None].float()).softmax(1)[0]
-
     assert_maps_are_of(low, features.images[0].strongest["low"])
     assert_maps_are_of(high, features.images[0].strongest["high"])
     assert features.layers["low"].operations == ["Conv2d", "BatchNorm2d", "ReLU"]
@@ -42,7 +41,6 @@ def test_a_map_at_the_end_of_a_residual_is_the_sum_that_goes_on():
     with torch.no_grad():
         middle = net.relu1(net.residual1(net.conv1(network_input(model, image_u8))))
         high = net.residual2(middle)
-
     assert [layer.name for layer in features.layers.values()] == ["conv1", "residual1", "residual2"]
     assert features.layers["middle"].operations == ["Sum", "ReLU"]
     assert_maps_are_of(middle, features.images[0].strongest["middle"])
@@ -56,7 +54,6 @@ def test_in_place_layers_do_not_change_the_maps():
     with torch.no_grad():
         low = net.relu(net.bn1(net.conv1(network_input(model, image_u8))))
         high = net.layer2(net.layer1(net.maxpool(low.clone())))
-
     assert features.layers["high"].name == "layer2.1"
     assert_maps_are_of(low, features.images[0].strongest["low"])
     assert_maps_are_of(high, features.images[0].strongest["high"])
@@ -98,7 +95,7 @@ def test_maps_too_small_to_show_a_shape_are_passed_over():
 )
 def test_the_first_the_middle_and_the_last_readable_layer_are_picked(sides, picked):
     layers = [
-        feature_maps.Layer(f"conv{n}", f"conv{n}", ["Conv2d"], (4, side, side), (f"conv{n}", 0))
+        feature_maps.Layer(str(n), str(n), ["Conv2d"], (4, side, side), (str(n), 0))
         for n, side in enumerate(sides)
     ]
     assert [layers.index(layer) for layer in feature_maps.choose(layers).values()] == picked

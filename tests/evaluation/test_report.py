@@ -31,23 +31,19 @@ def page(evaluated):
     return (evaluated[0] / "report.html").read_text(encoding="utf-8")
 
 
-def test_the_report_is_self_contained(page):
+def test_the_report_is_self_contained_and_escapes_class_names(page):
     assert "90.00" in page
     assert len(links(page)) == 1 + 3
     assert all(link.startswith("data:image/png;base64,") for link in links(page))
     assert "<script" not in page
-
-
-def test_class_names_are_escaped_in_the_report(page):
     assert "<b>dark</b>" not in page
     assert "&lt;b&gt;dark&lt;/b&gt;" in page
 
 
 def test_pages_are_readable_in_light_and_dark(evaluated, page):
     for text in (page, (evaluated[0] / "features.html").read_text(encoding="utf-8")):
-        light, dark = (
-            re.search(r"--ink: (#\w+)", part)[1] for part in text.split("prefers-color-scheme: dark")[:2]
-        )
+        parts = text.split("prefers-color-scheme: dark")
+        light, dark = (re.search(r"--ink: (#\w+)", part)[1] for part in parts[:2])
         assert light != dark
 
 
@@ -69,11 +65,10 @@ def test_the_most_confident_mistakes_come_first():
 @pytest.mark.parametrize(
     "classes",
     [
-        ["0", "1"],
         ["costs $5", "$\\frac{$", "a name that is much longer than its axis"],
         [f"class {k}" for k in range(300)],
     ],
-    ids=["two", "formulas", "many"],
+    ids=["formulas", "many"],
 )
 @pytest.mark.filterwarnings("error")
 def test_the_confusion_matrix_of_any_class_names_and_numbers_is_drawn(classes):
@@ -88,7 +83,7 @@ def test_the_confusion_matrix_has_a_transparent_background_and_text_readable_on_
     assert image.mode == "RGBA"
     assert image.getpixel((0, 0))[3] == 0
     luminance = [(x / 255) ** 2.2 for x in bytes.fromhex(report.TEXT.removeprefix("#"))]
-    text = 0.2126 * luminance[0] + 0.7152 * luminance[1] + 0.0722 * luminance[2]
+    text = float(np.dot(luminance, [0.2126, 0.7152, 0.0722]))
     assert 1.05 / (text + 0.05) > 3
     assert (text + 0.05) / 0.05 > 3
 
@@ -153,7 +148,7 @@ def test_gray_images_show_the_sum_of_the_weights_over_the_colours(tmp_path):
         (["flatten", {"dense": "classes"}], "no convolution, so there are no filters or maps to show", 0),
         (
             [{"conv": {"filters": 4, "kernel": 16, "stride": 16}}, *HEAD],
-            "has 1 convolution, so .* later layers process tokens",
+            "1 convolution, .* layers process tokens",
             4,
         ),
     ],

@@ -19,9 +19,8 @@ def boxes_of(name):
 def has_margins(path):
     """Return whether no ink reaches the edge, where it would be cut off."""
     with Image.open(path) as image:
-        ink = image.convert("L").point(lambda value: 255 * (value < 250)).getbbox()
-        assert ink is not None
-        return ink[0] > 0 and ink[1] > 0 and ink[2] < image.width and ink[3] < image.height
+        left, top, right, bottom = image.convert("L").point(lambda value: 255 * (value < 250)).getbbox()
+        return left > 0 and top > 0 and right < image.width and bottom < image.height
 
 
 def test_lenet5_is_its_eight_volumes():

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 
@@ -47,10 +48,8 @@ def test_every_shipped_network_is_listed_with_its_numbers_and_from_then_on_witho
     assert entries["alexnet"] == alexnet
     lenet5 = entries["lenet5"]
     assert (lenet5.image_px, lenet5.classes, lenet5.smallest_px) == (32, 10, 16)
-    code = (
-        "import sys; sys.modules['torch'] = None; from pathlib import Path; from convoy.explain import network_list;"
-        f"print(len(network_list.entries(Path({str(SHIPPED)!r}), 32, 10, everything=False, quiet=True)))"
-    )
+    code = "import sys; sys.modules['torch'] = None; from pathlib import Path; from convoy.explain import network_list;"
+    code += f"print(len(network_list.entries(Path({str(SHIPPED)!r}), 32, 10, everything=False, quiet=True)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(len(entries))
 
@@ -63,9 +62,9 @@ def test_a_network_that_takes_no_such_images_is_counted_for_the_smallest_that_it
 
 
 def test_a_broken_spec_is_listed_with_its_error(home):
-    (home / "broken.yaml").write_text("layers: [convolution, flatten]\n", encoding="utf-8")
-    (home / "cut.yaml").write_text("layers: [{dense: classes}]\n", encoding="utf-8")
-    (home / "fine.yaml").write_text("layers: [flatten, {dense: classes}]\n", encoding="utf-8")
+    specs = {"broken": "convolution, flatten", "cut": "{dense: classes}", "fine": "flatten, {dense: classes}"}
+    for name, layers in specs.items():
+        (home / f"{name}.yaml").write_text(f"layers: [{layers}]\n", encoding="utf-8")
     broken, cut, fine = described(home)
     assert "broken.yaml:1, layer 1: unknown layer `convolution`" in str(broken.problem)
     assert "needs a flat row, but its input is the volume 1×1×3" in str(cut.problem)
@@ -78,11 +77,9 @@ def test_a_broken_spec_is_listed_with_its_error(home):
 
 def test_a_spec_is_measured_once_until_its_layers_change(home, monkeypatch):
     (home / "mine.yaml").write_text("layers: [flatten, {dense: classes}]\n", encoding="utf-8")
-    measured = []
-    measure = network_list._measure
-    monkeypatch.setattr(
-        network_list, "_measure", lambda *args: measured.append(args[0].name) or measure(*args)
-    )
+    measured, measure = [], network_list._measure
+    watched = Mock(side_effect=lambda spec, *more: measured.append(spec.name) or measure(spec, *more))
+    monkeypatch.setattr(network_list, "_measure", watched)
     first = described(home)
     (home / "mine.yaml").rename(home / "other.yaml")
     assert described(home) == [first[0].model_copy(update={"name": "other"})]

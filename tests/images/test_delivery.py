@@ -48,13 +48,8 @@ def test_a_folder_with_two_archives_is_refused(zipped, folder, pets):
 
 
 def test_litter_is_skipped(folder, zipped, pets):
-    litter = {
-        "__MACOSX/cat/._0.png": b"x",
-        "__MACOSX/plain.png": b"x",
-        ".cache/cat/0.png": b"x",
-        "cat/.DS_Store": b"x",
-        "cat/Thumbs.db": b"x",
-    }
+    names = ("__MACOSX/cat/._0.png", "__MACOSX/1.png", ".cache/cat/0.png", "cat/.DS_Store", "cat/Thumbs.db")
+    litter = dict.fromkeys(names, b"x")
     for path in (folder(pets | litter), zipped(pets | litter)):
         assert dict(open_delivery(path).files()) == pets
         assert len(open_delivery(path).names()) == len(pets)
@@ -164,10 +159,8 @@ def splits_and_labels(*names):
 @pytest.mark.parametrize("wrap", ["", "images/", "a/b/c/"])
 def test_class_folders_give_labels_and_folders_that_only_wrap_are_skipped(wrap):
     assert splits_and_labels(f"{wrap}cat/1.png", f"{wrap}dog/a/b.png") == [(None, "cat"), (None, "dog")]
-    assert splits_and_labels(f"{wrap}train/cat/1.png", f"{wrap}test/cat/2.png") == [
-        ("train", "cat"),
-        ("test", "cat"),
-    ]
+    delivered = splits_and_labels(f"{wrap}train/cat/1.png", f"{wrap}test/cat/2.png")
+    assert delivered == [("train", "cat"), ("test", "cat")]
 
 
 @pytest.mark.parametrize(

@@ -90,11 +90,9 @@ def by_torch(layer, volume, module):
         stride = pair(layer.kernel if layer.stride is None else layer.stride)
         kind = functional.max_pool2d if layer.word == "max_pool" else functional.avg_pool2d
         return image, kind(image, pair(layer.kernel), stride, pair(layer.padding), ceil_mode=layer.ceil)
-    weights = dict(module.named_parameters()) if module else {}
-    weight = next((value for name, value in weights.items() if name.endswith("weight")), None)
-    bias = next((value for name, value in weights.items() if name.endswith("bias")), None)
-    if weight is None:
-        weight = torch.rand(layer.filters, max(volume[0] // layer.groups, 1), *pair(layer.kernel))
+    weight, bias = torch.rand(layer.filters, max(volume[0] // layer.groups, 1), *pair(layer.kernel)), None
+    if module:
+        weight, bias = (*module.parameters(), None)[:2]
     padded = functional.pad(image, pads(layer, volume), MODES[layer.padding_mode])
     made = functional.conv2d(padded, weight, bias, pair(layer.stride), 0, pair(layer.dilation), layer.groups)
     return image, made
@@ -191,9 +189,8 @@ def test_layers_that_do_not_fit_each_other_are_refused_with_location_and_remedy(
 )  # fmt: skip
 def test_a_flat_row_is_refused_by_layers_that_need_a_volume(misfit, word):
     message = misfit(f"layers:\n  - flatten\n  - {word}\n  - dense: classes\n")
-    assert message.startswith(
-        f"networks/mine.yaml:3, layer 2 ({word.strip('{').split(':')[0]}) needs a volume"
-    )
+    layer = word.strip("{").split(":")[0]
+    assert message.startswith(f"networks/mine.yaml:3, layer 2 ({layer}) needs a volume")
     assert "a row of 192" in message
 
 
@@ -213,10 +210,8 @@ def test_two_layers_of_the_same_name_in_a_list_are_refused(misfit, first, second
 
 
 def test_layers_in_different_lists_may_have_the_same_name(load):
-    mine = load(
-        "layers: [{relu: {name: x}}, {group: {layers: [{tanh: {name: x}}]}}, flatten, {dense: classes}]\n"
-    )
-    assert len(infer(mine, 2, 8)) == 4
+    layers = "[{relu: {name: x}}, {group: {layers: [{tanh: {name: x}}]}}, flatten, {dense: classes}]"
+    assert len(infer(load(f"layers: {layers}\n"), 2, 8)) == 4
 
 
 @pytest.mark.parametrize(

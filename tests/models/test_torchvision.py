@@ -20,10 +20,8 @@ def first_input(network, images):
 
 def test_the_input_transform_of_torchvisions_weights_is_in_their_mean_and_std():
     theirs = models.googlenet(weights=None, aux_logits=True, transform_input=True, init_weights=False)
-    published, preset = (
-        torchvision.pretrained("googlenet"),
-        models.get_model_weights("googlenet").DEFAULT.transforms(),
-    )
+    published = torchvision.pretrained("googlenet")
+    preset = models.get_model_weights("googlenet").DEFAULT.transforms()
     pixels, network = torch.randint(0, 256, (2, 3, 48, 48)).float(), nn.Conv2d(3, 1, 1)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preset.mean, preset.std))
     expected = first_input(theirs, (pixels / 255 - mean) / std)

@@ -77,9 +77,8 @@ def halve(content):
 def test_a_file_that_this_version_cannot_read_is_refused(tmp_path, file, damage, cause):
     trained.save(tmp_path, trained.make(FACTS), FACTS)
     (tmp_path / file).write_bytes(damage((tmp_path / file).read_bytes()))
-    with pytest.raises(
-        NetworkError, match=rf"no model that this version can read: {cause}(.|\n)*dvc checkout"
-    ):
+    message = rf"no model that this version can read: {cause}(.|\n)*dvc checkout"
+    with pytest.raises(NetworkError, match=message):
         trained.load(tmp_path)
 
 
@@ -88,10 +87,7 @@ def test_a_missing_model_is_refused_with_the_command_that_makes_it(tmp_path):
         trained.load(tmp_path)
 
 
-HEADS = (
-    {"auxiliary": {"weight": 0.3, "layers": HEAD}},
-    {"auxiliary": {"weight": 0.3, "layers": HEAD, "name": "late"}},
-)
+HEADS = [{"auxiliary": {"weight": 0.3, "layers": HEAD, **name}} for name in ({}, {"name": "late"})]
 WITH_HEADS = FACTS.model_copy(update={"spec": network(*LAYERS[:2], *HEADS, *LAYERS[2:])})
 
 

@@ -34,7 +34,6 @@ def rounds(committed: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def trained(finished_round: Rounds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rounds:
-    """The same after a first round."""
     return started(finished_round, tmp_path, monkeypatch)
 
 

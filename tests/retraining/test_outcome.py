@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from convoy.core import contract, files
+from convoy.core import contract
 from convoy.core.errors import DataError
 from convoy.export.image_index import Images
 from convoy.gate import page
@@ -20,6 +20,7 @@ from convoy.registry.client import ArtifactMissing, Version
 from convoy.retraining import outcome
 from convoy.retraining.data_diff import Changes, diff
 from convoy.retraining.outcome import RoundRecord
+from squares import write_packed
 
 VERSION = Version("convoy", "1", "0" * 64, "run-1", "mlflow-1", 0, {})
 
@@ -123,13 +124,8 @@ def split_of(row: int) -> str:
 def dataset(tmp_path: Path) -> Path:
     """Pack 40 images, each of a gray of its own, with the hash `nn`."""
     folder = tmp_path / "dataset"
-    folder.mkdir()
     grays = np.arange(40, dtype=np.uint8)[:, None, None, None]
-    np.save(folder / "images.npy", np.broadcast_to(grays, (40, 8, 8, 3)))
-    np.save(folder / "labels.npy", np.zeros(40, np.int64))
-    content = {"classes": ["ape", "bee"], "image_px": 8, "fit": "squash", "mean": [0] * 3, "std": [1] * 3}
-    content |= {"hash": "h", "splits": SPLITS, "counts": {split: {} for split in SPLITS}}
-    files.write_json(folder / "dataset.json", content)
+    write_packed(folder, np.broadcast_to(grays, (40, 8, 8, 3)), np.zeros(40), SPLITS, ["ape", "bee"])
     columns = {
         "pixels": [f"{row:02}" for row in range(40)] + [""],
         "split": [split_of(row) for row in range(40)] + [None],

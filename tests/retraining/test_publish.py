@@ -2,7 +2,7 @@
 
 import json
 import os
-import subprocess
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,20 +12,18 @@ from convoy.core.errors import RequestError
 from convoy.registry.promote import Judged
 from convoy.repo import dvc
 from convoy.retraining import publish, round, worktree  # noqa: A004 (the module's name)
-from retraining_rounds import Rounds, other_branches, state
+from retraining_rounds import Rounds, branches, state
 from small_pipeline import Small
 
 
 @dataclass
 class Remotes:
-    """Remotes of a repository, and what was pushed to them."""
-
     rounds: Rounds
     git: Small
     dvc: Path
 
     def branches(self) -> list[str]:
-        return other_branches(self.git)
+        return branches(self.git)
 
     def hook(self, text: str) -> None:
         """Let the git remote do something with a push before it takes it."""
@@ -51,9 +49,7 @@ def no_dvc_push(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publish, "push_data", lambda *_: None)
 
 
-def test_another_machine_takes_what_a_round_pushed_instead_of_running_it(
-    remotes, tmp_path, monkeypatch, capfd
-):
+def test_another_machine_takes_what_a_round_pushed_and_runs_nothing(remotes, tmp_path, monkeypatch, capfd):
     rounds = remotes.rounds
     assert rounds.run(push=True)[0] == 0
     assert "Running stage 'train'" in capfd.readouterr().out
@@ -84,7 +80,7 @@ def test_nothing_leaves_this_machine_without_push(remotes, quick):
     assert remotes.rounds.result["pushed"] == {"data and models": False, "branch": False}
 
 
-def test_a_rejected_branch_leaves_the_champion_and_reports_the_message_of_the_remote(
+def test_a_rejected_branch_leaves_the_champion_and_the_remotes_message_is_reported(
     remotes, quick, no_dvc_push
 ):
     remotes.hook("echo 'only robots may push' && exit 1")
@@ -123,9 +119,7 @@ def test_a_dvc_remote_that_rejects_the_data_leaves_the_champion(remotes, quick, 
     assert state(remotes.rounds.root) == before
 
 
-def test_a_dvc_remote_that_does_not_answer_stops_a_round_that_pushes_before_it_trains(
-    remotes, quick, monkeypatch
-):
+def test_a_dvc_remote_that_is_down_stops_a_round_that_pushes_before_it_trains(remotes, quick, monkeypatch):
     monkeypatch.setattr(dvc, "check_remote", lambda _: "no route to host")
     assert remotes.rounds.run(push=True) == (1, "failed", "check the remote")
     assert "the DVC remote does not answer: no route to host" in remotes.rounds.result["reason"]
@@ -143,9 +137,7 @@ def test_github_gets_a_pull_request_for_a_promoted_lock(remotes, quick, no_dvc_p
     assert "to promote is what the test says." in (tmp_path / "body").read_text()
 
 
-def test_no_pull_request_is_opened_for_a_candidate_that_is_not_promoted(
-    remotes, quick, no_dvc_push, tmp_path, monkeypatch
-):
+def test_a_candidate_that_is_not_promoted_gets_no_request(remotes, quick, no_dvc_push, tmp_path, monkeypatch):
     fake_gh(tmp_path, monkeypatch, "touch $OUT/called")
     remotes.rounds.verdict = "refuse"
     assert remotes.rounds.run(push=True)[0] == 0
@@ -160,10 +152,8 @@ def test_a_pull_request_that_fails_is_a_failure_that_names_the_new_champion(
     assert remotes.rounds.run(push=True) == (1, "failed", "propose")
     result = remotes.rounds.result
     assert result["champion"] == "convoy/2"
-    assert result["reason"].startswith(
-        f"convoy/2 is champion and its branch {result['branch']} is pushed, but no request was opened: "
-        "`gh pr create` failed: no permission"
-    )
+    happened = f"convoy/2 is champion and its branch {result['branch']} is pushed, but no request was opened"
+    assert result["reason"].startswith(f"{happened}: `gh pr create` failed: no permission")
     assert result["branch"] in remotes.branches()
 
 
@@ -183,9 +173,8 @@ def test_gitlab_gets_a_merge_request_by_push_options_once_the_lock_is_promoted(
 
     monkeypatch.setattr(round.promote, "carry_out", promote)
     assert remotes.rounds.run(push=True)[0] == 0
-    first, second = (tmp_path / "options").read_text().splitlines()
-    assert pushed == [f"{first}\n"], "the branch is there before the alias moves, the request comes after"
-    assert first == "0;;;;"
+    assert pushed == ["0;;;;\n"], "the branch is there before the alias moves, the request comes after"
+    _, second = (tmp_path / "options").read_text().splitlines()
     assert second == (
         "4;merge_request.create;merge_request.target=main;merge_request.title=Retrained: convoy/2 is champion;"
         "merge_request.description=to promote is what the test says. Report and pictures: https://forge/job/7"
@@ -205,7 +194,8 @@ def test_a_proposal_goes_to_the_branch_of_the_caller_or_of_the_remote(remotes, m
 
 def test_everything_that_push_requires_and_is_missing_is_named_at_once(rounds, monkeypatch, tmp_path):
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
-    monkeypatch.setenv("PATH", str(bin_with(tmp_path, "git")))
+    (tmp_path / "git").symlink_to(shutil.which("git"))
+    monkeypatch.setenv("PATH", str(tmp_path))
     assert rounds.run(push=True)[0] == 2
     reason = rounds.result["reason"]
     assert reason.startswith("PUSH=1 requires:\n  MLFLOW_TRACKING_URI: ")
@@ -243,20 +233,12 @@ def test_a_lock_that_is_as_committed_makes_no_branch(trained, quick, monkeypatch
 
 def fake_gh(folder: Path, patch: pytest.MonkeyPatch, text: str) -> None:
     """Put a fake `gh` first in PATH, which runs this shell script."""
-    script = bin_with(folder) / "gh"
+    script = folder / "bin/gh"
+    script.parent.mkdir()
     script.write_text(f"#!/bin/sh\nOUT={folder}\n{text}\n")
     script.chmod(0o755)
     patch.setenv("PATH", f"{script.parent}{os.pathsep}{os.environ['PATH']}")
     patch.setenv("GITHUB_ACTIONS", "true")
-
-
-def bin_with(folder: Path, *names: str) -> Path:
-    """Make a folder of programs."""
-    (folder / "bin").mkdir(exist_ok=True)
-    for name in names:
-        found = subprocess.run(["which", name], capture_output=True, text=True, check=True).stdout.strip()
-        (folder / "bin" / name).symlink_to(found)
-    return folder / "bin"
 
 
 def test_the_page_of_the_job_is_linked(monkeypatch):
@@ -265,7 +247,7 @@ def test_the_page_of_the_job_is_linked(monkeypatch):
     assert publish.job_page() == ""
     monkeypatch.setenv("CI_JOB_URL", "https://gitlab.example/job/7")
     assert publish.job_page() == "https://gitlab.example/job/7"
-    monkeypatch.setenv("GITHUB_ACTIONS", "true")
-    for name, value in {"RUN_ID": "7", "SERVER_URL": "https://github.com", "REPOSITORY": "a/b"}.items():
+    values = {"ACTIONS": "true", "RUN_ID": "7", "SERVER_URL": "https://github.com", "REPOSITORY": "a/b"}
+    for name, value in values.items():
         monkeypatch.setenv(f"GITHUB_{name}", value)
     assert publish.job_page() == "https://github.com/a/b/actions/runs/7"

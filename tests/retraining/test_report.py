@@ -40,10 +40,8 @@ def test_a_report_begins_with_the_outcome_and_what_serves(name, title, serving):
     parsed = parse(ROUNDS[name])
     assert parsed.heads[0] == title
     assert parsed.paragraphs[title][0] == serving
-    reasons = ["Promote convoy/8: it is better.", "Every limit holds."]
-    assert (parsed.paragraphs[title][1:3] == reasons) == (
-        title.split()[0] in ("Promoted:", "Kept:", "Refused:")
-    )
+    has_reasons = parsed.paragraphs[title][1:3] == ["Promote convoy/8: it is better.", "Every limit holds."]
+    assert has_reasons == title.startswith(("Promoted:", "Kept:", "Refused:"))
 
 
 def test_a_failure_shows_the_error_line_by_line_and_the_last_lines_of_the_step():
@@ -71,10 +69,7 @@ def test_next_steps_name_commands_and_branch_hints_first(name, steps):
     assert listed[0] == "First do this."
     assert len(listed) == 1 + len(steps)
     assert all(part in sentence for part, sentence in zip(steps, listed[1:], strict=True))
-    assert (
-        "PUSH=1"
-        not in report.render(replace(ROUNDS[name], push=False)).partition("Next steps")[2].partition("## ")[0]
-    )
+    assert "PUSH=1" not in str(parse(replace(ROUNDS[name], push=False)).lists["Next steps"])
 
 
 def test_sections_of_the_gate_and_the_data_follow_in_order():
@@ -91,11 +86,9 @@ def test_sections_of_the_gate_and_the_data_follow_in_order():
 
 def test_breached_criteria_are_bold_and_first():
     (table,) = parse(ROUNDS["refused"]).tables["Criteria"]
-    assert table[:3] == [
-        ["Criterion", "Value", "Limit", "Status", "Note"],
-        ["Class drop", "83.0 points", "at most 20 points", "breached", ""],
-        ["Verification of model.onnx", NOTHING, NOTHING, "met", "passed with these bytes"],
-    ]
+    assert table[0] == ["Criterion", "Value", "Limit", "Status", "Note"]
+    assert table[1] == ["Class drop", "83.0 points", "at most 20 points", "breached", ""]
+    assert table[2] == ["Verification of model.onnx", NOTHING, NOTHING, "met", "passed with these bytes"]
     assert "**Class drop**" in report.render(ROUNDS["refused"])
 
 
@@ -107,10 +100,8 @@ def test_relabelled_images_are_warned_of_at_the_top_and_listed():
     relabels, examples, classes = parsed.tables["Data"]
     assert relabels[:2] == [["Label before", "Label now", "Images"], ["0", "1", "20"]]
     assert len(relabels) == 8
-    assert examples[:2] == [
-        ["File today", "Pixels", "Label before", "Label now", "Split"],
-        [NOTHING, "000000000000", "0", "1", "test"],
-    ]
+    assert examples[0] == ["File today", "Pixels", "Label before", "Label now", "Split"]
+    assert examples[1] == [NOTHING, "000000000000", "0", "1", "test"]
     assert ["0", "20", "0", "-20"] in classes
     assert ["7", "20", "40", "+20"] in classes
 
@@ -149,8 +140,8 @@ def test_the_identity_lists_every_part_that_exists():
     (table,) = parse(ROUNDS["promoted"]).tables["Identity"]
     assert [row[1] for row in table[1:]] == list(vars(IDENTITY).values())
     assert len({row[0] for row in table}) == len(table)
-    (short_table,) = parse(ended_early("skipped", identity=Identity(commit="1" * 40))).tables["Identity"]
-    assert short_table[1:] == [["git commit (code and params)", "1" * 40]]
+    (table,) = parse(ended_early("skipped", identity=Identity(commit="1" * 40))).tables["Identity"]
+    assert table[1:] == [["git commit (code and params)", "1" * 40]]
     assert "Identity" not in parse(ROUNDS["skipped"]).heads
 
 
@@ -170,9 +161,8 @@ def test_figures_are_relative_links_beside_the_report(tmp_path, monkeypatch):
     paths = tuple(report.scratch(tmp_path) / "with (a) space" / name for name in names)
     written = report.write(tmp_path, replace(ROUNDS["refused"], files=paths))
     parsed = Parsed((tmp_path / written).read_text(encoding="utf-8"))
-    assert [unquote(source) for source in parsed.images] == [
-        f"with (a) space/{name}" for name in ("relabelled.png", "gain.png", "classes.png", "flips.png")
-    ]
+    shown = ("relabelled.png", "gain.png", "classes.png", "flips.png")
+    assert [unquote(source) for source in parsed.images] == [f"with (a) space/{name}" for name in shown]
 
 
 def test_where_figures_cannot_be_seen_their_place_is_named():
@@ -219,10 +209,8 @@ def test_every_row_of_every_table_keeps_its_columns_whatever_the_names_are():
     for tables in parsed.tables.values():
         for table in tables:
             assert {len(row) for row in table} == {len(table[0])}
-    (recalls,) = parsed.tables["Recall per class"]
-    assert [row[0] for row in recalls[1:]] == [
-        short(name, report.LONGEST_NAME) for name in gate_results.HOSTILE
-    ]
+    names = [row[0] for row in parsed.tables["Recall per class"][0][1:]]
+    assert names == [short(name, report.LONGEST_NAME) for name in gate_results.HOSTILE]
 
 
 def test_an_error_cannot_end_its_block():

@@ -78,9 +78,8 @@ def test_new_data_are_committed_before_they_are_trained_on(trained, quick, monke
     assert trained.small.git("diff", "--name-only", "main", data) == "data.dvc"
     assert "frozen" not in trained.small.git("show", f"{branch}:data.dvc")
     lock_date, data_date = trained.small.git("log", "--format=%cI", f"main..{branch}").split()
-    assert data_date.startswith("2026-01-01T00:00:00"), (
-        "of the base: a repeated round makes the same number again"
-    )
+    # That of the base: a repeated round makes the same commit again.
+    assert data_date.startswith("2026-01-01T00:00:00")
     assert not lock_date.startswith("2026-01-01")
 
 
@@ -102,7 +101,7 @@ def test_uncommitted_changes_are_not_part_of_a_round_and_are_reported(trained):
     assert "Uncommitted changes in this working tree (`params.yaml`)" in trained.report
 
 
-@pytest.mark.parametrize(("name", "module", "function", "argument"), STEPS, ids=[step[0] for step in STEPS])
+@pytest.mark.parametrize(("name", "module", "function", "argument"), STEPS, ids=[name for name, *_ in STEPS])
 def test_a_failure_at_any_step_leaves_champion_and_repository_as_they_were(
     trained, name, module, function, argument, quick, monkeypatch
 ):
@@ -125,7 +124,7 @@ def test_a_failure_at_any_step_leaves_champion_and_repository_as_they_were(
     assert state(trained.root) == before
 
 
-def test_a_registry_that_goes_down_after_the_alias_moved_keeps_the_branch_of_the_champion(
+def test_a_registry_that_goes_down_after_the_alias_moved_keeps_the_champions_branch(
     rounds, quick, monkeypatch
 ):
     monkeypatch.setattr(rounds, "tag", Mock(side_effect=DownError("gone")))
@@ -229,7 +228,6 @@ def test_what_a_killed_round_left_is_removed_and_the_next_goes_on(trained, quick
 def test_a_round_that_is_interrupted_cleans_up_and_names_the_step(trained, monkeypatch):
     trained.change_rate()
     before = state(trained.root)
-
     monkeypatch.setattr(worktree, "stream", Mock(side_effect=worktree.Stopped))
     assert trained.run() == (1, "paused", "repro")
     assert trained.result["reason"].startswith("the round was stopped.")

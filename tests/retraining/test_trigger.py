@@ -4,7 +4,6 @@ import hashlib
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
@@ -215,26 +214,26 @@ def test_missing_content_is_reported_with_its_file(small, tmp_path):
 
 
 NOW = Upstream("source", "f" * 64, changed=False, inputs="1" * 64)
+TAGS = {RETRAIN_INPUTS: NOW.inputs, RETRAIN_SOURCE: NOW.fingerprint}
 
 
 def days_ago(days: float) -> int:
     return int(time.time() * 1000 - days * 24 * 3600 * 1000)
 
 
-def version(number: str = "1", days: float = 0, **tags: str) -> Version:
-    all_tags = tags or {RETRAIN_INPUTS: NOW.inputs, RETRAIN_SOURCE: NOW.fingerprint}
-    return Version("convoy", number, "0" * 64, "run", "mlflow", days_ago(days), all_tags)
+def version(number: str = "1", days: float = 0, tags: dict[str, str] = TAGS) -> Version:
+    return Version("convoy", number, "0" * 64, "run", "mlflow", days_ago(days), tags)
 
 
 @pytest.mark.parametrize(
     ("candidate", "why"),
     [
         (None, "no version is registered yet"),
-        (version(note="x"), "no round has judged convoy/1"),
-        (replace(version(), tags={RETRAIN_INPUTS: "2", RETRAIN_SOURCE: "e"}), "the data changed since convoy/1"),
-        (replace(version(), tags={RETRAIN_INPUTS: "2", RETRAIN_SOURCE: NOW.fingerprint}), "params, code or limits changed since convoy/1"),
+        (version(tags={}), "no round has judged convoy/1"),
+        (version(tags={RETRAIN_INPUTS: "2", RETRAIN_SOURCE: "e"}), "the data changed since convoy/1"),
+        (version(tags=TAGS | {RETRAIN_INPUTS: "2"}), "params, code or limits changed since convoy/1"),
     ],
-)  # fmt: skip
+)
 def test_changed_inputs_start_a_training(candidate, why):
     decision = decide(NOW, candidate, None, 0, None)
     assert (decision.trains, decision.why, decision.aged) == (True, why, False)
@@ -245,8 +244,8 @@ def test_unchanged_inputs_start_no_training():
     assert not decision.trains
     same = "the data (source), params, code and limits are those of convoy/1, which has been judged"
     assert decision.why == same
-    tags = {RETRAIN_INPUTS: NOW.inputs, RETRAIN_SOURCE: NOW.fingerprint, "gate.verdict": "refuse"}
-    assert decide(NOW, replace(version(), tags=tags), None, 0, None).why == f"{same} (verdict: refuse)"
+    refused = version(tags=TAGS | {"gate.verdict": "refuse"})
+    assert decide(NOW, refused, None, 0, None).why == f"{same} (verdict: refuse)"
 
 
 def test_age_counts_from_when_the_champion_became_one_and_one_training_per_span_is_enough():

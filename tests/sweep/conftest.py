@@ -17,7 +17,7 @@ from convoy.sweep.study import Request, open_study, read_trials
 from convoy.sweep.worker import Outcome, Reporter
 from convoy.tracking import outbox
 from convoy.tracking.stages import Reference
-from squares import write_dataset
+from squares import write_squares
 
 LAYERS = ["conv: {filters: 8, kernel: 3}", "norm", "relu", "global_avg_pool", "flatten", "dense: classes"]
 USUAL = {
@@ -68,9 +68,7 @@ class Project:
 
     def set(self, **values: Any) -> None:
         """Set values of params.yaml; `__` stands for the dot."""
-        yaml.update(
-            self.folder / "params.yaml", {key.replace("__", "."): value for key, value in values.items()}
-        )
+        yaml.update(Path("params.yaml"), {key.replace("__", "."): value for key, value in values.items()})
 
     def section(self, text: str) -> None:
         """Replace the section `sweep`."""
@@ -79,7 +77,6 @@ class Project:
         path.write_text(rest.rstrip("\n") + "\n" + text, encoding="utf-8")
 
     def space(self, *lines: str, metric: str = "val/loss", warmup: int = 1) -> None:
-        """Replace the space."""
         head = f"\nsweep:\n  trials: 4\n  metric: {metric}\n  warmup_epochs: {warmup}\n  space:\n"
         self.section(head + "".join(f"    {line}\n" for line in lines))
 
@@ -90,8 +87,12 @@ class Project:
     def study(self) -> optuna.Study:
         return open_study(Request.read())
 
+    def add(self, study: optuna.Study, values: Mapping[str, Any], **result: Any) -> None:
+        """Add a trial that has ended."""
+        distributions = {dimension.key: dimension.distribution for dimension in Request.read().space}
+        study.add_trial(optuna.trial.create_trial(params=dict(values), distributions=distributions, **result))
+
     def optimize(self, target: int, workers: Any = None) -> Results:
-        """Run trials, in this process."""
         request = Request.read()
         with ProgressBar("sweep", target) as bar, workers or InProcess(request) as pool:
             run.optimize(open_study(request), request, target, pool, Progress(bar, request))
@@ -125,5 +126,5 @@ def project(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -
     project.section(SPACE)
     yaml.update(Path("params.yaml"), USUAL)
     project.network("tiny", *LAYERS)
-    write_dataset(tmp_path / "build/dataset")
+    write_squares(tmp_path / "build/dataset")
     return project

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import optuna
 import pytest
 from matplotlib.figure import Figure
 from optuna.trial import TrialState
@@ -24,22 +23,12 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
     return figures
 
 
-def add(study: optuna.Study, lr: float, batch: str, value: float | None, state: TrialState) -> None:
-    trial = optuna.trial.create_trial(
-        state=state,
-        value=value,
-        params={"train.lr": lr, "train.batch_size": batch},
-        distributions={dimension.key: dimension.distribution for dimension in Request.read().space},
-    )
-    study.add_trial(trial)
-
-
 def test_history_importances_and_slices_are_drawn(project, figures):
     study = project.study()
     for index, lr in enumerate((0.01, 0.05, 0.1, 0.4)):
-        add(study, lr, "8" if index % 2 else "16", 3 * lr, TrialState.COMPLETE)
-    add(study, 0.3, "8", 2.0, TrialState.PRUNED)
-    add(study, 0.35, "8", None, TrialState.FAIL)
+        project.add(study, {"train.lr": lr, "train.batch_size": "8" if index % 2 else "16"}, value=3 * lr)
+    project.add(study, {"train.lr": 0.3, "train.batch_size": "8"}, value=2.0, state=TrialState.PRUNED)
+    project.add(study, {"train.lr": 0.35, "train.batch_size": "8"}, state=TrialState.FAIL)
     paths = results.plots(study, Request.read(), project.folder)
     assert {path.name for path in paths} == {"history.png", "importances.png", "slices.png"}
     assert all(path.stat().st_size > 5_000 for path in paths)
@@ -54,6 +43,6 @@ def test_history_importances_and_slices_are_drawn(project, figures):
 def test_too_few_trials_have_no_importances(project):
     study = project.study()
     for lr in (0.1, 0.2, 0.3):
-        add(study, lr, "8", lr, TrialState.COMPLETE)
+        project.add(study, {"train.lr": lr, "train.batch_size": "8"}, value=lr)
     paths = results.plots(study, Request.read(), project.folder)
     assert {path.name for path in paths} == {"history.png", "slices.png"}

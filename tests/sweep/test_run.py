@@ -57,9 +57,8 @@ def test_each_trial_is_one_line_and_the_best_values_are_a_command(project):
 def test_no_trials_shows_the_study_and_makes_nothing(project):
     result = convoy("--trials", "0")
     assert result.exit_code == 0
-    assert (
-        "no trials yet: train.lr 0.01 to 0.5, train.batch_size 8 | 16. Start: convoy sweep" in result.output
-    )
+    space = "train.lr 0.01 to 0.5, train.batch_size 8 | 16"
+    assert f"no trials yet: {space}. Start: convoy sweep" in result.output
     assert not (project.folder / "sweeps").exists()
 
 
@@ -201,7 +200,6 @@ def test_mlflow_has_a_parent_and_a_child_per_trial_with_the_same_numbers(project
             delivery = uploader.Uploader(where, lock)
             delivery.deliver_due()
             delivery.deliver_due()
-
     client = store.connect()
     runs = client.search_runs([client.get_experiment_by_name("convoy").experiment_id])
     [parent] = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]

@@ -59,9 +59,8 @@ def test_later_proposals_are_nearer_to_good_values(project):
 
 
 def test_no_values_are_tried_twice_and_a_finite_space_is_tried_whole(project):
-    project.space(
-        "train.batch_size: [8, 16]", "train.crop_padding: {low: 0, high: 2}", "train.augment: [[], [crop]]"
-    )
+    padding = "train.crop_padding: {low: 0, high: 2}"
+    project.space("train.batch_size: [8, 16]", padding, "train.augment: [[], [crop]]")
     request = Request.read()
     assert combinations(request.space) == 12
     assert len({tuple(values.values()) for values in proposals(request, 12)}) == 12
@@ -142,7 +141,6 @@ def test_a_sweep_that_is_killed_often_blames_no_trial(project):
 def test_a_death_while_a_lost_trial_is_queued_doubles_no_trial(project, monkeypatch):
     study = project.study()
     begin(study, Request.read())
-
     with monkeypatch.context() as patch:
         patch.setattr(study, "tell", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):

@@ -6,9 +6,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-import optuna
 import psutil
 import pytest
 from optuna.trial import FrozenTrial, TrialState
@@ -23,6 +23,7 @@ from convoy.tracking import outbox
 from convoy.tracking.stages import Reference
 
 PARENT = Reference("parent", "parent")
+VALUES = {"train.lr": 0.1, "train.batch_size": 16}
 
 
 @pytest.fixture(autouse=True)
@@ -39,17 +40,16 @@ def no_uploader(project) -> Iterator[None]:
 def test_an_interrupted_sweep_tries_what_an_unbroken_one_tries(project):
     unbroken = project.optimize(4)
     assert unbroken.count("complete", "pruned") == 4
-    assert unbroken.rows[0].values == {"train.lr": 0.1, "train.batch_size": 16}
+    assert unbroken.rows[0].values == VALUES
     (Request.read().folder / JOURNAL).unlink()
-
     project.optimize(2)
     study = project.study()
     # Its process is killed.
     study.ask({dimension.key: dimension.distribution for dimension in Request.read().space})
     assert recover(study) == [2]
     again = project.optimize(4)
-    assert [row.values for row in again.rows] == [row.values for row in unbroken.rows]
-    assert [row.value for row in again.rows] == [row.value for row in unbroken.rows]
+    results = [[(row.values, row.value) for row in results.rows] for results in (again, unbroken)]
+    assert results[0] == results[1]
     assert [row.number for row in again.rows] == [0, 1, 3, 4]
     assert [trial.state.name for trial in read_trials(Request.read())].count("FAIL") == 1
 
@@ -62,13 +62,9 @@ def bad_trial(project, *, warmup: int, completed: int) -> Results:
     study = project.study()
     for number in range(completed):
         loss = 0.1 + number / 100
-        trial = optuna.trial.create_trial(
-            value=loss,
-            params={"train.lr": 0.1 + loss, "train.batch_size": "16"},
-            distributions={dimension.key: dimension.distribution for dimension in Request.read().space},
-            intermediate_values={1: loss, 2: loss, 3: loss},
-        )
-        study.add_trial(trial)
+        params = {"train.lr": 0.1 + loss, "train.batch_size": "16"}
+        curve = dict.fromkeys((1, 2, 3), loss)
+        project.add(study, params, value=loss, intermediate_values=curve)
     return project.optimize(completed + 1)
 
 
@@ -76,9 +72,7 @@ def test_a_trial_that_is_worse_than_the_median_is_pruned_after_the_warm_up(proje
     results = bad_trial(project, warmup=2, completed=5)
     pruned = results.rows[0]
     assert (pruned.state, pruned.epochs, pruned.of) == ("pruned", 2, 3)
-    assert pruned.value is not None
     assert pruned.value > 0.14
-    assert results.best is not None
     assert results.best.value == 0.1
     entries = project.journal(read_trials(Request.read())[0].user_attrs["run"])
     assert {"kind": "tags", "tags": {"convoy.trial_state": "pruned"}} in entries
@@ -134,7 +128,7 @@ def test_trials_stop_when_the_dataset_is_another(project, in_process_workers):
     workers.request.save()
     changed = r"build/dataset changed during the sweep\. Run `convoy sweep` again"
     with pytest.raises(TrainingError, match=changed):
-        workers.train(0, {"train.lr": 0.1, "train.batch_size": 16}, Reports())
+        workers.train(0, VALUES, Reports())
 
 
 # Trials in processes of their own
@@ -197,7 +191,6 @@ def test_two_workers_share_a_study_and_one_that_is_killed_is_replaced(project, c
     thread = in_training(request, kill)
     results = project.optimize(4, Workers(request, PARENT, 2))
     thread.join()
-
     [lost], trials = killed, read_trials(request)
     assert [row.state for row in results.rows] == ["complete"] * 4
     assert len({tuple(row.values.items()) for row in results.rows}) == 4
@@ -219,7 +212,6 @@ def test_a_sweep_that_is_killed_leaves_no_worker_and_is_continued(project):
     sweep.join()
     before = complete(request)
     wait_for(lambda: not psutil.pid_exists(lost.user_attrs["worker"]))
-
     assert recover(project.study()) == [lost.number]
     rows = project.optimize(3).rows
     assert len({tuple(row.values.items()) for row in rows}) == len(rows) == 3
@@ -264,9 +256,8 @@ def test_a_trial_reports_each_epoch_and_can_be_pruned(project):
     epochs = []
     reports = Reports(lambda epoch, _: epochs.append(epoch) or epoch == 2)
     with Workers(request, PARENT, 1) as workers:
-        outcome = workers.train(0, {"train.lr": 0.1, "train.batch_size": 16}, reports)
-    assert (outcome.state, epochs) == ("pruned", [1, 2])
-    assert reports.attributes["epochs"] == 3
+        outcome = workers.train(0, VALUES, reports)
+    assert (outcome.state, epochs, reports.attributes["epochs"]) == ("pruned", [1, 2], 3)
     assert set(reports.attributes) == {"run", "epochs", "worker"}
 
 
@@ -287,15 +278,10 @@ def test_a_worker_that_ends_without_a_result_is_explained(project, monkeypatch, 
 
 def test_workers_stop_when_the_code_is_another(project):
     request = Request.read()
-    (project.folder / "dvc.yaml").write_text(
-        "stages: {train: {deps: [params.yaml, src/x.py]}}", encoding="utf-8"
-    )
-    (project.folder / "src").mkdir()
-    (project.folder / "src/x.py").touch()
-    with (
-        Workers(request, PARENT, 1) as workers,
-        pytest.raises(TrainingError, match="code changed during"),
-    ):
+    Path("dvc.yaml").write_text("stages: {train: {deps: [params.yaml, src/x.py]}}", encoding="utf-8")
+    Path("src").mkdir()
+    Path("src/x.py").touch()
+    with Workers(request, PARENT, 1) as workers, pytest.raises(TrainingError, match="code changed during"):
         workers.train(0, {}, Reports())
 
 

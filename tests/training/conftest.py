@@ -21,13 +21,13 @@ from convoy.training.module import Classifier
 from convoy.training.pretrained import StartingWeights, WeightFacts
 from convoy.training.settings import CheckpointParams, TrainParams
 from convoy.training.weight_pins import Pin
-from squares import CLASSES, PX, write_dataset
+from squares import CLASSES, PX, write_squares
 
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dataset")
-    write_dataset(folder)
+    write_squares(folder)
     return Dataset.load(folder)
 
 
@@ -77,21 +77,9 @@ def starting():
 @pytest.fixture(scope="session")
 def params():
     """Make params; keywords replace single values, those of `transfer` too."""
-    usual = {
-        "epochs": 2,
-        "batch_size": 16,
-        "optimizer": "sgd",
-        "lr": 0.1,
-        "weight_decay": 0.0005,
-        "schedule": "one_cycle",
-        "warmup": 0.2,
-        "label_smoothing": 0.1,
-        "augment": ["crop", "flip"],
-        "crop_padding": 1,
-        "early_stop": 0,
-        "ema": 0.0,
-        "precision": 32,
-    }
+    usual = {"epochs": 2, "batch_size": 16, "optimizer": "sgd", "lr": 0.1, "weight_decay": 0.0005}
+    usual |= {"schedule": "one_cycle", "warmup": 0.2, "label_smoothing": 0.1, "early_stop": 0, "ema": 0.0}
+    usual |= {"augment": ["crop", "flip"], "crop_padding": 1, "precision": 32}
     as_is = {"freeze": 0, "release": 0, "lr_factor": 1.0, "batch_norm": "adapt"}
 
     def make(*, transfer=None, **changes):
@@ -123,39 +111,24 @@ def resumable(tmp_path):
     """Make what `fit` resumes from, as a new process would; by default every step is saved."""
 
     def make(
-        publish=lambda points: None, *, every_s=0.0, time_budget_min=0.0, folder="checkpoints", **changes
+        publish=lambda points: None, *, folder="checkpoints", spent_s=0, every_s=0.0, time_budget_min=0.0
     ):
         limits = CheckpointParams(every_s=every_s, keep=5, keep_days=30.0, time_budget_min=time_budget_min)
         store = CheckpointStore(tmp_path / folder, "1" * 64, limits)
-        usual = {
-            "store": store,
-            "checkpoint": store.newest(),
-            "run_id": "run",
-            "publish": publish,
-            "step_interval": 1,
-            "started": time.monotonic(),
-        }
-        return Resumable(**(usual | changes))
+        return Resumable(store, store.newest(), "run", publish, 1, time.monotonic() - spent_s)
 
     return make
 
 
 @pytest.fixture(scope="session")
 def classifier(dataset):
-    """Make a classifier of a spec, with the weights of a seed."""
+    """Make a classifier of a spec, with the weights of seed 1."""
 
-    def make(spec, params, seed=1):
-        facts = ModelFacts(
-            network=spec.name,
-            spec=spec,
-            classes=list(dataset.classes),
-            image_px=dataset.image_px,
-            fit=dataset.fit,
-            mean=list(dataset.mean),
-            std=list(dataset.std),
-        )
-        torch.manual_seed(seed)
-        steps = len(DataModule(dataset, params, seed).train_dataloader())
+    def make(spec, params):
+        same = {name: getattr(dataset, name) for name in ("classes", "image_px", "fit", "mean", "std")}
+        facts = ModelFacts(network=spec.name, spec=spec, **same)
+        torch.manual_seed(1)
+        steps = len(DataModule(dataset, params, 1).train_dataloader())
         return Classifier(trained.make(facts, auxiliary=True), params, facts, steps)
 
     return make

@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import pytorch_lightning as pl
@@ -29,14 +30,9 @@ def store(root, inputs=INPUTS):
     return CheckpointStore(root, inputs, LIMITS)
 
 
-def save(checkpoints, step, *, finished=False):
-    checkpoints.save(
-        lambda path: torch.save({"step": torch.tensor(step)}, path),
-        run_id="run",
-        epoch=1,
-        step=step,
-        finished=finished,
-    )
+def save(checkpoints, step, *, finished=False, write=None):
+    write = write or (lambda path: torch.save({"step": torch.tensor(step)}, path))
+    checkpoints.save(write, run_id="run", epoch=1, step=step, finished=finished)
 
 
 def names(checkpoints):
@@ -71,7 +67,7 @@ def flip_a_bit(path):
     path.write_bytes(content)
 
 
-def change_description(path, **changes):
+def describe(path, **changes):
     description = path.with_suffix(".json")
     description.write_text(json.dumps(json.loads(description.read_text()) | changes))
 
@@ -84,7 +80,7 @@ def hold_code(path):
             return os.system, (f"touch {path.parent}/pwned",)
 
     torch.save(Evil(), path)
-    change_description(path, sha256=files.sha256(path))
+    describe(path, sha256=files.sha256(path))
 
 
 @pytest.mark.parametrize(
@@ -94,11 +90,11 @@ def hold_code(path):
         (flip_a_bit, "truncated or damaged"),
         (lambda path: path.with_suffix(".json").unlink(), "incomplete"),
         (
-            lambda path: path.with_suffix(".json").write_text('{"sha256": '),
+            lambda path: path.with_suffix(".json").write_text('{"sha'),
             "step-0000002.json does not describe it",
         ),
-        (lambda path: change_description(path, note="?"), "step-0000002.json does not describe it"),
-        (lambda path: change_description(path, inputs="cd" * 32), "made by other code, data or params"),
+        (lambda path: describe(path, note="?"), "step-0000002.json does not describe it"),
+        (lambda path: describe(path, inputs="cd" * 32), "made by other code, data or params"),
         (hold_code, f"torch {torch.__version__} cannot load it"),
     ],
 )
@@ -115,10 +111,6 @@ def test_an_invalid_checkpoint_is_refused_with_the_reason_and_the_one_before_use
     assert "step 1" in used
     assert checkpoint.content["step"] == 1
     assert not list(tmp_path.rglob("pwned"))
-
-
-def test_if_no_checkpoint_is_valid_training_starts_from_the_beginning(tmp_path, capsys):
-    save(store(tmp_path), 1)
     truncate(store(tmp_path).folder / "step-0000001.ckpt")
     assert store(tmp_path).newest() is None
     assert "starts from the beginning" in capsys.readouterr().out
@@ -152,7 +144,7 @@ def test_a_write_that_fails_leaves_the_earlier_checkpoint_and_no_scratch_file(tm
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        store(tmp_path).save(fail, run_id="run", epoch=1, step=2, finished=False)
+        save(store(tmp_path), 2, write=fail)
     left = {path.name for path in store(tmp_path).folder.iterdir()}
     assert left == {"step-0000001.ckpt", "step-0000001.json"}
     assert store(tmp_path).newest().facts.step == 1
@@ -209,9 +201,8 @@ def test_a_training_is_repeated_once_dvc_has_recorded_its_result(tmp_path, monke
     assert checkpoints.resume(reference) is not None
     checkpoints.record_result(reference)
     md5 = hashlib.md5(reference.read_bytes(), usedforsecurity=False).hexdigest() if recorded else "0" * 32
-    Path("dvc.lock").write_text(
-        json.dumps({"stages": {"train": {"outs": [{"path": reference.as_posix(), "md5": md5}]}}})
-    )
+    outs = [{"path": reference.as_posix(), "md5": md5}]
+    Path("dvc.lock").write_text(json.dumps({"stages": {"train": {"outs": outs}}}))
     assert (checkpoints.resume(reference) is None) is recorded
     assert (checkpoints.newest() is None) is recorded
     save(checkpoints, 2)
@@ -225,8 +216,8 @@ def inputs(dataset, tiny, params, monkeypatch, tmp_path):
     for name in ("src/fit.py", "src/convoy/training/optim.py", "pipelines/train.py", "networks/tiny.yaml"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text("first")
-    deps = "[build/dataset, src/fit.py, src/convoy/training, pipelines/train.py, networks/tiny.yaml]"
-    Path("dvc.yaml").write_text(f"stages: {{train: {{deps: {deps}}}}}")
+    deps = "build/dataset, src/fit.py, src/convoy/training, pipelines/train.py, networks/tiny.yaml"
+    Path("dvc.yaml").write_text(f"stages: {{train: {{deps: [{deps}]}}}}")
     return {"dataset": dataset, "spec": tiny, "starting": None, "train": params(), "seed": 1}
 
 
@@ -256,7 +247,7 @@ HOOKS = ("on_train_batch_start", "on_train_batch_end", "on_validation_start", "o
 
 
 class Kill(BaseException):
-    """Stand for the end of a process: nothing in the code under test catches it."""
+    """The end of a process: nothing in the code under test catches it."""
 
 
 class KillAt(pl.Callback):
@@ -302,29 +293,31 @@ def assert_equal(actual, expected):
         assert (actual / name).read_bytes() == (expected / name).read_bytes(), name
 
 
+@pytest.fixture
+def run(dataset, tiny, params, tmp_path, resumable):
+    """Train into the folder of a name, with checkpoints beside it; keywords are those of params or `resumable`."""
+
+    def run(name, *callbacks, journal=None, plan=None, folder=None, spec=tiny, starting=None, **limits):
+        make = resumable((journal or Journal()).publish, folder=folder or f"{name}-checkpoints", **limits)
+        how = {"starting": starting, "callbacks": callbacks, "resumable": make}
+        return fit(dataset, spec, params(**(plan or {})), 1, tmp_path / name, **how)
+
+    return run
+
+
 @pytest.mark.parametrize("plan", PLANS)
-def test_a_training_that_is_killed_often_ends_with_identical_results(
-    dataset, tiny, stack, params, starting, tmp_path, resumable, plan
-):
-    spec = stack if plan == "transfer" else tiny
+def test_a_training_that_is_killed_often_ends_with_identical_results(run, stack, starting, tmp_path, plan):
+    how = {"plan": PLANS[plan]}
+    if plan == "transfer":
+        how |= {"spec": stack, "starting": starting(stack)}
     whole, broken = Journal(), Journal()
-
-    def run(name, journal, *callbacks):
-        make = resumable(journal.publish, folder=f"{name}-checkpoints")
-        how = {
-            "starting": starting(spec) if plan == "transfer" else None,
-            "callbacks": callbacks,
-            "resumable": make,
-        }
-        return fit(dataset, spec, params(**PLANS[plan]), 1, tmp_path / name, **how)
-
-    expected = run("whole", whole)
+    expected = run("whole", journal=whole, **how)
     for call in [7, 3, 9, 1, 5, 12, 2]:
         with suppress(Kill):
-            result = run("broken", broken, KillAt(call))
+            result = run("broken", KillAt(call), journal=broken, **how)
             break  # the training ended before that call
     else:
-        result = run("broken", broken)
+        result = run("broken", journal=broken, **how)
     del expected["train"]["seconds"], result["train"]["seconds"]
     assert result == expected
     assert_equal(tmp_path / "broken", tmp_path / "whole")
@@ -332,44 +325,30 @@ def test_a_training_that_is_killed_often_ends_with_identical_results(
     assert len(whole.offered) == len(set(whole.offered)), "no point twice"
 
 
-def test_a_training_killed_at_any_call_ends_with_identical_results(
-    dataset, tiny, params, tmp_path, resumable
-):
-    def run(name, journal, *callbacks):
-        make = resumable(journal.publish, folder=f"{name}-checkpoints")
-        chosen = params(epochs=2, ema=0.9, batch_size=24)
-        fit(dataset, tiny, chosen, 1, tmp_path / name, callbacks=callbacks, resumable=make)
-
-    whole = Journal()
-    run("whole", whole)
+def test_a_training_killed_at_any_call_ends_with_identical_results(run, tmp_path):
+    plan, whole = {"epochs": 2, "ema": 0.9, "batch_size": 24}, Journal()
+    run("whole", journal=whole, plan=plan)
     for call in itertools.count():
         broken, name = Journal(), f"killed-{call}"
         try:
-            run(name, broken, KillAt(call))
+            run(name, KillAt(call), journal=broken, plan=plan)
             break  # there are not as many calls
         except Kill:
-            run(name, broken)
+            run(name, journal=broken, plan=plan)
         assert_equal(tmp_path / name, tmp_path / "whole")
         assert broken.points == whole.points
     assert call > 2 * (2 + 2 + 3), "every batch, validation and end of an epoch was an occasion"
 
 
-def test_what_an_older_checkpoint_computes_again_is_published_once_and_equal(
-    dataset, tiny, params, tmp_path, resumable, capsys
-):
+def test_what_an_older_checkpoint_computes_again_is_published_once_and_equal(run, tmp_path, capsys):
     """The newest checkpoint may be damaged: its points were published, and cannot be taken back."""
     whole, broken = Journal(), Journal()
-
-    def run(name, *callbacks, **how):
-        fit(dataset, tiny, params(), 1, tmp_path / name, callbacks=callbacks, resumable=resumable(**how))
-
-    run("whole", publish=whole.publish, folder="other")
+    run("whole", journal=whole)
     with pytest.raises(Kill):
-        run("broken", KillAt(12), publish=broken.publish)
-    newest = max((tmp_path / "checkpoints").rglob("step-*.ckpt"))
-    newest.write_bytes(newest.read_bytes()[:-10])
+        run("broken", KillAt(12), journal=broken)
+    truncate(max((tmp_path / "broken-checkpoints").rglob("step-*.ckpt")))
     capsys.readouterr()
-    run("broken", publish=broken.publish)
+    run("broken", journal=broken)
     assert_equal(tmp_path / "broken", tmp_path / "whole")
     assert broken.points == whole.points
     printed = capsys.readouterr().out
@@ -378,80 +357,49 @@ def test_what_an_older_checkpoint_computes_again_is_published_once_and_equal(
     assert "epoch 2/2" in printed
 
 
-def test_a_finished_training_is_not_repeated_and_reports_the_very_same(
-    dataset, tiny, params, tmp_path, resumable, capsys
-):
-    def run(name, *callbacks):
-        chosen = params(epochs=3, ema=0.9)
-        return fit(dataset, tiny, chosen, 1, tmp_path / name, callbacks=callbacks, resumable=resumable())
-
-    first = run("first")
+def test_a_finished_training_is_not_repeated_and_reports_the_very_same(run, tmp_path, capsys):
+    how = {"plan": {"epochs": 3, "ema": 0.9}, "folder": "checkpoints"}
+    first = run("first", **how)
     capsys.readouterr()
-    assert run("again", KillAt(0)) == first, "the seconds too"
+    assert run("again", KillAt(0), **how) == first, "the seconds too"
     assert "already complete (step" in capsys.readouterr().out
     assert_equal(tmp_path / "again", tmp_path / "first")
 
 
-def test_a_spent_time_budget_saves_and_names_the_step_to_resume_from(
-    dataset, tiny, params, tmp_path, resumable
-):
-    def run(name, **how):
-        fit(
-            dataset,
-            tiny,
-            params(),
-            1,
-            tmp_path / name,
-            resumable=resumable(folder=f"{name}-checkpoints", **how),
-        )
-
+def test_a_spent_time_budget_saves_and_names_the_step_to_resume_from(run, tmp_path):
     run("whole")
-    spent = {"time_budget_min": 1.0, "started": time.monotonic() - 61, "every_s": 3600.0}
     for epoch, step in ((1, 2), (1, 3), (2, 1)):
         where = rf"checkpoints\.time_budget_min \(1\).*dvc repro.*epoch {epoch} of 2, step {step} of 3"
         with pytest.raises(TrainingPaused, match=where):
-            run("paused", **spent)
-    run("paused", time_budget_min=1.0, started=time.monotonic() - 30)  # minutes, not seconds
+            run("paused", time_budget_min=1.0, spent_s=61, every_s=3600.0)
+    run("paused", time_budget_min=1.0, spent_s=30)  # minutes, not seconds
     assert_equal(tmp_path / "paused", tmp_path / "whole")
 
 
-def test_points_are_published_only_with_a_checkpoint_that_comes_after_them(
-    dataset, tiny, params, tmp_path, resumable
-):
+def test_points_are_published_only_with_a_checkpoint_that_comes_after_them(run):
     journal = Journal()
-
-    def run(*callbacks):
-        make = resumable(journal.publish, every_s=60.0)
-        fit(dataset, tiny, params(), 1, tmp_path, callbacks=callbacks, resumable=make)
-
     with pytest.raises(Kill):
-        run(KillAt(9))
+        run("model", KillAt(9), journal=journal, every_s=60.0)
     assert not journal.points
-    run()
+    run("model", journal=journal, every_s=60.0)
     assert {step for name, step in journal.points if name == "step/loss"} == set(range(1, 7))
     assert {step for name, step in journal.points if name == "val/loss"} == {1, 2}
-    assert journal.points["step/lr", 1] == pytest.approx(0.1 * WARMUP_START), (
-        "the rate that the step was done with"
-    )
+    rate = journal.points["step/lr", 1]
+    assert rate == pytest.approx(0.1 * WARMUP_START), "the rate that the step was done with"
 
 
-def test_a_full_disk_stops_no_training_and_is_reported_once(
-    dataset, tiny, params, tmp_path, resumable, on, monkeypatch, capsys
-):
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
+def test_a_full_disk_stops_no_training_and_is_reported_once(run, tmp_path, on, monkeypatch, capsys):
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr(DirectIO, "save_checkpoint", Mock(side_effect=full))
     journal = Journal()
-    make = resumable(journal.publish)
-    monkeypatch.setattr(DirectIO, "save_checkpoint", full)
 
     def look(*_):
         assert not journal.points, "what no checkpoint holds may be computed again"
 
-    fit(dataset, tiny, params(), 1, tmp_path / "model", callbacks=[on("on_train_end", look)], resumable=make)
+    run("model", on("on_train_end", look), journal=journal)
     assert ("val/loss", 2) in journal.points, "nothing is computed again"
     printed = capsys.readouterr().out
     assert printed.count("The checkpoint could not be written to") == 1
     assert "No space left on device" in printed
-    assert not list((tmp_path / "checkpoints").rglob("*.ckpt*"))
+    assert not list((tmp_path / "model-checkpoints").rglob("*.ckpt*"))
     assert (tmp_path / "model/weights.pt").exists()

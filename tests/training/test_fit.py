@@ -17,15 +17,11 @@ from convoy.training.data import shuffled
 from convoy.training.fit import fit
 from convoy.training.optim import lr_schedule
 
+HAS_BF16, HAS_GPU = torch.cpu._is_avx512_bf16_supported(), torch.cuda.is_available()
 BF16 = pytest.param(
-    "bf16",
-    marks=pytest.mark.skipif(
-        not torch.cpu._is_avx512_bf16_supported(), reason="this processor has no AVX-512 BF16"
-    ),
+    "bf16", marks=pytest.mark.skipif(not HAS_BF16, reason="the processor has no AVX-512 BF16")
 )
-CPU = pytest.mark.skipif(
-    torch.cuda.is_available(), reason="equal to the bit on a CPU; this machine has a GPU"
-)
+CPU = pytest.mark.skipif(HAS_GPU, reason="equal to the bit on a CPU; this machine has a GPU")
 
 
 def history(folder):
@@ -130,7 +126,6 @@ def test_the_model_has_the_weights_of_the_best_epoch_not_of_the_last(dataset, ti
     keep = on("on_validation_end", lambda _trainer, module: heads.append(head(module)))
     callbacks = [on("on_validation_start", worsen), keep]
     metrics = fit(dataset, tiny, params(epochs=3), 1, out, callbacks=callbacks)
-
     assert metrics["best"]["epoch"] == 1
     assert torch.equal(trained.load(out)[0].network.dense1.weight, heads[0])
 
@@ -140,7 +135,6 @@ def test_the_average_of_weights_is_validated_and_saved(dataset, tiny, params, ou
     keep = on("on_train_batch_end", lambda _t, module, *_: weights.append(head(module)))
     look = on("on_validation_batch_start", lambda _t, module, *_: measured.append(head(module)))
     metrics = fit(dataset, tiny, params(epochs=3, ema=0.8), 1, out, callbacks=[keep, look])
-
     average = weights[0]
     for weight in weights[1:]:
         average = 0.8 * average + 0.2 * weight
@@ -176,9 +170,8 @@ def test_a_lost_loss_ends_the_training_with_the_remedy(dataset, tiny, params, ou
 
 
 def test_a_network_too_deep_for_the_images_is_refused_before_anything_is_written(dataset, params, out):
-    deep = Spec.model_validate(
-        {"name": "deep", "layers": [{"conv": {"filters": 2, "kernel": 9}}, "flatten", {"dense": "classes"}]}
-    )
+    layers = [{"conv": {"filters": 2, "kernel": 9}}, "flatten", {"dense": "classes"}]
+    deep = Spec.model_validate({"name": "deep", "layers": layers})
     with pytest.raises(NetworkError, match="deep does not take images of 8 px"):
         fit(dataset, deep, params(), 1, out)
     assert not out.exists()
@@ -220,9 +213,7 @@ def test_what_became_of_starting_weights_is_printed_before_the_first_step_and_wr
     weights = starting(tiny)
     other_classes = weights.facts.model_copy(update={"classes": ["a", "b", "c"]})
     weights = dataclasses.replace(weights, facts=other_classes)
-    chosen = params(epochs=2, transfer={"freeze": "conv1"})
-
-    fit(dataset, tiny, chosen, 1, out, starting=weights)
+    fit(dataset, tiny, params(epochs=2, transfer={"freeze": "conv1"}), 1, out, starting=weights)
 
     printed = capsys.readouterr().out
     written = json.loads((out / "transfer.json").read_text())
@@ -275,7 +266,7 @@ def test_a_network_with_auxiliary_heads_trains_with_them_and_is_saved_without(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.skipif(not HAS_GPU, reason="no CUDA device")
 @pytest.mark.parametrize("precision", [32, "auto"])
 def test_weights_trained_on_a_gpu_load_on_a_cpu_and_give_near_equal_logits(
     dataset, tiny, params, out, on, precision
@@ -286,9 +277,8 @@ def test_weights_trained_on_a_gpu_load_on_a_cpu_and_give_near_equal_logits(
         models.append(module.model)
         devices.append(module.device.type)
 
-    metrics = fit(
-        dataset, tiny, params(epochs=12, precision=precision), 1, out, callbacks=[on("on_train_end", keep)]
-    )
+    chosen = params(epochs=12, precision=precision)
+    metrics = fit(dataset, tiny, chosen, 1, out, callbacks=[on("on_train_end", keep)])
 
     pixels = torch.from_numpy(dataset.images("test").copy()).permute(0, 3, 1, 2).float()
     on_gpu = models[0].to("cuda").eval()(pixels.to("cuda")).cpu()
@@ -307,9 +297,13 @@ def stop(number, frame):
 
 @pytest.mark.parametrize(
     ("number", "handler", "error"),
-    [(signal.SIGINT, signal.default_int_handler, KeyboardInterrupt), (signal.SIGTERM, stop, StopError)],
+    [
+        (signal.SIGINT, signal.default_int_handler, KeyboardInterrupt),
+        (signal.SIGTERM, stop, StopError),
+        (signal.SIGTERM, signal.SIG_DFL, SystemExit),
+    ],
 )
-def test_a_signal_reaches_the_caller_as_what_its_handler_raises(
+def test_a_signal_reaches_the_caller_as_what_its_handler_raises_or_as_an_exit(
     dataset, tiny, params, out, on, number, handler, error
 ):
     send = on("on_train_batch_end", lambda *_: os.kill(os.getpid(), number))
@@ -321,9 +315,3 @@ def test_a_signal_reaches_the_caller_as_what_its_handler_raises(
     finally:
         signal.signal(number, before)
     assert not (out / "weights.pt").exists()
-
-
-def test_sigterm_without_a_handler_reaches_the_caller_as_an_exit(dataset, tiny, params, out, on):
-    send = on("on_train_batch_start", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(SystemExit):
-        fit(dataset, tiny, params(), 1, out, callbacks=[send])

@@ -1,5 +1,6 @@
 """Blocks of a network, the plan that freezes and releases them, and the check that frozen ones do not change."""
 
+import itertools
 import re
 
 import pytest
@@ -12,7 +13,7 @@ from convoy.models.build import Group, assemble
 from convoy.models.spec import Spec, load, names
 from convoy.training.fit import fit
 from convoy.training.freezing import COLUMNS, Plan, blocks, sha256
-from network_specs import SHIPPED
+from network_specs import HEAD, SHIPPED
 
 CLASSES = 7
 
@@ -36,10 +37,8 @@ def conv(filters):
 
 
 def test_a_norm_and_what_has_no_weights_belong_to_the_layer_before_them():
-    network = from_layers(
-        conv(4), "norm", "relu", {"max_pool": 2}, conv(4), "prelu", "norm", "flatten", {"dense": "classes"}
-    )
-    assert contents(network) == {
+    first, second = (conv(4), "norm", "relu", {"max_pool": 2}), (conv(4), "prelu", "norm")
+    assert contents(from_layers(*first, *second, *HEAD)) == {
         "conv1": ["conv1", "norm1", "relu1", "max_pool1"],
         "conv2": ["conv2", "prelu1", "norm2", "flatten1"],
         "dense1": ["dense1"],
@@ -47,18 +46,16 @@ def test_a_norm_and_what_has_no_weights_belong_to_the_layer_before_them():
 
 
 def test_what_comes_before_the_first_weights_belongs_to_the_first_block():
-    network = from_layers({"avg_pool": 2}, "norm", conv(4), "flatten", {"dense": "classes"})
+    network = from_layers({"avg_pool": 2}, "norm", conv(4), *HEAD)
     assert contents(network) == {"conv1": ["avg_pool1", "norm1", "conv1", "flatten1"], "dense1": ["dense1"]}
 
 
 def test_units_are_blocks_as_a_whole_and_plain_chains_are_not():
     network = nn.Sequential()
     network.stem = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    network.stage = nn.Sequential(
-        Group(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)), nn.Sequential(nn.Conv2d(4, 4, 3))
-    )
+    unit = Group(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
+    network.stage = nn.Sequential(unit, nn.Sequential(nn.Conv2d(4, 4, 3)))
     network.head = nn.Linear(4, 2)
-
     assert contents(network) == {
         "stem.0": ["stem.0", "stem.1"],
         "stage.0": ["stage.0"],
@@ -102,12 +99,9 @@ def test_a_parameter_of_the_network_itself_is_in_the_first_block():
 
 
 def test_batch_norms_are_found_at_any_depth():
-    network = from_layers(conv(4), "norm", {"residual": [conv(4), "norm"]}, "flatten", {"dense": "classes"})
-    assert [list(block.batch_norms()) for block in blocks(network)] == [
-        ["norm1"],
-        ["residual1.body.norm1"],
-        [],
-    ]
+    network = from_layers(conv(4), "norm", {"residual": [conv(4), "norm"]}, *HEAD)
+    norms = [list(block.batch_norms()) for block in blocks(network)]
+    assert norms == [["norm1"], ["residual1.body.norm1"], []]
 
 
 def test_a_network_without_weights_is_refused():
@@ -149,10 +143,8 @@ def test_blocks_are_released_one_by_one_the_deepest_first(plan):
 
 def test_a_block_is_released_after_the_epochs_beside_its_name_and_the_others_stay_frozen(plan):
     made = plan(freeze="layer2", release={"layer2": 1, "layer1.1": 4})
-    frozen = [
-        [name for name, held in zip(RESNET, made.frozen(epoch), strict=True) if held] for epoch in range(6)
-    ]
-    assert frozen[0] == ["conv1", "layer1.0", "layer1.1", "layer2.0", "layer2.1"]
+    frozen = [[*itertools.compress(RESNET, made.frozen(epoch))] for epoch in range(6)]
+    assert frozen[0] == [*RESNET[:5]]
     assert frozen[1] == frozen[3] == ["conv1", "layer1.0", "layer1.1"]
     assert frozen[4] == frozen[5] == ["conv1", "layer1.0"]
 
@@ -197,10 +189,9 @@ def test_a_network_of_one_block_can_freeze_none(plan):
 
 
 def test_the_table_shows_every_block_in_every_epoch(plan):
-    table = plan(
-        epochs=4, blocks=("conv1", "conv2", "dense1"), freeze=2, release=2, lr_factor=0.1, batch_norm="frozen"
-    ).table([0.01, 0.1, 0.05, 0.002])
-    assert table.splitlines()[1:] == [
+    chosen = {"freeze": 2, "release": 2, "lr_factor": 0.1, "batch_norm": "frozen"}
+    made = plan(epochs=4, blocks=("conv1", "conv2", "dense1"), **chosen)
+    assert made.table([0.01, 0.1, 0.05, 0.002]).splitlines()[1:] == [
         "block          trains from       1       2       3       4",
         "conv1          never        frozen  frozen  frozen  frozen",
         "conv2          epoch 3      frozen  frozen   0.005  0.0002",
@@ -211,12 +202,7 @@ def test_the_table_shows_every_block_in_every_epoch(plan):
 
 @pytest.mark.parametrize(
     ("epochs", "transfer"),
-    [
-        (10, {"release": 1}),
-        (11, {"release": 4}),
-        (200, {"release": {"conv1": 99}}),
-        (200, {"lr_factor": 0.9}),
-    ],
+    [(10, {"release": 1}), (11, {"release": 4}), (99, {"release": {"conv1": 98}}), (200, {"lr_factor": 0.9})],
 )
 def test_a_long_training_is_shown_by_its_ends_its_changes_and_some_epochs_between(plan, epochs, transfer):
     lines = plan(epochs=epochs, freeze=3, **transfer).table([0.1] * epochs).splitlines()
@@ -256,7 +242,7 @@ class Nudge(pl.Callback):
 
 
 class FollowImages(pl.Callback):
-    """Let one norm's statistics follow the images, as a network that switches its own modes would."""
+    """Let the statistics of a norm follow the images, as a network that switches its own modes would."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         pl_module.model.network.norm2.train()
@@ -316,10 +302,8 @@ def test_a_weight_may_change_once_it_is_released(transfer, capsys):
 
 
 def test_frozen_statistics_that_followed_the_images_fail_the_training_by_name(transfer):
-    names = ["norm2.num_batches_tracked", "norm2.running_mean", "norm2.running_var"]
-    with pytest.raises(
-        TrainingError, match=rf"^3 frozen tensors changed: {', '.join(names)}\..*batch_norm to adapt"
-    ):
+    names = "norm2.num_batches_tracked, norm2.running_mean, norm2.running_var"
+    with pytest.raises(TrainingError, match=rf"^3 frozen tensors changed: {names}\..*batch_norm to adapt"):
         transfer(FollowImages(), epochs=1, batch_norm="frozen")
 
 

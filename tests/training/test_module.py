@@ -44,10 +44,8 @@ def moved(before, after):
 
 def test_each_epoch_trains_the_blocks_of_its_plan(stack, params, classifier, train):
     look = Look()
-    made = classifier(
-        stack, params(epochs=4, transfer={"freeze": 2, "release": {"residual1": 1, "conv1": 3}})
-    )
-    train(made, look)
+    transfer = {"freeze": 2, "release": {"residual1": 1, "conv1": 3}}
+    train(classifier(stack, params(epochs=4, transfer=transfer)), look)
     assert look.trained_blocks() == [STACK[2:], STACK[1:], STACK[1:], STACK]
 
 
@@ -59,9 +57,8 @@ def test_the_first_phase_holds_before_the_optimizer_is_made(stack, params, class
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_neither_momentum_nor_weight_decay_moves_a_frozen_block(stack, params, classifier, train, optimizer):
-    made = classifier(
-        stack, params(epochs=2, optimizer=optimizer, weight_decay=1.0, transfer={"freeze": "residual1"})
-    )
+    how = {"epochs": 2, "optimizer": optimizer, "weight_decay": 1.0, "transfer": {"freeze": "residual1"}}
+    made = classifier(stack, params(**how))
     before = state(made)
     train(made)
     weights = {name for name, _ in made.model.network.named_parameters()}
@@ -99,9 +96,7 @@ def test_a_norm_in_the_head_is_never_frozen(params, classifier, train):
     spec = Spec.model_validate({"name": "all_convolutional", "layers": layers})
     made = classifier(spec, params(epochs=2, transfer={"freeze": 1, "batch_norm": "frozen"}))
     before = state(made)
-
     train(made)
-
     assert moved(before, state(made)) == {name for name in before if name.startswith(("conv2", "norm2"))}
 
 
@@ -117,11 +112,8 @@ def test_evaluation_and_training_mode_come_and_go_around_frozen_norms(stack, par
 
 def test_the_plans_table_agrees_with_the_optimizer(dataset, stack, params, out, starting, capsys):
     look = Look()
-    transfer = {"freeze": 2, "release": 1, "lr_factor": 0.3}
-
-    chosen = params(epochs=3, transfer=transfer)
+    chosen = params(epochs=3, transfer={"freeze": 2, "release": 1, "lr_factor": 0.3})
     fit(dataset, stack, chosen, 1, out, callbacks=[look], starting=starting(stack))
-
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(tuple(STACK))]
     assert [row[0] for row in rows] == STACK
     for epoch in range(3):
@@ -137,14 +129,9 @@ def aside():
     """A network with two auxiliary heads, of weights 0.3 and 0.5, the first with a norm."""
     head = ["global_avg_pool", "flatten", {"dense": "classes"}]
     conv = {"conv": {"filters": 4, "kernel": 3}}
-    layers = [
-        conv,
-        "norm",
-        {"auxiliary": {"weight": 0.3, "layers": [conv, "norm", *head]}},
-        conv,
-        {"auxiliary": {"weight": 0.5, "layers": head}},
-        *head,
-    ]
+    early = {"auxiliary": {"weight": 0.3, "layers": [conv, "norm", *head]}}
+    late = {"auxiliary": {"weight": 0.5, "layers": head}}
+    layers = [conv, "norm", early, conv, late, *head]
     return Spec.model_validate({"name": "aside", "layers": layers})
 
 
@@ -153,9 +140,7 @@ def test_auxiliary_heads_add_their_smoothed_losses_by_weight(dataset, params, cl
     logged = {}
     made.log = lambda name, value, **_: logged.update({name: value})
     batch = next(iter(DataModule(dataset, params(), 1).val_dataloader()))
-
     loss = made.training_step(batch, 0)
-
     answer = made.model(batch.pixels_u8.float())
     (first, early), (second, late) = answer.auxiliary
     assert (first, second) == (0.3, 0.5)
@@ -173,25 +158,18 @@ def test_the_training_loss_weighs_each_image_alike(dataset, stack, params, class
     made.log = lambda name, value, **_: logged.update({name: value})
     pixels_u8 = torch.from_numpy(dataset.images("val").copy()).permute(0, 3, 1, 2)
     labels = torch.from_numpy(dataset.labels("val").copy())
-
-    first, others = (
-        made.training_step(Batch(pixels_u8[rows], labels[rows], 0), 0).item()
-        for rows in (labels == 0, labels > 0)
-    )
-
+    batches = [Batch(pixels_u8[rows], labels[rows], 0) for rows in (labels == 0, labels > 0)]
+    first, others = (made.training_step(batch, 0).item() for batch in batches)
     assert others > 2 * first
     assert float(logged["train/loss"].compute()) == pytest.approx((4 * first + 8 * others) / 12)
 
 
 def test_auxiliary_heads_train_at_the_heads_rate_however_much_is_frozen(params, classifier, train, aside):
     look = Look()
-    made = classifier(
-        aside, params(epochs=1, transfer={"freeze": 2, "lr_factor": 0.1, "batch_norm": "frozen"})
-    )
+    transfer = {"freeze": 2, "lr_factor": 0.1, "batch_norm": "frozen"}
+    made = classifier(aside, params(epochs=1, transfer=transfer))
     before = state(made)
-
     train(made, look)
-
     trained = {name for name in before if name.startswith(("auxiliary", "dense1"))}
     assert moved(before, state(made)) == trained
     assert sum("norm1" in name for name in trained) == 5

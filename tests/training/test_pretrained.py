@@ -88,9 +88,8 @@ class Bomb:
 def test_pickled_code_is_refused_by_name_and_never_runs(write, monkeypatch, content, named, *, zipped):
     path = write({"conv1.weight": torch.zeros(1), "x": content}, _use_new_zipfile_serialization=zipped)
     monkeypatch.chdir(path.parent)
-    with pytest.raises(
-        NetworkError, match=rf"w\.pth holds pickled code \({named}\).*torch\.save\(network\.state_dict"
-    ):
+    message = rf"w\.pth holds pickled code \({named}\).*torch\.save\(network\.state_dict"
+    with pytest.raises(NetworkError, match=message):
         read_file(path)
     assert not (path.parent / "exploded").exists()
 
@@ -156,11 +155,7 @@ def test_equal_names_win_over_order_and_others_are_paired_in_order():
 @pytest.mark.parametrize(
     ("own", "given", "misfit"),
     [
-        (
-            {"n.weight": 4, "n.bias": 4},
-            {"bn.bias": 4, "bn.weight": 4},
-            ("tensor 1 is bn.bias 4", "n.weight 4"),
-        ),
+        ({"n.weight": 4, "n.bias": 4}, {"b.bias": 4, "b.weight": 4}, ("tensor 1 is b.bias 4", "n.weight 4")),
         ({"a.weight": 5}, {"x.weight": 4}, ("tensor 1 is x.weight 4", "a.weight 5")),
         ({"a.weight": 1, "b.weight": 1}, {"x.weight": 1}, ("tensor 2 is missing", "b.weight 1")),
         ({"a.weight": 1}, {"a.weight": 1, "y.weight": 1}, ("tensor 2 is y.weight 1", "nothing more")),
@@ -191,17 +186,13 @@ def test_the_counters_of_batch_norms_come_along_where_a_file_has_them():
 
 
 def test_the_head_is_the_last_layer_with_a_matrix_of_weights():
-    assert last_layer(zeros(a__weight=(4, 3), fc__weight=(10, 4), fc__bias=(10,), n__weight=(10,))) == [
-        "fc.weight",
-        "fc.bias",
-    ]
+    tensors = zeros(a__weight=(4, 3), fc__weight=(10, 4), fc__bias=(10,), n__weight=(10,))
+    assert last_layer(tensors) == ["fc.weight", "fc.bias"]
 
 
-@pytest.mark.parametrize(
-    "name", ["aux1.conv.weight", "aux.fc.bias", "AuxLogits.fc.weight", "auxiliary2.dense1.bias"]
-)
-def test_auxiliary_heads_are_recognised_by_their_names(name):
-    assert pretrained.AUXILIARY.match(name)
+def test_auxiliary_heads_are_recognised_by_their_names():
+    names = ["aux1.conv.weight", "aux.fc.bias", "AuxLogits.fc.weight", "auxiliary2.dense1.bias"]
+    assert all(map(pretrained.AUXILIARY.match, names))
 
 
 def test_a_layer_that_is_only_named_like_an_auxiliary_head_is_copied():
@@ -217,9 +208,8 @@ LETTERS = list("abcdefg")
 END = ["global_avg_pool", "flatten", {"dense": "classes"}]
 START = [{"conv": {"filters": 4, "kernel": 3, "bias": False}}, "norm", "relu"]
 AUXILIARY = {"auxiliary": {"weight": 0.3, "layers": END}}
-SPEC = Spec.model_validate(
-    {"name": "mine", "layers": [*START, AUXILIARY, {"conv": {"filters": 6, "kernel": 3}}, "relu", *END]}
-)
+LAYERS = [*START, AUXILIARY, {"conv": {"filters": 6, "kernel": 3}}, "relu", *END]
+SPEC = Spec.model_validate({"name": "mine", "layers": LAYERS})
 
 
 class Theirs(nn.Module):
@@ -238,15 +228,10 @@ class Theirs(nn.Module):
         return self.fc(self.body(self.stem(images)))
 
 
-def starting(network, classes=None, spec=SPEC):
-    return StartingWeights(
-        source="imagenet",
-        resolved="imagenet",
-        file=Path("weights/x.pth"),
-        network=spec.name,
-        tensors=dict(network.state_dict()),
-        facts=WeightFacts(classes=classes, mean=[0.5] * 3, std=[0.5] * 3) if classes else None,
-    )
+def starting(network, classes=None):
+    facts = WeightFacts(classes=classes, mean=[0.5] * 3, std=[0.5] * 3) if classes else None
+    file = Path("weights/x.pth")
+    return StartingWeights("imagenet", "imagenet", file, "mine", dict(network.state_dict()), facts)
 
 
 def test_tensors_of_another_implementation_give_its_logits():

@@ -63,10 +63,7 @@ EPOCHS = (
         ({"release": {3: 1}}, f"train.transfer.release is {{3: 1}}: {EPOCHS}"),
         ({"lr_factor": 0}, "train.transfer.lr_factor is 0: input should be greater than 0"),
         ({"lr_factor": 1.5}, "train.transfer.lr_factor is 1.5: input should be less than or equal to 1"),
-        (
-            {"batch_norm": "freeze"},
-            "train.transfer.batch_norm is 'freeze': input should be 'adapt' or 'frozen'",
-        ),
+        ({"batch_norm": "on"}, "train.transfer.batch_norm is 'on': input should be 'adapt' or 'frozen'"),
         ({"frozen": 1}, "unknown key train.transfer.frozen; did you mean `train.transfer.freeze`?"),
     ],
 )

@@ -83,12 +83,7 @@ def test_a_pin_is_the_meta_of_its_dvc_file(pinned):
 def test_the_pin_of_an_earlier_version_is_read(pinned, facts):
     pin = pinned("imagenet", nn.Linear(3, 2), facts, torchvision="resnet18", resolved="V1")
     Path("weights/x.dvc").write_text("outs: []\n")
-    earlier = {
-        "asked": "imagenet",
-        "resolved": "V1",
-        "fetched": "https://example.com",
-        "torchvision": "resnet18",
-    }
+    earlier = {"asked": "imagenet", "resolved": "V1", "fetched": "https://x.org", "torchvision": "resnet18"}
     earlier |= {"file": "x/weights.pt", "sha256": pin.sha256["x/weights.pt"]}
     if facts:
         earlier["facts_sha256"] = pin.sha256["x/model.json"]
@@ -118,9 +113,8 @@ def test_imagenet_for_a_network_that_torchvision_does_not_have_is_refused(reposi
 def test_a_missing_file_is_refused_with_the_commands_that_fetch_it(pinned):
     pin = pinned("other/w.pth", nn.Linear(3, 2))
     Path("weights/x/weights.pt").unlink()
-    with pytest.raises(
-        NetworkError, match=r"x/weights\.pt, pinned for other/w\.pth.*`dvc repro`.*`dvc pull -R weights`"
-    ):
+    message = r"x/weights\.pt, pinned for other/w\.pth.*`dvc repro`.*`dvc pull -R weights`"
+    with pytest.raises(NetworkError, match=message):
         pin.verify(Path("weights"))
 
 
@@ -148,7 +142,6 @@ def test_a_file_that_changed_since_it_was_pinned_is_refused(pinned, file):
 def test_an_invalid_pin_is_refused(pinned, name, text):
     pinned("./other", nn.Linear(3, 2))
     Path("weights", name).write_text(text)
-    with pytest.raises(
-        NetworkError, match=rf"weights/{name} is not a valid pin(.|\n)*git checkout weights/{name}"
-    ):
+    message = rf"weights/{name} is not a valid pin(.|\n)*git checkout weights/{name}"
+    with pytest.raises(NetworkError, match=message):
         find("./other", SPEC)
