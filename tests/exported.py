@@ -21,17 +21,10 @@ from convoy.evaluation.evaluate import evaluate
 from convoy.evaluation.settings import EvaluateParams
 from convoy.export import onnx_graph
 from convoy.models import trained
-from convoy.models.spec import Spec
+from network_specs import HEAD, network
 
 IDENTITY = {"run_id": "run-7", "git_commit": "c0ffee", "data_hash": "d" * 64, "params_hash": "e" * 64}
-LAYERS = [
-    {"conv": {"filters": 6, "kernel": 3}},
-    "norm",
-    "relu",
-    {"max_pool": 2},
-    "flatten",
-    {"dense": "classes"},
-]
+LAYERS = [{"conv": {"filters": 6, "kernel": 3}}, "norm", "relu", {"max_pool": 2}, *HEAD]
 PX = 12
 
 VERIFY = """
@@ -64,21 +57,18 @@ class Project:
         shutil.copytree(self.home, home)
         return Project(home)
 
-    def export(self, classes, fit="squash", layers=None):
+    def export(self, classes, fit="squash"):
         """Deliver, prepare, make a network with fresh weights, evaluate and export."""
         for name, images_u8 in classes.items():
             (self.home / "data" / name).mkdir(parents=True)
             for n, image_u8 in enumerate(images_u8):
                 Image.fromarray(image_u8).save(self.home / "data" / name / f"{n:03}.png")
-        splits = {"val": 0.2, "test": 0.4}
-        params = DataParams.model_validate(
-            {"image_px": PX, "fit": fit, "splits": splits, "max_quarantined": 0.0}
-        )
-        prepare(self.home / "data", params, self.home / "dataset")
+        params = {"image_px": PX, "fit": fit, "splits": {"val": 0.2, "test": 0.4}, "max_quarantined": 0.0}
+        prepare(self.home / "data", DataParams.model_validate(params), self.home / "dataset")
         dataset = Dataset.load(self.home / "dataset")
         facts = trained.ModelFacts(
             network="miniature",
-            spec=Spec.model_validate({"name": "miniature", "layers": layers or LAYERS}),
+            spec=network(*LAYERS, name="miniature"),
             classes=list(dataset.classes),
             image_px=PX,
             fit=fit,
@@ -87,7 +77,9 @@ class Project:
         )
         torch.manual_seed(3)
         trained.save(self.home / "model", trained.make(facts), facts)
-        self.measure_and_build()
+        params = EvaluateParams(batch_size=16, worst_images=2, feature_classes=1)
+        evaluate(self.home / "dataset", self.home / "model", params, self.home / "evaluation")
+        onnx_graph.build(self.home / "model", self.home / "deploy", IDENTITY)
         return self
 
     @staticmethod
@@ -96,11 +88,6 @@ class Project:
         rng = np.random.default_rng(seed)
         sizes = [(12, 12) if n % 3 else tuple(rng.integers(5, 40, 2).tolist()) for n in range(images)]
         return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
-
-    def measure_and_build(self):
-        params = EvaluateParams(batch_size=16, worst_images=2, feature_classes=1)
-        evaluate(self.home / "dataset", self.home / "model", params, self.home / "evaluation")
-        onnx_graph.build(self.home / "model", self.home / "deploy", IDENTITY)
 
     def verify(self):
         """Verify in a process of its own, as the pipeline does: this one has imported torch."""
@@ -120,10 +107,8 @@ THREE_CLASSES = {"Bär": 40, "cat|dog": 30, "x": 30}
 @pytest.fixture(scope="session")
 def built(tmp_path_factory):
     """Everything up to the unverified graph. Read only: tests that change something copy it."""
-    project = Project(tmp_path_factory.mktemp("built"))
-    return project.export(
-        {name: project.noisy(n, images) for n, (name, images) in enumerate(THREE_CLASSES.items())}
-    )
+    classes = {name: Project.noisy(n, images) for n, (name, images) in enumerate(THREE_CLASSES.items())}
+    return Project(tmp_path_factory.mktemp("built")).export(classes)
 
 
 @pytest.fixture(scope="session")

@@ -21,9 +21,9 @@ WIDTH = 512
 """Side of the matrices that make a model slow."""
 
 
-def image_u8(number: int, px: int = 8) -> npt.NDArray[np.uint8]:
+def image_u8(number: int) -> npt.NDArray[np.uint8]:
     """Make a plain image of a colour that is its number's alone."""
-    return np.full((px, px, 3), (number % 256, number // 256, 0), np.uint8)
+    return np.full((8, 8, 3), (number % 256, number // 256, 0), np.uint8)
 
 
 def png(number: int) -> bytes:
@@ -42,16 +42,9 @@ def write_onnx(
     dead_bytes: int = 0,
     identity: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write a model that predicts `predictions[n]` for image n.
+    """Write a model that predicts `predictions[n]` for image n with `certainty`, or with that of a list.
 
-    Args:
-        path: to write.
-        classes: in the order of its probabilities.
-        predictions: class of each numbered image.
-        certainty: probability of the prediction, the others sharing the rest; a number, or a list with a number per image.
-        products: of 512 x 512 matrices for each image, whose result is multiplied with zero.
-        dead_bytes: of weights that are multiplied with zero.
-        identity: run_id, git_commit, data_hash, params_hash; made up by default.
+    `products` of 512 x 512 matrices for each image make it slow and `dead_bytes` of weights large; zero multiplies both.
     """
     sure = np.broadcast_to(np.asarray(certainty, np.float32), (len(predictions),))
     table = np.repeat(((1 - sure) / (len(classes) - 1))[:, np.newaxis], len(classes), axis=1)

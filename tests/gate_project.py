@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 import fixed_models
-from convoy.core import files, yaml
+from convoy.core import files
 from convoy.data.prepare import prepare
 from convoy.data.settings import DataParams
 from convoy.data.split import pixel_hash
@@ -19,9 +19,6 @@ from convoy.gate.settings import GateParams
 from convoy.gate.test_images import TestImages
 
 CLASSES = ("ape", "bee", "cat")
-TEST = 120
-"""Test images, numbered from 0, a third of each class by turns; then 30 of train and 15 of val."""
-
 LIMITS = {
     "confidence": 0.95,
     "on_equal": "keep",
@@ -73,15 +70,9 @@ class GateProject:
         return Images(table)
 
     def model(self, name="convoy/7", wrong=(), *, classes=None, predictions=None, seen=(), **changes):
-        """Make a model that is right except on the given images, for which it predicts the next class.
+        """Make a model that is right except on the images `wrong`, for which it predicts the next class.
 
-        Args:
-            name: of the version.
-            wrong: numbers of images.
-            classes: that it serves, in their order.
-            predictions: of numbered images, whatever is right.
-            seen: numbers of test images that it was trained on.
-            changes: other attributes of `ModelUnderTest`, or arguments of `fixed_models.write_onnx`.
+        Images `seen` were in its training; `changes` are of `ModelUnderTest` or `fixed_models.write_onnx`.
         """
         served = tuple(classes or self.classes)
         predicted = [label if label in served else served[0] for label in self.truth]
@@ -92,29 +83,25 @@ class GateProject:
         self.made += 1
         graph = {key: changes.pop(key) for key in ("certainty", "products", "dead_bytes") if key in changes}
         path = fixed_models.write_onnx(self.home / f"model{self.made}.onnx", served, predicted, **graph)
+        right = [s == t for s, t in zip(predicted, self.truth, strict=True)]
         attributes = {
             "name": name,
             "onnx": path,
             "sha256": files.sha256(path),
             "images": self.images(seen),
-            "recorded_accuracy": float(
-                np.mean([s == t for s, t in zip(predicted, self.truth, strict=True)][: self.test])
-            ),
+            "recorded_accuracy": float(np.mean(right[: self.test])),
             "verification": verification(files.sha256(path)),
             "created_ms": 1_700_000_000_000 + int(name.split("/")[1]),
         }
         return ModelUnderTest(**(attributes | changes))
 
 
-def verification(sha256, **limits):
+def verification(sha256):
     """Return the part of verification.json that shows whether a model passed."""
-    params = {"max_label_flips": 0, "max_probability_gap": 1e-4, "latency_runs": 10}
-    comparison = Comparison("whole test split from delivered files", ExportParams(**params))
-    return {
-        "model": {"sha256": sha256},
-        "checks": [comparison.figures() | limits],
-        "negative_control": comparison.figures() | {"mean_shift": 0.1, "caught": True},
-    }
+    limits = ExportParams(max_label_flips=0, max_probability_gap=1e-4, latency_runs=10)
+    figures = Comparison("whole test split from delivered files", limits).figures()
+    control = figures | {"mean_shift": 0.1, "caught": True}
+    return {"model": {"sha256": sha256}, "checks": [figures], "negative_control": control}
 
 
 def deliver(home, labels, test):
@@ -130,12 +117,14 @@ def deliver(home, labels, test):
     return GateProject(home, tuple(labels), test, tuple(sorted(set(labels))))
 
 
-def by_turns(test, classes=CLASSES):
-    return [classes[n % len(classes)] for n in range(test + 15 * len(classes))]
+def deliver_three_classes(home):
+    """Deliver 120 test images, a third of each class by turns, then 30 of train and 15 of val."""
+    return deliver(home, [CLASSES[n % 3] for n in range(165)], 120)
 
 
-def write_limits(path, limits):
-    """Type limits into a params.yaml."""
-    content = yaml.load(path.read_text(encoding="utf-8"))
-    content["gate"] = dict(limits)
-    path.write_text(yaml.dump(content), encoding="utf-8")
+def breaches(result):
+    return [criterion.name for criterion in result.breaches]
+
+
+def criterion(result, name):
+    return next(criterion for criterion in result.criteria if criterion.name == name)

@@ -14,18 +14,12 @@ HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "te", 
 
 
 class Proxy:
-    """Pass calls on to a server, each after `delay_s`; its address stays the same while it refuses.
-
-    Attributes:
-        uri: address to talk to instead of the server's.
-        delay_s: seconds before each call is passed on.
-        calls: what was passed on, such as `POST /api/2.0/mlflow/runs/create`.
-    """
+    """Pass calls on to a server; the address of the proxy stays the same while it refuses."""
 
     def __init__(self, upstream: str) -> None:
         self.upstream = urlsplit(upstream)
-        self.delay_s = 0.0
-        self.calls: list[str] = []
+        self.delay_s = 0.0  # before each call is passed on
+        self.calls: list[str] = []  # that were passed on, such as `POST /api/2.0/mlflow/runs/create`
         self._left: int | None = None
         self._at = ""
         self._forbidden = ("", 0)

@@ -5,7 +5,7 @@ import secrets
 import shutil
 import sqlite3
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
 from types import SimpleNamespace
@@ -18,21 +18,18 @@ from mlflow.store.entities.paged_list import PagedList
 from mlflow.tracking import MlflowClient
 
 import fixed_models
-from convoy.core import files
+from convoy.core import files, yaml
 from convoy.registry.client import Registry
+from convoy.repo.identity import mint_run_id
 from convoy.tracking import mlflow_writer, store
 
 CLASSES = ["Bär", "cat", "x"]
+COMMIT = "c0ffee" + "0" * 34
 
 
 def write_verified(folder, run_id, *, accuracy=0.9, classes=CLASSES, params_hash="e" * 64):
     """Write what `export` leaves in build/deploy: a model with its verification, card and images; return its sha256."""
-    identity = {
-        "run_id": run_id,
-        "git_commit": "c0ffee" + "0" * 34,
-        "data_hash": "d" * 64,
-        "params_hash": params_hash,
-    }
+    identity = {"run_id": run_id, "git_commit": COMMIT, "data_hash": "d" * 64, "params_hash": params_hash}
     path = fixed_models.write_onnx(folder / "model.onnx", classes, classes, identity=identity)
     sha256 = files.sha256(path)
     verification = {
@@ -53,31 +50,25 @@ def write_under_test(folder, model):
     folder.mkdir(parents=True)
     shutil.copy(model.onnx, folder / "model.onnx")
     files.write_json(folder / "verification.json", model.verification)
-    images = [
-        {"pixels": pixels, "label": label, "split": split}
-        for pixels, (label, split) in model.images.table.items()
-    ]
+    table = model.images.table.items()
+    images = [{"pixels": pixels, "label": label, "split": split} for pixels, (label, split) in table]
     pq.write_table(pa.Table.from_pylist(images), folder / "images.parquet")
 
 
-def set_param(folder, key, value):
-    """Change one value of `tracking` in params.yaml."""
+def set_params(folder, section, values):
+    """Change values of a section of params.yaml."""
     path = folder / "params.yaml"
-    text, count = re.subn(rf"(?m)^  {key}: \S+", f"  {key}: {value}", path.read_text(encoding="utf-8"))
-    assert count == 1
-    path.write_text(text, encoding="utf-8")
+    content = yaml.load(path.read_text(encoding="utf-8"))
+    content[section].update(values)
+    path.write_text(yaml.dump(content), encoding="utf-8")
 
 
 class Mortal:
-    """A client whose store dies: after so many calls it does another without answering it, then refuses all."""
+    """A client whose store dies: after `left` calls it does another without answering it, then refuses all."""
 
     def __init__(self, client):
         self._client = client
-        self.left: int | None = None
-        self.dead = False
-
-    def die_after(self, calls):
-        self.left = calls
+        self.revive()
 
     def revive(self):
         self.left, self.dead = None, False
@@ -211,7 +202,6 @@ class RegistryProject:
 
     folder: Path
     client: MlflowClient
-    _made: int = field(default=0)
 
     @property
     def registry(self):
@@ -223,9 +213,7 @@ class RegistryProject:
 
     def version(self, model=None, alias="", *, files=True):
         """Make a version whose files, by default made up, lie among the artifacts of a run of its own."""
-        self._made += 1
-        run_id = f"20261123-1000{self._made:02}-{secrets.token_hex(3)}"
-        registry = self.registry
+        run_id, registry = mint_run_id(), self.registry
         registry.create()
         experiment = store.experiment(self.client, "made").experiment_id
         run = self.client.create_run(experiment, tags={"convoy.run_id": run_id})
@@ -256,11 +244,9 @@ class RegistryProject:
 
     def export(self, run_id="", **facts):
         """Leave a verified model in build/deploy, as `dvc repro` does; return the id of its run, which no store has."""
-        self._made += 1
-        run_id = run_id or f"20261123-1000{self._made:02}-{secrets.token_hex(3)}"
+        run_id = run_id or mint_run_id()
         write_verified(self.deploy, run_id, **facts)
-        reference = {"run_id": run_id, "training": run_id}
-        files.write_json(self.folder / "build/runs/export.json", reference)
+        files.write_json(self.folder / "build/runs/export.json", {"run_id": run_id, "training": run_id})
         files.write_json(self.folder / "build/metrics/export.json", {"deploy": {"accuracy": 0.9}})
         return run_id
 
@@ -273,7 +259,7 @@ class RegistryProject:
             "convoy.run_id": run_id,
             "convoy.onnx_sha256": sha256,
             "convoy.data_md5": "f" * 32 + ".dir",
-            "mlflow.source.git.commit": "c0ffee" + "0" * 34,
+            "mlflow.source.git.commit": COMMIT,
         }
         run = self.client.create_run(experiment, run_name="trained", tags=tags)
         mlflow_writer.log_model(self.client, self.client.get_run(run.info.run_id), self.deploy, sha256, [])
@@ -303,9 +289,6 @@ class RegistryProject:
         if experiment is None:
             return []
         query, order = f"tags.`convoy.model` = '{self.registry.model}'", ["attributes.start_time ASC"]
-        runs = store.all_pages(
-            lambda token: self.client.search_runs(
-                [experiment.experiment_id], query, page_token=token, order_by=order
-            )
-        )
+        ids, search = [experiment.experiment_id], self.client.search_runs
+        runs = store.all_pages(lambda token: search(ids, query, page_token=token, order_by=order))
         return [(str(run.info.run_name), run.info.status, run.data.tags) for run in runs]

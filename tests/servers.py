@@ -62,11 +62,7 @@ def require(binary: str, package: str) -> Path:
 
 @contextmanager
 def running(folder: Path) -> Iterator[str]:
-    """Run PostgreSQL and, on it, an MLflow server that serves artifacts; give its address.
-
-    Args:
-        folder: a new one is made there for what both servers keep and print.
-    """
+    """Run PostgreSQL and, on it, an MLflow server that keeps files and logs in a new folder; give its address."""
     # PostgreSQL's socket lies here: its path may have 107 bytes at most, and its user must reach it.
     base = Path(tempfile.mkdtemp(prefix="convoy-pg-"))
     folder.mkdir(parents=True)
@@ -75,9 +71,7 @@ def running(folder: Path) -> Iterator[str]:
         database = _start_postgres(base, log.fileno())
         stack.callback(database.wait)
         stack.callback(database.send_signal, signal.SIGINT)  # closes connections, then stops
-        mlflow, uri = _start_mlflow(base, folder)
-        stack.callback(_stop_group, mlflow)
-        yield uri
+        yield _start_mlflow(base, folder, stack)
 
 
 def _start_postgres(base: Path, log: int) -> "subprocess.Popen[bytes]":
@@ -102,7 +96,7 @@ def _start_postgres(base: Path, log: int) -> "subprocess.Popen[bytes]":
 
     data = str(base / "data")
     made = command(
-        "initdb", "-D", data, "-A", "trust", "-U", "convoy", "--no-sync", "-E", "UTF8", "--locale=C"
+        "initdb", "-D", data, *["-A", "trust", "-U", "convoy", "--no-sync", "-E", "UTF8", "--locale=C"]
     )
     if made.wait():
         raise RuntimeError(f"initdb ended with {made.returncode}")
@@ -112,7 +106,7 @@ def _start_postgres(base: Path, log: int) -> "subprocess.Popen[bytes]":
     return serving
 
 
-def _start_mlflow(base: Path, folder: Path) -> "tuple[subprocess.Popen[bytes], str]":
+def _start_mlflow(base: Path, folder: Path, stack: ExitStack) -> str:
     """Start an MLflow server whose runs are in the database and whose artifacts are in `folder`."""
     # Ports that systems hand out lie above 32767; those that browsers refuse end at 10080.
     uri = f"http://127.0.0.1:{free_port()}"
@@ -131,12 +125,9 @@ def _start_mlflow(base: Path, folder: Path) -> "tuple[subprocess.Popen[bytes], s
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    try:
-        _wait_for(lambda: answers(uri), serving)
-    except BaseException:
-        _stop_group(serving)
-        raise
-    return serving, uri
+    stack.callback(_stop_group, serving)
+    _wait_for(lambda: answers(uri), serving)
+    return uri
 
 
 def answers(uri: str) -> bool:
@@ -147,11 +138,7 @@ def answers(uri: str) -> bool:
 
 
 def _wait_for(ready: Callable[[], bool], process: "subprocess.Popen[bytes]") -> None:
-    """Wait until a process is ready to serve.
-
-    Raises:
-        RuntimeError: it ended, or was not ready in time.
-    """
+    """Wait until a process is ready to serve; fail if it ended, or was not ready in time."""
     until = time.monotonic() + START_S
     while not ready():
         if process.poll() is not None or time.monotonic() > until:
@@ -200,18 +187,14 @@ def joined(shared: Path) -> Iterator[str]:
                 try:
                     _wait_for(ready.exists, guarding)
                 except RuntimeError as error:
-                    raise RuntimeError(
-                        f"{error}\n{Path(log.name).read_text()[-2000:]}\nFolder: {shared}"
-                    ) from error
+                    error.add_note(f"{Path(log.name).read_text()[-2000:]}\nFolder: {shared}")
+                    raise
         yield ready.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of an MLflow server on PostgreSQL that serves artifacts.
-
-    All tests share it, so a test looks only at runs that it made.
-    """
+    """Address of an MLflow server on PostgreSQL that all tests share: a test looks only at runs that it made."""
     require("initdb", "postgresql")
     require("postgres", "postgresql")
     base = tmp_path_factory.getbasetemp()

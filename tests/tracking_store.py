@@ -1,40 +1,47 @@
 """Runs for tests: a small store with one of everything that MLflow keeps, and a run as a pipeline writes it."""
 
-import hashlib
 import math
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import onnx
 import pytest
-from mlflow.entities import (
-    Dataset,
-    DatasetInput,
-    InputTag,
-    LoggedModelInput,
-    LoggedModelOutput,
-    Metric,
-    Param,
-    Run,
-    RunTag,
-)
+from mlflow import entities
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
 
+import fixed_models
 from convoy.core import files
-from convoy.tracking import stages
+from convoy.tracking import journal, outbox, stages, uploader
 from convoy.tracking.migration import Report, migrate
-from convoy.tracking.stages import Run as OwnRun
+from convoy.tracking.stages import Run
 
 POINTS = 2300  # of one curve: more than MLflow takes or gives at once
 ODD = (math.nan, math.inf, -math.inf, 0.1 + 0.2)
+OUTER = (
+    *("DVC_ROOT", "DVC_EXP_NAME", "DVC_STAGE", "CONVOY_REPOSITORY"),
+    *("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"),
+)
+
+
+@pytest.fixture
+def workspace(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a folder with the shipped params; no uploader starts by itself."""
+    for name in ("params.yaml", "data.dvc"):
+        shutil.copy(repository / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name in OUTER:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(outbox, "start_uploader", lambda *_, **__: None)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")
@@ -68,9 +75,9 @@ def new_store(
     """A folder with what `convoy migrate` made of the store, and what it reported. Read only, likewise."""
     folder = tmp_path_factory.mktemp("new")
     shutil.copy(empty_store, folder / "mlflow.db")
-    before = hashes(old_store)
+    before = contents(old_store)
     report = migrate(uri(folder), uri(old_store))
-    assert hashes(old_store) == before, "the source stays as it was"
+    assert contents(old_store) == before, "the source stays as it was"
     return folder, report
 
 
@@ -83,22 +90,23 @@ def target_copy(new_store: tuple[Path, Report], tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def python(repository: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+def python(repository: Path) -> Callable[..., Any]:
     """Run a Python program with Convoy's code, in the current folder unless another is given."""
 
-    def run(
-        *words: str, cwd: Path | None = None, check: bool = True, **env: str
-    ) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, *words],
-            cwd=cwd,
-            env={**os.environ, "PYTHONPATH": str(repository / "src"), **env},
-            capture_output=True,
-            text=True,
-            check=check,
-        )
+    def run(*words: str, cwd: Path | None = None, check: bool = True, **env: str) -> Any:
+        env = {**os.environ, "PYTHONPATH": str(repository / "src"), **env}
+        options: dict[str, Any] = {"env": env, "capture_output": True, "text": True}
+        return subprocess.run([sys.executable, *words], cwd=cwd, check=check, **options)
 
     return run
+
+
+def set_revision(database: Path, revision: str) -> str:
+    """Let a store look as if another MLflow wrote it; return the revision that it had."""
+    with closing(sqlite3.connect(database)) as tables, tables:
+        [[before]] = tables.execute("SELECT version_num FROM alembic_version").fetchall()
+        tables.execute("UPDATE alembic_version SET version_num = ?", (revision,))
+    return str(before)
 
 
 def wait(condition: Callable[[], bool], seconds: float = 60.0) -> None:
@@ -108,20 +116,44 @@ def wait(condition: Callable[[], bool], seconds: float = 60.0) -> None:
         time.sleep(0.05)
 
 
-def trained(resumed: str | None = None) -> OwnRun:
+@pytest.fixture
+def start_python(repository: Path) -> Callable[..., "subprocess.Popen[str]"]:
+    """Start a Python program with Convoy's code, in the current folder, with pipes for input and output."""
+    options = {"env": {**os.environ, "PYTHONPATH": str(repository / "src")}, "text": True}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return lambda *words: subprocess.Popen([sys.executable, *words], **options, **pipes)
+
+
+def deliver_once(folder: Path) -> None:
+    """Go round once in this process, as a new uploader does after the last one was killed."""
+    with outbox.uploader_lock(folder) as lock:
+        worker = uploader.Uploader(folder, lock)
+        worker.deliver_due()  # delivers
+        worker.deliver_due()  # removes what is delivered
+
+
+def trained(resumed: str | None = None) -> Run:
     """Pass through a `train` stage that logs nothing."""
     with stages.training("d" * 64, resumed) as run:
         return run
 
 
-def logged(name: str) -> OwnRun:
+def logged(name: str) -> Run:
     """Log an empty run of no stage."""
     with stages.standalone(name, {}) as run:
         pass
     return run
 
 
-def stored(run: OwnRun | str, client: MlflowClient) -> Run:
+def journal_folder(run: Run) -> Path:
+    return Path("outbox") / run.reference.run_id
+
+
+def journal_state(run: Run) -> journal.State:
+    return journal.state(journal_folder(run))
+
+
+def stored(run: Run | str, client: MlflowClient) -> entities.Run:
     """Return what the store has of a run, by Convoy's id; a second one would be a double."""
     run_id = run if isinstance(run, str) else run.reference.run_id
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
@@ -135,12 +167,12 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def download(client: MlflowClient, run: Run, path: str) -> dict[str, bytes]:
+def download(client: MlflowClient, run: entities.Run, path: str) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as scratch:
         return contents(Path(client.download_artifacts(run.info.run_id, path, scratch)))
 
 
-def assert_whole(client: MlflowClient, run: OwnRun, folder: Path, points: int) -> Run:
+def assert_whole(client: MlflowClient, run: Run, folder: Path, points: int) -> entities.Run:
     """Compare what a store has of a run with what `write_run` wrote: nothing lacks, nothing is there twice."""
     found = stored(run, client)
     assert (found.info.status, found.info.run_name) == ("FINISHED", stages.run_name())
@@ -170,7 +202,7 @@ def curve(start: int, stop: int) -> list[tuple[str, float, int, int]]:
     return [("train/loss", 1 / step, step, 1000 + step) for step in range(start, stop)]
 
 
-def write_run(folder: Path, points: int = 39, between: Callable[[], None] = lambda: None) -> OwnRun:
+def write_run(folder: Path, points: int = 39, between: Callable[[], None] = lambda: None) -> Run:
     """Write a run as a pipeline does, with something of every kind; `between` happens in its middle."""
     dataset, report = folder / "build/dataset", folder / "evaluation"
     for path, content in {
@@ -190,39 +222,21 @@ def write_run(folder: Path, points: int = 39, between: Callable[[], None] = lamb
         run.log_result({"best": {"epoch": points}, "train": {"loss": 1 / points}})
     with stages.continuing("export", "d" * 64):
         pass
+    model = fixed_models.write_onnx(folder / "model.onnx", ["a", "b"], ["a"])
+    # The producer's name at the end: MLflow would write it where it belongs.
+    model.write_bytes(model.read_bytes() + b"\x12\x07by hand")
     with stages.finishing("export") as last:
         last.log_file(report, "evaluation")
         last.log_file(report / "report.html")
-        last.log_onnx(write_graph(folder / "model.onnx"), folder / "images.parquet")
+        last.log_onnx(model, folder / "images.parquet")
     return run
-
-
-def write_graph(path: Path) -> Path:
-    """Write the smallest ONNX file that has Convoy's input and one output."""
-    image = onnx.helper.make_tensor_value_info("image", onnx.TensorProto.UINT8, ["n", "h", "w", 3])
-    answer = onnx.helper.make_tensor_value_info("probabilities", onnx.TensorProto.FLOAT, ["n", 2])
-    value = onnx.numpy_helper.from_array(np.zeros((1, 2), np.float32), "value")
-    node = onnx.helper.make_node("Constant", [], ["probabilities"], value=value)
-    graph = onnx.helper.make_graph([node], "g", [image], [answer])
-    model = onnx.helper.make_model(graph, producer_name="by hand")
-    # The producer's name a second time, at the end: MLflow would write it once, where it belongs.
-    path.write_bytes(model.SerializeToString() + b"\x12\x07by hand")
-    return path
 
 
 def uri(folder: Path) -> str:
     return f"sqlite:///{folder}/mlflow.db"
 
 
-def hashes(folder: Path) -> dict[str, str]:
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def by_name(client: MlflowClient, experiment: str = "convoy") -> dict[str, Run]:
+def by_name(client: MlflowClient, experiment: str = "convoy") -> dict[str, entities.Run]:
     found = client.get_experiment_by_name(experiment)
     assert found is not None
     return {str(run.info.run_name): run for run in client.search_runs([found.experiment_id])}
@@ -242,14 +256,17 @@ def fill(folder: Path, tables: Path, experiment: str = "convoy") -> MlflowClient
         run = client.create_run(trainings, start_time=2000 + number, run_name=status.lower())
         client.log_batch(
             run.info.run_id,
-            tags=[RunTag("mlflow.parentRunId", parent), RunTag("convoy.run_id", f"{experiment}-{number}")],
-            metrics=[Metric("train/loss", 1.0 / number, 5, 1)],
+            tags=[
+                entities.RunTag("mlflow.parentRunId", parent),
+                entities.RunTag("convoy.run_id", f"{experiment}-{number}"),
+            ],
+            metrics=[entities.Metric("train/loss", 1.0 / number, 5, 1)],
         )
         if status in ("FAILED", "KILLED"):
             client.set_terminated(run.info.run_id, status, end_time=3000 + number)
         elif status == "SCHEDULED":
             client.update_run(run.info.run_id, status=status)
-            client.log_inputs(run.info.run_id, models=[LoggedModelInput(model)])
+            client.log_inputs(run.info.run_id, models=[entities.LoggedModelInput(model)])
     deleted = client.create_run(trainings, start_time=1, run_name="deleted")
     client.delete_run(deleted.info.run_id)
     _register(client, parent, model, name=f"{experiment} model")
@@ -261,17 +278,16 @@ def _training(client: MlflowClient, experiment: str, folder: Path) -> str:
     run = client.create_run(
         experiment, start_time=1000, tags={"mlflow.user": "ada"}, run_name="parent · ä"
     ).info
-    client.log_batch(run.run_id, params=[Param(f"section.key{n}", "v" * 500 + str(n)) for n in range(120)])
-    curve = [Metric("step/loss", 1 / (n + 1), 1000 + n, n) for n in range(POINTS)]
-    for start in range(0, POINTS, 1000):
-        client.log_batch(run.run_id, metrics=curve[start : start + 1000])
-    client.log_batch(
-        run.run_id,
-        metrics=[Metric("odd", value, 7, step) for step, value in enumerate(ODD)],
-        tags=[RunTag("mlflow.note.content", f"# a note on {run.run_id}")],
-    )
-    facts = Dataset("dataset", "0123456789", "local", "somewhere", schema=None, profile='{"images": 9}')
-    client.log_inputs(run.run_id, [DatasetInput(facts, [InputTag("mlflow.data.context", "training")])])
+    many = [entities.Param(f"section.key{n}", "v" * 500 + str(n)) for n in range(120)]
+    client.log_batch(run.run_id, params=many)
+    curve = [entities.Metric("step/loss", 1 / (n + 1), 1000 + n, n) for n in range(POINTS)]
+    odd = [entities.Metric("odd", value, 7, step) for step, value in enumerate(ODD)]
+    for points in (curve[:1000], curve[1000:2000], curve[2000:], odd):
+        client.log_batch(run.run_id, metrics=points)
+    client.set_tag(run.run_id, "mlflow.note.content", f"# a note on {run.run_id}")
+    facts = entities.Dataset("dataset", "0123456789", "local", "somewhere", profile='{"images": 9}')
+    context = entities.InputTag("mlflow.data.context", "training")
+    client.log_inputs(run.run_id, [entities.DatasetInput(facts, [context])])
     made = folder / "made"
     for name, content in {
         "report.html": b"<p>\xc3\xa4</p>",
@@ -295,8 +311,8 @@ def _model(client: MlflowClient, experiment: str, run: str, folder: Path) -> str
     (written / "model.onnx").write_bytes(b"\x08onnx" * 1000)
     get_artifact_repository(model.artifact_location).log_artifacts(str(written))
     client.finalize_logged_model(model.model_id, "READY")
-    client.log_outputs(run, [LoggedModelOutput(model.model_id, 3)])
-    client.log_batch(run, metrics=[Metric("test/accuracy", 0.9, 11, 3, model_id=model.model_id)])
+    client.log_outputs(run, [entities.LoggedModelOutput(model.model_id, 3)])
+    client.log_metric(run, "test/accuracy", 0.9, timestamp=11, step=3, model_id=model.model_id)
     return str(model.model_id)
 
 

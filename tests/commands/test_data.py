@@ -1,9 +1,6 @@
 import functools
 import http.server
-import os
 import shutil
-import subprocess
-import sys
 import threading
 
 import pytest
@@ -12,16 +9,7 @@ from convoy.commands.data import check, use
 from convoy.core import yaml
 from convoy.core.errors import DataError, RequestError
 from convoy.images.delivery import open_delivery
-
-
-def run(root, *command: str) -> str:
-    env = os.environ | {"DVC_NO_ANALYTICS": "1", "GIT_CONFIG_GLOBAL": os.devnull}
-    return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=True).stdout
-
-
-def dvc(root, *arguments: str) -> str:
-    return run(root, sys.executable, "-m", "dvc", *arguments)
-
+from small_pipeline import Small
 
 dvc_runs = pytest.mark.pipeline
 """Each start of DVC takes a second."""
@@ -34,9 +22,8 @@ def imported(tmp_path_factory, pets):
     for name, content in pets.items():
         (root / "first" / name).parent.mkdir(parents=True, exist_ok=True)
         (root / "first" / name).write_bytes(content)
-    run(root, "git", "init", "-q")
-    dvc(root, "init", "-q")
-    dvc(root, "config", "core.analytics", "false")
+    Small(root).init()
+    Small(root).dvc("init", "-q")
     use(str(root / "first"), root)
     return root
 
@@ -59,23 +46,25 @@ def untouched(root, pets):
 @dvc_runs
 def test_a_source_inside_the_repository_is_stored_relative_and_unfrozen(imported, pets):
     untouched(imported, pets)
-    assert dvc(imported, "data", "status", "--json").count("uncommitted") == 0
+    assert Small(imported).dvc("data", "status", "--json").count("uncommitted") == 0
 
 
 @dvc_runs
-def test_a_source_outside_the_repository_is_stored_absolute_with_a_warning(
-    repository, zipped, pets, tmp_path, monkeypatch
-):
+def test_a_source_outside_the_repository_gets_a_warning(repository, zipped, pets, tmp_path, monkeypatch):
     zipped({name: content for name, content in pets.items() if name < "dog/2"}, name="mine.zip")
     monkeypatch.chdir(tmp_path)
     lines = use("mine.zip", repository)
     assert facts(repository)["deps"][0]["path"] == str(tmp_path / "mine.zip")
     assert "frozen" not in facts(repository)
-    assert str(tmp_path / "mine.zip") in lines[0]
-    assert "before: first" in lines[0]
-    assert "Warning" in lines[1]
-    assert "`dvc repro`" in lines[2]
-    assert "`git checkout data.dvc && dvc checkout data.dvc`" in lines[3]
+    text = "\n".join(lines)
+    facts_in_text = (
+        str(tmp_path / "mine.zip"),
+        "before: first",
+        "Warning",
+        "`dvc repro`",
+        "git checkout data.dvc",
+    )
+    assert [fact for fact in facts_in_text if fact not in text] == []
     assert (repository / "data").is_file()
     assert len(open_delivery(repository / "data").names()) < len(pets)
 
@@ -130,13 +119,10 @@ def test_a_repository_without_dvc_status_is_left_unchanged(repository, pets):
 @dvc_runs
 def test_a_path_that_does_not_exist_is_refused_with_the_nearest_name(repository, tmp_path):
     (tmp_path / "my-images").mkdir()
-    with pytest.raises(RequestError, match=f"does not exist; did you mean {tmp_path}/my-images?"):
-        use(str(tmp_path / "my-imags"), repository)
-    with pytest.raises(RequestError, match=f"does not exist; did you mean {tmp_path}/my-images?"):
-        use(str(tmp_path / "my-image" / "train" / "cat"), repository)
-    with pytest.raises(
-        RequestError, match=f"does not exist; {tmp_path} holds no `qqqq`. Give a path, or a URL"
-    ):
+    for name in ("my-imags", "my-image/train/cat"):
+        with pytest.raises(RequestError, match=rf"does not exist; did you mean {tmp_path}/my-images\. Give"):
+            use(str(tmp_path / name), repository)
+    with pytest.raises(RequestError, match=f"does not exist; {tmp_path} holds no `qqqq`. Give a path, or "):
         use(str(tmp_path / "qqqq"), repository)
 
 
@@ -155,15 +141,9 @@ def test_a_folder_without_dvc_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_check_reports_classes_splits_and_unused_files_and_writes_nothing(
-    folder, parts, settings, tmp_path
-):
-    files = parts | {
-        "train/cat/x.png": b"",
-        "train/dog/copy.png": parts["test/dog/0.png"],
-        "README.md": b"hi",
-    }
-    data = folder(files)
+def test_a_check_reports_classes_splits_and_unused_files_writing_nothing(folder, parts, settings, tmp_path):
+    more = {"train/cat/x.png": b"", "train/dog/copy.png": parts["test/dog/0.png"], "README.md": b"hi"}
+    data = folder(parts | more)
     before = sorted(tmp_path.rglob("*"))
     found, lines = check(data, settings())
     assert sorted(tmp_path.rglob("*")) == before
@@ -173,9 +153,8 @@ def test_a_check_reports_classes_splits_and_unused_files_and_writes_nothing(
     assert found["counts"]["train"] == {"cat": 5, "dog": 5}
     assert found["cut"] == []
     assert found["quarantined"] == [{"path": "train/cat/x.png", "reason": "is empty (0 bytes)"}]
-    assert found["left_out"] == [
-        {"path": "train/dog/copy.png", "reason": "its pixels are in test too: test/dog/0.png"}
-    ]
+    reason = "its pixels are in test too: test/dog/0.png"
+    assert found["left_out"] == [{"path": "train/dog/copy.png", "reason": reason}]
     assert found["ignored"][0]["path"] == "README.md"
     (row,) = [line.split() for text in lines for line in text.splitlines() if "x.png" in line]
     assert row[:2] == ["quarantined", "train/cat/x.png"]

@@ -1,8 +1,6 @@
 """`convoy explain`, as typed: output, files, exit codes and errors."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -77,13 +75,10 @@ def test_an_invalid_convolution_is_refused_and_draws_nothing(run, tmp_path, word
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_convolution_needs_no_torch():
-    code = (
-        "import sys; sys.modules['torch'] = None; sys.argv = ['x', 'convolution', '--json'];"
-        "from convoy.commands.explain import explain; explain()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert json.loads(done.stdout)["activation"]["shape"] == [5, 5, 1]
+def test_a_convolution_needs_no_torch(python):
+    code = "import sys; sys.modules['torch'] = None; from convoy.commands.explain import explain; explain()"
+    found = json.loads(python("-c", code, "convolution", "--json").stdout)
+    assert found["activation"]["shape"] == [5, 5, 1]
 
 
 LAYERS = [
@@ -168,10 +163,10 @@ def test_the_image_reaches_the_network_as_it_is_served(here, run):
     wide[:, 12:28] = np.asarray(Image.open("photo.png"))[:16, :16]
     Image.fromarray(wide).save("wide.png")
     Image.fromarray(wide[:, 12:28]).save("square.png")
-    in_the_middle, square = (
+    wide, square = (
         json.loads(run("features", f"{name}.png", "--json").stdout) for name in ("wide", "square")
     )
-    assert in_the_middle["predictions"] == square["predictions"]  # fit: crop
+    assert wide["predictions"] == square["predictions"]  # fit: crop
 
 
 def test_a_network_without_convolutions_has_no_features(here, run):
@@ -187,11 +182,7 @@ def test_a_network_without_convolutions_has_no_features(here, run):
         (["none.png"], RequestError, r"none\.png cannot be read: No such file.*Name an image file"),
         (["broken.png"], DataError, r"broken\.png is not an image.*Name another image"),
         (["photo.png", "--model", "none"], NetworkError, r"model\.json does not exist.*dvc repro train"),
-        (
-            ["photo.png", "--out", "photo.png"],
-            RequestError,
-            r"photo\.png is not an \.html.*--out photo\.html",
-        ),
+        (["photo.png", "--out", "photo.png"], RequestError, r"\.png is not an \.html.*--out photo\.html"),
         (["photo.png", "--out", "broken.png/a.html"], RequestError, r"a\.html cannot be written: .*--out"),
     ],
 )

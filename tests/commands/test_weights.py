@@ -6,8 +6,6 @@ import itertools
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,26 +28,13 @@ from convoy.models.torchvision import Pretrained
 from convoy.tracking import lookup
 from convoy.tracking.store import connect
 from convoy.training.pretrained import load
+from small_pipeline import Small
 
 pytestmark = pytest.mark.pipeline
 """Each start of DVC takes a second."""
 
 SPEC = Spec.model_validate({"name": "mine", "layers": ["flatten", {"dense": "classes"}]})
 FACTS = {"classes": ["cat", "dog"], "mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 1.0]}
-
-
-def run(root: Path, *command: str) -> str:
-    env = os.environ | {"DVC_NO_ANALYTICS": "1", "GIT_CONFIG_GLOBAL": os.devnull}
-    return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=True).stdout
-
-
-def dvc(root: Path, *arguments: str) -> str:
-    return run(root, sys.executable, "-m", "dvc", *arguments)
-
-
-def commit(root: Path) -> None:
-    run(root, "git", "add", "-A")
-    run(root, "git", "-c", "user.name=me", "-c", "user.email=me@here", "commit", "-q", "-m", "x")
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +47,8 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "networks").mkdir()
     (root / "networks" / "resnet18.yaml").write_text("torchvision: resnet18\n")
     (root / "networks" / "mine.yaml").write_text("layers: [flatten, {dense: classes}]\n")
-    run(root, "git", "init", "-q")
-    dvc(root, "init", "-q")
-    dvc(root, "config", "core.analytics", "false")
+    Small(root).init()
+    Small(root).dvc("init", "-q")
     MlflowClient(f"sqlite:///{root}/mlflow.db").search_experiments()
     return root
 
@@ -197,15 +181,11 @@ def test_imagenet_is_imported_by_its_url_and_read_from_the_pin(imagenet, monkeyp
     assert sha256[:16] in lines[0]
     assert "unfrozen import" in lines[1]
     assert lines[2].startswith(f"Warning: {address} is an address of this machine")
-    assert lines[3:] == [
-        "Next: git add weights",
-        "Then: dvc exp run -S network.weights=imagenet (or set it in params.yaml)",
-    ]
-    assert sorted(path.name for path in (root / "weights").iterdir() if path.suffix != ".md") == [
-        ".gitignore",
-        name,
-        f"{name}.dvc",
-    ]
+    assert lines[3] == "Next: git add weights"
+    assert lines[4].startswith("Then: dvc exp run -S network.weights=imagenet ")
+    assert {path.name for path in (root / "weights").iterdir()} == {
+        *(".gitignore", "README.md", name, f"{name}.dvc")
+    }
     starting = load("imagenet", Spec(name="resnet18", torchvision="resnet18"))
     assert starting.facts.mean == [0.485, 0.456, 0.406]
 
@@ -214,9 +194,9 @@ def test_a_fresh_clone_fetches_an_import_by_plain_repro(pinned, tmp_path):
     (pinned / "dvc.yaml").write_text(
         "stages:\n  train:\n    cmd: ls weights > out\n    deps: [weights]\n    outs: [out]\n"
     )
-    commit(pinned)
-    run(tmp_path, "git", "clone", "-q", str(pinned), "clone")
-    dvc(tmp_path / "clone", "repro")
+    Small(pinned).commit("x")
+    Small(pinned).git("clone", "-q", str(pinned), str(tmp_path / "clone"))
+    Small(tmp_path / "clone").dvc("repro")
     assert "imagenet-resnet18.pth" in (tmp_path / "clone" / "out").read_text()
 
 
@@ -234,10 +214,8 @@ def test_a_file_with_another_hash_than_in_its_name_is_refused(root, served, monk
     before = snapshot(root)
     other = published(*served, digits="0badc0de")
     monkeypatch.setattr(torchvision, "pretrained", lambda *_: other)
-    with pytest.raises(
-        NetworkError,
-        match=r"imagenet cannot be pinned: http.*0badc0de\.pth .*sha256 .*0badc0de…\nNothing has changed",
-    ):
+    message = r"imagenet cannot be pinned: http.*0badc0de\.pth .*sha256 .*0badc0de…\nNothing has changed"
+    with pytest.raises(NetworkError, match=message):
         pin("imagenet", "resnet18", root)
     assert snapshot(root) == before
 
@@ -258,7 +236,7 @@ def test_a_checkpoint_outside_is_imported_with_a_warning_and_a_change_of_it_stop
     assert lines[-1] == f"Then: dvc exp run -S network.weights={name} (or set it in params.yaml)"
     assert load("../best.ckpt", SPEC) is not None
     torch.save(tensors(1), tmp_path / "best.ckpt")
-    dvc(root, "repro", f"weights/{slug}.ckpt.dvc")
+    Small(root).dvc("repro", f"weights/{slug}.ckpt.dvc")
     with pytest.raises(NetworkError, match=rf"differs from the file pinned for .*convoy weights use {name}$"):
         load(name, SPEC)
     pin("../best.ckpt", "mine", root)
@@ -267,7 +245,7 @@ def test_a_checkpoint_outside_is_imported_with_a_warning_and_a_change_of_it_stop
 
 def test_what_git_tracks_is_imported_by_its_relative_path(root):
     model(root / "starts" / "pets")
-    commit(root)
+    Small(root).commit("x")
     lines = pin("./starts/pets", "mine", root)
     assert imported(root, "starts-pets") == "../starts/pets"
     assert not any("Warning" in line for line in lines)
@@ -283,10 +261,10 @@ def test_what_git_does_not_track_becomes_a_copy_that_an_experiments_workspace_ha
     (root / "dvc.yaml").write_text(
         "stages:\n  train:\n    cmd: ls weights/checkpoints-0a1b > out\n    deps: [weights]\n    outs: [out]\n"
     )
-    commit(root)
+    Small(root).commit("x")
     shutil.rmtree(root / "checkpoints")
-    dvc(root, "exp", "run", "--temp", "--name", "elsewhere")
-    assert dvc(root, "exp", "list", "--name-only").strip() == "elsewhere"
+    Small(root).dvc("exp", "run", "--temp", "--name", "elsewhere")
+    assert Small(root).dvc("exp", "list", "--name-only").strip() == "elsewhere"
     assert load("checkpoints/0a1b", SPEC) is not None
 
 
@@ -313,11 +291,7 @@ def test_sources_of_one_name_get_files_of_their_own(root):
     [
         (lambda path: torch.save({"a": Bomb()}, path), NetworkError, r"holds pickled code \(posix\.mkdir\)"),
         (lambda path: path.write_bytes(b"junk"), NetworkError, "not a file of weights"),
-        (
-            lambda path: path.mkdir(),
-            RequestError,
-            r"is not the folder of a model: it must hold weights\.pt and model\.json",
-        ),
+        (Path.mkdir, RequestError, r"is not the folder of a model: .* weights\.pt and model\.json"),
     ],
 )
 def test_other_files_than_weights_are_not_pinned(root, tmp_path, make, error, reason):
@@ -453,7 +427,7 @@ def test_a_server_without_steady_etags_gives_a_copy(root, proxied, monkeypatch):
     assert "another ETag for the same file at every request" in lines[1]
     assert "deps" not in yaml.load((root / "weights" / "runs-12.dvc").read_text())
     assert not list((root / "weights" / "runs-12").glob("*.dvc"))
-    assert dvc(root, "status", "--json").strip() == "{}"
+    assert Small(root).dvc("status", "--json").strip() == "{}"
 
 
 def test_a_password_of_the_tracking_server_gets_into_no_file(root, monkeypatch):

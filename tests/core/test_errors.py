@@ -13,5 +13,7 @@ def test_names_beyond_a_number_are_counted(count, text):
 
 
 def test_passwords_and_tokens_are_hidden():
-    text = "clone https://me:secret@host/a or https://token@host/b, mail me@host"
-    assert without_credentials(text) == "clone https://me:***@host/a or https://***@host/b, mail me@host"
+    text = (
+        "https://me:{}@host/a, https://{}@host/b.git, ssh://git@host/b.git, me@host, sqlite:////a/mlflow.db"
+    )
+    assert without_credentials(text.format("secret", "token")) == text.format("***", "***")

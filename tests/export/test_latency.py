@@ -24,8 +24,6 @@ def test_figures_are_milliseconds_and_images_per_second(monkeypatch):
 
 
 def test_a_timing_process_that_fails_is_reported_with_its_last_lines(tmp_path):
-    with pytest.raises(
-        VerificationError,
-        match=r"timing of .*gone\.onnx \(onnx\) failed with exit code 1:\n[^$]*does not exist",
-    ):
+    failed = r"timing of .*gone\.onnx \(onnx\) failed with exit code 1:\n[^$]*does not exist"
+    with pytest.raises(VerificationError, match=failed):
         latency.measure(tmp_path / "gone.onnx", tmp_path, 12, 10)

@@ -24,9 +24,7 @@ def session(built):
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (12, 12), (37, 53), (200, 31)])
 @pytest.mark.parametrize("images", [1, 2, 5])
-def test_raw_pixels_of_any_number_and_size_get_the_predictions_of_the_trained_network(
-    built, session, images, size
-):
+def test_raw_pixels_of_any_number_and_size_are_predicted_as_by_the_network(built, session, images, size):
     images_u8 = np.random.default_rng(0).integers(0, 256, (images, *size, 3), dtype=np.uint8)
     probabilities, logits = session.run(["probabilities", "logits"], {"image": images_u8})
     packed_u8 = np.stack([Geometry(12, "squash")(image_u8) for image_u8 in images_u8])

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from convoy.gate.evidence import ModelUnderTest
-from gate_project import TEST, GateProject, by_turns, deliver
+from gate_project import GateProject, deliver, deliver_three_classes
 
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory) -> GateProject:
     """120 test images of three classes. Only models are added to it."""
-    return deliver(tmp_path_factory.mktemp("gate"), by_turns(TEST), TEST)
+    return deliver_three_classes(tmp_path_factory.mktemp("gate"))
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import pytest
 
 from convoy.core.errors import RequestError
 from convoy.gate.criteria import LIMITED
-from verdicts import criterion
+from gate_project import criterion
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +44,7 @@ def held(result):
 
 
 @pytest.mark.parametrize("name", LIMITED)
-def test_a_limit_that_is_not_set_refuses_nothing_and_still_gives_its_figure(
-    project, bad, fallen, tight, name
-):
+def test_a_limit_that_is_not_set_refuses_nothing_and_gives_its_figure(project, bad, fallen, tight, name):
     assert held(tight)[name] is False
     without = TIGHT | {criterion(tight, name).key: None}
     loose = project.judge(bad, fallen, **without)
@@ -93,9 +91,7 @@ def test_a_figure_equal_to_its_limit_meets_it_despite_rounding(project, champion
         (lambda good: good | {"model": None}, "malformed"),
     ],
 )  # fmt: skip
-def test_a_verification_that_is_missing_failed_or_of_other_bytes_is_a_breach(
-    project, champion, change, problem
-):
+def test_a_verification_missing_failed_or_of_other_bytes_is_a_breach(project, champion, change, problem):
     candidate = project.model("convoy/7")
     changed = replace(candidate, verification=change(candidate.verification))
     result = project.judge(changed, champion)

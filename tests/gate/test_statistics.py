@@ -50,9 +50,7 @@ def test_the_test_is_mcnemar_s_exact_one(fixed, regressed, p):
     same=st.integers(0, 400),
     confidence=st.sampled_from([0.5, 0.8, 0.9375, 0.95, 0.99, 0.9999]) | st.floats(0.5, 0.9999),
 )
-def test_the_interval_leaves_zero_out_exactly_where_the_test_finds_a_difference(
-    fixed, regressed, same, confidence
-):
+def test_the_interval_leaves_zero_out_where_the_test_finds_a_difference(fixed, regressed, same, confidence):
     assume(fixed + regressed + same)
     comparison = compare(fixed, regressed, same, 0, confidence)
     assert (comparison.low > 0 or comparison.high < 0) == (comparison.p_value < 1 - confidence)
@@ -101,9 +99,8 @@ def exact_power(images, fixed, regressed, confidence):
     for n in likely:
         b = np.arange(n + 1)
         p = np.minimum(1, 2 * binom.sf(np.maximum(b, n - b) - 1, n, 0.5)) if n else np.ones(1)
-        total += (
-            weight[n] * binom.pmf(b, n, fixed / (fixed + regressed))[(p < 1 - confidence) & (2 * b > n)].sum()
-        )
+        significant = (p < 1 - confidence) & (2 * b > n)
+        total += weight[n] * binom.pmf(b, n, fixed / (fixed + regressed))[significant].sum()
     return total
 
 
@@ -159,10 +156,8 @@ def test_the_calibration_error_is_the_one_of_torchmetrics(seed):
     theirs = multiclass_calibration_error(
         torch.from_numpy(probabilities), torch.from_numpy(labels), num_classes=5, n_bins=15, norm="l1"
     )
-    right = probabilities.argmax(axis=1) == labels
-    assert statistics.calibration_error(probabilities.max(axis=1), right) == pytest.approx(
-        float(theirs), abs=1e-6
-    )
+    ours = statistics.calibration_error(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels)
+    assert ours == pytest.approx(float(theirs), abs=1e-6)
 
 
 def test_certain_and_right_has_no_calibration_error_certain_and_wrong_has_all():
@@ -172,7 +167,5 @@ def test_certain_and_right_has_no_calibration_error_certain_and_wrong_has_all():
 
 def test_bins_include_their_upper_end_and_do_not_make_up_for_each_other():
     sure = np.array([13 / 15, 13 / 15 + 1e-6, 14 / 15, 14 / 15 + 1e-6])
-    right = np.array([True, True, True, False])
-    assert statistics.calibration_error(sure, right) == pytest.approx(
-        (2 / 15 + (2 / 15 + 1 / 15) + 14 / 15) / 4, abs=1e-5
-    )
+    error = statistics.calibration_error(sure, np.array([True, True, True, False]))
+    assert error == pytest.approx((2 / 15 + (2 / 15 + 1 / 15) + 14 / 15) / 4, abs=1e-5)

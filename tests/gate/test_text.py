@@ -138,11 +138,9 @@ def test_the_headline_names_the_champion(changed, headline):
 def test_each_decision_against_a_champion_has_its_figures(decision, start, facts, more):
     first, *others = text.describe(gate_results.gate_result(decision=decision)).reasons
     assert first.startswith(f"{start}: ")
-    figures = [
-        "Accuracy 95.5 %, convoy/7 92.2 %, on 357 test images",
-        "+3.4 points, 95 % interval +1.0 to +4.3",
-    ]
-    for fact in (*facts, *figures, "(14 fixed, 2 regressed, p = 0.0042)"):
+    accuracies = "Accuracy 95.5 %, convoy/7 92.2 %, on 357 test images"
+    gain = "+3.4 points, 95 % interval +1.0 to +4.3"
+    for fact in (*facts, accuracies, gain, "(14 fixed, 2 regressed, p = 0.0042)"):
         assert fact in first
     assert len(others) == bool(more)
     assert all(more in reason and reason.endswith(text.OVERRIDE) for reason in others)
@@ -177,12 +175,10 @@ def refused(*criteria, **values):
 
 
 def test_each_breach_is_named_with_figure_limit_key_and_remedy():
-    first, second, *others = refused(
-        *gate_results.CRITERIA, at_most("class_drop", 0.5, 0.2, "points", "class `3`")
-    )
-    assert first.startswith(
-        "Refuse convoy/8: class drop: 50.0 points, and gate.max_class_drop requires at most 20"
-    )
+    drop = at_most("class_drop", 0.5, 0.2, "points", "class `3`")
+    first, second, *others = refused(*gate_results.CRITERIA, drop)
+    assert first.startswith("Refuse convoy/8: class drop: 50.0 points, and ")
+    assert "gate.max_class_drop requires at most 20" in first
     assert "(class `3`)" in first
     assert "(14 fixed, 2 regressed, p = 0.0042)" in second
     change = f"To promote it anyway: change gate.max_class_drop in params.yaml, or {text.OVERRIDE}"
@@ -217,10 +213,8 @@ def test_a_drop_below_an_unavailable_champion_has_its_own_remedy():
 def test_a_champion_that_breaches_limits_today_is_kept_with_a_warning():
     low = gate_results.criterion("accuracy", figure=0.9, limit=0.95, unit="share", held=False)
     reasons = text.describe(gate_results.gate_result(decision="identical", criteria=(low,))).reasons
-    assert reasons[1:] == (
-        "It breaches 1 limit on today's data, so a better model is needed:",
-        "Accuracy: 90.0 %, and gate.min_accuracy requires at least 95 %.",
-    )
+    assert reasons[1].startswith("It breaches 1 limit on today's data")
+    assert reasons[2:] == ("Accuracy: 90.0 %, and gate.min_accuracy requires at least 95 %.",)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """`convoy trace`: ids, versions, files and names lead to their run, and the chain lists what is there and what is missing."""
 
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ from convoy.lineage import trace
 from convoy.lineage.runs import StoreError
 from convoy.tracking.journal import Journal
 from small_pipeline import FAILED, FIRST, SECOND, write_onnx
+from tracking_store import set_revision
 
 GONE = "deadbeef" * 5
 DATA = "1f" * 32
@@ -183,8 +182,7 @@ def test_a_repository_without_runs_names_the_command_that_makes_one(reproduced, 
 
 
 def test_a_store_of_an_older_mlflow_names_the_migration_command(traced):
-    with closing(sqlite3.connect(traced.folder / "mlflow.db")) as store, store:
-        store.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
+    set_revision(traced.folder / "mlflow.db", "451aebb31d03")
     with pytest.raises(RequestError, match=r"older MLflow(.|\n)*mlflow db upgrade sqlite:///"):
         run_ids(FIRST)
 

@@ -7,24 +7,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from convoy.tracking import outbox, store, uploader
-from registry_project import MemoryClient, RegistryProject, set_param
-
-OUTER = (
-    *("DVC_ROOT", "DVC_EXP_NAME", "DVC_STAGE", "CONVOY_REPOSITORY"),
-    *("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"),
-)
-
-
-@pytest.fixture
-def workspace(repository, tmp_path, monkeypatch):
-    """Work in a folder with the shipped params; no uploader starts by itself."""
-    for name in ("params.yaml", "data.dvc"):
-        shutil.copy(repository / name, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    for name in OUTER:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(outbox, "start_uploader", lambda *_, **__: None)
-    return tmp_path
+from registry_project import MemoryClient, RegistryProject, set_params
+from tracking_store import deliver_once
 
 
 @pytest.fixture
@@ -47,7 +31,7 @@ def server_project(workspace, server, monkeypatch):
     """The same on the tests' server, with a registered model of its own."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    set_param(workspace, "registered_model", f"model-{secrets.token_hex(4)}")
+    set_params(workspace, "tracking", {"registered_model": f"model-{secrets.token_hex(4)}"})
     return RegistryProject(workspace, MlflowClient(server))
 
 
@@ -70,10 +54,7 @@ def delivered(project, monkeypatch):
     monkeypatch.setattr(uploader, "BATCH_SECONDS", -1.0)
 
     def wait_until_uploaded(runs, where, seconds):
-        with outbox.uploader_lock(where) as lock:
-            worker = uploader.Uploader(where, lock)
-            worker.deliver_due()  # delivers
-            worker.deliver_due()  # removes what is delivered
+        deliver_once(where)
         return {}
 
     monkeypatch.setattr(outbox, "wait_until_uploaded", wait_until_uploaded)

@@ -2,11 +2,8 @@
 
 import os
 import random
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
@@ -38,8 +35,8 @@ def test_a_move_points_the_alias_and_leaves_an_entry_with_its_files(any_project,
     assert (any_project.champion(), moved.before, moved.to) == (second.number, first, second)
     (earlier, status, _), (name, _, tags) = any_project.entries()
     assert (earlier, name, status) == (f"promote {first}", f"override {second}", "FINISHED")
-    assert (tags["convoy.from"], tags["convoy.to"], tags["convoy.reason"]) == ("1", "2", "requested")
-    assert tags["convoy.outcome"] == "moved"
+    facts = [tags[f"convoy.{key}"] for key in ("from", "to", "reason", "outcome")]
+    assert facts == ["1", "2", "requested", "moved"]
     assert {"mlflow.user", "convoy.host"} <= set(tags)
     assert [entry.path for entry in any_project.client.list_artifacts(moved.entry)] == ["verdict.json"]
 
@@ -48,12 +45,9 @@ def test_a_decision_against_another_champion_moves_nothing(memory):
     first, second, third = memory.versions(3, files=False)
     promote(memory, first, None)
     promote(memory, second, first)
-    with pytest.raises(
-        RegistryError, match=r"champion was convoy/1 when this was decided, and is convoy/2 now"
-    ):
-        promote(memory, third, first)
-    with pytest.raises(RegistryError, match=r"champion was none when this was decided, and is convoy/2 now"):
-        promote(memory, third, None)
+    for expected, name in ((first, "convoy/1"), (None, "none")):
+        with pytest.raises(RegistryError, match=rf"was {name} when this was decided, and is convoy/2 now"):
+            promote(memory, third, expected)
     assert memory.champion() == second.number
     assert len(memory.entries()) == 2
 
@@ -70,10 +64,7 @@ def test_an_experiment_changes_no_alias(memory, tmp_path, monkeypatch, name):
         ("rollback", lambda: rollback("")),
         ("register", register),
     ):
-        message = (
-            rf"`convoy {command}` does not work inside a DVC stage or experiment \({name} is quick-fox\)"
-        )
-        with pytest.raises(RequestError, match=message):
+        with pytest.raises(RequestError, match=rf"`convoy {command}` does not .*\({name} is quick-fox\)"):
             attempt()
     assert memory.registry.aliases() == before
 
@@ -113,7 +104,7 @@ def test_a_registry_that_dies_at_any_call_leaves_the_old_or_the_new_champion_and
     outcomes = set()
     for deaths in range(40):
         to = next(version for version in others if version != champion)
-        mortal.die_after(deaths)
+        mortal.left = deaths
         try:
             move(registry, to, expected=champion, kind="promote", reason="", files=[verdict])
         except RegistryError as error:
@@ -203,9 +194,7 @@ def test_rolling_back_twice_goes_two_back_and_then_there_is_nothing_left(memory)
     moved = rollback("confuses 3 and 8")
     assert (moved.before, moved.to, memory.champion()) == (versions[2], versions[1], "2")
     assert rollback("").to == versions[0]
-    with pytest.raises(
-        RequestError, match=r"convoy/1 is the first champion .*: convoy rollback --to 3 \(or 2\)"
-    ):
+    with pytest.raises(RequestError, match=r"/1 is the first champion .*: convoy rollback --to 3 \(or 2\)"):
         rollback("")
     assert memory.champion() == "1"
     name, status, tags = memory.entries()[3]
@@ -245,9 +234,7 @@ def test_a_version_whose_file_is_missing_does_not_become_champion(memory):
     versions = memory.versions(3)
     promote_all(memory, *versions)
     memory.stored(versions[1]).unlink()
-    with pytest.raises(
-        RegistryError, match=r"model.onnx of convoy/2 is no longer in the store.*: convoy rollback --to 1"
-    ):
+    with pytest.raises(RegistryError, match=r"convoy/2 is no longer in the store.*: convoy rollback --to 1"):
         rollback("")
     assert memory.champion() == "3"
     assert rollback("", to="1").to == versions[0]
@@ -256,10 +243,8 @@ def test_a_version_whose_file_is_missing_does_not_become_champion(memory):
 def test_a_previous_champion_that_was_deleted_is_reported_with_earlier_ones(memory):
     promote_all(memory, *memory.versions(4))
     memory.client.delete_model_version("convoy", "3")
-    with pytest.raises(
-        RegistryError,
-        match=r"convoy/3, the champion before 4, was deleted; .* --to VERSION \(earlier champions: 2, 1\)",
-    ):
+    deleted = r"convoy/3, .* before 4, was deleted; .* --to VERSION \(earlier champions: 2, 1\)"
+    with pytest.raises(RegistryError, match=deleted):
         rollback("")
 
 
@@ -275,12 +260,9 @@ def test_a_rollback_repairs_an_alias_that_points_nowhere(memory):
 
 def test_a_deleted_log_is_reported_with_the_command_that_restores_it(memory):
     promote_all(memory, *memory.versions(2))
-    experiment = memory.client.get_experiment_by_name("convoy promotions")
-    experiment.lifecycle_stage = "deleted"
-    with pytest.raises(
-        RegistryError,
-        match=rf"`convoy promotions`, .* was deleted. .*mlflow experiments restore --experiment-id {experiment.experiment_id}",
-    ):
+    memory.client.experiments["convoy promotions"].lifecycle_stage = "deleted"
+    remedy = r"`convoy promotions`, .* was deleted. .*mlflow experiments restore --experiment-id 2"
+    with pytest.raises(RegistryError, match=remedy):
         rollback("")
     assert memory.champion() == "2"
 
@@ -289,33 +271,19 @@ def test_a_deleted_log_is_reported_with_the_command_that_restores_it(memory):
 
 
 MOVER = """
-import os, sys
+import sys
 from convoy.core.errors import ConvoyError
 from convoy.registry.alias import move
 from convoy.registry.client import Registry
 registry = Registry.open()
 now, versions = registry.alias("champion"), registry.versions()
-print(os.getpid(), flush=True)
+print("ready", flush=True)
 sys.stdin.readline()
 try:
     print(move(registry, versions[int(sys.argv[1])], expected=now, kind="promote", reason="").to)
 except ConvoyError as error:
     print(error)
 """
-
-
-def start(script, repository, *words):
-    """Start a process and wait for its first line."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, *words],
-        env={**os.environ, "PYTHONPATH": str(repository / "src")},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout
-    assert process.stdout.readline().strip() == str(process.pid)
-    return process
 
 
 def version(number):
@@ -330,8 +298,7 @@ class Clock:
     """A clock that only sleeping moves; `then` is called meanwhile."""
 
     def __init__(self):
-        self.now = 1000.0
-        self.then: Callable[[], None] = lambda: None
+        self.now, self.then = 1000.0, lambda: None
 
     def monotonic(self):
         return self.now
@@ -358,26 +325,20 @@ def open_entry(memory, after=9, **facts):
     return entry.run
 
 
-def status(memory, run):
-    return str(memory.client.get_run(run).info.status)
-
-
 def outcomes(memory):
     return [(run.info.status, run.data.tags.get("convoy.outcome", "")) for run in memory.client.runs]
 
 
 def promote_number(memory, number, before=0):
-    expected = version(before) if before else None
-    return move(memory.registry, version(number), expected=expected, kind="promote", reason="better")
+    promote(memory, version(number), version(before) if before else None)
 
 
-def test_of_two_processes_that_move_at_once_one_wins_and_the_error_of_the_other_names_it(
-    any_project, repository
-):
+def test_of_two_processes_that_move_at_once_one_wins_and_the_other_names_it(any_project, start_python):
     any_project.versions(2, files=False)
-    movers = [start(MOVER, repository, str(number)) for number in (0, 1)]
+    movers = [start_python("-c", MOVER, str(number)) for number in (0, 1)]
     for mover in movers:
-        assert mover.stdin
+        assert mover.stdout.readline() == "ready\n"
+    for mover in movers:
         mover.stdin.write("\n")
         mover.stdin.flush()
     printed = [mover.communicate()[0].strip() for mover in movers]
@@ -409,13 +370,9 @@ def test_of_many_threads_that_move_at_once_one_wins(memory, monkeypatch):
     for before in range(0, 60, 3):
         errors = []
         champion = int(memory.client.aliases.get("champion", "0"))
-        threads = [
-            threading.Thread(target=attempt, args=(before + number, champion, errors)) for number in (1, 2, 3)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(3) as threads:
+            for number in (1, 2, 3):
+                threads.submit(attempt, before + number, champion, errors)
         assert len(errors) == 2, errors
         assert int(memory.client.aliases["champion"]) in range(before + 1, before + 4)
     moves = alias.history(memory.registry, memory.client.aliases["champion"])
@@ -447,17 +404,17 @@ def test_a_process_that_ends_soon_is_waited_for(memory, clock):
     ids=["own, not closed", "of a dead process", "of an earlier Convoy"],
 )
 def test_open_entries_of_no_living_move_block_nobody(memory, clock, facts):
-    run = open_entry(memory, **facts)
+    open_entry(memory, **facts)
     promote_number(memory, 1)
-    assert (status(memory, run), clock.now) == ("FAILED", 1000)
+    assert (outcomes(memory)[0][0], clock.now) == ("FAILED", 1000)
 
 
 @pytest.mark.parametrize("facts", [{"host": "elsewhere"}, {"machine": "of the same name"}])
 def test_an_open_entry_of_another_machine_is_waited_for_as_long_as_a_lease(memory, clock, capsys, facts):
-    run = open_entry(memory, **facts)
+    open_entry(memory, **facts)
     promote_number(memory, 1)
     assert alias.LEASE_S < clock.now - 1000 < alias.LEASE_S + 5
-    assert status(memory, run) == "FAILED"
+    assert outcomes(memory)[0][0] == "FAILED"
     assert "if it is dead, the wait ends in 57 s" in capsys.readouterr().out
 
 
@@ -546,7 +503,7 @@ def test_the_entry_of_a_living_process_is_left_open(memory, monkeypatch):
 
     monkeypatch.setattr(alias.Move, "close_abandoned", after_another_started)
     promote_number(memory, 1)
-    assert status(memory, others[0]) == "RUNNING"
+    assert memory.client.get_run(others[0]).info.status == "RUNNING"
 
 
 @pytest.mark.parametrize("order", [1, -1], ids=["twin after", "twin before"])
@@ -586,10 +543,9 @@ def test_the_log_is_not_taken_for_trainings(project):
     assert [record.mlflow_run_id for record in found.records] == [run.info.run_id]
     with pytest.raises(RequestError) as unknown:
         trace.look("nothing", project.folder)
-    assert "promote convoy/1" not in str(unknown.value)
     with pytest.raises(ConvoyError) as absent:
         lookup.find(f"runs:/{'0' * 32}", ("weights",))
-    assert "promote convoy/1" not in str(absent.value)
+    assert "promote convoy/1" not in f"{unknown.value} {absent.value}"
     assert run.info.run_id in str(absent.value)
 
 

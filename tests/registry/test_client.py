@@ -5,24 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import (
-    INTERNAL_ERROR,
-    INVALID_PARAMETER_VALUE,
-    PERMISSION_DENIED,
-    UNAUTHENTICATED,
-)
+from mlflow.protos import databricks_pb2 as codes
 
 from convoy.core.errors import RequestError
-from convoy.registry.client import (
-    CANDIDATE,
-    CHAMPION,
-    ArtifactMissing,
-    Registry,
-    RegistryError,
-    account,
-    fetch,
-    is_verified,
-)
+from convoy.registry import client
+from convoy.registry.client import CANDIDATE, CHAMPION, ArtifactMissing, Registry, RegistryError, fetch
 from registry_project import write_verified
 
 
@@ -62,37 +49,31 @@ def test_an_alias_that_points_nowhere_is_named_with_its_repair(memory):
             memory.registry.alias(alias)
 
 
-def test_a_server_that_does_not_answer_or_refuses_is_named_with_what_to_do(
-    server_project, through, monkeypatch
-):
+def test_a_server_that_does_not_answer_or_refuses_is_named(server_project, through, monkeypatch):
     version = server_project.version(files=False)
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "anna")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "geheim")
     through.forbid("registered-models/alias")
-    with pytest.raises(RegistryError) as refused:
+    act = rf"the account `anna` may not move the alias champion to {version} at {through.uri}"
+    with pytest.raises(RegistryError, match=rf"{act}.*\s.*EDIT on .* model `{version.model}`") as refused:
         server_project.registry.point(CHAMPION, version)
-    text = str(refused.value)
-    assert f"the account `anna` may not move the alias champion to {version} at {through.uri}" in text
-    assert f"the permission EDIT on the registered model `{version.model}`" in text
-    assert "geheim" not in text
+    assert "geheim" not in str(refused.value)
     through.forbid("registered-models/get", 401)
     with pytest.raises(RegistryError, match=r"rejects the account `anna`.*\nSet MLFLOW_TRACKING_USERNAME"):
         server_project.registry.alias(CHAMPION)
     through.refuse()
-    with pytest.raises(
-        RegistryError, match=rf"{through.uri} did not answer the request to read the registered"
-    ):
+    with pytest.raises(RegistryError, match=rf"{through.uri} did not answer the request to read the regist"):
         server_project.registry.alias(CHAMPION)
 
 
 @pytest.mark.parametrize(
     ("uri", "code", "message", "facts"),
     [
-        ("sqlite:///x.db", INTERNAL_ERROR, "a readonly database", ["this user may not move it", "write access"]),
-        ("http://host", UNAUTHENTICATED, "", ["http://host rejects requests", "Set MLFLOW_TRACKING_USERNAME"]),
-        ("http://host", PERMISSION_DENIED, "", ["requests without an account", "may not move it", "EDIT"]),
-        ("http://host", INVALID_PARAMETER_VALUE, "no such thing", ["http://host refused to move it: no such thing"]),
-        ("http://host", INTERNAL_ERROR, "lost", ["http://host did not answer the request to move it", "Start its server"]),
+        ("sqlite:///x.db", codes.INTERNAL_ERROR, "a readonly database", ["this user may not move it", "write access"]),
+        ("http://host", codes.UNAUTHENTICATED, "", ["http://host rejects requests", "Set MLFLOW_TRACKING_USERNAME"]),
+        ("http://host", codes.PERMISSION_DENIED, "", ["requests without an account", "may not move it", "EDIT"]),
+        ("http://host", codes.INVALID_PARAMETER_VALUE, "no such thing", ["http://host refused to move it: no such thing"]),
+        ("http://host", codes.INTERNAL_ERROR, "lost", ["http://host did not answer the request to move it", "Start its"]),
     ],
 )  # fmt: skip
 def test_errors_of_a_store_are_distinguished(uri, code, message, facts, monkeypatch):
@@ -106,8 +87,8 @@ def test_errors_of_a_store_are_distinguished(uri, code, message, facts, monkeypa
 def test_an_account_is_named_by_its_variable_or_address(monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_USERNAME", raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t")
-    assert account("http://otto:secret@host") == "the account `otto`"
-    assert account("http://host") == "the account of MLFLOW_TRACKING_TOKEN"
+    assert client.account("http://otto:secret@host") == "the account `otto`"
+    assert client.account("http://host") == "the account of MLFLOW_TRACKING_TOKEN"
 
 
 def test_a_store_of_another_mlflow_is_refused(workspace):
@@ -142,9 +123,7 @@ def test_the_same_file_in_the_workspace_is_copied_instead(memory, tmp_path):
 def test_a_missing_or_changed_file_is_reported_as_missing(memory, tmp_path):
     first, second = memory.versions(2)
     memory.stored(first).write_bytes(b"other")
-    with pytest.raises(
-        ArtifactMissing, match=r"model.onnx of convoy/1 has other bytes in the store .* instead"
-    ):
+    with pytest.raises(ArtifactMissing, match=r"model.onnx of convoy/1 has other bytes in the store .* inst"):
         fetch(memory.registry, first, tmp_path / "1")
     stored = memory.stored(second)
     stored.unlink()
@@ -156,27 +135,23 @@ def test_a_missing_or_changed_file_is_reported_as_missing(memory, tmp_path):
         fetch(memory.registry, memory.registry.version("3"), tmp_path / "3")
 
 
-def test_a_file_that_a_server_lists_but_does_not_have_is_missing_and_one_that_it_refuses_is_an_error(
-    server_project, through, tmp_path
-):
+def test_a_file_that_a_server_lists_is_missing_or_refused(server_project, through, tmp_path):
     [only] = server_project.versions(1)
-    registry = server_project.registry
-    through.forbid("artifacts/model/model.onnx", 404)
-    with pytest.raises(ArtifactMissing, match=r"model.onnx of .* is listed in the store, but missing"):
-        fetch(registry, only, tmp_path / "1")
-    through.forbid("artifacts/model/model.onnx", 503)
-    with pytest.raises(RegistryError, match=r"did not answer the request to read model.onnx of"):
-        fetch(registry, only, tmp_path / "2")
-    through.forbid("artifacts/model/model.onnx", 403)
-    with pytest.raises(RegistryError, match=r"requests without an account .* may not read model.onnx of"):
-        fetch(registry, only, tmp_path / "3")
+    for status, error, message in (
+        (404, ArtifactMissing, r"model.onnx of .* is listed in the store, but missing"),
+        (503, RegistryError, r"did not answer the request to read model.onnx of"),
+        (403, RegistryError, r"requests without an account .* may not read model.onnx of"),
+    ):
+        through.forbid("artifacts/model/model.onnx", status)
+        with pytest.raises(error, match=message):
+            fetch(server_project.registry, only, tmp_path / str(status))
 
 
 def test_a_folder_holds_a_model_only_with_the_verification_of_its_bytes(tmp_path):
-    sha256 = write_verified(tmp_path / "deploy", "run-1")
-    assert is_verified(tmp_path / "deploy", sha256)
-    assert not is_verified(tmp_path / "deploy", "0" * 64)
-    (tmp_path / "deploy/verification.json").write_text('{"model": []}')
-    assert not is_verified(tmp_path / "deploy", sha256)
-    (tmp_path / "deploy/verification.json").unlink()
-    assert not is_verified(tmp_path / "deploy", sha256)
+    sha256 = write_verified(tmp_path, "run-1")
+    assert client.is_verified(tmp_path, sha256)
+    assert not client.is_verified(tmp_path, "0" * 64)
+    (tmp_path / "verification.json").write_text('{"model": []}')
+    assert not client.is_verified(tmp_path, sha256)
+    (tmp_path / "verification.json").unlink()
+    assert not client.is_verified(tmp_path, sha256)

@@ -32,10 +32,8 @@ def test_rollback_prints_the_move_and_the_command_that_undoes_it(memory):
     move(memory.registry, first, expected=None, kind="promote", reason="")
     move(memory.registry, second, expected=first, kind="promote", reason="")
     done = CliRunner().invoke(app, ["rollback", "--reason", "slow"])
-    assert done.stdout.splitlines() == [
-        "champion is convoy/1 (before: convoy/2)",
-        "To undo: convoy rollback --to 2",
-    ]
+    moved, undo = done.stdout.splitlines()
+    assert (moved, undo) == ("champion is convoy/1 (before: convoy/2)", "To undo: convoy rollback --to 2")
     create(memory.registry, "interrupted", "promote", "1", second, "")
     done = CliRunner().invoke(app, ["rollback", "--to", "2", "--json"])
     assert "an earlier promote of convoy/2 was interrupted" in done.stderr

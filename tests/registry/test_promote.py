@@ -13,8 +13,8 @@ from convoy.registry.alias import move
 from convoy.registry.client import CANDIDATE, CHAMPION, RegistryError, Version
 from convoy.registry.promote import Judged
 from convoy.retraining import outcome
-from gate_project import LIMITS, TEST, by_turns, deliver, write_limits
-from verdicts import breaches
+from gate_project import LIMITS, breaches, deliver_three_classes
+from registry_project import set_params
 
 FEW = range(12)
 """Images that a good model gets wrong."""
@@ -29,7 +29,7 @@ def verdict_on(candidate, champion, **values):
 @pytest.fixture(scope="session")
 def gate_project(tmp_path_factory):
     """120 test images of three classes. Only models are added to it."""
-    return deliver(tmp_path_factory.mktemp("promote"), by_turns(TEST), TEST)
+    return deliver_three_classes(tmp_path_factory.mktemp("promote"))
 
 
 def _in(project, gate_project):
@@ -37,20 +37,17 @@ def _in(project, gate_project):
     (project.folder / "build").mkdir(exist_ok=True)
     (project.folder / "build/dataset").symlink_to(gate_project.home / "dataset")
     (project.folder / "data").symlink_to(gate_project.home / "data")
-    write_limits(project.folder / "params.yaml", LIMITS)
+    set_params(project.folder, "gate", LIMITS)
     return project
 
 
+DRAW = promote.page.draw
+
+
 @pytest.fixture(autouse=True)
-def plain(request, monkeypatch):
-    """Draw no pictures, which take seconds and have tests of their own, but where a test asks for them."""
-    if "pictured" not in request.fixturenames:
-        monkeypatch.setattr(promote.page, "draw", lambda *_: ())
-
-
-@pytest.fixture
-def pictured():
-    """Have pictures drawn."""
+def plain(monkeypatch):
+    """Draw no pictures, which take seconds and have tests of their own."""
+    monkeypatch.setattr(promote.page, "draw", lambda *_: ())
 
 
 @pytest.fixture
@@ -74,13 +71,11 @@ VERDICTS = {
 def test_the_verdict_moves_the_alias_or_leaves_it(request, gate_project, backend, case, tmp_path):
     repository = _in(request.getfixturevalue(backend), gate_project)
     defender, challenger, limits, verdict, breached = VERDICTS[case]
-    write_limits(repository.folder / "params.yaml", LIMITS | limits)
+    set_params(repository.folder, "gate", limits)
     before = repository.version(gate_project.model(**defender), CHAMPION).number if defender else ""
     candidate = repository.version(gate_project.model("convoy/8", **challenger), CANDIDATE)
-
     judged = promote.judge(tmp_path / "gate")
     moved = promote.carry_out(judged)
-
     assert judged.judgement.verdict == verdict, judged.judgement.reasons
     assert moved == (verdict == "promote")
     assert repository.champion() == (candidate.number if moved else before)
@@ -169,9 +164,7 @@ def test_an_override_promotes_a_refused_candidate_and_is_recorded(memory):
     assert (name, status, tags["convoy.reason"]) == ("override convoy/2", "FINISHED", "withdrawn")
 
 
-def test_a_registry_that_goes_down_while_judging_leaves_the_champion(
-    server_project, through, gate_project, tmp_path
-):
+def test_a_registry_that_goes_down_leaves_the_champion(server_project, through, gate_project, tmp_path):
     here = _in(server_project, gate_project)
     here.version(gate_project.model(wrong=MANY), CHAMPION)
     here.version(gate_project.model("convoy/8", wrong=FEW), CANDIDATE)
@@ -182,7 +175,8 @@ def test_a_registry_that_goes_down_while_judging_leaves_the_champion(
     assert (tmp_path / "verdict.html").exists(), "the verdict is not lost"
 
 
-def test_pictures_of_the_verdict_are_among_its_files(here, gate_project, tmp_path, pictured):
+def test_pictures_of_the_verdict_are_among_its_files(here, gate_project, tmp_path, monkeypatch):
+    monkeypatch.setattr(promote.page, "draw", DRAW)
     here.version(gate_project.model(wrong=MANY), CHAMPION)
     here.version(gate_project.model("convoy/8", wrong=FEW), CANDIDATE)
     names = {path.name for path in promote.judge(tmp_path).files}
@@ -194,9 +188,8 @@ def version(number):
 
 
 def test_the_output_shows_the_verdict_the_limits_and_the_champion(tmp_path):
-    judged = replace(
-        verdict_on(version(2), version(1)), files=(tmp_path / "x.json", tmp_path / "verdict.html")
-    )
+    files = tmp_path / "x.json", tmp_path / "verdict.html"
+    judged = replace(verdict_on(version(2), version(1)), files=files)
     dry = list(promote.lines(judged, moved=False, dry_run=True))
     assert dry[:2] == list(judged.judgement.reasons)
     assert any("accuracy " in line and line.endswith("met: 95.5 % (at least 50 %)") for line in dry), dry

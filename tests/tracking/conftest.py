@@ -2,7 +2,6 @@
 
 import contextlib
 import shutil
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,23 +12,18 @@ from mlflow.tracking import MlflowClient
 
 from clones import kill_uploaders
 from convoy.tracking import outbox, store, uploader
+from small_pipeline import Small
+from tracking_store import deliver_once
 
 START = outbox.start_uploader
-OUTER = ("DVC_ROOT", "DVC_EXP_NAME", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID")
 
 
 @pytest.fixture
-def workplace(empty_store: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Work in an empty repository with the shipped params; no uploader starts by itself."""
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    for name in ("params.yaml", "data.dvc"):
-        shutil.copy(repository / name, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    for name in OUTER:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(outbox, "start_uploader", lambda *_, **__: None)
+def workplace(workspace: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a repository with a store of its own; no stage waits for an uploader."""
+    shutil.copy(empty_store, workspace / "mlflow.db")
     monkeypatch.setattr(outbox, "WAIT_SECONDS", 0.0)
-    return tmp_path
+    return workspace
 
 
 @pytest.fixture
@@ -39,17 +33,8 @@ def client(workplace: Path) -> MlflowClient:
 
 @pytest.fixture
 def deliver(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Go round once in this process, as a new uploader does after the last one was killed."""
     monkeypatch.setattr(uploader, "BATCH_SECONDS", -1.0)
-
-    def go() -> None:
-        where = workplace / "outbox"
-        with outbox.uploader_lock(where) as lock:
-            worker = uploader.Uploader(where, lock)
-            worker.deliver_due()  # delivers
-            worker.deliver_due()  # removes what is delivered
-
-    return go
+    return lambda: deliver_once(workplace / "outbox")
 
 
 @pytest.fixture
@@ -83,14 +68,9 @@ def uploader_thread(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 @pytest.fixture
 def git(workplace: Path) -> Callable[..., str]:
-    """Make the empty repository a git repository with one commit, and run git in it."""
-
-    def run(*words: str) -> str:
-        command = ["git", "-c", "user.name=test", "-c", "user.email=test@example.invalid", *words]
-        return subprocess.run(command, cwd=workplace, check=True, capture_output=True, text=True).stdout
-
-    run("init", "-q", "-b", "main")
-    (workplace / ".gitignore").write_text("/outbox/\n/mlflow.db*\n/mlartifacts/\n/build/\n")
-    run("add", "-A")
-    run("commit", "-q", "-m", "first")
-    return run
+    """Make the folder a git repository with one commit, and run git in it."""
+    small = Small(workplace)
+    small.init()
+    small.write(".gitignore", "/outbox/\n/mlflow.db*\n/mlartifacts/\n/build/\n")
+    small.commit("first")
+    return small.git

@@ -1,6 +1,5 @@
 """What a run is made of: commit, changes, data."""
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -8,12 +7,12 @@ from mlflow.tracking import MlflowClient
 
 from convoy.repo import identity
 from convoy.tracking import store
-from convoy.tracking.journal import FILE, read, state
-from tracking_store import trained
+from convoy.tracking.journal import FILE, read
+from tracking_store import journal_folder, journal_state, trained
 
 
-def kept(run_id: str) -> dict[str, bytes]:
-    folder = Path("outbox") / run_id
+def kept(run) -> dict[str, bytes]:
+    folder = journal_folder(run)
     entries = [entry for entry, _ in read(folder / FILE) if entry.get("kind") == "files"]
     return {path.name: path.read_bytes() for entry in entries for path in (folder / entry["at"]).iterdir()}
 
@@ -21,10 +20,10 @@ def kept(run_id: str) -> dict[str, bytes]:
 def test_a_clean_tree_has_a_commit_and_no_diff(git):
     Path("dvc.lock").write_text("written by DVC while it runs")
     run = trained()
-    tags = state(Path("outbox") / run.reference.run_id).tags
-    assert tags["mlflow.source.git.commit"] == git("rev-parse", "HEAD").strip()
+    tags = journal_state(run).tags
+    assert tags["mlflow.source.git.commit"] == git("rev-parse", "HEAD")
     assert tags["convoy.git_dirty"] == "false"
-    assert set(kept(run.reference.run_id)) == {"params.yaml", "data.dvc"}
+    assert set(kept(run)) == {"params.yaml", "data.dvc"}
 
 
 def test_the_diff_of_a_dirty_tree_restores_it_new_and_binary_files_included(git, tmp_path):
@@ -40,12 +39,11 @@ def test_the_diff_of_a_dirty_tree_restores_it_new_and_binary_files_included(git,
     run = trained()
     assert Path(".git/index").read_bytes() == index, "the user's index was written"
     assert git("status", "--porcelain") == before
-    assert state(Path("outbox") / run.reference.run_id).tags["convoy.git_dirty"] == "true"
-    diff = tmp_path / "diff"
-    diff.write_bytes(kept(run.reference.run_id)["workspace.diff"])
-    clone = tmp_path / "clone"
-    subprocess.run(["git", "clone", "-q", str(tmp_path), str(clone)], check=True)
-    subprocess.run(["git", "apply", str(diff)], cwd=clone, check=True)
+    assert journal_state(run).tags["convoy.git_dirty"] == "true"
+    diff, clone = tmp_path / "diff", tmp_path / "clone"
+    diff.write_bytes(kept(run)["workspace.diff"])
+    git("clone", "-q", str(tmp_path), str(clone))
+    git("-C", str(clone), "apply", str(diff))
     for name in ("params.yaml", "networks/new ü.yaml", "picture.png"):
         assert (clone / name).read_bytes() == Path(name).read_bytes()
     assert not (clone / "data.dvc").exists()
@@ -66,9 +64,8 @@ def test_a_diff_that_is_too_large_is_left_out_and_a_tag_has_the_reason(git, monk
     if tracked:
         git("add", "large.txt")
     run = trained()
-    tags = state(Path("outbox") / run.reference.run_id).tags
-    assert tags["convoy.diff"] == "none: more than 0 MB differ from the commit"
-    assert "workspace.diff" not in kept(run.reference.run_id)
+    assert journal_state(run).tags["convoy.diff"] == "none: more than 0 MB differ from the commit"
+    assert "workspace.diff" not in kept(run)
 
 
 def test_a_store_that_is_being_made_leaves_the_tree_clean(git, workplace, monkeypatch):
@@ -88,9 +85,7 @@ def test_a_store_that_is_being_made_leaves_the_tree_clean(git, workplace, monkey
 
 
 def test_without_git_there_is_no_commit_and_no_diff(workplace):
-    run = trained()
-    tags = state(Path("outbox") / run.reference.run_id).tags
-    assert "mlflow.source.git.commit" not in tags
+    assert "mlflow.source.git.commit" not in journal_state(trained()).tags
     assert identity.git_state() == {}
 
 

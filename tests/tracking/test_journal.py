@@ -61,13 +61,10 @@ def test_a_full_disk_is_reported_once_and_later_entries_are_kept(opened, monkeyp
         run.log_metrics({"train/loss": 1.0})
         run.set_tags({"never": "kept"})
     run.set_tags({"space": "again"})
-    assert capsys.readouterr().out == (
-        "Tracking of run a is incomplete: [Errno 28] No space left on device. The work continues.\n"
-    )
-    assert [entry for entry in entries(opened.folder) if entry] == [
-        OPEN,
-        {"kind": "tags", "tags": {"space": "again"}},
-    ]
+    [line] = capsys.readouterr().out.splitlines()
+    assert "run a is incomplete: [Errno 28]" in line
+    kept = [entry for entry in entries(opened.folder) if entry]
+    assert kept == [OPEN, {"kind": "tags", "tags": {"space": "again"}}]
 
 
 def test_an_entry_that_is_written_in_half_is_an_error(opened, monkeypatch):
@@ -103,19 +100,15 @@ def test_a_journal_is_read_by_its_owner_alone(opened):
 
 
 def test_points_at_a_step_that_the_journal_has_are_left_out_also_by_another_process(opened):
-    Run(Reference("a", "a"), opened).log_points([("step/loss", 2.0, 10, 1), ("step/loss", 1.0, 20, 2)])
+    first = [("step/loss", 2.0, 10, 1), ("step/loss", 1.0, 20, 2)]
+    Run(Reference("a", "a"), opened).log_points(first)
     again = Run(Reference("a", "a"), Journal(opened.folder), state(opened.folder))
     before = opened.path.stat().st_size
     again.log_points([("step/loss", 9.0, 20, 5)])
     assert opened.path.stat().st_size == before, "a call without new points writes nothing"
     again.log_points([("step/loss", 9.0, 20, 5), ("step/loss", 0.5, 30, 6), ("step/lr", 0.1, 20, 6)])
-    points = [point for entry in entries(opened.folder) for point in entry.get("points", [])]
-    assert points == [
-        ["step/loss", 2.0, 10, 1],
-        ["step/loss", 1.0, 20, 2],
-        ["step/loss", 0.5, 30, 6],
-        ["step/lr", 0.1, 20, 6],
-    ]
+    points = [tuple(point) for entry in entries(opened.folder) for point in entry.get("points", [])]
+    assert points == [*first, ("step/loss", 0.5, 30, 6), ("step/lr", 0.1, 20, 6)]
 
 
 def test_checkpoints_and_ends_are_synced_to_disk_and_other_entries_are_not(opened, monkeypatch):

@@ -3,7 +3,6 @@
 import json
 import shutil
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from convoy import cli
 from convoy.core.errors import MigrationError, RequestError
 from convoy.tracking import migration_runs
 from convoy.tracking.migration import Report, migrate
-from tracking_store import ODD, POINTS, by_name, fill, hashes, uri
+from tracking_store import ODD, POINTS, by_name, contents, fill, set_revision, uri
 
 FILES = 6  # artifacts that `tracking_store.fill` makes, those of the model included
 
@@ -110,7 +109,7 @@ def test_files_arrive_by_their_bytes_and_mlmodel_names_the_new_ids(old_store, ne
     client = MlflowClient(uri(folder))
     parent = by_name(client)["parent · ä"]
     artifacts = folder / "mlartifacts"
-    assert hashes(artifacts / parent.info.run_id / "artifacts") == hashes(old_store / "made")
+    assert contents(artifacts / parent.info.run_id / "artifacts") == contents(old_store / "made")
     [model] = client.search_logged_models([parent.info.experiment_id])
     there = artifacts / "models" / model.model_id / "artifacts"
     assert (there / "model.onnx").read_bytes() == (old_store / "model/model.onnx").read_bytes()
@@ -121,9 +120,7 @@ def test_files_arrive_by_their_bytes_and_mlmodel_names_the_new_ids(old_store, ne
     ]
 
 
-def test_what_a_server_got_before_it_died_is_not_sent_again(
-    server, proxy, empty_store, tmp_path, monkeypatch
-):
+def test_what_a_server_got_before_dying_is_not_sent_again(server, proxy, empty_store, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri(tmp_path / "source"))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     source = fill(tmp_path / "source", empty_store, "migrated")
@@ -146,24 +143,19 @@ def test_a_run_that_continued_gets_its_new_points_and_its_end(source_store, targ
     report = migrate(uri(target_copy), uri(source_store))
     assert report.counts["metric points"].sent == sent(report) == 1
     there = by_name(MlflowClient(uri(target_copy)))["running"]
-    assert (there.info.status, there.info.end_time, there.data.metrics) == (
-        "FINISHED",
-        7777,
-        {"train/loss": 0.5},
-    )
+    assert (there.info.status, there.info.end_time) == ("FINISHED", 7777)
+    assert there.data.metrics == {"train/loss": 0.5}
 
 
 def test_a_run_that_was_delivered_by_its_own_id_is_not_doubled(source_store, target_store):
     there = MlflowClient(uri(target_store))
-    known = there.create_run(
-        there.create_experiment("convoy"), tags={"convoy.run_id": "convoy-1"}
-    ).info.run_id
+    known = there.create_run(there.create_experiment("convoy"), tags={"convoy.run_id": "convoy-1"})
     migrate(uri(target_store), uri(source_store))
     assert len(by_name(there)) == 5
-    assert by_name(there)["failed"].info.run_id == known
+    assert by_name(there)["failed"].info.run_id == known.info.run_id
 
 
-def test_two_stores_migrate_to_a_third_with_a_note_of_each_taken_number_and_alias(
+def test_two_stores_migrate_to_a_third_that_notes_taken_numbers(
     target_copy, empty_store, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri(tmp_path / "other"))
@@ -182,7 +174,7 @@ def test_two_stores_migrate_to_a_third_with_a_note_of_each_taken_number_and_alia
 
 
 @pytest.fixture
-def source_moved(source_store: Path, old_store: Path) -> Iterator[Path]:
+def source_moved(source_store, old_store):
     """A copy of the store whose original, where its absolute paths point, is gone."""
     hidden = old_store.rename(old_store.with_name("elsewhere"))
     yield source_store
@@ -208,11 +200,9 @@ def test_a_file_that_the_target_loses_fails_the_command(old_store, target_store,
     monkeypatch.setattr(migration_runs, "_upload", lossy)
     done = CliRunner().invoke(cli.app, ["migrate", uri(target_store), "--from", uri(old_store)])
     assert isinstance(done.exception, MigrationError)
-    assert (
-        f"lacks 1 of the source's entries:\n  run {by_name(MlflowClient(uri(old_store)))['parent · ä'].info.run_id}"
-        in str(done.exception)
-    )
-    assert str(done.exception).splitlines()[1].endswith("(parent · ä): report.html")
+    parent = by_name(MlflowClient(uri(old_store)))["parent · ä"].info.run_id
+    lacks = f"lacks 1 of the source's entries:\n  run {parent} (parent · ä): report.html"
+    assert lacks in str(done.exception)
     assert "complete: counts" not in done.output
 
 
@@ -247,13 +237,8 @@ def test_missing_files_are_noted(source_moved, target_copy, old_store):
 def test_the_command_prints_a_table_or_json(old_store, target_copy):
     done = CliRunner().invoke(cli.app, ["migrate", uri(target_copy), "--from", uri(old_store)])
     assert done.exit_code == 0
-    lines = {
-        line.rsplit(maxsplit=3)[0]: line.split()[-3:]
-        for line in done.output.splitlines()
-        if line[-1:].isdigit()
-    }
-    assert lines["runs"] == ["5", "5", "0"]
-    assert lines["metric points"] == ["2,309", "2,309", "0"]
+    lines = [" ".join(line.split()) for line in done.output.splitlines()]
+    assert {"runs 5 5 0", "metric points 2,309 2,309 0"} <= set(lines)
     assert "complete: counts are equal, and so is the sha256 of 6 files (133,141 bytes)" in done.output
     done = CliRunner().invoke(cli.app, ["migrate", uri(target_copy), "--from", uri(old_store), "--json"])
     facts = json.loads(done.stdout)
@@ -274,32 +259,25 @@ def test_an_experiment_without_runs_and_models_is_carried_too(empty_store, targe
     [
         (None, "mlflow.db does not exist, so there is nothing to migrate. Change to the repository"),
         ("", "has no experiments: there is nothing to migrate. Name the store that has them: convoy "),
-        (
-            "bd07f7e963c5",
-            "(?s)was written by an older MLflow: its tables have revision bd07f7e963c5.*mlflow db upgrade sqlite:///",
-        ),
+        ("bd07f7e963c5", "(?s)older MLflow: .* have revision bd07f7e963c5.*mlflow db upgrade sqlite:///"),
     ],
 )
 def test_an_unusable_source_is_refused_and_not_changed(target_store, tmp_path, revision, message):
     if revision is not None:
         shutil.copy(target_store / "mlflow.db", tmp_path)
     if revision:
-        with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
-            database.execute("UPDATE alembic_version SET version_num = ?", (revision,))
-            database.execute("DROP TABLE logged_models")
-    before = hashes(tmp_path)
+        set_revision(tmp_path / "mlflow.db", revision)
+    before = contents(tmp_path)
     with pytest.raises(RequestError, match=message):
         migrate(uri(target_store), uri(tmp_path))
-    assert hashes(tmp_path) == before, "a refused store is not changed"
+    assert contents(tmp_path) == before, "a refused store is not changed"
 
 
 def test_an_unusable_target_is_refused(source_store, old_store, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(RequestError, match=r"mlflow.db is the source itself. Name another store"):
         migrate(f"sqlite:///{source_store}/../source/mlflow.db", uri(source_store))
-    with pytest.raises(
-        RequestError, match=r"postgresql://ada:\*\*\*@host/db is not a valid target. Use the address of"
-    ):
+    with pytest.raises(RequestError, match=r"postgresql://ada:\*\*\*@host/db is not a valid target"):
         migrate("postgresql://ada:secret@host/db", uri(source_store))
     with pytest.raises(RequestError, match=r"has run \w{32} under the same id .* a copy of its database"):
         migrate(uri(old_store), uri(source_store))

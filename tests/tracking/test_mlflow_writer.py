@@ -1,7 +1,6 @@
 """What the store has once a journal is delivered, and that a second delivery changes nothing."""
 
 import sqlite3
-import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from convoy.core import params, yaml
 from convoy.tracking import mlflow_writer, outbox, stages, store
 from convoy.tracking.journal import Sent
 from convoy.tracking.mlflow_writer import usable_name
-from convoy.tracking.stages import now_ms
-from tracking_store import assert_whole, contents, stored, trained, write_run
+from convoy.tracking.stages import Run, now_ms
+from tracking_store import assert_whole, contents, journal_folder, stored, trained, wait, write_run
 
 ORDER = {
     "runs": "run_uuid",
@@ -43,6 +42,12 @@ def artifacts(run: StoredRun) -> dict[str, bytes]:
     return contents(Path(run.info.artifact_uri.removeprefix("file://")))
 
 
+def steps(run: Run, client: MlflowClient, name: str = "train/loss") -> list[tuple[int, float]]:
+    """List the points of a curve."""
+    history = client.get_metric_history(stored(run, client).info.run_id, name)
+    return [(point.step, point.value) for point in history]
+
+
 def test_a_run_arrives_with_params_points_files_model_and_status(workplace, client, deliver):
     began = now_ms()
     run = write_run(workplace)
@@ -64,11 +69,10 @@ def test_a_second_delivery_changes_nothing(workplace, client, deliver, monkeypat
     monkeypatch.setattr("convoy.tracking.uploader.Uploader._remove", lambda *_: None)
     deliver()
     before, kept = rows(workplace), artifacts(stored(run, client))
-    path = workplace / "outbox" / run.reference.run_id / "sent.json"
     if note == "lost":
-        path.unlink()
+        (journal_folder(run) / "sent.json").unlink()
     else:
-        Sent(entries=1, mlflow_run_id=stored(run, client).info.run_id).save(path.parent)
+        Sent(entries=1, mlflow_run_id=stored(run, client).info.run_id).save(journal_folder(run))
     deliver()
     assert rows(workplace) == before
     assert artifacts(stored(run, client)) == kept
@@ -81,9 +85,7 @@ def test_a_second_delivery_changes_nothing(workplace, client, deliver, monkeypat
         *("log_model_artifacts", "finalize_logged_model", "set_terminated", "search_runs", "get_run"),
     ],
 )
-def test_wherever_a_delivery_breaks_off_the_next_one_makes_it_whole(
-    workplace, client, deliver, monkeypatch, name
-):
+def test_where_a_delivery_breaks_off_the_next_makes_it_whole(workplace, client, deliver, monkeypatch, name):
     run = write_run(workplace)
     real = getattr(MlflowClient, name)
     calls = 0
@@ -110,10 +112,10 @@ def test_wherever_a_delivery_breaks_off_the_next_one_makes_it_whole(
     assert not outbox.journals(workplace / "outbox")
 
 
-def test_what_is_tried_again_does_not_pile_up(workplace, client, monkeypatch):
+def test_what_is_tried_again_does_not_pile_up(client, monkeypatch):
     with stages.standalone("a", {}) as run:
         run.log_metrics({"train/loss": 1.0}, 1)
-    sent = mlflow_writer.Delivery(workplace / "outbox" / run.reference.run_id)
+    sent = mlflow_writer.Delivery(journal_folder(run))
     sent.read_new()
     sizes: list[int] = []
 
@@ -131,16 +133,15 @@ def test_what_is_tried_again_does_not_pile_up(workplace, client, monkeypatch):
     assert stored(run, client).data.metrics == {"train/loss": 1.0}
 
 
-def test_what_is_written_after_a_read_is_sent_after_the_next(workplace, client):
+def test_what_is_written_after_a_read_is_sent_after_the_next(client):
     with stages.standalone("a", {}) as run:
         run.log_metrics({"train/loss": 1.0}, 1)
-        delivery = mlflow_writer.Delivery(workplace / "outbox" / run.reference.run_id)
+        delivery = mlflow_writer.Delivery(journal_folder(run))
         delivery.read_new()
         run.log_metrics({"train/loss": 0.5}, 2)
-        for steps in ([1], [1, 2]):
+        for points in ([(1, 1.0)], [(1, 1.0), (2, 0.5)]):
             delivery.deliver()
-            history = client.get_metric_history(stored(run, client).info.run_id, "train/loss")
-            assert [point.step for point in history] == steps
+            assert steps(run, client) == points
             delivery.read_new()
 
 
@@ -174,23 +175,22 @@ def test_a_journal_of_an_earlier_version_is_delivered(workplace, client, deliver
     assert artifacts(found) == {"weights/model.json": b"{}"}
 
 
-def test_the_machine_is_sampled_while_the_run_requests_it(workplace, client, monkeypatch):
+def test_the_machine_is_sampled_while_the_run_requests_it(client, monkeypatch):
     monkeypatch.setattr(mlflow_writer, "SAMPLE_SECONDS", 0.05)
+
+    def sampled_again() -> bool:
+        delivery.deliver()
+        return delivery._monitor is not first and "system/" in str(stored(run, client).data.metrics)
+
     with stages.training("d" * 64) as run:
-        delivery = mlflow_writer.Delivery(workplace / "outbox" / run.reference.run_id)
+        delivery = mlflow_writer.Delivery(journal_folder(run))
         with run.system_metrics():
             delivery.read_new()
             delivery.deliver()
             first = delivery._monitor
             assert first
             first.finish()  # as MLflow's monitor does when the store fails to answer once
-            until = time.monotonic() + 60
-            while delivery._monitor is first or not any(
-                "system/" in name for name in stored(run, client).data.metrics
-            ):
-                assert time.monotonic() < until
-                delivery.deliver()
-                time.sleep(0.05)
+            wait(sampled_again)
         delivery.read_new()
         delivery.deliver()
         assert delivery._monitor is None
@@ -210,7 +210,7 @@ def test_many_points_take_few_calls(client, deliver, monkeypatch):
     monkeypatch.setattr(MlflowClient, "log_batch", count)
     deliver()
     assert sorted(size for size in sizes if size) == [1000, 1000, 1000]
-    assert len(client.get_metric_history(stored(run, client).info.run_id, "step/lr")) == 1500
+    assert len(steps(run, client, "step/lr")) == 1500
 
 
 def test_a_run_that_mlflow_opened_is_joined_and_what_was_typed_there_stays(client, deliver, monkeypatch):
@@ -240,9 +240,7 @@ def test_a_run_that_cannot_be_joined_is_not(client, deliver, monkeypatch, offere
     assert stored(run, client).info.run_id != opened
 
 
-def test_a_training_that_goes_on_is_running_again_and_leaves_no_double_and_no_hole(
-    client, deliver, monkeypatch
-):
+def test_a_training_that_goes_on_is_running_again_without_double_or_hole(client, deliver, monkeypatch):
     with stages.training("d" * 64) as run:
         run.log_points([("train/loss", 1.0, 1, 11), ("train/loss", 0.9, 2, 12)])
         run.end("KILLED")
@@ -258,8 +256,7 @@ def test_a_training_that_goes_on_is_running_again_and_leaves_no_double_and_no_ho
     deliver()
     found = stored(again, client)
     assert found.info.status == "RUNNING"
-    history = client.get_metric_history(found.info.run_id, "train/loss")
-    assert [(point.step, point.value) for point in history] == [(1, 1.0), (2, 0.9), (3, 0.7)]
+    assert steps(run, client) == [(1, 1.0), (2, 0.9), (3, 0.7)]
     assert found.data.metrics["train/seconds"] == 5.0
     assert client.get_run(offered).data.tags["convoy.continues"] == run.reference.run_id
     assert len(client.search_runs([found.info.experiment_id])) == 1
@@ -282,31 +279,21 @@ def test_a_scheduled_run_waits_as_such(client, deliver):
 
 
 @pytest.mark.parametrize("lost", [False, True])
-def test_a_trial_waits_for_its_sweep_and_is_delivered_alone_if_that_is_lost(workplace, client, deliver, lost):
+def test_a_trial_waits_for_its_sweep_and_is_delivered_alone_if_that_is_lost(client, deliver, lost):
     with stages.standalone("sweep", {}) as sweep, stages.standalone("trial 0", {}, sweep.reference) as trial:
         pass
-    sent = mlflow_writer.Delivery(workplace / "outbox" / trial.reference.run_id)
+    sent = mlflow_writer.Delivery(journal_folder(trial))
     sent.read_new()
     with pytest.raises(store.ParentNotStored):
         sent.deliver()
     if lost:
-        (workplace / "outbox" / sweep.reference.run_id).rename(workplace / "lost")
+        journal_folder(sweep).rename("lost")
     deliver()
     parent = None if lost else stored(sweep, client).info.run_id
     assert stored(trial, client).data.tags.get("mlflow.parentRunId") == parent
 
 
-ODD = {
-    "learning rate (max)": "1",
-    "a/../b": "2",
-    "/absolute": "3",
-    "../up": "4",
-    "": "5",
-    "ü/ß": "6",
-    "n" * 300: "7",
-    "a,b": "8",
-    "a;b": "9",
-}
+ODD = ("learning rate (max)", "a/../b", "/absolute", "../up", "", "ü/ß", "n" * 300, "a,b", "a;b")
 
 
 def test_params_of_every_kind_arrive_and_none_throws(client, deliver):
@@ -315,23 +302,22 @@ def test_params_of_every_kind_arrive_and_none_throws(client, deliver):
     with stages.standalone("odd", {"convoy.long": "t" * (MAX_TAG_VAL_LENGTH + 1)}) as run:
         run.log_params({"same": 0.02, "changed": 0.02, "nested": {"list": [1, 2], "none": None}})
         run.log_params({"same": 0.02, "changed": "0.020", "long": long, "most": most})
-        run.log_params(ODD)
+        run.log_params({name: number for number, name in enumerate(ODD)})
         run.log_params({f"p{number}": number for number in range(250)})
         run.log_metrics({"acc (top-1)": 0.5, "nan": float("nan"), "inf": float("inf")})
     deliver()
     found = stored(run, client)
-    assert found.data.params["same"] == "0.02"
-    assert found.data.params["changed"] == "0.02"
+    logged = found.data.params
+    assert (logged["same"], logged["changed"], logged["nested.list"]) == ("0.02", "0.02", "[1, 2]")
     assert found.data.tags["param.changed"] == "0.020"
-    assert found.data.params["nested.list"] == "[1, 2]"
-    assert found.data.params["most"] == most
-    assert "long" not in found.data.params
+    assert logged["most"] == most
+    assert "long" not in logged
     assert found.data.tags["param.long"] == f"{len(long):,} characters, in params/long.txt"
     kept = artifacts(found)
     assert kept["params/long.txt"].decode() == long
     assert len(kept["tags/convoy.long.txt"]) == MAX_TAG_VAL_LENGTH + 1
-    assert [found.data.params[usable_name(name)] for name in ODD] == list(ODD.values())
-    assert found.data.params["p249"] == "249"
+    assert [logged[usable_name(name)] for name in ODD] == [str(number) for number in range(len(ODD))]
+    assert logged["p249"] == "249"
     assert found.data.metrics[usable_name("acc (top-1)")] == 0.5
     assert found.info.status == "FINISHED"
 

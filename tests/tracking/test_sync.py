@@ -18,24 +18,22 @@ from convoy.tracking import outbox, stages, store, sync
 from tracking_store import logged, stored, trained
 
 
-def lock_export(digest: str) -> None:
-    """Write a dvc.lock that records an export with the reference of this hash."""
-    outs = [{"path": sync.EXPORTED.as_posix(), "md5": digest}]
+def lock_export() -> None:
+    """Write a dvc.lock that records the export of the workspace."""
+    md5 = hashlib.md5(sync.EXPORTED.read_bytes(), usedforsecurity=False).hexdigest()
+    outs = [{"path": sync.EXPORTED.as_posix(), "md5": md5}]
     sync.LOCK.write_text(yaml.dump({"stages": {"export": {"outs": outs}}}))
 
 
-def md5(path: Path) -> str:
-    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-
-
-@pytest.mark.parametrize("final", [True, False, None])
-def test_a_lock_is_final_if_it_records_the_export_in_the_workspace(tmp_path, monkeypatch, final):
+def test_a_lock_is_final_if_it_records_the_export_in_the_workspace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    if final is not None:
-        sync.EXPORTED.parent.mkdir(parents=True)
-        sync.EXPORTED.write_text('{"run_id": "a"}')
-        lock_export(md5(sync.EXPORTED) if final else "0" * 32)
-    assert sync._workspace_lock_is_final() is bool(final)
+    assert not sync._workspace_lock_is_final()
+    sync.EXPORTED.parent.mkdir(parents=True)
+    sync.EXPORTED.write_text('{"run_id": "a"}')
+    lock_export()
+    assert sync._workspace_lock_is_final()
+    sync.EXPORTED.write_text('{"run_id": "b"}')
+    assert not sync._workspace_lock_is_final()
 
 
 def finished_run() -> str:
@@ -45,7 +43,7 @@ def finished_run() -> str:
         pass
     with stages.finishing("export") as run:
         pass
-    lock_export(md5(sync.EXPORTED))
+    lock_export()
     return run.reference.run_id
 
 
@@ -86,9 +84,7 @@ def test_dead_runs_are_ended_here_and_in_the_store(client, kept, monkeypatch):
     assert client.get_run(lost.info.run_id).info.status == "KILLED"
 
 
-def test_the_command_exits_with_1_and_the_reason_while_a_store_refuses_and_with_0_once_it_is_back(
-    workplace, empty_store, kept, monkeypatch, capsys
-):
+def test_the_command_exits_with_1_while_a_store_refuses(workplace, empty_store, kept, monkeypatch, capsys):
     server = workplace / "server"
     server.write_text("no folder")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{server}/mlflow.db")

@@ -1,11 +1,9 @@
 """`convoy ui` shows the same view on every MLflow server, or refuses with the remedy."""
 
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import webbrowser
 
@@ -68,30 +66,17 @@ def test_a_server_that_does_not_answer_is_named_with_the_remedy(workplace, monke
     assert "secret" not in str(caught.value)
 
 
-def test_the_local_server_shows_the_columns_that_matter_first(workplace, repository, client):
+def test_the_local_server_shows_the_columns_that_matter_first(client, start_python):
     experiment_id = store.experiment(client, "convoy").experiment_id
-    for number, accuracy in enumerate((0.5, 0.75)):
-        run = client.create_run(
-            experiment_id, start_time=1000 + number, run_name=f"training {number}"
-        ).info.run_id
-        client.log_metric(run, "test/accuracy", accuracy)
+    for number in range(2):
+        run = client.create_run(experiment_id, 1000 + number, run_name=f"training {number}").info.run_id
+        client.log_metric(run, "test/accuracy", 0.5)
         client.log_metric(run, "train/seconds", 5.0)
         client.log_param(run, "train.lr", 0.1)
-    server = subprocess.Popen(
-        [sys.executable, "-c", "from convoy.cli import main; main()", "ui", "--port", str(free_port())],
-        cwd=workplace,
-        env={**os.environ, "PYTHONPATH": str(repository / "src")},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    server = start_python("-c", "from convoy.cli import main; main()", "ui", "--port", str(free_port()))
     try:
-        assert server.stdout
-        address = ""
-        for line in server.stdout:
-            if match := re.search(r"http://127\.0\.0\.1:\d+/#\S+", line):
-                address = match[0]
-                break
-        with opened(address) as page:
+        found = (re.search(r"http://127\.0\.0\.1:\d+/#\S+", line) for line in server.stdout)
+        with opened(next(filter(None, found))[0]) as page:
             expect(page.get_by_role("link", name="training 1")).to_be_visible()
             keep(page, "local-view")
             names = page.locator("[col-id='attributes.`Run Name`'] a").all_inner_texts()
@@ -100,21 +85,14 @@ def test_the_local_server_shows_the_columns_that_matter_first(workplace, reposit
             headers = page.locator("[role=columnheader][col-id*='`']").evaluate_all(
                 "cells => cells.map(cell => [cell.getBoundingClientRect().left, cell.getAttribute('col-id')])"
             )
-            columns = [name for _, name in sorted(headers)]
-            assert columns == [
-                ui.RUN_NAME,
-                "metrics.`test/accuracy`",
-                "metrics.`train/seconds`",
-                "params.`train.lr`",
-            ]
+            shown = ("metrics.`test/accuracy`", "metrics.`train/seconds`", "params.`train.lr`")
+            assert [name for _, name in sorted(headers)] == [ui.RUN_NAME, *shown]
     finally:
         server.send_signal(signal.SIGTERM)
         server.communicate(timeout=60)
 
 
-def test_a_server_elsewhere_shows_the_view_at_the_address_that_is_printed(
-    workplace, server, monkeypatch, capsys
-):
+def test_a_server_elsewhere_shows_the_view_at_the_printed_address(workplace, server, monkeypatch, capsys):
     name = "shown elsewhere"
     params = (workplace / "params.yaml").read_text()
     (workplace / "params.yaml").write_text(params.replace("experiment: convoy", f"experiment: {name}"))
@@ -141,9 +119,7 @@ def test_a_server_elsewhere_shows_the_view_at_the_address_that_is_printed(
         (True, ":0", "linux", False, False),
     ],
 )
-def test_a_browser_is_opened_only_where_it_would_be_seen(
-    terminal, display, system, wanted, opens, monkeypatch
-):
+def test_a_browser_opens_only_where_it_would_be_seen(terminal, display, system, wanted, opens, monkeypatch):
     seen: list[str] = []
     monkeypatch.setattr(webbrowser, "open", seen.append)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
