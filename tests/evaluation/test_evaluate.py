@@ -93,7 +93,7 @@ def test_a_test_image_missing_in_the_manifest_is_an_error(copied, tmp_path):
     manifest = copied / "dataset" / "manifest.parquet"
     table = pq.read_table(manifest)
     pq.write_table(table.filter(np.array(table.column("row")) != 20), manifest)
-    with pytest.raises(DataError, match=r"no delivered file for row 20 .*dvc repro --force prepare"):
+    with pytest.raises(DataError, match=r"for row 20 and 0 other rows .*dvc repro --force prepare"):
         evaluate(copied / "dataset", copied / "model", PARAMS, tmp_path / "out")
 
 

@@ -44,6 +44,17 @@ def test_a_report_begins_with_the_outcome_and_what_serves(name, title, serving):
     assert has_reasons == title.startswith(("Promoted:", "Kept:", "Refused:"))
 
 
+def test_the_first_table_lists_what_is_known_of_start_reason_source_and_job():
+    reason, source = (
+        ["trained because", "the data changed upstream"],
+        ["data from", "https://example.org/digits.zip"],
+    )
+    for name, known in (("promoted", [reason, source, ["job", JOB]]), ("skipped", [source, ["job", JOB]])):
+        parsed = parse(ROUNDS[name])
+        (table,) = parsed.tables[parsed.heads[0]]
+        assert table[1:] == [["started", "2026-11-23 22:10 UTC, took 2 min 44 s"], *known]
+
+
 def test_a_failure_shows_the_error_line_by_line_and_the_last_lines_of_the_step():
     parsed = parse(ROUNDS["failed"])
     assert parsed.blocks == ["The remote refused the branch:\n  ! [remote rejected]\n", "one\ntwo\n"]
