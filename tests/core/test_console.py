@@ -7,9 +7,7 @@ import pytest
 from convoy.core import console
 
 
-def test_slow_work_prints_plain_lines_with_rate_and_time_left(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_slow_work_prints_plain_lines_with_rate_and_time_left(monkeypatch, capsys):
     now = 0.0
     monkeypatch.setattr(console.time, "monotonic", lambda: now)
 
@@ -23,12 +21,12 @@ def test_slow_work_prints_plain_lines_with_rate_and_time_left(
     assert capsys.readouterr().out == "read images: 3 of 4, 2 s left (0.5/s)\n"
 
 
-def test_fast_work_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_fast_work_prints_nothing(capsys):
     assert list(console.track("abc", "read")) == ["a", "b", "c"]
     assert not capsys.readouterr().out
 
 
-def test_the_time_left_follows_from_the_items_of_this_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_left_follows_from_the_items_of_this_call(monkeypatch):
     now = 0.0
     monkeypatch.setattr(console.time, "monotonic", lambda: now)
     with console.ProgressBar("sweep", 10, done=4) as bar:
@@ -38,15 +36,13 @@ def test_the_time_left_follows_from_the_items_of_this_call(monkeypatch: pytest.M
         assert bar.remaining_s == pytest.approx(12.0)
 
 
-def test_lines_go_to_standard_error_beside_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_go_to_standard_error_beside_json(capsys):
     with console.ProgressBar("sweep", stderr=True) as bar:
         bar.print("trial 0")
     assert capsys.readouterr() == ("", "trial 0\n")
 
 
-def test_a_terminal_has_a_bar_and_the_lines_above_it(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_terminal_has_a_bar_and_the_lines_above_it(monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
@@ -59,7 +55,7 @@ def test_a_terminal_has_a_bar_and_the_lines_above_it(
         assert text in printed
 
 
-def test_a_table_aligns_columns_and_keeps_brackets() -> None:
+def test_a_table_aligns_columns_and_keeps_brackets():
     assert console.table(["key", "n"], [["[a]", 1], ["bb", 20]], right=[1], indent=2) == (
         "  key   n\n  [a]   1\n  bb   20"
     )

@@ -26,13 +26,13 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_section_and_the_seed_are_read(path: Path) -> None:
+def test_a_section_and_the_seed_are_read(path):
     assert params.section("example", Example, path) == Example(rate=0.5, inner=Inner(depth=3))
     assert params.seed(path) == 7
 
 
 @pytest.mark.parametrize("seed", ["-1", "4294967296", "1.5", "one"])
-def test_a_seed_that_a_library_would_refuse_is_refused(path: Path, seed: str) -> None:
+def test_a_seed_that_a_library_would_refuse_is_refused(path, seed):
     path.write_text(f"seed: {seed}\n", encoding="utf-8")
     with pytest.raises(RequestError, match=r"params\.yaml is invalid:\n  seed is ") as caught:
         params.seed(path)
@@ -49,7 +49,7 @@ def test_a_seed_that_a_library_would_refuse_is_refused(path: Path, seed: str) ->
         ({"rate": 1, "inner": {"depth": 1}, "rat": 2}, ["unknown key example.rat;", "`example.rate`"]),
     ],
 )  # fmt: skip
-def test_every_wrong_key_is_named(content: dict[str, object], facts: list[str]) -> None:
+def test_every_wrong_key_is_named(content, facts):
     with pytest.raises(RequestError) as caught:
         params.check("example", Example, content)
     assert caught.value.exit_code == 2
@@ -57,22 +57,22 @@ def test_every_wrong_key_is_named(content: dict[str, object], facts: list[str]) 
         assert fact in str(caught.value)
 
 
-def test_a_section_that_is_missing_is_named_with_its_neighbour_and_remedy(path: Path) -> None:
+def test_a_section_that_is_missing_is_named_with_its_neighbour_and_remedy(path):
     with pytest.raises(RequestError) as caught:
         params.section("exampel", Example, path)
     for fact in ("`exampel`", "`example`", f"git checkout {path}"):
         assert fact in str(caught.value)
 
 
-def test_a_digest_depends_on_values_alone() -> None:
+def test_a_digest_depends_on_values_alone():
     assert params.digest({"a": 1, "b": [2]}) == params.digest({"b": [2], "a": 1})
     assert params.digest({"a": 1}) != params.digest({"a": 1.5})
 
 
-def test_nested_keys_are_flattened() -> None:
+def test_nested_keys_are_flattened():
     assert params.flatten({"a": {"b": {"c": 1}, "d": [2]}, "e": None}) == {"a.b.c": 1, "a.d": [2], "e": None}
 
 
-def test_the_nearest_name_is_suggested_or_all_are_listed() -> None:
+def test_the_nearest_name_is_suggested_or_all_are_listed():
     assert params.did_you_mean("lrr", ["lr", "epochs"]) == "; did you mean `lr`?"
     assert params.did_you_mean("zzz", ["lr", "epochs"]) == "; there are: epochs, lr"

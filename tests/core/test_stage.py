@@ -28,9 +28,7 @@ def fails_with(error: BaseException) -> None:
 
 
 @pytest.mark.parametrize(("error", "code"), [(RequestError("wrong key"), 2), (DataError("no images"), 1)])
-def test_a_known_error_is_one_message_and_its_exit_code(
-    error: Exception, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_known_error_is_one_message_and_its_exit_code(error, code, monkeypatch, capsys):
     monkeypatch.setenv("DVC_STAGE", "prepare")
     with pytest.raises(SystemExit) as caught:
         fails_with(error)
@@ -39,9 +37,7 @@ def test_a_known_error_is_one_message_and_its_exit_code(
     assert said.strip() == f"ERROR in prepare: {error}"
 
 
-def test_an_error_after_an_earlier_success_says_how_to_get_the_outputs_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_error_after_an_earlier_success_says_how_to_get_the_outputs_back(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DVC_STAGE", "prepare")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dvc.lock").touch()
@@ -50,12 +46,12 @@ def test_an_error_after_an_earlier_success_says_how_to_get_the_outputs_back(
     assert "`dvc checkout --force` brings them back" in capsys.readouterr().err
 
 
-def test_an_unknown_error_keeps_its_traceback() -> None:
+def test_an_unknown_error_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         fails_with(ZeroDivisionError())
 
 
-def test_sigterm_ends_a_stage_like_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
+def test_sigterm_ends_a_stage_like_ctrl_c(capsys):
     def work() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(30)  # the system may hand the signal to another thread, and Python sees it a moment later
@@ -66,23 +62,19 @@ def test_sigterm_ends_a_stage_like_ctrl_c(capsys: pytest.CaptureFixture[str]) ->
     assert "was stopped. `dvc repro` runs it again" in capsys.readouterr().err
 
 
-def test_done_is_zero() -> None:
+def test_done_is_zero():
     with pytest.raises(SystemExit) as caught:
         stage.main(lambda: None)
     assert caught.value.code == 0
 
 
-def test_a_retraining_keeps_its_runs_in_the_repository_that_called_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_retraining_keeps_its_runs_in_the_repository_that_called_it(tmp_path, monkeypatch):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path / "worktree"))
     monkeypatch.setenv("CONVOY_REPOSITORY", str(tmp_path / "caller"))
     assert stage.repository() == tmp_path / "caller"
 
 
-def test_the_repository_of_a_queued_experiment_is_the_real_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_repository_of_a_queued_experiment_is_the_real_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     assert stage.repository() == tmp_path.resolve()

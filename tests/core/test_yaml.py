@@ -22,23 +22,23 @@ def path(tmp_path: Path) -> Path:
         *(("1e3x", "1e3x"), ("'1e3'", "1e3"), ("12:30", "12:30")),
     ],
 )
-def test_values_have_the_types_of_yaml_1_2(typed: str, value: object) -> None:
+def test_values_have_the_types_of_yaml_1_2(typed, value):
     assert yaml.load(f"key: {typed}\n") == {"key": value}
     assert type(yaml.load(typed)) is type(value)
 
 
-def test_a_missing_file_is_refused(path: Path) -> None:
+def test_a_missing_file_is_refused(path):
     with pytest.raises(RequestError, match="does not exist"):
         yaml.read(path)
 
 
-def test_windows_line_ends_are_read_and_kept(path: Path) -> None:
+def test_windows_line_ends_are_read_and_kept(path):
     path.write_bytes(b"a:\r\n  b: 1  # x\r\n  c: 2\r\n")
     assert yaml.update(path, {"a.b": 30}) == ["a.b: 1 → 30"]
     assert path.read_bytes() == b"a:\r\n  b: 30 # x\r\n  c: 2\r\n"
 
 
-def test_a_caller_may_change_what_it_read(path: Path) -> None:
+def test_a_caller_may_change_what_it_read(path):
     path.write_text("a: {b: 1}\n", encoding="utf-8")
     yaml.read(path)["a"]["b"] = 2
     assert yaml.read(path) == {"a": {"b": 1}}
@@ -47,7 +47,7 @@ def test_a_caller_may_change_what_it_read(path: Path) -> None:
 @pytest.mark.parametrize(
     "value", [0.00001, 0.1, 3.0, 12, True, "sgd", "no", "a: b", [], ["crop", "flip"], {"conv3": 2}, 1e-12, 1e22]
 )  # fmt: skip
-def test_a_value_on_one_line_is_read_as_the_same_value(value: object) -> None:
+def test_a_value_on_one_line_is_read_as_the_same_value(value):
     text = yaml.inline(value)
     assert yaml.load(text) == value
     assert type(yaml.load(text)) is type(value)
@@ -55,14 +55,14 @@ def test_a_value_on_one_line_is_read_as_the_same_value(value: object) -> None:
     assert "e-" not in text
 
 
-def test_flat_keys_are_looked_up_and_replaced_in_a_copy() -> None:
+def test_flat_keys_are_looked_up_and_replaced_in_a_copy():
     content = {"seed": 1, "train": {"lr": 0.1}}
     assert yaml.get(content, "train.lr") == 0.1
     assert yaml.replaced(content, {"train.lr": 0.2, "seed": 2}) == {"seed": 2, "train": {"lr": 0.2}}
     assert content == {"seed": 1, "train": {"lr": 0.1}}
 
 
-def test_exactly_the_values_change_in_the_shipped_params(repository: Path, path: Path) -> None:
+def test_exactly_the_values_change_in_the_shipped_params(repository, path):
     before = (repository / "params.yaml").read_text(encoding="utf-8")
     path.write_text(before, encoding="utf-8")
     values = {
@@ -85,7 +85,7 @@ def test_exactly_the_values_change_in_the_shipped_params(repository: Path, path:
         assert old.index("#") == new.index("#")
 
 
-def test_a_layout_that_a_person_chose_stays(path: Path) -> None:
+def test_a_layout_that_a_person_chose_stays(path):
     path.write_text(
         "a:\n    b:   1   # x\n    c: [1,2]\n    d: ~\ne:\n  - f # y\n\n\n# end\n", encoding="utf-8"
     )
@@ -95,7 +95,7 @@ def test_a_layout_that_a_person_chose_stays(path: Path) -> None:
     )
 
 
-def test_equal_values_change_no_byte(repository: Path, path: Path) -> None:
+def test_equal_values_change_no_byte(repository, path):
     path.write_bytes((repository / "params.yaml").read_bytes())
     inode = path.stat().st_ino
     assert yaml.update(path, {"train.lr": yaml.get(yaml.read(path), "train.lr")}) == []
@@ -111,9 +111,7 @@ def test_equal_values_change_no_byte(repository: Path, path: Path) -> None:
         ("train: 1\n", ("no key train.augment", "git checkout")),
     ],
 )  # fmt: skip
-def test_a_file_that_cannot_be_changed_in_place_is_left_alone(
-    path: Path, text: str, facts: tuple[str, ...]
-) -> None:
+def test_a_file_that_cannot_be_changed_in_place_is_left_alone(path, text, facts):
     path.write_text(text, encoding="utf-8")
     with pytest.raises(RequestError) as caught:
         yaml.update(path, {"train.augment": []})
@@ -122,7 +120,7 @@ def test_a_file_that_cannot_be_changed_in_place_is_left_alone(
     assert path.read_text(encoding="utf-8") == text
 
 
-def test_a_full_disk_leaves_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_file(path, monkeypatch):
     path.write_text("train:\n  lr: 0.1\n", encoding="utf-8")
 
     def full(*_: object) -> None:

@@ -45,7 +45,7 @@ def results(run: Run) -> dict[str, float]:
     return {key: value for key, value in run.data.metrics.items() if not key.startswith(ONLY_CURVES)}
 
 
-def test_dvc_exp_show_has_the_params_and_metrics_of_the_runs(compared: Clone) -> None:
+def test_dvc_exp_show_has_the_params_and_metrics_of_the_runs(compared):
     stored = by_experiment(compared)
     _, head = answer(compared, "exp", "show")
     experiments = {one["name"]: one for one in (head, *(one["revs"][0] for one in head["experiments"]))}
@@ -60,7 +60,7 @@ def test_dvc_exp_show_has_the_params_and_metrics_of_the_runs(compared: Clone) ->
         )
 
 
-def test_dvc_metrics_show_and_diff_give_the_figures_of_the_runs(compared: Clone) -> None:
+def test_dvc_metrics_show_and_diff_give_the_figures_of_the_runs(compared):
     stored = by_experiment(compared)
     workspace = answer(compared, "metrics", "show")[""]["data"]
     assert results(stored["lr-0.1"]).items() >= measured(workspace).items()
@@ -78,7 +78,7 @@ def test_dvc_metrics_show_and_diff_give_the_figures_of_the_runs(compared: Clone)
         assert change["diff"] == after[key] - before[key], key
 
 
-def test_dvc_plots_draw_the_curves_of_the_runs(compared: Clone) -> None:
+def test_dvc_plots_draw_the_curves_of_the_runs(compared):
     stored = by_experiment(compared)
     client = MlflowClient(f"sqlite:///{compared.folder}/mlflow.db")
     names = ("main", "lr-0.02", "lr-0.1")

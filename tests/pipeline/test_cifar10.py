@@ -2,7 +2,6 @@
 
 import json
 import os
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +11,7 @@ pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
 
 
 @pytest.mark.skipif("CONVOY_CIFAR10" not in os.environ, reason="CONVOY_CIFAR10 names no archive")
-def test_the_documented_experiment_reaches_its_accuracy_without_a_label_flip(tmp_path: Path) -> None:
+def test_the_documented_experiment_reaches_its_accuracy_without_a_label_flip(tmp_path):
     clone = clone_working_tree(tmp_path / "clone")
     clone.env["OMP_NUM_THREADS"] = str(os.cpu_count())  # alone on the machine, unlike the other tests
     clone.env["PYTHONPATH"] = str(clone.folder / "src")

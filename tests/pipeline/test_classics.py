@@ -2,12 +2,11 @@
 
 import shutil
 import zipfile
-from pathlib import Path
 
 import onnxruntime
 import pytest
 
-from clones import Clone, artifacts, runs
+from clones import artifacts, runs
 from convoy.core.files import read_json
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
@@ -16,9 +15,7 @@ pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
 @pytest.mark.parametrize(
     ("name", "px"), [("alexnet", 63), ("vgg16", 32), ("googlenet", 32), ("inception_v3", 299)]
 )
-def test_a_classic_trains_a_few_steps_and_is_verified(
-    clone: Clone, tmp_path: Path, name: str, px: int
-) -> None:
+def test_a_classic_trains_a_few_steps_and_is_verified(clone, tmp_path, name, px):
     with zipfile.ZipFile(clone.folder / "samples/digits/digits.zip") as archive:
         for digit in "01":
             for image in sorted(one for one in archive.namelist() if one.startswith(f"{digit}/"))[:24]:

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from clones import Clone, runs
+from clones import runs
 
 pytestmark = pytest.mark.pipeline
 
 
-def test_the_runs_energy_is_in_mlflow_and_is_the_sum_of_its_stages(finished: tuple[Clone, str]) -> None:
+def test_the_runs_energy_is_in_mlflow_and_is_the_sum_of_its_stages(finished):
     clone, said = finished
     stages = ("prepare", "train", "evaluate", "export")
     files = {name: json.loads((clone.folder / f"build/metrics/{name}.json").read_text()) for name in stages}
@@ -27,7 +27,7 @@ def test_the_runs_energy_is_in_mlflow_and_is_the_sum_of_its_stages(finished: tup
     assert "energy           " in said
 
 
-def test_nothing_of_metering_stays_in_the_repository(finished: tuple[Clone, str]) -> None:
+def test_nothing_of_metering_stays_in_the_repository(finished):
     clone, _ = finished
     assert not (clone.folder / "build/deploy/energy.json").exists()
     assert not list(clone.folder.rglob("emissions*.csv"))

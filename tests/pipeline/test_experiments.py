@@ -2,14 +2,14 @@
 
 import pytest
 
-from clones import Clone, artifacts, runs
+from clones import artifacts, runs
 
 pytestmark = pytest.mark.pipeline
 
 
 def test_queued_experiments_run_the_code_they_were_queued_with_and_compare_in_one_store(
-    compared: Clone,
-) -> None:
+    compared,
+):
     assert not list((compared.folder / ".dvc/tmp/exps").glob("tmp*")), "DVC kept its temporary workspace"
     table = compared.run("dvc", "exp", "show", "--csv", "--only-changed")
     assert "weight_decay: 5e-05" in (compared.folder / "params.yaml").read_text()

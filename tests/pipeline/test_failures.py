@@ -15,7 +15,7 @@ from convoy.tracking.journal import Sent
 pytestmark = pytest.mark.pipeline
 
 
-def test_a_graph_beyond_the_limits_gets_no_final_name_and_fails_the_run(clone: Clone) -> None:
+def test_a_graph_beyond_the_limits_gets_no_final_name_and_fails_the_run(clone):
     clone.set_param("export.max_probability_gap", "0.0")
     said = clone.run("dvc", "repro", fails=True)
     assert "ERROR in export" in said
@@ -42,7 +42,7 @@ def start_long_training(clone: Clone) -> subprocess.Popen[str]:
     return process
 
 
-def test_ctrl_c_leaves_a_killed_run_and_a_repository_that_works(clone: Clone) -> None:
+def test_ctrl_c_leaves_a_killed_run_and_a_repository_that_works(clone):
     process = start_long_training(clone)
     rest = clone.stop(process, signal.SIGINT)
     assert process.returncode != 0
@@ -53,7 +53,7 @@ def test_ctrl_c_leaves_a_killed_run_and_a_repository_that_works(clone: Clone) ->
     assert runs(clone)[0].info.status == "RUNNING", "evaluate and export would join it"
 
 
-def test_a_delivery_without_images_keeps_the_earlier_dataset_restorable(clone: Clone) -> None:
+def test_a_delivery_without_images_keeps_the_earlier_dataset_restorable(clone):
     with zipfile.ZipFile(clone.folder / "samples/digits/digits.zip", "w") as archive:
         archive.writestr("readme.txt", "no images here")
     said = clone.run("dvc", "repro", fails=True)
@@ -63,7 +63,7 @@ def test_a_delivery_without_images_keeps_the_earlier_dataset_restorable(clone: C
     assert "Running stage" not in clone.run("dvc", "repro"), "everything came back from the cache"
 
 
-def test_make_repro_refuses_wrong_params_before_anything_runs(clone: Clone) -> None:
+def test_make_repro_refuses_wrong_params_before_anything_runs(clone):
     clone.set_param("train.lr", "0.1", rename="lrr")
     command = clone.start("python", "pipelines/repro.py", PYTHONPATH="src")
     output, _ = command.communicate()
@@ -73,14 +73,14 @@ def test_make_repro_refuses_wrong_params_before_anything_runs(clone: Clone) -> N
     assert (clone.folder / "build/model/weights.pt").exists(), "earlier outputs were touched"
 
 
-def test_a_stage_that_does_not_exist_is_refused_with_those_that_do(fresh_clone: Clone) -> None:
+def test_a_stage_that_does_not_exist_is_refused_with_those_that_do(fresh_clone):
     command = fresh_clone.start("python", "pipelines/repro.py", "--until", "deploy", PYTHONPATH="src")
     said, _ = command.communicate()
     assert command.returncode == 2
     assert "--until takes prepare, train, evaluate or export, not deploy" in said
 
 
-def test_a_tracking_server_that_is_down_stops_nothing(clone: Clone) -> None:
+def test_a_tracking_server_that_is_down_stops_nothing(clone):
     clone.set_param("export.latency_runs", "10")
     said = clone.run("dvc", "repro", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     assert said.count("Not synced to http://127.0.0.1:9: ") == 1
@@ -91,8 +91,8 @@ def test_a_tracking_server_that_is_down_stops_nothing(clone: Clone) -> None:
 
 
 def test_a_run_whose_processes_were_killed_is_marked_by_its_uploader_or_by_the_next_command(
-    clone: Clone,
-) -> None:
+    clone,
+):
     clone.stop(start_long_training(clone), signal.SIGKILL)
     assert runs(clone)[0].info.status == "KILLED", "its uploader lives in a session of its own"
     clone.set_param("train.lr", "0.02")

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ pytestmark = [pytest.mark.pipeline, pytest.mark.gpu]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
-def test_the_pipeline_trains_on_cuda_and_is_verified_on_the_cpu(tmp_path: Path) -> None:
+def test_the_pipeline_trains_on_cuda_and_is_verified_on_the_cpu(tmp_path):
     clone = clone_working_tree(tmp_path / "clone")
     said = clone.run("make", "repro", f"VENV={sys.prefix}")
     assert torch.cuda.get_device_name() in said

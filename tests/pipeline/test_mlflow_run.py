@@ -1,10 +1,8 @@
 """`mlflow run .` runs the same pipeline inside the run that it opened."""
 
-from pathlib import Path
-
 import pytest
 
-from clones import Clone, runs
+from clones import runs
 
 pytestmark = pytest.mark.pipeline
 
@@ -21,7 +19,7 @@ QUICK = (
 )
 
 
-def test_mlflow_run_trains_inside_the_run_that_it_opened(clone: Clone) -> None:
+def test_mlflow_run_trains_inside_the_run_that_it_opened(clone):
     said = clone.run(
         *COMMAND, "--env-manager", "local", *QUICK, MLFLOW_TRACKING_URI=f"sqlite:///{clone.folder}/mlflow.db"
     )
@@ -36,14 +34,14 @@ def test_mlflow_run_trains_inside_the_run_that_it_opened(clone: Clone) -> None:
     assert newest.data.metrics["deploy/label_flips"] == 0
 
 
-def test_mlflow_run_refuses_a_misspelt_key_before_anything_runs(clone: Clone) -> None:
+def test_mlflow_run_refuses_a_misspelt_key_before_anything_runs(clone):
     said = clone.run(*COMMAND, "--env-manager", "local", "-P", "train.epoch=1", fails=True)
     assert "unknown key train.epoch; did you mean `train.epochs`?" in said
     assert "Running stage" not in said
 
 
 @pytest.mark.slow
-def test_mlflow_run_builds_its_environment_from_the_lock(clone: Clone, tmp_path: Path) -> None:
+def test_mlflow_run_builds_its_environment_from_the_lock(clone, tmp_path):
     clone.run(
         *COMMAND, "--env-manager", "uv", *QUICK,
         MLFLOW_TRACKING_URI=f"sqlite:///{clone.folder}/mlflow.db", MLFLOW_ENV_ROOT=str(tmp_path / "envs"),

@@ -1,7 +1,6 @@
 """register, promote and rollback as people type them, on models of the real pipeline."""
 
 import json
-from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -20,9 +19,7 @@ def registered(clone: Clone) -> tuple[int, dict[str, str]]:
     }
 
 
-def test_experiments_and_sweeps_leave_the_aliases_and_a_candidate_needs_a_cause(
-    compared: Clone, tmp_path: Path
-) -> None:
+def test_experiments_and_sweeps_leave_the_aliases_and_a_candidate_needs_a_cause(compared, tmp_path):
     clone = compared.copy(tmp_path / "clone")
     clone.run("git", "checkout", "-q", ".")
     clone.run("dvc", "checkout", "-q", "--force")

@@ -8,7 +8,6 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
-from pathlib import Path
 
 import pytest
 
@@ -30,7 +29,7 @@ def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def test_every_bash_line_of_the_readme_works(clone: Clone, tmp_path: Path) -> None:
+def test_every_bash_line_of_the_readme_works(clone, tmp_path):
     clone.run("git", "reset", "-q", "HEAD~1")  # as `make repro` leaves it: dvc.lock not committed yet
     home = tmp_path / "home"
     with zipfile.ZipFile(clone.folder / "samples/digits/digits.zip") as archive:
@@ -53,7 +52,7 @@ def test_every_bash_line_of_the_readme_works(clone: Clone, tmp_path: Path) -> No
     assert "photos" in (clone.folder / "data.dvc").read_text()
 
 
-def test_the_readmes_python_answers_for_an_image(finished: tuple[Clone, str], tmp_path: Path) -> None:
+def test_the_readmes_python_answers_for_an_image(finished, tmp_path):
     clone, _ = finished
     [code] = blocks((clone.folder / "README.md").read_text(), "python")
     with zipfile.ZipFile(clone.folder / "samples/digits/digits.zip") as archive:
@@ -64,7 +63,7 @@ def test_the_readmes_python_answers_for_an_image(finished: tuple[Clone, str], tm
     assert Clone(tmp_path).run(sys.executable, "try.py").split()[-1] == "7"
 
 
-def test_the_readmes_tree_exists(repository: Path) -> None:
+def test_the_readmes_tree_exists(repository):
     text = (repository / "README.md").read_text()
     tree = next(block for block in blocks(text, "text") if "dvc.yaml" in block)
     for name in re.findall(r"^(\S+)", tree, re.MULTILINE):
@@ -72,7 +71,7 @@ def test_the_readmes_tree_exists(repository: Path) -> None:
         assert name in made or (repository / name).exists(), f"the README's tree shows {name}"
 
 
-def test_make_ui_serves_the_runs(clone: Clone) -> None:
+def test_make_ui_serves_the_runs(clone):
     port = free_port()
     server = clone.start("make", "ui", f"VENV={sys.prefix}", f"PORT={port}")
     address = f"http://127.0.0.1:{port}/"

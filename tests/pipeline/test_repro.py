@@ -20,7 +20,7 @@ def metrics(clone: Clone, stage: str) -> dict:
     return json.loads((clone.folder / "build/metrics" / f"{stage}.json").read_text())
 
 
-def test_a_fresh_clone_has_a_verified_model_after_one_command(finished: tuple[Clone, str]) -> None:
+def test_a_fresh_clone_has_a_verified_model_after_one_command(finished):
     clone, said = finished
     verification = json.loads((clone.folder / "build/deploy/verification.json").read_text())
     assert verification["model"]["sha256"] == sha256(clone.folder / "build/deploy/model.onnx")
@@ -36,7 +36,7 @@ def test_a_fresh_clone_has_a_verified_model_after_one_command(finished: tuple[Cl
         assert part in said.split("served accuracy")[1] + f"{deploy['accuracy']:.2%}", f"summary lacks {part}"
 
 
-def test_the_run_holds_params_metrics_identity_and_files(finished: tuple[Clone, str]) -> None:
+def test_the_run_holds_params_metrics_identity_and_files(finished):
     clone, _ = finished
     [run] = runs(clone)
     assert run.info.status == "FINISHED"
@@ -77,7 +77,7 @@ def test_the_run_holds_params_metrics_identity_and_files(finished: tuple[Clone, 
     assert lock.read_text() == (clone.folder / "dvc.lock").read_text()
 
 
-def test_the_logged_model_is_the_verified_file_byte_for_byte(finished: tuple[Clone, str]) -> None:
+def test_the_logged_model_is_the_verified_file_byte_for_byte(finished):
     clone, _ = finished
     [run] = runs(clone)
     client = MlflowClient(f"sqlite:///{clone.folder}/mlflow.db")
@@ -91,7 +91,7 @@ def test_the_logged_model_is_the_verified_file_byte_for_byte(finished: tuple[Clo
     assert description["saved_input_example_info"]
 
 
-def test_the_model_says_which_run_commit_and_data_it_comes_from(finished: tuple[Clone, str]) -> None:
+def test_the_model_says_which_run_commit_and_data_it_comes_from(finished):
     clone, _ = finished
     [run] = runs(clone)
     session = onnxruntime.InferenceSession(clone.folder / "build/deploy/model.onnx")
@@ -103,7 +103,7 @@ def test_the_model_says_which_run_commit_and_data_it_comes_from(finished: tuple[
     assert json.loads(said["convoy.classes"]) == [str(digit) for digit in range(10)]
 
 
-def test_a_second_repro_runs_nothing_and_opens_no_run(clone: Clone) -> None:
+def test_a_second_repro_runs_nothing_and_opens_no_run(clone):
     before = len(runs(clone))
     said = clone.run("dvc", "repro")
     assert "Running stage" not in said
@@ -126,9 +126,7 @@ def changed_stages(clone: Clone) -> set[str]:
         ("tracking.experiment", "other", set()),
     ],
 )
-def test_a_param_changes_exactly_the_stages_that_read_it(
-    clone: Clone, name: str, value: str, stages: set[str]
-) -> None:
+def test_a_param_changes_exactly_the_stages_that_read_it(clone, name, value, stages):
     clone.set_param(name, value)
     assert changed_stages(clone) == stages
 
@@ -144,17 +142,13 @@ def test_a_param_changes_exactly_the_stages_that_read_it(
         ("networks/convnet.yaml", {"train"}),
     ],
 )
-def test_an_edit_changes_exactly_the_stages_that_import_the_file(
-    clone: Clone, file: str, stages: set[str]
-) -> None:
+def test_an_edit_changes_exactly_the_stages_that_import_the_file(clone, file, stages):
     with (clone.folder / file).open("a") as source:
         source.write("# edited\n")
     assert changed_stages(clone) == stages
 
 
-def test_a_rerun_of_export_opens_a_run_that_names_the_training_it_reuses(
-    finished: tuple[Clone, str], tmp_path: Path
-) -> None:
+def test_a_rerun_of_export_opens_a_run_that_names_the_training_it_reuses(finished, tmp_path):
     clone = finished[0].copy(tmp_path / "clone")
     [first] = runs(clone)
     clone.set_param("export.latency_runs", "20")
@@ -171,7 +165,7 @@ def test_a_rerun_of_export_opens_a_run_that_names_the_training_it_reuses(
         assert second.data.metrics[name] == first.data.metrics[name]
 
 
-def test_training_again_gives_the_same_weights_and_metrics(clone: Clone) -> None:
+def test_training_again_gives_the_same_weights_and_metrics(clone):
     before = sha256(clone.folder / "build/model/weights.pt"), metrics(clone, "train")
     clone.run("dvc", "repro", "--force", "--single-item", "train")
     after = sha256(clone.folder / "build/model/weights.pt"), metrics(clone, "train")

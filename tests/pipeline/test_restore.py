@@ -1,7 +1,6 @@
 """A run of the real pipeline is traced, restored elsewhere and trained again to the same bits."""
 
 import json
-from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -18,9 +17,7 @@ def convoy(clone: Clone, *words: str, fails: bool = False) -> str:
     return clone.run("convoy", *words, fails=fails, PYTHONPATH=str(clone.folder / "src"))
 
 
-def test_a_queued_experiment_with_uncommitted_changes_is_restored_and_verified(
-    compared: Clone, tmp_path: Path
-) -> None:
+def test_a_queued_experiment_with_uncommitted_changes_is_restored_and_verified(compared, tmp_path):
     clone = compared.copy(tmp_path / "clone")
     run = runs(clone)[1]
     assert run.data.tags["mlflow.source.git.commit"] == clone.run("git", "rev-parse", "HEAD").strip(), (
@@ -44,7 +41,7 @@ def test_a_queued_experiment_with_uncommitted_changes_is_restored_and_verified(
     assert len(runs(clone)) == 3, "the second training is the restored clone's own"
 
 
-def test_the_verified_model_leads_to_a_chain_in_which_nothing_is_missing(finished: tuple[Clone, str]) -> None:
+def test_the_verified_model_leads_to_a_chain_in_which_nothing_is_missing(finished):
     clone, _ = finished
     answer = json.loads(convoy(clone, "trace", "build/deploy/model.onnx", "--json"))
     [run] = answer["runs"]
@@ -57,7 +54,7 @@ def test_the_verified_model_leads_to_a_chain_in_which_nothing_is_missing(finishe
     assert links["dvc.lock"]["value"] == stored.data.tags["convoy.lock"]
 
 
-def test_why_names_the_param_and_the_file_of_the_real_pipeline(clone: Clone) -> None:
+def test_why_names_the_param_and_the_file_of_the_real_pipeline(clone):
     assert "Nothing to do" in convoy(clone, "why")
     clone.set_param("train.lr", "0.02")
     with (clone.folder / "src/convoy/evaluation/evaluate.py").open("a", encoding="utf-8") as file:

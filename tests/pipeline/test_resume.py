@@ -96,9 +96,7 @@ def assert_as_if_unbroken(clone: Clone, whole: Clone, before: int) -> None:
     assert sorted(steps) == list(range(10, max(steps) + 1, 10)), "no step left out"
 
 
-def test_a_training_killed_three_times_ends_as_if_it_had_not_been(
-    finished: tuple[Clone, str], clone: Clone, tmp_path: Path
-) -> None:
+def test_a_training_killed_three_times_ends_as_if_it_had_not_been(finished, clone, tmp_path):
     whole = unbroken(finished[0], tmp_path / "whole")
     prepared(clone)
     before = len(runs(clone))
@@ -116,9 +114,7 @@ def test_a_training_killed_three_times_ends_as_if_it_had_not_been(
 
 
 @pytest.mark.slow
-def test_a_training_killed_twenty_times_at_random_ends_as_if_it_had_not_been(
-    finished: tuple[Clone, str], clone: Clone, tmp_path: Path
-) -> None:
+def test_a_training_killed_twenty_times_at_random_ends_as_if_it_had_not_been(finished, clone, tmp_path):
     chance = random.Random(20261123)  # noqa: S311 (when to kill)
     whole = unbroken(finished[0], tmp_path / "whole", epochs=100)
     prepared(clone, epochs=100)
@@ -136,7 +132,7 @@ def test_a_training_killed_twenty_times_at_random_ends_as_if_it_had_not_been(
     assert_as_if_unbroken(clone, whole, before)
 
 
-def test_a_spent_time_budget_leaves_a_run_that_the_next_goes_on_with(clone: Clone) -> None:
+def test_a_spent_time_budget_leaves_a_run_that_the_next_goes_on_with(clone):
     prepared(clone)
     before = len(runs(clone))
     clone.set_param("checkpoints.time_budget_min", "0.0001")
@@ -152,7 +148,7 @@ def test_a_spent_time_budget_leaves_a_run_that_the_next_goes_on_with(clone: Clon
     assert "Running stage" not in clone.run("dvc", "repro", "train"), "another budget trains nothing anew"
 
 
-def test_a_second_training_on_the_same_inputs_is_refused_while_the_first_runs(clone: Clone) -> None:
+def test_a_second_training_on_the_same_inputs_is_refused_while_the_first_runs(clone):
     prepared(clone)
     clone.set_param("train.epochs", "500")
     first = subprocess.Popen(
@@ -175,7 +171,7 @@ def test_a_second_training_on_the_same_inputs_is_refused_while_the_first_runs(cl
         first.wait()
 
 
-def test_a_forced_training_starts_from_its_beginning_and_gives_the_same_weights(clone: Clone) -> None:
+def test_a_forced_training_starts_from_its_beginning_and_gives_the_same_weights(clone):
     prepared(clone)
     clone.set_param("train.epochs", "1")
     clone.run("dvc", "repro", "train")

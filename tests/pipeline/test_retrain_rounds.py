@@ -179,7 +179,7 @@ class Services:
         return {name: git.run("git", "diff", "--name-only", f"main...{name}").split() for name in names}
 
 
-def test_three_scheduled_rounds_on_runners_that_forget_everything(server: str, tmp_path: Path) -> None:
+def test_three_scheduled_rounds_on_runners_that_forget_everything(server, tmp_path):
     services = Services(tmp_path, server)
     services.deliver(FEW)
     services.create_repository()
@@ -278,9 +278,7 @@ def by_hand(services: Services, branch: str) -> Clone:
 
 
 @pytest.mark.parametrize("job", [steps, script], ids=["github", "gitlab"])
-def test_a_runner_without_a_server_or_a_remote_reports_both(
-    fresh_clone: Clone, tmp_path: Path, job: Any
-) -> None:
+def test_a_runner_without_a_server_or_a_remote_reports_both(fresh_clone, tmp_path, job):
     services = Services(tmp_path, server="")
     services.host(fresh_clone)
     runner = services.runner()

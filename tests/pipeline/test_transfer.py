@@ -23,7 +23,7 @@ def use_three_digits(clone: Clone, folder: Path) -> None:
     clone.run("convoy", "data", "use", str(folder), PYTHONPATH=str(clone.folder / "src"))
 
 
-def test_a_runs_weights_start_another_training_and_bring_mean_and_std(clone: Clone, tmp_path: Path) -> None:
+def test_a_runs_weights_start_another_training_and_bring_mean_and_std(clone, tmp_path):
     before = read_json(clone.folder / "build/model/model.json")
     source = f"runs:/{runs(clone)[0].info.run_id}"
     use_three_digits(clone, tmp_path / "three")
@@ -52,7 +52,7 @@ def test_a_runs_weights_start_another_training_and_bring_mean_and_std(clone: Clo
     assert "evaluation/features.html" in artifacts(clone, run)
 
 
-def test_weights_that_nobody_pinned_end_the_training_with_the_command_that_pins_them(clone: Clone) -> None:
+def test_weights_that_nobody_pinned_end_the_training_with_the_command_that_pins_them(clone):
     said = clone.run(
         "dvc", "exp", "run", "-S", "network.name=resnet18", "-S", "network.weights=imagenet", fails=True
     )
@@ -62,7 +62,7 @@ def test_weights_that_nobody_pinned_end_the_training_with_the_command_that_pins_
     assert "Traceback" not in said
 
 
-def test_a_spec_that_git_does_not_track_is_named_when_its_queued_experiment_fails(clone: Clone) -> None:
+def test_a_spec_that_git_does_not_track_is_named_when_its_queued_experiment_fails(clone):
     (clone.folder / "networks/mine.yaml").write_text(
         "layers:\n  - flatten\n  - dense: classes\n", encoding="utf-8"
     )

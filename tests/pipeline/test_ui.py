@@ -50,8 +50,8 @@ def text(number: float) -> str:
 
 
 def test_the_ui_opens_on_training_runs_with_the_columns_that_matter_first(
-    served: tuple[str, list[Run]],
-) -> None:
+    served,
+):
     address, stored = served
     with opened(address) as page:
         expect(page.get_by_role("link", name=BASELINE)).to_be_visible()
@@ -74,8 +74,8 @@ def test_the_ui_opens_on_training_runs_with_the_columns_that_matter_first(
 
 
 def test_charts_show_the_curves_and_results_that_the_runs_measured(
-    served: tuple[str, list[Run]],
-) -> None:
+    served,
+):
     address, stored = served
     client = MlflowClient(address.partition("/#")[0])
     with opened(address) as page:
@@ -107,7 +107,7 @@ def plot(page: Page, metric: str, mark: str, count: int) -> list[Any]:
     )
 
 
-def test_runs_stand_side_by_side_with_what_differs(served: tuple[str, list[Run]]) -> None:
+def test_runs_stand_side_by_side_with_what_differs(served):
     address, stored = served
     chosen = [run for run in stored if run.info.run_name != BASELINE]
     with opened(address) as page:
@@ -149,7 +149,7 @@ def cells(page: Page, title: str) -> list[str]:
     return [text.strip() for text in row.locator("td").all_inner_texts()]
 
 
-def test_a_run_shows_its_figures_pictures_and_report(served: tuple[str, list[Run]]) -> None:
+def test_a_run_shows_its_figures_pictures_and_report(served):
     address, stored = served
     [run] = [run for run in stored if run.info.run_name == BASELINE]
     with opened(address) as page:

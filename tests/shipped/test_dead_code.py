@@ -1,7 +1,5 @@
 """Functions, methods, properties and classes that nothing in src/ and pipelines/ uses are removed."""
 
-from pathlib import Path
-
 from vulture import Vulture
 
 KINDS = ("function", "method", "property", "class", "import")
@@ -18,7 +16,7 @@ NAMES = [
 ]  # fmt: skip
 
 
-def test_nothing_is_left_that_no_code_uses(repository: Path) -> None:
+def test_nothing_is_left_that_no_code_uses(repository):
     sources = repository / "src/convoy"
     vulture = Vulture(ignore_names=NAMES, ignore_decorators=DECORATORS)
     vulture.scavenge([sources, repository / "pipelines"])

@@ -67,7 +67,7 @@ def declared(root: Path, stage: str) -> set[str]:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_depends_on_exactly_the_packages_that_it_imports(repository: Path, stage: str) -> None:
+def test_a_stage_depends_on_exactly_the_packages_that_it_imports(repository, stage):
     script = f"pipelines/{stage}.py"
     files = closure(repository, script)
     assert len(files) > 10
@@ -76,7 +76,7 @@ def test_a_stage_depends_on_exactly_the_packages_that_it_imports(repository: Pat
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_file_of_a_stage_s_packages_can_change_its_result(repository: Path, stage: str) -> None:
+def test_every_file_of_a_stage_s_packages_can_change_its_result(repository, stage):
     """An edit reruns a stage only where the stage imports the file; of core some files serve other stages."""
     folders = declared(repository, stage) - {f"pipelines/{stage}.py", SHARED}
     held = {
@@ -90,15 +90,13 @@ def test_every_file_of_a_stage_s_packages_can_change_its_result(repository: Path
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_runs_the_script_of_its_name_with_the_workspaces_own_source(
-    repository: Path, stage: str
-) -> None:
+def test_a_stage_runs_the_script_of_its_name_with_the_workspaces_own_source(repository, stage):
     command = yaml.load((repository / "dvc.yaml").read_text())["stages"][stage]["cmd"]
     for line in [command] if isinstance(command, str) else command:
         assert shlex.split(line)[:3] == ["PYTHONPATH=src", "python", f"pipelines/{stage}.py"]
 
 
-def test_package_files_hold_nothing_that_a_stage_could_depend_on(repository: Path) -> None:
+def test_package_files_hold_nothing_that_a_stage_could_depend_on(repository):
     files = list((repository / SOURCE).rglob("__init__.py"))
     assert len(files) > 10
     for path in files:
@@ -108,12 +106,12 @@ def test_package_files_hold_nothing_that_a_stage_could_depend_on(repository: Pat
         )
 
 
-def test_train_depends_on_the_sections_that_decide_a_training(repository: Path) -> None:
+def test_train_depends_on_the_sections_that_decide_a_training(repository):
     stages = yaml.load((repository / "dvc.yaml").read_text())["stages"]
     assert stages["train"]["params"] == ["seed", "network", "train"]
 
 
-def test_no_stage_depends_on_a_run_reference(repository: Path) -> None:
+def test_no_stage_depends_on_a_run_reference(repository):
     stages = yaml.load((repository / "dvc.yaml").read_text())["stages"]
     outs = [out for stage in stages.values() for out in stage["outs"]]
     assert [out for out in outs if out.startswith("build/runs")]
@@ -137,7 +135,7 @@ LEVELS = (
 """Packages from the bottom up. A package imports only those of lower levels."""
 
 
-def test_imports_between_packages_point_one_way(repository: Path) -> None:
+def test_imports_between_packages_point_one_way(repository):
     level = {name: index for index, names in enumerate(LEVELS) for name in names}
     files = [path.relative_to(repository).as_posix() for path in (repository / SOURCE).rglob("*.py")]
     arrows = {

@@ -107,18 +107,18 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
 
 
-def test_every_page_is_looked_at(repository: Path) -> None:
+def test_every_page_is_looked_at(repository):
     shipped = {path.relative_to(repository).as_posix() for path in (repository / "docs").glob("*.md")}
     assert shipped | {"README.md", "CONTRIBUTING.md", "AGENTS.md"} == set(PAGES)
 
 
-def test_the_readme_is_short(repository: Path) -> None:
+def test_the_readme_is_short(repository):
     assert len((repository / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
     assert len((repository / "dvc.yaml").read_text(encoding="utf-8").splitlines()) <= 110
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(repository: Path, page: str) -> None:
+def test_links_lead_somewhere(repository, page):
     path = repository / page
     links = re.findall(r"\]\(([^)\s]+)\)", prose(path.read_text(encoding="utf-8")))
     assert links or page == "AGENTS.md"
@@ -132,7 +132,7 @@ def test_links_lead_somewhere(repository: Path, page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_commands_and_their_options_exist(repository: Path, page: str) -> None:
+def test_commands_and_their_options_exist(repository, page):
     known = {
         "convoy": options_of_convoy(),
         "dvc": options_of_dvc(),
@@ -149,7 +149,7 @@ def test_commands_and_their_options_exist(repository: Path, page: str) -> None:
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if page.startswith("docs/") and page != "docs/architecture.md"]
 )
-def test_bash_blocks_hold_commands_and_outputs_stand_elsewhere(repository: Path, page: str) -> None:
+def test_bash_blocks_hold_commands_and_outputs_stand_elsewhere(repository, page):
     programs = {*RUNNERS, "git", "mlflow", "python"}
     lines = [
         line
@@ -163,7 +163,7 @@ def test_bash_blocks_hold_commands_and_outputs_stand_elsewhere(repository: Path,
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_params_that_a_page_names_exist(repository: Path, page: str) -> None:
+def test_params_that_a_page_names_exist(repository, page):
     content = yaml.read(repository / "params.yaml")
     flat = set(params.flatten(content))
     known = {".".join(key.split(".")[:end]) for key in flat for end in range(1, key.count(".") + 2)}
@@ -176,7 +176,7 @@ def test_params_that_a_page_names_exist(repository: Path, page: str) -> None:
         assert name in flat, f"{page} sets {name}"
 
 
-def test_the_mlflow_that_a_page_installs_is_the_one_of_the_lock(repository: Path) -> None:
+def test_the_mlflow_that_a_page_installs_is_the_one_of_the_lock(repository):
     lock = re.findall(
         r"^(\S+==\S+)", (repository / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE
     )
@@ -184,7 +184,7 @@ def test_the_mlflow_that_a_page_installs_is_the_one_of_the_lock(repository: Path
     assert installed in lock
 
 
-def test_every_network_in_the_page_on_networks_builds(repository: Path, tmp_path: Path) -> None:
+def test_every_network_in_the_page_on_networks_builds(repository, tmp_path):
     examples = blocks((repository / "docs/networks.md").read_text(encoding="utf-8"), "yaml")
     assert len(examples) >= 2
     for example in examples:
@@ -192,7 +192,7 @@ def test_every_network_in_the_page_on_networks_builds(repository: Path, tmp_path
         assemble(spec.load("example", tmp_path), classes=10, image_px=32)
 
 
-def test_the_figures_of_the_shipped_networks_are_right(repository: Path) -> None:
+def test_the_figures_of_the_shipped_networks_are_right(repository):
     page = (repository / "docs/networks.md").read_text(encoding="utf-8")
     table = page[page.index("| spec |") : page.index("Any classifier of torchvision")]
     for name in spec.names(repository / "networks"):

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from clones import Clone
 from convoy.core import yaml
 
 
@@ -21,13 +20,13 @@ def targets(repository: Path) -> set[str]:
     return set(re.findall(r"^([a-z-]+):.*##", (repository / "Makefile").read_text(), re.MULTILINE))
 
 
-def test_the_dag_is_prepare_train_evaluate_export(repository: Path) -> None:
+def test_the_dag_is_prepare_train_evaluate_export(repository):
     stages = yaml.load((repository / "dvc.yaml").read_text())["stages"]
     assert list(stages) == ["prepare", "train", "evaluate", "export"]
     assert {path.stem for path in (repository / "pipelines").glob("*.py")} == {*stages, "repro", "retrain"}
 
 
-def test_mlproject_runs_the_stages_and_declares_no_value(repository: Path) -> None:
+def test_mlproject_runs_the_stages_and_declares_no_value(repository):
     stages = set(yaml.load((repository / "dvc.yaml").read_text())["stages"])
     for name, entry in entry_points(repository).items():
         words = shlex.split(str(entry["command"]))
@@ -39,7 +38,7 @@ def test_mlproject_runs_the_stages_and_declares_no_value(repository: Path) -> No
         assert words[3:] == until
 
 
-def test_the_environment_of_mlflow_run_is_the_lock(repository: Path) -> None:
+def test_the_environment_of_mlflow_run_is_the_lock(repository):
     project = yaml.load((repository / "MLproject").read_text())
     environment = yaml.load((repository / project["python_env"]).read_text())
     assert environment["dependencies"] == ["-r requirements.txt"]
@@ -52,7 +51,7 @@ def locked(repository: Path) -> dict[str, str]:
     return {re.split(r"==|\[", line)[0]: line for line in entries}
 
 
-def test_the_lock_is_exact_universal_and_hashed_and_names_no_index(repository: Path) -> None:
+def test_the_lock_is_exact_universal_and_hashed_and_names_no_index(repository):
     packages = locked(repository)
     assert len(packages) > 100
     for line in packages.values():
@@ -68,7 +67,7 @@ def test_the_lock_is_exact_universal_and_hashed_and_names_no_index(repository: P
     assert "--require-hashes -r requirements.txt" in (repository / "Makefile").read_text()
 
 
-def test_releases_known_to_be_malicious_are_excluded(repository: Path) -> None:
+def test_releases_known_to_be_malicious_are_excluded(repository):
     project = (repository / "pyproject.toml").read_text()
     assert "pytorch-lightning>=2.6,!=2.6.2,!=2.6.3," in project
     packages = locked(repository)
@@ -76,7 +75,7 @@ def test_releases_known_to_be_malicious_are_excluded(repository: Path) -> None:
     assert not re.match(r"pytorch-lightning==2\.6\.[23] ", packages["pytorch-lightning"])
 
 
-def test_every_dependency_earns_its_place_in_a_comment(repository: Path) -> None:
+def test_every_dependency_earns_its_place_in_a_comment(repository):
     lines = (repository / "pyproject.toml").read_text().splitlines()
     requirements = [line for line in lines if re.match(r'\s+"[a-z0-9-]+(\[\w+\])?[<>=]', line)]
     assert len(requirements) > 30
@@ -84,16 +83,14 @@ def test_every_dependency_earns_its_place_in_a_comment(repository: Path) -> None
         assert "# " in line, f"no reason: {line}"
 
 
-def test_the_help_of_make_is_made_from_the_makefile(repository: Path) -> None:
+def test_the_help_of_make_is_made_from_the_makefile(repository):
     said = subprocess.run(["make"], cwd=repository, check=True, capture_output=True, text=True).stdout
     assert {"repro", "test", "test-long", "check", "ui", "bench"} <= targets(repository)
     for target in targets(repository):
         assert f"make {target}" in said
 
 
-def test_an_environment_that_is_not_there_is_refused_with_what_to_type(
-    repository: Path, tmp_path: Path
-) -> None:
+def test_an_environment_that_is_not_there_is_refused_with_what_to_type(repository, tmp_path):
     done = subprocess.run(
         ["make", "repro", f"VENV={tmp_path}/none"],
         cwd=repository,
@@ -106,7 +103,7 @@ def test_an_environment_that_is_not_there_is_refused_with_what_to_type(
     assert "make repro" in done.stdout
 
 
-def test_a_python_that_does_not_fit_is_refused_with_what_to_type(fresh_clone: Clone) -> None:
+def test_a_python_that_does_not_fit_is_refused_with_what_to_type(fresh_clone):
     said = fresh_clone.run("make", "repro", "PYTHON=/no/such/python", fails=True)
     assert "No Python 3.11 to 3.13 found (tried: /no/such/python)" in said
     assert "make PYTHON=/path/to/python3.12" in said
@@ -116,12 +113,12 @@ def test_a_python_that_does_not_fit_is_refused_with_what_to_type(fresh_clone: Cl
 @pytest.mark.parametrize(
     "module", ["convoy.cli", "convoy.preflight", "convoy.export.verify", "convoy.data.prepare"]
 )
-def test_what_must_start_fast_or_without_torch_does_not_import_it(repository: Path, module: str) -> None:
+def test_what_must_start_fast_or_without_torch_does_not_import_it(repository, module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(repository / "src")})
 
 
-def test_statistics_are_off_where_they_can_be_switched_off(repository: Path) -> None:
+def test_statistics_are_off_where_they_can_be_switched_off(repository):
     assert "analytics = false" in (repository / ".dvc/config").read_text()
     for name in ("MLFLOW_DISABLE_TELEMETRY := true", "DVC_NO_ANALYTICS := true"):
         assert name in (repository / "Makefile").read_text()

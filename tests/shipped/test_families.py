@@ -59,9 +59,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in spec.names(ROOT / "networks")
     ],
 )
-def test_a_miniature_of_every_shipped_network_becomes_a_verified_model(
-    name: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_miniature_of_every_shipped_network_becomes_a_verified_model(name, digits, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     network = miniature(spec.load(name))
     px = smallest_px(network.layers, len(CLASSES), 32)

@@ -19,11 +19,11 @@ def here(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return repository
 
 
-def test_the_shipped_params_pass_the_check(here: Path) -> None:
+def test_the_shipped_params_pass_the_check(here):
     preflight.check({})
 
 
-def test_every_value_has_a_comment(here: Path) -> None:
+def test_every_value_has_a_comment(here):
     written = comments((here / "params.yaml").read_text(encoding="utf-8"))
     assert len(written) > 50
     bare = [key for key, comment in written.items() if not comment and key not in preflight.SECTIONS]
@@ -50,7 +50,7 @@ def fields(kind: type[Section], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
 
 
 @pytest.mark.parametrize("section", preflight.SECTIONS)
-def test_a_comment_begins_with_the_description_of_its_field(here: Path, section: str) -> None:
+def test_a_comment_begins_with_the_description_of_its_field(here, section):
     written = comments((here / "params.yaml").read_text(encoding="utf-8"))
     described = list(fields(preflight.SECTIONS[section], section))
     assert described
@@ -59,7 +59,7 @@ def test_a_comment_begins_with_the_description_of_its_field(here: Path, section:
         assert written[key].startswith(field.description), f"{key}: {written[key]!r}: {field.description!r}"
 
 
-def test_no_section_declares_a_second_default() -> None:
+def test_no_section_declares_a_second_default():
     for name, kind in preflight.SECTIONS.items():
         for key, field in kind.model_fields.items():
             assert field.is_required(), f"{name}.{key} has a default in code"
@@ -84,22 +84,20 @@ def test_no_section_declares_a_second_default() -> None:
         ("seed", "one", r"seed is 'one': input should be a valid integer"),
     ],
 )
-def test_a_wrong_value_is_refused_by_name_with_what_is_allowed(
-    here: Path, key: str, value: str, message: str
-) -> None:
+def test_a_wrong_value_is_refused_by_name_with_what_is_allowed(here, key, value, message):
     with pytest.raises(RequestError, match=re.compile(message, re.DOTALL)) as caught:
         preflight.check({key: value})
     assert caught.value.exit_code == 2
 
 
 @pytest.mark.parametrize("typed", ["0.00005", "5e-05", "5e-5", "1e-5", "0", "1E-4"])
-def test_a_number_in_any_notation_is_a_number(here: Path, typed: str) -> None:
+def test_a_number_in_any_notation_is_a_number(here, typed):
     preflight.check({"train.weight_decay": typed})
     with pytest.raises(RequestError, match=r"train\.epochs is '1e-5x'"):
         preflight.check({"train.weight_decay": typed, "train.epochs": "1e-5x"})
 
 
-def test_a_gate_without_limits_is_refused_since_it_gives_no_verdict(here: Path) -> None:
+def test_a_gate_without_limits_is_refused_since_it_gives_no_verdict(here):
     limits = {f"gate.{key}": "null" for key in GateParams.model_fields if key.startswith(("min_", "max_"))}
     with pytest.raises(
         RequestError, match=r"gate: a gate without limits gives no verdict\. Set at least one, such as"
@@ -109,14 +107,14 @@ def test_a_gate_without_limits_is_refused_since_it_gives_no_verdict(here: Path) 
     preflight.check(limits | {"gate.max_ece": "0.1"})
 
 
-def test_an_unknown_section_is_refused_with_the_nearest_name(here: Path, tmp_path: Path) -> None:
+def test_an_unknown_section_is_refused_with_the_nearest_name(here, tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text((here / "params.yaml").read_text().replace("\ntrain:", "\ntrian:"))
     with pytest.raises(RequestError, match=r"unknown key trian; did you mean `train`\?"):
         preflight.check({}, path)
 
 
-def test_a_missing_key_is_named(here: Path, tmp_path: Path) -> None:
+def test_a_missing_key_is_named(here, tmp_path):
     path = tmp_path / "params.yaml"
     text = (here / "params.yaml").read_text()
     path.write_text(re.sub(r"\n  lr: .*", "", text))
@@ -124,6 +122,6 @@ def test_a_missing_key_is_named(here: Path, tmp_path: Path) -> None:
         preflight.check({}, path)
 
 
-def test_words_without_a_value_are_refused() -> None:
+def test_words_without_a_value_are_refused():
     with pytest.raises(RequestError, match=r"such as: --train\.epochs 3"):
         preflight.parse(["--train.epochs"])

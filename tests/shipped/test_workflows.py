@@ -87,7 +87,7 @@ def checked(path: Path, name: str) -> Result:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_workflow_is_what_its_forge_understands(repository: Path, name: str) -> None:
+def test_a_workflow_is_what_its_forge_understands(repository, name):
     done = checked(repository / name, name)
     assert done.exit_code == 0, done.output
     assert loose_ends((repository / name).read_text(encoding="utf-8")) == []
@@ -101,9 +101,7 @@ def test_a_workflow_is_what_its_forge_understands(repository: Path, name: str) -
         (GITLAB, "  tags: [", "  tag: [", "'tag' was unexpected"),
     ],
 )
-def test_a_fault_of_form_is_found(
-    repository: Path, tmp_path: Path, name: str, old: str, new: str, said: str
-) -> None:
+def test_a_fault_of_form_is_found(repository, tmp_path, name, old, new, said):
     text = (repository / name).read_text(encoding="utf-8")
     assert old in text
     (tmp_path / "wrong.yml").write_text(text.replace(old, new), encoding="utf-8")
@@ -126,16 +124,14 @@ def test_a_fault_of_form_is_found(
         (GITLAB, "  stage: test", "  stage: test\n  needs: [lint]", "ci needs lint"),
     ],
 )  # fmt: skip
-def test_a_name_that_stands_for_nothing_is_found(
-    repository: Path, name: str, old: str, new: str, said: str
-) -> None:
+def test_a_name_that_stands_for_nothing_is_found(repository, name, old, new, said):
     text = (repository / name).read_text(encoding="utf-8")
     assert old in text
     assert said in loose_ends(text.replace(old, new))
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_workflow_calls_make_targets_that_exist_and_nothing_else(repository: Path, name: str) -> None:
+def test_a_workflow_calls_make_targets_that_exist_and_nothing_else(repository, name):
     makefile = (repository / "Makefile").read_text(encoding="utf-8")
     for job in jobs((repository / name).read_text(encoding="utf-8")).values():
         assert commands(job)
@@ -148,7 +144,7 @@ def test_a_workflow_calls_make_targets_that_exist_and_nothing_else(repository: P
                 assert key == "PUSH" or f"{key} ?=" in makefile, f"{name}: {setting}"
 
 
-def test_both_forges_do_the_same(repository: Path) -> None:
+def test_both_forges_do_the_same(repository):
     ci, retrain, gitlab = (jobs((repository / name).read_text(encoding="utf-8")) for name in FILES)
     assert commands(ci["test"]) == commands(gitlab["ci"])
     assert "make test" in (repository / ".ci/run").read_text(encoding="utf-8")
@@ -158,7 +154,7 @@ def test_both_forges_do_the_same(repository: Path) -> None:
     )
 
 
-def test_a_round_comes_every_night_by_hand_and_when_data_come(repository: Path) -> None:
+def test_a_round_comes_every_night_by_hand_and_when_data_come(repository):
     content = yaml.load((repository / RETRAIN).read_text())
     [night] = content["on"]["schedule"]
     assert re.fullmatch(r"\d+ \d+ \* \* \*", night["cron"])
@@ -169,7 +165,7 @@ def test_a_round_comes_every_night_by_hand_and_when_data_come(repository: Path) 
     assert [rule.split("=~ ")[1] for rule in asked if "=~" in rule] == ["/^(schedule|web|trigger|api)$/"] * 2
 
 
-def test_on_gitlab_a_round_pushes_with_the_token_of_the_project(repository: Path, tmp_path: Path) -> None:
+def test_on_gitlab_a_round_pushes_with_the_token_of_the_project(repository, tmp_path):
     project = {
         "CI_SERVER_PROTOCOL": "https",
         "CI_SERVER_FQDN": "gitlab.example.org",
@@ -187,7 +183,7 @@ def test_on_gitlab_a_round_pushes_with_the_token_of_the_project(repository: Path
     assert asked.stdout.strip() == "https://retrain:secret@gitlab.example.org/vision/photos.git"
 
 
-def test_a_round_is_never_cancelled_by_the_next(repository: Path) -> None:
+def test_a_round_is_never_cancelled_by_the_next(repository):
     concurrency = yaml.load((repository / RETRAIN).read_text())["concurrency"]
     assert concurrency == {"group": "retrain", "cancel-in-progress": False}
     for name in ("retrain", "retrain-on-runner"):
@@ -195,7 +191,7 @@ def test_a_round_is_never_cancelled_by_the_next(repository: Path) -> None:
         assert (job["resource_group"], job["interruptible"]) == ("retrain", False)
 
 
-def test_what_a_round_leaves_is_kept_when_it_fails_or_takes_too_long(repository: Path) -> None:
+def test_what_a_round_leaves_is_kept_when_it_fails_or_takes_too_long(repository):
     job = jobs((repository / RETRAIN).read_text())["retrain"]
     at = next(place for place, step in enumerate(job["steps"]) if "run" in step)
     before, after = job["steps"][:at], job["steps"][at + 1 :]
@@ -218,7 +214,7 @@ def test_what_a_round_leaves_is_kept_when_it_fails_or_takes_too_long(repository:
     assert job["artifacts"]["paths"] == ["build/retrain"]
 
 
-def test_what_ci_keeps_is_nothing_that_git_would_see(repository: Path) -> None:
+def test_what_ci_keeps_is_nothing_that_git_would_see(repository):
     cached = [
         *(path for path in yaml.load((repository / GITLAB).read_text())[".packages"]["paths"]),
         *(
@@ -233,7 +229,7 @@ def test_what_ci_keeps_is_nothing_that_git_would_see(repository: Path) -> None:
         assert subprocess.run(asked, cwd=repository, check=False).returncode == 0, path
 
 
-def test_the_page_names_every_secret_and_variable_that_a_round_reads(repository: Path) -> None:
+def test_the_page_names_every_secret_and_variable_that_a_round_reads(repository):
     page = (repository / "docs/retraining.md").read_text(encoding="utf-8")
     read = set(re.findall(r"(?:secrets|vars)\.(\w+)", (repository / RETRAIN).read_text()))
     read |= set(re.findall(r"\$(RETRAIN_\w+)", (repository / GITLAB).read_text()))
