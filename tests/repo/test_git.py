@@ -30,14 +30,14 @@ def test_an_error_names_the_command_and_hides_passwords(repository):
         git.run(repository, "-c", "a.b=c", "checkout", "--", "https://me:secret@example.invalid")
     assert "me:***@example.invalid" in str(error.value)
     assert "secret" not in str(error.value)
-    assert git.ask(repository, "rev-parse", "no-such-branch") == ""
+    assert git.query(repository, "rev-parse", "no-such-branch") == ""
 
 
 def test_without_git_the_error_names_the_remedy(repository, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(git.GitError, match="Install it"):
         git.run(repository, "status")
-    assert git.ask(repository, "status") == ""
+    assert git.query(repository, "status") == ""
     assert git.untracked(repository / "new.yaml") is None
 
 

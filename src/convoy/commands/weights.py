@@ -178,7 +178,7 @@ def _locate_path(source: str, root: Path) -> Source:
     name = weight_pins.canonical(source, root)
     suffix = "" if path.is_dir() else path.suffix or ".pt"
     stem = _slug(f"{path.parent.name}-{path.stem}")
-    if root not in path.parents or git.ask(root, "ls-files", "--", str(path)):
+    if root not in path.parents or git.query(root, "ls-files", "--", str(path)):
         return Source(name, name, address, stem, suffix)
 
     def copy(target: Path) -> None:

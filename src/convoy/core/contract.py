@@ -23,7 +23,7 @@ INPUT = "convoy.input"
 
 IdentityKey = Literal["run_id", "git_commit", "data_hash", "params_hash"]
 IDENTITY: tuple[IdentityKey, ...] = ("run_id", "git_commit", "data_hash", "params_hash")
-"""What says where a model comes from; each is stored as `convoy.<name>`."""
+"""Names where a model comes from; each is stored as `convoy.<name>`."""
 
 INPUT_IN_WORDS = (
     "uint8 pixels [N, height, width, 3] in 0..255, RGB, upright (EXIF orientation applied), transparency over "

@@ -60,7 +60,7 @@ def repository() -> Path:
 
 
 def recorded(stage: str, path: Path, content: bytes) -> bool:
-    """Tell whether dvc.lock in the current folder records a file with this content among a stage's outputs."""
+    """Check whether dvc.lock in the current folder records a file with this content among a stage's outputs."""
     lock = Path("dvc.lock")
     if not lock.exists():
         return False

@@ -137,7 +137,7 @@ def _clone(root: Path, clone: Path, number: str, run_id: str) -> None:
         git.run(root, "push", "--quiet", str(clone), f"{number}:refs/heads/{branch}")
         git.run(clone, "checkout", "--quiet", branch)
     for key in ("user.name", "user.email"):
-        if value := git.ask(root, "config", "--local", key):
+        if value := git.query(root, "config", "--local", key):
             git.run(clone, "config", key, value)
 
 

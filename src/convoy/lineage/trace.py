@@ -109,7 +109,7 @@ def _commit(record: Record, sources: Sources, artifacts: set[str]) -> Link:
     lost_diff = dirty and DIFF not in artifacts
     if dirty:
         notes.append(f"uncommitted changes: {'not stored' if lost_diff else f'stored with the run, {DIFF}'}")
-    if not git.ask(sources.root, "cat-file", "-t", number):
+    if not git.query(sources.root, "cat-file", "-t", number):
         missing = (
             f"commit {number[:10]} is not in this repository; type: git fetch --all --tags. After an amend or rebase, "
             "only a clone that had it still has it"
@@ -124,7 +124,7 @@ def _commit(record: Record, sources: Sources, artifacts: set[str]) -> Link:
     elif lost_diff:
         missing = "the uncommitted changes of the run: commit before a run that matters"
     location = f"in {listed(holders, NAMED)}" if holders else ""
-    subject = git.ask(sources.root, "log", "-1", "--format=%s", number)
+    subject = git.query(sources.root, "log", "-1", "--format=%s", number)
     return Link("git commit", number, tuple(filter(None, [f'"{subject}"', location, *notes])), missing)
 
 
@@ -221,7 +221,7 @@ def _lock(record: Record, sources: Sources, artifacts: set[str]) -> Link:
 
 def _commit_of_lock(root: Path, sha256: str) -> str:
     """Find the latest commit with a `dvc.lock` of this content."""
-    log = git.ask(root, "log", "--branches", "--tags", f"-{SEARCHED}", "--format=%h", "--", "dvc.lock")
+    log = git.query(root, "log", "--branches", "--tags", f"-{SEARCHED}", "--format=%h", "--", "dvc.lock")
     contents = git.contents(root, [f"{commit}:dvc.lock" for commit in log.split()])
     hashes = {name.partition(":")[0]: hashlib.sha256(text).hexdigest() for name, text in contents.items()}
     return next((commit for commit, value in hashes.items() if value == sha256), "")
@@ -283,7 +283,7 @@ def lines(match: Match, sources: Sources) -> Iterator[str]:
         yield from (f"  {note}" for note in (*notes, missing) if note)
     if match.kind == "commit":
         holders = git.holders(sources.root, match.subject)
-        subject = git.ask(sources.root, "log", "-1", "--format=%s", match.subject)
+        subject = git.query(sources.root, "log", "-1", "--format=%s", match.subject)
         yield f'  "{subject}"' + (f", in {listed(holders, NAMED)}" if holders else "")
         yield "  A run records the commit that is checked out when it starts: dvc repro"
 

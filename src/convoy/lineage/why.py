@@ -200,11 +200,11 @@ def _param_changes(
 
 def _edits(root: Path, md5: str, path: str) -> dict[str, Any]:
     """Name the files that were edited since dvc.lock recorded an input, by git; empty if git does not hold the input."""
-    if not git.ask(root, "ls-files", "--", path):
+    if not git.query(root, "ls-files", "--", path):
         return {}
-    commits = git.ask(root, "log", f"-S{md5}", "--format=%h", "--", "dvc.lock").split()
+    commits = git.query(root, "log", f"-S{md5}", "--format=%h", "--", "dvc.lock").split()
     commit = commits[-1] if commits else "HEAD"
-    objects = git.ask(root, "rev-parse", f"{commit}:{path}", f"HEAD:{path}").split()
+    objects = git.query(root, "rev-parse", f"{commit}:{path}", f"HEAD:{path}").split()
     if len(set(objects)) == 1:
         commit = "HEAD"
     files = git.edits(root, commit, path)

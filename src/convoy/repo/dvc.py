@@ -212,7 +212,7 @@ class Cache:
 
 def tracked_files(root: Path) -> dict[str, dict[str, Any]]:
     """Read the .dvc files of a repository, path to content; those that git ignores are left out."""
-    names = git.ask(root, "ls-files", "-co", "--exclude-standard", "--", "*.dvc").splitlines()
+    names = git.query(root, "ls-files", "-co", "--exclude-standard", "--", "*.dvc").splitlines()
     return {name: yaml.read(root / name) for name in names if (root / name).is_file()}
 
 

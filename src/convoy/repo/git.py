@@ -43,7 +43,7 @@ def _run(root: Path, words: Sequence[str], env: Mapping[str, str] | None = None,
     return done.stdout
 
 
-def ask(root: Path, *words: str) -> str:
+def query(root: Path, *words: str) -> str:
     """Run git and return its output; empty if it fails."""
     try:
         return run(root, *words)
@@ -61,9 +61,9 @@ def untracked(*paths: Path) -> str | None:
     if not existing or shutil.which("git") is None:
         return None
     folder = existing[0].parent
-    if ask(folder, "rev-parse", "--is-inside-work-tree") != "true":
+    if query(folder, "rev-parse", "--is-inside-work-tree") != "true":
         return None
-    known = ask(folder, "ls-files", "-z", "--", *(path.name for path in existing)).split("\0")
+    known = query(folder, "ls-files", "-z", "--", *(path.name for path in existing)).split("\0")
     unknown = [str(path) for path in existing if path.name not in known]
     if not unknown:
         return None
@@ -88,18 +88,18 @@ def contents(root: Path, names: Sequence[str]) -> dict[str, bytes]:
 
 def objects(root: Path, paths: Sequence[str]) -> dict[str, str]:
     """Map paths that HEAD contains to git's ids of their content."""
-    rows = ask(root, "ls-tree", "-z", "HEAD", "--", *paths).split("\0") if paths else []
+    rows = query(root, "ls-tree", "-z", "HEAD", "--", *paths).split("\0") if paths else []
     return {path: facts.split()[2] for facts, _, path in (row.partition("\t") for row in rows if row)}
 
 
 def commit(root: Path, name: str) -> str:
     """Resolve the beginning of a commit's id, a branch or a tag to the full id; empty if it does not exist."""
-    return ask(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
+    return query(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
 
 
 def holders(root: Path, number: str) -> list[str]:
     """List the branches, tags and DVC experiments that contain a commit, so that git keeps it."""
-    refs = ask(root, "for-each-ref", f"--contains={number}", "--format=%(refname)").splitlines()
+    refs = query(root, "for-each-ref", f"--contains={number}", "--format=%(refname)").splitlines()
     kinds = {"refs/heads/": "", "refs/remotes/": "", "refs/tags/": "tag "}
     pairs = [(start, ref) for start in kinds for ref in refs if ref.startswith(start)]
     named = [f"{kinds[start]}{ref.removeprefix(start)}" for start, ref in pairs]
@@ -108,7 +108,7 @@ def holders(root: Path, number: str) -> list[str]:
 
 def experiments(root: Path) -> dict[str, str]:
     """Map the names of DVC's experiments to their commits, of the refs `refs/exps/<2>/<38>/<name>`."""
-    lines = ask(root, "for-each-ref", "--format=%(refname) %(objectname)", "refs/exps").splitlines()
+    lines = query(root, "for-each-ref", "--format=%(refname) %(objectname)", "refs/exps").splitlines()
     pairs = (line.rsplit(" ", 1) for line in lines)
     return {ref.split("/", 4)[4]: number for ref, number in pairs if _is_experiment(ref)}
 
@@ -124,9 +124,9 @@ def edits(root: Path, commit: str, path: str) -> list[dict[str, Any]]:
     Both are -1 in a binary file, and None in a new file that git does not track.
     """
     found: list[dict[str, Any]] = []
-    numstat = ask(root, "diff", "--numstat", "--no-renames", "-z", commit, "--", path).split("\0")
+    numstat = query(root, "diff", "--numstat", "--no-renames", "-z", commit, "--", path).split("\0")
     for added, removed, name in (line.split("\t", 2) for line in numstat if line):
         lines = [-1 if count == "-" else int(count) for count in (added, removed)]
         found.append({"name": name, "added": lines[0], "removed": lines[1]})
-    untracked = ask(root, "ls-files", "-z", "--others", "--exclude-standard", "--", path).split("\0")
+    untracked = query(root, "ls-files", "-z", "--others", "--exclude-standard", "--", path).split("\0")
     return found + [{"name": name, "added": None, "removed": None} for name in untracked if name]

@@ -61,10 +61,10 @@ def git_state() -> dict[str, str]:
     Empty without a git repository or commit. `dvc.lock` does not count: DVC writes it while the
     pipeline runs, and each run gets its final one.
     """
-    commit = git.ask(Path.cwd(), "rev-parse", "HEAD")
+    commit = git.query(Path.cwd(), "rev-parse", "HEAD")
     if not commit:
         return {}
-    dirty = bool(git.ask(Path.cwd(), "status", "--porcelain", "--", *CHANGES))
+    dirty = bool(git.query(Path.cwd(), "status", "--porcelain", "--", *CHANGES))
     return {contract.GIT_COMMIT: commit, contract.GIT_DIRTY: str(dirty).lower()}
 
 
@@ -87,7 +87,7 @@ def write_diff(target: Path) -> str:
     root = Path.cwd()
     with tempfile.TemporaryDirectory() as scratch:
         env = {"GIT_INDEX_FILE": str(Path(scratch) / "index")}
-        index = Path(git.ask(root, "rev-parse", "--git-path", "index"))
+        index = Path(git.query(root, "rev-parse", "--git-path", "index"))
         try:
             if index.is_file():
                 shutil.copyfile(index, env["GIT_INDEX_FILE"])
@@ -107,7 +107,7 @@ def write_diff(target: Path) -> str:
 
 def _untracked_bytes(root: Path) -> int:
     """Add up the sizes of new files, which git would read whole before the size of a diff shows."""
-    names = git.ask(root, "ls-files", "--others", "--exclude-standard", "-z").split("\0")
+    names = git.query(root, "ls-files", "--others", "--exclude-standard", "-z").split("\0")
     return sum(Path(name).lstat().st_size for name in names if name and Path(name).exists())
 
 

@@ -156,7 +156,7 @@ def _committer(tree: Path) -> list[str]:
     """Name a committer for git if it has none."""
     options = []
     for key, text in ROBOT.items():
-        if not (git.ask(tree, "config", f"user.{key}") or os.environ.get(f"GIT_COMMITTER_{key.upper()}")):
+        if not (git.query(tree, "config", f"user.{key}") or os.environ.get(f"GIT_COMMITTER_{key.upper()}")):
             options += ["-c", f"user.{key}={text}"]
     return options
 
@@ -191,15 +191,15 @@ def push_branch(root: Path, number: str, branch: str, options: tuple[str, ...] =
 
 def address(root: Path) -> str:
     """Address of the git remote, without a password."""
-    return without_credentials(git.ask(root, "remote", "get-url", REMOTE))
+    return without_credentials(git.query(root, "remote", "get-url", REMOTE))
 
 
 def base_branch(root: Path) -> str:
     """Name the checked-out branch; with a detached HEAD, the branch that CI names, or the remote's default."""
-    branch = git.ask(root, "symbolic-ref", "--quiet", "--short", "HEAD")
+    branch = git.query(root, "symbolic-ref", "--quiet", "--short", "HEAD")
     branch = branch or os.environ.get("CI_COMMIT_BRANCH") or os.environ.get("CI_DEFAULT_BRANCH") or ""
     if not branch:
-        answer = git.ask(root, "ls-remote", "--symref", REMOTE, "HEAD").partition("\t")[0]
+        answer = git.query(root, "ls-remote", "--symref", REMOTE, "HEAD").partition("\t")[0]
         branch = answer.removeprefix("ref: refs/heads/")
     return branch or "main"
 

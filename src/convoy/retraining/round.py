@@ -164,7 +164,7 @@ class Round:
             )
         with self.record.step("commit the data") as step:
             # The model names this commit, whose data.dvc it was made from.
-            date = git.ask(tree, "show", "--no-patch", "--format=%cI", "HEAD")
+            date = git.query(tree, "show", "--no-patch", "--format=%cI", "HEAD")
             message = f"Take new data from {upstream.address}\n\nBy a round of retraining: {decision.why}."
             number = publish.commit(tree, [worktree.DATA], message, date=date)
             step.note = f"commit {number[:10]}" if number else "nothing to commit"
@@ -249,7 +249,7 @@ def check_prerequisites(root: Path, *, push: bool) -> str:
             "a DVC remote: keeps data and models between runners. dvc remote add --default store s3://…",
         ),
         (
-            git.ask(root, "remote", "get-url", REMOTE),
+            git.query(root, "remote", "get-url", REMOTE),
             f"a git remote `{REMOTE}`: receives the branch. git remote add {REMOTE} URL",
         ),
         (
@@ -293,7 +293,7 @@ def _surviving_pipeline(tree: Path) -> int | None:
 def _uncommitted(root: Path) -> str:
     """Describe uncommitted changes, which are not part of a round; empty if there are none."""
     # Without the option, git would refresh the caller's index.
-    changed = git.ask(root, "--no-optional-locks", "status", "--porcelain").splitlines()
+    changed = git.query(root, "--no-optional-locks", "status", "--porcelain").splitlines()
     if not changed:
         return ""
     names = listed([f"`{line[3:]}`" for line in changed], 3)

@@ -62,7 +62,7 @@ def remove(root: Path) -> None:
     tree = root / WORKTREE
     if tree.exists():  # git itself refuses to remove a damaged worktree
         shutil.rmtree(tree)
-    listed = git.ask(root, "worktree", "list", "--porcelain").splitlines()
+    listed = git.query(root, "worktree", "list", "--porcelain").splitlines()
     if f"worktree {tree.resolve()}" in listed:
         git.run(root, "worktree", "remove", "--force", "--force", str(tree))
 
@@ -73,7 +73,7 @@ def checkout_pinned(tree: Path, *, has_remote: bool) -> list[str]:
     Raises:
         RoundError: content is neither in DVC's cache nor in its remote.
     """
-    tracked = git.ask(tree, "ls-files", "--", "*.dvc").splitlines()
+    tracked = git.query(tree, "ls-files", "--", "*.dvc").splitlines()
     names = [name for name in tracked if not follows_source(tree / name)]
     if not names:
         return []

@@ -42,7 +42,7 @@ LOG_EVERY_S = 60.0  # between two lines of progress in a log
 RESUME = "The study is kept; `convoy sweep` continues it."
 
 
-class TrialFailed(Exception):  # noqa: N818 (says that a trial failed, which ends no sweep)
+class TrialFailed(Exception):  # noqa: N818 (a trial failed, which ends no sweep)
     """A trial could not be trained; its reason is in the study."""
 
 

@@ -421,7 +421,7 @@ def run_name(*stages: str) -> str:
 def _committed_params() -> Mapping[str, Any]:
     """Read params.yaml of the commit; empty if there is none or it is not valid YAML."""
     try:
-        content = yaml.load(git.ask(Path.cwd(), "show", f"HEAD:./{params.PARAMS_FILE}"))
+        content = yaml.load(git.query(Path.cwd(), "show", f"HEAD:./{params.PARAMS_FILE}"))
     except RequestError:
         return {}
     return content if isinstance(content, dict) else {}

@@ -153,7 +153,7 @@ def _is_dead(tags: dict[str, str]) -> bool:
 
 
 def refused(error: Exception) -> bool:
-    """Tell an error of one run, a refusal or an unusable journal, from a store that does not answer."""
+    """Distinguish an error of one run, a refusal or an unusable journal, from a store that does not answer."""
     from mlflow.exceptions import MlflowException  # noqa: PLC0415 (a second)
 
     if isinstance(error, MlflowException):

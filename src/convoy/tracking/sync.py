@@ -82,7 +82,7 @@ def _attach_locks(client: "MlflowClient", experiment_id: str) -> list[str]:
         if workspace_run and tags.get(contract.RUN_ID) == workspace_run:
             lock = LOCK.read_text(encoding="utf-8")
         elif commit := commits.get(tags.get(contract.DVC_EXPERIMENT, "")):
-            lock = git.ask(Path.cwd(), "show", f"{commit}:{LOCK}") + "\n"
+            lock = git.query(Path.cwd(), "show", f"{commit}:{LOCK}") + "\n"
         else:
             continue
         client.log_text(run.info.run_id, lock, f"pipeline/{LOCK}")
