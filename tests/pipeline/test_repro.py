@@ -165,9 +165,15 @@ def test_a_rerun_of_export_opens_a_run_that_names_the_training_it_reuses(finishe
         assert second.data.metrics[name] == first.data.metrics[name]
 
 
-def test_training_again_gives_the_same_weights_and_metrics(clone):
+def test_a_forced_training_starts_from_its_beginning_and_gives_the_same_weights_and_metrics(
+    compared, tmp_path
+):
+    clone = compared.copy(tmp_path / "clone")
     before = sha256(clone.folder / "build/model/weights.pt"), metrics(clone, "train")
-    clone.run("dvc", "repro", "--force", "--single-item", "train")
+    output = clone.run("dvc", "repro", "--force", "--single-item", "train")
+    assert "Resuming" not in output
+    assert "already complete" not in output
+    assert "epoch 1/2" in output
     after = sha256(clone.folder / "build/model/weights.pt"), metrics(clone, "train")
     for measured in (before[1], after[1]):
         measured["train"].pop("seconds")

@@ -96,7 +96,7 @@ def assert_as_if_unbroken(clone: Clone, whole: Clone, before: int) -> None:
     assert sorted(steps) == list(range(10, max(steps) + 1, 10)), "no step left out"
 
 
-def test_a_training_killed_three_times_ends_as_if_it_had_not_been(finished, clone, tmp_path):
+def test_a_training_killed_twice_ends_as_if_it_had_not_been(finished, clone, tmp_path):
     whole = unbroken(finished[0], tmp_path / "whole")
     prepared(clone)
     before = len(runs(clone))
@@ -104,9 +104,8 @@ def test_a_training_killed_three_times_ends_as_if_it_had_not_been(finished, clon
     newest = newest_checkpoint(clone)
     assert newest
     newest.write_bytes(newest.read_bytes()[:1000])  # as a loss of power may leave it
-    said = kill_in_training(clone, saves=1)
-    assert re.search(rf"{newest.name} is not used.*damaged", said)
     said = kill_in_training(clone, saves=1, only_stage=True)
+    assert re.search(rf"{newest.name} is not used.*damaged", said)
     assert "Resuming from epoch" in said
     said = clone.run("dvc", "repro", "train")
     assert "Resuming from epoch" in said
@@ -169,15 +168,3 @@ def test_a_second_training_on_the_same_inputs_is_refused_while_the_first_runs(cl
     finally:
         first.kill()
         first.wait()
-
-
-def test_a_forced_training_starts_from_its_beginning_and_gives_the_same_weights(clone):
-    prepared(clone)
-    clone.set_param("train.epochs", "1")
-    clone.run("dvc", "repro", "train")
-    weights = (clone.folder / "build/model/weights.pt").read_bytes()
-    said = clone.run("dvc", "repro", "--force", "--single-item", "train")
-    assert "Resuming" not in said
-    assert "already complete" not in said
-    assert "epoch 1/1" in said
-    assert (clone.folder / "build/model/weights.pt").read_bytes() == weights

@@ -62,14 +62,13 @@ def test_weights_that_nobody_pinned_end_the_training_with_the_command_that_pins_
     assert "Traceback" not in said
 
 
-def test_a_spec_that_git_does_not_track_is_named_when_its_queued_experiment_fails(clone):
+def test_a_spec_that_git_does_not_track_is_named_when_its_experiment_fails(clone):
     (clone.folder / "networks/mine.yaml").write_text(
         "layers:\n  - flatten\n  - dense: classes\n", encoding="utf-8"
     )
 
     table = clone.run("convoy", "network", "show", "mine", PYTHONPATH=str(clone.folder / "src"))
-    clone.run("dvc", "exp", "run", "--queue", "--name", "mine", "-S", "network.name=mine")
-    said = clone.run("dvc", "exp", "run", "--run-all")  # DVC ends with 0 whatever became of the queue
+    said = clone.run("dvc", "exp", "run", "--temp", "-S", "network.name=mine", fails=True)
 
     assert "networks/mine.yaml is not tracked by git" in table
     assert "Type: git add networks/mine.yaml" in table
