@@ -24,15 +24,16 @@ BUILD_ENERGY = OUT / "energy.json"
 
 
 def build() -> None:
-    """Make the graph, with the identity of the run that exports it in its metadata."""
-    from convoy.export import onnx_graph  # noqa: PLC0415 (torch: `verify` must not import it)
+    """Make the graph, with the identity of the run that exports it, and time the model that it is made from."""
+    from convoy.export import latency, onnx_graph  # noqa: PLC0415 (torch: `verify` must not import it)
 
-    params.section("export", ExportParams)
+    runs = params.section("export", ExportParams).latency_runs
     data_hash = Dataset.load(DATASET).hash
     country = params.section("energy", EnergyParams).country
     with stages.continuing("export", data_hash) as run, metered("export", country, gpu=False) as meter:
         onnx_graph.build(MODEL, OUT, stages.exported_identity(run, data_hash))
         image_index.write(DATASET / MANIFEST_FILE, OUT / contract.IMAGES)
+        latency.measure_eager(MODEL, OUT, runs)
     meter.hand_over(BUILD_ENERGY)
 
 
@@ -45,7 +46,7 @@ def verify() -> None:
     with stages.finishing("export") as run:
         with metered("export", country, gpu=False) as meter:
             meter.take_over(BUILD_ENERGY)
-            metrics = verify.verify(OUT, MODEL, Path("data"), Path("build/evaluation"), limits)
+            metrics = verify.verify(OUT, Path("data"), Path("build/evaluation"), limits)
         metrics |= with_total(METRICS, meter.result())
         files.write_json(METRICS / "export.json", metrics)
         run.log_result(metrics)

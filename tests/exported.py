@@ -19,7 +19,7 @@ from convoy.data.prepare import prepare
 from convoy.data.settings import DataParams
 from convoy.evaluation.evaluate import evaluate
 from convoy.evaluation.settings import EvaluateParams
-from convoy.export import onnx_graph
+from convoy.export import latency, onnx_graph
 from convoy.models import trained
 from network_specs import HEAD, network
 
@@ -34,7 +34,7 @@ from convoy.export.verify import verify
 from convoy.export.settings import ExportParams
 home = Path(sys.argv[1])
 limits = ExportParams(max_label_flips=0, max_probability_gap=1e-4, latency_runs=10)
-metrics = verify(home / "deploy", home / "model", home / "data", home / "evaluation", limits)
+metrics = verify(home / "deploy", home / "data", home / "evaluation", limits)
 print(json.dumps({"metrics": metrics, "torch": "torch" in sys.modules}))
 """
 
@@ -80,6 +80,7 @@ class Project:
         params = EvaluateParams(batch_size=16, worst_images=2, feature_classes=1)
         evaluate(self.home / "dataset", self.home / "model", params, self.home / "evaluation")
         onnx_graph.build(self.home / "model", self.home / "deploy", IDENTITY)
+        latency.measure_eager(self.home / "model", self.home / "deploy", 10)
         return self
 
     @staticmethod

@@ -1,9 +1,5 @@
 """A stage's energy: figures, what they rest on, and that metering never costs a stage anything."""
 
-import os
-import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import codecarbon
-import psutil
 import pytest
 from codecarbon.core import cpu
 from codecarbon.output_methods.base_output import BaseOutput
@@ -62,7 +57,6 @@ def tracker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     read()
     FakeTracker.started.set()
     monkeypatch.setattr(codecarbon, "OfflineEmissionsTracker", FakeTracker)
-    monkeypatch.setattr(meters, "CPUINFO", Path("absent"))  # else nothing is left to a tracker
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     yield read
     FakeTracker.started.set()
@@ -188,66 +182,6 @@ def test_the_reading_at_the_end_of_the_block_is_the_last(tracker):
     before = FakeTracker.flushes
     assert meter.spent() == pytest.approx((1.0, 0.475))
     assert FakeTracker.flushes == before
-
-
-CPUINFO = """\
-processor\t: 0
-model name\t: {}
-physical id\t: 0
-processor\t: 1
-physical id\t: 1
-flags\t\t: fpu
-"""
-
-
-@pytest.mark.parametrize(
-    ("name", "watts"),
-    [
-        ("Intel(R) Core(TM) i7-8650U CPU @ 1.90GHz", 15.0),  # has all words of `Intel Core i7-8650U`
-        ("AMD Ryzen 5 3600", 65.0),
-        ("Intel(R) Xeon(R) CPU E5-2673 v4 @ 2.30GHz", 135.0),
-        ("AMD EPYC", None),  # words of many models
-        ("Made Up 1", None),
-        ("", None),
-    ],
-)
-def test_the_power_of_a_processor_is_that_of_codecarbons_table(name, watts):
-    model, power = meters.processor_power(CPUINFO.format(name))
-    assert model == name
-    assert power == (2 * watts / psutil.cpu_count() if watts else 4.0)
-
-
-def test_without_counters_this_process_and_its_children_are_estimated(monkeypatch):
-    monkeypatch.setattr(cpu, "is_rapl_available", lambda: False)
-    monkeypatch.setattr(codecarbon, "OfflineEmissionsTracker", lambda **_: pytest.fail("takes 1.5 s"))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    monkeypatch.setattr(meters, "processor_power", lambda _: ("A CPU", 3600.0))
-    before = os.times()
-    with metered("train", "world") as meter:
-        meter._starting.join()
-        subprocess.run([sys.executable, "-c", "sum(range(10_000_000))"], check=True)
-    after = os.times()
-    used_s = sum(after[:4]) - sum(before[:4])
-    ram_kwh = 10 * (after.elapsed - before.elapsed) / 3.6e6
-    assert used_s > 0.1
-    assert meter.result()["energy"]["train_kwh"] == pytest.approx(used_s / 1000 + ram_kwh, rel=0.1)
-    assert "cpu A CPU estimated" in meter.tags()["convoy.energy.train"]
-
-
-@pytest.mark.parametrize(
-    ("counter", "gpu", "tracked"),
-    [("", True, False), ("rapl", True, True), ("raspberry", False, True)]
-    + [(smi, gpu, gpu) for smi in ("nvidia-smi", "rocm-smi") for gpu in (True, False)],
-)
-def test_codecarbons_tracker_is_for_hardware_counters(tracker, monkeypatch, tmp_path, counter, gpu, tracked):
-    tracker(rapl=counter == "rapl")
-    (tmp_path / "cpuinfo").write_text(CPUINFO)
-    monkeypatch.setattr(meters, "CPUINFO", tmp_path / "cpuinfo")
-    monkeypatch.setattr(cpu, "is_raspberry", lambda: counter == "raspberry")
-    monkeypatch.setattr(shutil, "which", lambda name: name if name == counter else None)
-    with metered("train", "world", gpu=gpu) as meter:
-        pass
-    assert isinstance(meter._tracker, FakeTracker) is tracked
 
 
 def test_an_unknown_country_is_refused_before_the_work_begins():

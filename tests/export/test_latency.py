@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
+import torch
 
+from convoy.core import files
 from convoy.core.errors import VerificationError
 from convoy.export import latency
 
@@ -24,6 +26,25 @@ def test_figures_are_milliseconds_and_images_per_second(monkeypatch):
 
 
 def test_a_timing_process_that_fails_is_reported_with_its_last_lines(tmp_path):
-    failed = r"timing of .*gone\.onnx \(onnx\) failed with exit code 1:\n[^$]*does not exist"
-    with pytest.raises(VerificationError, match=failed):
-        latency.measure(tmp_path / "gone.onnx", tmp_path, 12, 10)
+    with pytest.raises(
+        VerificationError,
+        match=r"timing of .*gone\.onnx failed with exit code 1:\n[^$]*does not exist",
+    ):
+        latency.measure(tmp_path / "gone.onnx", 12, 10)
+
+
+def test_eager_torch_is_timed_on_a_single_thread_and_gets_its_threads_back(built, tmp_path, monkeypatch):
+    def time_calls(predict, image_px, runs):
+        assert torch.get_num_threads() == 1
+        probabilities = predict(np.zeros((2, image_px, image_px, 3), np.uint8))
+        return {"sums": probabilities.sum(axis=1).tolist(), "runs": runs}
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    monkeypatch.setattr(latency, "time_calls", time_calls)
+    try:
+        latency.measure_eager(built.home / "model", tmp_path, 7)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert files.read_json(tmp_path / latency.EAGER) == {"sums": pytest.approx([1, 1]), "runs": 7}

@@ -31,7 +31,7 @@ GEOMETRY = Geometry(12, "squash")
 
 
 def verify_in(home, **limits):
-    folders = (home / name for name in ("deploy", "model", "data", "evaluation"))
+    folders = (home / name for name in ("deploy", "data", "evaluation"))
     return verify.verify(*folders, LIMITS.model_copy(update=limits))
 
 
@@ -115,6 +115,7 @@ def test_the_metrics_cover_the_whole_test_split(verified, verification):
     for kind in ("", "eager_"):
         assert deploy[f"{kind}latency_ms_p95"] >= deploy[f"{kind}latency_ms_p50"] > 0
         assert deploy[f"{kind}images_per_second"] > 0
+    assert not (project.home / "deploy" / latency.EAGER).exists()
     checks = verification["checks"]
     assert checks[0]["images"] == summary["test"]["images"] > 20
     assert [check["check"] for check in checks] == [
@@ -163,7 +164,8 @@ def test_a_graph_with_other_predictions_is_refused_with_its_worst_image(project,
     assert message.split("Worst image: ")[1].splitlines()[0] in paths
     assert "  expected " in message
     assert "dvc repro --force evaluate export" in message
-    assert [path.name for path in (project.home / "deploy").iterdir()] == ["model.unverified.onnx"]
+    kept = {path.name for path in (project.home / "deploy").iterdir()}
+    assert kept == {"model.unverified.onnx", latency.EAGER}
 
 
 def test_a_flip_is_allowed_only_by_params(project, predictions, error_of):

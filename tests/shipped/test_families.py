@@ -16,7 +16,7 @@ from convoy.data.prepare import prepare
 from convoy.data.settings import DataParams
 from convoy.evaluation.evaluate import evaluate
 from convoy.evaluation.settings import EvaluateParams
-from convoy.export import onnx_graph
+from convoy.export import latency, onnx_graph
 from convoy.models import spec
 from convoy.models.shapes import smallest_px
 from convoy.training.fit import fit
@@ -36,7 +36,7 @@ from convoy.export.verify import verify
 from convoy.export.settings import ExportParams
 home = Path(sys.argv[1])
 limits = params.section("export", ExportParams).model_copy(update={"latency_runs": 10})
-print(json.dumps(verify(home / "deploy", home / "model", home / "data", home / "evaluation", limits)["deploy"]))
+print(json.dumps(verify(home / "deploy", home / "data", home / "evaluation", limits)["deploy"]))
 """
 
 
@@ -78,6 +78,7 @@ def test_a_miniature_of_every_shipped_network_becomes_a_verified_model(name, dig
         tmp_path / "evaluation",
     )
     onnx_graph.build(tmp_path / "model", tmp_path / "deploy", IDENTITY)
+    latency.measure_eager(tmp_path / "model", tmp_path / "deploy", 10)
     done = subprocess.run(
         [sys.executable, "-c", VERIFY, str(tmp_path)],
         env={

@@ -1,28 +1,20 @@
-"""The energy that a stage uses and the CO2 that comes with it.
+"""The energy that a stage uses and the CO2 that comes with it, read from codecarbon's offline tracker.
 
     with metered("train", "DEU") as meter:
         …
     metrics |= meter.result()
 
-Hardware with energy counters is read by codecarbon's offline tracker, which uses no network and writes no files.
-Elsewhere `ProcessEstimate` applies codecarbon's tables. If metering fails, that is reported once and the figures
-are absent.
+The tracker uses no network and writes no files. If it fails, that is reported once and the figures are absent.
 """
 
-import csv
 import logging
 import os
-import re
-import shutil
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-import psutil
 
 from convoy.core import files
 from convoy.core.console import info
@@ -36,9 +28,7 @@ STAGES = ("prepare", "train", "evaluate", "export")
 START_S = 120.0  # longest wait at the end for a tracker that is still starting: 1.5 s, or 30 on busy cores
 ATTEMPTS = 3  # readings may fail once while codecarbon's own thread samples
 STILL_S = 2.0  # age at which a hardware counter that has not moved counts as broken, as on some VMs
-CPUINFO = Path("/proc/cpuinfo")
 
-DEFAULT_WATTS = 4.0  # of a logical processor whose model is not in codecarbon's table, as codecarbon assumes
 DIGITS = 4  # significant digits of published figures; the estimates are far coarser
 
 
@@ -66,94 +56,21 @@ class Readings:
         """Close nothing; codecarbon calls this at the end."""
 
 
-class ProcessEstimate:
-    """Estimate what this process and its children use, from processor time and codecarbon's tables.
-
-    codecarbon's tracker gives the same estimate where no counter exists, but there it imports pandas and starts a
-    second Python to read the processor's name: 1.5 s of processor time, as long as a short stage. This class has
-    what `Meter` calls of the tracker.
-    """
-
-    def __init__(self, readings: Readings) -> None:
-        """Count from now on."""
-        self._readings = readings
-        self._process = psutil.Process()
-        self._read_at = time.monotonic()
-        self._first_s = self._last_s = self._processor_seconds()
-        self._ram_kwh = 0.0
-
-    def start(self) -> None:
-        """Look the hardware up."""
-        from codecarbon.external.ram import RAM  # noqa: PLC0415 (only a stage that runs pays for it)
-
-        self._model, self._watts = processor_power(CPUINFO.read_text(encoding="utf-8", errors="replace"))
-        self._ram = RAM(tracking_mode="process")
-
-    def flush(self) -> None:
-        """Give the reading of now to the handler."""
-        now = time.monotonic()
-        with suppress(psutil.Error, OSError):  # then there is no reading, as with the tracker
-            _, ram = self._ram.measure_power_and_energy(now - self._read_at)
-            self._last_s = max(self._last_s, self._processor_seconds())  # some children go to another parent
-            self._ram_kwh, self._read_at = self._ram_kwh + ram.kWh, now
-            reading = SimpleNamespace(
-                cpu_energy=self._watts * (self._last_s - self._first_s) / 3.6e6,
-                cpu_model=self._model,
-                ram_energy=self._ram_kwh,
-                gpu_model=None,
-            )
-            self._readings.out(reading, None)
-
-    def stop(self) -> None:
-        """Stop nothing."""
-
-    def _processor_seconds(self) -> float:
-        """Add up the processor time of this process, its ended children and its living ones."""
-        ended = os.times()
-        total = ended.user + ended.system + ended.children_user + ended.children_system
-        for child in self._process.children(recursive=True):
-            with suppress(psutil.Error):  # ended meanwhile: the next reading has it among the ended
-                times = child.cpu_times()
-                total += times.user + times.system
-        return total
-
-
-def processor_power(cpuinfo: str) -> tuple[str, float]:
-    """Look up the processor's model, and the power in watts of each logical processor at full load.
-
-    As codecarbon does: the thermal design power in its table, of the model with the same name, or of the only
-    model that has all words of the name, or all of whose words the name has.
-    """
-    facts = [line.partition(":")[::2] for line in cpuinfo.splitlines() if ":" in line]
-    model = next((value.strip() for key, value in facts if key.strip() == "model name"), "")
-    sockets = len({value for key, value in facts if key.strip() == "physical id"}) or 1
-    name = re.sub(r" CPU( @ .*)?| @ .*", "", model.replace("(R)", "")).lower()
-    with (settings.codecarbon_data() / "hardware/cpu_power.csv").open(encoding="utf-8", newline="") as file:
-        table = {row["Name"].lower(): row["TDP"] for row in csv.DictReader(file)}
-    words = set(re.findall(r"\w+", name))
-    similar = [row for row in table if words <= (others := set(re.findall(r"\w+", row))) or others <= words]
-    row = name if name in table else similar[0] if words and len(similar) == 1 else ""
-    with suppress(KeyError, ValueError):  # some powers are spoilt, such as `27.29.5`
-        return model, float(table[row]) * sockets / (psutil.cpu_count() or 1)
-    return model, DEFAULT_WATTS
-
-
 class Meter:
     """Meter the work of one stage; made by `metered`."""
 
     def __init__(self, stage: str, country: str, *, gpu: bool) -> None:
-        """Start metering in a thread, as codecarbon takes time to import and to look the hardware up."""
+        """Start codecarbon's tracker in a thread, as it takes 1.5 s to look the hardware up."""
         self.stage = stage
         self.grid = settings.find_grid(country)
         # Training takes the first GPU that CUDA shows; codecarbon would count every GPU.
         first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
         self._gpu_ids = [first] if gpu and first not in {"", "-1"} else None
-        self._has_gpu = bool(self._gpu_ids and (shutil.which("nvidia-smi") or shutil.which("rocm-smi")))
         self._gpu_model = self._cpu_model = ""
         self._cpu_counter = self._failed = self._ended = False
         self._readings = Readings()
         self._earlier = self._last = Spent()
-        self._tracker: OfflineEmissionsTracker | ProcessEstimate | None = None
+        self._tracker: OfflineEmissionsTracker | None = None
         self._started = time.monotonic()
         self._delay = 0.0  # until the tracker has started, in seconds
         self._starting = threading.Thread(target=self._start, name="energy", daemon=True)
@@ -161,17 +78,11 @@ class Meter:
 
     def _start(self) -> None:
         try:
-            estimate = ProcessEstimate(self._readings)
             logging.getLogger("codecarbon").disabled = True  # `how` has what matters of its messages
-            from codecarbon.core import cpu  # noqa: PLC0415 (only a stage that runs pays for it)
+            from codecarbon import OfflineEmissionsTracker  # noqa: PLC0415 (only a stage that runs pays for it)
+            from codecarbon.core.cpu import is_rapl_available  # noqa: PLC0415
 
-            self._cpu_counter = cpu.is_rapl_available()
-            if not (self._cpu_counter or self._has_gpu or cpu.is_raspberry()) and CPUINFO.exists():
-                estimate.start()
-                self._tracker = estimate
-                return
-            from codecarbon import OfflineEmissionsTracker  # noqa: PLC0415 (as above)
-
+            self._cpu_counter = is_rapl_available()
             tracker = OfflineEmissionsTracker(
                 tracking_mode="process",
                 output_methods=[],
@@ -226,11 +137,10 @@ class Meter:
         for part, has_counter in (("cpu", self._cpu_counter), ("gpu", bool(self._gpu_model))):
             if has_counter and seconds > STILL_S and kwh[part] <= 0:
                 self._fail(f"the energy counter of the {part} stands still")
-        used = sum(kwh.values())
-        if self._delay:  # the mean of few samples is too low: a process's first sample is zero
-            sampled_w = sum(getattr(reading, f"{part}_power") for part in parts)
-            mean_kw = max(sampled_w / 1000, used / max(reading.duration, 0.1) * 3600)
-            used += mean_kw * min(self._delay, seconds) / 3600
+        # The mean of few samples is too low: a process's first sample is zero.
+        sampled_w = sum(getattr(reading, f"{part}_power") for part in parts)
+        mean_kw = max(sampled_w / 1000, sum(kwh.values()) / max(reading.duration, 0.1) * 3600)
+        used = sum(kwh.values()) + mean_kw * min(self._delay, seconds) / 3600
         self._last = Spent(self._earlier.kwh + used, self._earlier.co2_kg + used * self.grid.g_per_kwh / 1000)
 
     def resume(self, earlier: Spent | None) -> None:

@@ -1,9 +1,8 @@
 """Time the exported graph beside eager torch on the same processor, and name the conditions.
 
-Each is timed in its own process, so that neither waits for the other's threads, and on a single thread: a figure per
-core compares between machines, and on a busy machine several threads would time each other's waiting (a busy 2-core
-machine made torch's 0.2 ms 96 ms).
-`python -m convoy.export.latency onnx|eager PATH IMAGE_PX RUNS` prints JSON.
+Each is timed in a process without the other, so that neither waits for the other's threads, and on a single thread:
+a figure per core compares between machines, and on a busy machine several threads would time each other's waiting (a
+busy 2-core machine made torch's 0.2 ms 96 ms). `python -m convoy.export.latency MODEL IMAGE_PX RUNS` prints JSON.
 """
 
 import json
@@ -22,18 +21,20 @@ import numpy.typing as npt
 import psutil
 
 import convoy
+from convoy.core import files
 from convoy.core.errors import VerificationError
 
 PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow")
 BATCH = 32  # images, when throughput is measured
 WARM_UP = 3  # untimed calls at the start: they allocate memory and choose kernels
 THREADS = 1
+EAGER = "eager.json"  # beside the graph, from its build to its verification
 
 Predict = Callable[[npt.NDArray[np.uint8]], object]
 
 
-def measure(model: Path, trained: Path, image_px: int, runs: int) -> dict[str, Any]:
-    """Time the ONNX file in onnxruntime, and the model that it came from in eager torch.
+def measure(model: Path, image_px: int, runs: int) -> dict[str, Any]:
+    """Time the ONNX file in onnxruntime, and add the figures of eager torch, whose file is removed.
 
     Both are given square images; about as many as in the `runs` calls with a single image are timed in batches.
 
@@ -44,24 +45,42 @@ def measure(model: Path, trained: Path, image_px: int, runs: int) -> dict[str, A
     Raises:
         VerificationError: the timing process failed; with its last lines.
     """
-    timed: dict[str, Any] = {"image_px": image_px, "runs": runs, "threads": THREADS, "batch": BATCH}
     source = str(Path(convoy.__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([source, os.environ.get("PYTHONPATH", "")])}
-    for kind, path in (("onnx", model), ("eager", trained)):
-        done = subprocess.run(  # noqa: S603 (this module, with fixed arguments)
-            [sys.executable, "-m", "convoy.export.latency", kind, str(path), str(image_px), str(runs)],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=environment,
-        )
-        if done.returncode:
-            lines = "\n".join(done.stderr.strip().splitlines()[-5:])
-            raise VerificationError(
-                f"timing of {path} ({kind}) failed with exit code {done.returncode}:\n{lines}"
-            )
-        timed[kind] = json.loads(done.stdout.splitlines()[-1])
-    return timed
+    done = subprocess.run(  # noqa: S603 (this module, with fixed arguments)
+        [sys.executable, "-m", "convoy.export.latency", str(model), str(image_px), str(runs)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    if done.returncode:
+        lines = "\n".join(done.stderr.strip().splitlines()[-5:])
+        raise VerificationError(f"timing of {model} failed with exit code {done.returncode}:\n{lines}")
+    timed = {"image_px": image_px, "runs": runs, "threads": THREADS, "batch": BATCH}
+    eager = files.read_json(model.with_name(EAGER))
+    model.with_name(EAGER).unlink()
+    return timed | {"onnx": json.loads(done.stdout.splitlines()[-1]), "eager": eager}
+
+
+def measure_eager(trained: Path, deploy: Path, runs: int) -> None:
+    """Time the trained model in eager torch and write the figures beside the graph that was built from it."""
+    import torch  # noqa: PLC0415 (`verify` must not import it)
+
+    from convoy.models.trained import load  # noqa: PLC0415 (likewise)
+
+    model, facts = load(trained)
+
+    def predict(images_u8: npt.NDArray[np.uint8]) -> object:
+        with torch.inference_mode():
+            return model(torch.from_numpy(images_u8).permute(0, 3, 1, 2).float()).softmax(dim=1).numpy()
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    try:
+        files.write_json(deploy / EAGER, time_calls(predict, facts.image_px, runs))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def time_calls(predict: Predict, image_px: int, runs: int) -> dict[str, float]:
@@ -85,27 +104,6 @@ def _seconds(predict: Predict, images_u8: npt.NDArray[np.uint8], runs: int) -> l
         predict(images_u8)
         seconds.append(time.perf_counter() - start)
     return seconds
-
-
-def _onnx(path: Path) -> Predict:
-    from convoy.export.onnx_model import OnnxModel  # noqa: PLC0415 (each process loads only its own engine)
-
-    return OnnxModel(path, threads=THREADS)
-
-
-def _eager(path: Path) -> Predict:
-    import torch  # noqa: PLC0415 (each process loads only its own engine)
-
-    from convoy.models import trained  # noqa: PLC0415 (likewise)
-
-    torch.set_num_threads(THREADS)
-    model, _ = trained.load(path)
-
-    def predict(images_u8: npt.NDArray[np.uint8]) -> object:
-        with torch.inference_mode():
-            return model(torch.from_numpy(images_u8).permute(0, 3, 1, 2).float()).softmax(dim=1).numpy()
-
-    return predict
 
 
 def versions() -> dict[str, str]:
@@ -134,6 +132,7 @@ def _processor() -> str:
 
 
 if __name__ == "__main__":
-    _kind, _path, _image_px, _runs = sys.argv[1:]
-    _predict = {"onnx": _onnx, "eager": _eager}[_kind](Path(_path))
-    print(json.dumps(time_calls(_predict, int(_image_px), int(_runs))))
+    from convoy.export.onnx_model import OnnxModel
+
+    _path, _image_px, _runs = sys.argv[1:]
+    print(json.dumps(time_calls(OnnxModel(Path(_path), threads=THREADS), int(_image_px), int(_runs))))

@@ -41,13 +41,11 @@ SHIFTS = (1 / 255, 0.1, 1.0)
 The smallest error that the comparison detects is its sensitivity."""
 
 
-def verify(deploy: Path, trained: Path, data: Path, evaluation: Path, params: ExportParams) -> dict[str, Any]:
+def verify(deploy: Path, data: Path, evaluation: Path, params: ExportParams) -> dict[str, Any]:
     """Check `model.unverified.onnx` over the whole test split and rename it to `model.onnx`.
 
     Writes `verification.json` and `model_card.md` beside it. On failure there is no
     `model.onnx`, and the unverified graph stays for inspection.
-
-    The trained model is timed in eager torch by another process.
 
     Returns:
         `{"deploy": {"accuracy": …, "label_flips": …, "max_probability_gap": …, "latency_ms_p50": …, …}}`.
@@ -82,7 +80,7 @@ def verify(deploy: Path, trained: Path, data: Path, evaluation: Path, params: Ex
                 "that computes something else in ONNX, or raise the limit in params.yaml if the figures are acceptable."
             )
     shift, control = negative_control(unverified, sample, params)
-    timed = latency.measure(unverified, trained, geometry.image_px, params.latency_runs)
+    timed = latency.measure(unverified, geometry.image_px, params.latency_runs)
     _refuse_torch()
 
     accuracy, (low, high) = correct / whole.images, wilson(correct, whole.images)
