@@ -254,7 +254,13 @@ def test_a_worker_that_ignores_sigterm_is_killed(project, monkeypatch):
 def test_a_trial_reports_each_epoch_and_can_be_pruned(project):
     request = Request.read()
     epochs = []
-    reports = Reports(lambda epoch, _: epochs.append(epoch) or epoch == 2)
+
+    def act(epoch: int, _: float) -> bool:
+        epochs.append(epoch)
+        os.kill(reports.attributes["worker"], signal.SIGINT)  # as a terminal's Ctrl-C does
+        return epoch == 2
+
+    reports = Reports(act)
     with Workers(request, PARENT, 1) as workers:
         outcome = workers.train(0, VALUES, reports)
     assert (outcome.state, epochs, reports.attributes["epochs"]) == ("pruned", [1, 2], 3)
