@@ -88,6 +88,13 @@ def test_the_confusion_matrix_has_a_transparent_background_and_text_readable_on_
     assert (text + 0.05) / 0.05 > 3
 
 
+def test_cells_of_the_confusion_matrix_without_images_are_transparent():
+    image = Image.open(io.BytesIO(report.draw_confusion(np.eye(2, dtype=np.int64), ["a", "b"])))
+    opaque = np.asarray(image)[..., 3] > 200
+    upper, lower = (np.flatnonzero(opaque[int(share * image.height)]).mean() for share in (0.25, 0.6))
+    assert upper < image.width / 2 < lower
+
+
 def test_equal_counts_give_equal_bytes():
     counts = np.array([[3, 1], [0, 4]])
     assert report.draw_confusion(counts, ["a", "b"]) == report.draw_confusion(counts, ["a", "b"])
