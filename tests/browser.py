@@ -28,7 +28,8 @@ def opened(address: str) -> Iterator[Page]:
     complaints: list[str] = []
 
     def heard(message: ConsoleMessage) -> None:
-        if message.type == "error" and not message.location["url"].endswith(MLFLOWS_OWN):
+        own = message.location["url"].endswith(MLFLOWS_OWN) or HARMLESS in message.text
+        if message.type == "error" and not own:
             complaints.append(f"{message.text} ({message.location['url']})")
 
     with sync_playwright() as playwright:
@@ -51,6 +52,9 @@ def keep(page: Page, name: str, height_px: int = HEIGHT_PX) -> None:
     folder = os.environ.get("CONVOY_SCREENSHOTS")
     if not folder:
         return
+    for title in ("Hide banner", "Close"):  # MLflow's notice of the shared view, and its assistant
+        if (button := page.get_by_role("button", name=title, exact=True)).count():
+            button.click()
     page.set_viewport_size({"width": WIDTH_PX, "height": height_px})
     page.mouse.move(WIDTH_PX - 200, 20)  # nothing is hovered over
     page.wait_for_timeout(1500)  # charts grow into their places

@@ -95,7 +95,6 @@ def test_charts_show_the_curves_and_results_that_the_runs_measured(
             [[_, values, ids]] = plot(page, metric, ".barlayer .point", len(stored))
             measured = {run.info.run_id: run.data.metrics[metric] for run in stored}
             assert dict(zip(ids, values, strict=True)) == measured
-        keep(page, "mlflow-charts", 1000)
 
 
 def plot(page: Page, metric: str, mark: str, count: int) -> list[Any]:
@@ -119,7 +118,6 @@ def test_runs_stand_side_by_side_with_what_differs(served):
         for switch in page.get_by_role("switch").all()[:2]:  # show only what differs, of params and metrics
             switch.click()
         page.get_by_text("Comparing 2 Runs from 1 Experiment").scroll_into_view_if_needed()
-        keep(page, "mlflow-compare", 1000)
         names = cells(page, "Run Name:")
         expected = [run for name in names for run in chosen if run.info.run_name == name]
         assert len(expected) == 2
@@ -167,7 +165,6 @@ def test_a_run_shows_its_figures_pictures_and_report(served):
             assert picture.evaluate("picture => picture.naturalWidth") > 300, name
         page.get_by_text("report.html", exact=True).first.click()
         check_report(page.frame_locator("iframe"), run)
-        keep(page, "mlflow-run", 900)
 
 
 def check_report(report: FrameLocator, run: Run) -> None:
