@@ -123,7 +123,7 @@ def network_list(
 
 
 def _load(name: str) -> "Spec":
-    """Read a spec, or make one that names a classifier of torchvision's."""
+    """Read a spec, or make a spec for a torchvision classifier."""
     from convoy.models import spec, torchvision
 
     if not name.startswith(TORCHVISION):

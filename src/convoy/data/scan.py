@@ -29,7 +29,7 @@ passing one costs as much as decoding it, but photographs nearly one by one."""
 
 Square = npt.NDArray[np.uint8]
 Shrink = Callable[[npt.NDArray[np.uint8]], Square]
-"""Converts a (H, W, 3) uint8 image to what is kept of it; called from several threads."""
+"""Converts an (H, W, 3) uint8 image to the square that is packed; called from several threads."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def scan(data: Path, params: DataParams, shrink: Shrink, keep: Callable[[Square]
     Args:
         data: folder or archive.
         params: the `data` section.
-        shrink: converts each usable image to what is kept of it; called from threads.
-        keep: called with that, in the order of the records, so that nothing is decoded twice.
+        shrink: converts each usable image to the square that is packed; called from several threads.
+        keep: called with each square, in the order of the records, so that no image is decoded twice.
 
     Raises:
         DataError: no images, a single class, a class missing in a split, more unusable files

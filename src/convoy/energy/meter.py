@@ -123,7 +123,7 @@ class Meter:
             return
         self._readings.latest = None
         for _ in range(ATTEMPTS):
-            self._tracker.flush()  # hides its errors, but then there is no reading
+            self._tracker.flush()  # does not raise: after an error there is no reading
             if self._readings.latest is not None:
                 break
         reading = self._readings.latest
@@ -144,7 +144,7 @@ class Meter:
         self._last = Spent(self._earlier.kwh + used, self._earlier.co2_kg + used * self.grid.g_per_kwh / 1000)
 
     def resume(self, earlier: Spent | None) -> None:
-        """Count on top of what `spent` returned in an earlier process of this work; None: a part is no whole."""
+        """Add what `spent` returned in an earlier process of this stage; after None no figures are published, as they would be partial."""
         if earlier is None:
             self._fail("an earlier part of this work was not metered")
         self._earlier = self._last = earlier or Spent()

@@ -441,9 +441,9 @@ def _relu_and_pooling(worked: Worked) -> Iterator[str]:
 
 def _flipped(worked: Worked) -> Iterator[str]:
     yield from _prose(
-        "CNN libraries call this convolution, but it is a cross-correlation: the filter is not turned. The "
-        "convolution of mathematics turns it by 180° first. For a network there is no difference, since it learns "
-        "its weights either way."
+        "CNN libraries call this convolution, but it is a cross-correlation: the filter is not turned. A "
+        "mathematical convolution turns it by 180° first. For a network it makes no difference, since the "
+        "weights are learned either way."
     )
     filters = worked.weights[:, ::-1, ::-1]
     turned = convolve(worked.image.values, filters, worked.padding, worked.mode, worked.stride)

@@ -119,7 +119,7 @@ class Table:
 def tabulate(spec: Spec, classes: int, image_px: int) -> Table:
     """List a network's layers with shapes and costs.
 
-    Of a classifier of torchvision's the innermost modules are listed. Modules whose code reads weights of others, such
+    A torchvision classifier is listed by its innermost modules. Modules whose code reads weights of others, such
     as attention, have a row with everything inside. A module that is called again has another row, without its
     parameters. Operations between modules, such as the sum of a residual block, have no row.
 
@@ -351,7 +351,9 @@ def _sides(shape: tuple[int, ...], *, channels_last: bool) -> tuple[int, int, in
 
 def _storage(tensor: Tensor) -> int:
     """Identify the memory behind a tensor, which views share."""
-    return int(tensor.untyped_storage()._cdata)  # noqa: SLF001 (meta tensors have no address)
+    return id(
+        tensor.untyped_storage()
+    )  # meta tensors have no address; torch keeps one object per living storage
 
 
 def _through(step: Step, field: Field) -> Field:

@@ -106,7 +106,7 @@ def load(name: str, folder: Path = FOLDER) -> Spec:
 
     Raises:
         RequestError: the file does not exist; an unknown word or argument, or an invalid value, naming
-            file and line; an unknown classifier of torchvision's.
+            file and line; an unknown torchvision classifier.
     """
     path = folder / f"{name}.yaml"
     if not path.is_file():
