@@ -42,7 +42,7 @@ def test_a_seed_that_a_library_would_refuse_is_refused(path, seed):
 @pytest.mark.parametrize(
     ("content", "facts"),
     [
-        ({"rate": 2, "inner": {"depth": 1}}, ["example.rate is 2", "less than or equal to 1"]),
+        ({"rate": 2, "inner": {"depth": 1}}, ["example.rate is 2: input should be less than or equal to 1"]),
         ({"rate": "x", "inner": {"depth": 1}}, ["example.rate is 'x'", "number"]),
         ({"inner": {"depth": 1}}, ["missing key example.rate"]),
         ({"rate": 1, "inner": {"depht": 1}}, ["unknown key example.inner.depht", "`example.inner.depth`", "missing key example.inner.depth"]),

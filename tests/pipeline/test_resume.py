@@ -19,7 +19,7 @@ from clones import Clone, runs
 pytestmark = pytest.mark.pipeline
 
 
-def prepared(clone: Clone, epochs: int = 30) -> Clone:
+def prepared(clone: Clone, epochs: int = 12) -> Clone:
     """Choose a training of some seconds, saved every tenth of one."""
     clone.set_param("network.name", "lenet5")
     clone.set_param("train.epochs", str(epochs))
@@ -29,7 +29,7 @@ def prepared(clone: Clone, epochs: int = 30) -> Clone:
     return clone
 
 
-def unbroken(finished: Clone, folder: Path, epochs: int = 30) -> Clone:
+def unbroken(finished: Clone, folder: Path, epochs: int = 12) -> Clone:
     """Train in one go, in a clone of its own."""
     clone = prepared(finished.copy(folder), epochs)
     clone.run("python", "pipelines/train.py", PYTHONPATH="src")
@@ -132,7 +132,7 @@ def test_a_training_killed_twenty_times_at_random_ends_as_if_it_had_not_been(fin
 
 
 def test_a_spent_time_budget_leaves_a_run_that_the_next_goes_on_with(clone):
-    prepared(clone)
+    prepared(clone, epochs=2)
     before = len(runs(clone))
     clone.set_param("checkpoints.time_budget_min", "0.0001")
     said = clone.run("dvc", "repro", "train", fails=True)
@@ -148,8 +148,7 @@ def test_a_spent_time_budget_leaves_a_run_that_the_next_goes_on_with(clone):
 
 
 def test_a_second_training_on_the_same_inputs_is_refused_while_the_first_runs(clone):
-    prepared(clone)
-    clone.set_param("train.epochs", "500")
+    prepared(clone, epochs=500)
     first = subprocess.Popen(
         ["python", "pipelines/train.py"],
         cwd=clone.folder,

@@ -57,7 +57,7 @@ class InProcess:
         return worker.train_trial(self.request, number, values, self.parent, reporter)
 
     def stop(self, cause: BaseException) -> None:
-        self.cause = cause
+        self.cause = self.cause or cause
 
 
 class Project:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import threading
+import time
 from collections import ChainMap
 from pathlib import Path
 from unittest.mock import Mock
@@ -159,6 +161,24 @@ def test_a_full_disk_is_reported_and_the_study_is_kept(project, in_process_worke
     assert [trial.state.name for trial in project.study().trials] == ["FAIL", "WAITING"]
     convoy("--trials", "1")
     assert project.results().rows[0].values == {"train.lr": 0.1, "train.batch_size": 16}
+
+
+def test_a_full_disk_stops_the_trials_that_run_beside(project, in_process_workers, monkeypatch):
+    both, stopped = threading.Barrier(2, timeout=30), []
+
+    def train(workers, number, *_):
+        both.wait()
+        if number == 0:
+            raise OSError(28, "No space left on device")
+        until = time.monotonic() + 10
+        while workers.cause is None and time.monotonic() < until:
+            time.sleep(0.01)
+        stopped.append(workers.cause)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(in_process_workers, "train", train)
+    assert "is full" in error_of(TrainingError, "--workers", "2")
+    assert isinstance(stopped[0], OSError)
 
 
 def test_ctrl_c_exits_with_1_and_keeps_the_values(project, in_process_workers, monkeypatch):
