@@ -239,6 +239,12 @@ def test_many_sums_and_long_ones_are_cut_unless_all_are_requested():
         assert "more =" not in complete
 
 
+@pytest.mark.parametrize("columns", [16, 17])
+def test_matrices_that_would_fill_the_screen_are_not_printed(columns):
+    text = explained("; ".join([" ".join(["7"] * columns)] * 3), ["1"])
+    assert (text.count(" 7 7 7") > 0) == (columns == 16)
+
+
 def test_the_padding_is_named_and_drawn():
     text, _ = explained("7", ("identity",), padding=1)
     assert "with 1 row(s) and column(s) of zeros on every side: 3×3×1" in text
