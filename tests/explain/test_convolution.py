@@ -241,7 +241,7 @@ def test_many_sums_and_long_ones_are_cut_unless_all_are_requested():
 
 @pytest.mark.parametrize("columns", [16, 17])
 def test_matrices_that_would_fill_the_screen_are_not_printed(columns):
-    text = explained("; ".join([" ".join(["7"] * columns)] * 3), ["1"])
+    text, _ = explained("; ".join([" ".join(["7"] * columns)] * 3), ["1"])
     assert (text.count(" 7 7 7") > 0) == (columns == 16)
 
 
