@@ -242,7 +242,7 @@ def test_many_sums_and_long_ones_are_cut_unless_all_are_requested():
 @pytest.mark.parametrize("columns", [16, 17])
 def test_matrices_that_would_fill_the_screen_are_not_printed(columns):
     text, _ = explained("; ".join([" ".join(["7"] * columns)] * 3), ["1"])
-    assert (text.count(" 7 7 7") > 0) == (columns == 16)
+    assert (" ".join(["7"] * columns) in text) == (columns == 16)
 
 
 def test_the_padding_is_named_and_drawn():

@@ -1,5 +1,6 @@
 """The picture of a network's volumes."""
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -21,6 +22,12 @@ def has_margins(path):
     with Image.open(path) as image:
         left, top, right, bottom = image.convert("L").point(lambda value: 255 * (value < 250)).getbbox()
         return left > 0 and top > 0 and right < image.width and bottom < image.height
+
+
+def ink(image):
+    """Compute the share of pixels below the title that are drawn."""
+    drawn = np.asarray(image.convert("L"))[int(0.45 * DOTS_PER_INCH) :] < 250
+    return drawn.mean()
 
 
 def test_lenet5_is_its_eight_volumes():
@@ -54,6 +61,7 @@ def test_shipped_networks_are_drawn_within_the_page(name, tmp_path):
     assert has_margins(picture)
     with Image.open(picture) as image:
         assert image.width / DOTS_PER_INCH < 1.2 * LINE
+        assert ink(image) > 0.01, "only the title is drawn"
 
 
 def test_the_title_of_a_short_network_fits_too(tmp_path):

@@ -15,7 +15,7 @@ from convoy import cli
 from convoy.core import yaml
 from convoy.repo import identity
 from convoy.tracking import outbox, stages, store, sync
-from tracking_store import logged, stored, trained
+from tracking_store import logged, set_revision, stored, trained
 
 
 def lock_export() -> None:
@@ -112,3 +112,11 @@ def test_a_store_that_does_not_answer_is_the_reason_where_there_is_nothing_to_de
     [(address, reason)] = sync.sync().failed.items()
     assert address == "http://me:***@127.0.0.1:9"
     assert re.match(rf"{re.escape(address)} failed: .*Nothing is lost; run `convoy sync`", reason)
+
+
+def test_a_store_of_an_older_mlflow_is_the_reason_and_is_not_changed(workplace):
+    set_revision(workplace / "mlflow.db", "451aebb31d03")  # of MLflow 1.0
+    before = (workplace / "mlflow.db").read_bytes()
+    [reason] = sync.sync().failed.values()
+    assert f"cp {workplace}/mlflow.db" in reason
+    assert (workplace / "mlflow.db").read_bytes() == before

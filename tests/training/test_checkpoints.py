@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import Mock, call
 
 import pytest
 import pytorch_lightning as pl
@@ -17,7 +17,13 @@ import torch
 
 from convoy.core import files
 from convoy.core.errors import TrainingError, TrainingPaused
-from convoy.training.checkpoints import CheckpointStore, DirectIO, inputs_digest
+from convoy.training.checkpoints import (
+    CheckpointStore,
+    DirectIO,
+    inputs_digest,
+    random_states,
+    restore_random_states,
+)
 from convoy.training.fit import fit
 from convoy.training.optim import WARMUP_START
 from convoy.training.settings import CheckpointParams
@@ -403,3 +409,14 @@ def test_a_full_disk_stops_no_training_and_is_reported_once(run, tmp_path, on, m
     assert "No space left on device" in printed
     assert not list((tmp_path / "model-checkpoints").rglob("*.ckpt*"))
     assert (tmp_path / "model/weights.pt").exists()
+
+
+@pytest.mark.parametrize(("devices", "restored"), [(2, True), (1, False)])
+def test_the_random_states_of_as_many_gpus_are_restored(monkeypatch, devices, restored):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: ["first", "second"])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    set_states = Mock()
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", set_states)
+    restore_random_states(random_states())
+    assert set_states.call_args_list == [call(["first", "second"])] * restored
