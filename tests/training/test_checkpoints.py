@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from unittest.mock import Mock, call
+from unittest.mock import Mock
 
 import pytest
 import pytorch_lightning as pl
@@ -419,4 +419,4 @@ def test_the_random_states_of_as_many_gpus_are_restored(monkeypatch, devices, re
     set_states = Mock()
     monkeypatch.setattr(torch.cuda, "set_rng_state_all", set_states)
     restore_random_states(random_states())
-    assert set_states.call_args_list == [call(["first", "second"])] * restored
+    assert [call.args for call in set_states.mock_calls] == [(["first", "second"],)] * restored
