@@ -20,21 +20,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start a pipeline test first, one on `compared` amid the fast tests, and the other pipeline tests last.
+    """Start one pipeline test first and the others last.
 
-    The two make the clones that the others share; until then the other worker has the fast
-    tests to do. The longest do not come last, where one worker would wait for the other.
+    The first makes the clone that the others share; until then the other worker has the
+    fast tests to do. The longest do not come last, where one worker would wait for the other.
     """
-    fast = [item for item in items if not uses(item, "finished")]
-    first, *pipeline = [item for item in items if uses(item, "finished")] or [None]
-    second = next((item for item in pipeline if uses(item, "compared")), None)
-    half = len(fast) // 2
-    order = (first, *fast[:half], second, *fast[half:], *(item for item in pipeline if item is not second))
-    items[:] = [item for item in order if item]
-
-
-def uses(item: pytest.Item, fixture: str) -> bool:
-    return fixture in getattr(item, "fixturenames", ())
+    pipeline = [item for item in items if "finished" in getattr(item, "fixturenames", ())]
+    others = [item for item in items if item not in pipeline]
+    items[:] = [*pipeline[:1], *others, *pipeline[1:]]
 
 
 @pytest.fixture(scope="session")
