@@ -136,7 +136,7 @@ def test_a_param_changes_exactly_the_stages_that_read_it(clone, name, value, sta
     [
         ("src/convoy/data/split.py", {"prepare"}),
         ("src/convoy/images/resize.py", {"prepare", "export"}),
-        ("src/convoy/evaluation/metrics.py", {"evaluate"}),
+        ("src/convoy/evaluation/evaluate.py", {"evaluate"}),
         ("src/convoy/models/build.py", {"train", "evaluate", "export"}),
         ("src/convoy/tracking/store.py", set()),
         ("networks/convnet.yaml", {"train"}),
