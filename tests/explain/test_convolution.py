@@ -245,6 +245,12 @@ def test_matrices_that_would_fill_the_screen_are_not_printed(columns):
     assert (" ".join(["7"] * columns) in text) == (columns == 16)
 
 
+def test_each_of_two_maps_is_printed_under_its_number():
+    text, _ = explained(filters=("vertical", "horizontal"))
+    assert [text.count(f"  map {number}:") for number in (1, 2, 3)] == [3, 3, 0]  # sums, ReLU, pooling
+    assert "map 1:" not in explained()[0]
+
+
 def test_the_padding_is_named_and_drawn():
     text, _ = explained("7", ("identity",), padding=1)
     assert "with 1 row(s) and column(s) of zeros on every side: 3×3×1" in text

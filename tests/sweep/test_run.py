@@ -29,7 +29,8 @@ def in_process(monkeypatch: pytest.MonkeyPatch, in_process_workers: type) -> Non
         return {}
 
     monkeypatch.setattr(run, "Workers", in_process_workers)
-    monkeypatch.setattr(run, "plots", lambda *_: [])  # which takes seconds
+    # Which takes seconds, and needs a complete trial.
+    monkeypatch.setattr(run, "plots", lambda study, *_: [] if study.best_trial else None)
     monkeypatch.setattr(run.outbox, "wait_until_uploaded", wait_until_uploaded)
 
 
