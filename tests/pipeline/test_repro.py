@@ -163,23 +163,3 @@ def test_a_rerun_of_export_opens_a_run_that_names_the_training_it_reuses(finishe
     assert second.data.params == first.data.params | {"export.latency_runs": "20"}
     for name in ("train/loss", "val/accuracy", "test/accuracy"):
         assert second.data.metrics[name] == first.data.metrics[name]
-
-
-def test_a_forced_training_starts_from_its_beginning_and_gives_the_same_weights_and_metrics(
-    compared, tmp_path
-):
-    clone = compared.copy(tmp_path / "clone")
-    before = sha256(clone.folder / "build/model/weights.pt"), metrics(clone, "train")
-    output = clone.run("dvc", "repro", "--force", "--single-item", "train")
-    assert "Resuming" not in output
-    assert "already complete" not in output
-    assert "epoch 1/2" in output
-    after = sha256(clone.folder / "build/model/weights.pt"), metrics(clone, "train")
-    for measured in (before[1], after[1]):
-        measured["train"].pop("seconds")
-        measured.pop("energy")
-    assert before == after
-    newest = runs(clone)[0]
-    assert newest.info.status == "RUNNING", "evaluate and export would still join it"
-    clone.run("convoy", "sync", PYTHONPATH=str(clone.folder / "src"))
-    assert runs(clone)[0].info.status == "FINISHED", "DVC has ended, and everything later came from its cache"

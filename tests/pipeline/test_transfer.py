@@ -1,12 +1,10 @@
-"""Transfer through the pipeline: from one run's weights, on other classes, to a verified model."""
+"""Transfer through the pipeline: from one run's weights, on other classes."""
 
 import re
 import zipfile
 from pathlib import Path
 
-import onnx
 import pytest
-from onnx import numpy_helper
 
 from clones import Clone, artifacts, runs
 from convoy.core.files import read_json
@@ -33,23 +31,18 @@ def test_a_runs_weights_start_another_training_and_bring_mean_and_std(clone, tmp
     clone.run("git", "commit", "-qm", "pinned")
     settings = {"network.weights": source, "train.transfer.freeze": "residual2", "train.epochs": 2}
     words = [word for key, value in settings.items() for word in ("-S", f"{key}={value}")]
-    said = clone.run("dvc", "exp", "run", *words)
+    said = clone.run("dvc", "exp", "run", *words, "train")
 
     assert f"network.weights={source}" in pinned  # what to type next
     assert "3 classes instead of 10" in said
     assert "frozen:" in said
     model = read_json(clone.folder / "build/model/model.json")
     assert (model["classes"], model["mean"], model["std"]) == (["3", "5", "7"], before["mean"], before["std"])
-    graph = onnx.load(clone.folder / "build/deploy/model.onnx").graph
-    [mean] = [constant for constant in graph.initializer if constant.name == "deployable.mean"]
-    assert numpy_helper.to_array(mean).ravel().tolist() == pytest.approx(before["mean"])
     run = runs(clone)[0]
     assert run.data.params["network.weights"] == source
     assert run.data.params["train.transfer.freeze"] == "residual2"
-    assert {"network.png", "transfer.json", "weights/weights.pt", "weights/model.json"} <= artifacts(
-        clone, run
-    )
-    assert "evaluation/features.html" in artifacts(clone, run)
+    logged = {"network.png", "transfer.json", "weights/weights.pt", "weights/model.json"}
+    assert logged <= artifacts(clone, run)
 
 
 def test_weights_that_nobody_pinned_end_the_training_with_the_command_that_pins_them(clone):
