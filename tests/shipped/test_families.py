@@ -65,7 +65,7 @@ def test_a_miniature_of_every_shipped_network_becomes_a_verified_model(name, dig
     px = smallest_px(network.layers, len(CLASSES), 32)
     data = params.section("data", DataParams).model_copy(update={"image_px": px})
     train = params.section("train", TrainParams)
-    train = train.model_copy(update={"epochs": 3, "batch_size": 8, "precision": 32, "lr": 0.01})
+    train = train.model_copy(update={"epochs": 1, "batch_size": 8, "precision": 32, "lr": 0.01})
     (tmp_path / "data").symlink_to(digits)
 
     prepare(tmp_path / "data", data, tmp_path / "dataset")
