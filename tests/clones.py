@@ -156,6 +156,11 @@ def kill_uploaders(folder: Path) -> None:
 def runs(clone: Clone) -> list[Run]:
     """List the runs of a clone's store, newest first, once its uploader has left."""
     drain(clone)
+    return stored_runs(clone)
+
+
+def stored_runs(clone: Clone) -> list[Run]:
+    """List the runs of a clone's store as it is now, newest first."""
     client = MlflowClient(f"sqlite:///{clone.folder}/mlflow.db")
     found = client.get_experiment_by_name("convoy")
     return client.search_runs([found.experiment_id]) if found else []

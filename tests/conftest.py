@@ -23,9 +23,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start one pipeline test first and the others last.
 
     The first makes the clone that the others share; until then the other worker has the
-    fast tests to do. The longest do not come last, where one worker would wait for the other.
+    fast tests to do. The shortest come last, where one worker waits for the other.
     """
     pipeline = [item for item in items if "finished" in getattr(item, "fixturenames", ())]
+    pipeline.sort(key=lambda item: item.path.stem == "test_repro")
     others = [item for item in items if item not in pipeline]
     items[:] = [*pipeline[:1], *others, *pipeline[1:]]
 

@@ -10,6 +10,7 @@ import urllib.request
 import zipfile
 
 import pytest
+from mlflow.tracking import MlflowClient
 
 from clones import Clone, free_port
 
@@ -56,6 +57,8 @@ def test_every_bash_line_of_the_readme_works(clone, tmp_path):
         command = line if line != "dvc repro" else "dvc repro prepare"
         said = clone.run("bash", "-c", command, HOME=str(home), PYTHONPATH=str(clone.folder / "src"))
         assert "Traceback" not in said, f"{line}:\n{said}"
+        models = MlflowClient(f"sqlite:///{clone.folder}/mlflow.db").search_registered_models()
+        assert bool(models) == (line in lines[lines.index("convoy register") :]), f"{line} registers no model"
     assert "photos" in (clone.folder / "data.dvc").read_text()
 
 

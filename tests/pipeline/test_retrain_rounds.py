@@ -29,7 +29,7 @@ SMALL = {
     "tracking.experiment": MODEL,
     "tracking.registered_model": MODEL,
     "network.name": "lenet5",
-    "train.epochs": "8",  # so that a training still runs when the kill arrives
+    "train.epochs": "6",  # so that a training still runs when the kill arrives
     "train.batch_size": "8",
     "checkpoints.every_s": "0.1",
     "evaluate.feature_classes": "0",
