@@ -1,8 +1,11 @@
 import logging
 import re
 import sys
+import time
 from contextlib import suppress
+from types import SimpleNamespace
 
+from convoy.training import callbacks
 from convoy.training.fit import fit
 
 
@@ -29,6 +32,27 @@ def test_a_terminal_gets_a_bar_below_the_lines(dataset, tiny, params, out, capsy
     assert "train: epoch 2/2" in printed
     assert "━" in printed
     assert "epoch 2/2  train loss" in printed
+
+
+def test_the_rate_of_a_resumed_epoch_counts_from_the_start_of_the_process(
+    dataset, tiny, params, out, capsys, monkeypatch, resumable, on
+):
+    # Of a machine that has run for days.
+    clock = SimpleNamespace(time=time.time, monotonic=lambda: time.monotonic() + 1e6)
+    monkeypatch.setattr(callbacks, "time", clock)
+    batches = []
+
+    def kill(*_):
+        batches.append(0)
+        if len(batches) == 2:
+            raise InterruptedError
+
+    for stops in ([on("on_train_batch_end", kill)], []):
+        with suppress(InterruptedError):
+            fit(dataset, tiny, params(epochs=1), 1, out, callbacks=stops, resumable=resumable())
+    rate = re.search(r"([\d,]+) images/s", capsys.readouterr().out)
+    assert rate
+    assert int(rate[1].replace(",", "")) > 1
 
 
 def test_lightning_prints_nothing_about_itself(
