@@ -16,7 +16,7 @@ from convoy.commands.network import network
 from convoy.commands.registry import promote, register, rollback
 from convoy.commands.runs import migrate, sweep, sync, ui
 from convoy.commands.weights import weights
-from convoy.core import stage
+from convoy.core import escaping, stage
 from convoy.core.errors import ConvoyError
 
 
@@ -43,7 +43,7 @@ def main() -> None:
     try:
         app()
     except ConvoyError as error:
-        print(f"ERROR: {error}", file=sys.stderr)
+        print(f"ERROR: {escaping.lines(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
 
 

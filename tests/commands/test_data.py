@@ -135,6 +135,45 @@ def test_the_fetched_copy_and_the_repository_itself_are_no_sources(repository):
             use(str(source), repository)
 
 
+@dvc_runs
+@pytest.mark.parametrize(
+    "address", ["http://me:p@ss@127.0.0.1:9/a.zip", "https://127.0.0.1:9/a.zip?X-Amz-Signature=p@ss"]
+)
+def test_an_address_with_credentials_is_refused_and_written_nowhere(repository, pets, address):
+    with pytest.raises(RequestError, match=r"\*\*\* *.*contains credentials .*docs/data.md") as caught:
+        use(address, repository)
+    assert "ss" not in str(caught.value).replace("address", "")
+    untouched(repository, pets)
+
+
+@dvc_runs
+def test_the_credentials_of_an_earlier_import_are_not_shown(repository):
+    text = (repository / "data.dvc").read_text().replace("path: first", "path: http://me:p@ss@host/first")
+    (repository / "data.dvc").write_text(text)
+    with pytest.raises(DataError, match=r"still imports http://me:\*\*\*@host/first"):
+        use("http://127.0.0.1:9/pets.zip", repository)
+
+
+@dvc_runs
+def test_a_source_of_a_remote_that_only_this_machine_can_open_is_imported(repository, zipped, pets):
+    zipped(pets, name="pets.zip").rename(repository.parent / "served.zip")
+    Small(repository).dvc("remote", "add", "--local", "private", str(repository.parent))
+    use("remote://private/served.zip", repository)
+    assert facts(repository)["deps"][0]["path"] == "remote://private/served.zip"
+    assert dict(open_delivery(repository / "data").files()) == pets
+
+
+@dvc_runs
+def test_a_source_inside_that_git_does_not_track_gets_a_warning_that_names_the_ways_out(repository):
+    shutil.copytree(repository / "first", repository / "my photos")
+    [warning] = [line for line in use(str(repository / "my photos"), repository) if "Warning" in line]
+    for fact in ("my photos is in the repository, but git does not track it", "dvc exp run --queue", "make retrain",
+                 "`git add 'my photos'`", "`mv 'my photos' ../`", "`convoy data use ../'my photos'`"):  # fmt: skip
+        assert fact in warning
+    Small(repository).git("add", "my photos")
+    assert not [line for line in use(str(repository / "my photos"), repository) if "Warning" in line]
+
+
 def test_a_folder_without_dvc_is_refused(tmp_path):
     with pytest.raises(RequestError, match=r"is not a DVC repository. Change to the repository's root"):
         use("anything", tmp_path)

@@ -170,7 +170,7 @@ def test_values_that_come_from_no_file_have_no_line():
         ("layers: *a\n", ":1", ["undefined alias 'a'"]),
         ("a: 1\nb: {c: 1,\n  c: 2}\n", ":3", ["`c` occurs twice"]),
         ("layers:\n  - \x07\n", "", ["unacceptable character #x0007"]),
-        (b"layers:\n  - \xff\n", "", ["UTF-8", "byte 12"]),
+        (b"layers:\n  - \xff\n", ":2", ["UTF-8", "byte 0xff after `  - `", "iconv -f ISO-8859-1 -t UTF-8"]),
         ("", "", ["`key: value`", "nothing"]),
         ("- relu\n", "", ["`key: value`", "a list"]),
         ("relu\n", "", ["`key: value`", "a single value"]),

@@ -46,6 +46,15 @@ def test_the_confusion_plot_has_a_line_per_image(evaluated):
     assert lines.count("<b>dark</b>,light & grey") == 3
 
 
+def test_no_class_name_is_a_formula_in_the_confusion_plot(copied, tmp_path):
+    dataset, model = copied / "dataset", copied / "model"
+    for file in (dataset / "dataset.json", model / "model.json"):
+        file.write_text(file.read_text(encoding="utf-8").replace("light & grey", "=1+1"), encoding="utf-8")
+    evaluate(dataset, model, PARAMS, tmp_path / "out")
+    lines = (tmp_path / "out" / "confusion.csv").read_text(encoding="utf-8").splitlines()
+    assert lines.count("'=1+1,<b>dark</b>") == 1
+
+
 def test_the_summary_names_network_data_and_metrics(evaluated):
     summary = files.read_json(evaluated[0] / "summary.json")
     assert summary["network"] == "brightness"

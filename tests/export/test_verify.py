@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from markdown_it import MarkdownIt
 from onnx import numpy_helper
 from PIL import Image
 
@@ -136,7 +137,7 @@ def test_the_code_on_the_model_card_runs_and_names_a_class(verified, tmp_path):
     project, _ = verified
     card = (project.home / "deploy" / "model_card.md").read_text(encoding="utf-8")
     code = card.split("```python\n")[1].split("```")[0]
-    assert len(code.splitlines()) == 6
+    assert len(code.splitlines()) == 11
     shutil.copy(project.model, tmp_path / "model.onnx")
     Image.fromarray(project.noisy(5, 1)[0]).save(tmp_path / "image.png")
     output = subprocess.run(
@@ -149,9 +150,27 @@ def test_the_code_on_the_model_card_runs_and_names_a_class(verified, tmp_path):
 
 def test_the_model_card_keeps_class_names_inside_their_cells(verified):
     card = (verified[0].home / "deploy" / "model_card.md").read_text(encoding="utf-8")
-    (row,) = [line for line in card.splitlines() if line.startswith("| cat")]
-    assert row.startswith("| cat\\|dog | ")
-    assert row.replace("\\|", "").count("|") == 7
+    (row,) = [line for line in card.splitlines() if ">cat" in line]
+    assert row.startswith("| <code>cat&#124;dog</code> | ")
+    assert row.count("|") == 7
+
+
+def test_no_class_name_is_markup_on_the_model_card(verified):
+    project, _ = verified
+    data = ReferencePredictions.load(project.home / "evaluation").summary
+    hostile = ("![x](https://evil.example/a.png)", "[y](https://evil.example)", "https://evil.example", "<img src=x onerror=a>",
+               "`a`](b)", "a\nb\u202ec")  # fmt: skip
+    data["network"] = hostile[0]
+    data["classes"] = list(hostile)
+    data["counts"] = {split: dict.fromkeys(hostile, 1) for split in data["counts"]}
+    data["test"]["per_class"] = dict.fromkeys(hostile, next(iter(data["test"]["per_class"].values())))
+    verification = files.read_json(project.home / "deploy" / "verification.json")
+    parsed = MarkdownIt("commonmark", {"html": True}).enable("table").parse(verify.card(verification, data))
+    inner = [child for token in parsed for child in token.children or ()]
+    assert not [child for child in inner if child.type in {"image", "link_open"}]
+    assert {child.content for child in inner if child.type == "html_inline"} <= {"<code>", "</code>"}
+    shown = {child.content for child in inner if child.type == "code_inline"}
+    assert {*hostile[:4], r"a\nb<U+202E>c"} <= shown
 
 
 def test_a_graph_with_other_predictions_is_refused_with_its_worst_image(project, predictions, error_of):

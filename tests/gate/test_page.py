@@ -11,9 +11,9 @@ from PIL import Image
 
 import gate_results
 from convoy.core.errors import RequestError
+from convoy.core.escaping import visible
 from convoy.gate import page
 from convoy.gate.result import ClassFigures
-from convoy.gate.text import visible
 
 NAMES = ["gain.png", "classes.png", "flips.png"]
 VOID = {"meta", "source", "img", "br", "link"}

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gate_results
+from convoy.core.escaping import short, visible
 from convoy.gate import text
 from convoy.gate.criteria import LIMITED
 from convoy.gate.result import ClassFigures
-from convoy.gate.text import short, visible
 
 MINUS = "\N{MINUS SIGN}"
 

@@ -8,7 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import gate_results
-from convoy.gate.text import NOTHING, Name, Table, short
+from convoy.core.escaping import LONGEST_NAME, LONGEST_WORD, prose, short
+from convoy.gate.text import NOTHING, Name, Table
 from convoy.retraining import report
 from convoy.retraining.data_diff import diff
 from convoy.retraining.outcome import Delivery, Identity, Step
@@ -221,7 +222,7 @@ def test_every_row_of_every_table_keeps_its_columns_whatever_the_names_are():
         for table in tables:
             assert {len(row) for row in table} == {len(table[0])}
     names = [row[0] for row in parsed.tables["Recall per class"][0][1:]]
-    assert names == [short(name, report.LONGEST_NAME) for name in gate_results.HOSTILE]
+    assert names == [short(name, LONGEST_NAME) for name in gate_results.HOSTILE]
 
 
 def test_an_error_cannot_end_its_block():
@@ -239,23 +240,23 @@ def test_an_error_cannot_end_its_block():
 def test_any_name_is_shown_literally_in_a_cell(name):
     table = report.table(Table(("name", "after"), [(Name(name), "x")]))
     (row,) = Parsed(f"# t\n\n{table}\n").tables["t"][0][1:]
-    assert row == [short(name, report.LONGEST_NAME), "x"]
+    assert row == [short(name, LONGEST_NAME), "x"]
 
 
 @given(st.text(max_size=80))
 def test_any_sentence_is_shown_literally_in_a_cell_and_at_the_start_of_a_line(sentence):
-    expected = " ".join(short(word, report.LONGEST_WORD) for word in sentence.split())
+    expected = " ".join(short(word, LONGEST_WORD) for word in sentence.split())
     table = report.table(Table(("sentence", "after"), [(sentence, "x")]))
     (row,) = Parsed(f"# t\n\n{table}\n").tables["t"][0][1:]
     assert row == [expected, "x"]
-    parsed = Parsed(f"# t\n\n{report.prose(sentence)}\n")
+    parsed = Parsed(f"# t\n\n{prose(sentence)}\n")
     assert parsed.paragraphs.get("t", [""]) == [expected]
     assert not parsed.raw
 
 
 def test_long_words_are_cut_in_their_middle_and_an_at_sign_notifies_nobody():
-    assert report.prose(f"class {'x' * 300}y fell") == f"class {'x' * 59}…{'x' * 59}y fell"
-    assert report.prose("ask @everyone and me@example.org") == "ask @\u200beveryone and me@example.org"
+    assert prose(f"class {'x' * 300}y fell") == f"class {'x' * 59}…{'x' * 59}y fell"
+    assert prose("ask @everyone and me@example.org") == "ask @\u200beveryone and me@example.org"
 
 
 def enormous_round(outcome):

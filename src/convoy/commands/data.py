@@ -1,14 +1,15 @@
 """`convoy data`: choose the images that the pipeline imports, or check images without running it."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from convoy.commands.options import AsJson
-from convoy.core.console import info, table
-from convoy.core.errors import DataError, RequestError
+from convoy.core.console import info, print_json, table
+from convoy.core.errors import DataError, RequestError, refuse_credentials, without_credentials
 
 if TYPE_CHECKING:
     from convoy.data.settings import DataParams
@@ -53,7 +54,10 @@ def data_check(
     from convoy.data.settings import DataParams
 
     found, lines = check(path, params.section("data", DataParams))
-    info(json.dumps(found, ensure_ascii=False) if as_json else "\n".join(lines))
+    if as_json:
+        print_json(found)
+    else:
+        info("\n".join(lines))
     if not found["accepted"]:
         raise typer.Exit(1)
 
@@ -65,16 +69,18 @@ def use(source: str, root: Path) -> list[str]:
     imports it again when the source changes. Returns lines to print.
 
     Raises:
-        RequestError: the path does not exist or cannot be a source of this repository.
+        RequestError: the path does not exist or cannot be a source of this repository, or the address has a password.
         DataError: data/ has files that DVC does not have, or DVC cannot fetch the source; data/
             and data.dvc are then unchanged.
     """
-    from convoy.repo import dvc
+    from convoy.repo import dvc, git
 
     root = root.resolve()
     dvc.check_repository(root)
     address = source
-    if "://" not in source:
+    if "://" in source:
+        refuse_credentials(source)
+    else:
         path, address = dvc.locate(source, root)
         if root / DATA in (path, *path.parents):
             raise RequestError(
@@ -89,10 +95,18 @@ def use(source: str, root: Path) -> list[str]:
             dvc.run(root, "unfreeze", IMPORT)
     except dvc.DvcError as error:
         unchanged = f"{IMPORT} still imports {before}." if before else ""
-        raise DataError(f"DVC cannot import {address}: {error}\nNothing was changed. {unchanged}") from error
+        reason = without_credentials(str(error))
+        raise DataError(f"DVC cannot import {address}: {reason}\nNothing was changed. {unchanged}") from error
     lines = [f"{IMPORT} now imports {address}" + (f" (before: {before})." if before else ".")]
     if "://" not in address and Path(address).is_absolute():
         lines.append(dvc.unreachable(address))
+    elif "://" not in address and not git.query(root, "ls-files", "--", address):
+        lines.append(
+            f"Warning: {address} is in the repository, but git does not track it, so every other copy of the repository lacks it: "
+            "queued experiments (`dvc exp run --queue`, `--temp`), `make retrain`, clones and CI fail in data.dvc. Move it out "
+            f"and import it from there (`mv {shlex.quote(address)} ../` and `convoy data use ../{shlex.quote(Path(address).name)}`), or "
+            f"add it to git: `git add {shlex.quote(address)}`"
+        )
     return [
         *lines,
         "Next: `convoy data check` checks it, `dvc repro` trains with it.",
@@ -170,6 +184,6 @@ def _current_source(root: Path) -> str:
 
     try:
         content = yaml.load((root / IMPORT).read_text(encoding="utf-8"))
-        return str(content["deps"][0]["path"])
+        return without_credentials(str(content["deps"][0]["path"]))
     except (FileNotFoundError, RequestError, KeyError, IndexError, TypeError):
         return ""

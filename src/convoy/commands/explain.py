@@ -1,13 +1,12 @@
 """`convoy explain`: a convolution worked by hand, what a trained network sees, why the position of pixels matters."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
 from convoy.commands.options import AsJson
-from convoy.core.console import info, track
+from convoy.core.console import info, print_json, track
 from convoy.core.errors import DataError, RequestError
 
 if TYPE_CHECKING:
@@ -76,11 +75,11 @@ def convolution(
     if out:
         worked.draw(result, out)
     if as_json:
-        print(json.dumps(result.as_json(), ensure_ascii=False))
+        print_json(result.as_json())
         return
     for line in worked.lesson(result, every_sum=every_sum):
-        print(line)
-    print(f"Picture: {out}")
+        info(line)
+    info(f"Picture: {out}")
 
 
 @explain.command()
@@ -139,7 +138,7 @@ def features(
             **_features_as_json(seen),
             "page": str(page) if page else None,
         }
-        print(json.dumps(content_of_page, ensure_ascii=False))
+        print_json(content_of_page)
         return
     name, probability = predictions[0]
     info(f"{facts.network} predicts {name}, probability {probability:.4f}")
@@ -189,7 +188,7 @@ def position(
     trainings = experiment.trainings(sheets, seed)
     if as_json:
         result = experiment.conclude(list(trainings), sheets, seed)
-        print(json.dumps({"data": sheets.as_json(), **result.as_json()}, ensure_ascii=False))
+        print_json({"data": sheets.as_json(), **result.as_json()})
     else:
         for line in experiment.introduction(sheets):
             info(line)

@@ -1,12 +1,12 @@
 """`convoy trace`: the provenance of a run or model. `convoy why`: what `dvc repro` would run, and why."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from convoy.commands.options import AsJson
+from convoy.core.console import info, print_json
 
 
 def trace(
@@ -67,22 +67,25 @@ def trace(
 
         record = comparison.only_run(match)
         restoring.restore(record, sources, restore)
-        print(
+        info(
             f"{restore} has the state of run {record.run_id}; data.dvc is frozen there, and `dvc repro` has nothing to do."
         )
         if verify:
             report = restoring.verify(restore, record)
-            print("\n".join(restoring.lines(report)))
+            info("\n".join(restoring.lines(report)))
             if not report.equal:
                 raise typer.Exit(1)
     elif other:
         second, _ = tracing.look(other, root)
         compared = comparison.compare(comparison.only_run(match), comparison.only_run(second), sources)
-        print(json.dumps(compared, ensure_ascii=False) if as_json else "\n".join(comparison.lines(compared)))
+        if as_json:
+            print_json(compared)
+        else:
+            info("\n".join(comparison.lines(compared)))
     elif as_json:
-        print(json.dumps(tracing.as_json(match, sources), ensure_ascii=False))
+        print_json(tracing.as_json(match, sources))
     else:
-        print("\n".join(tracing.lines(match, sources)))
+        info("\n".join(tracing.lines(match, sources)))
 
 
 def why(
@@ -107,4 +110,7 @@ def why(
     root = Path.cwd()
     dvc.check_repository(root)
     explained = explaining.explain(root, stage)
-    print(json.dumps(explained, ensure_ascii=False) if as_json else "\n".join(explaining.lines(explained)))
+    if as_json:
+        print_json(explained)
+    else:
+        info("\n".join(explaining.lines(explained)))

@@ -1,12 +1,12 @@
 """`convoy network`: inspect networks before they are trained."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from convoy.commands.options import AsJson
+from convoy.core.console import info, print_json
 
 if TYPE_CHECKING:
     from convoy.models.spec import Spec
@@ -81,15 +81,15 @@ def network_show(
     if picture:
         diagram.draw(rows, picture)
     if as_json:
-        print(json.dumps(table.as_json(rows, batch_size), ensure_ascii=False))
+        print_json(table.as_json(rows, batch_size))
         return
-    print(f"{spec.name}: {side}×{side} RGB images, {width} classes{note}")
+    info(f"{spec.name}: {side}×{side} RGB images, {width} classes{note}")
     for line in table.lines(rows, batch_size, units=units):
-        print(line)
+        info(line)
     if remark := untracked(FOLDER / f"{name}.yaml"):
-        print(f"\n{remark}")
+        info(f"\n{remark}")
     if picture:
-        print(f"\nPicture: {picture}")
+        info(f"\nPicture: {picture}")
 
 
 @network.command("list")
@@ -114,12 +114,12 @@ def network_list(
     otherwise = params.section("data", DataParams).image_px
     entries = network_list.entries(FOLDER, otherwise, CLASSES, everything=everything, quiet=as_json)
     if as_json:
-        print(json.dumps({"networks": [entry.model_dump() for entry in entries]}, ensure_ascii=False))
+        print_json({"networks": [entry.model_dump() for entry in entries]})
         return
     for line in network_list.lines(entries):
-        print(line)
+        info(line)
     if note := untracked(*(FOLDER / f"{entry.name}.yaml" for entry in entries)):
-        print(f"\n{note}")
+        info(f"\n{note}")
 
 
 def _load(name: str) -> "Spec":

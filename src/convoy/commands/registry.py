@@ -1,6 +1,5 @@
 """`convoy register`, `promote` and `rollback`: what is registered, and which version serves."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +7,7 @@ from typing import Annotated
 import typer
 
 from convoy.commands.options import AsJson, messages
+from convoy.core.console import info, print_json
 
 
 def register(
@@ -35,7 +35,10 @@ def register(
 
     with messages(as_json=as_json):
         version = run_register(run)
-    print(json.dumps(asdict(version), ensure_ascii=False) if as_json else "Next: convoy promote")
+    if as_json:
+        print_json(asdict(version))
+    else:
+        info("Next: convoy promote")
 
 
 def promote(
@@ -75,9 +78,9 @@ def promote(
         judged = promotion.judge(out)
         moved = False if dry_run else promotion.carry_out(judged, override)
     if as_json:
-        print(json.dumps(judged.judgement.as_json() | {"promoted": moved}, ensure_ascii=False))
+        print_json(judged.judgement.as_json() | {"promoted": moved})
     else:
-        print("\n".join(promotion.lines(judged, moved=moved, dry_run=dry_run)))
+        info("\n".join(promotion.lines(judged, moved=moved, dry_run=dry_run)))
 
 
 def rollback(
@@ -105,8 +108,8 @@ def rollback(
     with messages(as_json=as_json):
         moved = run_rollback(reason, to)
     if as_json:
-        print(json.dumps(asdict(moved), ensure_ascii=False))
+        print_json(asdict(moved))
         return
-    print(f"champion is {moved.to} (before: {moved.before})")
+    info(f"champion is {moved.to} (before: {moved.before})")
     if moved.before:
-        print(f"To undo: convoy rollback --to {moved.before.number}")
+        info(f"To undo: convoy rollback --to {moved.before.number}")

@@ -1,13 +1,13 @@
 """`convoy sweep`, `sync`, `ui` and `migrate`: make runs, deliver them to MLflow, show them, and move them to another store."""
 
 import json
-import sys
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from convoy.commands.options import AsJson, messages
+from convoy.core.console import info
 
 
 def sweep(
@@ -46,7 +46,7 @@ def sweep(
     try:
         run.sweep(trials, workers, into_params=apply, as_json=as_json)
     except KeyboardInterrupt:
-        print("\nstopped. " + run.RESUME, file=sys.stderr)
+        info("\nstopped. " + run.RESUME, stderr=True)
         raise typer.Exit(1) from None
 
 
@@ -63,11 +63,11 @@ def sync(*, as_json: AsJson = False) -> None:
     with messages(as_json=as_json):
         synced = tracking.sync()
     if as_json:
-        print(json.dumps(asdict(synced), indent=2))
+        info(json.dumps(asdict(synced), indent=2))
     elif lines := synced.lines():
-        print("\n".join(lines))
+        info("\n".join(lines))
     elif not synced.failed:
-        print("nothing to upload or complete")
+        info("nothing to upload or complete")
     if synced.failed:
         raise tracking.SyncError("\n".join(synced.failed.values()))
 
@@ -91,7 +91,7 @@ def ui(
     try:
         show(port, browser=browser)
     except KeyboardInterrupt:
-        print("\nThe server is stopped.")
+        info("\nThe server is stopped.")
 
 
 def migrate(
@@ -124,10 +124,10 @@ def migrate(
         report = copy_store(target, source)
     names = {"source": without_credentials(source), "target": without_credentials(target)}
     if as_json:
-        print(json.dumps({**names, **asdict(report)}, indent=2))
+        info(json.dumps({**names, **asdict(report)}, indent=2))
     else:
-        print(f"from {names['source']}\nto   {names['target']}\n")
-        print(report.table())
+        info(f"from {names['source']}\nto   {names['target']}\n")
+        info(report.table())
     if report.wrong:
         raise MigrationError(
             f"{names['target']} lacks {len(report.wrong)} of the source's entries:\n  "

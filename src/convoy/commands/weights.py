@@ -17,8 +17,9 @@ from urllib.parse import urlsplit
 import typer
 
 from convoy.core import files
+from convoy.core.console import info
 from convoy.core.contract import FACTS, WEIGHTS
-from convoy.core.errors import ConvoyError, NetworkError, RequestError
+from convoy.core.errors import ConvoyError, NetworkError, RequestError, refuse_credentials
 
 if TYPE_CHECKING:
     from convoy.training.weight_pins import Pin
@@ -59,7 +60,7 @@ def use(
 
     name = network or params.section("network", NetworkParams).name
     for line in pin(source, name, Path.cwd()):
-        print(line)
+        info(line)
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,7 @@ def _locate(source: str, network: str, root: Path) -> Source:
     if kind == "path":
         return _locate_path(source, root)
     if kind == "url":
-        if urlsplit(source).password:
-            raise RequestError("this URL contains a password, which git would keep. Use a URL without it.")
+        refuse_credentials(source)
         suffix = Path(urlsplit(source).path).suffix or ".pth"
         return Source(source, source, source, _slug(source.partition("://")[2].removesuffix(suffix)), suffix)
     from convoy.tracking import lookup
@@ -199,7 +199,6 @@ def _slug(words: str) -> str:
 
 def _fetch(source: Source, root: Path, out: str) -> list[str]:
     """Import the source, or copy it if an import is impossible; return notes for the user."""
-    from convoy.core.console import info
     from convoy.repo import dvc
 
     info(f"fetch {source.address} into {out} …")

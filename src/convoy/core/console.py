@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -20,15 +20,22 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from convoy.core import escaping
+
 T = TypeVar("T")
 
 PLAIN_SECONDS = 5.0
 """Shortest time between two plain progress lines, in seconds, so that a log stays readable."""
 
 
-def info(text: str) -> None:
-    """Print a status line and flush, so that a log file has it at once."""
-    print(text, flush=True)
+def info(text: str, *, stderr: bool = False) -> None:
+    """Print a status line and flush, so that a log file has it at once; names in it are inert (`escaping.lines`)."""
+    print(escaping.lines(text), file=sys.stderr if stderr else sys.stdout, flush=True)
+
+
+def print_json(content: Any) -> None:  # noqa: ANN401 (as wide as JSON)
+    """Print a JSON value on one line, for programs."""
+    print(escaping.json_line(content), flush=True)
 
 
 class RateColumn(ProgressColumn):
@@ -129,9 +136,9 @@ class ProgressBar:
     def print(self, line: str) -> None:
         """Print a line; in a terminal it stands above the bar."""
         if self._bar:
-            self._bar.console.print(line)
+            self._bar.console.print(escaping.lines(line))
         else:
-            print(line, file=sys.stderr if self._stderr else sys.stdout, flush=True)
+            print(escaping.lines(line), file=sys.stderr if self._stderr else sys.stdout, flush=True)
 
     def _per_second(self) -> float:
         elapsed_s = time.monotonic() - self._started
@@ -178,7 +185,7 @@ def table(
     for index, title in enumerate(header):
         grid.add_column(Text(title), justify="right" if index in right else "left", no_wrap=True)
     for row in rows:
-        grid.add_row(*(Text(str(cell)) for cell in row))
+        grid.add_row(*(Text(escaping.visible(str(cell))) for cell in row))
     stream = io.StringIO()
     Console(file=stream, width=10_000, color_system=None).print(grid)
     return "\n".join(" " * indent + line.rstrip() for line in stream.getvalue().splitlines())

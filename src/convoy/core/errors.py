@@ -49,7 +49,46 @@ def listed(names: Sequence[str], most: int) -> str:
     return ", ".join(names[:most]) + more
 
 
+ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://((?:(?![A-Za-z][A-Za-z0-9+.-]*://)\S)+)")
+
+SECRET = re.compile(
+    r"([?&;#])(\w*(?:token|secret|signature|accesskeyid|credential)|(?:[\w.-]*[-_.])?(?:token|secret|signature|credential|sig"
+    r"|passw(?:or)?d|pwd|auth|(?:api)?[-_]?key))=([^&;#\s'\"`,)>]+)",
+    re.IGNORECASE,
+)
+"""Parameters of an address that let whoever has them in, such as `X-Amz-Signature`, `sig` and `private_token`."""
+
+
 def without_credentials(text: str) -> str:
-    """Replace the password or token of every address in a text that people will see by `***`."""
-    hidden = re.sub(r"(://[^/\s:@]*):[^/\s@]+@", r"\1:***@", text)
-    return re.sub(r"(https?://)[^/\s:@]+@", r"\1***@", hidden)  # forges accept a token as the user's name
+    """Replace passwords, tokens and signatures in every address of a text that people will see by `***`."""
+    return ADDRESS.sub(_masked, text)
+
+
+def refuse_credentials(address: str) -> None:
+    """Refuse an address with a password, token or signature, before a .dvc file brings it into git.
+
+    Raises:
+        RequestError: with the address without them.
+    """
+    masked = without_credentials(address)
+    if masked != address:
+        raise RequestError(
+            f"{masked} contains credentials (***), which git would keep, and a .dvc file would show to everybody. Give the "
+            "address without them; docs/data.md shows how DVC gets them from a file outside of git."
+        )
+
+
+def _masked(match: re.Match[str]) -> str:
+    scheme, rest = match[1], match[2]
+    end = re.search(r"[/?#]", rest)
+    authority = rest[: end.start()] if end else rest
+    if "@" not in authority and re.search(r":(?!\d*$)", authority) and not authority.startswith("["):
+        authority = rest[: rest.rfind("@") + 1] or authority  # the password holds a `/`, `?` or `#`
+    user, at, host = authority.rpartition("@")
+    name, colon, _ = user.partition(":")
+    if at and colon:
+        user = f"{name}:***"
+    elif at and scheme.lower() in {"http", "https"}:
+        user = "***"  # forges accept a token as the user's name
+    tail = SECRET.sub(r"\1\2=***", rest[len(authority) :])
+    return f"{scheme}://{user}{at}{host}{tail}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from convoy.core import yaml
+from convoy.core import escaping, yaml
 from convoy.core.errors import ConvoyError
 
 REPOSITORY = "CONVOY_REPOSITORY"
@@ -29,7 +29,7 @@ def main(work: Callable[[], None]) -> NoReturn:
     try:
         work()
     except ConvoyError as error:
-        print(f"\nERROR in {_name()}: {error}", file=sys.stderr, flush=True)
+        print(f"\nERROR in {_name()}: {escaping.lines(str(error))}", file=sys.stderr, flush=True)
         if os.environ.get("DVC_STAGE") and Path("dvc.lock").exists():
             print(
                 "DVC removed this stage's earlier outputs before it ran; `dvc checkout --force` brings them back.",

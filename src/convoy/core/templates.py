@@ -5,6 +5,8 @@ from typing import Any
 
 import jinja2
 
+from convoy.core import escaping
+
 Filter = Callable[..., Any]
 
 STYLE_PACKAGE = "convoy.evaluation"
@@ -31,6 +33,8 @@ def render(
         loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name, ".") for name in packages]),
         autoescape=html,  # noqa: S701 (Markdown is no HTML)
         undefined=jinja2.StrictUndefined,
+        # Names cannot turn the direction of a page's text; a plain str only: Markup is the templates' own.
+        finalize=lambda value: escaping.lines(value) if html and type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )

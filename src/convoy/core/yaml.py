@@ -79,7 +79,13 @@ def _mapping(path: Path, parse: Callable[[str, str], Any]) -> dict[str, Any]:
             f"{path} does not exist in {Path.cwd()}. Change to the repository's root and try again."
         ) from error
     except UnicodeDecodeError as error:
-        raise RequestError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+        before = error.object[: error.start]
+        raise RequestError(
+            f"{path}:{before.count(10) + 1} is not UTF-8 text: byte 0x{error.object[error.start]:02x} after "
+            f"`{before.rpartition(bytes([10]))[2].decode(errors='replace')[-40:]}`. Type that character again in an editor that saves "
+            "UTF-8, or convert a file that is Latin-1: "
+            f"iconv -f ISO-8859-1 -t UTF-8 {path} > utf-8.yaml && mv utf-8.yaml {path}"
+        ) from error
     if not isinstance(content, dict):
         kind = "a list" if isinstance(content, list) else "nothing" if content is None else "a single value"
         raise RequestError(f"{path} must hold `key: value` lines; it holds {kind}.")

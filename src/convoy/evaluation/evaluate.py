@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from convoy.core import console, files
+from convoy.core import console, escaping, files
 from convoy.core.dataset import MANIFEST_FILE, Dataset
 from convoy.core.errors import DataError, NetworkError
 from convoy.core.intervals import wilson
@@ -75,7 +75,8 @@ def evaluate(dataset_folder: Path, model_folder: Path, params: EvaluateParams, o
     pq.write_table(pa.table(predictions), out / "predictions.parquet")
     with (out / "confusion.csv").open("w", encoding="utf-8", newline="") as file:
         lines = csv.writer(file, lineterminator="\n")
-        lines.writerows([("actual", "predicted"), *zip(names[labels], names[predicted], strict=True)])
+        rows = zip(names[labels], names[predicted], strict=True)
+        lines.writerows([("actual", "predicted"), *map(escaping.csv_row, rows)])
     measured = {
         "network": facts.network,
         "data_hash": dataset.hash,

@@ -5,7 +5,6 @@ a spec as long as its layers stay the same, those of torchvision's classifiers f
 """
 
 import os
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -140,7 +139,7 @@ class Cache(BaseModel):
             files.write_json(self._file, self.model_dump())
         except OSError as error:
             cause = f"networks are measured again next time: {error.strerror}"
-            print(f"{self._file} cannot be written, so {cause}", file=sys.stderr)
+            console.info(f"{self._file} cannot be written, so {cause}", stderr=True)
 
 
 def _entry(name: str, folder: Path, cache: Cache, otherwise: tuple[int, int]) -> Entry:

@@ -6,7 +6,7 @@ n images of H x W pixels; P, the side of the square that the network sees; K cla
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +17,7 @@ import onnx
 import pyarrow.parquet as pq
 from onnx import numpy_helper
 
-from convoy.core import contract, files, templates
+from convoy.core import contract, escaping, files, templates
 from convoy.core.dataset import Fit
 from convoy.core.errors import VerificationError
 from convoy.core.intervals import wilson
@@ -104,9 +104,7 @@ def verify(deploy: Path, data: Path, evaluation: Path, params: ExportParams) -> 
         "hardware": latency.hardware(),
     }
     files.write_json(deploy / contract.VERIFICATION, verification)
-    context = {"verification": verification, "data": reference.summary}
-    card = templates.render("convoy.export", "model_card.md.j2", context, {"cell": _cell})
-    files.write_text(deploy / contract.MODEL_CARD, card)
+    files.write_text(deploy / contract.MODEL_CARD, card(verification, reference.summary))
     verified = unverified.rename(deploy / contract.VERIFIED)
     return {
         "deploy": {
@@ -118,6 +116,13 @@ def verify(deploy: Path, data: Path, evaluation: Path, params: ExportParams) -> 
             "size_mb": verified.stat().st_size / 1e6,
         }
     }
+
+
+def card(verification: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    """Render the model card from verification.json and the evaluation's summary.json; no name in it is markup."""
+    context = {"verification": verification, "data": data}
+    filters: dict[str, templates.Filter] = {"code": escaping.code, "prose": escaping.prose}
+    return templates.render("convoy.export", "model_card.md.j2", context, filters)
 
 
 class Comparison:
@@ -337,11 +342,6 @@ def _top(probabilities: npt.NDArray[np.float32], classes: Sequence[str]) -> str:
         return "NaN"
     order = np.argsort(-probabilities, kind="stable")[:3]
     return ", ".join(f"{classes[k]} {probabilities[k]:.6f}" for k in order)
-
-
-def _cell(text: str) -> str:
-    """Keep a class name inside its table cell."""
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
 def _refuse_torch() -> None:

@@ -13,10 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from convoy.core import files, templates
+from convoy.core.escaping import short, visible
 from convoy.explain import figures
 from convoy.gate import text
 from convoy.gate.result import Comparison, GateResult, Share
-from convoy.gate.text import short, visible
 
 MOST_CLASSES = 40  # that a figure has room for; of more, those whose recall fell most are drawn
 MOST_FLIPS = 12  # images drawn of each kind

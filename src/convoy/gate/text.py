@@ -3,16 +3,15 @@
 Everything is plain text. Whoever renders it escapes it: class names, paths and errors come from others.
 """
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from convoy.core.escaping import visible
 from convoy.core.params import flatten
 from convoy.gate.result import ClassFigures, Comparison, Criterion, Decision, GateResult, Share
 
 NOTHING = "\N{EN DASH}"  # where there is no figure
 FINEST = 6  # decimals, where a figure has to be distinguished from its limit
-JOINERS = "\u200c\u200d"  # format characters that hold together words of some scripts, and joined emoji
 
 UNITS = {
     "share": (100, 1, " %"),
@@ -83,30 +82,6 @@ class Name(str):
     """A class name, path or version: shown literally, and shortened where it is long."""
 
     __slots__ = ()
-
-
-def visible(text: str) -> str:
-    """Spell out characters that cannot be seen: line breaks, controls, and marks that turn the direction of reading.
-
-    A name such as `cat<U+202E>gpj.exe` would pass for another, and turn the line that it stands in.
-    """
-    categories = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-    escapes = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
-    return "".join(
-        escapes.get(character, f"<U+{ord(character):04X}>")
-        if unicodedata.category(character) in categories and character not in JOINERS
-        else character
-        for character in text
-    )
-
-
-def short(text: str, longest: int) -> str:
-    """Make a name visible, and cut its middle where it is longer than `longest` characters; names often differ at their ends."""
-    shown = visible(text)
-    if len(shown) <= longest:
-        return shown
-    end = longest // 2
-    return f"{shown[: longest - end - 1]}…{shown[-end:]}"
 
 
 def number(value: float | None, unit: str, digits: int | None = None) -> str:

@@ -16,12 +16,12 @@ from convoy.core import contract, files, params, yaml
 from convoy.core.console import info
 from convoy.core.dataset import MANIFEST_FILE, Dataset
 from convoy.core.errors import DataError
+from convoy.core.escaping import short
 from convoy.energy.meter import STAGES
 from convoy.export import image_index
 from convoy.export.image_index import Images
 from convoy.gate import page
 from convoy.gate.result import GateResult, Verdict
-from convoy.gate.text import short
 from convoy.registry.client import ArtifactMissing, ModelArtifacts, Registry, Version
 from convoy.repo.identity import data_md5
 from convoy.retraining import data_diff

@@ -1,7 +1,6 @@
 """The report of a round of retraining, in the Markdown that GitHub and GitLab show.
 
-They turn more into markup than CommonMark does: `|` ends a cell of a table even inside of code, `$` begins a
-formula, `@name` notifies a person. None of the class names, paths and errors may become markup.
+None of the class names, paths and errors may become markup (`convoy.core.escaping`).
 """
 
 import os
@@ -15,9 +14,10 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from convoy.core import files, templates
+from convoy.core.escaping import code, prose, visible
 from convoy.energy.meter import STAGES, format_energy
 from convoy.gate import text
-from convoy.gate.text import Name, Section, Table, short, visible
+from convoy.gate.text import Name, Section, Table
 from convoy.retraining.data_diff import Changes, Example
 from convoy.retraining.outcome import RoundRecord
 from convoy.retraining.worktree import FOLDER
@@ -50,9 +50,6 @@ SIZES = (100, 10, 2)
 """Rows of each list, from long to short: the first with which the report does not exceed `MOST`."""
 
 FOLDED = 20  # rows up to which a table is shown unfolded
-LONGEST_NAME = 60  # characters of a name in a table
-LONGEST_WORD = 120  # in a sentence: a longer word would widen its table beyond the page
-LONGEST_SENTENCE = 400  # characters of a reason or note
 LONGEST_BLOCK = 3000  # of an error or a step's last lines
 
 
@@ -343,11 +340,6 @@ def duration(seconds: float) -> str:
 
 # Markdown
 
-MARKUP = re.compile(r"[\\`*_\[\]<>|~$&#]")
-MENTION = re.compile(r"(?<![\w`])@(?=\w)")
-LIST = re.compile(r"^(\s*)([-+=]|\d+(?=[.)](?:\s|$)))")
-PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")
-
 
 def table(listed: Table) -> str:
     """Render a table, folded where it is long; the first cell of a breach is bold. Empty without rows."""
@@ -375,28 +367,6 @@ def _cell(cell: str) -> str:
     return code(cell) if isinstance(cell, Name) else prose(cell)
 
 
-def code(content: str, longest: int = LONGEST_NAME) -> str:
-    """Show a name as code, in which nothing is markup; also fit for a cell of a table."""
-    shown = short(content, longest)
-    if not shown:
-        return ""
-    if "|" in shown or not shown.strip():
-        # No way to write `|` inside backticks reads the same in every renderer's tables.
-        return f"<code>{PUNCTUATION.sub(_entity, shown).replace(' ', '&#32;')}</code>"
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", shown)), default=0))
-    # Markdown removes a space at each end, where both have a space.
-    space = " " if shown[0] in "` " or shown[-1] in "` " else ""
-    return f"{fence}{space}{shown}{space}{fence}"
-
-
-def prose(sentence: str, longest: int = LONGEST_SENTENCE) -> str:
-    """Show a sentence literally, on one line; fit for a cell of a table."""
-    one_line = " ".join(short(word, LONGEST_WORD) for word in sentence.split())
-    escaped = MARKUP.sub(_entity, short(one_line, longest))
-    escaped = LIST.sub(lambda match: match[1] + "".join(f"&#{ord(mark)};" for mark in match[2]), escaped)
-    return MENTION.sub("@\u200b", escaped)  # an invisible space: nobody is notified
-
-
 def block(lines: str, longest: int = LONGEST_BLOCK) -> str:
     """Show lines as they are; only the last lines of a long text."""
     shown = "\n".join(visible(line) for line in lines.strip("\n").splitlines())
@@ -412,7 +382,3 @@ def link(address: str, label: str = "") -> str:
         return code(address, 300)
     target = quote(address, safe=":/?#@!$&'*+,;=%-._~")
     return f"[{prose(label or address)}]({target})"
-
-
-def _entity(match: re.Match[str]) -> str:
-    return f"&#{ord(match[0])};"

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from convoy.core import stage, yaml
+from convoy.core.console import info
 from convoy.core.errors import ConvoyError, without_credentials
 from convoy.repo import dvc, git
 
@@ -160,7 +161,7 @@ def stream(words: Sequence[str], folder: Path, env: Mapping[str, str]) -> str:
     tail: deque[str] = deque(maxlen=TAIL)
     try:
         for line in process.stdout or ():
-            print(line, end="", flush=True)
+            info(line.rstrip("\n"))
             tail.append(line)
         code = process.wait()
     except BaseException as error:  # a stage that goes on in a worktree that is gone harms the next round

@@ -16,7 +16,7 @@ from matplotlib.ticker import LogLocator
 from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import matplotlib as draw
 
-from convoy.core import console, yaml
+from convoy.core import console, escaping, yaml
 from convoy.explain import figures
 from convoy.sweep.space import describe
 from convoy.sweep.study import EPOCHS, REASON, Request, begun
@@ -94,7 +94,7 @@ class Results:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow([*self._header(), "reason"])
-        writer.writerows([*self._cells(row, repr), row.reason] for row in self.rows)
+        writer.writerows(escaping.csv_row([*self._cells(row, repr), row.reason]) for row in self.rows)
         return text.getvalue()
 
     def table(self) -> str:

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import json
 import shlex
 import sys
 import tempfile
@@ -14,7 +13,7 @@ from typing import Any
 import optuna
 
 from convoy.core import contract, files, params, yaml
-from convoy.core.console import ProgressBar
+from convoy.core.console import ProgressBar, info, print_json
 from convoy.core.errors import RequestError, TrainingError
 from convoy.repo import locks
 from convoy.sweep.results import Progress, Results, plots
@@ -70,7 +69,7 @@ def sweep(trials: int | None, workers: int, *, into_params: bool, as_json: bool)
             with locks.exclusive(request.folder / LOCK), contextlib.redirect_stdout(stdout):
                 results = _run(request, results, target, workers, as_json=as_json)
     if not as_json:
-        print("\n".join([*([results.table(), ""] if results.rows else []), *_summary(results, count)]))
+        info("\n".join([*([results.table(), ""] if results.rows else []), *_summary(results, count)]))
     if results.rows and results.count("failed") == len(results.rows):
         reasons = sorted({row.reason for row in results.rows})
         raise TrainingError(
@@ -78,15 +77,15 @@ def sweep(trials: int | None, workers: int, *, into_params: bool, as_json: bool)
         )
     applied = _apply(results) if into_params else []
     if as_json:
-        print(json.dumps(results.as_json() | {"applied": applied}, ensure_ascii=False))
+        print_json(results.as_json() | {"applied": applied})
     elif results.best and into_params:
         unchanged = f"{params.PARAMS_FILE} already holds the values of trial {results.best.number}"
-        print("\n".join(["", *(applied or [unchanged]), "Train with them: dvc repro"]))
+        info("\n".join(["", *(applied or [unchanged]), "Train with them: dvc repro"]))
     elif results.best:
-        print("\nWrite the best values into params.yaml:  convoy sweep --trials 0 --apply")
+        info("\nWrite the best values into params.yaml:  convoy sweep --trials 0 --apply")
         words = [f"{key}={yaml.inline(value)}" for key, value in results.best.values.items()]
         options = " ".join(f"-S {shlex.quote(word)}" for word in words)
-        print(f"Train with them once:  dvc exp run {options}")
+        info(f"Train with them once:  dvc exp run {options}")
 
 
 class TrialReporter:

@@ -5,7 +5,6 @@ import errno
 import os
 import shutil
 import signal
-import sys
 import tempfile
 import threading
 import time
@@ -21,6 +20,7 @@ import pytorch_lightning as pl
 import torch
 
 from convoy.core import stage
+from convoy.core.console import info
 from convoy.core.dataset import Dataset
 from convoy.core.errors import ConvoyError, TrainingError
 from convoy.models.spec import Spec
@@ -143,7 +143,7 @@ class Workers:
         if self.cause:  # a second Ctrl-C does not wait
             self._signal_all(signal.SIGKILL)
             return
-        print("stopping the workers; Ctrl-C again kills them", file=sys.stderr, flush=True)
+        info("stopping the workers; Ctrl-C again kills them", stderr=True)
         self.stop(KeyboardInterrupt())
 
     def _signal_all(self, kind: signal.Signals) -> None:
