@@ -3,6 +3,7 @@ import pytest
 
 from convoy.core.errors import DataError
 from convoy.data import scan
+from convoy.images import decode as decoding
 from convoy.images.decode import decode
 from convoy.images.delivery import recognise
 
@@ -158,3 +159,17 @@ def test_files_are_read_only_a_little_ahead(pets, monkeypatch):
     files = ((taken.append(name), item)[1] for name, item in zip(pets, pets.items(), strict=True))
     next(scan.read(files, recognise(pets), np.copy))
     assert len(taken) <= 2 * 2 + 1
+
+
+def test_an_image_holds_its_share_of_the_memory_until_it_is_resized(folder, pets, settings, monkeypatch):
+    memory = decoding.Memory(decoding.BYTES_PER_PIXEL * 64)  # one of the 8 x 8 images
+    monkeypatch.setattr(decoding, "memory", lambda: memory)
+    free = []
+
+    def shrink(image_u8):
+        free.append(memory._free)
+        return image_u8
+
+    scan.scan(folder(pets), settings(), shrink=shrink, keep=lambda _: None)
+    assert free == [0] * len(pets)
+    assert memory._free == memory.limit

@@ -1,7 +1,11 @@
 import contextlib
 import io
 import struct
+import subprocess
+import sys
+import threading
 import zlib
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -9,7 +13,7 @@ from PIL import Image
 
 from convoy.core.errors import DataError
 from convoy.images import decode as decoding
-from convoy.images.decode import MAX_PIXELS, decode
+from convoy.images.decode import BYTES_PER_PIXEL, MAX_PIXELS, Memory, decode, starts_as_image
 
 RED, WHITE = [255, 0, 0], [255, 255, 255]
 
@@ -140,3 +144,105 @@ def test_broken_bytes_are_a_data_error_and_never_a_crash():
                 broken[index] = rng.integers(0, 256)
             with contextlib.suppress(DataError):
                 assert decode(bytes(broken)).image_u8.shape[2] == 3
+
+
+@pytest.mark.parametrize("format_", decoding.FORMATS)
+def test_the_first_bytes_of_every_supported_format_are_recognised(format_):
+    content = encoded(Image.new("RGB", (5, 3)), format_)
+    assert starts_as_image(content[: decoding.HEAD_BYTES])
+    assert not any(map(starts_as_image, (b"", b"P", b"B", b"hello", b"\0" * 512, b"%PDF-1.7", b"PK\x03\x04")))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "L", "1", "CMYK", "I;16"])
+def test_a_large_image_is_converted_strip_by_strip_to_the_same_pixels(mode, monkeypatch):
+    noise = np.random.default_rng(0).integers(0, 256, (29, 17, 4), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    options = {"format_": "JPEG"} if mode == "CMYK" else {"transparency": 3} if mode == "P" else {}
+    picture = (
+        Image.fromarray(noise[:, :, :2].copy().view(np.uint16)[:, :, 0])
+        if mode == "I;16"
+        else picture.convert("RGB").quantize(16)
+        if mode == "P"
+        else picture.convert(mode)
+    )
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encoded(picture, exif=exif, **options)
+    whole = decode(content).image_u8
+    monkeypatch.setattr(decoding, "STRIP_PIXELS", 100)
+    assert np.array_equal(decode(content).image_u8, whole)
+    assert whole.shape == (17, 29, 3)
+
+
+PEAK = """
+import io, resource, sys
+from PIL import Image
+from convoy.images.decode import decode
+content = open(sys.argv[1], "rb").read()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+decode(content)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_a_transparent_image_of_few_bytes_takes_no_more_than_twice_its_pixels(tmp_path):
+    picture = Image.new("P", (4000, 4000))
+    picture.save(tmp_path / "bomb.png", transparency=0)
+    assert (tmp_path / "bomb.png").stat().st_size < 25_000
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(tmp_path / "bomb.png")],
+        check=True, capture_output=True, text=True, env={"PYTHONPATH": ":".join(sys.path)},
+    )  # fmt: skip
+    unit = 1024 if sys.platform == "linux" else 1
+    assert int(done.stdout) * unit < 8 * 4000 * 4000  # 17 bytes a pixel, if converted as a whole
+
+
+def test_threads_together_decode_no_more_than_the_limit(monkeypatch):
+    content = encoded(Image.new("RGB", (10, 10)))
+    memory = Memory(2 * BYTES_PER_PIXEL * 100)
+    monkeypatch.setattr(decoding, "memory", lambda: memory)
+    running, most, lock = 0, 0, threading.Lock()
+    full = threading.Barrier(2)
+
+    def work():
+        nonlocal running, most
+        with ExitStack() as held:
+            decode(content, held)
+            with lock:
+                running += 1
+                most = max(most, running)
+            full.wait(10)
+            with lock:
+                running -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert (most, running) == (2, 0)
+
+
+def test_an_image_above_the_limit_is_decoded_while_no_other_is():
+    memory = Memory(10)
+    with memory.reserved(1000):
+        waiting = threading.Thread(target=lambda: memory.reserved(1).__enter__(), daemon=True)
+        waiting.start()
+        waiting.join(0.1)
+        assert waiting.is_alive()
+    waiting.join(10)
+    assert not waiting.is_alive()
+
+
+def test_the_limit_is_a_share_of_the_memory():
+    assert 2**20 < decoding.memory().limit < 2**45
+
+
+def test_a_damaged_image_gives_its_share_of_the_memory_back(monkeypatch):
+    memory = Memory(BYTES_PER_PIXEL * 100)
+    monkeypatch.setattr(decoding, "memory", lambda: memory)
+    content = encoded(Image.new("RGB", (10, 10)))
+    for _ in range(3):
+        with ExitStack() as held, pytest.raises(DataError):
+            decode(content[: len(content) // 2], held)
+    assert memory._free == memory.limit

@@ -1,6 +1,10 @@
+import io
 import json
+import os
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -56,6 +60,149 @@ def test_every_given_path_gets_a_prediction_or_a_reason_in_its_order(built, fold
     assert good is None
     assert text.startswith("is not an image in a supported format")
     assert void == "contains no images"
+
+
+@pytest.fixture
+def photo(built):
+    """The bytes of a PNG."""
+    stream = io.BytesIO()
+    Image.fromarray(built.noisy(9, 1)[0]).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def answers(built, folder):
+    """Predict a folder; its paths without a prediction have their reason, the others an empty text."""
+    found = list(predict(built.unverified, [folder]))
+    assert len({each.path for each in found}) == len(found)
+    return {each.path.relative_to(folder).as_posix(): each.reason or "" for each in found}
+
+
+def test_links_that_stay_inside_a_folder_are_followed_without_end(built, photo, tmp_path):
+    folder = tmp_path / "photos"
+    write(folder / "2020" / "a.png", photo)
+    write(folder / ".store" / "deep" / "b.png", photo)
+    (folder / "linked.png").symlink_to("2020/a.png")
+    (folder / "stored").symlink_to(folder / ".store")
+    (folder / "2020" / "up").symlink_to(folder)
+    (folder / ".store" / "deep" / "sideways").symlink_to(folder / "2020")
+    (folder / "2020" / "crossed").symlink_to(folder / ".store")
+    found = answers(built, folder)
+    assert not any(found.values())
+    assert {"2020/a.png", "linked.png", "stored/deep/b.png", "2020/crossed/deep/b.png"} <= found.keys()
+    assert len(found) < 10
+
+
+def test_links_out_of_the_folder_and_broken_ones_are_listed_and_the_rest_is_predicted(
+    built, photo, tmp_path, capsys
+):
+    folder = tmp_path / "photos"
+    write(folder / "z.png", photo)
+    elsewhere = write(tmp_path / "elsewhere" / "c.png", photo)
+    (folder / "album").symlink_to(elsewhere.parent)
+    (folder / "c.png").symlink_to(elsewhere)
+    (folder / "gone").symlink_to("nowhere")
+    (folder / "itself").symlink_to("itself")
+    assert show(predict(built.unverified, [folder]), as_json=False) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[0].rpartition("/")[2] for line in lines] == [
+        "album",
+        "c.png",
+        "gone",
+        "itself",
+        "z.png",
+    ]
+    for line, target in zip(lines, (elsewhere.parent, elsewhere, "nowhere", "itself"), strict=False):
+        assert f"ERROR: is a link to {target}" in line
+    assert "ERROR" not in lines[-1]
+    assert show(predict(built.unverified, [folder, elsewhere.parent]), as_json=False) == 1
+    assert f"{elsewhere}: " in capsys.readouterr().out
+
+
+def test_a_linked_folder_that_is_given_by_name_is_searched(built, photo, tmp_path):
+    write(tmp_path / "photos" / "a.png", photo)
+    (tmp_path / "link").symlink_to("photos")
+    assert answers(built, tmp_path / "link") == {"a.png": ""}
+
+
+def test_unreadable_folders_and_files_and_what_is_no_file_are_listed(built, photo, tmp_path, monkeypatch):
+    folder = tmp_path / "photos"
+    for name in ("a.png", "locked/b.png", "notes", "z.png"):
+        write(folder / name, photo)
+    os.mkfifo(folder / "pipe")
+    with socket.socket(socket.AF_UNIX) as server:
+        monkeypatch.chdir(folder)
+        server.bind("socket")
+    listdir, open_ = os.listdir, Path.open
+
+    def refuse(path, *words, **named):
+        if Path(path).name in {"locked", "notes"}:  # root, as tests may run, reads everything
+            raise PermissionError(13, "Permission denied")
+        return (listdir if path.is_dir() else open_)(path, *words, **named)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
+    assert answers(built, folder) == {
+        "a.png": "",
+        "locked": "cannot be read: Permission denied",
+        "notes": "cannot be read: Permission denied",
+        "pipe": "is a pipe, a socket or a device",
+        "socket": "is a pipe, a socket or a device",
+        "z.png": "",
+    }
+
+
+def test_a_name_that_is_no_utf8_is_predicted_and_printed_escaped(built, photo, tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/photos/\xe4\x1b[31m.png"))
+    write(path, photo)
+    command = "import sys; from convoy.cli import main; sys.argv[0] = 'convoy'; main()"
+    words = [sys.executable, "-c", command, "predict", str(built.unverified), str(path.parent)]
+    env = os.environ | {"PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run(words, check=True, capture_output=True, env=env)
+    assert done.stdout.startswith(rb"%s/\xe4<U+001B>[31m.png: " % os.fsencode(path.parent))
+    done = subprocess.run([*words, "--json"], check=True, capture_output=True, env=env)
+    answer = json.loads(done.stdout.decode())
+    assert answer["path"] == str(path)
+    assert os.fsencode(answer["path"]).endswith(b"\xe4\x1b[31m.png")
+
+
+def test_a_name_is_no_command_to_a_ci_system(built, photo, tmp_path, monkeypatch, capsys):
+    write(tmp_path / "::stop-commands::x.png", photo)
+    write(tmp_path / "a\n::error::b.png", photo)
+    write(tmp_path / "##[group]c.png", photo)
+    monkeypatch.chdir(tmp_path)
+    assert show(predict(built.unverified, [Path()]), as_json=False) == 0
+    printed = capsys.readouterr().out
+    assert len(printed.splitlines()) == 3
+    assert not any(line.lstrip().startswith("::") or "##[" in line for line in printed.splitlines())
+    assert "stop-commands::x.png" in printed
+    assert r"a\n::error::b.png" in printed
+
+
+def test_of_a_large_file_that_is_no_image_only_the_start_is_read(built, photo, tmp_path, monkeypatch):
+    folder = tmp_path / "photos"
+    write(folder / "a.png", photo)
+    for name, start in (("film", b"\0"), ("huge.png", photo), ("text.jpg", b"hello")):
+        with write(folder / name, start).open("r+b") as file:
+            file.truncate(12 * 2**30)  # takes no space
+    reasons = answers(built, folder)
+    assert reasons.keys() == {"a.png", "huge.png", "text.jpg"}
+    assert reasons["huge.png"].startswith("is too large: more than 537,919,486 bytes")
+    assert reasons["text.jpg"].startswith("is not an image")
+
+
+def test_an_image_can_come_through_a_pipe(built, photo):
+    read_end, write_end = os.pipe()
+    os.write(write_end, photo)
+    os.close(write_end)
+    (prediction,) = predict(built.unverified, [Path(f"/dev/fd/{read_end}")])
+    os.close(read_end)
+    assert prediction.reason is None
 
 
 def test_a_missing_model_is_reported_before_any_image_is_read(tmp_path):

@@ -5,6 +5,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -95,7 +96,7 @@ def read(
     """Decode files on every core, in order; None for a file without a usable image.
 
     Pillow and onnxruntime release Python's lock while they compute. Only the results of `shrink`
-    are kept, so memory holds one full image per thread.
+    are kept, so memory holds one full image per thread; fewer, where large ones would take too much (`decode.memory`).
     """
     threads = os.cpu_count() or 1
     pending: deque[Future[list[tuple[Record, Square | None]]]] = deque()
@@ -124,16 +125,17 @@ def _batches(files: Iterable[tuple[str, bytes]]) -> Iterator[list[tuple[str, byt
 def _read(name: str, content: bytes, layout: Layout, shrink: Shrink) -> tuple[Record, Square | None]:
     split, label = layout.split_and_label(name)
     record = Record(name, hashlib.sha256(content).hexdigest(), label, split)
-    try:
-        image = decode(content)
-    except DataError as error:
-        status: Status = "quarantined" if label else "ignored"
-        return replace(record, split=None, status=status, reason=str(error)), None
-    height, width, _ = image.image_u8.shape
-    record = replace(record, width=width, height=height, mode=image.mode)
-    if label is None:
-        return replace(record, split=None, status="quarantined", reason="is not in a class folder"), None
-    return replace(record, pixels=pixel_hash(image.image_u8)), shrink(image.image_u8)
+    with ExitStack() as held:
+        try:
+            image = decode(content, held)
+        except DataError as error:
+            status: Status = "quarantined" if label else "ignored"
+            return replace(record, split=None, status=status, reason=str(error)), None
+        height, width, _ = image.image_u8.shape
+        record = replace(record, width=width, height=height, mode=image.mode)
+        if label is None:
+            return replace(record, split=None, status="quarantined", reason="is not in a class folder"), None
+        return replace(record, pixels=pixel_hash(image.image_u8)), shrink(image.image_u8)
 
 
 def _check_names(delivery: Delivery, layout: Layout, names: list[str]) -> None:

@@ -20,12 +20,10 @@ from convoy import __version__
 from convoy.core import contract
 from convoy.core.dataset import Fit
 from convoy.core.errors import NetworkError
+from convoy.export.onnx_model import LARGEST_BYTES
 from convoy.images import resize
 from convoy.models import trained
 from convoy.models.trained import NormalizedModel
-
-LARGEST_BYTES = 2**31 - 1
-"""Limit of protobuf, and so of an ONNX file."""
 
 
 class _WithProbabilities(nn.Module):

@@ -4,13 +4,16 @@ N images of H x W pixels; K classes.
 """
 
 import json
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnxruntime
+from onnx import AttributeProto, TensorProto
 
 from convoy.core import contract
 from convoy.core.errors import RequestError, VerificationError
@@ -18,6 +21,12 @@ from convoy.core.errors import RequestError, VerificationError
 CHUNK_IMAGES = 64
 CHUNK_BYTES = 32 * 2**20
 """Most images and bytes of pixels in a chunk: the graph holds them as float32, at four times the size."""
+
+LARGEST_BYTES = 2**31 - 1
+"""Limit of protobuf, and so of an ONNX file."""
+
+LEAST_SECONDS = 60.0
+"""Shortest time limit of a call, in seconds: it may wait for other work of the machine."""
 
 T = TypeVar("T")
 
@@ -30,21 +39,33 @@ class OnnxModel:
         properties: the file's metadata, with the run, commit, data and params that it comes from.
     """
 
-    def __init__(self, model: Path | bytes, *, threads: int = 0) -> None:
-        """Open a model from a file or its bytes; 0 leaves the number of threads per operation to onnxruntime.
+    def __init__(
+        self, model: Path | bytes, *, threads: int = 0, seconds_per_image: float | None = None
+    ) -> None:
+        """Open a model from a file or its bytes.
+
+        Args:
+            model: the file, or its content.
+            threads: per operation; 0 leaves their number to onnxruntime.
+            seconds_per_image: time limit of a call, for models of unknown origin; at least a minute per call.
 
         Raises:
-            RequestError: the file does not exist.
-            VerificationError: the file is not valid ONNX, or was not exported by Convoy.
+            RequestError: the file does not exist, or is a folder.
+            VerificationError: the file is not valid ONNX, was not exported by Convoy, or has what no exported model has:
+                data in other files, or control flow.
         """
         name = str(model) if isinstance(model, Path) else "the model"
-        if isinstance(model, Path) and not model.is_file():
-            raise RequestError(f"{name} does not exist. `dvc repro` makes build/deploy/{contract.VERIFIED}.")
+        self._name, self._seconds_per_image = name, seconds_per_image
+        content = _read(model) if isinstance(model, Path) else model
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # a lower level would print errors that are raised as well
         options.intra_op_num_threads = threads
         try:
-            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            _check_self_contained(name, content)
+            # From the bytes that were checked, not from the file again.
+            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except VerificationError:
+            raise
         except Exception as error:  # onnxruntime's errors share no base class
             cause = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise VerificationError(
@@ -66,9 +87,32 @@ class OnnxModel:
         self.classes: tuple[str, ...] = tuple(json.loads(self.properties[contract.CLASSES]))
 
     def __call__(self, images_u8: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Map (N, H, W, 3) RGB pixels to (N, K) probabilities."""
+        """Map (N, H, W, 3) RGB pixels to (N, K) probabilities.
+
+        Raises:
+            VerificationError: the time limit has passed.
+        """
         probabilities: npt.NDArray[np.float32]
-        (probabilities,) = self._session.run([contract.PROBABILITIES], {contract.IMAGE: images_u8})
+        outputs, inputs = [contract.PROBABILITIES], {contract.IMAGE: images_u8}
+        if self._seconds_per_image is None:
+            (probabilities,) = self._session.run(outputs, inputs)
+            return probabilities
+        options = onnxruntime.RunOptions()
+        seconds = max(LEAST_SECONDS, self._seconds_per_image * len(images_u8))
+        timer = threading.Timer(seconds, setattr, (options, "terminate", True))
+        timer.daemon = True
+        timer.start()
+        try:
+            (probabilities,) = self._session.run(outputs, inputs, options)
+        except Exception as error:
+            if not options.terminate:
+                raise
+            raise VerificationError(
+                f"{self._name} did not answer for {len(images_u8)} images of {images_u8.shape[2]} x {images_u8.shape[1]} "
+                f"pixels within {seconds:g} s. Use build/deploy/{contract.VERIFIED}, or smaller images."
+            ) from error
+        finally:
+            timer.cancel()
         return probabilities
 
     def predict_mixed(self, images_u8: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
@@ -78,8 +122,61 @@ class OnnxModel:
         for n, image_u8 in enumerate(images_u8):
             by_shape.setdefault(image_u8.shape, []).append(n)
         for same in by_shape.values():
-            probabilities[same] = self(np.stack([images_u8[n] for n in same]))
+            single = images_u8[same[0]][np.newaxis]  # not copied: it may be large
+            probabilities[same] = self(np.stack([images_u8[n] for n in same]) if len(same) > 1 else single)
         return probabilities
+
+
+def _read(path: Path) -> bytes:
+    """Read the file of a model.
+
+    Raises:
+        RequestError: it does not exist, or is a folder.
+        VerificationError: it is larger than any ONNX file, or cannot be read.
+    """
+    if path.is_dir():
+        inside = sorted(file.name for file in path.glob("*.onnx"))
+        instead = f"Name the file: {path / inside[0]}" if inside else f"It holds no {contract.VERIFIED}."
+        raise RequestError(f"{path} is a folder, not a model. {instead}")
+    if not path.is_file():
+        raise RequestError(f"{path} does not exist. `dvc repro` makes build/deploy/{contract.VERIFIED}.")
+    try:
+        if path.stat().st_size > LARGEST_BYTES:
+            raise VerificationError(
+                f"{path} is not a valid ONNX file: it has more than {LARGEST_BYTES:,} bytes."
+            )
+        return path.read_bytes()
+    except OSError as error:
+        raise VerificationError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _check_self_contained(name: str, content: bytes) -> None:
+    """Refuse what no exported model has, and what its sha256 or a time limit would not cover.
+
+    Raises:
+        VerificationError: a tensor is in another file, or a node has a graph of its own, as `Loop`, `If` and `Scan` do.
+    """
+    model = onnx.load_model_from_string(content)
+    sparse = [part for tensor in model.graph.sparse_initializer for part in (tensor.values, tensor.indices)]
+    tensors = [*model.graph.initializer, *sparse]
+    for node in [*model.graph.node, *(node for function in model.functions for node in function.node)]:
+        for attribute in node.attribute:
+            if attribute.type in {AttributeProto.GRAPH, AttributeProto.GRAPHS} or attribute.HasField("g"):
+                raise VerificationError(
+                    f"{name} has control flow (node `{node.op_type}`), which no model of Convoy has and which need not end. "
+                    f"Use build/deploy/{contract.VERIFIED}, which `dvc repro` makes."
+                )
+            sparse = [attribute.sparse_tensor, *attribute.sparse_tensors]
+            tensors += [attribute.t, *attribute.tensors]
+            tensors += [part for tensor in sparse for part in (tensor.values, tensor.indices)]
+    for tensor in tensors:
+        if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
+            files = [entry.value for entry in tensor.external_data if entry.key == "location"]
+            raise VerificationError(
+                f"{name} keeps the tensor `{tensor.name}` in another file ({', '.join(files) or 'without a name'}), which the "
+                f"model's sha256 does not cover. Use build/deploy/{contract.VERIFIED}, or write a single file: onnx.save "
+                "with save_as_external_data=False"
+            )
 
 
 def chunks(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:

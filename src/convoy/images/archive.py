@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import IO, Any, Literal, Self, cast
 
 from convoy.core.errors import DataError
-from convoy.images.decode import MAX_PIXELS
+from convoy.images.decode import MAX_FILE_BYTES
 
 Kind = Literal["zip", "tar", "tar.gz", "tar.bz2", "tar.xz"]
 
-MAX_MEMBER_BYTES = 6 * MAX_PIXELS + 2**20
-"""Largest member, in bytes: the largest image that is decoded, as uncompressed 16-bit RGB with
-its header. One member is in memory at a time."""
+MAX_MEMBER_BYTES = MAX_FILE_BYTES
+"""Largest member, in bytes. One member is in memory at a time."""
 
 MAX_EXPANSION = 200
 """Largest unpacked size, in multiples of the archive. Images hardly compress; plain BMP

@@ -1,6 +1,7 @@
 """Classify image files with an exported model: numpy, Pillow and onnxruntime, no torch."""
 
-import json
+import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +11,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from convoy.core.console import info
+from convoy.core import escaping
+from convoy.core.console import info, print_json
 from convoy.core.errors import DataError
 from convoy.export.onnx_model import OnnxModel, chunks
-from convoy.images.decode import FORMATS, decode
+from convoy.images.decode import FORMATS, NotAnImageError, decode, read
 from convoy.images.delivery import is_litter
+
+SECONDS_PER_IMAGE = 10.0
+"""Time limit of the model, which may be anybody's. The largest networks take a second on one core."""
 
 Item = tuple[Path, npt.NDArray[np.uint8] | None, str | None]
 """A file with its decoded image, or with the reason why it has none."""
@@ -49,15 +54,15 @@ def predict(model: Path, paths: Sequence[Path]) -> Iterator[Prediction]:
     """Classify every image, in the order given; folders are walked in order of name.
 
     A file that cannot be classified gets a reason and does not stop the rest. Inside folders, files
-    that neither hold an image nor have an image's suffix are skipped.
+    that neither hold an image nor have an image's suffix are skipped; links that stay inside are
+    followed; every other link, and what cannot be read, gets a reason.
 
     Raises:
         RequestError: the model does not exist.
         VerificationError: the model is not valid ONNX, or was not exported by Convoy.
     """
-    return _predictions(
-        OnnxModel(model), paths
-    )  # not a generator itself: a missing model is reported at once
+    # Not a generator itself: a missing model is reported at once.
+    return _predictions(OnnxModel(model, seconds_per_image=SECONDS_PER_IMAGE), paths)
 
 
 def show(predictions: Iterable[Prediction], *, as_json: bool) -> int:
@@ -66,11 +71,14 @@ def show(predictions: Iterable[Prediction], *, as_json: bool) -> int:
     for prediction in predictions:
         failed += prediction.reason is not None
         if as_json:
-            info(json.dumps(prediction.as_json(), ensure_ascii=False))
-        elif prediction.reason is not None:
-            info(f"{prediction.path}: ERROR: {prediction.reason}")
+            print_json(prediction.as_json())
+            continue
+        path = escaping.visible(str(prediction.path))
+        if prediction.reason is not None:
+            info(f"{path}: ERROR: {escaping.visible(prediction.reason)}")
         else:
-            info(f"{prediction.path}: {prediction.label} {prediction.probabilities[prediction.label]:.4f}")
+            probability = prediction.probabilities[prediction.label]
+            info(f"{path}: {escaping.visible(prediction.label)} {probability:.4f}")
     return 1 if failed else 0
 
 
@@ -91,35 +99,59 @@ def _predictions(model: OnnxModel, paths: Sequence[Path]) -> Iterator[Prediction
 
 def _read(path: Path) -> Iterator[Item]:
     """Decode a file, or every image below a folder."""
-    if not path.is_dir():
-        yield _decoded(path)
+    if not os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises where a folder above may not be entered)
+        yield from _decoded(path)
         return
     empty = True
-    for file in sorted(path.rglob("*")):
-        if is_litter(file.relative_to(path).as_posix()) or not file.is_file():
-            continue
-        item = _decoded(file)
-        if item[1] is not None or _is_meant_as_image(file):
+    for file, reason in _walk(path):
+        for item in [(file, None, reason)] if reason else _decoded(file, images_only=True):
             empty = False
             yield item
     if empty:
         yield path, None, "contains no images"
 
 
-def _decoded(path: Path) -> Item:
+def _walk(top: Path) -> Iterator[tuple[Path, str]]:
+    """List the files below a folder in order of name; what cannot be listed with the reason, else an empty one.
+
+    Each link to a folder is followed once, and not at all if it leads to a folder that it is in: that is listed already.
+    """
+    root = Path(os.path.realpath(top))
+    followed: set[Path] = set()
+    todo = [top]
+    while todo:
+        path = todo.pop()
+        try:
+            if path != top and path.is_symlink():
+                link, target = Path(os.path.realpath(path.parent), path.name), Path(os.path.realpath(path))
+                if not target.is_relative_to(root):
+                    yield path, f"is a link to {target}, outside of {top}: give that path as well"
+                    continue
+                if target.is_symlink() or not target.exists():
+                    yield path, f"is a link to {path.readlink()}, which leads nowhere"
+                    continue
+                if target.is_dir():
+                    if link in followed or link.is_relative_to(target):
+                        continue
+                    followed.add(link)
+            mode = path.stat().st_mode
+            if stat.S_ISDIR(mode):
+                names = sorted(os.listdir(path), reverse=True)  # noqa: PTH208 (only the names are needed)
+                todo += [path / name for name in names if not is_litter(name)]
+            else:
+                yield path, "" if stat.S_ISREG(mode) else "is a pipe, a socket or a device"
+        except OSError as error:
+            yield path, f"cannot be read: {error.strerror}"
+
+
+def _decoded(path: Path, *, images_only: bool = False) -> Iterator[Item]:
+    """Decode a file; for `images_only` yield nothing if it is neither an image nor called like an image."""
     try:
-        return path, decode(path.read_bytes()).image_u8, None
+        yield path, decode(read(path)).image_u8, None
+    except NotAnImageError as error:
+        if not images_only or Image.registered_extensions().get(path.suffix.lower()) in FORMATS:
+            yield path, None, str(error)
     except DataError as error:
-        return path, None, str(error)
+        yield path, None, str(error)
     except OSError as error:
-        return path, None, f"cannot be read: {error.strerror}"
-
-
-def _is_meant_as_image(path: Path) -> bool:
-    """Distinguish a damaged image, which must be reported, from a file of another kind."""
-    try:
-        with Image.open(path, formats=FORMATS):
-            return True
-    except (OSError, Image.DecompressionBombError):
-        known = Image.registered_extensions()
-        return known.get(path.suffix.lower()) in FORMATS
+        yield path, None, f"cannot be read: {error.strerror}"

@@ -1,0 +1,107 @@
+"""The code that the pages show for use without Convoy answers as `convoy predict` does, on every kind of file that it reads."""
+
+import ast
+import re
+import runpy
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from convoy.serving.predict import predict
+
+PAGES = ("README.md", "docs/deployment.md", "model_card.md")
+WITHOUT_CONVOY = {"json", "numpy", "onnxruntime", "PIL"}
+PX = 24
+
+
+def noise(channels, dtype=np.uint8):
+    most = np.iinfo(dtype).max
+    return (
+        np.random.default_rng(channels).integers(0, most, (PX, PX, channels), dtype, endpoint=True).squeeze()
+    )
+
+
+def rgb():
+    return Image.fromarray(noise(3))
+
+
+def rgba():
+    return Image.fromarray(noise(4))
+
+
+def upright(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return {"exif": exif}
+
+
+FILES = {
+    "plain.jpg": (rgb, {}),
+    "gray.png": (lambda: Image.fromarray(noise(1)), {}),
+    "black_and_white.png": (lambda: Image.fromarray(noise(1)).convert("1"), {}),
+    "transparent.png": (rgba, {}),
+    "transparent.webp": (rgba, {"lossless": True}),
+    "transparent_gray.png": (lambda: rgba().convert("LA"), {}),
+    "transparent_color.png": (rgb, {"transparency": tuple(noise(3)[0, 0])}),
+    "palette.png": (lambda: rgb().quantize(16), {}),
+    "palette_transparent.png": (lambda: rgb().quantize(4), {"transparency": 2}),
+    "palette.gif": (lambda: rgb().quantize(16), {}),
+    "gray_16_bit.png": (lambda: Image.fromarray(noise(1, np.uint16)), {}),
+    "gray_16_bit.tif": (lambda: Image.fromarray(noise(1, np.uint16)), {}),
+    "gray_16_bit.ppm": (lambda: Image.fromarray(noise(1, np.uint16)), {}),
+    "gray_16_bit_turned.png": (lambda: Image.fromarray(noise(1, np.uint16)), upright(5)),
+    "cmyk.jpg": (lambda: rgb().convert("CMYK"), {}),
+    "cmyk.tif": (lambda: Image.fromarray(noise(4), "CMYK"), {}),
+    "lab.tif": (lambda: Image.fromarray(noise(3), "LAB"), {}),
+    **{f"turned_{n}.jpg": (rgb, upright(n)) for n in range(2, 9)},
+    "animated.gif": (rgb, {"save_all": True, "append_images": [Image.new("RGB", (PX, PX))]}),
+    "animated.webp": (
+        rgba,
+        {"save_all": True, "lossless": True, "append_images": [Image.new("RGBA", (PX, PX))]},
+    ),
+    "animated.png": (rgba, {"save_all": True, "append_images": [Image.new("RGBA", (PX, PX))]}),
+    "plain.bmp": (rgb, {}),
+    "plain.jp2": (rgb, {}),
+}
+
+
+@pytest.fixture(scope="module")
+def code(repository, verified):
+    """Take the code of each page, by its name; it reads `image.png`."""
+
+    def compiled(page):
+        folder = repository if page != "model_card.md" else verified[0].home / "deploy"
+        [text] = re.findall(r"```python\n(.*?)```", (folder / page).read_text(encoding="utf-8"), re.DOTALL)
+        assert imported(text) <= WITHOUT_CONVOY
+        text, files = re.subn(r'Image\.open\("[^"]+"\)', 'Image.open("image.png")', text)
+        text, models = re.subn(r'InferenceSession\("[^"]+"\)', 'InferenceSession("model.onnx")', text)
+        assert (files, models) == (1, 1)
+        return text
+
+    return {page: compiled(page) for page in PAGES}
+
+
+def imported(text):
+    nodes = list(ast.walk(ast.parse(text)))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
+    assert names
+    return {name.partition(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_code_of_every_page_answers_as_predict_does(code, verified, name, tmp_path, monkeypatch):
+    make, options = FILES[name]
+    make().save(tmp_path / name, **options)
+    (answer,) = predict(verified[0].model, [tmp_path / name])
+    assert answer.reason is None
+    shutil.copy(tmp_path / name, tmp_path / "image.png")
+    shutil.copy(verified[0].model, tmp_path / "model.onnx")
+    monkeypatch.chdir(tmp_path)
+    for page in PAGES:
+        (tmp_path / "use.py").write_text(code[page], encoding="utf-8")
+        found = runpy.run_path("use.py")
+        given = dict(zip(answer.probabilities, found["probabilities"][0].tolist(), strict=True))
+        assert given == pytest.approx(answer.probabilities, abs=1e-6), f"{page} on {name}"
