@@ -112,6 +112,18 @@ def test_a_file_that_is_not_one_of_weights_is_refused(tmp_path, content):
         read_file(path)
 
 
+def test_a_safetensors_file_is_called_so_with_the_conversion(tmp_path):
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    for padding in (0, 0x80 - len(header) % 256):  # 0x80 is the first byte of a pickle
+        path = tmp_path / f"w{padding}.safetensors"
+        padded = header + b" " * (padding % 256)
+        path.write_bytes(len(padded).to_bytes(8, "little") + padded + bytes(4))
+        with pytest.raises(
+            NetworkError, match=r"is a safetensors file.*\n.*load_file.*torch\.save|torch\.save.*load_file"
+        ):
+            read_file(path)
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("share", [0, 0.5, 0.99])
 def test_a_truncated_file_is_refused(write, share, *, zipped):

@@ -127,6 +127,11 @@ def parse_facts(text: str, path: Path) -> WeightFacts:
 
 
 def _unpickle(path: Path) -> object:
+    if _is_safetensors(path):
+        raise NetworkError(
+            f"{path} is a safetensors file, which is not supported. Convert it (pip install safetensors), then use the result:\n"
+            f"""python -c 'import torch, safetensors.torch as s; torch.save(s.load_file("FILE.safetensors"), "FILE.pt")'"""
+        )
     try:
         # Files older than torch 1.6 are no zip archives, and those cannot be mapped into memory.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -147,6 +152,13 @@ def _unpickle(path: Path) -> object:
             f"{path} is damaged or not a file of weights: {reason}\n"
             "Fetch it again from its source: convoy weights use SOURCE"
         ) from error
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Recognise the format by its start: the size of its JSON header, 8 bytes, then the header."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
 
 
 def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
