@@ -53,6 +53,7 @@ def main() -> None:
             diagram.draw(tabulate(network_spec, len(dataset.classes), dataset.image_px), picture)
             run_id = run.reference.run_id
             resumable = Resumable(store, checkpoint, run_id, run.log_points, tracking.step_interval, STARTED)
+            store.begin(run_id)
             with metered("train", energy.country) as meter, run.system_metrics():
                 metrics = fit(
                     dataset,

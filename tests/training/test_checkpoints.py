@@ -17,7 +17,10 @@ import torch
 
 from convoy.core import files
 from convoy.core.errors import TrainingError, TrainingPaused
+from convoy.training import checkpoints
 from convoy.training.checkpoints import (
+    COST,
+    CheckpointCallback,
     CheckpointStore,
     DirectIO,
     inputs_digest,
@@ -382,10 +385,60 @@ def test_a_spent_time_budget_saves_and_names_the_step_to_resume_from(run, tmp_pa
     assert_equal(tmp_path / "paused", tmp_path / "whole")
 
 
+def test_a_training_killed_in_its_second_epoch_resumes_there_whatever_the_interval(run, tmp_path, capsys):
+    run("whole")
+    with pytest.raises(Kill):
+        run("killed", KillAt(12), every_s=3600.0)
+    capsys.readouterr()
+    run("killed", every_s=3600.0)
+    assert "Resuming from epoch 2, step 3" in capsys.readouterr().out
+    assert_equal(tmp_path / "killed", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("write_s", "epoch_s", "saves"), [(1.0, 1.0, 6), (1.0, 5.0, 25), (0.01, 1.0, 99), (1.0, 60.0, 99)]
+)
+def test_checkpoints_at_the_ends_of_short_epochs_take_a_twentieth_of_the_time(
+    monkeypatch, write_s, epoch_s, saves
+):
+    now = 0.0
+
+    def write(*_, **__):
+        nonlocal now
+        now += write_s
+        return True
+
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now)
+    target = Mock(save=Mock(side_effect=write), params=LIMITS.model_copy(update={"every_s": 3600.0}))
+    callback = CheckpointCallback(Mock(store=target), Mock(), Mock())
+    trainer = Mock(max_epochs=101, should_stop=False)
+    for epoch in range(100):
+        now += epoch_s
+        trainer.current_epoch = epoch
+        callback.on_train_epoch_end(trainer)
+    assert abs(target.save.call_count - saves) <= 1
+    assert target.save.call_args_list[0].kwargs["epoch"] == 2, "the first epoch's end has one"
+    assert (target.save.call_count - 1) * write_s <= COST * now
+
+
+def test_an_earlier_attempt_without_a_checkpoint_is_named(tmp_path, capsys):
+    reference = tmp_path / "reference.json"
+    assert store(tmp_path).resume(reference) is None
+    assert capsys.readouterr().out == "", "the first attempt"
+    store(tmp_path).begin("20261123-100000-aaaaaa")
+    assert store(tmp_path).resume(reference) is None
+    printed = capsys.readouterr().out
+    assert "run 20261123-100000-aaaaaa) left no checkpoint" in printed
+    assert "starts from the beginning" in printed
+    save(store(tmp_path), 1)
+    assert store(tmp_path).resume(reference).facts.step == 1
+    assert capsys.readouterr().out == ""
+
+
 def test_points_are_published_only_with_a_checkpoint_that_comes_after_them(run):
     journal = Journal()
     with pytest.raises(Kill):
-        run("model", KillAt(9), journal=journal, every_s=60.0)
+        run("model", KillAt(5), journal=journal, every_s=60.0)
     assert not journal.points
     run("model", journal=journal, every_s=60.0)
     assert {step for name, step in journal.points if name == "step/loss"} == set(range(1, 7))

@@ -34,6 +34,8 @@ from convoy.training.settings import CheckpointParams, TrainParams
 
 KEPT = 2  # checkpoints kept of an unfinished training: the older serves if the newest is damaged
 REFERENCE = "run.json"  # copy of the reference to the run, as DVC records it
+ATTEMPT = "attempt.json"  # the latest process that began to train
+COST = 0.05  # largest share of the time that checkpoints at the ends of epochs take
 
 
 def inputs_digest(
@@ -122,8 +124,27 @@ class CheckpointStore:
             for path in self._paths():
                 _remove(path)
             recorded.unlink()
+            (self.folder / ATTEMPT).unlink(missing_ok=True)
         self.prune()
+        if not self._paths():
+            self._report_lost_attempt()
         return self.newest()
+
+    def begin(self, run_id: str) -> None:
+        """Note that a process begins to train; a full disk, which the first checkpoint reports, stops nothing."""
+        with suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            files.write_json(
+                self.folder / ATTEMPT, {"run": run_id, "began": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"}
+            )
+
+    def _report_lost_attempt(self) -> None:
+        with suppress(FileNotFoundError, ValueError, KeyError):
+            attempt = files.read_json(self.folder / ATTEMPT)
+            info(
+                f"The attempt of {attempt['began']} (run {attempt['run']}) left no checkpoint: the training starts from "
+                "the beginning. Checkpoints are written after every epoch and every checkpoints.every_s seconds."
+            )
 
     def newest(self) -> LoadedCheckpoint | None:
         """Load the newest valid checkpoint; print why newer ones are not used."""
@@ -242,10 +263,11 @@ class Resumable:
 
 
 class CheckpointCallback(pl.Callback):
-    """Write a checkpoint every `checkpoints.every_s` seconds, between two steps or after an epoch.
+    """Write a checkpoint after every epoch, and between two steps every `checkpoints.every_s` seconds.
 
-    Must stand last: what other callbacks did with the step belongs in the checkpoint. Stops the training
-    with `TrainingPaused` once `checkpoints.time_budget_min` is spent, after a last checkpoint.
+    Where epochs are so short that writing would take more than a share `COST` of the time, some of them get none. Must
+    stand last: what other callbacks did with the step belongs in the checkpoint. Stops the training with
+    `TrainingPaused` once `checkpoints.time_budget_min` is spent, after a last checkpoint.
     """
 
     def __init__(self, resumable: Resumable, data: DataModule, points: MetricBuffer) -> None:
@@ -254,6 +276,7 @@ class CheckpointCallback(pl.Callback):
         self.data = data
         self.points = points
         self.saved = time.monotonic()
+        self.seconds = 0.0  # that the last checkpoint took; the first epoch gets one, which measures it
         self.failed = False
         self.random_states: dict[str, Any] | None = None
 
@@ -269,13 +292,14 @@ class CheckpointCallback(pl.Callback):
     ) -> None:
         """Save between two steps; after an epoch's last step validation comes first."""
         if batch.step + 1 < trainer.num_training_batches:
-            self._save_if_due(trainer, (trainer.current_epoch, batch.step + 1))
+            self._save_if_due(trainer, (trainer.current_epoch, batch.step + 1), self.store.params.every_s)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, *_: object) -> None:
         """Save after an epoch and its validation; after the last epoch `finish` does."""
         epochs = trainer.current_epoch + 1
         if epochs < (trainer.max_epochs or 0) and not trainer.should_stop:
-            self._save_if_due(trainer, (epochs, 0))
+            due_s = self.seconds * (1 - COST) / COST
+            self._save_if_due(trainer, (epochs, 0), min(due_s, self.store.params.every_s))
 
     def finish(self, trainer: pl.Trainer) -> None:
         """Save a completed training: if the process dies before DVC records its results, nothing is repeated."""
@@ -292,8 +316,8 @@ class CheckpointCallback(pl.Callback):
         self.data.position = (epoch, batch)
         self.random_states = state_dict["random"]
 
-    def _save_if_due(self, trainer: pl.Trainer, position: tuple[int, int]) -> None:
-        """Save if the interval is over; if the time budget is spent, save and stop."""
+    def _save_if_due(self, trainer: pl.Trainer, position: tuple[int, int], due_s: float) -> None:
+        """Save if the last checkpoint is `due_s` seconds old; if the time budget is spent, save and stop."""
         now = time.monotonic()
         budget_min = self.store.params.time_budget_min
         if budget_min and now - self.resumable.started >= budget_min * 60:
@@ -304,12 +328,13 @@ class CheckpointCallback(pl.Callback):
                     f"{trainer.max_epochs}, step {position[1] + 1} of {trainer.num_training_batches}."
                 )
             raise TrainingPaused(f"checkpoints.time_budget_min ({budget_min:g}) is spent. {result}")
-        if now - self.saved >= self.store.params.every_s:
+        if now - self.saved >= due_s:
             self._save(trainer, position, finished=False)
 
     def _save(self, trainer: pl.Trainer, position: tuple[int, int], *, finished: bool) -> bool:
         """Write a checkpoint, then publish the points that it holds; a full disk stops no training."""
         before, self.data.position = self.data.position, position
+        began = time.monotonic()
         try:
             self.store.save(
                 trainer.save_checkpoint,
@@ -322,19 +347,21 @@ class CheckpointCallback(pl.Callback):
             if not self.failed:
                 info(
                     f"The checkpoint could not be written to {self.store.folder}: {error!s:.200}. Training continues "
-                    f"and tries again every {self.store.params.every_s:g} s; free some space. Curves are published "
-                    "with the next checkpoint."
+                    f"and tries again after every epoch and {self.store.params.every_s:g} s; free some space. Curves are "
+                    "published with the next checkpoint."
                 )
             self.failed = True
             return False
+        else:
+            if self.failed:
+                info("Checkpoints are written again.")
+            self.failed = False
+            self.points.flush()
+            return True
         finally:
             self.data.position = before
             self.saved = time.monotonic()  # after writing: a slow disk must not take all the time
-        if self.failed:
-            info("Checkpoints are written again.")
-        self.failed = False
-        self.points.flush()
-        return True
+            self.seconds = self.saved - began
 
 
 class DirectIO(TorchCheckpointIO):

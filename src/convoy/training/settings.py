@@ -114,7 +114,9 @@ class CheckpointParams(Section):
     """Choose when checkpoints are written and how long they are kept. Changes no result."""
 
     every_s: float = Field(
-        ge=0, le=86_400, description="seconds between checkpoints, with which a run's curves are published"
+        ge=0,
+        le=86_400,
+        description="seconds between checkpoints within an epoch, beside those at its end; a run's curves are published with them",
     )
     keep: int = Field(ge=1, le=1000, description="trainings whose checkpoints are kept, this one included")
     keep_days: float = Field(
