@@ -7,12 +7,13 @@ process that never imports torch, compares it with what was measured and renames
 import sys
 from pathlib import Path
 
-from convoy.core import contract, files, params, stage
+from convoy.core import contract, files, inputs, params, stage
 from convoy.core.dataset import MANIFEST_FILE, Dataset
 from convoy.energy.meter import metered, with_total
 from convoy.energy.settings import EnergyParams
 from convoy.export import image_index
 from convoy.export.settings import ExportParams
+from convoy.repo import dvc
 from convoy.tracking import stages
 
 DATASET = Path("build/dataset")
@@ -21,6 +22,8 @@ OUT = Path("build/deploy")
 METRICS = Path("build/metrics")
 BUILD_ENERGY = OUT / "energy.json"
 """The energy that `build` used, to which `verify` adds its own."""
+BUILD_INPUTS = OUT / "inputs.json"
+"""The inputs that `build` read, which must be those of `verify`."""
 
 
 def build() -> None:
@@ -35,6 +38,7 @@ def build() -> None:
         image_index.write(DATASET / MANIFEST_FILE, OUT / contract.IMAGES)
         latency.measure_eager(MODEL, OUT, runs)
     meter.hand_over(BUILD_ENERGY)
+    inputs.hand_over(BUILD_INPUTS)
 
 
 def verify() -> None:
@@ -44,6 +48,7 @@ def verify() -> None:
     limits = params.section("export", ExportParams)
     country = params.section("energy", EnergyParams).country
     with stages.finishing("export") as run:
+        inputs.take_over(BUILD_INPUTS)
         with metered("export", country, gpu=False) as meter:
             meter.take_over(BUILD_ENERGY)
             metrics = verify.verify(OUT, Path("data"), Path("build/evaluation"), limits)
@@ -58,4 +63,4 @@ def verify() -> None:
 
 
 if __name__ == "__main__":
-    stage.main({"build": build, "verify": verify}[sys.argv[1]])
+    stage.main({"build": build, "verify": verify}[sys.argv[1]], "export", dvc.experiments_refused())

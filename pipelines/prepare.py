@@ -7,6 +7,7 @@ from convoy.data.prepare import prepare
 from convoy.data.settings import DataParams
 from convoy.energy.meter import metered
 from convoy.energy.settings import EnergyParams
+from convoy.repo import dvc
 
 
 def main() -> None:
@@ -18,4 +19,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.main(main)
+    stage.main(main, "prepare", dvc.experiments_refused())

@@ -11,6 +11,7 @@ from convoy.core.contract import FACTS, WEIGHTS
 from convoy.core.dataset import Dataset
 from convoy.energy.settings import EnergyParams
 from convoy.models import spec
+from convoy.repo import dvc
 from convoy.tracking import stages
 from convoy.tracking.settings import TrackingParams
 from convoy.training.settings import CheckpointParams, NetworkParams, TrainParams
@@ -52,8 +53,8 @@ def main() -> None:
             picture = PLOTS / "network.png"
             diagram.draw(tabulate(network_spec, len(dataset.classes), dataset.image_px), picture)
             run_id = run.reference.run_id
-            resumable = Resumable(store, checkpoint, run_id, run.log_points, tracking.step_interval, STARTED)
             store.begin(run_id)
+            resumable = Resumable(store, checkpoint, run_id, run.log_points, tracking.step_interval, STARTED)
             with metered("train", energy.country) as meter, run.system_metrics():
                 metrics = fit(
                     dataset,
@@ -79,4 +80,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.main(main)
+    stage.main(main, "train", dvc.experiments_refused())

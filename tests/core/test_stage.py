@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,35 @@ def test_an_error_after_an_earlier_success_says_how_to_get_the_outputs_back(tmp_
     with pytest.raises(SystemExit):
         fails_with(DataError("no images"))
     assert "`dvc checkout --force` brings them back" in capsys.readouterr().err
+
+
+def test_a_stage_whose_inputs_were_edited_fails(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DVC_STAGE", "prepare")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.lock").touch()
+    (tmp_path / "params.yaml").write_text("data: {px: 8}")
+    (tmp_path / "dvc.yaml").write_text("stages: {prepare: {cmd: x, params: [data]}}")
+    with pytest.raises(SystemExit) as caught:
+        stage.main(lambda: (tmp_path / "params.yaml").write_text("data: {px: 9}") and None, "prepare")
+    assert caught.value.code == 1
+    said = capsys.readouterr().err
+    assert "ERROR in prepare: its inputs changed" in said
+    assert "data.px: 8 → 9" in said
+    assert "dvc checkout" not in said, "that would not finish what was begun"
+
+
+def test_something_may_be_held_while_a_stage_works():
+    events = []
+
+    @contextmanager
+    def held():
+        events.append("begin")
+        yield
+        events.append("end")
+
+    with pytest.raises(SystemExit):
+        stage.main(lambda: events.append("work"), during=held())
+    assert events == ["begin", "work", "end"]
 
 
 def test_an_unknown_error_keeps_its_traceback():

@@ -1,7 +1,10 @@
 """What Convoy uses of DVC's own classes and files exists, with the meaning that repo/dvc.py assumes."""
 
 import json
+import os
 from pathlib import Path
+
+import pytest
 
 from convoy.repo import dvc
 
@@ -47,6 +50,46 @@ def test_a_remote_is_contacted_and_gets_the_run_cache_entries_of_this_lock_only(
     keys = {"access_key_id": "a", "secret_access_key": "b"}
     small.set_remote(url="s3://bucket", endpointurl="http://127.0.0.1:9", **keys)
     assert "Could not connect to the endpoint URL" in dvc.check_remote(small.folder)
+
+
+def test_an_experiment_is_refused_while_a_stage_works_and_one_may_be_queued(small, monkeypatch):
+    """DVC locks `refs/exps/stash` before `dvc exp run` touches the workspace."""
+    monkeypatch.chdir(small.folder)
+    monkeypatch.setenv("DVC_STAGE", "train")
+    small.edit("params.yaml", "lr: 0.5", "lr: 0.25")
+    locks = small.folder / ".dvc/tmp/exps/rwlock"
+    for before in ("", '{"write": {"refs/exps/stash": {"pid": 4194305, "cmd": "killed"}}, "read": {}}'):
+        locks.parent.mkdir(parents=True, exist_ok=True)
+        locks.write_text(before) if before else locks.unlink(missing_ok=True)
+        with dvc.experiments_refused():
+            for flags in ((), ("--temp",)):
+                with pytest.raises(dvc.DvcError) as caught:
+                    small.dvc("exp", "run", *flags, "-S", "fit.lr=0.125")
+                assert f"(PID {os.getpid()}): train works in this folder" in str(caught.value)
+                assert "dvc exp run --queue" in str(caught.value)
+            assert "lr: 0.25" in (small.folder / "params.yaml").read_text()
+            assert small.git("for-each-ref", "refs/exps") == ""
+    small.dvc("exp", "run", "--name", "after", "-S", "fit.lr=0.125")
+    assert "lr: 0.125" in (small.folder / "params.yaml").read_text()
+    with dvc.experiments_refused():
+        small.dvc("exp", "run", "--queue", "--name", "queued", "-S", "fit.lr=0.75")
+    assert "queued" in small.dvc("queue", "status")
+    assert "lr: 0.125" in (small.folder / "params.yaml").read_text()
+
+
+def test_locks_of_other_processes_are_left_alone(small, monkeypatch):
+    monkeypatch.chdir(small.folder)
+    locks = small.folder / ".dvc/tmp/exps/rwlock"
+    theirs = {"read": {}, "write": {"refs/exps/stash": {"pid": os.getppid(), "cmd": "dvc exp run"}}}
+    locks.parent.mkdir(parents=True, exist_ok=True)
+    locks.write_text(json.dumps(theirs))
+    with dvc.experiments_refused():
+        assert json.loads(locks.read_text()) == theirs
+    assert json.loads(locks.read_text()) == theirs
+    small.write(".dvc/config.local", "[core]\n    hardlink_lock = true\n")
+    locks.unlink()
+    with dvc.experiments_refused():
+        assert not locks.exists(), "its guard cannot be joined"
 
 
 def test_status_json_lists_changed_inputs_params_outputs_and_commands(small):

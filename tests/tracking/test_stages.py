@@ -7,12 +7,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
 
-from convoy.core import params, yaml
+from convoy.core import inputs, params, yaml
 from convoy.core.errors import TrainingPaused
+from convoy.core.inputs import InputsChanged
 from convoy.repo import identity
 from convoy.tracking import journal, outbox, settings, stages
 from convoy.tracking.journal import FILE, read, state
@@ -93,6 +95,44 @@ def test_a_stage_that_fails_ends_the_run_with_the_status_of_its_error(stage, err
         work()
     [folder] = outbox.journals(Path("outbox"))
     assert state(folder).ended == status
+
+
+@pytest.mark.parametrize("stage", ["train", "evaluate", "export"])
+def test_a_run_whose_stages_inputs_were_edited_is_failed_and_names_them(stage, monkeypatch):
+    edited = InputsChanged(["train.lr: 0.03 → 0.1 (params.yaml)", "src/a.py (edited)"], "")
+    if stage == "train":
+        context = stages.training("d" * 64)
+    else:
+        trained()
+        context = stages.continuing(stage, "d" * 64)
+    if stage == "export":
+        with context:
+            pass
+        context = stages.finishing(stage)
+    monkeypatch.setattr(inputs, "check", Mock(side_effect=edited))
+    with pytest.raises(InputsChanged), context as run:
+        pass
+    assert journal_state(run).ended == "FAILED"
+    tags = journal_state(run).tags
+    assert tags["convoy.inputs_changed"] == "train.lr: 0.03 → 0.1 (params.yaml); src/a.py (edited)"
+    assert tags["convoy.stage"] == f"{stage} running"
+
+
+def test_a_training_that_continues_after_its_inputs_were_restored_clears_the_tag(monkeypatch):
+    def edited(kept: str) -> None:
+        raise InputsChanged(["seed: 1 → 2"], kept)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inputs, "check", edited)
+        with pytest.raises(InputsChanged, match=r"complete; its checkpoint and run") as caught:
+            trained()
+    [folder] = outbox.journals(Path("outbox"))
+    assert folder.name in str(caught.value)
+    with stages.training("d" * 64, folder.name) as again:
+        pass
+    assert again.reference.run_id == folder.name
+    assert not journal_state(again).ended
+    assert journal_state(again).tags["convoy.inputs_changed"] == "no"
 
 
 @pytest.mark.parametrize("why", ["ended", "begun", "gone"])

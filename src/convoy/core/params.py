@@ -4,10 +4,12 @@ params.yaml holds each value once, so a section's class declares types, ranges a
 default. The class lives beside the code that it configures; a stage reads only the sections that dvc.yaml lists.
 """
 
+import copy
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -36,6 +38,31 @@ class TopLevel(Section):
 
 
 S = TypeVar("S", bound=Section)
+
+
+_held: Mapping[str, Any] | None = None
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Have `read` return the present content of params.yaml while the block runs, whatever is edited meanwhile."""
+    global _held  # noqa: PLW0603 (a process is one stage)
+    _held = yaml.read(PARAMS_FILE)
+    try:
+        yield
+    finally:
+        _held = None
+
+
+def read(path: Path = PARAMS_FILE) -> dict[str, Any]:
+    """Read params.yaml; in a stage, as it was when the stage began.
+
+    Raises:
+        RequestError: the file does not exist or is not valid.
+    """
+    if _held is not None and path == PARAMS_FILE:
+        return copy.deepcopy(dict(_held))
+    return yaml.read(path)
 
 
 def section(name: str, kind: type[S], path: Path = PARAMS_FILE) -> S:
@@ -95,7 +122,7 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _entry(name: str, path: Path) -> Any:  # noqa: ANN401 (as wide as YAML)
     """Read a top-level key."""
-    content = yaml.read(path)
+    content = read(path)
     if name not in content:
         raise RequestError(
             f"{path} has no `{name}`{did_you_mean(name, content)}. Add it, or restore it: git checkout {path}"

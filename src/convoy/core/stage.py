@@ -5,12 +5,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from convoy.core import escaping, yaml
+from convoy.core import escaping, inputs, yaml
 from convoy.core.errors import ConvoyError
+from convoy.core.inputs import InputsChanged
 
 REPOSITORY = "CONVOY_REPOSITORY"
 """Variable that names the repository whose store, outbox and checkpoints are used from another working tree."""
@@ -19,18 +21,29 @@ INTERRUPTED = 1
 """Exit code of a stage that was stopped by Ctrl-C or SIGTERM: the run failed."""
 
 
-def main(work: Callable[[], None]) -> NoReturn:
-    """Call a stage's work and exit with 0 success, 1 failure or 2 invalid request.
+def main(
+    work: Callable[[], None], stage: str = "", during: AbstractContextManager[None] | None = None
+) -> NoReturn:
+    """Call a script's work and exit with 0 success, 1 failure or 2 invalid request.
 
     SIGTERM, which CI systems and `dvc queue kill` send, ends a run like Ctrl-C does.
+
+    Args:
+        work: what the script does.
+        stage: the stage of dvc.yaml that the script runs, which fails if its inputs were edited meanwhile; empty for
+            a script of no stage.
+        during: is entered while the stage works.
     """
     silence_dependencies()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        work()
+        with during or nullcontext(), inputs.held(_name(stage)) if stage else nullcontext():
+            work()
     except ConvoyError as error:
-        print(f"\nERROR in {_name()}: {escaping.lines(str(error))}", file=sys.stderr, flush=True)
-        if os.environ.get("DVC_STAGE") and Path("dvc.lock").exists():
+        name = _name(Path(sys.argv[0]).name)
+        print(f"\nERROR in {name}: {escaping.lines(str(error))}", file=sys.stderr, flush=True)
+        restorable = os.environ.get("DVC_STAGE") and Path("dvc.lock").exists()
+        if restorable and not isinstance(error, InputsChanged):
             print(
                 "DVC removed this stage's earlier outputs before it ran; `dvc checkout --force` brings them back.",
                 file=sys.stderr,
@@ -39,7 +52,7 @@ def main(work: Callable[[], None]) -> NoReturn:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print(
-            f"\n{_name()} was stopped. `dvc repro` runs it again, a training from its last checkpoint; "
+            f"\n{_name(Path(sys.argv[0]).name)} was stopped. `dvc repro` runs it again, a training from its last checkpoint; "
             "`dvc checkout --force` brings earlier outputs back.",
             file=sys.stderr,
             flush=True,
@@ -87,5 +100,6 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _name() -> str:
-    return os.environ.get("DVC_STAGE") or Path(sys.argv[0]).name
+def _name(outside: str) -> str:
+    """Return the stage that DVC runs, else the name `outside` DVC."""
+    return os.environ.get("DVC_STAGE") or outside

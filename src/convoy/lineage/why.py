@@ -16,6 +16,7 @@ from typing import Any, Literal
 from convoy.core import yaml
 from convoy.core.console import table
 from convoy.core.errors import RequestError
+from convoy.core.inputs import value_of
 from convoy.core.params import did_you_mean, flatten
 from convoy.repo import dvc, git
 
@@ -189,7 +190,7 @@ def _param_changes(
 ) -> Iterator[dict[str, Any]]:
     """Name each value that differs, down to the last key: DVC compares whole sections."""
     before = flatten({name: old[name] for name in states if name in old})
-    now = flatten({name: dvc.param(new, name) for name, state in states.items() if state != "deleted"})
+    now = flatten({name: value_of(new, name) for name, state in states.items() if state != "deleted"})
     for key in dict.fromkeys([*before, *now]):
         state = "modified" if key in before and key in now else "deleted" if key in before else "new"
         if state != "modified" or before[key] != now[key]:

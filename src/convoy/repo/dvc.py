@@ -7,25 +7,25 @@ pins the minor version, and tests/repo/test_dvc_contract.py names what changed. 
 import difflib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import chdir, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from convoy.core import yaml
+import psutil
+from filelock import FileLock, Timeout
+
+from convoy.core import files, inputs, yaml
 from convoy.core.console import track
 from convoy.core.errors import ConvoyError, RequestError, listed, without_credentials
-from convoy.core.params import PARAMS_FILE
 from convoy.repo import git
 
-TEMPLATE = re.compile(r"\$\{([^}]+)\}")
-"""How dvc.yaml refers to a param, such as `${network.name}`."""
+GUARD_SECONDS = 3.0  # longest wait for the guard of DVC's file of locks, as long as DVC waits
 
 
 class DvcError(Exception):
@@ -154,28 +154,12 @@ def stage_inputs(root: Path) -> dict[str, dict[str, Any]]:
 
     Files are those of HEAD; outputs of other stages and other files that git does not hold are left out.
     """
-    values = yaml.read(root / PARAMS_FILE)
-    inputs = {}
+    found = {}
     for name, stage in yaml.read(root / "dvc.yaml")["stages"].items():
         fields = stage.get("do", stage)  # of foreach and matrix
-        params: dict[str, Any] = {}
-        for entry in fields.get("params") or ():
-            for path, keys in ({PARAMS_FILE: [entry]} if isinstance(entry, str) else entry).items():
-                content = yaml.read(root / path)
-                params |= {f"{path}:{key}": param(content, key) for key in keys or content}
-        deps = [
-            TEMPLATE.sub(lambda match: str(param(values, match[1])), dep) for dep in fields.get("deps") or ()
-        ]
-        inputs[name] = {"cmd": fields["cmd"], "params": params, "files": git.objects(root, deps)}
-    return inputs
-
-
-def param(values: Mapping[str, Any], key: str) -> Any:  # noqa: ANN401 (as wide as YAML)
-    """Look up a param by its flat key; None if it does not exist."""
-    try:
-        return yaml.get(values, key)
-    except (KeyError, TypeError):
-        return None
+        params, deps = inputs.declared(fields, root)
+        found[name] = {"cmd": fields["cmd"], "params": params, "files": git.objects(root, deps)}
+    return found
 
 
 class RestoreError(ConvoyError):
@@ -295,6 +279,43 @@ def configure(clone: Path, source: Path, cache: Path) -> bool:
     if cache == own:  # DVC writes the absolute path, and the clone is still to be renamed
         file.write_text(file.read_text(encoding="utf-8").replace(str(own), "cache"), encoding="utf-8")
     return bool(local["core"].get("remote"))
+
+
+@contextmanager
+def experiments_refused() -> Iterator[None]:
+    """Have DVC refuse `dvc exp run` in the current workspace while a stage works there; `--queue` stays possible.
+
+    It would replace params.yaml under the stage, and DVC would record the other experiment's values. DVC locks a name
+    before it touches the workspace; this process enters itself as the owner of that name in DVC's file of locks, from
+    which DVC removes processes that are gone.
+    """
+    folder, name = Path(".dvc", "tmp", "exps"), "refs/exps/stash"
+    configs = [path for path in (Path(".dvc/config"), Path(".dvc/config.local")) if path.exists()]
+    # With core.hardlink_lock DVC guards the file in a way that another process cannot join.
+    if not Path(".dvc").is_dir() or any(b"hardlink_lock" in path.read_bytes() for path in configs):
+        yield
+        return
+    stage = os.environ.get("DVC_STAGE") or Path(sys.argv[0]).name
+    words = f"{stage} works in this folder. Wait for it, or: dvc exp run --queue ..., then dvc queue start"
+    mine = {"pid": os.getpid(), "cmd": words}
+
+    def edit(now: object, then: dict[str, Any]) -> None:
+        """Replace the entry if it is `now`."""
+        path = folder / "rwlock"
+        with suppress(OSError, ValueError, Timeout), FileLock(folder / "rwlock.lock", timeout=GUARD_SECONDS):
+            content = files.read_json(path) if path.exists() else {}
+            entries = content.get("write") or {}
+            owner = entries.pop(name, None)
+            if owner == now or (owner and not psutil.pid_exists(owner["pid"])):
+                files.write_text(path, json.dumps({**content, "write": entries | then}))
+
+    with suppress(OSError):  # a disk that takes nothing, which the stage reports
+        folder.mkdir(parents=True, exist_ok=True)
+    edit(None, {name: mine})
+    try:
+        yield
+    finally:
+        edit(mine, {})
 
 
 # From here on: DVC's own classes.

@@ -49,7 +49,7 @@ def mint_run_id() -> str:
 
 def workspace_tags() -> dict[str, str]:
     """Return the tags of a run that name commit, params and data; those without a value are left out."""
-    tags = {**git_state(), contract.PARAMS_HASH: params.digest(yaml.read(params.PARAMS_FILE))}
+    tags = {**git_state(), contract.PARAMS_HASH: params.digest(params.read())}
     if data := data_md5(Path("data.dvc")):
         tags[contract.DATA_MD5] = data
     return tags

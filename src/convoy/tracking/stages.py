@@ -18,9 +18,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from convoy.core import contract, files, params, yaml
+from convoy.core import contract, files, inputs, params, yaml
 from convoy.core.console import info
 from convoy.core.errors import RequestError, TrainingPaused
+from convoy.core.inputs import InputsChanged
 from convoy.repo import git, identity
 from convoy.tracking import outbox, settings
 from convoy.tracking.journal import Entry, Journal, State, state
@@ -40,6 +41,7 @@ LAST = "export"
 
 NAME_STARTS = ("network.name", "train.lr", "train.epochs")  # those that people change most
 NAME_PARAMS = 3  # further params that fit into a name
+TAG_CHARACTERS = 1000  # longest list of inputs that changed
 NAME_CHARACTERS = 24  # longest value of a param in a name
 CHECK_SECONDS = 60.0  # how often a run checks, at checkpoints, that an uploader is running
 OFFERED = "offered.txt"  # file of the outbox: ids of `mlflow run`'s runs that a pipeline has joined
@@ -216,6 +218,8 @@ def open_run(
         all_tags[contract.DVC_EXPERIMENT] = os.environ["DVC_EXP_NAME"]
     if stage:
         all_tags[contract.STAGE] = f"{stage} running"
+        if resumed:
+            all_tags[contract.INPUTS_CHANGED] = "no"
     entry: dict[str, Any] = {
         "kind": "open",
         "time_ms": now_ms(),
@@ -333,7 +337,8 @@ def start_uploader() -> None:
 def training(data_hash: str, resumed: str | None = None) -> Iterator[Run]:
     """Open the run of a training, or the `resumed` one, and log its params; leave it RUNNING for the next stages."""
     run = open_run(run_name("train"), {contract.DATA_HASH: data_hash}, stage="train", resumed=resumed)
-    with _stage("train", run):
+    kept = f"The training is complete; its checkpoint and run {run.reference.run_id} are kept."
+    with _stage("train", run, kept=kept):
         yield run
 
 
@@ -355,10 +360,8 @@ def finishing(stage: str) -> Iterator[Run]:
         )
     data_hash = files.read_json(DATASET)["hash"] if DATASET.exists() else "unknown"
     run = _continue_or_open(stage, data_hash, begun=True)
-    with _stage(stage, run):
+    with _stage(stage, run, last=True):
         yield run
-        run.set_tags({contract.STAGE: f"{stage} done"})
-        run.end("FINISHED")
     where = outbox.folder()
     outbox.warn_once(outbox.wait_until_uploaded([run.reference.run_id], where, outbox.WAIT_SECONDS), where)
 
@@ -398,13 +401,13 @@ def exported_identity(run: Run, data_hash: str) -> dict[str, str]:
         "run_id": run.reference.run_id,
         "git_commit": identity.git_state().get(contract.GIT_COMMIT, "none"),
         "data_hash": data_hash,
-        "params_hash": params.digest(yaml.read(params.PARAMS_FILE)),
+        "params_hash": params.digest(params.read()),
     }
 
 
 def run_name(*stages: str) -> str:
     """Name a run `convnet · lr 0.02 · 12 epochs`, then by the stages' params that differ from the commit's."""
-    now = params.flatten(yaml.read(params.PARAMS_FILE))
+    now = params.flatten(params.read())
     committed = params.flatten(_committed_params())
     sections = {section for stage in stages for section in STAGE_PARAMS[stage]}
     network, lr, epochs = (now[key] for key in NAME_STARTS)
@@ -454,22 +457,31 @@ def _continue_or_open(stage: str, data_hash: str, *, begun: bool) -> Run:
 
 
 @contextmanager
-def _stage(stage: str, run: Run, *, done: bool = True) -> Iterator[None]:
-    """Write to a run as `stage`, leave it open at the end, and warn if its store does not take it."""
+def _stage(stage: str, run: Run, *, done: bool = True, last: bool = False, kept: str = "") -> Iterator[None]:
+    """Write to a run as `stage`, and end it as FINISHED after the `last`; warn if its store does not take it.
+
+    A stage whose inputs were edited meanwhile fails (`inputs.check`).
+    """
     try:
         with _ending(run):
             files.write_json(RUNS / f"{stage}.json", asdict(run.reference))
             run.log_params(_own_params(stage))
             yield
             if done:
+                inputs.check(kept)
                 run.set_tags({contract.STAGE: f"{stage} done"})
+            if last:
+                run.end("FINISHED")
     finally:
         outbox.warn_if_failing(run.reference.run_id, outbox.folder())
 
 
 @contextmanager
 def _ending(run: Run) -> Iterator[None]:
-    """End a run as its work ends: Ctrl-C as KILLED, a pause as SCHEDULED, an error as FAILED; else leave it open."""
+    """End a run as its work ends: Ctrl-C as KILLED, a pause as SCHEDULED, an error as FAILED; else leave it open.
+
+    A tag names the inputs that were edited while the stage ran.
+    """
     try:
         yield
     except KeyboardInterrupt:
@@ -477,6 +489,10 @@ def _ending(run: Run) -> Iterator[None]:
         raise
     except TrainingPaused:
         run.end("SCHEDULED")
+        raise
+    except InputsChanged as error:
+        run.set_tags({contract.INPUTS_CHANGED: "; ".join(error.changes)[:TAG_CHARACTERS]})
+        run.end("FAILED")
         raise
     except BaseException:
         run.end("FAILED")
@@ -486,5 +502,5 @@ def _ending(run: Run) -> Iterator[None]:
 
 
 def _own_params(stage: str) -> dict[str, Any]:
-    content = yaml.read(params.PARAMS_FILE)
+    content = params.read()
     return {key: content[key] for key in STAGE_PARAMS[stage]}
