@@ -1,10 +1,12 @@
 """Result files are whole or absent."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from convoy.core import files
+from convoy.core.errors import RequestError
 
 
 def test_what_is_written_is_read_back(tmp_path):
@@ -25,3 +27,14 @@ def test_a_hash_is_that_of_the_bytes(tmp_path):
     # FIPS 180-2, appendix B.1
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert files.sha256(tmp_path / "abc") == expected
+
+
+def test_a_home_folder_that_is_unknown_is_an_invalid_request(monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert files.expanded("~/a.zip") == Path("/somewhere/a.zip")
+    monkeypatch.delenv("HOME")
+    with pytest.raises(
+        RequestError,
+        match=r"~nobody-of-this-name/a.zip: the home folder .* HOME is not set. Type the whole path",
+    ):
+        files.expanded("~nobody-of-this-name/a.zip")

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -114,6 +115,15 @@ def test_a_damaged_cache_is_replaced(home, only_resnet, content):
 
 def test_a_cache_that_cannot_be_written_is_reported_and_stops_nothing(home, only_resnet, capsys):
     (home / "cache").touch()  # in place of a folder
+    assert len(described(home, everything=True)) == 1
+    assert "cannot be written, so networks are measured again" in capsys.readouterr().err
+
+
+def test_networks_are_listed_where_no_home_folder_is_known(home, only_resnet, monkeypatch, capsys):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(
+        Path, "home", lambda: Path("~nobody-of-this-name").expanduser()
+    )  # raises as it does there
     assert len(described(home, everything=True)) == 1
     assert "cannot be written, so networks are measured again" in capsys.readouterr().err
 

@@ -528,6 +528,11 @@ def test_entries_record_who_moved_it_when_where_and_why_and_belong_to_one_model(
     assert (entry.host, entry.process) == (identity.host(), identity.name(psutil.Process()))
     tags = memory.client.runs[0].data.tags
     assert tags["convoy.reason"] == tags["mlflow.note.content"] == "better"
+    reason = "recall of ![x](https://evil.example)"
+    move(memory.registry, version(2), expected=version(1), kind="override", reason=reason)
+    tags = memory.client.runs[1].data.tags
+    assert tags["convoy.reason"] == reason
+    assert "[" not in tags["mlflow.note.content"]  # Markdown, which MLflow renders
     assert tags["mlflow.user"]
     other = Registry(memory.client, "other")
     assert alias.history(other, "") == []

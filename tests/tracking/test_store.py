@@ -1,7 +1,9 @@
 """The store: dead runs are ended and no others, and a database file of another MLflow is left alone."""
 
+import os
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -101,3 +103,26 @@ def test_a_store_of_another_mlflow_is_refused_with_what_to_install_or_to_type(wo
     with pytest.raises(RequestError, match=f"{older}(?s:.*){commands}"):
         store.check_schema(uri)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("faster", [False, True], ids=["alone", "another process was faster"])
+def test_a_database_is_made_where_the_file_system_has_no_links(tmp_path, monkeypatch, faster):
+    path = tmp_path / "mlflow.db"
+
+    class Client:
+        def __init__(self, address):
+            self.path = Path(address.removeprefix("sqlite:///"))
+
+        def search_experiments(self, max_results):
+            self.path.write_text("mine")
+            if faster:
+                path.write_text("theirs")
+
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(store, "connect", Client)
+    monkeypatch.setattr(os, "link", refuse)
+    store.make_file(f"sqlite:///{path}")
+    assert path.read_text() == ("theirs" if faster else "mine")
+    assert list(tmp_path.iterdir()) == [path]

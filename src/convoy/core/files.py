@@ -7,6 +7,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from convoy.core.errors import RequestError
+
+
+def expanded(text: str) -> Path:
+    """Make a path of what a person typed; a leading `~` is the home folder.
+
+    Raises:
+        RequestError: the home folder is unknown, as in a container that runs as a user without an account.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise RequestError(
+            f"{text}: the home folder that `~` stands for is unknown; HOME is {os.environ.get('HOME') or 'not set'}. "
+            "Type the whole path, or set HOME."
+        ) from error
+
 
 def write_text(path: Path, text: str) -> None:
     """Replace a text file in one step: readers see the old content or the new, never a part."""

@@ -72,7 +72,13 @@ def lines(listed: list[Entry]) -> list[str]:
 
 def cache_file() -> Path:
     """Locate the cache: under $XDG_CACHE_HOME, else ~/.cache."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    home: str | Path | None = os.environ.get("XDG_CACHE_HOME")
+    try:
+        home = home or Path.home() / ".cache"
+    except (
+        RuntimeError
+    ):  # no HOME and no account: a file that cannot be written, as in a home that is read-only
+        home = os.devnull
     return Path(home) / "convoy" / f"torchvision-{version('torchvision')}.json"
 
 

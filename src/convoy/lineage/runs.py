@@ -347,7 +347,7 @@ def _alias(text: str, records: Records) -> Match | None:
 
 
 def _file(text: str, records: Records) -> Match | None:
-    path = Path(text).expanduser()
+    path = files.expanded(text)
     if not path.exists() or not ("/" in text or path.suffix):
         return None  # a folder such as `data` may have the name of a branch
     if path.is_dir() or path.suffix != ".onnx":

@@ -30,7 +30,7 @@ from typing import Literal
 import psutil
 from mlflow.entities import Experiment, Run
 
-from convoy.core import contract
+from convoy.core import contract, escaping
 from convoy.core.console import info
 from convoy.core.errors import RequestError
 from convoy.registry.client import (
@@ -372,7 +372,7 @@ def create(registry: Registry, move: str, kind: str, before: str, to: Version, r
         FROM: before,
         TO: to.number,
         REASON: reason,
-        NOTE: reason,
+        NOTE: escaping.prose(reason),  # MLflow shows it as Markdown
         MACHINE: _machine(),
         contract.ONNX_SHA256: to.sha256,
         contract.OWNER: identity.name(psutil.Process()),

@@ -76,7 +76,7 @@ def locate(source: str, root: Path) -> tuple[Path, str]:
     Raises:
         RequestError: the path does not exist, or contains the repository.
     """
-    path = Path(source).expanduser().absolute()
+    path = files.expanded(source).absolute()
     if not path.exists():
         raise RequestError(
             f"{source} does not exist{_nearest(path)}. Give a path, or a URL such as https:// or s3://."

@@ -79,8 +79,15 @@ def make_file(address: str) -> None:
     scratch = path.with_name(f"{path.name}.new-{os.getpid()}")
     try:
         connect(f"{settings.SQLITE}{scratch}").search_experiments(max_results=1)
-        with contextlib.suppress(FileExistsError):  # another process was faster
+        try:
             os.link(scratch, path)
+        except FileExistsError:  # another process was faster
+            pass
+        except (
+            OSError
+        ):  # exFAT, SMB and others have no links; a rename may replace the store of a process as fast as this
+            if not path.exists():
+                scratch.rename(path)
     finally:
         for left in path.parent.glob(f"{scratch.name}*"):
             left.unlink(missing_ok=True)

@@ -70,7 +70,7 @@ def canonical(source: str, root: Path) -> str:
     """
     if kind(source) != "path":
         return source
-    path = Path(source).expanduser().resolve()
+    path = files.expanded(source).resolve()
     if root not in path.parents:
         return str(path)
     inside = path.relative_to(root).as_posix()
