@@ -91,6 +91,20 @@ def imported(text):
     return {name.partition(".")[0] for name in names}
 
 
+def test_every_page_with_such_code_is_compared(repository):
+    pages = [
+        "README.md",
+        *(path.relative_to(repository).as_posix() for path in (repository / "docs").glob("*.md")),
+    ]
+    found = {
+        page
+        for page in pages
+        if "InferenceSession("
+        in re.sub(r"```bash.*?```", "", (repository / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    }
+    assert found | {"model_card.md"} == set(PAGES)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_the_code_of_every_page_answers_as_predict_does(code, verified, name, tmp_path, monkeypatch):
     make, options = FILES[name]

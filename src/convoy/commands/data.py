@@ -100,9 +100,9 @@ def use(source: str, root: Path) -> list[str]:
     lines = [f"{IMPORT} now imports {address}" + (f" (before: {before})." if before else ".")]
     if "://" not in address and Path(address).is_absolute():
         lines.append(dvc.unreachable(address))
-    elif "://" not in address and not git.query(root, "ls-files", "--", address):
+    elif "://" not in address and git.query(root, "ls-files", "--others", "--directory", "--", address):
         lines.append(
-            f"Warning: {address} is in the repository, but git does not track it, so every other copy of the repository lacks it: "
+            f"Warning: {address} is in the repository, but git does not track all of it, so other copies of the repository lack it: "
             "queued experiments (`dvc exp run --queue`, `--temp`), `make retrain`, clones and CI fail in data.dvc. Move it out "
             f"and import it from there (`mv {shlex.quote(address)} ../` and `convoy data use ../{shlex.quote(Path(address).name)}`), or "
             f"add it to git: `git add {shlex.quote(address)}`"

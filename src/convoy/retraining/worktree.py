@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from convoy.core import stage, yaml
+from convoy.core import escaping, stage, yaml
 from convoy.core.console import info
 from convoy.core.errors import ConvoyError, without_credentials
 from convoy.repo import dvc, git
@@ -196,7 +196,7 @@ def _wait(process: "subprocess.Popen[str]", seconds: float) -> bool:
     while time.monotonic() < until:
         with suppress(BlockingIOError, ValueError, OSError):
             while rest := os.read(descriptor, 65536):
-                sys.stdout.write(rest.decode(errors="replace"))
+                sys.stdout.write(escaping.lines(rest.decode(errors="replace")))
         sys.stdout.flush()
         if process.poll() is not None:
             return True
