@@ -12,14 +12,19 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 export DVC_NO_ANALYTICS := true
 
+# Packages and what they build see no credentials: `env -u NAME …` for every variable that looks like one.
+NO_SECRETS = env $$(env | grep -oE '^[A-Za-z0-9_]*(TOKEN|SECRET|PASSWORD|CREDENTIAL|CONNECTION_STRING|KEY|AWS_|MLFLOW_TRACKING_|GIT_CONFIG_)[A-Za-z0-9_]*=' | tr -d = | sed 's/^/-u /')
+
 # Two tests at once on two cores: OpenMP threads that wait for a core spin instead of working.
 ONE_THREAD := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help repro retrain test test-long check packages ui bench lock
+.PHONY: help environment repro retrain test test-long check packages ui bench lock
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+environment: $(READY) ## install the locked packages into .venv; other targets do so when they need it
 
 repro: $(READY) ## run the pipeline (dvc repro) and print the results
 	@python pipelines/repro.py
@@ -55,8 +60,8 @@ $(READY): requirements.txt pyproject.toml
 	@"$(PYTHON)" -c '$(FITS)' 2>/dev/null || { echo "No Python 3.11 to 3.13 found (tried: $(or $(PYTHON),python3 and python3.11 to 3.13)). Install one, or type: make PYTHON=/path/to/python3.12 …"; exit 2; }
 	@echo "Installing the locked packages into $(VENV) (5 GB with CUDA; about two minutes) …"
 	@$(PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(NO_SECRETS) $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	@$(NO_SECRETS) $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 else
 # An environment given by VENV= is used as it is.

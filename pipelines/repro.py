@@ -17,6 +17,7 @@ from convoy.core.console import table
 from convoy.core.errors import ConvoyError, RequestError
 from convoy.core.files import read_json
 from convoy.energy.meter import format_energy
+from convoy.repo import dvc
 from convoy.tracking import outbox
 from convoy.tracking.journal import state
 
@@ -50,7 +51,9 @@ def main() -> None:
     # Stage commands are `python …`: it must be the Python that runs this script.
     search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     done = subprocess.run(  # noqa: S603 (no shell)
-        [sys.executable, "-m", "dvc", *command, *target], env={**os.environ, "PATH": search}, check=False
+        [sys.executable, "-m", "dvc", *command, *target],
+        env={**os.environ, **dvc.environment(Path.cwd()), "PATH": search},
+        check=False,
     )
     if done.returncode:
         # In a CI job nothing is uploaded after this process has ended.

@@ -20,6 +20,7 @@ from mlflow.tracking import MlflowClient
 import fixed_models
 from convoy.core import files, yaml
 from convoy.registry.client import Registry
+from convoy.repo import dvc
 from convoy.repo.identity import mint_run_id
 from convoy.tracking import mlflow_writer, store
 
@@ -246,9 +247,23 @@ class RegistryProject:
         """Leave a verified model in build/deploy, as `dvc repro` does; return the id of its run, which no store has."""
         run_id = run_id or mint_run_id()
         write_verified(self.deploy, run_id, **facts)
+        self.lock()
         files.write_json(self.folder / "build/runs/export.json", {"run_id": run_id, "training": run_id})
         files.write_json(self.folder / "build/metrics/export.json", {"deploy": {"accuracy": 0.9}})
         return run_id
+
+    def lock(self, data=""):
+        """Let dvc.lock record what is in build/, and the md5 of the data that it was made of."""
+        outs = [self.folder / "build" / name for name in ("deploy", "dataset")]
+        recorded = [
+            {"path": f"build/{out.name}", "md5": dvc.content_md5(out)} for out in outs if out.exists()
+        ]
+        deps = [{"path": "data", "md5": data}] if data else []
+        settings = {"params.yaml": {"network": {"name": "lenet5"}}}
+        stages = {"export": {"cmd": "true", "deps": deps, "params": settings, "outs": recorded}}
+        (self.folder / "dvc.lock").write_text(
+            yaml.dump({"schema": "2.0", "stages": stages}), encoding="utf-8"
+        )
 
     def train(self, **facts):
         """Leave a verified model in build/deploy, and its finished run with the model in the store."""

@@ -91,6 +91,7 @@ def test_json_holds_the_chain_of_every_run(shared):
     ("words", "reason"),
     [
         ([FIRST, "--verify"], "--verify needs --restore"),
+        ([FIRST, "--trust-run-code"], "--trust-run-code needs --restore"),
         ([FIRST, SECOND, "--restore", "x"], "--restore takes one run"),
         ([FIRST, "--restore", "x", "--json"], "--restore prints no JSON"),
     ],

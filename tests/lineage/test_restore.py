@@ -1,6 +1,7 @@
 """`convoy trace --restore`: the state of a run comes back whole or not at all. `--verify` compares a second training."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -11,7 +12,7 @@ from convoy.core import files, yaml
 from convoy.core.errors import RequestError
 from convoy.lineage import restore, trace
 from convoy.lineage.compare import only_run
-from convoy.lineage.runs import Record
+from convoy.lineage.runs import Record, Records
 from convoy.repo import dvc
 from convoy.repo.dvc import RestoreError
 from small_pipeline import FAILED, FIRST, SECOND, Small
@@ -19,10 +20,30 @@ from small_pipeline import FAILED, FIRST, SECOND, Small
 COMMIT = "mlflow.source.git.commit"
 
 
-def restored(text: str, target: Path) -> Small:
+def restored(text: str, target: Path, *, trust: bool = True) -> Small:
     match, sources = trace.look(text, Path.cwd())
-    restore.restore(only_run(match), sources, target)
+    restore.restore(only_run(match), sources, target, trust_run_code=trust)
     return Small(target)
+
+
+@pytest.fixture
+def forge(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Replace an artifact of every run, as everybody may who may write to the tracking store."""
+    listed, download = Records.artifacts, Records.download
+
+    def replace(name: str, text: str) -> None:
+        name = f"pipeline/{name}"
+
+        def forged(records: Records, record: Record, wanted: str, folder: Path) -> Path | None:
+            if wanted != name:
+                return download(records, record, wanted, folder)
+            files.write_text(folder / name, text)
+            return folder / name
+
+        monkeypatch.setattr(Records, "artifacts", lambda *words: [*listed(*words), name])
+        monkeypatch.setattr(Records, "download", forged)
+
+    return replace
 
 
 def remove_from_cache(traced: Small, name: str) -> str:
@@ -62,6 +83,118 @@ def test_uncommitted_changes_come_back(traced, tmp_path):
     assert "cat -u build" in (clone.folder / "train.sh").read_text()
     assert (clone.folder / "note.txt").read_text() == "new\n"
     assert is_up_to_date(clone)
+
+
+def test_uncommitted_code_is_shown_and_needs_trust(traced, tmp_path):
+    with pytest.raises(RequestError) as refused:
+        restored(SECOND, tmp_path / "clone", trust=False)
+    for fact in ("note.txt, train.sh", "+mkdir -p build/model && cat -u build", "--trust-run-code"):
+        assert fact in str(refused.value)
+    assert "lr: 0.25" not in str(refused.value), "values are no code"
+    assert leftovers(tmp_path) == []
+
+
+def test_a_dvc_yaml_that_is_not_the_commit_s_is_shown_and_needs_trust(traced, forge, tmp_path):
+    forged = (
+        (traced.folder / "dvc.yaml")
+        .read_text()
+        .replace("sh train.sh", "sh train.sh; touch /tmp/\x1b[2Jowned")
+    )
+    forge("dvc.yaml", forged)
+    with pytest.raises(
+        RequestError, match=r"dvc.yaml(.|\n)*\+ .*touch /tmp/\?\[2Jowned(.|\n)*--trust-run-code"
+    ):
+        restored(FIRST, tmp_path / "clone", trust=False)
+    assert leftovers(tmp_path) == []
+
+
+def test_params_and_networks_of_a_run_need_no_trust(traced, forge, tmp_path):
+    forge("workspace.diff", link_diff("networks/own.yaml", "layers: 3", mode="100644"))
+    clone = restored(FIRST, tmp_path / "clone", trust=False)
+    assert (clone.folder / "networks/own.yaml").read_text() == "layers: 3"
+    assert clone.git("status", "--porcelain").splitlines() == ["M data.dvc", "?? networks/"]
+
+
+def link_diff(name: str, target: str, mode: str = "120000") -> str:
+    """Write a diff that adds a link."""
+    head = f"diff --git a/{name} b/{name}\nnew file mode {mode}\n--- /dev/null\n+++ b/{name}\n"
+    return f"{head}@@ -0,0 +1 @@\n+{target}\n\\ No newline at end of file\n"
+
+
+@pytest.mark.parametrize("trust", [True, False])
+def test_a_link_from_a_run_s_changes_leads_nowhere_outside_the_clone(traced, forge, tmp_path, trust):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    traced.remove("params.yaml")
+    (traced.folder / "params.yaml").symlink_to(victim)
+    diff = traced.git("diff", "--binary", "HEAD", "--", "params.yaml")
+    traced.git("checkout", "-q", "params.yaml")
+    forge("workspace.diff", f"{diff}\n")
+    clone = restored(FIRST, tmp_path / "clone", trust=trust)
+    assert victim.read_text() == "mine"
+    assert not (clone.folder / "params.yaml").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["build", "data", "networks/own.yaml"])
+def test_a_folder_of_outputs_that_leads_out_of_the_clone_is_refused(traced, forge, tmp_path, name):
+    (tmp_path / "home").mkdir()
+    forge("workspace.diff", link_diff(name, str(tmp_path / "home")))
+    with pytest.raises(RequestError, match=rf"{name}(.|\n)*--trust-run-code"):
+        restored(FIRST, tmp_path / "clone", trust=False)
+    with pytest.raises(RestoreError, match=rf"lead out of the restored folder: .*{name}"):
+        restored(FIRST, tmp_path / "clone")
+    assert list((tmp_path / "home").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("data.dvc", "path: data", "path: ../victim"),
+        ("data.dvc", "outs:", "wdir: ..\nouts:"),
+        ("dvc.lock", "path: build/score", "path: ../../victim"),
+    ],
+)
+def test_an_output_outside_the_clone_is_refused_before_anything_is_written(
+    traced, forge, tmp_path, name, old, new
+):
+    text = (traced.folder / name).read_text()
+    assert old in text
+    forge(name, text.replace(old, new))
+    with pytest.raises(RestoreError, match=rf"lead out of the restored folder: {name}: "):
+        restored(FIRST, tmp_path / "clone", trust=False)
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", [".dvc/config.local", "build/evil.dvc", "x/dvc.yaml", "y.pyc"])
+def test_new_files_that_git_ignores_need_trust_too(traced, forge, tmp_path, name):
+    (traced.folder / ".git/info/exclude").write_text("*.pyc\n")
+    forge("workspace.diff", link_diff(name, "outs: [{path: ../../victim}]", "100644"))
+    with pytest.raises(RequestError, match=rf"{name}(.|\n)*--trust-run-code"):
+        restored(FIRST, tmp_path / "clone", trust=False)
+    assert leftovers(tmp_path) == []
+
+
+def test_a_second_training_gets_no_credentials(clone, monkeypatch):
+    secrets = {
+        "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "GH_TOKEN",
+        "RETRAIN_TOKEN", "AZURE_STORAGE_CONNECTION_STRING", "GOOGLE_APPLICATION_CREDENTIALS", "SSH_AUTH_SOCK",
+        "my_api_key", "DB_PASS", "CI_JOB_JWT",
+    }  # fmt: skip
+    for name in secrets:
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("HTTPS_PROXY", "http://user:word@proxy:8080")
+    kept = {"CUDA_VISIBLE_DEVICES": "0", "OMP_NUM_THREADS": "1", "HF_HOME": "/hf", "KEYBOARD": "de"}
+    for name, text in kept.items():
+        monkeypatch.setenv(name, text)
+    given: dict[str, str] = {}
+    monkeypatch.setattr(
+        restore.subprocess, "run", lambda *_, env, **__: given.update(env) or Mock(returncode=0)
+    )
+    restore._repro(clone)
+    assert not secrets & given.keys()
+    assert "HTTPS_PROXY" not in given
+    assert kept.items() <= given.items()
+    assert "PATH" in given
 
 
 def test_a_restored_run_keeps_its_commit_after_the_repository_lost_it(traced, tmp_path):

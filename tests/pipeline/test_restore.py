@@ -29,7 +29,15 @@ def test_a_queued_experiment_with_uncommitted_changes_is_restored_and_verified(c
     assert "stored with the run, pipeline/workspace.diff" in text
     # The experiment's own commit goes: the restored state must not need it.
     clone.run("dvc", "exp", "remove", QUEUED)
-    text = convoy(clone, "trace", run.data.tags["convoy.run_id"], "--restore", "../again", "--verify")
+    text = convoy(
+        clone,
+        "trace",
+        run.data.tags["convoy.run_id"],
+        "--restore",
+        "../again",
+        "--verify",
+        "--trust-run-code",
+    )
     assert "`dvc repro` has nothing to do" in text
     assert "as queued" in text, "it trained with the code of then"
     assert "weights  bit-identical" in text

@@ -235,7 +235,7 @@ def test_three_scheduled_rounds_on_runners_that_forget_everything(server, tmp_pa
 def killed_in_training(services: Services) -> Path:
     """Let a job be cancelled while it trains, and give what it kept."""
     clone = services.runner()
-    [(command, env)] = steps()
+    *_, (command, env) = steps()
     process = services.start(clone, command, env)
     until = time.monotonic() + 300
     while not list(clone.folder.glob("checkpoints/*/step-*.json")):
@@ -282,7 +282,7 @@ def test_a_runner_without_a_server_or_a_remote_reports_both(fresh_clone, tmp_pat
     services = Services(tmp_path, server="")
     services.host(fresh_clone)
     runner = services.runner()
-    [(command, env)] = job()
+    *_, (command, env) = job()
     process = services.start(runner, command, env)
     output, _ = process.communicate()
     assert process.returncode != 0

@@ -12,7 +12,8 @@ def test_register_prints_the_version_and_the_next_command(project):
     run = project.train()
     done = CliRunner().invoke(app, ["register"])
     assert done.exit_code == 0
-    first, second, third = done.stdout.splitlines()
+    facts, first, second, third = done.stdout.splitlines()
+    assert "network lenet5, 3 classes (Bär, cat, x), data dddddddddddd, made less than a minute ago" in facts
     assert first.startswith("convoy/1 is registered: model.onnx ")
     assert first.endswith(f"of run {run.data.tags['convoy.run_id']}")
     assert second == "candidate is convoy/1, accuracy 90.00% (85.00% to 95.00%)"

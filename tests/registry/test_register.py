@@ -64,6 +64,7 @@ def test_a_second_time_registers_nothing_and_moves_the_candidate_back(project, c
     assert register().number == "2"
     shutil.rmtree(project.deploy)
     kept.rename(project.deploy)
+    project.lock()
     assert register() == first
     assert project.registry.aliases() == {CANDIDATE: "1"}
     assert len(project.registry.versions()) == 2
@@ -235,6 +236,7 @@ def test_many_classes_and_a_long_card_fit_into_the_columns_of_postgresql(server_
     server_project.train(classes=[f"class number {n:04}" for n in range(400)])
     lines = "\n".join(f"| class number {n:04} | 1.00 |" for n in range(400))
     files.write_text(server_project.deploy / "model_card.md", f"# Card\n\n{lines}\n")
+    server_project.lock()
     version = register()
     assert version.tags["convoy.class_count"] == "400"
     assert "convoy.classes" not in version.tags

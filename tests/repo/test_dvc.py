@@ -1,7 +1,11 @@
 """What stages are given is read from dvc.yaml; a failed replacement puts everything back."""
 
+import os
+import stat
+
 import pytest
 
+from convoy.core.errors import RequestError
 from convoy.repo import dvc
 
 
@@ -40,3 +44,53 @@ def test_an_interrupted_replacement_puts_everything_back(small):
     assert (small.folder / "data/a.txt").read_text() == "a\n"
     assert not (small.folder / "nets/new").exists()
     assert small.git("status", "--porcelain") == ""
+
+
+@pytest.fixture
+def own_choice(small, monkeypatch):
+    """Leave the choice of the folder to Convoy, in the repository."""
+    for name in (dvc.SITE_CACHE, "CONVOY_REPOSITORY", "DVC_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(small.folder)
+    return small
+
+
+def test_the_folder_of_dvcs_pickles_is_private_whoever_runs_dvc(own_choice):
+    folder = own_choice.folder / f".dvc/tmp/site-{os.getuid()}"
+    dvc.run(own_choice.folder, "status")
+    assert list(folder.glob("repo/*")), "DVC uses it"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    used = {path: path.stat().st_mtime_ns for path in folder.glob("repo/*")}
+    dvc.import_source(own_choice.folder, "data.dvc")
+    assert used.keys() == set(folder.glob("repo/*")), "Convoy's own process as well"
+    assert own_choice.git("status", "--porcelain") == ""
+
+
+def test_a_folder_that_others_may_enter_is_closed_and_one_of_another_user_is_refused(
+    own_choice, tmp_path, monkeypatch
+):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    monkeypatch.setenv(dvc.SITE_CACHE, str(shared))
+    assert dvc.environment(own_choice.folder)[dvc.SITE_CACHE] == str(shared)
+    assert stat.S_IMODE(shared.stat().st_mode) == 0o700
+    monkeypatch.setattr(os, "getuid", lambda: 4711)
+    with pytest.raises(RequestError, match="owned by another user"):
+        dvc.environment(own_choice.folder)
+    monkeypatch.undo()
+    monkeypatch.setenv(dvc.SITE_CACHE, str(tmp_path / "link"))
+    (tmp_path / "link").symlink_to(shared)
+    with pytest.raises(RequestError, match="is a link"):
+        dvc.environment(own_choice.folder)
+
+
+def test_every_call_of_dvc_gets_that_folder(repository):
+    calls = [
+        path
+        for path in [*(repository / "src").rglob("*.py"), *(repository / "pipelines").glob("*.py")]
+        if '"-m", "dvc"' in path.read_text(encoding="utf-8")
+    ]
+    assert len(calls) > 3
+    for path in calls:
+        assert "environment(" in path.read_text(encoding="utf-8"), path

@@ -29,6 +29,12 @@ def test_the_cache_is_laid_out_by_md5_and_lists_the_files_of_folders(reproduced)
     assert cache.lacks(md5) == []
 
 
+def test_content_has_the_md5_that_dvc_records(reproduced):
+    required = dvc.required_outputs(reproduced.folder)
+    assert {name: dvc.content_md5(reproduced.folder / name) for name in required} == required
+    assert dvc.content_md5(reproduced.folder / "absent") == ""
+
+
 def test_an_import_is_compared_with_its_source(small):
     before = dvc.import_source(small.folder, "data.dvc")
     assert (before.address, before.has_fingerprint) == ("source", True)

@@ -3,14 +3,16 @@
 import json
 import os
 import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from convoy.core.errors import RequestError
 from convoy.registry.promote import Judged
-from convoy.repo import dvc
+from convoy.repo import dvc, git
 from convoy.retraining import publish, round, worktree  # noqa: A004 (the module's name)
 from retraining_rounds import Rounds, branches, state
 from small_pipeline import Small
@@ -155,6 +157,36 @@ def test_a_pull_request_that_fails_is_a_failure_that_names_the_new_champion(
     happened = f"convoy/2 is champion and its branch {result['branch']} is pushed, but no request was opened"
     assert result["reason"].startswith(f"{happened}: `gh pr create` failed: no permission")
     assert result["branch"] in remotes.branches()
+    fake_gh(tmp_path, monkeypatch, 'for word; do echo "$word" >> $OUT/words; done')
+    command = next(line for line in result["reason"].splitlines() if "gh pr create --base" in line)
+    subprocess.run(["sh", "-c", command.partition(": ")[2]], check=True)
+    words = (tmp_path / "words").read_text().splitlines()
+    assert words[2:6] == ["--base", "main", "--head", result["branch"]]
+    assert "RETRAIN_TOKEN" in result["reason"]
+    assert "make retrain" not in remotes.rounds.report, "which would end with nothing new"
+    assert remotes.rounds.run(push=True)[1] == "nothing-new"
+
+
+def test_a_merge_request_that_fails_names_the_page_that_opens_it(remotes, quick, no_dvc_push, monkeypatch):
+    monkeypatch.setenv("GITLAB_CI", "true")
+    monkeypatch.setenv("CI_PROJECT_URL", "https://gitlab.example/team/photos")
+    monkeypatch.setattr(publish.Publication, "_merge_request", Mock(side_effect=git.GitError("rejected")))
+    assert remotes.rounds.run(push=True) == (1, "failed", "propose")
+    branch = remotes.rounds.result["branch"].replace("/", "%2F")
+    page = "https://gitlab.example/team/photos/-/merge_requests/new?merge_request%5Bsource_branch%5D="
+    assert f"{page}{branch}&merge_request%5Btarget_branch%5D=main" in remotes.rounds.result["reason"]
+
+
+@pytest.mark.parametrize("push", [True, False])
+def test_a_remote_over_http_must_be_verified(remotes, quick, monkeypatch, push):
+    monkeypatch.setattr(dvc, "check_remote", lambda _: "down")
+    remotes.rounds.small.set_remote(url="http://user:word@127.0.0.1:9/store")
+    assert remotes.rounds.run(push=push) == (2, "failed", "prerequisites")
+    reason = remotes.rounds.result["reason"]
+    assert "dvc remote modify store verify true" in reason
+    assert "word@" not in reason
+    remotes.rounds.small.set_remote(url="http://127.0.0.1:9/store", verify="true")
+    assert remotes.rounds.run(push=push)[2] != "prerequisites"
 
 
 def test_gitlab_gets_a_merge_request_by_push_options_once_the_lock_is_promoted(
@@ -234,7 +266,7 @@ def test_a_lock_that_is_as_committed_makes_no_branch(trained, quick, monkeypatch
 def fake_gh(folder: Path, patch: pytest.MonkeyPatch, text: str) -> None:
     """Put a fake `gh` first in PATH, which runs this shell script."""
     script = folder / "bin/gh"
-    script.parent.mkdir()
+    script.parent.mkdir(exist_ok=True)
     script.write_text(f"#!/bin/sh\nOUT={folder}\n{text}\n")
     script.chmod(0o755)
     patch.setenv("PATH", f"{script.parent}{os.pathsep}{os.environ['PATH']}")

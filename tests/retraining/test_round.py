@@ -101,6 +101,35 @@ def test_uncommitted_changes_are_not_part_of_a_round_and_are_reported(trained):
     assert "Uncommitted changes in this working tree (`params.yaml`)" in trained.report
 
 
+def test_params_that_are_not_committed_are_named_with_both_values_before_anything_trains(
+    trained, quick, capsys, monkeypatch
+):
+    trained.change_rate("0.125")
+    trained.small.edit("params.yaml", "lr: 0.125", "lr: 0.25\n  new: [a]")
+    printed_before_training = []
+
+    def program(words: list[str], folder: Path, env: dict[str, str]) -> str:
+        printed_before_training.append(capsys.readouterr().out)
+        return quick(words, folder, env)
+
+    monkeypatch.setattr(worktree, "stream", program)
+    assert trained.run()[0] == 0
+    assert "fit.lr: committed 0.125 (used), here 0.25 (not used)" in printed_before_training[0]
+    assert "fit.new: committed absent (used), here [a] (not used)" in printed_before_training[0]
+    assert trained.result["uncommitted_params"] == {
+        "fit.lr": {"committed": "0.125", "working": "0.25"},
+        "fit.new": {"committed": "absent", "working": "[a]"},
+    }
+    assert "| `fit.lr` | `0.125` | `0.25` |" in trained.report
+
+
+def test_a_params_file_that_cannot_be_read_is_reported_and_the_commit_is_used(trained, capsys):
+    trained.small.write("params.yaml", "fit: [")
+    assert trained.run() == (0, "nothing-new", "")
+    assert "params.yaml: committed readable (used), here cannot be read" in capsys.readouterr().out
+    assert trained.result["uncommitted_params"]["params.yaml"]["working"].startswith("cannot be read")
+
+
 @pytest.mark.parametrize(("name", "module", "function", "argument"), STEPS, ids=[name for name, *_ in STEPS])
 def test_a_failure_at_any_step_leaves_champion_and_repository_as_they_were(
     trained, name, module, function, argument, quick, monkeypatch

@@ -145,3 +145,19 @@ def test_sigterm_to_a_round_alone_lets_its_stages_save_and_leaves_nothing_runnin
     while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children):
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+def test_stages_get_no_token_of_a_forge(small, monkeypatch):
+    tokens = {
+        "GH_TOKEN", "GITHUB_TOKEN", "GITLAB_TOKEN", "RETRAIN_TOKEN", "CI_JOB_TOKEN", "CI_REGISTRY_PASSWORD",
+        "CI_REPOSITORY_URL", "ACTIONS_RUNTIME_TOKEN",
+    }  # fmt: skip
+    for name in tokens:
+        monkeypatch.setenv(name, "s3cret")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "https://retrain:s3cret@gitlab.example/photos.git")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of the DVC remote")
+    monkeypatch.setenv("CI_COMMIT_BRANCH", "main")
+    env = worktree.pipeline_environment(small.folder)
+    assert not [name for name, text in env.items() if "s3cret" in text]
+    assert env["CI_COMMIT_BRANCH"] == "main"
+    assert env["AWS_SECRET_ACCESS_KEY"], "which DVC needs"

@@ -26,12 +26,13 @@ PAGES = (
     "docs/explain.md",
     "docs/networks.md",
     "docs/retraining.md",
+    "docs/security.md",
     "docs/sweep.md",
     "docs/trace.md",
     "docs/tracking.md",
     "docs/training.md",
 )
-WITHOUT_PARAMS = {"CONTRIBUTING.md", "AGENTS.md"}
+WITHOUT_PARAMS = {"CONTRIBUTING.md", "AGENTS.md", "docs/security.md"}
 RUNNERS = {"convoy", "dvc", "make"}
 
 

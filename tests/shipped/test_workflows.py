@@ -18,6 +18,7 @@ from convoy.core import yaml
 CI, RETRAIN, GITLAB = ".github/workflows/ci.yml", ".github/workflows/retrain.yml", ".gitlab-ci.yml"
 FILES = (CI, RETRAIN, GITLAB)
 
+CHECKOUT = "de0fac2e4500dabe0009e67214ff5f5447ce83dd"
 CONTEXTS = {"github", "inputs", "matrix", "runner", "secrets", "steps", "vars"}
 NO_JOB = {"stages", "default", "variables", "workflow", "include", "spec", "image", "cache"}
 
@@ -58,7 +59,7 @@ def loose_ends(text: str) -> list[str]:
         ]
         found += [f"{name} has no stage"] * (job.get("stage") not in content.get("stages", [None]))
         used = [step["uses"] for step in job.get("steps", ()) if "uses" in step]
-        found += [one for one in used if not re.fullmatch(r"actions/[\w/-]+@v\d+", one)]
+        found += [one for one in used if not re.fullmatch(r"actions/[\w/-]+@[0-9a-f]{40}", one)]
     return found + (wrong_expressions(text) if "jobs" in content else [])
 
 
@@ -114,11 +115,11 @@ def test_a_fault_of_form_is_found(repository, tmp_path, name, old, new, said):
     ("name", "old", "new", "said"),
     [
         (RETRAIN, "    runs-on:", "    needs: test\n    runs-on:", "retrain needs test"),
-        (RETRAIN, "actions/checkout@v6", "actions/checkout@main", "actions/checkout@main"),
+        (RETRAIN, f"actions/checkout@{CHECKOUT}", "actions/checkout@main", "actions/checkout@main"),
+        (RETRAIN, f"actions/checkout@{CHECKOUT}", "actions/checkout@v6", "actions/checkout@v6"),
         (RETRAIN, "inputs.runner", "inputs.label", "inputs.label"),
         (RETRAIN, "vars.AWS_ENDPOINT_URL }}", "vars.AWS_ENDPOINT_URL }", "${{"),
         (RETRAIN, "secrets.MLFLOW_TRACKING_TOKEN", "secret.MLFLOW_TRACKING_TOKEN", "secret.MLFLOW_TRACKING_TOKEN"),
-        (RETRAIN, "id: dvc", "id: cache", "steps.dvc"),
         (CI, "${{ matrix.os }}", "${{ matrix.system }}", "matrix.system"),
         (GITLAB, "stage: test", "stage: tests", "ci has no stage"),
         (GITLAB, "  stage: test", "  stage: test\n  needs: [lint]", "ci needs lint"),
@@ -193,11 +194,11 @@ def test_a_round_is_never_cancelled_by_the_next(repository):
 
 def test_what_a_round_leaves_is_kept_when_it_fails_or_takes_too_long(repository):
     job = jobs((repository / RETRAIN).read_text())["retrain"]
-    at = next(place for place, step in enumerate(job["steps"]) if "run" in step)
+    at = next(place for place, step in enumerate(job["steps"]) if "make retrain" in step.get("run", ""))
     before, after = job["steps"][:at], job["steps"][at + 1 :]
-    restored = {step["with"]["path"] for step in before if "cache/restore" in step["uses"]}
+    restored = {step["with"]["path"] for step in before if "cache/restore" in step.get("uses", "")}
     saved = {step["with"]["path"] for step in after if "cache/save" in step["uses"]}
-    assert restored == saved == {".dvc/cache", "checkpoints\noutbox\n"}
+    assert restored == saved == {"checkpoints\noutbox\n"}, "no data: pull requests from forks read caches"
     assert all(step["if"].startswith("always()") for step in after)
     assert job["steps"][at]["timeout-minutes"] + 20 <= job["timeout-minutes"] <= 360, (
         "GitHub ends jobs at 6 hours"
@@ -205,11 +206,7 @@ def test_what_a_round_leaves_is_kept_when_it_fails_or_takes_too_long(repository)
 
     job = jobs((repository / GITLAB).read_text())["retrain"]
     kept = {path: cache.get("when") for cache in job["cache"] for path in cache["paths"]}
-    assert {path for path, when in kept.items() if when == "always"} == {
-        ".dvc/cache",
-        "checkpoints",
-        "outbox",
-    }
+    assert {path for path, when in kept.items() if when == "always"} == {"checkpoints", "outbox"}
     assert job["artifacts"]["when"] == "always"
     assert job["artifacts"]["paths"] == ["build/retrain"]
 
@@ -223,7 +220,7 @@ def test_what_ci_keeps_is_nothing_that_git_would_see(repository):
             for path in cache["paths"]
         ),
     ]
-    assert {".cache/pip", ".dvc/cache", "checkpoints", "outbox"} == set(cached)
+    assert {".cache/pip", "checkpoints", "outbox"} == set(cached)
     for path in cached:
         asked = ["git", "check-ignore", "--quiet", f"{path}/file"]
         assert subprocess.run(asked, cwd=repository, check=False).returncode == 0, path
@@ -235,3 +232,62 @@ def test_the_page_names_every_secret_and_variable_that_a_round_reads(repository)
     read |= set(re.findall(r"\$(RETRAIN_\w+)", (repository / GITLAB).read_text()))
     assert {"MLFLOW_TRACKING_URI", "RETRAIN_TOKEN", "RETRAIN_RUNNER"} <= read
     assert not [name for name in sorted(read) if f"`{name}`" not in page]
+
+
+@pytest.mark.parametrize("name", [CI, RETRAIN])
+def test_actions_are_pinned_by_commit_with_their_version_and_leave_no_token_in_the_clone(repository, name):
+    text = (repository / name).read_text(encoding="utf-8")
+    uses = re.findall(r"uses: (.*)", text)
+    assert uses
+    for line in uses:
+        assert re.fullmatch(r"actions/[\w/-]+@[0-9a-f]{40}  # v\d+\.\d+\.\d+", line), line
+    for job in jobs(text).values():
+        [checkout] = [step for step in job["steps"] if "actions/checkout" in step.get("uses", "")]
+        assert checkout["with"]["persist-credentials"] is False
+        assert "token" not in checkout["with"]
+
+
+def test_secrets_are_in_no_step_but_the_round_s_and_not_in_the_installation(repository):
+    content = yaml.load((repository / RETRAIN).read_text(encoding="utf-8"))
+    job = content["jobs"]["retrain"]
+    assert "env" not in content
+    assert "env" not in job
+    secret = [step for step in job["steps"] if re.search(r"secrets\.|github\.token", str(step))]
+    assert [step["run"].split()[:2] for step in secret] == [["make", "retrain"]]
+    runs = [step["run"].split()[1] for step in job["steps"] if "run" in step]
+    assert runs == ["environment", "retrain"], "packages are installed before"
+
+
+def test_a_push_gets_its_token_from_the_environment_and_stores_it_nowhere(repository, tmp_path):
+    [step] = [step for step in jobs((repository / RETRAIN).read_text())["retrain"]["steps"] if "env" in step]
+    env = {key: str(text) for key, text in step["env"].items() if key.startswith("GIT_CONFIG_")}
+    env |= {
+        "GH_TOKEN": "s3cret",
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "GIT_CONFIG_NOSYSTEM": "1",
+    }
+    command = ["git", "credential", "fill"]
+    asked = "protocol=https\nhost=github.example.org\n\n"
+    done = subprocess.run(command, input=asked, env=env, check=True, capture_output=True, text=True)
+    assert {"username=x-access-token", "password=s3cret"} <= set(done.stdout.splitlines())
+    assert "s3cret" not in "".join(env[key] for key in env if key != "GH_TOKEN")
+
+
+def test_packages_are_installed_without_credentials(repository, tmp_path):
+    (tmp_path / "Makefile").write_text(
+        (repository / "Makefile").read_text(encoding="utf-8") + "\nshow:\n\t@$(NO_SECRETS) env\n"
+    )
+    secrets = ("MLFLOW_TRACKING_PASSWORD", "RETRAIN_TOKEN", "AWS_SECRET_ACCESS_KEY", "GIT_CONFIG_VALUE_0")
+    env = os.environ | dict.fromkeys(secrets, "s3cret") | {"PIP_INDEX_URL": "https://mirror"}
+    done = subprocess.run(["make", "show"], cwd=tmp_path, env=env, check=True, capture_output=True, text=True)
+    assert "s3cret" not in done.stdout
+    assert "PIP_INDEX_URL=https://mirror" in done.stdout
+    installs = re.findall(r"^\t@(.*-m pip install)", (repository / "Makefile").read_text(), re.MULTILINE)
+    assert len(installs) == 2
+    assert all(line.startswith("$(NO_SECRETS) ") for line in installs)
+
+
+def test_the_page_has_every_secret_of_gitlab_protected(repository):
+    page = (repository / "docs/retraining.md").read_text(encoding="utf-8")
+    assert "masked and protected" in page

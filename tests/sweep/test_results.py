@@ -46,3 +46,22 @@ def test_too_few_trials_have_no_importances(project):
         project.add(study, {"train.lr": lr, "train.batch_size": "8"}, value=lr)
     paths = results.plots(study, Request.read(), project.folder)
     assert {path.name for path in paths} == {"history.png", "slices.png"}
+
+
+def test_a_baseline_outside_the_space_is_no_point_of_the_slices_and_counts_for_no_importance(
+    project, figures
+):
+    project.set(train__lr=0.9)
+    study = project.study()
+    baseline = study.ask()
+    baseline.suggest_categorical("train.batch_size", ["8", "16"])
+    study.tell(baseline, 0.5)
+    for lr in (0.1, 0.2, 0.3):
+        project.add(study, {"train.lr": lr, "train.batch_size": "8"}, value=lr)
+    assert "importances.png" not in {
+        path.name for path in results.plots(study, Request.read(), project.folder)
+    }
+    project.add(study, {"train.lr": 0.4, "train.batch_size": "16"}, value=0.4)
+    assert "importances.png" in {path.name for path in results.plots(study, Request.read(), project.folder)}
+    bars = figures["importances.png"].get_axes()[0]
+    assert {text.get_text() for text in bars.get_yticklabels()} == {"train.batch_size", "train.lr"}

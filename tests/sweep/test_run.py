@@ -57,6 +57,54 @@ def test_each_trial_is_one_line_and_the_best_values_are_a_command(project):
     assert "2 of 4 trials are done" in convoy().output
 
 
+def test_a_baseline_outside_the_space_is_tried_first_and_compared(project):
+    project.space("train.lr: [0.000001, 0.000002]")
+    result = convoy("--trials", "9")
+    results = project.results()
+    assert [row.values for row in results.rows[:1]] == [{"train.lr": 0.1}]
+    assert len(results.rows) == 3, "the space and the baseline"
+    assert results.best == results.baseline == results.rows[0]
+    assert "trial 0: lr 0.1 (params.yaml, outside the space): the best of all" in result.output
+    assert "all 3 combinations were tried" in result.output
+    assert "No trial is better than the baseline" in result.output
+    assert "--apply" not in result.output
+    assert json.loads(convoy("--trials", "0", "--json").stdout)["baseline"]["values"] == {"train.lr": 0.1}
+
+
+def test_a_network_outside_the_space_is_a_baseline_too_and_starts_no_other_study(project):
+    project.network(
+        "wide", "conv: {filters: 9, kernel: 3}", "relu", "global_avg_pool", "flatten", "dense: classes"
+    )
+    project.network("deep", "flatten", "dense: 8", "relu", "dense: classes")
+    project.space("network.name: [tiny, deep]")
+    inside = Request.read().name
+    project.set(network__name="wide")
+    assert Request.read().name == inside
+    result = convoy("--trials", "2")
+    values = [row.values for row in project.results().rows]
+    assert (values[0], len(values)) == ({"network.name": "wide"}, 2)
+    assert "network wide, tiny, deep · data 000000000000 (build/dataset: " in result.output
+
+
+def test_the_best_is_compared_with_the_baseline_and_network_and_data_are_named(project):
+    project.set(train__lr=0.000001)
+    result = convoy("--trials", "2")
+    best, baseline = project.results().best, project.results().baseline
+    assert (baseline.number, best.number) == (0, 1)
+    assert f"the best is better by {baseline.value - best.value:.4f}" in result.output
+    assert "network tiny · data 000000000000 (build/dataset: " in result.output
+    [line] = [line for line in result.output.splitlines() if line.endswith("  baseline")]
+    assert line.startswith("0 ")
+
+
+def test_a_baseline_that_cannot_be_trained_is_no_comparison(project):
+    project.network("large", "conv: {filters: 8, kernel: 11}", "flatten", "dense: classes")
+    project.space("network.name: [tiny, deep]")
+    project.network("deep", "flatten", "dense: 8", "relu", "dense: classes")
+    project.set(network__name="large")
+    assert "The baseline, trial 0, is failed, so nothing shows" in convoy("--trials", "2").output
+
+
 def test_no_trials_shows_the_study_and_makes_nothing(project):
     result = convoy("--trials", "0")
     assert result.exit_code == 0

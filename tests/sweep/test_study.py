@@ -6,6 +6,8 @@ from unittest.mock import Mock
 
 import optuna
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from convoy.core.errors import TrainingError
@@ -14,6 +16,7 @@ from convoy.sweep import run
 from convoy.sweep.results import Results
 from convoy.sweep.space import combinations
 from convoy.sweep.study import (
+    BASELINE,
     JOURNAL,
     RepeatableSampler,
     Request,
@@ -37,6 +40,11 @@ def proposals(request, count, first=None) -> list[dict[str, object]]:
 
     study.optimize(objective, n_trials=count)
     return [trial.params for trial in study.trials]
+
+
+def storage(request: Request) -> JournalStorage:
+    request.folder.mkdir(parents=True, exist_ok=True)
+    return JournalStorage(JournalFileBackend(str(request.folder / JOURNAL)))
 
 
 def begin(study: optuna.Study, request: Request) -> optuna.Trial:
@@ -66,13 +74,27 @@ def test_no_values_are_tried_twice_and_a_finite_space_is_tried_whole(project):
     assert len({tuple(values.values()) for values in proposals(request, 12)}) == 12
 
 
-def test_the_values_of_params_come_first_only_where_the_space_has_them(project):
+def test_the_values_of_params_come_first_inside_the_space_or_not(project):
     [waiting] = project.study().trials
     assert waiting.system_attrs["fixed_params"] == {"train.lr": 0.1, "train.batch_size": "16"}
     project.study()
     assert len(project.study().trials) == 1
     project.set(train__lr=0.9, train__epochs=4)
-    assert project.study().trials == []
+    [waiting] = project.study().trials
+    assert waiting.system_attrs["fixed_params"] == {"train.batch_size": "16"}
+    assert waiting.user_attrs[BASELINE] == {"train.lr": 0.9, "train.batch_size": 16}
+
+
+def test_a_study_of_an_earlier_convoy_has_its_first_trial_as_baseline_or_gets_one(project):
+    study = optuna.create_study(storage=storage(Request.read()), study_name=Request.read().name)
+    study.enqueue_trial({"train.lr": 0.1, "train.batch_size": "16"})
+    assert len(project.study().trials) == 1
+    project.set(train__epochs=4)  # another study, whose values of params.yaml were outside its space
+    begin(
+        optuna.create_study(storage=storage(Request.read()), study_name=Request.read().name), Request.read()
+    )
+    assert [trial.state.name for trial in project.study().trials] == ["RUNNING", "WAITING"]
+    assert BASELINE in project.study().trials[1].user_attrs
 
 
 def test_another_space_dataset_or_fixed_value_is_another_study_and_a_swept_value_is_not(project):

@@ -34,6 +34,13 @@ def trace(
         bool,
         typer.Option("--verify", help="After --restore, train again there and compare metrics and weights."),
     ] = False,
+    trust_run_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-run-code",
+            help="With --restore: take the run's uncommitted code, which comes from the tracking store, too.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Print the provenance of WHAT: commit, data, params, run, model, dvc.lock, versions, experiment.
@@ -53,9 +60,10 @@ def trace(
 
     root = Path.cwd()
     dvc.check_repository(root)
-    if verify and not restore:
+    if (verify or trust_run_code) and not restore:
+        option = "--verify" if verify else "--trust-run-code"
         raise RequestError(
-            "--verify needs --restore: it trains in the restored clone. Add --restore ../restored"
+            f"{option} needs --restore: it concerns the restored clone. Add --restore ../restored"
         )
     if restore and other:
         raise RequestError("--restore takes one run. Leave out --restore or the second run.")
@@ -66,7 +74,7 @@ def trace(
         from convoy.lineage import restore as restoring
 
         record = comparison.only_run(match)
-        restoring.restore(record, sources, restore)
+        restoring.restore(record, sources, restore, trust_run_code=trust_run_code)
         info(
             f"{restore} has the state of run {record.run_id}; data.dvc is frozen there, and `dvc repro` has nothing to do."
         )

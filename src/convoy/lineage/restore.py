@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,12 +11,12 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from convoy.core import contract, files, yaml
 from convoy.core.console import info
-from convoy.core.errors import RequestError, listed
+from convoy.core.errors import RequestError, listed, without_credentials
 from convoy.lineage.runs import Record
 from convoy.lineage.trace import DIFF, UNFINISHED, Sources
 from convoy.repo import dvc, git
@@ -34,19 +35,35 @@ VERIFICATION = Path("build/deploy", contract.VERIFICATION)
 
 TIMED = ("seconds", "latency", "per_second", "energy/")  # in names of metrics that differ in any two runs
 
+DECLARATIVE = ("params.yaml", "data.dvc", "dvc.lock", "networks/*.yaml", "weights/*.dvc")
+"""Files that nothing executes: a run's own are restored although they differ from the commit."""
+
+SHOWN = 60
+"""Lines of a run's code that a refusal shows."""
+
+SECRET = re.compile(
+    r"TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|COOKIE|CONNECTION_STRING|(^|_)(PASS|PAT|SAS|AUTH|KEY|KEYS)($|_)|"
+    r"APIKEY|SSH_AUTH_SOCK|^(AWS|AZURE|ARM|GOOGLE|GCP|GH|GITHUB|GITLAB|CI_JOB|CI_REGISTRY|DATABRICKS|KAGGLE|MLFLOW_TRACKING)_",
+    re.IGNORECASE,
+)
+"""Names of variables that may hold a credential; those of clouds and forges as a whole."""
+
 OUTER = ("DVC_", "MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT")
 """Beginnings of variables that would send the training's run elsewhere: it belongs to the clone."""
 
 NAMED = 5
 
 
-def restore(record: Record, sources: Sources, target: Path) -> None:
+def restore(record: Record, sources: Sources, target: Path, *, trust_run_code: bool = False) -> None:
     """Clone this repository in the state of a run: commit, uncommitted changes, params, data, outputs.
 
-    The clone is made beside the target and renamed at the end, so that a failure leaves nothing.
+    The clone is made beside the target and renamed at the end, so that a failure leaves nothing. Whoever may write to the
+    tracking store may replace a run's artifacts. So what runs comes from the commit, unless `trust_run_code`, and nothing
+    is written through a link that leaves the clone.
 
     Raises:
-        RequestError: the target is in use, or lies inside this repository.
+        RequestError: the target is in use, or lies inside this repository; the run's code differs from its commit, and is
+            not trusted.
         RestoreError: the commit, the lock or data are not available, or the result differs from the run's state.
     """
     _check_target(target, sources.root)
@@ -66,7 +83,10 @@ def restore(record: Record, sources: Sources, target: Path) -> None:
             _apply(_download(record, sources, DIFF, clone), clone, record)
         for name in FILES:
             if f"pipeline/{name}" in artifacts:
-                shutil.copyfile(_download(record, sources, f"pipeline/{name}", clone), clone / name)
+                _place(_download(record, sources, f"pipeline/{name}", clone), clone / name)
+        if not trust_run_code:
+            _refuse_code(clone, record)
+        _refuse_outside(clone, record)
         _freeze(clone / "data.dvc")
         info(
             f"cloned at commit {number[:10]}" + (" with the uncommitted changes" if DIFF in artifacts else "")
@@ -75,6 +95,69 @@ def restore(record: Record, sources: Sources, target: Path) -> None:
         dvc.run(clone, "checkout", "--force")
         _check_state(clone, record, has_diff=DIFF in artifacts)
         info("data and outputs are in place; `dvc status` reports no changes")
+
+
+def _place(source: Path, target: Path) -> None:
+    """Replace a file; a link in its place, which the run's changes may have made, is removed and not followed."""
+    target.unlink(missing_ok=True)
+    shutil.copyfile(source, target)
+
+
+def _differing(clone: Path) -> list[str]:
+    """List the files that differ from the commit, new ones included, also those that git ignores."""
+    changed = git.run(clone, "diff", "--name-only", "--no-renames", "-z", "HEAD").split("\0")
+    return sorted(
+        name for name in [*changed, *git.run(clone, "ls-files", "-z", "--others").split("\0")] if name
+    )
+
+
+def _refuse_code(clone: Path, record: Record) -> None:
+    """Refuse files of the run that differ from the commit, apart from params, networks and DVC's records."""
+    code = [
+        name
+        for name in _differing(clone)
+        if (clone / name).is_symlink() or not any(map(PurePosixPath(name).match, DECLARATIVE))
+    ]
+    if not code:
+        return
+    git.run(clone, "add", "--intent-to-add", "--force", "--all", "--", *code)
+    diff = git.run(clone, "diff", "--no-ext-diff", "--no-textconv", "--no-color", "HEAD", "--", *code)
+    lines = ["".join(c if c.isprintable() or c == "\t" else "?" for c in line) for line in diff.split("\n")]
+    more = [f"… and {len(lines) - SHOWN:,} more lines"] if len(lines) > SHOWN else []
+    shown = "\n".join(["", *lines[:SHOWN], *more, ""])
+    raise RequestError(
+        f"run {record.id} was made with code that its commit does not have: {listed(code, NAMED)}{shown}"
+        "It comes from the tracking store, whose other users could have written it, and `dvc repro` in the restored folder "
+        "would run it. If you trust it, add --trust-run-code."
+    )
+
+
+def _refuse_outside(clone: Path, record: Record) -> None:
+    """Refuse links of the run and outputs that lead out of the clone: DVC would write through them."""
+    inside = clone.resolve()
+    paths = {name: clone / name for name in _differing(clone) if (clone / name).is_symlink()}
+    for file in clone.rglob("*"):  # as DVC, which also reads what git ignores
+        name, parts = file.relative_to(clone).as_posix(), file.relative_to(clone).parts
+        if parts[0] in (".git", ".dvc") or not file.is_file():
+            continue
+        if file.suffix == ".dvc":
+            entries = [yaml.read(file)]
+        elif file.name in ("dvc.yaml", "dvc.lock"):
+            stages = yaml.read(file).get("stages") or {}
+            entries = [stage.get("do", stage) for stage in stages.values()]
+        else:
+            continue
+        for entry in entries:
+            folder = file.parent / str(entry.get("wdir") or ".")
+            for out in (out for kind in ("outs", "metrics", "plots") for out in entry.get(kind) or []):
+                path = out.get("path", next(iter(out))) if isinstance(out, dict) else str(out)
+                paths[f"{name}: {path}"] = folder / path
+    if outside := [name for name, path in paths.items() if not path.resolve().is_relative_to(inside)]:
+        raise RestoreError(
+            f"run {record.id} has links or outputs that lead out of the restored folder: {listed(outside, NAMED)}. Nothing "
+            "was written there. If its artifacts were replaced, its commit is still in git: git checkout "
+            f"{record.tag(contract.GIT_COMMIT)[:10]}"
+        )
 
 
 def _freeze(path: Path) -> None:
@@ -283,9 +366,17 @@ def _conditions(then: Mapping[str, Any], now: Mapping[str, Any], clone: Path) ->
     yield "a GPU adds in an order that changes from run to run; on a CPU it depends on the threads (OMP_NUM_THREADS)"
 
 
+def without_secrets(env: Mapping[str, str]) -> dict[str, str]:
+    """Leave out variables that may hold a credential, by their name or as part of an address."""
+    return {
+        key: text for key, text in env.items() if not SECRET.search(key) and without_credentials(text) == text
+    }
+
+
 def _repro(clone: Path, *options: str) -> None:
     """Run `dvc repro` in the clone, with its output shown; the tracking store is the clone's own."""
-    env = {key: value for key, value in os.environ.items() if not key.startswith(OUTER)}
+    env = {key: text for key, text in without_secrets(os.environ).items() if not key.startswith(OUTER)}
+    env |= dvc.environment(clone)
     # Stage commands call `python`: it must be the Python that runs this.
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', '')}"
     command = [sys.executable, "-m", "dvc", "repro", *options]

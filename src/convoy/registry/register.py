@@ -11,9 +11,11 @@ from mlflow.entities import LoggedModel, LoggedModelStatus, Metric, Run
 
 from convoy.core import contract, files, params, stage, yaml
 from convoy.core.console import info
-from convoy.core.errors import RequestError
+from convoy.core.errors import RequestError, listed
+from convoy.core.escaping import short
 from convoy.export.onnx_model import OnnxModel
 from convoy.lineage import compare, trace
+from convoy.registry import workspace
 from convoy.registry.client import (
     BESIDE,
     CANDIDATE,
@@ -109,13 +111,23 @@ def register(query: str = "") -> Version:
     `convoy trace` resolves to a run.
 
     Raises:
-        RequestError: there is no verified model, or `query` matches no run or several.
+        RequestError: there is no verified model, or `query` matches no run or several; without `query`, the model is not
+            what dvc.lock records, or was made of other data than the workspace's.
         RegistryError: the store does not answer, refuses, or has lost the run's model.
     """
     refuse_inside_experiment("register")
     registry = Registry.open()
     with tempfile.TemporaryDirectory() as scratch:
-        model = _of_run(registry, query, Path(scratch)) if query else VerifiedModel.read(DEPLOY)
+        if query:
+            model, network = _of_run(registry, query, Path(scratch))
+        else:
+            model, network = VerifiedModel.read(DEPLOY), workspace.network()
+            workspace.check(DEPLOY, model.run_id, model.identity["data_hash"])
+        names = listed([short(name, 20) for name in model.classes], 5)
+        info(
+            f"model.onnx {model.sha256[:12]}: network {network or 'unknown'}, {len(model.classes)} classes ({names}), "
+            f"data {model.identity['data_hash'][:12]}, {workspace.age(model.run_id)}"
+        )
         registry.create()
         known = registry.by_sha256(model.sha256)[-1:]
         if known and ModelArtifacts.of(registry, known[0]).has_model:
@@ -159,8 +171,8 @@ def _add(registry: Registry, model: VerifiedModel, lost: Version | None = None) 
     return version
 
 
-def _of_run(registry: Registry, query: str, folder: Path) -> VerifiedModel:
-    """Get the verified model of a run."""
+def _of_run(registry: Registry, query: str, folder: Path) -> tuple[VerifiedModel, str]:
+    """Get the verified model of a run, and the name of its network."""
     traced, _ = trace.look(query, stage.repository())
     record = compare.only_run(traced)
     sha256 = record.tag(contract.ONNX_SHA256)
@@ -176,8 +188,9 @@ def _of_run(registry: Registry, query: str, folder: Path) -> VerifiedModel:
             f"{query} has other bytes (sha256 {traced.sha256[:12]}) than the model that run {run_id} verified "
             f"({sha256[:12]}). To register the latter: convoy register {run_id}"
         )
-    if is_verified(DEPLOY, sha256):
-        return VerifiedModel.read(DEPLOY)
+    network = record.params.get("network.name", "")
+    if is_verified(DEPLOY, sha256) and not workspace.changed(DEPLOY):
+        return VerifiedModel.read(DEPLOY), network
     run = _find_run(registry, run_id)
     logged = _logged_model(registry, run, sha256) if run else None
     remedy = f"convoy trace {run_id} --restore ../restored && cd ../restored && convoy register"
@@ -193,7 +206,7 @@ def _of_run(registry: Registry, query: str, folder: Path) -> VerifiedModel:
             f"run {run_id} was exported by an earlier Convoy, which stored no verification beside the model. "
             "Export again: dvc repro --force export"
         )
-    return VerifiedModel.read(folder)
+    return VerifiedModel.read(folder), network
 
 
 def _find_run(registry: Registry, run_id: str) -> Run | None:

@@ -5,9 +5,11 @@ pins the minor version, and tests/repo/test_dvc_contract.py names what changed. 
 """
 
 import difflib
+import hashlib
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -23,13 +25,41 @@ from filelock import FileLock, Timeout
 from convoy.core import files, inputs, yaml
 from convoy.core.console import track
 from convoy.core.errors import ConvoyError, RequestError, listed, without_credentials
+from convoy.core.stage import repository
 from convoy.repo import git
 
 GUARD_SECONDS = 3.0  # longest wait for the guard of DVC's file of locks, as long as DVC waits
 
 
+SITE_CACHE = "DVC_SITE_CACHE_DIR"
+"""Variable that names the folder in which DVC keeps indexes of all repositories, as pickles."""
+
+
 class DvcError(Exception):
     """Carry the error messages of DVC."""
+
+
+def environment(root: Path) -> dict[str, str]:
+    """Return the variables for DVC in `root`: no statistics, and a folder for its indexes that nobody else may enter.
+
+    By default that is /var/tmp/dvc, where every user of the machine may replace a pickle, whose code DVC then runs. A
+    round's worktree shares the folder of the repository that called it.
+
+    Raises:
+        RequestError: the folder belongs to another user, or is a link.
+    """
+    owner = repository() if (repository() / ".dvc").is_dir() else root.resolve()
+    folder = Path(os.environ.get(SITE_CACHE) or owner / ".dvc" / "tmp" / f"site-{os.getuid()}")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.lstat()
+    if found.st_uid != os.getuid() or stat.S_ISLNK(found.st_mode):
+        raise RequestError(
+            f"{folder}, in which DVC keeps pickles, is {'a link' if stat.S_ISLNK(found.st_mode) else 'owned by another user'}, "
+            f"who could have DVC run code. Remove it, or name a folder of your own: export {SITE_CACHE}=$HOME/.cache/dvc-site"
+        )
+    if stat.S_IMODE(found.st_mode) & 0o077:
+        folder.chmod(0o700)
+    return {"DVC_NO_ANALYTICS": "1", SITE_CACHE: str(folder)}
 
 
 def run(root: Path, *arguments: str) -> str:
@@ -41,7 +71,7 @@ def run(root: Path, *arguments: str) -> str:
     done = subprocess.run(  # noqa: S603 (no shell; DVC checks the address)
         [sys.executable, "-m", "dvc", *arguments],
         cwd=root,
-        env=os.environ | {"DVC_NO_ANALYTICS": "1"},
+        env=os.environ | environment(root),
         capture_output=True,
         text=True,
         check=False,
@@ -192,6 +222,25 @@ class Cache:
         """List the missing md5s of a file, or of a folder and its files."""
         required = dict.fromkeys([md5, *self.members(md5).values()])
         return [md5 for md5 in required if not self.path(md5).exists()]
+
+
+def content_md5(path: Path) -> str:
+    """Compute DVC's md5 of a file, or of a folder with its suffix `.dir`, from its bytes; empty if it does not exist.
+
+    `dvc status` trusts the md5s that it wrote down when it took content from a remote.
+    """
+    if not path.is_dir():
+        return _md5(path) if path.is_file() else ""
+    paths = [Path(folder, name) for folder, _, names in os.walk(path, followlinks=True) for name in names]
+    members = [{"md5": _md5(file), "relpath": file.relative_to(path).as_posix()} for file in paths]
+    members.sort(key=lambda member: member["relpath"])
+    listing = json.dumps(members, sort_keys=True).encode()
+    return f"{hashlib.md5(listing, usedforsecurity=False).hexdigest()}.dir"
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def tracked_files(root: Path) -> dict[str, dict[str, Any]]:
@@ -351,6 +400,11 @@ def default_remote(root: Path) -> tuple[str, str]:
     return name, str(settings["remote"].get(name, {}).get("url", ""))
 
 
+def verifies(root: Path, name: str) -> bool:
+    """Whether DVC compares what a remote delivers with its md5, by the remote's option `verify`."""
+    return bool(config(root)["remote"].get(name, {}).get("verify"))
+
+
 def import_source(root: Path, name: str) -> ImportSource:
     """Compare the import in the .dvc file `name` with its source.
 
@@ -440,7 +494,8 @@ def _opened(root: Path) -> Iterator[Any]:
     from dvc.repo import Repo  # type: ignore[import-untyped] # noqa: PLC0415 (likewise)
 
     try:
-        with chdir(root), Repo() as repo:  # DVC names files relative to the current folder
+        settings = {"core": {"site_cache_dir": environment(root)[SITE_CACHE]}}
+        with chdir(root), Repo(config=settings) as repo:  # DVC names files relative to the current folder
             yield repo
     except DvcException as error:
         raise RequestError(f"DVC cannot read the pipeline in {root}: {error}") from error

@@ -81,6 +81,9 @@ class RoundRecord:
     reason: str = ""  # one or more lines; empty for an outcome of the gate, which has its own reasons
     seconds: float = 0.0  # of wall time, the whole round
     log: str = ""  # the last lines of the failed step, such as the end of `dvc repro`'s output
+    uncommitted: dict[str, tuple[str, str]] = field(
+        default_factory=dict
+    )  # params by flat key: the committed value, which is trained, and the caller's
     trigger: str = ""  # why this round trained, such as `the data changed upstream`; empty where it did not
     source: str = ""  # of the data, as data.dvc has it; without credentials
     champion: str = ""  # the version that serves now, such as `convoy/7`; empty where there is none

@@ -1,11 +1,13 @@
 """Publish the results of a round: commits, DVC's cache, a branch, and the proposal to merge it."""
 
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlencode
 
 from convoy.core.errors import without_credentials
 from convoy.repo import dvc, git
@@ -91,12 +93,26 @@ class Publication:
             except (RoundError, git.GitError) as error:
                 raise RoundError(
                     f"{self.record.champion} is champion and its branch {self.branch} is pushed, but no request was "
-                    f"opened: {error}\nOpen it by hand, into {base}.",
+                    f"opened: {error}\n{self._by_hand(base, title)}",
                     getattr(error, "log", ""),
                 ) from error
             what = "pull request" if on_github else "merge request"
             self._deliver(what, where=url or address(self.root))
             step.note = url or f"into {base}"
+
+    def _by_hand(self, base: str, title: str) -> str:
+        """Give the command or page that opens the request: another round would end with nothing new."""
+        env = os.environ
+        if env.get("GITHUB_ACTIONS"):
+            body = f"Report: {self.record.job}" if self.record.job else title
+            words = ["--base", base, "--head", self.branch, "--title", title, "--body", body]
+            return (
+                f"Open it in a clone: {shlex.join(['gh', 'pr', 'create', *words])}\n"
+                "For later rounds: allow it under Settings → Actions → General, or set RETRAIN_TOKEN (docs/retraining.md)."
+            )
+        query = {"merge_request[source_branch]": self.branch, "merge_request[target_branch]": base}
+        page = f"{env.get('CI_PROJECT_URL', '')}/-/merge_requests/new?{urlencode(query)}"
+        return f"Open it on this page: {page}\nFor later rounds: check RETRAIN_TOKEN (docs/retraining.md)."
 
     def _pull_request(self, base: str, title: str) -> str:
         """Open a pull request with the report as its text; return its address."""
@@ -164,7 +180,7 @@ def _committer(tree: Path) -> list[str]:
 def push_data(tree: Path) -> None:
     """Push what the worktree's dvc.lock names, with the run cache, so that other machines need not run the stages."""
     try:
-        worktree.stream([sys.executable, "-m", "dvc", "push"], tree, {**os.environ, "DVC_NO_ANALYTICS": "1"})
+        worktree.stream([sys.executable, "-m", "dvc", "push"], tree, {**os.environ, **dvc.environment(tree)})
         dvc.push_run_cache(tree)
     except Exception as error:
         reason = without_credentials(getattr(error, "log", "") or str(error)).strip()

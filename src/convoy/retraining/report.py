@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from convoy.core import files, templates
-from convoy.core.escaping import code, prose, visible
+from convoy.core.escaping import code, prose, short, visible
 from convoy.energy.meter import STAGES, format_energy
 from convoy.gate import text
 from convoy.gate.text import Name, Section, Table
@@ -103,6 +103,10 @@ def _verdict(record: RoundRecord) -> dict[str, Any]:
         "reason": record.reason or (result.reasons[0] if result else ""),
         "step": record.incomplete_step,
         "trigger": record.trigger,
+        "uncommitted_params": {
+            key: {"committed": committed, "working": working}
+            for key, (committed, working) in record.uncommitted.items()
+        },
         "started": record.started,
         "seconds": record.seconds,
         "steps": [asdict(step) for step in record.steps],
@@ -217,12 +221,29 @@ def _next_steps(record: RoundRecord) -> list[str]:
             steps = ["Nothing needs to be done: the running round writes its own report."]
         case "paused":
             steps = [f"Nothing needs to be fixed: the next round resumes. To start it now: {again}"]
+        case "failed" if record.incomplete_step == "propose":
+            steps = [
+                "Open the request as described above. Another round would not open it: nothing is new after this one.",
+                *kept,
+            ]
         case "failed":
             steps = [f"Fix the cause above, then run {again}; finished stages come from the cache.", *kept]
     return steps
 
 
 # Sections
+
+
+def uncommitted(record: RoundRecord) -> list[str]:
+    """List the params whose uncommitted values this round does not use, for the console."""
+    rows = [
+        f"  {visible(key)}: committed {short(committed, 60)} (used), here {short(working, 60)} (not used)"
+        for key, (committed, working) in record.uncommitted.items()
+    ]
+    return [
+        "params.yaml has uncommitted changes; a round uses the commit. To use them: git commit params.yaml",
+        *rows,
+    ]
 
 
 def _about(record: RoundRecord) -> Table:
@@ -240,6 +261,15 @@ def _sections(record: RoundRecord, most: int) -> Iterator[Section]:
     gate = list(text.sections(record.gate_result, most, min(most, 20))) if record.gate_result else []
     criteria = [section for section in gate if section.name == "criteria"]
     yield from [*criteria, *data, *(section for section in gate if section.name != "criteria")]
+    if record.uncommitted:
+        sentence = (
+            "The round used the committed values. To use the others, commit params.yaml and run it again."
+        )
+        changed = [(Name(key), Name(was), Name(now)) for key, (was, now) in record.uncommitted.items()]
+        table_ = Table(
+            ("Param", "Committed, used", "Not committed, not used"), changed[:most], total=len(changed)
+        )
+        yield Section("params", "Uncommitted params", [sentence], [table_])
     if record.steps:
         yield Section("steps", "Minutes and energy", [], [_steps(record), *_energy(record)])
     if record.deliveries:

@@ -19,7 +19,7 @@ from types import FrameType
 
 import psutil
 
-from convoy.core import contract, files, params
+from convoy.core import contract, files, params, yaml
 from convoy.core.console import info
 from convoy.core.errors import ConvoyError, RequestError, listed, without_credentials
 from convoy.gate.settings import GateParams
@@ -92,6 +92,9 @@ class Round:
         with self.record.step("prerequisites") as step:
             self.dvc_remote = check_prerequisites(self.root, push=self.push)
             self.record.identity.commit = git.commit(self.root, "HEAD")
+            self.record.uncommitted = _uncommitted_params(self.root)
+            if self.record.uncommitted:
+                info("\n".join(report.uncommitted(self.record)))
             if hint := _uncommitted(self.root):
                 self.record.hints.append(hint)
             step.note = f"commit {self.record.identity.commit[:10]}"
@@ -143,7 +146,7 @@ class Round:
         return decide(upstream, candidate, champion, since_ms, limits.max_champion_age_days)
 
     def _train(self, tree: Path, upstream: Upstream, decision: Decision) -> None:
-        env = {**os.environ, "PYTHONPATH": str(tree / "src"), "DVC_NO_ANALYTICS": "1"}
+        env = worktree.pipeline_environment(tree)
         flags = ["--force"] if decision.aged else []
         if self.dvc_remote:
             with self.record.step("check the remote") as step:
@@ -239,6 +242,12 @@ def check_prerequisites(root: Path, *, push: bool) -> str:
         raise RequestError(f"{root} has no git commit for a round to start from: git add -A && git commit")
     name, url = dvc.default_remote(root)
     remote = f"{name} ({without_credentials(url)})" if name else ""
+    if url.startswith(("http://", "https://")) and not dvc.verifies(root, name):
+        raise RequestError(
+            f"DVC takes what the remote {remote} delivers over HTTP without comparing it with its md5: whoever controls the "
+            f"server or the way there could exchange images or models. Type: dvc remote modify {name} verify true, then "
+            "commit .dvc/config"
+        )
     required = [
         (
             os.environ.get("MLFLOW_TRACKING_URI"),
@@ -298,6 +307,28 @@ def _uncommitted(root: Path) -> str:
         return ""
     names = listed([f"`{line[3:]}`" for line in changed], 3)
     return f"Uncommitted changes in this working tree ({names}) were not part of the round: it starts from the commit."
+
+
+def _uncommitted_params(root: Path) -> dict[str, tuple[str, str]]:
+    """Map the keys in which params.yaml differs from the commit to both values as YAML; `absent` stands for none.
+
+    A file that cannot be read is a difference too, under its own name.
+    """
+    name = params.PARAMS_FILE.name
+    committed = git.contents(root, [f"HEAD:./{name}"]).get(f"HEAD:./{name}")
+    path = root / name
+    if committed is None or not path.is_file() or committed == path.read_bytes():
+        return {}
+    try:
+        before, now = params.flatten(yaml.load(committed.decode())), params.flatten(yaml.read(path))
+    except (ConvoyError, UnicodeDecodeError) as error:
+        return {name: ("readable", f"cannot be read: {error!s:.200}")}
+    keys = [key for key in {**before, **now} if before.get(key, ...) != now.get(key, ...)]
+
+    def shown(values: dict[str, object], key: str) -> str:
+        return yaml.inline(values[key]) if key in values else "absent"
+
+    return {key: (shown(before, key), shown(now, key)) for key in keys}
 
 
 @contextmanager

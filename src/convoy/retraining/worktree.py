@@ -4,6 +4,7 @@ In the caller's repository only git's own record of the worktree is written, and
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,12 @@ DATA = "data.dvc"
 
 NO_HOOKS = ("-c", f"core.hooksPath={os.devnull}")
 """Hooks, such as DVC's own after a checkout, are meant for people's working trees."""
+
+FORGE = re.compile(
+    r"(GH_|GITHUB_|GITLAB_|CI_|RETRAIN_)\w*(TOKEN|JWT|PASSWORD|PAT)(_|$)|CI_REPOSITORY_URL$|ACTIONS_(RUNTIME|ID)_\w*TOKEN$",
+    re.IGNORECASE,
+)
+"""Variables that may hold a credential of GitHub or GitLab."""
 
 TAIL = 40  # last lines of a program that the report shows
 GRACE_S = 1.0  # for processes that Ctrl-C has reached to end by themselves
@@ -113,6 +120,16 @@ def inside(root: Path, tree: Path) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = text
+
+
+def pipeline_environment(tree: Path) -> dict[str, str]:
+    """Return the variables of programs that decode images and train: without the tokens that push and open requests."""
+    env = {key: text for key, text in os.environ.items() if not FORGE.match(key)}
+    # The rest of git's settings, such as safe.directory, is counted by number.
+    env |= {
+        key: without_credentials(text) for key, text in env.items() if key.startswith("GIT_CONFIG_VALUE_")
+    }
+    return env | dvc.environment(tree) | {"PYTHONPATH": str(tree / "src")}
 
 
 def absolute(uri: str, root: Path) -> str:

@@ -19,7 +19,7 @@ from optuna.visualization import matplotlib as draw
 from convoy.core import console, escaping, yaml
 from convoy.explain import figures
 from convoy.sweep.space import describe
-from convoy.sweep.study import EPOCHS, REASON, Request, begun
+from convoy.sweep.study import BASELINE, EPOCHS, REASON, Request, begun, is_baseline
 
 STATES = {
     TrialState.COMPLETE: "complete",
@@ -54,20 +54,23 @@ class Row:
 
 @dataclass(frozen=True)
 class Results:
-    """Hold a study's rows and the best of them."""
+    """Hold a study's rows, the best of them and the baseline."""
 
     request: Request
     rows: tuple[Row, ...]
     best: Row | None
+    baseline: Row | None = None  # the trial with the values of params.yaml when the study began
 
     @classmethod
     def of(cls, request: Request, trials: Sequence[FrozenTrial]) -> "Results":
         """Read the trials; those that were lost and queued again are left out."""
-        rows = tuple(_row(request, trial) for trial in begun(trials))
+        own = begun(trials)
+        rows = tuple(_row(request, trial) for trial in own)
+        baseline = next((row for row, trial in zip(rows, own, strict=True) if is_baseline(trial)), None)
         complete = [row for row in rows if row.state == "complete"]
         sign = -1 if request.direction == "maximize" else 1
         best = min(complete, key=lambda row: (sign * (row.value or 0.0), row.number), default=None)
-        return cls(request, rows, best)
+        return cls(request, rows, best, baseline)
 
     def count(self, *states: str) -> int:
         """Count the trials in some states."""
@@ -85,7 +88,9 @@ class Results:
             "metric": self.request.sweep.metric,
             "direction": self.request.direction,
             "inputs": self.request.inputs,
+            "networks": self.request.networks,
             "best": asdict(self.best) if self.best else None,
+            "baseline": asdict(self.baseline) if self.baseline else None,
             "trials": [asdict(row) for row in self.rows],
         }
 
@@ -101,7 +106,8 @@ class Results:
         """Lay out the trials by number; the best is marked."""
         rows = []
         for row in self.rows:
-            note = "best" if row == self.best else row.reason.partition("\n")[0]
+            marks = ["best"] * (row == self.best) + ["baseline"] * (row == self.baseline)
+            note = ", ".join([*marks, *filter(None, [row.reason.partition("\n")[0]])])
             rows.append([*self._cells(row, "{:.4f}".format), note])
         return console.table([*self._header(), ""], rows)
 
@@ -167,7 +173,7 @@ def _row(request: Request, trial: FrozenTrial) -> Row:
         dimension.key: dimension.value(trial.params[dimension.key])
         for dimension in request.space
         if dimension.key in trial.params
-    }
+    } | {key: value for key, value in trial.user_attrs.get(BASELINE, {}).items() if key not in trial.params}
     return Row(
         number=trial.number,
         state=state,
@@ -192,6 +198,9 @@ def plots(study: optuna.Study, request: Request, folder: Path) -> list[Path]:
     metric = request.sweep.metric
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     values = [trial.value for trial in complete if trial.value is not None]
+    keys = set(request.sweep.space)
+    # A baseline outside the space has no place on its axes.
+    inside = {trial.value for trial in complete if keys <= trial.params.keys()}
     scale = "log" if metric == "val/loss" and max(values) > 5 * min(values) > 0 else "linear"
     with mpl.rc_context(), warnings.catch_warnings():  # Optuna sets a style for the whole process
         warnings.simplefilter("ignore")  # experimental; one value has no range
@@ -201,8 +210,10 @@ def plots(study: optuna.Study, request: Request, folder: Path) -> list[Path]:
         for axes in (history, first):
             axes.set_yscale(scale)
         drawn = {"history.png": history.figure, "slices.png": first.figure}
-        if len(values) >= MIN_IMPORTANCES and len(set(values)) > 1:
-            importances: Any = draw.plot_param_importances(study, target_name=metric)
+        if sum(keys <= trial.params.keys() for trial in complete) >= MIN_IMPORTANCES and len(inside) > 1:
+            importances: Any = draw.plot_param_importances(
+                study, params=list(request.sweep.space), target_name=metric
+            )
             drawn["importances.png"] = importances.figure
         written = []
         for name, figure in drawn.items():

@@ -14,11 +14,14 @@ import optuna
 
 from convoy.core import contract, files, params, yaml
 from convoy.core.console import ProgressBar, info, print_json
+from convoy.core.dataset import Dataset
 from convoy.core.errors import RequestError, TrainingError
 from convoy.repo import locks
 from convoy.sweep.results import Progress, Results, plots
 from convoy.sweep.space import combinations, describe
 from convoy.sweep.study import (
+    BASELINE,
+    DATASET,
     EPOCHS,
     FOLDER,
     REASON,
@@ -58,11 +61,14 @@ def sweep(trials: int | None, workers: int, *, into_params: bool, as_json: bool)
         KeyboardInterrupt: the study is kept.
     """
     request = Request.read()
-    count = combinations(request.space)
     target = request.sweep.trials if trials is None else trials
-    target = min(target, count or target)
     with _errors_explained(request):
         results = Results.of(request, read_trials(request))
+        count = combinations(request.space)
+        baseline = results.baseline.values if results.baseline else request.present
+        if count is not None:
+            count += not request.contains(baseline)
+            target = min(target, count)
         if results.done < target:
             check_combinations(request)
             stdout = sys.stderr if as_json else sys.stdout
@@ -81,6 +87,8 @@ def sweep(trials: int | None, workers: int, *, into_params: bool, as_json: bool)
     elif results.best and into_params:
         unchanged = f"{params.PARAMS_FILE} already holds the values of trial {results.best.number}"
         info("\n".join(["", *(applied or [unchanged]), "Train with them: dvc repro"]))
+    elif results.best and results.best == results.baseline:
+        info("\nNo trial is better than the baseline, so there are no values to write into params.yaml.")
     elif results.best:
         info("\nWrite the best values into params.yaml:  convoy sweep --trials 0 --apply")
         words = [f"{key}={yaml.inline(value)}" for key, value in results.best.values.items()]
@@ -107,7 +115,7 @@ class TrialReporter:
         """Store the metric of an epoch; return whether to prune."""
         self._trial.report(value, epoch)
         self._progress.epoch(self._trial.number, epoch, self._epochs)
-        return self._trial.should_prune()
+        return BASELINE not in self._trial.user_attrs and self._trial.should_prune()
 
 
 def optimize(
@@ -123,8 +131,14 @@ def optimize(
     choosing = threading.Lock()
 
     def train(trial: optuna.Trial) -> float:
+        baseline = trial.user_attrs.get(BASELINE, {})
         with choosing:  # so that two trials at once do not choose the same
-            values = {dimension.key: dimension.suggest(trial) for dimension in request.space}
+            values = {
+                dimension.key: baseline[dimension.key]
+                if dimension.key in baseline and dimension.stored(baseline[dimension.key]) is None
+                else dimension.suggest(trial)
+                for dimension in request.space
+            }
         try:
             outcome = workers.train(trial.number, values, TrialReporter(trial, progress))
         except WorkerDied as death:
@@ -169,6 +183,7 @@ def _run(request: Request, known: Results, target: int, workers: int, *, as_json
         bar.print(
             f"{request.name}: {', '.join(map(str, request.space))}, by {request.sweep.metric}, {workers} at once"
         )
+        bar.print(_subject(request))
         if known.rows:
             bar.print(f"{known.done} of {target} trials are done; continuing")
         elif changed:
@@ -222,20 +237,48 @@ def _changed_inputs(request: Request) -> str:
     return ", ".join(name for name, value in request.inputs.items() if last.get(name) != value)
 
 
+def _subject(request: Request) -> str:
+    """Name the networks and the data that trials train."""
+    dataset = Dataset.load(DATASET)
+    images = sum(dataset.counts["train"].values())
+    return (
+        f"network {', '.join(request.networks)} · data {dataset.hash[:12]} ({DATASET}: {images:,} training images, "
+        f"{len(dataset.classes)} classes, {dataset.image_px} px)"
+    )
+
+
 def _summary(results: Results, count: int | None) -> list[str]:
     request = results.request
     if not results.rows:
         space = ", ".join(map(str, request.space))
-        return [f"{request.name} has no trials yet: {space}. Start: convoy sweep"]
+        return [f"{request.name} has no trials yet: {space}. Start: convoy sweep", _subject(request)]
     lines = [
+        _subject(request),
         f"{results.done} trials: {results.count('complete')} complete, {results.count('pruned')} pruned, "
         f"{results.count('failed')} failed"
-        + (f"; all {count} combinations were tried" if count is not None and results.done >= count else "")
+        + (f"; all {count} combinations were tried" if count is not None and results.done >= count else ""),
     ]
     if best := results.best:
         lines.append(
             f"best {request.sweep.metric} {best.value:.4f}, trial {best.number}: {describe(best.values)}. "
             "The best of noisy values overestimates; docs/sweep.md shows how to confirm it."
+        )
+    metric = request.sweep.metric
+    if not (baseline := results.baseline):
+        lines.append("The baseline, the values of params.yaml, was not tried yet.")
+    elif baseline.state != "complete" or baseline.value is None:
+        reason = baseline.reason.partition("\n")[0]
+        lines.append(
+            f"The baseline, trial {baseline.number}, is {baseline.state}, so nothing shows whether the best is better than "
+            f"params.yaml: {describe(baseline.values)}{f'. {reason}' if reason else ''}"
+        )
+    else:
+        outside = "" if request.contains(baseline.values) else ", outside the space"
+        gain = abs((best.value or 0.0) - baseline.value) if best else 0.0
+        compared = "the best of all" if best == baseline else f"the best is better by {gain:.4f}"
+        lines.append(
+            f"baseline {metric} {baseline.value:.4f}, trial {baseline.number}: {describe(baseline.values)} "
+            f"(params.yaml{outside}): {compared}"
         )
     return lines
 

@@ -41,6 +41,9 @@ FOLDER, REQUEST, JOURNAL = "sweeps", "request.json", "study.journal"
 RUN, EPOCHS, REASON, WORKER, KILLED = "run", "epochs", "reason", "worker", "killed"
 """User attributes of a trial: Convoy's run id, epochs to train, why it failed, process id, workers killed by its values."""
 
+BASELINE = "baseline"
+"""User attribute of the first trial: the values of params.yaml when the study began, by flat key."""
+
 FREEZING = ("network.", "train.transfer.", "train.epochs")  # keys that decide which blocks are frozen
 MOST_CHECKED = 2000  # combinations that `check_combinations` goes through
 LIVES = 2  # workers that die with the same values before these values count as the cause
@@ -75,7 +78,8 @@ class Request(BaseModel):
             params.section(name, kind)
         content = {"seed": params.seed(), **{name: everything[name] for name in SECTIONS}}
         space = dimensions(sweep, everything)
-        specs = {name: spec.load(name).model_dump() for name in _options("network.name", space, content)}
+        names = _options("network.name", space, content)
+        specs = {name: spec.load(name).model_dump() for name in names}
         inputs = {
             "data": Dataset.load(DATASET).hash,
             "space": params.digest(sweep.model_dump()["space"] | {"metric": sweep.metric}),
@@ -84,6 +88,10 @@ class Request(BaseModel):
             "weights": params.digest(_weights(space, content)),
             "code": code(),
         }
+        if (
+            name := yaml.get(content, "network.name")
+        ) not in specs:  # of the baseline, which identifies no study
+            specs[name] = spec.load(name).model_dump()
         return cls(content=content, sweep=sweep, inputs=inputs, specs=specs)
 
     def save(self) -> None:
@@ -109,6 +117,21 @@ class Request(BaseModel):
     def space(self) -> tuple[Dimension, ...]:
         """Return the dimensions of the space."""
         return dimensions(self.sweep, self.content)
+
+    @property
+    def present(self) -> dict[str, Any]:
+        """Return the values that params.yaml has for the keys of the space, inside the space or not."""
+        return {dimension.key: yaml.get(self.content, dimension.key) for dimension in self.space}
+
+    @property
+    def networks(self) -> list[str]:
+        """Name the networks that trials train, that of the baseline first."""
+        own = yaml.get(self.content, "network.name")
+        return [own, *(name for name in _options("network.name", self.space, self.content) if name != own)]
+
+    def contains(self, values: Mapping[str, Any]) -> bool:
+        """Check whether every value lies in the space."""
+        return all(dimension.stored(values[dimension.key]) is not None for dimension in self.space)
 
     def settings(self, values: Mapping[str, Any]) -> tuple[NetworkParams, TrainParams, int]:
         """Return the params of a trial, whose values replace those of params.yaml."""
@@ -176,7 +199,7 @@ def _weights(space: tuple[Dimension, ...], content: Mapping[str, Any]) -> dict[s
 
 
 def open_study(request: Request) -> optuna.Study:
-    """Open the study of a request, or start it with the values of params.yaml as its first trial.
+    """Open the study of a request, or start it; its first trial has the values of params.yaml.
 
     Only for the process that holds the study's lock.
     """
@@ -191,13 +214,19 @@ def open_study(request: Request) -> optuna.Study:
         sampler=RepeatableSampler(request),
         pruner=MedianPruner(n_startup_trials=MIN_COMPLETE, n_warmup_steps=request.sweep.warmup_epochs),
     )
-    present = {
-        dimension.key: dimension.stored(yaml.get(request.content, dimension.key))
-        for dimension in request.space
-    }
-    if not study.get_trials(deepcopy=False) and None not in present.values():
-        study.enqueue_trial(present)
+    if not any(is_baseline(trial) for trial in study.get_trials(deepcopy=False)):
+        stored = {
+            dimension.key: dimension.stored(request.present[dimension.key]) for dimension in request.space
+        }
+        # Values outside the space are no params of Optuna's: `optimize` takes them from the attribute.
+        inside = {key: value for key, value in stored.items() if value is not None}
+        study.enqueue_trial(inside, user_attrs={BASELINE: request.present})
     return study
+
+
+def is_baseline(trial: FrozenTrial) -> bool:
+    """Whether a trial trains the values of params.yaml; an earlier Convoy queued it without the attribute."""
+    return BASELINE in trial.user_attrs or (trial.number == 0 and "fixed_params" in trial.system_attrs)
 
 
 def read_trials(request: Request) -> list[FrozenTrial]:
