@@ -10,9 +10,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from convoy.core import escaping, inputs, yaml
+from convoy.core import escaping, yaml
 from convoy.core.errors import ConvoyError
-from convoy.core.inputs import InputsChanged
 
 REPOSITORY = "CONVOY_REPOSITORY"
 """Variable that names the repository whose store, outbox and checkpoints are used from another working tree."""
@@ -34,6 +33,8 @@ def main(
             a script of no stage.
         during: is entered while the stage works.
     """
+    from convoy.core import inputs  # noqa: PLC0415 (pydantic: `convoy --help` must be fast)
+
     silence_dependencies()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -43,7 +44,7 @@ def main(
         name = _name(Path(sys.argv[0]).name)
         print(f"\nERROR in {name}: {escaping.lines(str(error))}", file=sys.stderr, flush=True)
         restorable = os.environ.get("DVC_STAGE") and Path("dvc.lock").exists()
-        if restorable and not isinstance(error, InputsChanged):
+        if restorable and not isinstance(error, inputs.InputsChanged):
             print(
                 "DVC removed this stage's earlier outputs before it ran; `dvc checkout --force` brings them back.",
                 file=sys.stderr,
