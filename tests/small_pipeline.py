@@ -54,9 +54,9 @@ stages:
 
 @dataclass
 class Small:
-    """A repository with the small pipeline in it."""
+    """A repository with the small pipeline in it, or in a subfolder."""
 
-    folder: Path
+    folder: Path  # of the pipeline
 
     def git(self, *words: str) -> str:
         done = subprocess.run(["git", *words], cwd=self.folder, check=True, capture_output=True, text=True)
@@ -118,13 +118,16 @@ class Small:
             self.store.set_tag(self.run(run_id).info.run_id, key, value)
 
 
-def create(folder: Path, files: Mapping[str, str]) -> Small:
-    """Commit a pipeline that imports its data from its folder `source`; nothing has run."""
-    small = Small(folder)
+def create(folder: Path, files: Mapping[str, str], within: str = "") -> Small:
+    """Commit a pipeline that imports its data from its folder `source`; nothing has run.
+
+    `within` is the pipeline's folder in a larger repository, such as `ml`.
+    """
+    small = Small(folder / within)
     for name, text in files.items():
         small.write(name, text)
-    small.init()
-    small.dvc("init", "-q")
+    Small(folder).init()
+    small.dvc("init", "-q", *(["--subdir"] if within else []))
     small.dvc("import-url", "source", "data")
     small.edit("data.dvc", "frozen: true\n", "")
     small.commit("pipeline")

@@ -1,5 +1,6 @@
 """`convoy trace`: ids, versions, files and names lead to their run, and the chain lists what is there and what is missing."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,19 @@ def test_a_repository_without_runs_names_the_command_that_makes_one(reproduced, 
     with pytest.raises(RequestError, match="`dvc repro`"):
         run_ids("20261123-100000-aaaaaa")
     assert not (reproduced.folder / "mlflow.db").exists()
+
+
+def test_a_run_whose_lock_is_known_here_gets_it_before_it_is_shown(traced):
+    lock = (traced.folder / "dvc.lock").read_bytes()
+    head = traced.git("rev-parse", "HEAD")
+    traced.git("update-ref", f"refs/exps/{head[:2]}/{head[2:]}/slow-lr", head)
+    traced.set_tags(FIRST, {"convoy.dvc_experiment": "slow-lr"})
+    traced.store.delete_tag(traced.run(FIRST).info.run_id, "convoy.lock")
+    params = (traced.folder / "params.yaml").read_text()
+    tracking = "tracking: {experiment: convoy, step_interval: 1, registered_model: convoy}\n"
+    traced.write("params.yaml", params + tracking)
+    assert "Nothing is missing." in render("slow-lr")
+    assert traced.run(FIRST).data.tags["convoy.lock"] == hashlib.sha256(lock).hexdigest()
 
 
 def test_a_store_of_an_older_mlflow_names_the_migration_command(traced):

@@ -10,6 +10,7 @@ from mlflow.protos import databricks_pb2 as codes
 from convoy.core.errors import RequestError
 from convoy.registry import client
 from convoy.registry.client import CANDIDATE, CHAMPION, ArtifactMissing, Registry, RegistryError, fetch
+from convoy.tracking.store_file import StoreFileError
 from registry_project import write_verified
 
 
@@ -93,7 +94,7 @@ def test_an_account_is_named_by_its_variable_or_address(monkeypatch):
 
 def test_a_store_of_another_mlflow_is_refused(workspace):
     (workspace / "mlflow.db").write_text("no database at all, but long enough" * 10)
-    with pytest.raises(RequestError, match=r"mlflow.db is not a database"):
+    with pytest.raises(StoreFileError, match=r"mlflow.db is not a database"):
         Registry.open()
 
 

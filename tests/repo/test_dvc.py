@@ -31,6 +31,11 @@ def test_the_inputs_of_stages_are_commands_params_and_committed_files(small):
     assert prepare["files"] == ids("code", "prepare.sh")
 
 
+def test_dvc_files_are_found_whatever_their_name(small):
+    small.write("données.dvc", "outs:\n- md5: 1f.dir\n  path: données\n")
+    assert dvc.required_outputs(small.folder)["données"] == "1f.dir"
+
+
 def test_an_interrupted_replacement_puts_everything_back(small):
     def interrupted() -> None:
         with dvc.replacing(small.folder, ("data", "data.dvc", "nets/new")):

@@ -41,6 +41,22 @@ def test_without_git_the_error_names_the_remedy(repository, monkeypatch):
     assert git.untracked(repository / "new.yaml") is None
 
 
+def test_the_reason_why_a_commit_is_unknown_names_the_remedy(repository, tmp_path_factory):
+    assert git.no_commit(repository) == ""
+    outside = tmp_path_factory.mktemp("outside")
+    assert "is in no git repository. Type: git init" in git.no_commit(outside)
+    git.run(outside, "init", "-q")
+    assert "no commit yet. Type: git add -A && git commit" in git.no_commit(outside)
+    (outside / ".git/HEAD").write_text("damaged")
+    assert "not a git repository" in git.no_commit(outside), "the reason is git's"
+
+
+def test_a_subfolder_has_the_repository_s_top_and_its_own_path(repository):
+    (repository / "ml").mkdir()
+    assert (git.prefix(repository / "ml"), git.prefix(repository)) == (Path("ml"), Path())
+    assert git.top(repository / "ml") == git.top(repository) == repository.resolve()
+
+
 def test_objects_are_read_in_one_call_and_missing_ones_left_out(repository):
     number = git.run(repository, "rev-parse", "HEAD:known.yaml")
     names = ["HEAD:none.yaml", "HEAD:known.yaml", "HEAD:none too.yaml", number]

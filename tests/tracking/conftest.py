@@ -22,6 +22,7 @@ START = outbox.start_uploader
 def workplace(workspace: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Work in a repository with a store of its own; no stage waits for an uploader."""
     shutil.copy(empty_store, workspace / "mlflow.db")
+    (workspace / ".dvc").mkdir()
     monkeypatch.setattr(outbox, "WAIT_SECONDS", 0.0)
     return workspace
 

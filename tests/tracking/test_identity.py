@@ -1,5 +1,8 @@
 """What a run is made of: commit, changes, data."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,9 +87,55 @@ def test_a_store_that_is_being_made_leaves_the_tree_clean(git, workplace, monkey
     assert (workplace / "mlflow.db").exists()
 
 
-def test_without_git_there_is_no_commit_and_no_diff(workplace):
-    assert "mlflow.source.git.commit" not in journal_state(trained()).tags
-    assert identity.git_state() == {}
+def test_without_a_repository_a_run_has_the_reason_and_no_commit(workplace, capsys):
+    tags = journal_state(trained()).tags
+    assert "mlflow.source.git.commit" not in tags
+    assert "git init && git add -A" in tags["convoy.git_unknown"]
+    assert tags["convoy.git_unknown"] in capsys.readouterr().out
+    assert set(identity.git_state()) == {"convoy.git_unknown"}
+
+
+def test_a_repository_of_another_user_is_named_at_once_with_the_command_that_admits_it(
+    git, workplace, monkeypatch, capsys
+):
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(workplace / "outbox.gitconfig"))
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    reason = journal_state(trained()).tags["convoy.git_unknown"]
+    command = f"git config --global --add safe.directory {workplace}"
+    assert "dubious ownership" in reason
+    assert reason.endswith(f"Type: {command}")
+    assert reason in capsys.readouterr().out
+    subprocess.run(command.split(), check=True)
+    assert journal_state(trained()).tags["mlflow.source.git.commit"] == git("rev-parse", "HEAD")
+
+
+def test_without_git_on_path_a_run_names_what_to_install(git, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", "")
+        assert "Install it" in journal_state(trained()).tags["convoy.git_unknown"]
+    assert "`git` is not on PATH" in capsys.readouterr().out
+
+
+def test_changes_that_are_not_stored_are_stated_at_once(git, workplace, capsys):
+    index = workplace / ".git/index"
+    index.write_bytes(b"damaged" + index.read_bytes())
+    tags = journal_state(trained()).tags
+    assert tags["convoy.git_dirty"] == "true"
+    assert tags["convoy.diff"].startswith("none: `git ")
+    assert "records no uncommitted changes: `git " in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS makes no such files")
+def test_files_whose_names_are_no_utf_8_are_part_of_the_diff(git, tmp_path):
+    name, before = os.fsdecode(b"caf\xe9.txt"), identity._untracked_bytes(Path.cwd())
+    Path(name).write_text("new\n" * 10)
+    assert identity._untracked_bytes(Path.cwd()) == before + 40, "its size counts before git reads it"
+    kept_files = kept(trained())
+    clone = tmp_path / "clone"
+    (tmp_path / "outbox.diff").write_bytes(kept_files["workspace.diff"])
+    git("clone", "-q", str(tmp_path), str(clone))
+    git("-C", str(clone), "apply", str(tmp_path / "outbox.diff"))
+    assert (clone / name).read_text() == "new\n" * 10
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_a_run_without_weights_and_a_version_without_a_run_are_refused(runs):
 def test_a_server_that_is_down_is_named(monkeypatch, source):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    message = rf"cannot look up {source}: http://127\.0\.0\.1:9 failed: .*\nStart the tracking server, or set MLFLOW"
+    message = rf"cannot look up {source}: the tracking store http://127\.0\.0\.1:9 does not answer: .*\nStart the tracking server, or set MLFLOW"
     with pytest.raises(NetworkError, match=message):
         lookup.find(source, FILES)
 

@@ -261,6 +261,27 @@ def test_a_process_is_alive_only_if_it_is_the_same_one_and_no_zombie():
     child.wait()
 
 
+def test_an_outbox_that_may_not_be_written_is_named_with_the_remedy_and_keeps_one_run_id(
+    monkeypatch, capsys, workplace
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "Journal", Mock(side_effect=PermissionError(errno.EACCES, "denied")))
+        with stages.training("d" * 64) as first:
+            pass
+        with stages.continuing("export", "d" * 64) as second:
+            pass
+    assert f'sudo chown -R "$USER" {workplace}/outbox' in capsys.readouterr().out
+    with stages.finishing("export") as last:
+        pass
+    assert last.reference == second.reference == first.reference, "the model carries one id"
+    assert journal_state(last).ended == "FINISHED"
+    assert stages.latest(["export"]) == last.reference
+    with stages.finishing("export") as again:
+        pass
+    assert again.reference.run_id != last.reference.run_id, "what is recorded and ended is not rewritten"
+
+
+@pytest.mark.usefixtures("git")
 def test_a_full_disk_is_reported_once_a_stage_and_stops_nothing(monkeypatch, capsys):
     def full(descriptor: int, line: bytes) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -333,6 +354,8 @@ train:
   weight_decay: 0.0005
   label_smoothing: 0.1
   augment: [crop]
+  transfer:
+    freeze: 0
 export:
   latency_runs: 100
 """
@@ -364,8 +387,13 @@ def change(committed: Path, **replaced: str) -> None:
             "convnet · lr 0.03 · 10 epochs · seed 2 · weight_decay 0.001",
         ),
         (
-            {"seed": "2", "image_px": "64"} | dict.fromkeys(("weight_decay", "label_smoothing"), "0"),
-            "convnet · lr 0.03 · 10 epochs · seed 2 · image_px 64 · weight_decay 0 · 1 more",
+            {"seed": "2", "image_px": "64", "augment": "[]"}
+            | dict.fromkeys(("weight_decay", "label_smoothing"), "0"),
+            "convnet · lr 0.03 · 10 epochs · image_px 64 · seed 2 · weight_decay 0 · label_smoothing 0 · 1 more",
+        ),
+        (
+            {"freeze": "inception_block_of_layers_4e"} | dict.fromkeys(("seed", "weight_decay"), "2"),
+            "convnet · lr 0.03 · 10 epochs · freeze inception_block_of_layers_4e · seed 2 · weight_decay 2",
         ),
         (
             {"augment": "[crop, flip, rotate, colour, erase]"},
@@ -380,6 +408,26 @@ def test_a_run_is_named_by_network_rate_epochs_and_uncommitted_params(committed,
     assert run_name("train") == name
     git("commit", "-q", "--allow-empty", "-am", "adopted")
     assert run_name("train").count("·") == 2
+
+
+def test_the_name_of_an_experiment_comes_first_and_one_that_dvc_chose_last(committed, monkeypatch):
+    monkeypatch.setenv("DVC_EXP_NAME", "slow-lr")
+    assert run_name("train") == "slow-lr · convnet · lr 0.03 · 10 epochs"
+    monkeypatch.setenv("DVC_EXP_NAME", "oaken-pots")
+    assert run_name("train") == "convnet · lr 0.03 · 10 epochs · oaken-pots"
+    monkeypatch.setenv("DVC_EXP_NAME", "x" * 300)
+    assert len(run_name("train")) == 250
+
+
+def test_other_data_than_the_commits_are_named_by_their_source_or_hash(committed):
+    pin = "deps:\n- path: {}\nouts:\n- md5: {}\n  path: data\n"
+    before = Path("data.dvc").read_text()
+    assert run_name("train").count("·") == 2
+    Path("data.dvc").write_text(pin.format("https://host/a/photos.zip?sig=s3cret", "1234567890.dir"))
+    assert run_name("train").endswith("epochs · data photos.zip")
+    source = yaml.load(before)["deps"][0]["path"]
+    Path("data.dvc").write_text(pin.format(source, "1234567890.dir"))
+    assert run_name("train").endswith("epochs · data 1234567")
 
 
 def test_a_name_has_the_params_of_the_given_stages(committed):

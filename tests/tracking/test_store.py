@@ -1,17 +1,16 @@
-"""The store: dead runs are ended and no others, and a database file of another MLflow is left alone."""
+"""The store: dead runs are ended and no others, and what was deleted in MLflow is named with the remedy."""
 
 import os
 from datetime import UTC, datetime, timedelta
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from convoy.core.contract import HEARTBEAT
-from convoy.core.errors import RequestError
 from convoy.repo import identity
-from convoy.tracking import outbox, stages, store
-from tracking_store import set_revision, stored, trained
+from convoy.tracking import outbox, stages, store, sync, ui
+from convoy.tracking.journal import Sent
+from tracking_store import journal_folder, logged, stored, trained
 
 GONE = "999999:1.00"
 HERE = {"convoy.host": identity.host(), "convoy.owner": GONE}
@@ -74,35 +73,37 @@ def test_a_heartbeat_is_sent_while_a_run_lives(client, deliver, monkeypatch):
     assert outbox.journals(outbox.folder())
 
 
-def test_a_file_that_is_no_database_is_refused(tmp_path):
-    (tmp_path / "mlflow.db").write_text("no database" * 200)
-    with pytest.raises(RequestError, match=r"mlflow.db is not a database .* Move it away"):
-        store.check_schema(f"sqlite:///{tmp_path}/mlflow.db")
+def test_an_experiment_deleted_in_mlflow_is_named_with_the_command_that_restores_it(
+    workplace, client, deliver, capsys
+):
+    first = logged("first")
+    deliver()
+    number = stored(first, client).info.experiment_id
+    client.delete_experiment(number)
+    run = logged("second")
+    deliver()
+    command = f"MLFLOW_TRACKING_URI={store.uri()} mlflow experiments restore --experiment-id {number}"
+    assert command in Sent.load(journal_folder(run)).error
+    [reason] = sync.sync(0.0).failed.values()
+    assert command in reason
+    with pytest.raises(store.DeletedError, match=r"tracking\.experiment"):
+        ui._prepare_store(store.uri())
+    client.restore_experiment(number)
+    deliver()
+    assert stored(run, client).info.status == stored(first, client).info.status == "FINISHED"
 
 
-def test_stores_that_mlflow_will_make_or_that_are_elsewhere_pass(tmp_path):
-    store.check_schema(f"sqlite:///{tmp_path}/absent.db")
-    assert not (tmp_path / "absent.db").exists()
-    (tmp_path / "empty.db").touch()
-    store.check_schema(f"sqlite:///{tmp_path}/empty.db")
-    store.check_schema("http://tracking.example:5000")
-    store.check_schema("postgresql://convoy@/mlflow")
-
-
-def test_a_store_of_another_mlflow_is_refused_with_what_to_install_or_to_type(workplace):
-    path = workplace / "mlflow.db"
-    uri = f"sqlite:///{path}"
-    store.check_schema(uri)
-    needed = set_revision(path, "0fedcba98765")
-    with pytest.raises(RequestError, match=rf"newer .*{version('mlflow')} has no revision 0fedcba98765"):
-        store.check_schema(uri)
-    set_revision(path, "451aebb31d03")  # of MLflow 1.0
-    before = path.read_bytes()
-    older = f"^{path} was written by an older .*needs {needed}"
-    commands = f"\n  cp {path} {path}.before\n  mlflow db upgrade {uri}$"
-    with pytest.raises(RequestError, match=f"{older}(?s:.*){commands}"):
-        store.check_schema(uri)
-    assert path.read_bytes() == before
+def test_a_run_deleted_in_mlflow_while_it_is_written_is_named_with_the_command(client, deliver):
+    with stages.training("d" * 64) as run:
+        deliver()
+        run_id = stored(run, client).info.run_id
+        client.delete_run(run_id)
+        run.log_metrics({"val/loss": 1.0}, 1)
+        deliver()
+        assert f"mlflow runs restore --run-id {run_id}" in Sent.load(journal_folder(run)).error
+        client.restore_run(run_id)
+        deliver()
+    assert stored(run, client).data.metrics["val/loss"] == 1.0
 
 
 @pytest.mark.parametrize("faster", [False, True], ids=["alone", "another process was faster"])

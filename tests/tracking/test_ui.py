@@ -60,9 +60,9 @@ def test_a_taken_port_is_refused_with_one_that_is_free(workplace):
 def test_a_server_that_does_not_answer_is_named_with_the_remedy(workplace, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ada:secret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(NetworkError, match=r"ada:\*\*\*@127.0.0.1:9 failed: .+") as caught:
+    with pytest.raises(NetworkError, match=r"ada:\*\*\*@127.0.0.1:9 does not answer: .+") as caught:
         ui.show(5000, browser=False)
-    assert "set MLFLOW_TRACKING_URI to one that runs" in str(caught.value)
+    assert "set MLFLOW_TRACKING_URI to a store that answers" in str(caught.value)
     assert "secret" not in str(caught.value)
 
 

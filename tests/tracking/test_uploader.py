@@ -11,7 +11,7 @@ import pytest
 
 from clones import kill_uploaders
 from convoy.repo import identity
-from convoy.tracking import outbox, stages, store, uploader
+from convoy.tracking import outbox, stages, store, store_file, uploader
 from convoy.tracking.journal import FILE, Journal, Sent
 from tracking_store import journal_folder, journal_state, logged, set_revision, stored, wait
 
@@ -96,7 +96,7 @@ def test_the_store_of_a_new_repository_is_made_before_its_first_run(workplace, m
     with outbox.uploader_lock(where) as lock:
         uploader.Uploader(where, lock, owner).run()
     assert owner == outbox.writer(), "the uploader waits for the runs of this process"
-    store.check_schema(store.uri())
+    store_file.check(store.uri())
     assert store.connect().get_experiment_by_name("convoy") is not None
     assert not list(workplace.glob("mlflow.db.new*"))
     outbox.prepare_store(where)
@@ -256,6 +256,7 @@ def test_an_uploader_that_starts_slowly_is_waited_for_unless_it_ended(workplace,
         process.wait()
 
 
+@pytest.mark.usefixtures("git")
 def test_a_long_wait_shows_how_much_is_delivered(workplace, monkeypatch, capsys):
     run = logged("a")
     size = (journal_folder(run) / FILE).stat().st_size
@@ -267,6 +268,7 @@ def test_a_long_wait_shows_how_much_is_delivered(workplace, monkeypatch, capsys)
     assert first == f"deliver 1 run(s), bytes: {size // 2:,} of {size:,}"
 
 
+@pytest.mark.usefixtures("git")
 def test_an_uploader_that_cannot_be_started_stops_no_stage(workplace, real_uploader, monkeypatch, capsys):
     def refuse(*_: object, **__: object) -> None:
         raise OSError(12, "Cannot allocate memory")

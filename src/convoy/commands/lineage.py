@@ -74,12 +74,12 @@ def trace(
         from convoy.lineage import restore as restoring
 
         record = comparison.only_run(match)
-        restoring.restore(record, sources, restore, trust_run_code=trust_run_code)
+        pipeline = restoring.restore(record, sources, restore, trust_run_code=trust_run_code)
         info(
-            f"{restore} has the state of run {record.run_id}; data.dvc is frozen there, and `dvc repro` has nothing to do."
+            f"{pipeline} has the state of run {record.run_id}; data.dvc is frozen there, and `dvc repro` has nothing to do."
         )
         if verify:
-            report = restoring.verify(restore, record)
+            report = restoring.verify(pipeline, record)
             info("\n".join(restoring.lines(report)))
             if not report.equal:
                 raise typer.Exit(1)
@@ -113,10 +113,12 @@ def why(
     Example: convoy why train
     """
     from convoy.lineage import why as explaining
-    from convoy.repo import dvc
+    from convoy.repo import dvc, git
 
     root = Path.cwd()
     dvc.check_repository(root)
+    if reason := git.no_commit(root):
+        info(f"Edited files are not listed: {reason}", stderr=True)
     explained = explaining.explain(root, stage)
     if as_json:
         print_json(explained)

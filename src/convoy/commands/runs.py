@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -50,17 +51,34 @@ def sweep(
         raise typer.Exit(1) from None
 
 
-def sync(*, as_json: AsJson = False) -> None:
+def sync(
+    *,
+    moved: Annotated[
+        bool,
+        typer.Option(
+            "--moved",
+            help="Before, replace the paths in mlflow.db of a repository that was moved or copied; the file is copied first.",
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Complete the tracking store: upload pending runs, close those whose process died, attach dvc.lock.
 
     Runs are written to outbox/ first and uploaded while the pipeline works, so this is needed only
     after a tracking server was unreachable or the machine was switched off.
 
     Example: convoy sync
+
+    Example: convoy sync --moved
     """
+    from convoy.repo import dvc
+    from convoy.tracking import settings, store_file
     from convoy.tracking import sync as tracking
 
+    dvc.check_repository(Path.cwd())
     with messages(as_json=as_json):
+        for line in store_file.relocate(settings.uri()) if moved else ():
+            info(line)
         synced = tracking.sync()
     if as_json:
         info(json.dumps(asdict(synced), indent=2))
@@ -86,8 +104,10 @@ def ui(
 
     Example: convoy ui --port 5001
     """
+    from convoy.repo import dvc
     from convoy.tracking.ui import show
 
+    dvc.check_repository(Path.cwd())
     try:
         show(port, browser=browser)
     except KeyboardInterrupt:

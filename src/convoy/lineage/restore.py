@@ -18,7 +18,7 @@ from convoy.core import contract, files, yaml
 from convoy.core.console import info
 from convoy.core.errors import RequestError, listed, without_credentials
 from convoy.lineage.runs import Record
-from convoy.lineage.trace import DIFF, UNFINISHED, Sources
+from convoy.lineage.trace import DIFF, UNFINISHED, Sources, beside, unknown_commit
 from convoy.repo import dvc, git
 from convoy.repo.dvc import RestoreError, fill_cache
 from convoy.tracking import stages
@@ -54,12 +54,15 @@ OUTER = ("DVC_", "MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT")
 NAMED = 5
 
 
-def restore(record: Record, sources: Sources, target: Path, *, trust_run_code: bool = False) -> None:
+def restore(record: Record, sources: Sources, target: Path, *, trust_run_code: bool = False) -> Path:
     """Clone this repository in the state of a run: commit, uncommitted changes, params, data, outputs.
 
     The clone is made beside the target and renamed at the end, so that a failure leaves nothing. Whoever may write to the
     tracking store may replace a run's artifacts. So what runs comes from the commit, unless `trust_run_code`, and nothing
     is written through a link that leaves the clone.
+
+    Returns:
+        The pipeline's folder: the target, or the same subfolder of it as in a larger repository.
 
     Raises:
         RequestError: the target is in use, or lies inside this repository; the run's code differs from its commit, and is
@@ -77,24 +80,32 @@ def restore(record: Record, sources: Sources, target: Path, *, trust_run_code: b
             else f"run {record.run_id} has no dvc.lock. Type `convoy sync` where the run was made, which attaches it from "
             "the workspace or the experiment, then try again."
         )
+    inside = git.prefix(sources.root)
     with _temporary_clone(target) as clone:
         _clone(sources.root, clone, number, record.run_id)
         if DIFF in artifacts:
             _apply(_download(record, sources, DIFF, clone), clone, record)
+        pipeline = clone / inside
+        # A run's changes could have made the folder a link.
+        if pipeline.resolve() != clone / inside or not (pipeline / ".dvc").is_dir():
+            raise RestoreError(
+                f"commit {number[:10]} of run {record.run_id} has no DVC pipeline in {inside}/"
+            )
         for name in FILES:
             if f"pipeline/{name}" in artifacts:
-                _place(_download(record, sources, f"pipeline/{name}", clone), clone / name)
+                _place(_download(record, sources, f"pipeline/{name}", clone), pipeline / name)
         if not trust_run_code:
             _refuse_code(clone, record)
         _refuse_outside(clone, record)
-        _freeze(clone / "data.dvc")
+        _freeze(pipeline / "data.dvc")
         info(
             f"cloned at commit {number[:10]}" + (" with the uncommitted changes" if DIFF in artifacts else "")
         )
-        fill_cache(clone, sources.root, f"run {record.run_id}")
-        dvc.run(clone, "checkout", "--force")
-        _check_state(clone, record, has_diff=DIFF in artifacts)
+        fill_cache(pipeline, sources.root, f"run {record.run_id}")
+        dvc.run(pipeline, "checkout", "--force")
+        _check_state(pipeline, record, has_diff=DIFF in artifacts)
         info("data and outputs are in place; `dvc status` reports no changes")
+    return target / inside
 
 
 def _place(source: Path, target: Path) -> None:
@@ -173,16 +184,18 @@ def _check_target(target: Path, root: Path) -> None:
         problem = "is not empty" if any(target.iterdir()) else ""
     elif target.exists() or target.is_symlink():
         problem = "is a file"
-    if root in [target.resolve(), *target.resolve().parents]:
+    if git.top(root).resolve() in [target.resolve(), *target.resolve().parents]:
         problem = "lies inside this repository"
     if problem:
-        raise RequestError(f"{target} {problem}. Name a folder that does not exist, such as ../restored")
+        raise RequestError(f"{target} {problem}. Name a folder that does not exist, such as {beside(root)}")
 
 
 def _check_commit(record: Record, sources: Sources) -> str:
     number = record.tag(contract.GIT_COMMIT)
     if not number:
-        raise RestoreError(f"run {record.run_id} has no commit: it was made outside a git repository")
+        raise RestoreError(f"run {record.run_id} has no commit: {unknown_commit(record)}")
+    if reason := git.no_commit(sources.root):
+        raise RestoreError(f"commit {number[:10]} of run {record.run_id} cannot be looked up: {reason}")
     if not git.commit(sources.root, number):
         raise RestoreError(
             f"commit {number} of run {record.run_id} is not in this repository: it was never fetched, or removed after "
@@ -212,7 +225,7 @@ def _temporary_clone(target: Path) -> Iterator[Path]:
 def _clone(root: Path, clone: Path, number: str, run_id: str) -> None:
     """Clone with a branch at the commit, so that git keeps it there even if nothing else contains it."""
     branch = f"restored/{run_id}"
-    git.run(root, "clone", "--quiet", "--no-checkout", str(root), str(clone))
+    git.run(root, "clone", "--quiet", "--no-checkout", str(git.top(root)), str(clone))
     if git.commit(clone, number):
         git.run(clone, "checkout", "--quiet", "--no-track", "-b", branch, number)
     else:  # a shallow repository gives a clone only what its branches contain

@@ -16,7 +16,7 @@ from convoy.core.errors import ConvoyError, RequestError, listed, without_creden
 from convoy.core.params import did_you_mean
 from convoy.repo import git
 from convoy.repo.dvc import Cache
-from convoy.tracking import journal, store
+from convoy.tracking import journal, store, store_file
 from convoy.tracking.settings import LOG, SQLITE
 
 RUN_ID = re.compile(r"\d{4,8}(-\d{0,6}(-[0-9a-f]{0,6})?)?")
@@ -194,12 +194,13 @@ def open_records(uri: str, root: Path) -> Records:
 
     Raises:
         RequestError: the store was written by another version of MLflow.
+        StoreFileError: its file cannot be used.
         StoreError: it cannot be opened.
     """
     file = uri.removeprefix(SQLITE)
     if file != uri and not Path(file).exists():
         return Records(None, uri, root / "outbox")
-    store.check_schema(uri)
+    store_file.check(uri)
     collects = gc.isenabled()
     gc.disable()  # it takes a fifth of the time in which MLflow is imported, and finds nothing
     try:
@@ -213,10 +214,7 @@ def open_records(uri: str, root: Path) -> Records:
 
 
 def _failure(error: Exception, uri: str) -> StoreError:
-    return StoreError(
-        f"the tracking store {without_credentials(uri)} does not answer: {store.explain(error)}\n"
-        "Start its server, or set MLFLOW_TRACKING_URI to the store that has the runs."
-    )
+    return StoreError(store.failure(error, uri))
 
 
 def _overlaid(stored: Record, waiting: Record) -> Record:

@@ -1,6 +1,7 @@
 """Trace a run: its commit, data, params, model, dvc.lock, registered versions and experiment, and what is missing."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from convoy.core.errors import RequestError, listed, without_credentials
 from convoy.lineage.runs import Match, Record, Records, StoreError, open_records, resolve
 from convoy.repo import dvc, git
 from convoy.repo.dvc import Cache
+from convoy.tracking import journal
 from convoy.tracking.settings import uri
 
 DIFF = "pipeline/workspace.diff"
@@ -24,6 +26,7 @@ LISTED = 20  # runs of a commit or hash that are listed; the rest are counted
 SEARCHED = 20  # latest commits of dvc.lock that are compared with a run's
 NAMED = 4  # branches, tags and experiments that are named; the rest are counted
 ABBREVIATED = 12
+COMPLETE_S = 30.0  # longest wait for the delivery of a run before it is shown
 
 MARKED = {
     "run": "convoy run",
@@ -57,7 +60,7 @@ class Sources:
 
 
 def look(text: str, root: Path) -> tuple[Match, Sources]:
-    """Resolve a text in this repository and its tracking store.
+    """Resolve a text in this repository and its tracking store, which a single run is completed in before.
 
     If the store does not answer, runs that wait in the outbox are found.
 
@@ -65,6 +68,27 @@ def look(text: str, root: Path) -> tuple[Match, Sources]:
         RequestError: it matches nothing.
         StoreError: the tracking store does not answer, and the outbox has no match.
     """
+    match, sources = _look(text, root)
+    if not sources.store_error and len(match.records) == 1 and _is_incomplete(match.records[0]):
+        from convoy.tracking.sync import sync  # noqa: PLC0415 (with the uploader's modules, only where needed)
+
+        synced = sync(COMPLETE_S)
+        if synced.delivered or synced.completed or synced.ended:
+            match, sources = _look(text, root)
+    return match, sources
+
+
+def _is_incomplete(record: Record) -> bool:
+    """Check for what `convoy sync` adds to a run of this store: what waits in the outbox, the final dvc.lock."""
+    if record.waiting:
+        has_ended = record.status != "RUNNING" or not journal.state(record.waiting).is_alive(
+            record.waiting / journal.FILE
+        )
+        return record.destination == uri() and has_ended
+    return record.status == "FINISHED" and not record.tag(contract.LOCK)
+
+
+def _look(text: str, root: Path) -> tuple[Match, Sources]:
     records = open_records(uri(), root)
     cache = dvc.Cache.of(root)
     store_error = ""
@@ -103,7 +127,9 @@ def chain(record: Record, sources: Sources) -> list[Link]:
 def _commit(record: Record, sources: Sources, artifacts: set[str]) -> Link:
     number = record.tag(contract.GIT_COMMIT)
     if not number:
-        return Link("git commit", "", missing="the run has no commit: it was made outside a git repository")
+        return Link("git commit", "", missing=f"the run has no commit: {unknown_commit(record)}")
+    if reason := git.no_commit(sources.root):
+        return Link("git commit", number, missing=f"commit {number[:10]} cannot be looked up: {reason}")
     notes = []
     dirty = record.tag(contract.GIT_DIRTY) == "true"
     lost_diff = dirty and DIFF not in artifacts
@@ -126,6 +152,11 @@ def _commit(record: Record, sources: Sources, artifacts: set[str]) -> Link:
     location = f"in {listed(holders, NAMED)}" if holders else ""
     subject = git.query(sources.root, "log", "-1", "--format=%s", number)
     return Link("git commit", number, tuple(filter(None, [f'"{subject}"', location, *notes])), missing)
+
+
+def unknown_commit(record: Record) -> str:
+    """Return why a run has no commit."""
+    return record.tag(contract.GIT_UNKNOWN) or "it was made outside a git repository"
 
 
 def _data(record: Record, sources: Sources) -> Link:
@@ -222,7 +253,7 @@ def _lock(record: Record, sources: Sources, artifacts: set[str]) -> Link:
 def _commit_of_lock(root: Path, sha256: str) -> str:
     """Find the latest commit with a `dvc.lock` of this content."""
     log = git.query(root, "log", "--branches", "--tags", f"-{SEARCHED}", "--format=%h", "--", "dvc.lock")
-    contents = git.contents(root, [f"{commit}:dvc.lock" for commit in log.split()])
+    contents = git.contents(root, [f"{commit}:./dvc.lock" for commit in log.split()])
     hashes = {name.partition(":")[0]: hashlib.sha256(text).hexdigest() for name, text in contents.items()}
     return next((commit for commit, value in hashes.items() if value == sha256), "")
 
@@ -236,6 +267,11 @@ def _experiment(record: Record, sources: Sources) -> Link:
     return Link(
         "experiment", name, missing=f"experiment {name} is no longer in git; the run has its params and files"
     )
+
+
+def beside(root: Path) -> str:
+    """Name a folder for a restored run, relative to the pipeline: outside the git repository that contains it."""
+    return os.path.relpath(git.top(root).resolve().parent / "restored", root.resolve())
 
 
 def _time(milliseconds: int) -> str:
@@ -306,7 +342,7 @@ def _chain_lines(match: Match, sources: Sources) -> Iterator[str]:
         return
     yield "Nothing is missing."
     if record.tag(contract.LOCK):
-        yield f"To restore it: convoy trace {record.run_id} --restore ../restored"
+        yield f"To restore it: convoy trace {record.run_id} --restore {beside(sources.root)}"
 
 
 def _list_lines(match: Match) -> Iterator[str]:

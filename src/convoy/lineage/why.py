@@ -205,7 +205,7 @@ def _edits(root: Path, md5: str, path: str) -> dict[str, Any]:
         return {}
     commits = git.query(root, "log", f"-S{md5}", "--format=%h", "--", "dvc.lock").split()
     commit = commits[-1] if commits else "HEAD"
-    objects = git.query(root, "rev-parse", f"{commit}:{path}", f"HEAD:{path}").split()
+    objects = git.query(root, "rev-parse", f"{commit}:./{path}", f"HEAD:./{path}").split()
     if len(set(objects)) == 1:
         commit = "HEAD"
     files = git.edits(root, commit, path)

@@ -18,7 +18,7 @@ from mlflow.tracking import MlflowClient
 from convoy.core import contract, files, params
 from convoy.core.contract import KIND, ONNX_SHA256, RUN_ID
 from convoy.core.errors import ConvoyError, RequestError, without_credentials
-from convoy.tracking import settings, store
+from convoy.tracking import settings, store, store_file
 
 CANDIDATE = "candidate"
 CHAMPION = "champion"
@@ -98,7 +98,7 @@ class Registry:
             RequestError: another version of MLflow wrote the store, or params.yaml names no model.
         """
         model = params.section("tracking", settings.TrackingParams).registered_model
-        store.check_schema(store.uri())
+        store_file.check(store.uri())
         return cls(store.connect(), model)
 
     @property
@@ -230,6 +230,8 @@ class Registry:
                 f"Request the permission EDIT on the registered model `{self.model}` and on the experiments of this "
                 f"project from the server's administrator, or use another account. {LOG_IN}"
             )
+        if store_file.fault(error):
+            return RegistryError(f"Convoy could not {action}: {reason}")
         if isinstance(error, MlflowException) and store.refused(error):
             return RegistryError(f"{self.address} refused to {action}: {reason}")
         return RegistryError(

@@ -74,6 +74,7 @@ def run(root: Path, *arguments: str) -> str:
         env=os.environ | environment(root),
         capture_output=True,
         text=True,
+        errors="replace",  # DVC names files, which need not be UTF-8
         check=False,
     )
     if done.returncode:
@@ -91,6 +92,9 @@ def check_repository(root: Path) -> None:
         RequestError: `root` has no folder `.dvc`.
     """
     if not (root / ".dvc").is_dir():
+        for parent in root.resolve().parents:
+            if (parent / ".dvc").is_dir():
+                raise RequestError(f"{root} is a subfolder of the repository {parent}. Type: cd {parent}")
         raise RequestError(
             f"{root} is not a DVC repository. Change to the repository's root, or run `dvc init`."
         )
@@ -245,7 +249,7 @@ def _md5(path: Path) -> str:
 
 def tracked_files(root: Path) -> dict[str, dict[str, Any]]:
     """Read the .dvc files of a repository, path to content; those that git ignores are left out."""
-    names = git.query(root, "ls-files", "-co", "--exclude-standard", "--", "*.dvc").splitlines()
+    names = git.names(root, "ls-files", "-co", "--exclude-standard", "-z", "--", "*.dvc")
     return {name: yaml.read(root / name) for name in names if (root / name).is_file()}
 
 

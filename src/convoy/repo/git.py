@@ -1,6 +1,7 @@
 """Call git; no other file does."""
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from convoy.core.errors import ConvoyError, without_credentials
+
+TRUST = re.compile(r"git config --global --add safe\.directory .+")
+"""The command that git itself prints where it refuses a repository of another user, in any language."""
 
 
 class GitError(ConvoyError):
@@ -51,6 +55,49 @@ def query(root: Path, *words: str) -> str:
         return ""
 
 
+def no_commit(root: Path) -> str:
+    """Explain why git names no commit for a folder, with the remedy; empty if it names one."""
+    try:
+        run(root, "rev-parse", "--verify", "--quiet", "HEAD")
+    except GitError as error:
+        reason = str(error)
+    else:
+        return ""
+    if shutil.which("git") is None:
+        return reason
+    try:
+        run(root, "rev-parse", "--git-dir")
+    except GitError as error:
+        reason = " ".join(str(error).split("\n")[0].split())
+        if command := TRUST.search(str(error)):
+            return f"{reason}, which belongs to another user. Type: {command[0]}"
+        if not any((folder / ".git").exists() for folder in (root, *root.resolve().parents)):
+            return f"{root} is in no git repository. Type: git init && git add -A && git commit -m first"
+        return reason
+    return "the git repository has no commit yet. Type: git add -A && git commit -m first"
+
+
+def names(root: Path, *words: str) -> list[str]:
+    """Run a command of git that lists paths with `-z`; return them as Python spells them, so that each can be opened.
+
+    A name that is not UTF-8 has surrogates, which `console.info` prints. Empty if git fails.
+    """
+    try:
+        return [os.fsdecode(name) for name in _run(root, words, None).split(b"\0") if name]
+    except GitError:
+        return []
+
+
+def prefix(root: Path) -> Path:
+    """Return the path of a folder below the top of its git repository, such as `ml`; `.` at the top."""
+    return Path(query(root, "rev-parse", "--show-prefix") or ".")
+
+
+def top(root: Path) -> Path:
+    """Return the top folder of the git repository that contains `root`; `root` itself outside of one."""
+    return Path(query(root, "rev-parse", "--show-toplevel") or root)
+
+
 def untracked(*paths: Path) -> str | None:
     """List which files of one folder git does not track, with the remedy; None if it tracks all.
 
@@ -63,7 +110,7 @@ def untracked(*paths: Path) -> str | None:
     folder = existing[0].parent
     if query(folder, "rev-parse", "--is-inside-work-tree") != "true":
         return None
-    known = query(folder, "ls-files", "-z", "--", *(path.name for path in existing)).split("\0")
+    known = names(folder, "ls-files", "-z", "--", *(path.name for path in existing))
     unknown = [str(path) for path in existing if path.name not in known]
     if not unknown:
         return None
@@ -74,11 +121,11 @@ def untracked(*paths: Path) -> str | None:
     )
 
 
-def contents(root: Path, names: Sequence[str]) -> dict[str, bytes]:
-    """Read objects such as `HEAD:params.yaml` in one call; those that do not exist are left out."""
-    rest = _run(root, ["cat-file", "--batch"], text="".join(f"{name}\n" for name in names).encode())
+def contents(root: Path, objects: Sequence[str]) -> dict[str, bytes]:
+    """Read objects such as `HEAD:./params.yaml` in one call; those that do not exist are left out."""
+    rest = _run(root, ["cat-file", "--batch"], None, "".join(f"{name}\n" for name in objects).encode())
     found = {}
-    for name in names:
+    for name in objects:
         head, _, rest = rest.partition(b"\n")
         size = head.rpartition(b" ")[2]
         if size.isdigit():
@@ -88,8 +135,8 @@ def contents(root: Path, names: Sequence[str]) -> dict[str, bytes]:
 
 def objects(root: Path, paths: Sequence[str]) -> dict[str, str]:
     """Map paths that HEAD contains to git's ids of their content."""
-    rows = query(root, "ls-tree", "-z", "HEAD", "--", *paths).split("\0") if paths else []
-    return {path: facts.split()[2] for facts, _, path in (row.partition("\t") for row in rows if row)}
+    rows = names(root, "ls-tree", "-z", "HEAD", "--", *paths) if paths else []
+    return {path: facts.split()[2] for facts, _, path in (row.partition("\t") for row in rows)}
 
 
 def commit(root: Path, name: str) -> str:
@@ -124,7 +171,9 @@ def edits(root: Path, commit: str, path: str) -> list[dict[str, Any]]:
     Both are -1 in a binary file, and None in a new file that git does not track.
     """
     found: list[dict[str, Any]] = []
-    numstat = query(root, "diff", "--numstat", "--no-renames", "-z", commit, "--", path).split("\0")
+    numstat = query(root, "diff", "--numstat", "--no-renames", "--relative", "-z", commit, "--", path).split(
+        "\0"
+    )
     for added, removed, name in (line.split("\t", 2) for line in numstat if line):
         lines = [-1 if count == "-" else int(count) for count in (added, removed)]
         found.append({"name": name, "added": lines[0], "removed": lines[1]})

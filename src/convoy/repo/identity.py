@@ -8,7 +8,6 @@ import os
 import secrets
 import shutil
 import socket
-import sys
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,8 +18,8 @@ from convoy import __version__
 from convoy.core import contract, params, yaml
 from convoy.repo import git
 
-CHANGES = (".", ":(exclude,top)dvc.lock")
-"""Paths, as git spells them, whose changes make a tree dirty."""
+CHANGES = (".", ":(exclude)dvc.lock")
+"""Paths below the pipeline's folder, as git spells them, whose changes make a tree dirty."""
 
 DIFF_BYTES = 10_000_000
 """Largest diff that is kept with a run; a larger one is data rather than code."""
@@ -39,7 +38,10 @@ EPOCH_S = 1e9
 """Seconds that no machine has been up for, and that all times since 1970 exceed."""
 
 SAME_START_S = 1.5
-"""Largest difference between two readings of one start: Linux gives the time of boot in whole seconds."""
+"""Largest difference between a process's start and the one that an earlier Convoy recorded in seconds."""
+
+PROC = Path("/proc")
+"""The kernel's account of processes; other systems than Linux have none."""
 
 
 def mint_run_id() -> str:
@@ -58,13 +60,16 @@ def workspace_tags() -> dict[str, str]:
 def git_state() -> dict[str, str]:
     """Return the commit that is checked out and whether files differ from it, new ones included.
 
-    Empty without a git repository or commit. `dvc.lock` does not count: DVC writes it while the
+    Without a commit, the reason instead. `dvc.lock` does not count: DVC writes it while the
     pipeline runs, and each run gets its final one.
     """
     commit = git.query(Path.cwd(), "rev-parse", "HEAD")
     if not commit:
-        return {}
-    dirty = bool(git.query(Path.cwd(), "status", "--porcelain", "--", *CHANGES))
+        return {contract.GIT_UNKNOWN: git.no_commit(Path.cwd())}
+    try:
+        dirty = bool(git.run(Path.cwd(), "status", "--porcelain", "--", *CHANGES))
+    except git.GitError:  # the diff fails for the same reason, which the run then has
+        dirty = True
     return {contract.GIT_COMMIT: commit, contract.GIT_DIRTY: str(dirty).lower()}
 
 
@@ -107,8 +112,8 @@ def write_diff(target: Path) -> str:
 
 def _untracked_bytes(root: Path) -> int:
     """Add up the sizes of new files, which git would read whole before the size of a diff shows."""
-    names = git.query(root, "ls-files", "--others", "--exclude-standard", "-z").split("\0")
-    return sum(Path(name).lstat().st_size for name in names if name and Path(name).exists())
+    names = git.names(root, "ls-files", "--others", "--exclude-standard", "-z")
+    return sum((root / name).lstat().st_size for name in names if (root / name).exists())
 
 
 def _too_large() -> str:
@@ -141,29 +146,51 @@ def host() -> str:
 
 
 def name(process: psutil.Process) -> str:
-    """Name a process as `pid:start`, so that a later one with the same number is told apart."""
-    return f"{process.pid}:{_start(process):.2f}"
+    """Name a process so that a later one with the same number is told apart, also after a reboot.
+
+    Returns:
+        `pid:ticks:boot` on Linux: clock ticks from boot to the start, and the id of the boot. Neither moves when the
+        clock is set. Elsewhere `pid:seconds`, the start since 1970, which the kernel keeps.
+    """
+    ticks, boot = _ticks(process.pid), _boot()
+    return f"{process.pid}:{ticks}:{boot}" if ticks and boot else f"{process.pid}:{process.create_time():.2f}"
 
 
 def is_alive(owner: str) -> bool:
-    """Check whether a process named by `name` still runs on this host."""
-    pid, _, created = owner.partition(":")
+    """Check whether a process named by `name`, also by that of an earlier Convoy, still runs on this host."""
+    pid, _, start = owner.partition(":")
+    ticks, _, boot = start.partition(":")
     try:
         process = psutil.Process(int(pid))
-        earlier = float(created) > EPOCH_S  # written by an earlier Convoy, as time since 1970
-        same = abs((process.create_time() if earlier else _start(process)) - float(created)) < SAME_START_S
+        if boot:
+            same = (int(ticks), boot) == (_ticks(process.pid), _boot())
+        elif float(start) > EPOCH_S:
+            same = abs(process.create_time() - float(start)) < SAME_START_S
+        else:  # seconds since boot
+            same = abs(_ticks(process.pid) / os.sysconf("SC_CLK_TCK") - float(start)) < SAME_START_S
         return bool(same and process.status() != psutil.STATUS_ZOMBIE)  # killed, and not yet collected
     except (psutil.Error, ValueError):
         return False
 
 
-def _start(process: psutil.Process) -> float:
-    """Return when a process started, in seconds: on Linux since boot, elsewhere since 1970.
+def _ticks(pid: int) -> int:
+    """Read the clock ticks from boot to a process's start; 0 where the system does not count them.
 
-    Linux keeps the time since boot; psutil adds the time of boot, which moves when the clock is set, so that a
-    process would seem to be another one after some minutes.
+    psutil adds the time of boot, which moves when the clock is set.
     """
-    return float(process.create_time()) - (float(psutil.boot_time()) if sys.platform == "linux" else 0.0)
+    try:
+        # The command's name, in parentheses, may hold anything.
+        return int((PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()[19])
+    except (OSError, IndexError):
+        return 0
+
+
+def _boot() -> str:
+    """Read the id that the kernel gives each boot; empty where it gives none."""
+    try:
+        return (PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
 
 
 def _command(process: psutil.Process) -> list[str]:

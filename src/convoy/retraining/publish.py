@@ -126,6 +126,7 @@ class Publication:
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
+                errors="replace",
                 check=False,
             )
         if done.returncode:

@@ -238,8 +238,8 @@ def check_prerequisites(root: Path, *, push: bool) -> str:
         RequestError: names everything that is missing.
     """
     dvc.check_repository(root)
-    if not git.commit(root, "HEAD"):
-        raise RequestError(f"{root} has no git commit for a round to start from: git add -A && git commit")
+    if reason := git.no_commit(root):
+        raise RequestError(f"{root} has no git commit for a round to start from: {reason}")
     name, url = dvc.default_remote(root)
     remote = f"{name} ({without_credentials(url)})" if name else ""
     if url.startswith(("http://", "https://")) and not dvc.verifies(root, name):
@@ -302,7 +302,7 @@ def _surviving_pipeline(tree: Path) -> int | None:
 def _uncommitted(root: Path) -> str:
     """Describe uncommitted changes, which are not part of a round; empty if there are none."""
     # Without the option, git would refresh the caller's index.
-    changed = git.query(root, "--no-optional-locks", "status", "--porcelain").splitlines()
+    changed = git.query(root, "--no-optional-locks", "status", "--porcelain", "--", ".").splitlines()
     if not changed:
         return ""
     names = listed([f"`{line[3:]}`" for line in changed], 3)

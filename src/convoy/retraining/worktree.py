@@ -52,14 +52,22 @@ class Stopped(KeyboardInterrupt):
 
 
 def create(root: Path) -> Path:
-    """Check out the caller's HEAD, on no branch, with the caller's DVC cache and remotes.
+    """Check out the caller's HEAD, on no branch, with the caller's DVC cache and remotes; return the pipeline's folder.
 
-    A worktree left by a killed round is removed first.
+    That is a subfolder where the caller is the subfolder of a larger repository. A worktree left by a killed round is
+    removed first.
+
+    Raises:
+        RoundError: the commit does not contain the pipeline.
     """
-    tree = root / WORKTREE
     remove(root)
-    tree.parent.mkdir(parents=True, exist_ok=True)
-    git.run(root, *NO_HOOKS, "worktree", "add", "--quiet", "--detach", str(tree), "HEAD")
+    (root / FOLDER).mkdir(parents=True, exist_ok=True)
+    git.run(root, *NO_HOOKS, "worktree", "add", "--quiet", "--detach", str(root / WORKTREE), "HEAD")
+    tree = root / WORKTREE / git.prefix(root)
+    if not (tree / ".dvc").is_dir():
+        raise RoundError(
+            f"the commit that is checked out has no pipeline in {git.prefix(root)}/. Type: git add . && git commit"
+        )
     dvc.configure(tree, root, dvc.Cache.of(root).folder)
     _link_source(root, tree)
     return tree
@@ -81,7 +89,7 @@ def checkout_pinned(tree: Path, *, has_remote: bool) -> list[str]:
     Raises:
         RoundError: content is neither in DVC's cache nor in its remote.
     """
-    tracked = git.query(tree, "ls-files", "--", "*.dvc").splitlines()
+    tracked = git.names(tree, "ls-files", "-z", "--", "*.dvc")
     names = [name for name in tracked if not follows_source(tree / name)]
     if not names:
         return []

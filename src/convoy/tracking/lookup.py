@@ -60,10 +60,7 @@ def find(source: str, files: tuple[str, ...]) -> LoggedWeights:
         logged = {Path(artifact.path).name for artifact in client.list_artifacts(run, ARTIFACTS)}
         uri = client.get_run(run).info.artifact_uri
     except MlflowException as error:
-        raise NetworkError(
-            f"cannot look up {source}: {store.uri()} failed: {error!s:.300}\n"
-            "Start the tracking server, or set MLFLOW_TRACKING_URI to the one that has it."
-        ) from error
+        raise NetworkError(f"cannot look up {source}: {store.failure(error, store.uri())}") from error
     if not set(files) <= logged:
         raise NetworkError(
             f"run {run} has no {' and '.join(files)} among its artifacts in {ARTIFACTS}/: it failed before its end, "

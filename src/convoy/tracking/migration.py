@@ -25,7 +25,7 @@ from mlflow.tracking import MlflowClient
 from convoy.core import console
 from convoy.core.console import track
 from convoy.core.errors import MigrationError, RequestError, without_credentials
-from convoy.tracking import migration_runs, settings, store
+from convoy.tracking import migration_runs, settings, store, store_file
 from convoy.tracking.migration_runs import ORIGIN, VERSIONS, ArtifactTree, Ids, local_path
 
 ARTIFACTS = "mlartifacts"  # folder beside a database file in which the files of its runs lie
@@ -141,7 +141,7 @@ def _open_source(uri: str) -> Iterator[Source]:
                     f"{path} does not exist, so there is nothing to migrate. Change to the repository of "
                     "the runs, or name the store: convoy migrate TARGET --from sqlite:////PATH/mlflow.db"
                 )
-            store.check_schema(uri)
+            store_file.check(uri)
             copy = Path(scratch) / "mlflow.db"
             with (
                 closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as original,
@@ -173,8 +173,7 @@ def _open_target(uri: str, source: Source) -> MlflowClient:
     ]
     if resolved[0] == resolved[1]:
         raise RequestError(f"{without_credentials(uri)} is the source itself. Name another store.")
-    store.check_schema(uri)
-    client = store.connect(uri)
+    client = store.open_to_write(uri)
     _check_answer(client, uri)
     for experiment in _to_copy(source.client):
         for run in source.client.search_runs([experiment.experiment_id], max_results=1):

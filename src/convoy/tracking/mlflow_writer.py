@@ -49,7 +49,7 @@ from mlflow.utils.validation import (
 )
 
 from convoy.core import contract
-from convoy.tracking import store
+from convoy.tracking import settings, store
 from convoy.tracking.journal import FILE, Entry, Sent, State, read
 
 BATCH_ENTRIES = 2000  # entries that are sent before the progress of a delivery is recorded
@@ -80,8 +80,9 @@ class Delivery:
 
     @property
     def uri(self) -> str:
-        """The store's address; empty while the journal has no first entry."""
-        return str(self.state.opened.get("uri", ""))
+        """The store's address; empty while the journal has no first entry. A moved repository takes its store along."""
+        uri, home = (str(self.state.opened.get(key, "")) for key in ("uri", "repository"))
+        return settings.own() if home and uri == settings.own(Path(home)) else uri
 
     def read_new(self) -> None:
         """Read the entries written since the last call."""
@@ -111,8 +112,10 @@ class Delivery:
             if self.is_alive():
                 self.send_heartbeat()
             self._update_sampling()
-        except Exception:
+        except Exception as error:
             self._values = None  # collected anew, from what the store has by then
+            if isinstance(error, MlflowException) and self.sent.mlflow_run_id and store.refused(error):
+                store.check_run_active(self._mlflow(), self.sent.mlflow_run_id)
             raise
 
     def send_heartbeat(self) -> None:
@@ -193,9 +196,7 @@ class Delivery:
 
     def _mlflow(self) -> MlflowClient:
         if self._client is None:
-            store.check_schema(self.uri)
-            store.make_file(self.uri)
-            self._client = store.connect(self.uri)
+            self._client = store.open_to_write(self.uri)
         return self._client
 
     def _collect_for(self, run: StoredRun) -> None:

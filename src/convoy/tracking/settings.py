@@ -1,6 +1,7 @@
 """Section `tracking` of params.yaml, and the address of the store. Imports no MLflow."""
 
 import os
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
@@ -31,7 +32,12 @@ class TrackingParams(params.Section):
 
 def uri() -> str:
     """Return the address of the store: `MLFLOW_TRACKING_URI`, else `mlflow.db` in the repository."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{stage.repository()}/mlflow.db"
+    return os.environ.get("MLFLOW_TRACKING_URI") or own()
+
+
+def own(repository: Path | None = None) -> str:
+    """Return the address of the store in a repository, by default the current one."""
+    return f"{SQLITE}{repository or stage.repository()}/mlflow.db"
 
 
 def experiment() -> str:

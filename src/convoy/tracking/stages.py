@@ -9,7 +9,9 @@ Stages find the run through `build/runs/<stage>.json`, which no stage depends on
 journal, which the uploader delivers to MLflow: nothing here contacts a server, and no error of tracking stops the work.
 """
 
+import errno
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from convoy.core import contract, files, inputs, params, yaml
 from convoy.core.console import info
@@ -40,12 +43,16 @@ STAGE_PARAMS = {
 LAST = "export"
 
 NAME_STARTS = ("network.name", "train.lr", "train.epochs")  # those that people change most
+NAME_WHOLE = ("data.", "train.transfer.freeze")  # beginnings of params that a name always has, whole
 NAME_PARAMS = 3  # further params that fit into a name
 TAG_CHARACTERS = 1000  # longest list of inputs that changed
 NAME_CHARACTERS = 24  # longest value of a param in a name
+NAME_LENGTH = 250  # of MLflow's column
+GENERATED = re.compile(r"[a-z]{5}-[a-z]{4}")  # names such as `oaken-pots`, by which DVC calls an experiment
 CHECK_SECONDS = 60.0  # how often a run checks, at checkpoints, that an uploader is running
 OFFERED = "offered.txt"  # file of the outbox: ids of `mlflow run`'s runs that a pipeline has joined
-PIPELINE = (params.PARAMS_FILE, Path("dvc.yaml"), Path("data.dvc"))  # what a run was made of
+DATA = Path("data.dvc")
+PIPELINE = (params.PARAMS_FILE, Path("dvc.yaml"), DATA)  # what a run was made of
 DIFF = "workspace.diff"
 
 
@@ -66,6 +73,7 @@ class Run:
     def __init__(self, reference: Reference, journal: Journal | None, known: State | None = None) -> None:
         """Write to a run; `journal` is None if the disk has no room for one, `known` what it already holds."""
         self.reference = reference
+        self.is_recorded = journal is not None
         self._journal = journal
         self._published = {name: set(steps) for name, steps in (known or State()).published.items()}
         self._warned = False
@@ -220,10 +228,13 @@ def open_run(
         all_tags[contract.STAGE] = f"{stage} running"
         if resumed:
             all_tags[contract.INPUTS_CHANGED] = "no"
+    if (reason := workspace.get(contract.GIT_UNKNOWN)) and parent is None:
+        info(f"Warning: the run records no commit and no uncommitted changes: {reason}")
     entry: dict[str, Any] = {
         "kind": "open",
         "time_ms": now_ms(),
         "uri": settings.uri(),
+        "repository": str(where.parent),
         "experiment": settings.experiment(),
         "name": name,
         "tags": all_tags,
@@ -294,16 +305,24 @@ def _log_pipeline(run: Run, *, dirty: bool) -> None:
     try:
         with tempfile.TemporaryDirectory() as scratch:
             diff = Path(scratch) / DIFF
-            if reason := identity.write_diff(diff):
-                run.set_tags({contract.DIFF: f"none: {reason}"})
-            else:
+            if not (reason := identity.write_diff(diff)):
                 run.log_file(diff, "pipeline")
     except OSError as error:
-        run.set_tags({contract.DIFF: f"none: {error!s:.300}"})
+        reason = f"{error!s:.300}"
+    if reason:
+        run.set_tags({contract.DIFF: f"none: {reason}"})
+        info(
+            f"Warning: the run records no uncommitted changes: {reason}. It cannot be restored; commit before a run that matters."
+        )
 
 
 def _warn_incomplete(reference: Reference, error: Exception) -> None:
-    info(f"Tracking of run {reference.run_id} is incomplete: {error!s:.300}. The work continues.")
+    remedy = ""
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        remedy = f' Make the folder writable for this user, for the next run: sudo chown -R "$USER" {outbox.folder()}'
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = f" Free disk space, for the next run: df -h {outbox.folder().parent}"
+    info(f"Tracking of run {reference.run_id} is incomplete: {error!s:.300}. The work continues.{remedy}")
 
 
 def flatten_metrics(nested: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
@@ -406,19 +425,50 @@ def exported_identity(run: Run, data_hash: str) -> dict[str, str]:
 
 
 def run_name(*stages: str) -> str:
-    """Name a run `convnet · lr 0.02 · 12 epochs`, then by the stages' params that differ from the commit's."""
+    """Name a run `slow-lr · convnet · lr 0.02 · 12 epochs`, then by the stages' params that differ from the commit's.
+
+    The name of a DVC experiment comes first, or last if DVC chose it. Params that decide what is trained on, and other
+    data than the commit's, are always in the name.
+    """
     now = params.flatten(params.read())
     committed = params.flatten(_committed_params())
     sections = {section for stage in stages for section in STAGE_PARAMS[stage]}
     network, lr, epochs = (now[key] for key in NAME_STARTS)
     parts = [f"{network}", f"lr {_short(lr)}", f"{epochs} epoch{'' if epochs == 1 else 's'}"]
-    others = [
-        f"{key.rpartition('.')[2]} {_short(value)}"
+    differing = [
+        key
         for key, value in now.items()
         if key not in NAME_STARTS and key.partition(".")[0] in sections and committed.get(key, value) != value
     ]
-    more = [f"{len(others) - NAME_PARAMS} more"] if len(others) > NAME_PARAMS else []
-    return " · ".join([*parts, *others[:NAME_PARAMS], *more])
+    whole = [key for key in differing if key.startswith(NAME_WHOLE)]
+    parts += [f"{key.rpartition('.')[2]} {_text(now[key])}" for key in whole]
+    parts += filter(None, [_delivery()])
+    others = [f"{key.rpartition('.')[2]} {_short(now[key])}" for key in differing if key not in whole]
+    parts += others[:NAME_PARAMS]
+    parts += [f"{len(others) - NAME_PARAMS} more"] if len(others) > NAME_PARAMS else []
+    if experiment := os.environ.get("DVC_EXP_NAME"):
+        parts.insert(len(parts) if GENERATED.fullmatch(experiment) else 0, experiment)
+    name = " · ".join(parts)
+    return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…"
+
+
+def _delivery() -> str:
+    """Name the delivery if it is another than the commit's: by its source or, if that is the same, by its hash."""
+    old = git.query(Path.cwd(), "show", f"HEAD:./{DATA}")
+    if not (old and DATA.exists()):
+        return ""
+    before, now = (yaml.load(text) for text in (old, DATA.read_text(encoding="utf-8")))
+    source, md5 = _imported(now)
+    if (source, md5) == _imported(before):
+        return ""
+    return f"data {source if source != _imported(before)[0] else md5[:7]}"
+
+
+def _imported(content: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the last part of a source's address, and the hash of the data; empty if there is none."""
+    sources = [str(dep.get("path", "")) for dep in content.get("deps") or ()]
+    md5s = [str(out["md5"]) for out in content.get("outs") or () if "md5" in out]
+    return "".join(Path(urlsplit(path).path).name for path in sources[:1]), "".join(md5s[:1])
 
 
 def _committed_params() -> Mapping[str, Any]:
@@ -434,8 +484,13 @@ def _short(value: object) -> str:
     """Shorten a param's value for a run name."""
     if isinstance(value, float):
         return f"{value:g}"
-    text = "+".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+    text = _text(value)
     return text if len(text) <= NAME_CHARACTERS else f"{text[: NAME_CHARACTERS - 1]}…"
+
+
+def _text(value: object) -> str:
+    """Format a param's value for a run name."""
+    return "+".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
 
 
 def _continue_or_open(stage: str, data_hash: str, *, begun: bool) -> Run:
@@ -444,16 +499,33 @@ def _continue_or_open(stage: str, data_hash: str, *, begun: bool) -> Run:
     A new run gets the params and results of the stages before, which DVC restored.
     """
     earlier = list(STAGE_PARAMS)[: list(STAGE_PARAMS).index(stage)]
-    reference = latest([stage] if begun else earlier)
+    writers = [stage] if begun else earlier
+    reference = latest(writers)
     if run := continue_run(reference, stage, begun=begun):
         return run
     tags = {contract.DATA_HASH: data_hash}
-    run = open_run(run_name(*STAGE_PARAMS), tags, stage=stage, training=reference.training)
+    run = open_run(
+        run_name(*STAGE_PARAMS),
+        tags,
+        stage=stage,
+        training=reference.training,
+        # A model may carry the id of a run for which the outbox had no room: it stays that of this pipeline.
+        resumed=reference.run_id if _is_unrecorded(reference, writers) else None,
+    )
     for name in earlier:
         run.log_params(_own_params(name))
         if (path := METRICS / f"{name}.json").exists():
             run.log_result(files.read_json(path))
     return run
+
+
+def _is_unrecorded(reference: Reference, stages: Sequence[str]) -> bool:
+    """Check whether the outbox took nothing of the run that these stages refer to."""
+    paths = [path for path in (RUNS / f"{stage}.json" for stage in stages) if path.exists()]
+    return any(
+        content["run_id"] == reference.run_id and content.get("recorded") is False
+        for content in map(files.read_json, paths)
+    )
 
 
 @contextmanager
@@ -464,7 +536,8 @@ def _stage(stage: str, run: Run, *, done: bool = True, last: bool = False, kept:
     """
     try:
         with _ending(run):
-            files.write_json(RUNS / f"{stage}.json", asdict(run.reference))
+            unrecorded = {} if run.is_recorded else {"recorded": False}
+            files.write_json(RUNS / f"{stage}.json", asdict(run.reference) | unrecorded)
             run.log_params(_own_params(stage))
             yield
             if done:

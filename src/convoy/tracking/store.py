@@ -1,4 +1,4 @@
-"""Access the tracking store: connect, find runs, end abandoned ones, explain its errors, check its database file.
+"""Access the tracking store: connect, find runs, end abandoned ones, explain its errors.
 
 MLflow takes a second to import, so it is imported where it is first needed.
 """
@@ -6,19 +6,15 @@ MLflow takes a second to import, so it is imported where it is first needed.
 import contextlib
 import logging
 import os
-import re
-import sqlite3
 from collections.abc import Callable, Container, Iterator, Mapping
 from datetime import UTC, datetime
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from convoy.core import contract, stage
-from convoy.core.errors import ConvoyError, RequestError, without_credentials
+from convoy.core.errors import ConvoyError, without_credentials
 from convoy.repo import identity
-from convoy.tracking import settings
+from convoy.tracking import settings, store_file
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment, Run
@@ -32,14 +28,27 @@ uri = settings.uri
 NOT_ANSWERED = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "CANCELLED")
 """MLflow's error codes of a store that did not answer; any other code refuses the request."""
 
-MIGRATIONS = Path("store/db_migrations/versions")
-"""Folder of MLflow with one file per change of its tables, each naming the one before."""
-
 MISSED_SECONDS = 600.0  # age of the last heartbeat at which a run of another host counts as dead
 
 
 class ParentNotStored(Exception):  # noqa: N818 (no error: the parent is delivered first)
     """Put a run off until the run that it belongs under is in the store."""
+
+
+class DeletedError(ConvoyError):
+    """Report an experiment or a run that was deleted in MLflow, with the command that restores it."""
+
+
+def open_to_write(address: str) -> "MlflowClient":
+    """Open a client of a store that takes entries; the file of a local store is checked, and created if necessary.
+
+    Raises:
+        StoreFileError: the file takes no entries.
+        RequestError: another version of MLflow wrote it.
+    """
+    store_file.check(address, write=True)
+    make_file(address)
+    return connect(address)
 
 
 def connect(address: str = "") -> "MlflowClient":
@@ -48,6 +57,8 @@ def connect(address: str = "") -> "MlflowClient":
 
     # Its messages (tables created, monitors started) would stand between the lines that people wait for.
     logging.getLogger("mlflow").setLevel(logging.WARNING)
+    # It prints a traceback of each error that it also raises.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     # A dead server must not hold a command for the minutes that MLflow's own defaults retry.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
@@ -98,10 +109,14 @@ def experiment(client: "MlflowClient", name: str, tags: Mapping[str, str] = {}) 
 
     MLflow would keep the artifacts of a local store in the current folder, which DVC deletes after
     a queued experiment; a server decides for itself.
+
+    Raises:
+        DeletedError: it was deleted in MLflow.
     """
     from mlflow.exceptions import MlflowException  # noqa: PLC0415 (a second)
 
     if existing := client.get_experiment_by_name(name):
+        check_active(client, existing)
         return existing
     local = client.tracking_uri.startswith(("sqlite:", "file:"))
     artifacts = (stage.repository() / "mlartifacts").as_uri() if local else None
@@ -112,6 +127,41 @@ def experiment(client: "MlflowClient", name: str, tags: Mapping[str, str] = {}) 
         if existing := client.get_experiment_by_name(name):  # another process was faster
             return existing
         raise
+
+
+def check_active(client: "MlflowClient", experiment: "Experiment") -> None:
+    """Refuse an experiment that was deleted in MLflow, which finds it by name but takes no runs for it.
+
+    Raises:
+        DeletedError: with the command that restores it.
+    """
+    if experiment.lifecycle_stage == "deleted":
+        raise DeletedError(
+            f"the experiment `{experiment.name}` was deleted in MLflow. To restore it with its runs, type: "
+            f"{_mlflow(client)} experiments restore --experiment-id {experiment.experiment_id}\n"
+            "To leave it deleted, choose another name as tracking.experiment in params.yaml."
+        )
+
+
+def check_run_active(client: "MlflowClient", mlflow_run_id: str) -> None:
+    """Refuse a run that was deleted in MLflow, by itself or with its experiment.
+
+    Raises:
+        DeletedError: with the command that restores it.
+    """
+    info = client.get_run(mlflow_run_id).info
+    if info.lifecycle_stage == "deleted":
+        check_active(client, client.get_experiment(info.experiment_id))
+        raise DeletedError(
+            f"the run `{info.run_name}` was deleted in MLflow. To restore it, type: "
+            f"{_mlflow(client)} runs restore --run-id {mlflow_run_id}"
+        )
+
+
+def _mlflow(client: "MlflowClient") -> str:
+    """Spell MLflow's command for a store; the address of a server, which may hold a password, is in the variable."""
+    is_file = client.tracking_uri.startswith(settings.SQLITE)
+    return f"MLFLOW_TRACKING_URI={client.tracking_uri} mlflow" if is_file else "mlflow"
 
 
 def all_pages(search: "Callable[[str | None], PagedList[T]]") -> Iterator[T]:
@@ -165,72 +215,30 @@ def refused(error: Exception) -> bool:
 
     if isinstance(error, MlflowException):
         return error.error_code not in NOT_ANSWERED
-    return isinstance(error, (LookupError, TypeError, ValueError, AttributeError))
+    return isinstance(error, (DeletedError, LookupError, TypeError, ValueError, AttributeError))
 
 
 def explain(error: Exception) -> str:
-    """Format a store's error in one line without passwords; Convoy's own messages are not cut."""
+    """Format a store's error without passwords, in one line unless it is Convoy's own; faults of a file with the remedy."""
     from mlflow.exceptions import MlflowException  # noqa: PLC0415 (a second)
 
+    if fault := store_file.fault(error):
+        error = fault
     named = isinstance(error, (ConvoyError, MlflowException, OSError))
     message = str(error) if named else f"{type(error).__name__}: {error}"
-    text = without_credentials(" ".join(message.split()))
-    return text if isinstance(error, ConvoyError) else f"{text:.300}"
+    if isinstance(error, ConvoyError):
+        return without_credentials(message)
+    return f"{without_credentials(' '.join(message.split())):.300}"
 
 
-def check_schema(uri: str) -> None:
-    """Refuse a database file whose tables are those of another MLflow version; any other store passes.
-
-    MLflow itself would upgrade some older files when it opens them, before anybody has made a copy.
-
-    Raises:
-        RequestError: with the commands that copy the file and upgrade it.
-    """
-    path = Path(uri.removeprefix(settings.SQLITE))
-    if not uri.startswith(settings.SQLITE) or not path.exists():
-        return
-    revision = _revision(path)
-    known, latest = _known_revisions()
-    if revision in ("", latest):
-        return
-    installed = f"MLflow {version('mlflow')}"
-    if revision not in known:
-        raise RequestError(
-            f"{path} was written by a newer MLflow than the installed one ({installed} has no revision "
-            f"{revision}). Install the version that requirements.txt names: make repro"
-        )
-    raise RequestError(
-        f"{path} was written by an older MLflow: its tables have revision {revision}, {installed} needs {latest}.\n"
-        "Copy it, then upgrade it, while no `dvc repro` runs:\n"
-        f"  cp {path} {path}.before\n"
-        f"  mlflow db upgrade {uri}"
+def failure(error: Exception, address: str) -> str:
+    """Format why a store failed, with the remedy: that of a file, or that of a server."""
+    reason = explain(error)
+    if isinstance(error, ConvoyError) or store_file.fault(error):
+        return reason
+    remedy = (
+        "Set MLFLOW_TRACKING_URI to another store, or move the file away."
+        if address.startswith(settings.SQLITE)
+        else "Start the tracking server, or set MLFLOW_TRACKING_URI to a store that answers; without it, runs are kept in mlflow.db."
     )
-
-
-def _revision(path: Path) -> str:
-    """Read the revision of MLflow's tables in a file; empty if it has no tables yet."""
-    with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
-        try:
-            rows = database.execute("SELECT version_num FROM alembic_version").fetchall()
-        except sqlite3.OperationalError:  # no tables yet
-            return ""
-        except sqlite3.DatabaseError as error:
-            raise RequestError(
-                f"{path} is not a database ({error}). Move it away; the next `dvc repro` creates a new one."
-            ) from error
-    return str(rows[0][0]) if rows else ""
-
-
-def _known_revisions() -> tuple[set[str], str]:
-    """List the revisions of the installed MLflow, and the latest: the only one without a successor."""
-    package = find_spec("mlflow")
-    if package is None or not package.submodule_search_locations:
-        raise RuntimeError("MLflow is not installed")
-    before: dict[str, str] = {}
-    for path in (Path(package.submodule_search_locations[0]) / MIGRATIONS).glob("*.py"):
-        text = path.read_text(encoding="utf-8")
-        if name := re.search(r"^revision = ['\"](\w+)['\"]", text, re.MULTILINE):
-            predecessor = re.search(r"^down_revision = (.*)$", text, re.MULTILINE)
-            before[name[1]] = predecessor[1] if predecessor else ""
-    [latest] = set(before) - set(re.findall(r"\w+", " ".join(before.values())))
-    return set(before), latest
+    return f"the tracking store {without_credentials(address)} does not answer: {reason}\n{remedy}"

@@ -55,9 +55,9 @@ def sync(seconds: float | None = None) -> Synced:
     synced.failed = outbox.wait_until_uploaded(waiting, where, seconds)
     synced.delivered = [run for run in waiting if run not in synced.failed]
     try:
-        store.check_schema(store.uri())
-        client = store.connect()
+        client = store.open_to_write(store.uri())
         if experiment := client.get_experiment_by_name(settings.experiment()):
+            store.check_active(client, experiment)
             journals = {path.name for path in outbox.journals(where)}
             synced.ended += store.end_abandoned(client, experiment.experiment_id, journals)
             synced.completed = _attach_locks(client, experiment.experiment_id)
@@ -65,7 +65,7 @@ def sync(seconds: float | None = None) -> Synced:
         if not synced.failed:  # else the store's error is reported with each run
             address = without_credentials(store.uri())
             synced.failed[address] = (
-                f"{address} failed: {store.explain(error)}. Nothing is lost; run `convoy sync` when it is back."
+                f"{address} failed: {store.explain(error).removesuffix('.')}. Nothing is lost; run `convoy sync` afterwards."
             )
     return synced
 
@@ -82,7 +82,7 @@ def _attach_locks(client: "MlflowClient", experiment_id: str) -> list[str]:
         if workspace_run and tags.get(contract.RUN_ID) == workspace_run:
             lock = LOCK.read_text(encoding="utf-8")
         elif commit := commits.get(tags.get(contract.DVC_EXPERIMENT, "")):
-            lock = git.query(Path.cwd(), "show", f"{commit}:{LOCK}") + "\n"
+            lock = git.query(Path.cwd(), "show", f"{commit}:./{LOCK}") + "\n"
         else:
             continue
         client.log_text(run.info.run_id, lock, f"pipeline/{LOCK}")

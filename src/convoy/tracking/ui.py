@@ -67,12 +67,12 @@ def show(port: int, *, browser: bool) -> None:
 
     Raises:
         RequestError: the port is taken, or another MLflow version wrote the store.
+        StoreFileError: the file of the store cannot be used.
         NetworkError: the store or the server does not answer.
     """
     uri = settings.uri()
     remote = uri.startswith(("http://", "https://"))
     if not remote:
-        store.check_schema(uri)
         _refuse_taken(port)
     page = _prepare_store(uri)
     if not remote:
@@ -87,19 +87,15 @@ def _prepare_store(uri: str) -> str:
     """Bring the store up to date and keep the view in it; return the part of the address that opens the view."""
     from mlflow.exceptions import MlflowException  # noqa: PLC0415 (a second; a taken port is refused before)
 
+    client = store.open_to_write(uri)
     try:
-        client = store.connect()
         experiment_id = store.experiment(client, settings.experiment()).experiment_id
         synced = sync(DELIVER_S)
         for line in (*synced.lines(), *synced.failed.values()):
             info(line)
         share_view(client, experiment_id)
     except MlflowException as error:
-        raise NetworkError(
-            f"{without_credentials(uri)} failed: {store.explain(error)}\n"
-            "Start the tracking server, or set MLFLOW_TRACKING_URI to one that runs "
-            "(without it, runs are kept in mlflow.db)."
-        ) from error
+        raise NetworkError(store.failure(error, uri)) from error
     return f"/#/experiments/{experiment_id}/runs?viewStateShareKey={KEY}&workflowType=machine_learning"
 
 

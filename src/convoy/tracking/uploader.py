@@ -69,8 +69,7 @@ class Uploader:
     def _prepare_store(self) -> None:
         """Create the store before there are runs: MLflow takes seconds for the tables of a new one."""
         try:
-            store.make_file(store.uri())
-            store.experiment(store.connect(), settings.experiment())
+            store.experiment(store.open_to_write(store.uri()), settings.experiment())
         except Exception as error:  # noqa: BLE001 (the first run tries again)
             _log(f"{without_credentials(store.uri())}: {store.explain(error)}")
 
