@@ -205,6 +205,20 @@ def test_the_second_command_of_a_stage_compares_with_the_first(name, text):
         assert not handed.exists()
 
 
+def test_edits_are_reported_once_while_they_can_still_be_restored(capsys):
+    inputs.warn()
+    with inputs.held("train"):
+        inputs.warn()
+        assert capsys.readouterr().out == ""
+        write("src/core/fit.py", "3")
+        inputs.warn()
+        inputs.warn()
+        assert capsys.readouterr().out.count("src/core/fit.py (edited)") == 1
+        write("src/core/fit.py", "1")
+        inputs.warn()
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize("name", ["train", "dvc.yaml:train", "ml/dvc.yaml:train@lenet5"])
 def test_a_stage_is_found_by_dvcs_address(name):
     with pytest.raises(InputsChanged), inputs.held(name):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from convoy.core import escaping, files, params, yaml
+from convoy.core.console import info
 from convoy.core.errors import ConvoyError, RequestError, listed
 
 PIPELINE = Path("dvc.yaml")
@@ -108,6 +109,7 @@ class Inputs:
 
 _held: Inputs | None = None
 _checked_s = -math.inf  # when they were compared last
+_warned: list[str] = []  # the edits that were reported last
 
 
 @contextmanager
@@ -145,6 +147,18 @@ def check(kept: str = "") -> None:
     _checked_s = time.monotonic()
 
 
+def warn() -> None:
+    """Report inputs that were edited since the stage began, each set of edits once: they can still be restored."""
+    global _warned  # noqa: PLW0603 (as above)
+    changes = _held.changes() if _held else []
+    if changes and changes != _warned:
+        info(
+            f"Inputs of this stage were edited: {'; '.join(changes)}. Restore them before it ends: otherwise it fails "
+            "then, and DVC does not record its result."
+        )
+    _warned = changes
+
+
 def hand_over(path: Path) -> None:
     """Write the inputs to a file, for the next command of the same stage, which compares them at its end."""
     global _held  # noqa: PLW0603 (as above)
@@ -159,6 +173,12 @@ def take_over(path: Path) -> None:
     if _held and path.exists():
         _held = Inputs(**files.read_json(path))
         path.unlink()
+
+
+def sha256(path: Path) -> str:
+    """Hash a file; a dependency of the running stage that is compared by content, as it was at the stage's start."""
+    taken = (marks.get(path.as_posix()) for marks in (_held.files.values() if _held else ()))
+    return next(filter(None, taken), None) or files.sha256(path)
 
 
 def declared(fields: Mapping[str, Any], root: Path = Path()) -> tuple[dict[str, Any], list[str]]:

@@ -21,7 +21,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from convoy.core import files, params, stage, yaml
+from convoy.core import files, inputs, params, stage, yaml
 from convoy.core.console import info
 from convoy.core.dataset import Dataset
 from convoy.core.errors import TrainingError, TrainingPaused
@@ -55,13 +55,13 @@ def inputs_digest(
 
 
 def training_code(pipeline: Path = Path("dvc.yaml")) -> dict[str, str]:
-    """Map each file of code that the stage `train` of dvc.yaml depends on, folders expanded, to its SHA-256."""
+    """Map each file of code that the stage `train` of dvc.yaml depends on, folders expanded, to its SHA-256 at the stage's start."""
     deps = yaml.read(pipeline)["stages"]["train"]["deps"]
     hashes: dict[str, str] = {}
     for dep in sorted(dep for dep in deps if dep.startswith(("src/", "pipelines/"))):
         path = Path(dep)
         members = [path] if path.is_file() else sorted(path.rglob("*.py"))
-        hashes |= {member.as_posix(): files.sha256(member) for member in members}
+        hashes |= {member.as_posix(): inputs.sha256(member) for member in members}
     return hashes
 
 
@@ -332,7 +332,7 @@ class CheckpointCallback(pl.Callback):
             self._save(trainer, position, finished=False)
 
     def _save(self, trainer: pl.Trainer, position: tuple[int, int], *, finished: bool) -> bool:
-        """Write a checkpoint, then publish the points that it holds; a full disk stops no training."""
+        """Write a checkpoint, publish its points, and report edited inputs; a full disk stops no training."""
         before, self.data.position = self.data.position, position
         began = time.monotonic()
         try:
@@ -357,6 +357,8 @@ class CheckpointCallback(pl.Callback):
                 info("Checkpoints are written again.")
             self.failed = False
             self.points.flush()
+            if not finished:
+                inputs.warn()
             return True
         finally:
             self.data.position = before
