@@ -17,7 +17,7 @@ from convoy.tracking import ui
 pytestmark = pytest.mark.pipeline
 
 BASELINE = "convnet · lr 0.03 · 10 epochs"
-NAMES = (*(f"lenet5 · lr {lr} · 2 epochs · weight_decay 5e-05" for lr in ("0.1", "0.02")), BASELINE)
+NAMES = (*(f"lr-{lr} · lenet5 · lr {lr} · 2 epochs · weight_decay 5e-05" for lr in ("0.1", "0.02")), BASELINE)
 """Newest first, as the table shows them."""
 
 
