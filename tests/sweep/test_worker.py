@@ -55,26 +55,27 @@ def test_an_interrupted_sweep_tries_what_an_unbroken_one_tries(project):
 
 
 def bad_trial(project, *, warmup: int, completed: int) -> Results:
-    """Train a trial that learns nothing, in a study of some good trials of three epochs."""
+    """Train a trial that learns nothing, the last one, after some complete trials of three epochs."""
     space = ("train.lr: {low: 0.0000001, high: 0.5, log: true}", "train.batch_size: [8, 16]")
     project.space(*space, warmup=warmup)
-    project.set(train__lr=0.0000001)
     study = project.study()
-    for number in range(completed):
+    for number in range(completed - 1):  # beside the baseline
         loss = 0.1 + number / 100
         params = {"train.lr": 0.1 + loss, "train.batch_size": "16"}
         curve = dict.fromkeys((1, 2, 3), loss)
         project.add(study, params, value=loss, intermediate_values=curve)
+    study.enqueue_trial({"train.lr": 0.0000001, "train.batch_size": "16"})
     return project.optimize(completed + 1)
 
 
 def test_a_trial_that_is_worse_than_the_median_is_pruned_after_the_warm_up(project):
     results = bad_trial(project, warmup=2, completed=5)
-    pruned = results.rows[0]
+    assert results.rows[0].state == "complete", "the baseline is never pruned"
+    pruned = results.rows[-1]
     assert (pruned.state, pruned.epochs, pruned.of) == ("pruned", 2, 3)
     assert pruned.value > 0.14
     assert results.best.value == 0.1
-    entries = project.journal(read_trials(Request.read())[0].user_attrs["run"])
+    entries = project.journal(read_trials(Request.read())[-1].user_attrs["run"])
     assert {"kind": "tags", "tags": {"convoy.trial_state": "pruned"}} in entries
     assert entries[-1]["status"] == "FINISHED"
     assert not list(Request.read().folder.glob("out-*"))
@@ -84,7 +85,7 @@ def test_a_trial_that_is_worse_than_the_median_is_pruned_after_the_warm_up(proje
     ("warmup", "completed"), [(3, 5), (2, 4)], ids=["last epoch", "too few completed trials"]
 )
 def test_nothing_is_pruned(project, warmup, completed):
-    assert bad_trial(project, warmup=warmup, completed=completed).rows[0].state == "complete"
+    assert bad_trial(project, warmup=warmup, completed=completed).rows[-1].state == "complete"
 
 
 def test_a_trial_that_cannot_be_trained_fails_with_its_reason_and_the_sweep_goes_on(project):

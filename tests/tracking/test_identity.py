@@ -91,7 +91,7 @@ def test_without_a_repository_a_run_has_the_reason_and_no_commit(workplace, caps
     tags = journal_state(trained()).tags
     assert "mlflow.source.git.commit" not in tags
     assert "git init && git add -A" in tags["convoy.git_unknown"]
-    assert tags["convoy.git_unknown"] in capsys.readouterr().out
+    assert tags["convoy.git_unknown"] in capsys.readouterr().err
     assert set(identity.git_state()) == {"convoy.git_unknown"}
 
 
@@ -104,7 +104,7 @@ def test_a_repository_of_another_user_is_named_at_once_with_the_command_that_adm
     command = f"git config --global --add safe.directory {workplace}"
     assert "dubious ownership" in reason
     assert reason.endswith(f"Type: {command}")
-    assert reason in capsys.readouterr().out
+    assert reason in capsys.readouterr().err
     subprocess.run(command.split(), check=True)
     assert journal_state(trained()).tags["mlflow.source.git.commit"] == git("rev-parse", "HEAD")
 
@@ -113,7 +113,7 @@ def test_without_git_on_path_a_run_names_what_to_install(git, monkeypatch, capsy
     with monkeypatch.context() as patch:
         patch.setenv("PATH", "")
         assert "Install it" in journal_state(trained()).tags["convoy.git_unknown"]
-    assert "`git` is not on PATH" in capsys.readouterr().out
+    assert "`git` is not on PATH" in capsys.readouterr().err
 
 
 def test_changes_that_are_not_stored_are_stated_at_once(git, workplace, capsys):
@@ -122,7 +122,7 @@ def test_changes_that_are_not_stored_are_stated_at_once(git, workplace, capsys):
     tags = journal_state(trained()).tags
     assert tags["convoy.git_dirty"] == "true"
     assert tags["convoy.diff"].startswith("none: `git ")
-    assert "records no uncommitted changes: `git " in capsys.readouterr().out
+    assert "records no uncommitted changes: `git " in capsys.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS makes no such files")

@@ -61,7 +61,7 @@ def test_a_full_disk_is_reported_once_and_later_entries_are_kept(opened, monkeyp
         run.log_metrics({"train/loss": 1.0})
         run.set_tags({"never": "kept"})
     run.set_tags({"space": "again"})
-    [line] = capsys.readouterr().out.splitlines()
+    [line] = capsys.readouterr().err.splitlines()
     assert "run a is incomplete: [Errno 28]" in line
     kept = [entry for entry in entries(opened.folder) if entry]
     assert kept == [OPEN, {"kind": "tags", "tags": {"space": "again"}}]
@@ -81,7 +81,7 @@ def test_a_missing_file_stops_no_stage(opened, capsys):
     run.log_file(opened.folder / "missing.png")
     run.log_onnx(opened.folder / "missing.onnx")
     run.log_dataset("d" * 64, opened.folder / "missing")
-    assert "missing.png" in capsys.readouterr().out
+    assert "missing.png" in capsys.readouterr().err
     assert entries(opened.folder) == [OPEN]
 
 

@@ -270,7 +270,7 @@ def test_an_outbox_that_may_not_be_written_is_named_with_the_remedy_and_keeps_on
             pass
         with stages.continuing("export", "d" * 64) as second:
             pass
-    assert f'sudo chown -R "$USER" {workplace}/outbox' in capsys.readouterr().out
+    assert f'sudo chown -R "$USER" {workplace}/outbox' in capsys.readouterr().err
     with stages.finishing("export") as last:
         pass
     assert last.reference == second.reference == first.reference, "the model carries one id"
@@ -294,7 +294,7 @@ def test_a_full_disk_is_reported_once_a_stage_and_stops_nothing(monkeypatch, cap
             pass
     with stages.continuing("evaluate", "d" * 64) as second:
         assert second.reference.training == run.reference.run_id
-    lines = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().err.splitlines()
     assert [line for line in lines if "is incomplete: [Errno 28]" in line] == lines
     assert len(lines) == 2, "once a stage"
 

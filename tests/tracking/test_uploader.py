@@ -285,7 +285,7 @@ def test_a_lock_that_nobody_lets_go_of_stops_no_stage(workplace, monkeypatch, ca
     (workplace / "outbox").mkdir()
     with filelock.FileLock(workplace / "outbox/outbox.lock"), stages.training("d" * 64) as run:
         run.log_metrics({"train/loss": 1.0}, 1)
-    assert "is incomplete: The file lock" in capsys.readouterr().out
+    assert "is incomplete: The file lock" in capsys.readouterr().err
 
 
 def test_a_journal_of_another_version_keeps_nobody_from_the_others(workplace, client, deliver):

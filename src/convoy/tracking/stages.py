@@ -229,7 +229,8 @@ def open_run(
         if resumed:
             all_tags[contract.INPUTS_CHANGED] = "no"
     if (reason := workspace.get(contract.GIT_UNKNOWN)) and parent is None:
-        info(f"Warning: the run records no commit and no uncommitted changes: {reason}")
+        # Of a command with --json, standard output is the answer alone.
+        info(f"Warning: the run records no commit and no uncommitted changes: {reason}", stderr=True)
     entry: dict[str, Any] = {
         "kind": "open",
         "time_ms": now_ms(),
@@ -312,7 +313,8 @@ def _log_pipeline(run: Run, *, dirty: bool) -> None:
     if reason:
         run.set_tags({contract.DIFF: f"none: {reason}"})
         info(
-            f"Warning: the run records no uncommitted changes: {reason}. It cannot be restored; commit before a run that matters."
+            f"Warning: the run records no uncommitted changes: {reason}. It cannot be restored; commit before a run that matters.",
+            stderr=True,
         )
 
 
@@ -322,7 +324,10 @@ def _warn_incomplete(reference: Reference, error: Exception) -> None:
         remedy = f' Make the folder writable for this user, for the next run: sudo chown -R "$USER" {outbox.folder()}'
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         remedy = f" Free disk space, for the next run: df -h {outbox.folder().parent}"
-    info(f"Tracking of run {reference.run_id} is incomplete: {error!s:.300}. The work continues.{remedy}")
+    info(
+        f"Tracking of run {reference.run_id} is incomplete: {error!s:.300}. The work continues.{remedy}",
+        stderr=True,
+    )
 
 
 def flatten_metrics(nested: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
