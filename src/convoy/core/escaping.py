@@ -109,7 +109,7 @@ def prose(sentence: str, longest: int = LONGEST_SENTENCE) -> str:
     one_line = " ".join(short(word, LONGEST_WORD) for word in sentence.split())
     escaped = MARKUP.sub(_entity, short(one_line, longest))
     escaped = LIST.sub(lambda match: match[1] + "".join(f"&#{ord(mark)};" for mark in match[2]), escaped)
-    return MENTION.sub("@\u200b", escaped)  # an invisible space: nobody is notified
+    return MENTION.sub("@\u200b", escaped)  # a zero-width space, so that nobody is notified
 
 
 def _entity(match: re.Match[str]) -> str:

@@ -42,7 +42,7 @@ class InputsChanged(ConvoyError):  # noqa: N818 (a state of the workspace)
     """Params, code or dependencies were edited while their stage ran."""
 
     def __init__(self, changes: list[str], kept: str) -> None:
-        """Take a line for each change, and a sentence about what is kept of the stage's work, if anything is."""
+        """Store a line per change; `kept` states what remains of the stage's work, empty if nothing does."""
         self.changes = changes
         lines = "\n".join(f"  {change}" for change in changes)
         remedy = "Run `dvc repro` again, with these inputs as they are now or restored."
@@ -185,7 +185,7 @@ def declared(fields: Mapping[str, Any], root: Path = Path()) -> tuple[dict[str, 
     """Resolve the params of a stage, `file:key` to value, and the paths of its dependencies.
 
     Raises:
-        RequestError: a file of params does not exist or is no valid YAML.
+        RequestError: a params file does not exist or is not valid YAML.
     """
     found: dict[str, Any] = {}
     for entry in fields.get("params") or ():
@@ -245,7 +245,7 @@ def _fingerprints(members: Iterable[Member], *, by_content: bool, since_ns: int 
             stat = member.stat()
             # The time of the status also shows edits that keep the time of the content; new links to the file move it too.
             time_ns = stat.st_ctime_ns if stat.st_nlink == 1 else stat.st_mtime_ns
-            if since_ns < time_ns <= now_ns:  # a time in the future is no edit
+            if since_ns < time_ns <= now_ns:  # a future time comes from another clock
                 mark = "edited"
         except OSError:  # a dangling link
             pass

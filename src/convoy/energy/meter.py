@@ -123,7 +123,7 @@ class Meter:
             return
         self._readings.latest = None
         for _ in range(ATTEMPTS):
-            self._tracker.flush()  # does not raise: after an error there is no reading
+            self._tracker.flush()  # swallows errors; after a failure there is no reading
             if self._readings.latest is not None:
                 break
         reading = self._readings.latest

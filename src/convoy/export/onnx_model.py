@@ -104,7 +104,7 @@ class OnnxModel:
         timer.start()
         try:
             (probabilities,) = self._session.run(outputs, inputs, options)
-        except Exception as error:
+        except Exception as error:  # as above; that of a stopped run is explained
             if not options.terminate:
                 raise
             raise VerificationError(
@@ -154,7 +154,7 @@ def _check_self_contained(name: str, content: bytes) -> None:
     """Refuse what no exported model has, and what its sha256 or a time limit would not cover.
 
     Raises:
-        VerificationError: a tensor is in another file, or a node has a graph of its own, as `Loop`, `If` and `Scan` do.
+        VerificationError: a tensor is stored in another file, or a node contains a subgraph (`Loop`, `If`, `Scan`).
     """
     model = onnx.load_model_from_string(content)
     sparse = [part for tensor in model.graph.sparse_initializer for part in (tensor.values, tensor.indices)]

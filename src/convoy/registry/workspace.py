@@ -80,7 +80,7 @@ def network() -> str:
 
 
 def age(run_id: str) -> str:
-    """Tell by a run's id how long ago it began, such as `made 3 days ago`."""
+    """Derive from a run's id how long ago it began, such as `made 3 days ago`."""
     try:
         began = datetime.strptime(run_id[:15], "%Y%m%d-%H%M%S").replace(tzinfo=UTC)
     except ValueError:

@@ -40,7 +40,7 @@ class DvcError(Exception):
 
 
 def environment(root: Path) -> dict[str, str]:
-    """Return the variables for DVC in `root`: no statistics, and a folder for its indexes that nobody else may enter.
+    """Return the variables for DVC in `root`: no statistics, and a private folder for its indexes.
 
     By default that is /var/tmp/dvc, where every user of the machine may replace a pickle, whose code DVC then runs. A
     round's worktree shares the folder of the repository that called it.
@@ -405,7 +405,7 @@ def default_remote(root: Path) -> tuple[str, str]:
 
 
 def verifies(root: Path, name: str) -> bool:
-    """Whether DVC compares what a remote delivers with its md5, by the remote's option `verify`."""
+    """Check whether DVC compares what a remote delivers with its md5 (the remote's option `verify`)."""
     return bool(config(root)["remote"].get(name, {}).get("verify"))
 
 

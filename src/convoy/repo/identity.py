@@ -38,7 +38,7 @@ EPOCH_S = 1e9
 """Seconds that no machine has been up for, and that all times since 1970 exceed."""
 
 SAME_START_S = 1.5
-"""Largest difference between a process's start and the one that an earlier Convoy recorded in seconds."""
+"""Tolerance in seconds when comparing with the start times that earlier versions recorded."""
 
 PROC = Path("/proc")
 """The kernel's account of processes; other systems than Linux have none."""
@@ -146,7 +146,7 @@ def host() -> str:
 
 
 def name(process: psutil.Process) -> str:
-    """Name a process so that a later one with the same number is told apart, also after a reboot.
+    """Identify a process; a later process with the same pid gets another name, even after a reboot.
 
     Returns:
         `pid:ticks:boot` on Linux: clock ticks from boot to the start, and the id of the boot. Neither moves when the

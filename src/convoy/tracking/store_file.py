@@ -64,9 +64,8 @@ def check(address: str, *, write: bool = False) -> None:
     with _opened(path, "rw" if write else "ro") as database:
         if write:
             database.execute("BEGIN IMMEDIATE")
-            database.execute(
-                "CREATE TABLE convoy_probe (x)"
-            )  # SQLite refuses the write and not the transaction
+            # A read-only file refuses the write, not the transaction.
+            database.execute("CREATE TABLE convoy_probe (x)")
             database.execute("ROLLBACK")
         _check_revision(path, address, database)
         if left := _left_folders(path, database):

@@ -194,7 +194,8 @@ class TrainingProgress(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, *_: object) -> None:
         """Start the bar where the training resumes."""
         epochs = trainer.max_epochs or 1
-        self._started = self._epoch_started = time.monotonic()  # a resumed epoch has no start of its own
+        # Lightning announces no start of a resumed epoch.
+        self._started = self._epoch_started = time.monotonic()
         self._share_before = trainer.global_step / (trainer.num_training_batches * epochs)
         images = self.images * epochs
         done = round(images * self._share_before)
