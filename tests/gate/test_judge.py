@@ -1,6 +1,7 @@
 """The rules by which the champion changes, with ONNX files that onnxruntime runs."""
 
 import gc
+import itertools
 import json
 import math
 import re
@@ -14,6 +15,7 @@ import fixed_models
 import gate_results
 from convoy.core import files
 from convoy.core.errors import VerificationError
+from convoy.export import onnx_model
 from convoy.gate import judge as judge_module
 from convoy.gate.evidence import UnavailableModel
 from convoy.gate.judge import Inference, compare
@@ -181,6 +183,16 @@ def not_onnx(model):
     return replace(model, sha256=files.sha256(model.onnx))
 
 
+def endless(graph):
+    condition = onnx.helper.make_tensor_value_info("go", onnx.TensorProto.BOOL, [])
+    body = onnx.helper.make_graph([], "body", [], [condition])
+    graph.node.insert(0, onnx.helper.make_node("Loop", ["", "go"], [], body=body))
+
+
+def in_another_file(graph):
+    onnx.external_data_helper.set_external_data(graph.initializer[0], "weights.bin")
+
+
 def without_file(model):
     model.onnx.unlink()
     return model
@@ -195,6 +207,8 @@ FAILURES = {
     "NaN": (adding([np.nan] * 3), r"nan, nan, nan for test/\w+/\d+\.png"),
     "below 0": (adding([1, -1, 0]), r"-0\.\d+.* for test/\w+/\d+\.png"),  # each sum is still 1
     "above 1": (adding([1, 0, 0]), r"for test/\w+/\d+\.png, which are no probabilities"),
+    "endless": (lambda model: edited(model, endless), r"has control flow \(node `Loop`\)"),
+    "in another file": (lambda model: edited(model, in_another_file), r"another file \(weights\.bin\)"),
     "fails": (lambda model: edited(model, cut), r"fails on test/\w+/\d+\.png or one of the \d+ images"),
 }
 
@@ -210,6 +224,28 @@ def test_a_candidate_that_fails_gets_no_verdict_a_champion_is_unavailable(projec
     assert (result.champion, result.champion_sha256, result.flips) == ("convoy/3", None, ())
     assert result.champion_share is result.comparison is None
     assert re.search(reason, result.champion_problem)
+
+
+@pytest.mark.parametrize("slow", ["candidate", "champion"])
+def test_a_model_that_does_not_answer_in_time_is_stopped(project, champion, monkeypatch, slow):
+    turns = itertools.cycle(["candidate", "champion"])
+
+    class Timer:
+        """Is up at once in the turns of the slow model."""
+
+        def __init__(self, _seconds, stop, arguments):
+            self.start = lambda: stop(*arguments) if next(turns) == slow else None
+            self.cancel = lambda: None
+
+    monkeypatch.setattr(onnx_model.threading, "Timer", Timer)
+    candidate = project.model("convoy/7")
+    if slow == "candidate":
+        with pytest.raises(VerificationError, match=r"convoy/7: .*did not answer for \d+ images .* within \d+ s"):
+            project.judge(candidate, champion)
+    else:
+        result = project.judge(candidate, champion)
+        assert result.decision == "champion_unavailable"
+        assert "did not answer" in result.champion_problem
 
 
 def test_classes_in_another_order_are_the_same_classes(project):

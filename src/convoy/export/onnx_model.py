@@ -25,6 +25,9 @@ CHUNK_BYTES = 32 * 2**20
 LARGEST_BYTES = 2**31 - 1
 """Limit of protobuf, and so of an ONNX file."""
 
+SECONDS_PER_IMAGE = 10.0
+"""Time limit of a model that may be anybody's. The largest networks take a second on one core."""
+
 LEAST_SECONDS = 60.0
 """Shortest time limit of a call, in seconds: it may wait for other work of the machine."""
 

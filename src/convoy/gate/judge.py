@@ -13,7 +13,7 @@ import numpy.typing as npt
 from convoy.core import files
 from convoy.core.errors import ConvoyError, VerificationError
 from convoy.export.latency import THREADS, hardware, versions
-from convoy.export.onnx_model import OnnxModel
+from convoy.export.onnx_model import SECONDS_PER_IMAGE, OnnxModel
 from convoy.gate import criteria, statistics, text
 from convoy.gate.evidence import (
     MOST_TIMED,
@@ -102,7 +102,7 @@ class Inference:
             self.failure = f"its file has other bytes than were registered (sha256 {sha256[:12]}…, not {model.sha256[:12]}…)"
         else:
             try:
-                self._model = OnnxModel(model.onnx)
+                self._model = OnnxModel(model.onnx, seconds_per_image=SECONDS_PER_IMAGE)
             except (ConvoyError, ValueError, TypeError) as error:  # the last two: bad metadata
                 self.failure = str(error).splitlines()[0]
 

@@ -14,12 +14,9 @@ from PIL import Image
 from convoy.core import escaping
 from convoy.core.console import info, print_json
 from convoy.core.errors import DataError
-from convoy.export.onnx_model import OnnxModel, chunks
+from convoy.export.onnx_model import SECONDS_PER_IMAGE, OnnxModel, chunks
 from convoy.images.decode import FORMATS, NotAnImageError, decode, read
 from convoy.images.delivery import is_litter
-
-SECONDS_PER_IMAGE = 10.0
-"""Time limit of the model, which may be anybody's. The largest networks take a second on one core."""
 
 Item = tuple[Path, npt.NDArray[np.uint8] | None, str | None]
 """A file with its decoded image, or with the reason why it has none."""
