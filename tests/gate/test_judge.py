@@ -240,7 +240,9 @@ def test_a_model_that_does_not_answer_in_time_is_stopped(project, champion, monk
     monkeypatch.setattr(onnx_model.threading, "Timer", Timer)
     candidate = project.model("convoy/7")
     if slow == "candidate":
-        with pytest.raises(VerificationError, match=r"convoy/7: .*did not answer for \d+ images .* within \d+ s"):
+        with pytest.raises(
+            VerificationError, match=r"convoy/7: .*did not answer for \d+ images .* within \d+ s"
+        ):
             project.judge(candidate, champion)
     else:
         result = project.judge(candidate, champion)
