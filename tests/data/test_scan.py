@@ -1,3 +1,6 @@
+import os
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -20,6 +23,30 @@ def refusal(data, params) -> str:
 
 def unused(result):
     return {record.path: record for record in result.records if record.status != "ok"}
+
+
+@pytest.mark.parametrize(
+    ("path", "start", "status", "reason"),
+    [
+        ("video.mp4", b"\0\0\0\x18ftypmp42", "ignored", "is not an image"),
+        ("cat/video.mp4", b"\0\0\0\x18ftypmp42", "quarantined", "is not an image"),
+        ("cat/scene.bmp", b"BM", "quarantined", "is too large: more than 537,919,486 bytes"),
+    ],
+)
+def test_of_a_large_file_that_is_no_image_only_the_start_is_read(
+    folder, pets, settings, path, start, status, reason
+):
+    data = folder(pets | {path: start})
+    os.truncate(data / path, 3 * 2**30)  # sparse: takes no room on the disk
+    tracemalloc.start()
+    try:
+        result = scan_of(data, settings())
+        assert tracemalloc.get_traced_memory()[1] < 2**26, "bytes of memory at most"
+    finally:
+        tracemalloc.stop()
+    (record,) = unused(result).values()
+    assert (record.path, record.status, record.sha256) == (path, status, "")
+    assert record.reason.startswith(reason)
 
 
 def test_each_delivered_file_has_a_record(folder, pets, settings):

@@ -17,7 +17,7 @@ def hashed(n: int) -> str:
 
 
 def image(n: int, label: str = "cat", delivered=None, path: str | None = None) -> Record:
-    return Record(path or f"{delivered}/{label}/{n}.png", "", label, delivered, pixels=hashed(n))
+    return Record(path or f"{delivered}/{label}/{n}.png", label, delivered, pixels=hashed(n))
 
 
 numbers = st.lists(st.integers(0, 500), min_size=1, max_size=60)

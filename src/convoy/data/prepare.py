@@ -32,7 +32,7 @@ LEAST_STD = 1 / 255
 MANIFEST = pa.schema(
     [
         ("path", pa.string()),  # inside the folder or archive
-        ("sha256", pa.string()),  # of the file's bytes
+        ("sha256", pa.string()),  # of the file's bytes; empty where no image was decoded
         ("width", pa.int32()),  # pixels, upright; 0 if it was not decoded
         ("height", pa.int32()),
         ("mode", pa.string()),  # Pillow's, of the file; empty if it was not decoded

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from convoy.core.dataset import SPLITS, Split
 from convoy.core.errors import DataError, listed
 from convoy.data.settings import DataParams
 from convoy.data.split import Record, Status, assign, pixel_hash
-from convoy.images.decode import decode
+from convoy.images.decode import Content, decode
 from convoy.images.delivery import EXPECTED, Delivery, Layout, open_delivery, recognise
 
 EXAMPLES = 5
@@ -91,7 +92,7 @@ def scan(data: Path, params: DataParams, shrink: Shrink, keep: Callable[[Square]
 
 
 def read(
-    files: Iterable[tuple[str, bytes]], layout: Layout, shrink: Shrink
+    files: Iterable[tuple[str, Content]], layout: Layout, shrink: Shrink
 ) -> Iterator[tuple[Record, Square | None]]:
     """Decode files on every core, in order; None for a file without a usable image.
 
@@ -109,12 +110,12 @@ def read(
             yield from pending.popleft().result()
 
 
-def _batches(files: Iterable[tuple[str, bytes]]) -> Iterator[list[tuple[str, bytes]]]:
-    batch: list[tuple[str, bytes]] = []
+def _batches(files: Iterable[tuple[str, Content]]) -> Iterator[list[tuple[str, Content]]]:
+    batch: list[tuple[str, Content]] = []
     size = 0
     for name, content in files:
         batch.append((name, content))
-        size += len(content)
+        size += 0 if isinstance(content, DataError) else len(content)
         if len(batch) == BATCH_FILES or size >= BATCH_BYTES:
             yield batch
             batch, size = [], 0
@@ -122,9 +123,9 @@ def _batches(files: Iterable[tuple[str, bytes]]) -> Iterator[list[tuple[str, byt
         yield batch
 
 
-def _read(name: str, content: bytes, layout: Layout, shrink: Shrink) -> tuple[Record, Square | None]:
+def _read(name: str, content: Content, layout: Layout, shrink: Shrink) -> tuple[Record, Square | None]:
     split, label = layout.split_and_label(name)
-    record = Record(name, hashlib.sha256(content).hexdigest(), label, split)
+    record = Record(name, label, split)
     with ExitStack() as held:
         try:
             image = decode(content, held)
@@ -132,7 +133,8 @@ def _read(name: str, content: bytes, layout: Layout, shrink: Shrink) -> tuple[Re
             status: Status = "quarantined" if label else "ignored"
             return replace(record, split=None, status=status, reason=str(error)), None
         height, width, _ = image.image_u8.shape
-        record = replace(record, width=width, height=height, mode=image.mode)
+        sha256 = hashlib.sha256(cast("bytes", content)).hexdigest()
+        record = replace(record, sha256=sha256, width=width, height=height, mode=image.mode)
         if label is None:
             return replace(record, split=None, status="quarantined", reason="is not in a class folder"), None
         return replace(record, pixels=pixel_hash(image.image_u8)), shrink(image.image_u8)

@@ -43,6 +43,10 @@ BYTES_PER_PIXEL = 24
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
+Content = bytes | DataError
+"""A file's bytes; or the reason why they were not read."""
+
+
 class NotAnImageError(DataError):
     """The content is of another kind, or its first bytes are damaged."""
 
@@ -96,16 +100,18 @@ def memory() -> Memory:
     return Memory(limit // 4)
 
 
-def decode(content: bytes, held: ExitStack | None = None) -> Decoded:
+def decode(content: Content, held: ExitStack | None = None) -> Decoded:
     """Decode a file's bytes to upright 8-bit RGB.
 
     Args:
-        content: the whole file.
+        content: the whole file, or of what is no image its first bytes.
         held: keeps the image's share of `memory()` until it is closed, where several threads decode.
 
     Raises:
         DataError: the reason only; the caller adds the file's name.
     """
+    if isinstance(content, DataError):
+        raise content
     if not content:
         raise DataError("is empty (0 bytes)")
     try:

@@ -20,7 +20,7 @@ from convoy.core import console
 from convoy.core.dataset import Split
 from convoy.core.errors import DataError
 from convoy.images.archive import REPACK, Kind, kind_of, members
-from convoy.images.decode import decode
+from convoy.images.decode import Content, decode, read
 
 SPLIT_FOLDERS: Mapping[str, Split] = {
     "train": "train",
@@ -78,8 +78,10 @@ class Delivery:
             seen[name] = None
         return list(seen)
 
-    def files(self) -> Iterator[tuple[str, bytes]]:
+    def files(self) -> Iterator[tuple[str, Content]]:
         """Stream delivered paths with the files' bytes; reads an archive once and writes nothing.
+
+        Of a file in a folder that is no image only the first bytes are read, and nothing of what is larger than any image.
 
         Raises:
             DataError: the archive is unsafe or damaged, or a file cannot be read.
@@ -114,7 +116,7 @@ class Delivery:
             prepared = missing.pop(path, None)
             if prepared is None:
                 continue
-            if hashlib.sha256(content).hexdigest() != prepared:
+            if isinstance(content, DataError) or hashlib.sha256(content).hexdigest() != prepared:
                 changed.append(path)
                 continue
             try:
@@ -132,10 +134,13 @@ class Delivery:
                     f"{paths[0]}. Run the pipeline on the current data: dvc repro"
                 )
 
-    def _read(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    def _read(self, names: Iterable[str]) -> Iterator[tuple[str, Content]]:
         for name in names:
+            content: Content
             try:
-                content = (self.path / name).read_bytes()
+                content = read(self.path / name)
+            except DataError as error:
+                content = error
             except OSError as error:
                 raise DataError(f"{self.path / name} cannot be read: {error.strerror}.") from error
             yield name, content
