@@ -45,7 +45,7 @@ check: $(READY) ## lint, types and the fast tests
 packages: ## install the Chromium and PostgreSQL that tests need (apt or brew)
 	@.ci/packages
 
-ui: $(READY) ## open the MLflow UI on the runs (http://127.0.0.1:5000)
+ui: $(READY) ## serve the MLflow UI on the runs and print its address
 	@convoy ui --port $(or $(PORT),5000)
 
 bench: $(READY) ## time the pipeline and write benchmarks/RESULTS.md

@@ -34,7 +34,7 @@ def served(compared: Clone, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     try:
         assert server.stdout
         output = ""
-        while not (address := re.search(r"http://127\.0\.0\.1:\d+/#\S+", output)):
+        while not (address := re.search(r"http://127\.0\.0\.1:\d+/\?token=\S+#\S+", output)):
             line = server.stdout.readline()
             assert line, f"`convoy ui` ended: {output}"
             output += line
@@ -75,9 +75,12 @@ def test_the_ui_opens_on_training_runs_with_the_columns_that_matter_first(
 
 def test_charts_show_the_curves_and_results_that_the_runs_measured(
     served,
+    monkeypatch,
 ):
     address, stored = served
-    client = MlflowClient(address.partition("/#")[0])
+    server, token, _ = re.split(r"/\?token=|#", address, maxsplit=2)
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", token)  # as programs log in
+    client = MlflowClient(server)
     with opened(address) as page:
         page.set_viewport_size(
             {"width": 1600, "height": 2400}

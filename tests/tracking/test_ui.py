@@ -1,6 +1,7 @@
 """`convoy ui` shows the same view on every MLflow server, or refuses with the remedy."""
 
 import json
+import os
 import re
 import signal
 import socket
@@ -8,6 +9,8 @@ import sys
 import webbrowser
 
 import pytest
+import requests
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from playwright.sync_api import expect
 
@@ -15,6 +18,9 @@ from browser import keep, opened
 from clones import free_port
 from convoy.core.errors import NetworkError, RequestError
 from convoy.tracking import store, ui
+
+PRINTED = re.compile(r"http://127\.0\.0\.1:\d+/\?token=(?P<token>[\w-]+)#\S+")
+"""The address of the local view."""
 
 
 def test_the_view_is_kept_once_and_again_where_it_has_changed(client, monkeypatch):
@@ -52,6 +58,7 @@ def test_a_taken_port_is_refused_with_one_that_is_free(workplace):
             ui.show(port, browser=False)
         named = int(re.findall(r"make ui PORT=(\d+)", str(caught.value))[0])
         assert f"convoy ui --port {named}" in str(caught.value)
+        assert f"process {os.getpid()} (" in str(caught.value), "what listens"
         with socket.socket() as free:
             free.bind((ui.HOST, named))
     assert not (workplace / "outbox").exists(), "nothing was begun"
@@ -75,9 +82,10 @@ def test_the_local_server_shows_the_columns_that_matter_first(client, start_pyth
         client.log_param(run, "train.lr", 0.1)
     server = start_python("-c", "from convoy.cli import main; main()", "ui", "--port", str(free_port()))
     try:
-        found = (re.search(r"http://127\.0\.0\.1:\d+/#\S+", line) for line in server.stdout)
-        with opened(next(filter(None, found))[0]) as page:
+        address = next(filter(None, (re.search(PRINTED, line) for line in server.stdout)))
+        with opened(address[0]) as page:
             expect(page.get_by_role("link", name="training 1")).to_be_visible()
+            assert address["token"] not in page.url, "it would stay in the history of the browser"
             keep(page, "local-view")
             names = page.locator("[col-id='attributes.`Run Name`'] a").all_inner_texts()
             assert names == ["training 1", "training 0"], "the newest first"
@@ -87,9 +95,30 @@ def test_the_local_server_shows_the_columns_that_matter_first(client, start_pyth
             )
             shown = ("metrics.`test/accuracy`", "metrics.`train/seconds`", "params.`train.lr`")
             assert [name for _, name in sorted(headers)] == [ui.RUN_NAME, *shown]
+            check_that_others_get_nothing(page, address[0], client)
     finally:
         server.send_signal(signal.SIGTERM)
         server.communicate(timeout=60)
+
+
+def check_that_others_get_nothing(page, address, client):
+    """Attack as another user of the machine does: make MLflow read and write where a link leads."""
+    server = address.partition("/?")[0]
+    attack = {"name": "attack", "artifact_location": "/srv/shared"}
+    create = f"{server}/ajax-api/2.0/mlflow/experiments/create"
+    refused = requests.post(create, json=attack, timeout=30)
+    assert (refused.status_code, "make ui" in refused.text) == (403, True)
+    start_page = requests.get(server, timeout=30)
+    assert (start_page.status_code, start_page.headers["x-frame-options"]) == (403, "SAMEORIGIN")
+    own = page.context.request.post(create, data=attack)
+    assert (own.status, "/srv/shared is outside" in own.text()) == (403, True)
+    assert client.get_experiment_by_name("attack") is None
+    program = MlflowClient(server)
+    with pytest.raises(MlflowException, match="MLFLOW_TRACKING_TOKEN"):
+        program.search_experiments()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_TOKEN", re.search(PRINTED, address)["token"])
+        assert [found.name for found in program.search_experiments()] == ["convoy", "Default"]
 
 
 def test_a_server_elsewhere_shows_the_view_at_the_printed_address(workplace, server, monkeypatch, capsys):
@@ -128,3 +157,16 @@ def test_a_browser_opens_only_where_it_would_be_seen(terminal, display, system, 
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     ui._open("http://127.0.0.1:5000", wanted=wanted)
     assert seen == ["http://127.0.0.1:5000"] * opens
+
+
+def test_the_arguments_of_the_browser_hold_no_token(workspace, monkeypatch):
+    seen: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", seen.append)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("DISPLAY", ":0")
+    link = workspace / "build/ui.html"
+    for token in ("first", "second"):
+        ui._open(f"http://127.0.0.1:5000/?token={token}#/x", wanted=True, link=link)
+        assert f"/?token={token}#/x" in link.read_text()
+        assert link.stat().st_mode & 0o777 == 0o600
+    assert seen == [link.as_uri()] * 2

@@ -6,11 +6,13 @@ MLflow keeps a shared view of its runs table in a tag of the experiment, `mlflow
 
 import json
 import os
+import shlex
 import socket
 import sys
 import warnings
 import webbrowser
 from contextlib import closing, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convoy.core import stage
@@ -18,6 +20,7 @@ from convoy.core.console import info
 from convoy.core.errors import NetworkError, RequestError, without_credentials
 from convoy.tracking import settings, store
 from convoy.tracking.sync import sync
+from convoy.tracking.ui_access import OwnerOnly
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -162,39 +165,73 @@ def _serve(uri: str, port: int, page: str, *, browser: bool) -> None:
     import uvicorn  # noqa: PLC0415 (with MLflow's application two seconds, for this command only)
     from mlflow.server import constants  # noqa: PLC0415
 
+    repository = stage.repository()
+
     os.environ[constants.BACKEND_STORE_URI_ENV_VAR] = uri
-    os.environ[constants.ARTIFACT_ROOT_ENV_VAR] = (stage.repository() / "mlartifacts").as_uri()
+    os.environ[constants.ARTIFACT_ROOT_ENV_VAR] = (repository / "mlartifacts").as_uri()
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # eight more processes, for GenAI jobs
     with warnings.catch_warnings(action="ignore"):  # of MLflow's own imports
         from mlflow.server.fastapi_app import app  # noqa: PLC0415 (reads these variables)
 
+    roots = (repository / "mlartifacts", repository / "mlruns")
+    owner_only = OwnerOnly(app, store.connect(uri), roots, port)
+    address = f"http://{HOST}:{port}/?token={owner_only.token}{page.removeprefix('/')}"
+    link = repository / "build/ui.html"
+
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            address = f"http://{HOST}:{port}{page}"
             info(f"The runs are at {address} (Ctrl-C ends the server)")
-            _open(address, wanted=browser)
+            _open(address, wanted=browser, link=link)
 
-    config = uvicorn.Config(app, HOST, port, log_level="warning", timeout_graceful_shutdown=STOP_S)
-    Server(config).run()
+    config = uvicorn.Config(owner_only, HOST, port, log_level="warning", timeout_graceful_shutdown=STOP_S)
+    try:
+        Server(config).run()
+    finally:
+        link.unlink(missing_ok=True)
 
 
-def _open(address: str, *, wanted: bool) -> None:
-    """Open a browser where it would be seen: from a terminal, and with a display where the system needs one."""
+def _open(address: str, *, wanted: bool, link: Path | None = None) -> None:
+    """Open a browser where it would be seen: from a terminal, and with a display where the system needs one.
+
+    `link` becomes a page for its owner alone that leads to the address: the arguments of a browser's process, which
+    every user of the machine can list, then hold no token.
+    """
     display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    if wanted and sys.stdout.isatty() and (sys.platform == "darwin" or display):
-        webbrowser.open(address)
+    if not (wanted and sys.stdout.isatty() and (sys.platform == "darwin" or display)):
+        return
+    if link:
+        link.parent.mkdir(exist_ok=True)
+        link.unlink(missing_ok=True)
+        with open(
+            link, "x", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)
+        ) as page:
+            page.write(f'<!doctype html><title>MLflow</title><script>location.replace("{address}")</script>')
+        address = link.as_uri()
+    webbrowser.open(address)
 
 
 def _refuse_taken(port: int) -> None:
-    """Refuse a port that something listens on, naming a free one."""
+    """Refuse a port that something listens on, naming that and a free one."""
     if _is_free(port):
         return
     free = next(filter(_is_free, [*range(port + 1, 65536), *range(1024, port)]))
     raise RequestError(
-        f"port {port} is taken, perhaps by another `make ui`, or reserved; port {free} is free. "
+        f"port {port} is taken{_listener(port)}; port {free} is free. "
         f"Type: make ui PORT={free} (or: convoy ui --port {free})"
     )
+
+
+def _listener(port: int) -> str:
+    """Name the process that listens on a port, as far as the system lists it."""
+    import psutil  # noqa: PLC0415 (for this fault only)
+
+    with suppress(psutil.Error, OSError):  # macOS lists them for root only
+        for found in psutil.net_connections("tcp"):
+            if found.laddr and found.laddr.port == port and found.status == psutil.CONN_LISTEN and found.pid:
+                words = shlex.join(psutil.Process(found.pid).cmdline())
+                return f" by process {found.pid} (`{words:.100}`)"
+    return ", perhaps by a process of another user"
 
 
 def _is_free(port: int) -> bool:
