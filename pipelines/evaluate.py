@@ -1,8 +1,12 @@
 """Measure the trained network on the test split: build/dataset/ + build/model/ → build/evaluation/."""
 
+from convoy.core import stage
+
+stage.stop_quietly()
+
 from pathlib import Path
 
-from convoy.core import files, params, stage
+from convoy.core import files, params
 from convoy.core.dataset import Dataset
 from convoy.energy.meter import metered
 from convoy.energy.settings import EnergyParams

@@ -4,10 +4,14 @@ Two commands of one stage: `build` makes the graph under a temporary name; `veri
 process that never imports torch, compares it with what was measured and renames it.
 """
 
+from convoy.core import stage
+
+stage.stop_quietly()
+
 import sys
 from pathlib import Path
 
-from convoy.core import contract, files, inputs, params, stage
+from convoy.core import contract, files, inputs, params
 from convoy.core.dataset import MANIFEST_FILE, Dataset
 from convoy.energy.meter import metered, with_total
 from convoy.energy.settings import EnergyParams

@@ -1,8 +1,12 @@
 """Check, split and pack what was delivered: data/ → build/dataset/."""
 
+from convoy.core import stage
+
+stage.stop_quietly()
+
 from pathlib import Path
 
-from convoy.core import files, params, stage
+from convoy.core import files, params
 from convoy.data.prepare import prepare
 from convoy.data.settings import DataParams
 from convoy.energy.meter import metered

@@ -6,13 +6,16 @@ With values it runs a DVC experiment (`dvc exp run -S`), otherwise `dvc repro`. 
 unchanged stages too; fetch outputs of other machines from the DVC remote.
 """
 
+from convoy.core import stage
+
+stage.stop_quietly()
+
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 from convoy import preflight
-from convoy.core import stage
 from convoy.core.console import table
 from convoy.core.errors import ConvoyError, RequestError
 from convoy.core.files import read_json

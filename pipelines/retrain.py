@@ -6,11 +6,14 @@
 Writes report.md and verdict.json to build/retrain/. The exit code is 0 for promoted, kept, refused, nothing-new and skipped.
 """
 
+from convoy.core import stage
+
+stage.stop_quietly()
+
 import os
 import sys
 from pathlib import Path
 
-from convoy.core import stage
 from convoy.core.errors import RequestError
 from convoy.retraining.round import run
 

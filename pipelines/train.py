@@ -3,10 +3,14 @@
 However a training was stopped, it resumes from its last checkpoint, in the same run.
 """
 
+from convoy.core import stage
+
+stage.stop_quietly()
+
 import time
 from pathlib import Path
 
-from convoy.core import files, params, stage
+from convoy.core import files, params
 from convoy.core.contract import FACTS, WEIGHTS
 from convoy.core.dataset import Dataset
 from convoy.energy.settings import EnergyParams

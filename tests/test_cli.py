@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import typer
@@ -85,3 +86,28 @@ def test_a_model_that_does_not_exist_is_exit_2(repository):
     assert result.returncode == 2
     assert "no.onnx" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+INTERRUPTED = """
+import signal, sys
+from convoy import cli
+from convoy.core import params
+def section(*_):
+    signal.raise_signal(signal.SIGINT)
+params.section = section
+sys.argv = ["convoy", "network", "list"]
+cli.main()
+"""
+
+
+def test_ctrl_c_ends_a_command_with_a_line_and_130(repository):
+    done = python(repository, INTERRUPTED)
+    assert (done.returncode, done.stderr) == (130, "\nStopped. Type the command again to run it.\n")
+
+
+def test_a_fault_of_the_system_is_a_message(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "app", Mock(side_effect=PermissionError(13, "Permission denied", "sweeps")))
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 1
+    assert "ERROR: sweeps cannot be read or written by this user" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """The `convoy` command. Each subcommand imports what it needs when it is called, so that `--help` is quick."""
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +18,19 @@ from convoy.commands.registry import promote, register, rollback
 from convoy.commands.runs import migrate, sweep, sync, ui
 from convoy.commands.weights import weights
 from convoy.core import escaping, stage
-from convoy.core.errors import ConvoyError
+from convoy.core.errors import ConvoyError, fault
 
 
 class InOrderOfWork(TyperGroup):
     """List commands as `COMMANDS` does; Typer would list those without subcommands first."""
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 (Typer's signature)
+        """Run a command; Ctrl-C ends it with a line and the exit code that a shell gives."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("\nStopped. Type the command again to run it.", file=sys.stderr)
+            sys.exit(stage.EARLY)
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401, ARG002 (Typer's signature)
         """Name all commands, panel by panel."""
@@ -40,11 +49,16 @@ app = typer.Typer(
 def main() -> None:
     """Run a command; a known error is one message and its exit code."""
     stage.silence_dependencies()
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a job in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         app()
-    except ConvoyError as error:
-        print(f"ERROR: {escaping.lines(str(error))}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    except Exception as error:
+        known = error if isinstance(error, ConvoyError) else fault(error)
+        if known is None:
+            raise
+        print(f"ERROR: {escaping.lines(str(known))}", file=sys.stderr)
+        sys.exit(known.exit_code)
 
 
 @app.callback(invoke_without_command=True)

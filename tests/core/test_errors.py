@@ -1,8 +1,10 @@
 """Parts of messages: names in a row, addresses without passwords."""
 
+import errno
+
 import pytest
 
-from convoy.core.errors import RequestError, listed, refuse_credentials, without_credentials
+from convoy.core.errors import RequestError, fault, listed, refuse_credentials, without_credentials
 
 
 @pytest.mark.parametrize(
@@ -57,3 +59,51 @@ def test_addresses_are_parsed_to_find_their_secrets(address, masked):
 def test_addresses_without_secrets_are_unchanged(address):
     refuse_credentials(address)
     assert without_credentials(f"see {address}, ok") == f"see {address}, ok"
+
+
+def raised(error: BaseException, context: BaseException) -> BaseException:
+    """Make an error that was raised while another was handled."""
+    error.__context__ = context
+    return error
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device", "build/a b.npy")
+
+
+@pytest.mark.parametrize(
+    ("error", "facts"),
+    [
+        (FULL, ["build/a b.npy cannot be written: No space left", "df -h build"]),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), ["the disk takes no more: Disk quota", "df -h ."]),
+        (raised(RuntimeError("PytorchStreamWriter failed"), FULL), ["build/a b.npy", "df -h build"]),
+        (OSError("100 requested and 7 written"), ["100 requested and 7 written", "df -h /"]),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "a b/c"),
+            ["a b/c cannot be read or written by this user: Permission denied", "ls -ld 'a b/c' 'a b'"],
+        ),
+        (OSError(errno.EROFS, "Read-only file system", "x"), ["Read-only file system", "ls -ld x ."]),
+        (OSError(errno.EMFILE, "Too many open files"), ["ulimit -n"]),
+        (OSError(errno.EIO, "Input/output error", "mnt/x"), ["mnt/x", "df -h mnt"]),
+    ],
+    ids=str,
+)
+def test_faults_of_the_system_have_cause_and_remedy(error, facts):
+    found = fault(error)
+    assert found is not None
+    assert found.exit_code == 1
+    for fact in facts:
+        assert fact in str(found)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("a bug"),
+        FileNotFoundError(errno.ENOENT, "No such file", "x"),
+        ConnectionRefusedError(errno.ECONNREFUSED, "refused"),
+        raised(KeyError("a bug"), PermissionError(errno.EACCES, "Permission denied", "x")),
+    ],
+    ids=repr,
+)
+def test_bugs_keep_their_traceback(error):
+    assert fault(error) is None

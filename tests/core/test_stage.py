@@ -1,7 +1,10 @@
 """Exit codes and last words of a stage."""
 
+import errno
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +17,13 @@ from convoy.core.errors import DataError, RequestError
 
 
 @pytest.fixture(autouse=True)
-def _own_signal_handler() -> Iterator[None]:
-    """Give the process that runs the tests its handler back."""
-    before = signal.getsignal(signal.SIGTERM)
+def _own_signal_handlers() -> Iterator[None]:
+    """Give the process that runs the tests its handlers back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    stage._stopped = False
 
 
 def fails_with(error: BaseException) -> None:
@@ -90,6 +95,70 @@ def test_sigterm_ends_a_stage_like_ctrl_c(capsys):
         stage.main(work)
     assert caught.value.code == 1
     assert "was stopped. `dvc repro` runs it again" in capsys.readouterr().err
+
+
+def test_ctrl_c_that_a_library_turns_into_its_own_error_is_still_a_stop(capsys):
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(30)
+        except KeyboardInterrupt:
+            raise DataError("the network cannot be exported") from None
+
+    with pytest.raises(SystemExit) as caught:
+        stage.main(work)
+    assert caught.value.code == stage.INTERRUPTED
+    output = capsys.readouterr().err
+    assert "was stopped. `dvc repro` runs it again" in output
+    assert "cannot be exported" not in output
+
+
+def test_ctrl_c_is_not_for_a_job_in_the_background():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with pytest.raises(SystemExit):
+        stage.main(lambda: None)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_a_full_disk_is_one_message_with_its_remedy(monkeypatch, capsys):
+    monkeypatch.setenv("DVC_STAGE", "prepare")
+    with pytest.raises(SystemExit) as caught:
+        fails_with(OSError(errno.ENOSPC, "No space left on device", "build/x"))
+    assert caught.value.code == 1
+    assert "ERROR in prepare: build/x cannot be written: No space left" in capsys.readouterr().err
+
+
+SCRIPTS = [
+    *(f"pipelines/{name}.py" for name in ("prepare", "train", "evaluate", "export", "repro", "retrain"))
+]
+
+EARLY = """
+import os, runpy, signal, sys
+class Finder:  # of the first library that is imported after Ctrl-C is handled
+    def find_spec(self, name, path=None, target=None):
+        if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Finder())
+sys.argv = [sys.argv[1]]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, "src/convoy/__main__.py"])
+def test_ctrl_c_while_libraries_are_imported_is_one_line_and_130(script, repository):
+    done = subprocess.run(
+        [sys.executable, "-c", EARLY, script],
+        cwd=repository,
+        env={**os.environ, "PYTHONPATH": str(repository / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.strip().splitlines() == [
+        f"{Path(script).name} was stopped before it began. Type the command again to run it."
+    ]
 
 
 def test_done_is_zero():

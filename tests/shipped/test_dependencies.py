@@ -131,6 +131,7 @@ LEVELS = (
     {"preflight"},
     {"commands"},
     {"cli"},
+    {"__main__"},
 )
 """Packages from the bottom up. A package imports only those of lower levels."""
 

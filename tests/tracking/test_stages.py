@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from convoy.core import inputs, params, yaml
-from convoy.core.errors import TrainingPaused
+from convoy.core.errors import NetworkError, TrainingPaused
 from convoy.core.inputs import InputsChanged
 from convoy.repo import identity
 from convoy.tracking import journal, outbox, settings, stages
@@ -95,6 +95,14 @@ def test_a_stage_that_fails_ends_the_run_with_the_status_of_its_error(stage, err
         work()
     [folder] = outbox.journals(Path("outbox"))
     assert state(folder).ended == status
+
+
+def test_ctrl_c_that_a_library_turns_into_its_own_error_ends_the_run_as_killed(monkeypatch):
+    monkeypatch.setattr(stages, "is_stopped", lambda: True)
+    trained()
+    with pytest.raises(NetworkError), stages.continuing("export", "d" * 64) as run:
+        raise NetworkError("cannot be exported")
+    assert journal_state(run).ended == "KILLED"
 
 
 @pytest.mark.parametrize("stage", ["train", "evaluate", "export"])

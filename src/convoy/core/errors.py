@@ -3,8 +3,11 @@
 The exit code belongs to the class: 1, a check or a run failed; 2, the request was invalid.
 """
 
+import errno
 import re
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 
 class ConvoyError(Exception):
@@ -41,6 +44,64 @@ class TrainingPaused(ConvoyError):  # noqa: N818 (not an error: the time budget 
 
 class MigrationError(ConvoyError):
     """The migration is incomplete; the same command continues where it stopped."""
+
+
+class SystemFault(ConvoyError):  # noqa: N818 (of the disk, not of the request)
+    """The system refused to read or write a file."""
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+SHORT_WRITE = re.compile(r"\d+ requested and \d+ written|only \d+ of \d+ bytes|disk is full")
+"""How numpy and SQLite report a full disk, without the system's number."""
+
+
+def fault(error: BaseException) -> SystemFault | None:
+    """Describe a fault of the system (full disk, missing permission …) behind an error; None for any other error.
+
+    Libraries raise errors of their own while they handle a full disk, as torch does; that of the system is their context.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        is_first = seen is error
+        if isinstance(seen, OSError) and (is_first or seen.errno in FULL) and (text := _fault(seen)):
+            return SystemFault(text)
+        if SHORT_WRITE.search(str(seen)):
+            return SystemFault(_full(Path.cwd(), str(seen)))
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _fault(error: OSError) -> str:
+    """Format cause and remedy of a fault of the system; empty for other errors."""
+    path = Path(str(error.filename)) if error.filename is not None else Path()
+    reason = error.strerror or str(error)
+    if error.errno in FULL:
+        return _full(path, reason)
+    if error.errno in DENIED:
+        return (
+            f"{path} cannot be read or written by this user: {reason}. Who may, shows: ls -ld {_typed(path)} "
+            f"{_typed(path.parent)}"
+        )
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return (
+            f"too many files are open: {reason}. Raise the limit, then type the command again: ulimit -n 4096"
+        )
+    if error.errno in (errno.EIO, errno.ESTALE):
+        return (
+            f"the disk of {path} failed: {reason}. Check disk or network share: df -h {_typed(path.parent)}"
+        )
+    return ""
+
+
+def _full(path: Path, reason: str) -> str:
+    folder = path if path.is_dir() else path.parent
+    what = f"{path} cannot be written" if path.name else "the disk takes no more"
+    return f"{what}: {reason}. Free space, then type the command again: df -h {_typed(folder)}"
+
+
+def _typed(path: Path) -> str:
+    return shlex.quote(str(path))
 
 
 def listed(names: Sequence[str], most: int) -> str:

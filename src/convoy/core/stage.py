@@ -11,13 +11,18 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from convoy.core import escaping, yaml
-from convoy.core.errors import ConvoyError
+from convoy.core.errors import ConvoyError, fault
 
 REPOSITORY = "CONVOY_REPOSITORY"
 """Variable that names the repository whose store, outbox and checkpoints are used from another working tree."""
 
 INTERRUPTED = 1
 """Exit code of a stage that was stopped by Ctrl-C or SIGTERM: the run failed."""
+
+EARLY = 130
+"""Exit code of a command that was stopped before it began, as of programs that Ctrl-C ends: 128 + SIGINT."""
+
+_stopped = False  # Ctrl-C or SIGTERM came while a stage worked
 
 
 def main(
@@ -35,14 +40,22 @@ def main(
     """
     from convoy.core import inputs  # noqa: PLC0415 (pydantic: `convoy --help` must be fast)
 
+    global _stopped  # noqa: PLW0603 (a process is one stage)
     silence_dependencies()
+    _stopped = False
     signal.signal(signal.SIGTERM, _interrupt)
+    _handle_ctrl_c(_interrupt)
     try:
         with during or nullcontext(), inputs.held(_name(stage)) if stage else nullcontext():
             work()
-    except ConvoyError as error:
+    except Exception as error:
+        if is_stopped():
+            _report_stop()
+        known = error if isinstance(error, ConvoyError) else fault(error)
+        if known is None:
+            raise
         name = _name(Path(sys.argv[0]).name)
-        print(f"\nERROR in {name}: {escaping.lines(str(error))}", file=sys.stderr, flush=True)
+        print(f"\nERROR in {name}: {escaping.lines(str(known))}", file=sys.stderr, flush=True)
         restorable = os.environ.get("DVC_STAGE") and Path("dvc.lock").exists()
         if restorable and not isinstance(error, inputs.InputsChanged):
             print(
@@ -50,16 +63,20 @@ def main(
                 file=sys.stderr,
                 flush=True,
             )
-        sys.exit(error.exit_code)
+        sys.exit(known.exit_code)
     except KeyboardInterrupt:
-        print(
-            f"\n{_name(Path(sys.argv[0]).name)} was stopped. `dvc repro` runs it again, a training from its last checkpoint; "
-            "`dvc checkout --force` brings earlier outputs back.",
-            file=sys.stderr,
-            flush=True,
-        )
-        sys.exit(INTERRUPTED)
+        _report_stop()
     sys.exit(0)
+
+
+def stop_quietly() -> None:
+    """End the process with a line if Ctrl-C comes while it imports its libraries: every entry point calls this first."""
+    _handle_ctrl_c(_end)
+
+
+def is_stopped() -> bool:
+    """Check whether Ctrl-C or SIGTERM came while the stage worked: libraries turn it into errors of their own."""
+    return _stopped
 
 
 def repository() -> Path:
@@ -98,7 +115,31 @@ def silence_dependencies() -> None:
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    global _stopped  # noqa: PLW0603 (as above)
+    _stopped = True
     raise KeyboardInterrupt
+
+
+def _handle_ctrl_c(handler: Callable[[int, FrameType | None], object]) -> None:
+    """Set the handler of SIGINT, unless it is ignored: a terminal's Ctrl-C is not for jobs in the background."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _end(_signal: int, _frame: FrameType | None) -> None:
+    name = _name(Path(sys.argv[0]).name)
+    os.write(2, f"\n{name} was stopped before it began. Type the command again to run it.\n".encode())
+    os._exit(EARLY)  # an exception may be caught by the library that is being imported
+
+
+def _report_stop() -> NoReturn:
+    print(
+        f"\n{_name(Path(sys.argv[0]).name)} was stopped. `dvc repro` runs it again, a training from its last checkpoint; "
+        "`dvc checkout --force` brings earlier outputs back.",
+        file=sys.stderr,
+        flush=True,
+    )
+    sys.exit(INTERRUPTED)
 
 
 def _name(outside: str) -> str:

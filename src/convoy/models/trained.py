@@ -78,7 +78,8 @@ def save(folder: Path, model: NormalizedModel, facts: ModelFacts) -> None:
         for name, tensor in model.network.state_dict().items()
         if not name.startswith(heads)
     }
-    torch.save(state, folder / WEIGHTS)
+    with (folder / WEIGHTS).open("wb") as file:  # by Python, which reports what the disk does not take
+        torch.save(state, file)
     files.write_json(folder / FACTS, facts.model_dump(mode="json"))
 
 

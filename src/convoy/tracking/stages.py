@@ -25,6 +25,7 @@ from convoy.core import contract, files, inputs, params, yaml
 from convoy.core.console import info
 from convoy.core.errors import RequestError, TrainingPaused
 from convoy.core.inputs import InputsChanged
+from convoy.core.stage import is_stopped
 from convoy.repo import git, identity
 from convoy.tracking import outbox, settings
 from convoy.tracking.journal import Entry, Journal, State, state
@@ -573,7 +574,7 @@ def _ending(run: Run) -> Iterator[None]:
         run.end("FAILED")
         raise
     except BaseException:
-        run.end("FAILED")
+        run.end("KILLED" if is_stopped() else "FAILED")
         raise
     finally:
         run.close()
