@@ -65,6 +65,11 @@ def main() -> None:
         raise PipelineError(
             f"`dvc {' '.join([*command, *target])}` failed; the reason is in the output above."
         )
+    if target and os.environ.get("MLFLOW_RUN_ID"):
+        # `mlflow run` ends the run when this process has ended; an uploader that joins it at that moment
+        # would set it back to RUNNING (`MlflowClient.update_run` reads the status and writes it again).
+        joined = [path.name for path in outbox.journals(where) if not state(path).ended]
+        outbox.warn_once(outbox.wait_until_uploaded(joined, where, outbox.WAIT_SECONDS), where)
     if not target:
         from convoy.tracking.sync import sync  # noqa: PLC0415 (a second saved where DVC fails first)
 

@@ -5,6 +5,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from convoy.core import files
 from convoy.core.errors import DataError, NetworkError
@@ -118,6 +119,16 @@ def test_a_test_image_missing_in_the_manifest_is_an_error(copied, tmp_path):
 )
 def test_the_interval_is_the_one_of_newcombe_1998_table_1_method_3(correct, images, low, high):
     assert wilson(correct, images) == pytest.approx((low, high), abs=5e-5)
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.9, 0.95, 0.99])
+def test_the_interval_is_the_one_of_scipy(confidence):
+    for images in (1, 2, 29, 369, 10_000):
+        for correct in {0, 1, images // 3, images - 1, images}:
+            expected = binomtest(correct, images).proportion_ci(confidence, method="wilson")
+            assert wilson(correct, images, confidence) == pytest.approx(
+                (expected.low, expected.high), abs=1e-12
+            )
 
 
 @pytest.mark.filterwarnings("error")

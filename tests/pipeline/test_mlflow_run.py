@@ -1,8 +1,14 @@
 """`mlflow run .` runs the same pipeline inside the run that it opened."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import pytest
 
-from clones import runs
+from clones import runs, stored_runs
+from convoy.tracking import outbox
 
 pytestmark = pytest.mark.pipeline
 
@@ -19,11 +25,36 @@ QUICK = (
 )
 
 
+@contextmanager
+def no_uploader_until(done: Path) -> Iterator[None]:
+    """Hold the uploader's lock until a stage has written its metrics: nothing can be delivered before."""
+    before = done.stat().st_mtime_ns
+    held, ended = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with outbox.uploader_lock(done.parents[2] / "outbox").acquire(timeout=60):
+            held.set()
+            while not ended.wait(0.1) and (not done.exists() or done.stat().st_mtime_ns == before):
+                pass
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        assert held.wait(60)
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 def test_mlflow_run_trains_inside_the_run_that_it_opened(clone):
-    said = clone.run(
-        *(*COMMAND, "--entry-point", "evaluate", "--env-manager", "local", *QUICK),
-        MLFLOW_TRACKING_URI=f"sqlite:///{clone.folder}/mlflow.db",
-    )
+    with no_uploader_until(clone.folder / "build/metrics/evaluate.json"):
+        said = clone.run(
+            *(*COMMAND, "--entry-point", "evaluate", "--env-manager", "local", *QUICK),
+            MLFLOW_TRACKING_URI=f"sqlite:///{clone.folder}/mlflow.db",
+        )
+    delivered = "test/accuracy" in stored_runs(clone)[0].data.metrics
+    assert delivered or "within 30 s" in said, "MLflow ends the run after its delivery, or after a warning"
     newest, *earlier = runs(clone)
     assert len(earlier) == 1, "one run, not one of MLflow's and one of Convoy's"
     assert newest.info.status == "FINISHED"

@@ -140,7 +140,9 @@ def close_orphans(outbox: Path, but: str = "") -> list[str]:
 
 
 def wait_until_uploaded(runs: list[str], outbox: Path, seconds: float | None) -> dict[str, str]:
-    """Wait until ended runs are delivered or cannot be, while the uploader runs or so many seconds; show progress.
+    """Wait until all entries of these runs are delivered or cannot be, while the uploader runs or so many seconds.
+
+    Shows progress. An ended run is delivered when its journal is removed, an open run when its last entry is sent.
 
     Returns:
         Run ids that were not delivered, each with a message: the reason and the remedy.
@@ -176,7 +178,12 @@ def wait_until_uploaded(runs: list[str], outbox: Path, seconds: float | None) ->
 
 
 def _undelivered(runs: list[str], outbox: Path) -> list[str]:
-    return [run for run in runs if (outbox / run / FILE).exists()]
+    present = [run for run in runs if (outbox / run / FILE).exists()]
+    return [
+        run
+        for run in present
+        if Sent.load(outbox / run).size < _size(outbox / run / FILE) or state(outbox / run).ended
+    ]
 
 
 def _size(path: Path) -> int:
