@@ -2,9 +2,11 @@
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -161,6 +163,57 @@ def test_a_stage_that_cannot_continue_opens_another_run_with_the_same_training(w
     assert second.reference.run_id != first.reference.run_id
     assert any("train.optimizer" in entry["params"] for entry in entries(second, "params"))
     assert (folder / FILE).read_bytes() == before, "a run was rewritten"
+
+
+def attempt(stage: str, error: BaseException | None = None) -> Run:
+    """Run a stage, which raises an error if there is one; `verify` is the second command of export."""
+    context = stages.finishing("export") if stage == "verify" else stages.continuing(stage, "d" * 64)
+    with suppress(type(error) if error else AssertionError), context as run:
+        if error:
+            raise error
+    return run
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "full"), KeyboardInterrupt(), InputsChanged(["a"], "")], ids=repr
+)
+@pytest.mark.parametrize("delivered", [False, True])
+@pytest.mark.parametrize("failing", ["evaluate", "export", "verify"])
+@pytest.mark.parametrize("trained_before", [False, True])
+def test_a_stage_that_failed_continues_its_run(failing, delivered, error, trained_before):
+    training = trained()
+    if trained_before:  # the run that fails is another than that of the training, which came from DVC's cache
+        journal.Journal(journal_folder(training)).append({"kind": "end", "status": "FINISHED"})
+    order = ["evaluate", "export", "verify"]
+    for stage in order[: order.index(failing)]:
+        attempt(stage)
+    first = attempt(failing, error)
+    assert (first.reference == training.reference) != trained_before
+    if delivered:
+        shutil.rmtree(journal_folder(first))
+    for stage in order[min(order.index(failing), 1) :]:  # DVC runs both commands of export again
+        again = attempt(stage)
+        assert again.reference == first.reference
+    assert journal_state(again).ended == "FINISHED"
+    assert journal_state(again).tags["convoy.inputs_changed"] == "no"
+    names = {name for entry in entries(again, "params") for name in entry["params"]}
+    assert ("train.lr" in names) != delivered, "the store has them"
+    assert attempt("evaluate").reference != again.reference, "a finished run is never rewritten"
+
+
+def test_a_stage_that_failed_with_other_params_opens_another_run_and_states_why(capsys):
+    trained()
+    first = attempt("evaluate", ValueError("broken"))
+    text = params.PARAMS_FILE.read_text()
+    params.PARAMS_FILE.write_text(text.replace("worst_images:", "worst_images: 3 #"))
+    assert attempt("evaluate").reference != first.reference
+    assert f"in run {first.reference.run_id} had other params" in capsys.readouterr().out
+
+
+def test_a_run_in_which_another_process_works_on_the_stage_is_left_to_it():
+    trained()
+    with stages.continuing("evaluate", "d" * 64) as first:
+        assert attempt("evaluate").reference != first.reference
 
 
 def test_a_second_finish_opens_another_run_of_the_same_training():

@@ -18,7 +18,7 @@ import filelock
 import psutil
 
 import convoy
-from convoy.core import stage
+from convoy.core import files, stage
 from convoy.core.console import ProgressBar, info
 from convoy.core.errors import without_credentials
 from convoy.repo import identity
@@ -30,6 +30,7 @@ POLL_SECONDS = 0.1
 PROGRESS_SECONDS = 2.0
 
 LOCK_SECONDS = 10.0  # longest wait for `outbox.lock`, held for milliseconds unless its holder was suspended
+ATTEMPTS = "attempts"  # folder with a file per stage and training: the stage began, and has not succeeded
 WARNED = "warned"  # file beside a journal: a warning about its store was printed
 WAKE = "wake"  # file whose time makes the uploader retry a failing store at once: a command waits
 
@@ -104,6 +105,35 @@ def _start(outbox: Path, owner: str) -> "subprocess.Popen[bytes]":
             stderr=log,
             start_new_session=True,
         )
+
+
+def attempt(outbox: Path, name: str, training: str) -> Path:
+    """Return the file that names the run in which a stage last began for the training of a run; absent after success."""
+    return outbox / ATTEMPTS / f"{name}-{training}.json"
+
+
+def failed_attempt(outbox: Path, name: str, training: str, params: str) -> dict[str, str]:
+    """Find the run in which an earlier attempt at a stage did not succeed, and which the next attempt may continue.
+
+    MLflow keeps the first value of a param, so an attempt with other `params`, a digest, needs a run of its own. Returns
+    what the attempt recorded, `run_id`, `training` and `params`; empty if there is no such run.
+    """
+    try:
+        found: dict[str, str] = files.read_json(attempt(outbox, name, training))
+        path = outbox / found["run_id"]
+        other_params = found["params"] != params
+    except (OSError, ValueError, KeyError):
+        return {}
+    journaled = state(path)  # empty once the run was delivered
+    if journaled.opened and not journaled.ended and journaled.is_alive(path / FILE):
+        return {}  # another process works on that stage
+    if other_params:
+        info(
+            f"The earlier attempt at {name} in run {found['run_id']} had other params, so {name} opens another run of the "
+            "same training."
+        )
+        return {}
+    return found
 
 
 def prepare_store(outbox: Path) -> None:

@@ -502,16 +502,19 @@ def _text(value: object) -> str:
 def _continue_or_open(stage: str, data_hash: str, *, begun: bool) -> Run:
     """Continue the run of this stage if it has begun, else of those before; or open one that reuses its training.
 
-    A new run gets the params and results of the stages before, which DVC restored.
+    A stage that failed before continues the run of that attempt. A new run gets the params and results of the stages before, which DVC restored.
     """
     earlier = list(STAGE_PARAMS)[: list(STAGE_PARAMS).index(stage)]
     writers = [stage] if begun else earlier
     reference = latest(writers)
     if run := continue_run(reference, stage, begun=begun):
         return run
-    tags = {contract.DATA_HASH: data_hash}
+    tags, title = {contract.DATA_HASH: data_hash}, run_name(*STAGE_PARAMS)
+    where, digest = outbox.folder(), params.digest(_own_params(stage))
+    if not begun and (failed := outbox.failed_attempt(where, stage, latest(["train"]).run_id, digest)):
+        return open_run(title, tags, stage=stage, training=failed["training"], resumed=failed["run_id"])
     run = open_run(
-        run_name(*STAGE_PARAMS),
+        title,
         tags,
         stage=stage,
         training=reference.training,
@@ -538,12 +541,18 @@ def _is_unrecorded(reference: Reference, stages: Sequence[str]) -> bool:
 def _stage(stage: str, run: Run, *, done: bool = True, last: bool = False, kept: str = "") -> Iterator[None]:
     """Write to a run as `stage`, and end it as FINISHED after the `last`; warn if its store does not take it.
 
-    A stage whose inputs were edited meanwhile fails (`inputs.check`).
+    A stage whose inputs were edited meanwhile fails (`inputs.check`). The next attempt at a stage that did not succeed
+    continues the run, as a training does from its checkpoint.
     """
+    attempt = outbox.attempt(outbox.folder(), stage, latest(["train"]).run_id)
     try:
         with _ending(run):
             unrecorded = {} if run.is_recorded else {"recorded": False}
             files.write_json(RUNS / f"{stage}.json", asdict(run.reference) | unrecorded)
+            if stage != "train":
+                with suppress(OSError):  # a full disk, which was reported when the run was opened
+                    digest = params.digest(_own_params(stage))
+                    files.write_json(attempt, asdict(run.reference) | {"params": digest})
             run.log_params(_own_params(stage))
             yield
             if done:
@@ -551,6 +560,8 @@ def _stage(stage: str, run: Run, *, done: bool = True, last: bool = False, kept:
                 run.set_tags({contract.STAGE: f"{stage} done"})
             if last:
                 run.end("FINISHED")
+            if done:
+                attempt.unlink(missing_ok=True)
     finally:
         outbox.warn_if_failing(run.reference.run_id, outbox.folder())
 
