@@ -175,9 +175,6 @@ class MemoryClient:
     def set_terminated(self, number, status="FINISHED"):
         self.get_run(number).info.status = status
 
-    def log_artifact(self, number, path):
-        pass
-
     def search_runs(self, _, query, page_token=None, order_by=()):
         assert order_by == ["attributes.start_time ASC"]
         model = re.search(r"tags.`convoy.model` = '([^']*)'", query)

@@ -1,5 +1,6 @@
 """What the store has once a journal is delivered, and that a second delivery changes nothing."""
 
+import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 from mlflow.entities import Run as StoredRun
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.tracking import MlflowClient
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
@@ -82,15 +84,16 @@ def test_a_second_delivery_changes_nothing(workplace, client, deliver, monkeypat
     "name",
     [
         *("create_run", "log_batch", "log_artifact", "log_inputs", "create_logged_model", "log_outputs"),
-        *("log_model_artifacts", "finalize_logged_model", "set_terminated", "search_runs", "get_run"),
+        *("log_artifacts", "finalize_logged_model", "set_terminated", "search_runs", "get_run"),
     ],
 )
 def test_where_a_delivery_breaks_off_the_next_makes_it_whole(workplace, client, deliver, monkeypatch, name):
     run = write_run(workplace)
-    real = getattr(MlflowClient, name)
+    place = LocalArtifactRepository if name.startswith("log_artifact") else MlflowClient
+    real = getattr(place, name)
     calls = 0
 
-    def breaking(self: MlflowClient, *args: Any, **kwargs: Any) -> Any:
+    def breaking(self: Any, *args: Any, **kwargs: Any) -> Any:
         """Do the work of the first call and lose its answer; lose the question of the third."""
         nonlocal calls
         calls += 1
@@ -102,7 +105,7 @@ def test_where_a_delivery_breaks_off_the_next_makes_it_whole(workplace, client, 
         return answer
 
     with monkeypatch.context() as patch:
-        patch.setattr(MlflowClient, name, breaking)
+        patch.setattr(place, name, breaking)
         for _ in range(3):
             deliver()
     deliver()
@@ -110,6 +113,47 @@ def test_where_a_delivery_breaks_off_the_next_makes_it_whole(workplace, client, 
     assert_whole(client, run, workplace, 39)
     assert rows(workplace)["datasets"] == [(1,)]
     assert not outbox.journals(workplace / "outbox")
+
+
+def test_files_that_a_store_has_no_place_for_are_sent_once_it_has(workplace, client, deliver, monkeypatch):
+    run = write_run(workplace)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            store, "artifacts", lambda *_: (_ for _ in ()).throw(store.LocalArtifactsError("no place"))
+        )
+        for _ in range(2):
+            deliver()
+    found = stored(run, client)
+    assert (found.info.status, artifacts(found)) == ("FINISHED", {})
+    assert Sent.load(journal_folder(run)).error == "no place"
+    before = rows(workplace)["metrics"]
+    deliver()
+    assert_whole(client, run, workplace, 39)
+    assert rows(workplace)["metrics"] == before
+    assert not outbox.journals(workplace / "outbox")
+
+
+@pytest.mark.parametrize(
+    ("location", "local"),
+    [
+        *(("/home/me", True), ("file:///home/me", True), ("FILE:///home/me", True), ("mlruns", True)),
+        *(
+            ("runs:/1/x", True),
+            ("models:/m-1", True),
+            ("mlflow-artifacts:/1", False),
+            ("s3://bucket/1", False),
+        ),
+    ],
+)
+def test_a_server_may_not_have_files_written_on_this_machine(location, local, monkeypatch):
+    opened = "mlflow.store.artifact.artifact_repository_registry.get_artifact_repository"
+    monkeypatch.setattr(opened, lambda uri, **_: uri)
+    assert store.artifacts("sqlite:////mlflow.db", location) == location
+    if local:
+        with pytest.raises(store.LocalArtifactsError, match=re.escape(location)):
+            store.artifacts("https://mlflow.example", location)
+    else:
+        assert store.artifacts("https://mlflow.example", location) == location
 
 
 def test_what_is_tried_again_does_not_pile_up(client, monkeypatch):

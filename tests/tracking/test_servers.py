@@ -6,8 +6,9 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from convoy.tracking import outbox, stages, sync
+from convoy.tracking.journal import Sent
 from proxy import Proxy
-from tracking_store import assert_whole, stored, wait, write_run
+from tracking_store import assert_whole, journal_folder, stored, wait, write_run
 
 POINTS = 2000
 
@@ -102,3 +103,24 @@ def test_two_runs_of_two_processes_at_once_arrive_apart(through, client, workpla
         assert (found.info.run_name, found.info.status) == (name, "FINISHED")
         rates = client.get_metric_history(found.info.run_id, "step/lr")
         assert [(point.step, point.value) for point in rates] == [(step, lr) for step in range(1, 301)]
+
+
+def test_a_server_that_points_at_a_path_of_this_machine_gets_everything_but_files(
+    server, client, workplace, deliver, monkeypatch, tmp_path_factory
+):
+    trap = tmp_path_factory.mktemp("home")
+    params = workplace / "params.yaml"
+    params.write_text(params.read_text().replace("experiment: convoy", "experiment: a trap"))
+    client.create_experiment("a trap", artifact_location=trap.as_uri())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    run = write_run(workplace)
+    for _ in range(2):  # the second time with nothing new
+        deliver()
+        assert not list(trap.iterdir())
+    found = stored(run, client)
+    assert (found.info.status, found.data.metrics["train/loss"]) == ("FINISHED", 1 / 39)
+    assert {"train.lr", "export.latency_runs"} <= set(found.data.params)
+    error = Sent.load(journal_folder(run)).error
+    for fact in (trap.as_uri(), "--serve-artifacts", "tracking.experiment"):
+        assert fact in error
+    assert not client.search_logged_models([found.info.experiment_id])

@@ -296,9 +296,16 @@ class Move:
 
     def attach(self, files: Sequence[Path]) -> None:
         """Add files, such as the verdict, to the entry."""
-        action, write = "write the verdict into the promotion log", self.registry.client.log_artifact
-        for path in files:
-            self.registry.call(action, write, self.entry.run, str(path))
+        client = self.registry.client
+
+        def write() -> None:
+            repository = store.artifacts(
+                client.tracking_uri, client.get_run(self.entry.run).info.artifact_uri
+            )
+            for path in files:
+                repository.log_artifact(str(path))
+
+        self.registry.call("write the verdict into the promotion log", write)
 
     def check(self) -> None:
         """Make sure that the entry still counts: call this right before the alias moves.

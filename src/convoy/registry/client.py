@@ -230,7 +230,7 @@ class Registry:
                 f"Request the permission EDIT on the registered model `{self.model}` and on the experiments of this "
                 f"project from the server's administrator, or use another account. {LOG_IN}"
             )
-        if store_file.fault(error):
+        if store_file.fault(error) or isinstance(error, store.LocalArtifactsError):
             return RegistryError(f"Convoy could not {action}: {reason}")
         if isinstance(error, MlflowException) and store.refused(error):
             return RegistryError(f"{self.address} refused to {action}: {reason}")

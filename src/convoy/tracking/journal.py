@@ -86,6 +86,7 @@ class Sent:
     mlflow_run_id: str = ""
     error: str = ""
     tried_ms: int = 0
+    held: list[str] = field(default_factory=list)  # folders of files that the store's location did not take
 
     @classmethod
     def load(cls, folder: Path) -> "Sent":

@@ -26,7 +26,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.tracking import MlflowClient
 
 from convoy.core import contract, files
-from convoy.tracking.store import all_pages
+from convoy.tracking.store import all_pages, artifacts
 
 PAGE = 1000  # runs per request, and points per request: MLflow takes no more
 BATCH = 100  # params or tags per request: MLflow takes no more
@@ -351,11 +351,11 @@ def _names(folder: Path) -> list[str]:
 
 
 def _upload(folder: Path, names: list[str], target: ArtifactTree, ids: Ids) -> None:
-    repository = target.repository()
+    repository = artifacts(target.store, target.uri)
     for name in names:
         parent = PurePosixPath(name).parent.as_posix()
         with _translated(folder / name, ids) as path:
-            repository.log_artifact(str(path), None if parent == "." else parent)  # type: ignore[no-untyped-call] # as above
+            repository.log_artifact(str(path), None if parent == "." else parent)
 
 
 def _different(folder: Path, names: list[str], target: ArtifactTree, ids: Ids) -> list[str]:

@@ -96,13 +96,14 @@ class Delivery:
 
     def is_delivered(self) -> bool:
         """Check whether the store has every entry that was read."""
-        return self.sent.size >= self._read
+        return self.sent.size >= self._read and not self.sent.held
 
     def deliver(self) -> None:
         """Send the next entries.
 
         Raises:
             ParentNotStored: the run that this one belongs under is not in the store yet.
+            LocalArtifactsError: everything but the files is in the store.
             Exception: whatever the store and its artifacts raise; what was sent before is recorded.
         """
         try:
@@ -112,6 +113,8 @@ class Delivery:
             if self.is_alive():
                 self.send_heartbeat()
             self._update_sampling()
+            if self.sent.held and self.sent.size >= self._read and self.state.ended:
+                self._send_held()
         except Exception as error:
             self._values = None  # collected anew, from what the store has by then
             if isinstance(error, MlflowException) and self.sent.mlflow_run_id and store.refused(error):
@@ -186,8 +189,27 @@ class Delivery:
         if self._values:
             self._values.send()
         if files:
-            self._upload_files(files)
+            with self._held(*files):
+                self._upload_files(files)
             files.clear()
+
+    @contextlib.contextmanager
+    def _held(self, *entries: Entry) -> Iterator[None]:
+        """Note files that a server directs to a path of this machine; what follows them is sent."""
+        try:
+            yield
+        except store.LocalArtifactsError:
+            self.sent.held += [entry["at"] for entry in entries]
+
+    def _send_held(self) -> None:
+        """Send files that were held: the server may have another location by now."""
+        entries = [entry for entry, _ in read(self.folder / FILE) if entry.get("at") in self.sent.held]
+        self._upload_files([entry for entry in entries if entry["kind"] == "files"])
+        for entry in entries:
+            if entry["kind"] == "model":
+                self._log_model(entry)
+        self.sent.held = []
+        self.sent.save(self.folder)
 
     def _record(self, entries: int, size: int) -> None:
         self.sent.entries, self.sent.size, self.sent.error = entries, size, ""
@@ -212,14 +234,19 @@ class Delivery:
             dataset = Dataset("dataset", entry["digest"], "local", entry["source"], profile=entry["profile"])
             client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
         elif kind == "model":
-            folder = self.folder / entry["at"]
-            log_model(client, client.get_run(run_id), folder, entry["sha256"], self._results())
+            with self._held(entry):
+                self._log_model(entry)
         elif kind == "end":
             self.stop_sampling()
             if entry["status"] == RunStatus.to_string(RunStatus.SCHEDULED):
                 client.update_run(run_id, entry["status"])
             else:
                 client.set_terminated(run_id, entry["status"], entry["time_ms"])
+
+    def _log_model(self, entry: Entry) -> None:
+        client = self._mlflow()
+        run = client.get_run(self.sent.mlflow_run_id)
+        log_model(client, run, self.folder / entry["at"], entry["sha256"], self._results())
 
     def _open(self, entry: Entry) -> None:
         """Find the run, join the one that `mlflow run` opened, or create one."""
@@ -288,7 +315,8 @@ class Delivery:
 
     def _upload_files(self, entries: list[Entry]) -> None:
         """Send files, several at once if each is a request."""
-        client, run_id = self._mlflow(), self.sent.mlflow_run_id
+        client = self._mlflow()
+        repository = store.artifacts(self.uri, client.get_run(self.sent.mlflow_run_id).info.artifact_uri)
         uploads = [
             (str(path), None if target == Path() else target.as_posix())
             for entry in entries
@@ -298,7 +326,7 @@ class Delivery:
             for target in [(entry["folder"] or "") / path.parent.relative_to(folder)]
         ]
         with ThreadPoolExecutor(UPLOADS if self.uri.startswith("http") else 1) as pool:
-            list(pool.map(lambda upload: client.log_artifact(run_id, *upload), uploads))
+            list(pool.map(lambda upload: repository.log_artifact(*upload), uploads))
 
 
 class ValueBatch:
@@ -312,6 +340,7 @@ class ValueBatch:
         """Collect for a run; `points_lost`: the store has points of it that its journal does not hold."""
         self._client = client
         self._run_id = run.info.run_id
+        self._artifacts = run.info.artifact_uri
         self._known: dict[str, str] = dict(run.data.params)
         self._points_lost = points_lost
         self._stored_steps: dict[str, set[int]] = {}
@@ -363,7 +392,17 @@ class ValueBatch:
 
     def _as_file(self, path: str, value: str) -> str:
         """Upload a long text; return the short value that refers to it."""
-        self._client.log_text(self._run_id, value, path)
+        folder, name = posixpath.split(path)
+        with tempfile.TemporaryDirectory() as scratch:
+            (Path(scratch) / name).write_text(value, encoding="utf-8")
+            try:
+                store.artifacts(self._client.tracking_uri, self._artifacts).log_artifact(
+                    f"{scratch}/{name}", folder
+                )
+            except (
+                store.LocalArtifactsError
+            ):  # the files of the run fail for the same reason, which is reported
+                return f"{len(value):,} characters, which the server has no place for"
         return f"{len(value):,} characters, in {path}"
 
     def _send_params(self, params: list[Param]) -> list[RunTag]:
@@ -433,7 +472,11 @@ def log_model(
     `folder` holds model.onnx, whose hash is `sha256`, and the files beside it; `results` are shown with the model.
     A model that is logged already stays; one whose upload was interrupted is replaced. MLflow's own `Model.log`
     would add another each time, and request every metric's history.
+
+    Raises:
+        LocalArtifactsError: a server gave a path of this machine.
     """
+    store.artifacts(client.tracking_uri, run.info.artifact_uri)  # before a model is created there
     model = _logged_model(client, run, sha256) or _upload_model(client, run, folder, sha256)
     linked = [output.model_id for output in run.outputs.model_outputs] if run.outputs else []
     if model.model_id not in linked:
@@ -493,5 +536,5 @@ def _upload_model(client: MlflowClient, run: StoredRun, source: Path, sha256: st
         # The verified bytes, whatever MLflow's writing of the graph changed.
         for path in sorted(source.iterdir()):
             shutil.copyfile(path, folder / path.name)
-        client.log_model_artifacts(model.model_id, str(folder))
+        store.artifacts(client.tracking_uri, model.artifact_location).log_artifacts(str(folder))
     return client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)

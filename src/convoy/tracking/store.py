@@ -9,7 +9,8 @@ import os
 from collections.abc import Callable, Container, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 from convoy.core import contract, stage
 from convoy.core.errors import ConvoyError, without_credentials
@@ -33,6 +34,10 @@ MISSED_SECONDS = 600.0  # age of the last heartbeat at which a run of another ho
 
 class ParentNotStored(Exception):  # noqa: N818 (no error: the parent is delivered first)
     """Put a run off until the run that it belongs under is in the store."""
+
+
+class LocalArtifactsError(ConvoyError):
+    """Refuse to write artifacts where a server says: into a path of this machine."""
 
 
 class DeletedError(ConvoyError):
@@ -129,6 +134,26 @@ def experiment(client: "MlflowClient", name: str, tags: Mapping[str, str] = {}) 
         raise
 
 
+def artifacts(address: str, location: str) -> Any:  # noqa: ANN401 (MLflow's ArtifactRepository has no types)
+    """Open a location that the store at an address gave for artifacts, to write there.
+
+    MLflow's client would write wherever a server points: into a path of this machine, such as `~/.ssh`.
+    `runs:` and `models:` lead to further locations of the server.
+
+    Raises:
+        LocalArtifactsError: a server gave a path of this machine.
+    """
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository  # noqa: PLC0415 (a second)
+
+    if address.startswith("http") and urlsplit(location).scheme in {"", "file", "runs", "models"}:
+        raise LocalArtifactsError(
+            f"the server keeps artifacts in {location}, which is a path of this machine, and a server may not write "
+            "there. Start it with `mlflow server --serve-artifacts`, and name a new experiment as tracking.experiment in "
+            "params.yaml: existing ones keep their location"
+        )
+    return get_artifact_repository(location, tracking_uri=address)
+
+
 def check_active(client: "MlflowClient", experiment: "Experiment") -> None:
     """Refuse an experiment that was deleted in MLflow, which finds it by name but takes no runs for it.
 
@@ -215,7 +240,9 @@ def refused(error: Exception) -> bool:
 
     if isinstance(error, MlflowException):
         return error.error_code not in NOT_ANSWERED
-    return isinstance(error, (DeletedError, LookupError, TypeError, ValueError, AttributeError))
+    return isinstance(
+        error, (DeletedError, LocalArtifactsError, LookupError, TypeError, ValueError, AttributeError)
+    )
 
 
 def explain(error: Exception) -> str:
