@@ -11,8 +11,9 @@ stage.stop_quietly()
 import sys
 from pathlib import Path
 
-from convoy.core import contract, files, inputs, params
+from convoy.core import contract, files, params
 from convoy.core.dataset import MANIFEST_FILE, Dataset
+from convoy.core.inputs import watch
 from convoy.energy.meter import metered, with_total
 from convoy.energy.settings import EnergyParams
 from convoy.export import image_index
@@ -42,7 +43,7 @@ def build() -> None:
         image_index.write(DATASET / MANIFEST_FILE, OUT / contract.IMAGES)
         latency.measure_eager(MODEL, OUT, runs)
     meter.hand_over(BUILD_ENERGY)
-    inputs.hand_over(BUILD_INPUTS)
+    watch.hand_over(BUILD_INPUTS)
 
 
 def verify() -> None:
@@ -52,7 +53,6 @@ def verify() -> None:
     limits = params.section("export", ExportParams)
     country = params.section("energy", EnergyParams).country
     with stages.finishing("export") as run:
-        inputs.take_over(BUILD_INPUTS)
         with metered("export", country, gpu=False) as meter:
             meter.take_over(BUILD_ENERGY)
             metrics = verify.verify(OUT, Path("data"), Path("build/evaluation"), limits)
@@ -67,4 +67,6 @@ def verify() -> None:
 
 
 if __name__ == "__main__":
-    stage.main({"build": build, "verify": verify}[sys.argv[1]], "export", dvc.experiments_refused())
+    if sys.argv[1] == "build":
+        stage.main(build, "export", dvc.experiments_refused())
+    stage.main(verify, "export", dvc.experiments_refused(), BUILD_INPUTS)

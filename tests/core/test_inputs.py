@@ -10,6 +10,7 @@ import pytest
 from convoy.core import files, inputs, params
 from convoy.core.errors import RequestError
 from convoy.core.inputs import InputsChanged
+from ignored import IGNORED, VERDICTS
 
 PIPELINE = """\
 stages:
@@ -48,7 +49,7 @@ def _workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     for name, text in contents.items():
         write(name, text)
     yield
-    assert inputs._held is None
+    assert inputs.watch._inputs is None
 
 
 def write(name: str, text: str) -> None:
@@ -95,7 +96,7 @@ EDITS = {
 @pytest.mark.parametrize("edit", EDITS)
 def test_an_edited_input_fails_the_stage_and_is_named_with_both_values(edit):
     change, expected = EDITS[edit]
-    with pytest.raises(InputsChanged) as caught, inputs.held("train"):
+    with pytest.raises(InputsChanged) as caught, inputs.watch.held("train"):
         change()
     assert caught.value.exit_code == 1
     assert len(caught.value.changes) == len(expected), caught.value.changes
@@ -114,7 +115,7 @@ def preserve_time() -> None:
 
 
 def test_data_that_keep_their_time_are_found():
-    with pytest.raises(InputsChanged, match=r"data/cats/2\.png \(edited\)"), inputs.held("train"):
+    with pytest.raises(InputsChanged, match=r"data/cats/2\.png \(edited\)"), inputs.watch.held("train"):
         preserve_time()
 
 
@@ -138,14 +139,32 @@ HARMLESS = {
 @pytest.mark.parametrize("edit", HARMLESS)
 def test_what_a_stage_does_not_read_may_change(edit):
     os.utime("data/cats/1.png", (time.time() + 86_400,) * 2)
-    with inputs.held("train"):
+    with inputs.watch.held("train"):
         HARMLESS[edit]()
 
 
 def run(work: Callable[[], None]) -> None:
     """Do the work of a stage."""
-    with inputs.held("train"):
+    with inputs.watch.held("train"):
         work()
+
+
+def test_dvcignore_files_have_negations_wildcards_folders_and_nested_files():
+    for name, text in IGNORED.items():
+        write(name, text)
+    assert {name: inputs.is_ignored(name) for name in VERDICTS} == VERDICTS
+
+
+def test_what_a_nested_dvcignore_names_may_change_and_what_it_brings_back_may_not():
+    write("src/core/.dvcignore", "*.log\n!fit.tmp\n")
+
+    def work() -> None:
+        for name in ("a.log", "a.tmp", "fit.tmp"):
+            write(f"src/core/{name}", "1")
+
+    with pytest.raises(InputsChanged) as caught:
+        run(work)
+    assert caught.value.changes == ["src/core/fit.tmp (new)"]
 
 
 def test_many_edited_files_are_counted():
@@ -182,9 +201,9 @@ def test_an_error_of_the_stage_is_not_replaced_by_that_of_its_inputs():
 def test_the_comparison_inside_a_stage_names_what_is_kept_and_does_nothing_outside():
     def work() -> None:
         write("src/core/fit.py", "3")
-        inputs.check("All is kept.")
+        inputs.watch.check("All is kept.")
 
-    inputs.check("All is kept.")
+    inputs.watch.check("All is kept.")
     with pytest.raises(InputsChanged, match=r"All is kept\. Restore these"):
         run(work)
 
@@ -193,40 +212,71 @@ def test_the_comparison_inside_a_stage_names_what_is_kept_and_does_nothing_outsi
 def test_the_second_command_of_a_stage_compares_with_the_first(name, text):
     handed = Path("build/inputs.json")
     for edited in (False, True):
-        with inputs.held("train"):
-            inputs.hand_over(handed)
+        with inputs.watch.held("train"):
+            inputs.watch.hand_over(handed)
         if edited:
             write_later(name, text)
-            with pytest.raises(InputsChanged, match=name), inputs.held("train"):
-                inputs.take_over(handed)
+            with pytest.raises(InputsChanged, match=name), inputs.watch.held("train", handed):
+                pass
         else:
-            with inputs.held("train"):
-                inputs.take_over(handed)
+            with inputs.watch.held("train", handed):
+                pass
         assert not handed.exists()
 
 
+def test_the_second_command_of_a_stage_reads_the_params_of_the_first():
+    handed = Path("build/inputs.json")
+    with inputs.watch.held("train"):
+        inputs.watch.hand_over(handed)
+    replace("params.yaml", "convoy", "other")
+    with inputs.watch.held("train", handed):
+        assert params.read()["tracking"] == {"experiment": "convoy"}
+
+
+def test_params_are_read_once_so_that_those_served_are_those_compared(monkeypatch):
+    real = inputs.yaml.read
+
+    def edited_after(path: Path) -> dict[str, object]:
+        content = real(path)
+        if path == params.PARAMS_FILE:
+            replace("params.yaml", "lr: 0.0", "lr: 0.00")
+        return content
+
+    monkeypatch.setattr(inputs.yaml, "read", edited_after)
+
+    def work() -> None:
+        monkeypatch.setattr(inputs.yaml, "read", real)
+        assert params.read()["train"]["lr"] == 0.03
+
+    with pytest.raises(InputsChanged, match=r"train\.lr: 0\.03 → 0\.003 "):
+        run(work)
+
+
 def test_edits_are_reported_once_while_they_can_still_be_restored(capsys):
-    inputs.warn()
-    with inputs.held("train"):
-        inputs.warn()
+    inputs.watch.warn()
+    with inputs.watch.held("train"):
+        inputs.watch.warn()
         assert capsys.readouterr().out == ""
         write("src/core/fit.py", "3")
-        inputs.warn()
-        inputs.warn()
+        inputs.watch.warn()
+        inputs.watch.warn()
         assert capsys.readouterr().out.count("src/core/fit.py (edited)") == 1
         write("src/core/fit.py", "1")
-        inputs.warn()
+        inputs.watch.warn()
     assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("name", ["train", "dvc.yaml:train", "ml/dvc.yaml:train@lenet5"])
 def test_a_stage_is_found_by_dvcs_address(name):
-    with pytest.raises(InputsChanged), inputs.held(name):
+    with pytest.raises(InputsChanged), inputs.watch.held(name):
         write("src/core/fit.py", "3")
 
 
 def test_an_unknown_stage_is_refused_with_those_that_exist():
-    with pytest.raises(RequestError, match="no stage trian; did you mean `train`"), inputs.held("trian"):
+    with (
+        pytest.raises(RequestError, match="no stage trian; did you mean `train`"),
+        inputs.watch.held("trian"),
+    ):
         pass
 
 
@@ -234,9 +284,9 @@ def test_a_linked_folder_is_followed_and_a_dangling_link_is_no_error():
     Path("data").rename("elsewhere")
     Path("data").symlink_to("elsewhere")
     Path("src/gone.py").symlink_to("nowhere")
-    with inputs.held("train"):
+    with inputs.watch.held("train"):
         pass
-    with pytest.raises(InputsChanged, match=r"data/cats/0\.png \(edited\)"), inputs.held("train"):
+    with pytest.raises(InputsChanged, match=r"data/cats/0\.png \(edited\)"), inputs.watch.held("train"):
         write_later("elsewhere/cats/0.png", "dogs")
 
 
@@ -244,13 +294,13 @@ def test_files_of_a_large_dependency_are_not_read(monkeypatch):
     hashed: list[str] = []
     real = files.sha256
     monkeypatch.setattr(files, "sha256", lambda path: hashed.append(path.as_posix()) or real(path))
-    with inputs.held("train"):
+    with inputs.watch.held("train"):
         pass
     code = ["src/core/fit.py", "src/core/optim.py"]
     assert sorted(hashed) == sorted(2 * ["networks/one.yaml", *code, "weights/a/weights.pt"])
     monkeypatch.setattr(inputs, "CONTENT_BYTES", 1)
     hashed.clear()
-    with inputs.held("train"):
+    with inputs.watch.held("train"):
         pass
     assert hashed == 2 * ["networks/one.yaml", "weights/a/weights.pt"], "the code has two bytes"
 
@@ -261,9 +311,9 @@ def test_names_that_are_not_utf_8_are_compared_and_spelled_out():
         Path(os.fsdecode(b"data/caf\xe9.png")).write_text("new")
 
     Path(os.fsdecode(b"data/a\xe9.png")).write_text("old")
-    with inputs.held("train"):
-        inputs.hand_over(Path("handed.json"))
-    with inputs.held("train"):
-        inputs.take_over(Path("handed.json"))
+    with inputs.watch.held("train"):
+        inputs.watch.hand_over(Path("handed.json"))
+    with inputs.watch.held("train", Path("handed.json")):
+        pass
     with pytest.raises(InputsChanged, match=r"data/caf\\xe9\.png \(new\)"):
         run(work)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from convoy.repo import dvc
+from ignored import IGNORED, VERDICTS
 
 
 def test_the_configuration_resolves_relative_remotes_and_names_the_default(small):
@@ -96,6 +97,17 @@ def test_locks_of_other_processes_are_left_alone(small, monkeypatch):
     locks.unlink()
     with dvc.experiments_refused():
         assert not locks.exists(), "its guard cannot be joined"
+
+
+def test_files_are_ignored_as_by_dvc(small, monkeypatch):
+    monkeypatch.chdir(small.folder)
+    for name in VERDICTS:
+        if name != "caches":  # a file cannot have the folder's name
+            small.write(name, "")
+    for name, text in IGNORED.items():
+        small.write(name, text)
+    ignored = small.dvc("check-ignore", *VERDICTS).splitlines()
+    assert {name: name in ignored for name in VERDICTS} == VERDICTS
 
 
 def test_status_json_lists_changed_inputs_params_outputs_and_commands(small):

@@ -14,9 +14,9 @@ from unittest.mock import Mock
 import psutil
 import pytest
 
-from convoy.core import inputs, params, yaml
+from convoy.core import params, yaml
 from convoy.core.errors import NetworkError, TrainingPaused
-from convoy.core.inputs import InputsChanged
+from convoy.core.inputs import InputsChanged, watch
 from convoy.repo import identity
 from convoy.tracking import journal, outbox, settings, stages
 from convoy.tracking.journal import FILE, read, state
@@ -119,7 +119,7 @@ def test_a_run_whose_stages_inputs_were_edited_is_failed_and_names_them(stage, m
         with context:
             pass
         context = stages.finishing(stage)
-    monkeypatch.setattr(inputs, "check", Mock(side_effect=edited))
+    monkeypatch.setattr(watch, "check", Mock(side_effect=edited))
     with pytest.raises(InputsChanged), context as run:
         pass
     assert journal_state(run).ended == "FAILED"
@@ -133,7 +133,7 @@ def test_a_training_that_continues_after_its_inputs_were_restored_clears_the_tag
         raise InputsChanged(["seed: 1 → 2"], kept)
 
     with monkeypatch.context() as patch:
-        patch.setattr(inputs, "check", edited)
+        patch.setattr(watch, "check", edited)
         with pytest.raises(InputsChanged, match=r"complete; its checkpoint and run") as caught:
             trained()
     [folder] = outbox.journals(Path("outbox"))

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from convoy import cli
-from convoy.core import yaml
+from convoy.core import pipeline, yaml
 from convoy.repo import identity
 from convoy.tracking import outbox, stages, store, sync
 from tracking_store import logged, set_revision, stored, trained
@@ -22,7 +22,7 @@ def lock_export() -> None:
     """Write a dvc.lock that records the export of the workspace."""
     md5 = hashlib.md5(sync.EXPORTED.read_bytes(), usedforsecurity=False).hexdigest()
     outs = [{"path": sync.EXPORTED.as_posix(), "md5": md5}]
-    sync.LOCK.write_text(yaml.dump({"stages": {"export": {"outs": outs}}}))
+    pipeline.LOCK.write_text(yaml.dump({"stages": {"export": {"outs": outs}}}))
 
 
 def test_a_lock_is_final_if_it_records_the_export_in_the_workspace(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ import torch
 
 from convoy.core import files
 from convoy.core.errors import TrainingError, TrainingPaused
-from convoy.core.inputs import InputsChanged, held
+from convoy.core.inputs import InputsChanged, watch
 from convoy.training import checkpoints
 from convoy.training.checkpoints import (
     COST,
@@ -256,7 +256,7 @@ def test_the_digest_is_of_the_code_at_the_start_of_the_stage(inputs):
     """Edited while torch is imported, the code would else make a checkpoint that restored code does not find."""
     Path("params.yaml").write_text("seed: 1")
     before = inputs_digest(**inputs)
-    with suppress(InputsChanged), held("train"):
+    with suppress(InputsChanged), watch.held("train"):
         Path("src/fit.py").write_text("second")
         assert inputs_digest(**inputs) == before
     assert inputs_digest(**inputs) != before

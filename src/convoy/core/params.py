@@ -44,10 +44,10 @@ _held: Mapping[str, Any] | None = None
 
 
 @contextmanager
-def held() -> Iterator[None]:
-    """Have `read` return the present content of params.yaml while the block runs, whatever is edited meanwhile."""
+def held(content: Mapping[str, Any]) -> Iterator[None]:
+    """Have `read` return this content of params.yaml while the block runs, whatever is edited meanwhile."""
     global _held  # noqa: PLW0603 (a process is one stage)
-    _held = yaml.read(PARAMS_FILE)
+    _held = content
     try:
         yield
     finally:

@@ -1,6 +1,5 @@
 """The entry point of stage scripts: known errors become one message and an exit code; a stop stays a stop."""
 
-import hashlib
 import os
 import signal
 import sys
@@ -8,9 +7,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from convoy.core import escaping, yaml
+from convoy.core import escaping
 from convoy.core.errors import ConvoyError, fault
 
 REPOSITORY = "CONVOY_REPOSITORY"
@@ -26,7 +25,10 @@ _stopped = False  # Ctrl-C or SIGTERM came while a stage worked
 
 
 def main(
-    work: Callable[[], None], stage: str = "", during: AbstractContextManager[None] | None = None
+    work: Callable[[], None],
+    stage: str = "",
+    during: AbstractContextManager[None] | None = None,
+    handed: Path | None = None,
 ) -> NoReturn:
     """Call a script's work and exit with 0 success, 1 failure or 2 invalid request.
 
@@ -37,6 +39,7 @@ def main(
         stage: the stage of dvc.yaml that the script runs, which fails if its inputs were edited meanwhile; empty for
             a script of no stage.
         during: is entered while the stage works.
+        handed: where an earlier command of the stage left the inputs that it read.
     """
     from convoy.core import inputs  # noqa: PLC0415 (pydantic: `convoy --help` must be fast)
 
@@ -46,7 +49,10 @@ def main(
     signal.signal(signal.SIGTERM, _interrupt)
     _handle_ctrl_c(_interrupt)
     try:
-        with during or nullcontext(), inputs.held(_name(stage)) if stage else nullcontext():
+        with (
+            during or nullcontext(),
+            inputs.watch.held(os.environ.get("DVC_STAGE") or stage, handed) if stage else nullcontext(),
+        ):
             work()
     except Exception as error:
         if is_stopped():
@@ -54,8 +60,7 @@ def main(
         known = error if isinstance(error, ConvoyError) else fault(error)
         if known is None:
             raise
-        name = _name(Path(sys.argv[0]).name)
-        print(f"\nERROR in {name}: {escaping.lines(str(known))}", file=sys.stderr, flush=True)
+        print(f"\nERROR in {name()}: {escaping.lines(str(known))}", file=sys.stderr, flush=True)
         restorable = os.environ.get("DVC_STAGE") and Path("dvc.lock").exists()
         if restorable and not isinstance(error, inputs.InputsChanged):
             print(
@@ -90,17 +95,6 @@ def repository() -> Path:
     return Path(named or Path.cwd()).resolve()
 
 
-def recorded(stage: str, path: Path, content: bytes) -> bool:
-    """Check whether dvc.lock in the current folder records a file with this content among a stage's outputs."""
-    lock = Path("dvc.lock")
-    if not lock.exists():
-        return False
-    stages: dict[str, Any] = yaml.load(lock.read_text(encoding="utf-8")).get("stages", {})
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()  # DVC's own content hash
-    outs = stages.get(stage, {}).get("outs", [])
-    return any(entry["path"] == path.as_posix() and entry.get("md5") == found for entry in outs)
-
-
 def silence_dependencies() -> None:
     """Disable usage statistics and progress noise of dependencies by their environment variables.
 
@@ -127,14 +121,13 @@ def _handle_ctrl_c(handler: Callable[[int, FrameType | None], object]) -> None:
 
 
 def _end(_signal: int, _frame: FrameType | None) -> None:
-    name = _name(Path(sys.argv[0]).name)
-    os.write(2, f"\n{name} was stopped before it began. Type the command again to run it.\n".encode())
+    os.write(2, f"\n{name()} was stopped before it began. Type the command again to run it.\n".encode())
     os._exit(EARLY)  # an exception may be caught by the library that is being imported
 
 
 def _report_stop() -> NoReturn:
     print(
-        f"\n{_name(Path(sys.argv[0]).name)} was stopped. `dvc repro` runs it again, a training from its last checkpoint; "
+        f"\n{name()} was stopped. `dvc repro` runs it again, a training from its last checkpoint; "
         "`dvc checkout --force` brings earlier outputs back.",
         file=sys.stderr,
         flush=True,
@@ -142,6 +135,6 @@ def _report_stop() -> NoReturn:
     sys.exit(INTERRUPTED)
 
 
-def _name(outside: str) -> str:
-    """Return the stage that DVC runs, else the name `outside` DVC."""
-    return os.environ.get("DVC_STAGE") or outside
+def name() -> str:
+    """Return the stage that DVC runs, else the name of the script."""
+    return os.environ.get("DVC_STAGE") or Path(sys.argv[0]).name

@@ -13,10 +13,9 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any, Literal
 
-from convoy.core import yaml
+from convoy.core import pipeline, yaml
 from convoy.core.console import table
 from convoy.core.errors import RequestError
-from convoy.core.inputs import value_of
 from convoy.core.params import did_you_mean, flatten
 from convoy.repo import dvc, git
 
@@ -111,15 +110,13 @@ def explain(root: Path, stage: str = "") -> dict[str, Any]:
 
 def _read_stages(root: Path, status: Mapping[str, list[Any]]) -> dict[str, Stage]:
     """Read the stages of dvc.yaml, dvc.lock and the .dvc files, in the order of their inputs."""
-    lock, declared = (
-        (yaml.read(root / name).get("stages") or {}) if (root / name).exists() else {}
-        for name in ("dvc.lock", "dvc.yaml")
-    )
+    lock = pipeline.locked(root)
+    declared = pipeline.stages(root) if (root / pipeline.PIPELINE).exists() else {}
     stages = {name: Stage(name, content, content) for name, content in dvc.tracked_files(root).items()}
     for name, content in declared.items():
         items = [item for item in {**lock, **status} if item.startswith(f"{name}@")]  # foreach and matrix
         for item in items or [name]:
-            stages[item] = Stage(item, content.get("do", content), lock.get(item))
+            stages[item] = Stage(item, content, lock.get(item))
     for name in status.keys() - stages.keys():  # of a dvc.yaml in another folder
         stages[name] = Stage(name, {}, {})
     made = {path: each.name for each in stages.values() for path in each.paths("outs", "metrics", "plots")}
@@ -190,7 +187,9 @@ def _param_changes(
 ) -> Iterator[dict[str, Any]]:
     """Name each value that differs, down to the last key: DVC compares whole sections."""
     before = flatten({name: old[name] for name in states if name in old})
-    now = flatten({name: value_of(new, name) for name, state in states.items() if state != "deleted"})
+    now = flatten(
+        {name: pipeline.value_of(new, name) for name, state in states.items() if state != "deleted"}
+    )
     for key in dict.fromkeys([*before, *now]):
         state = "modified" if key in before and key in now else "deleted" if key in before else "new"
         if state != "modified" or before[key] != now[key]:

@@ -6,15 +6,15 @@ reports nothing of a model whose data were replaced by `convoy data use`.
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from convoy.core import files, yaml
+from convoy.core import files, pipeline
 from convoy.core.dataset import FACTS_FILE
 from convoy.core.errors import RequestError, listed
+from convoy.core.pipeline import LOCK, recorded
 from convoy.repo import dvc
 from convoy.repo.identity import data_md5
 
-LOCK, DATA, DATASET = Path("dvc.lock"), Path("data.dvc"), Path("build/dataset")
+DATA, DATASET = Path("data.dvc"), Path("build/dataset")
 
 
 def check(deploy: Path, run_id: str, data_hash: str) -> None:
@@ -28,7 +28,7 @@ def check(deploy: Path, run_id: str, data_hash: str) -> None:
     Raises:
         RequestError: names what differs, and the commands that make or register what is meant.
     """
-    if not _recorded("outs", deploy):
+    if not recorded("outs", deploy):
         raise RequestError(
             f"{LOCK} does not record {deploy}, so nothing shows what the model in it was made of. Make it by: dvc repro "
             f"(or register the model that its run logged: convoy register {run_id})"
@@ -41,7 +41,7 @@ def check(deploy: Path, run_id: str, data_hash: str) -> None:
                 f"cache is damaged as well: make it again by `dvc repro --force`"
             )
     others = []
-    used, now = _recorded("deps", Path("data")), data_md5(DATA)
+    used, now = recorded("deps", Path("data")), data_md5(DATA)
     if used and DATA.exists() and now != used:
         others.append(
             f"the model was made of data {used[:10]}, {DATA} has {now[:10] or 'data that are not fetched yet'}"
@@ -59,20 +59,20 @@ def check(deploy: Path, run_id: str, data_hash: str) -> None:
 
 def changed(path: Path) -> str:
     """Name the files in which an output differs from dvc.lock; empty if it is equal, absent or not recorded."""
-    recorded, actual = _recorded("outs", path), dvc.content_md5(path)
-    if not recorded or not actual or actual == recorded:
+    expected, actual = recorded("outs", path), dvc.content_md5(path)
+    if not expected or not actual or actual == expected:
         return ""
-    members = dvc.Cache.of(Path.cwd()).members(recorded) if Path(".dvc").is_dir() else {}
+    members = dvc.Cache.of(Path.cwd()).members(expected) if Path(".dvc").is_dir() else {}
     present = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
     names = sorted(
         name for name in {*members, *present} if members.get(name) != (dvc.content_md5(path / name) or None)
     )
-    return listed(names, 4) if members else f"its md5 is {actual[:10]}, not {recorded[:10]}"
+    return listed(names, 4) if members else f"its md5 is {actual[:10]}, not {expected[:10]}"
 
 
 def network() -> str:
     """Name the network that dvc.lock records; empty if it records none."""
-    for stage in _stages().values():
+    for stage in pipeline.locked().values():
         section = stage.get("params", {}).get("params.yaml", {}).get("network", {})
         if name := section.get("name"):
             return str(name)
@@ -91,14 +91,3 @@ def age(run_id: str) -> str:
             count = minutes // length
             return f"made {count} {unit}{'s' * (count > 1)} ago"
     return "made less than a minute ago"
-
-
-def _stages() -> dict[str, dict[str, Any]]:
-    content = yaml.read(LOCK) if LOCK.exists() else {}
-    return dict(content.get("stages") or {})
-
-
-def _recorded(kind: str, path: Path) -> str:
-    """Look up the md5 of a path among the `outs` or `deps` in dvc.lock; empty if it is not there."""
-    entries = (entry for stage in _stages().values() for entry in stage.get(kind, []))
-    return str(next((entry.get("md5", "") for entry in entries if entry["path"] == path.as_posix()), ""))

@@ -16,13 +16,14 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
 import psutil
 from filelock import FileLock, Timeout
 
-from convoy.core import files, inputs, yaml
+from convoy.core import files, pipeline, stage, yaml
 from convoy.core.console import track
 from convoy.core.errors import ConvoyError, RequestError, listed, without_credentials
 from convoy.core.stage import repository
@@ -189,9 +190,9 @@ def stage_inputs(root: Path) -> dict[str, dict[str, Any]]:
     Files are those of HEAD; outputs of other stages and other files that git does not hold are left out.
     """
     found = {}
-    for name, stage in yaml.read(root / "dvc.yaml")["stages"].items():
-        fields = stage.get("do", stage)  # of foreach and matrix
-        params, deps = inputs.declared(fields, root)
+    read = cache(lambda path: yaml.read(root / path))
+    for name, fields in pipeline.stages(root).items():
+        params, deps = pipeline.declared(fields, read)
         found[name] = {"cmd": fields["cmd"], "params": params, "files": git.objects(root, deps)}
     return found
 
@@ -260,8 +261,7 @@ def required_outputs(clone: Path) -> dict[str, str]:
         for name, content in tracked_files(clone).items()
         for out in content.get("outs", [])
     ]
-    stages = yaml.read(clone / "dvc.lock").get("stages") or {}
-    outs += [(Path(), out) for stage in stages.values() for out in stage.get("outs", [])]
+    outs += [(Path(), out) for stage in pipeline.locked(clone).values() for out in stage.get("outs", [])]
     return {(folder / out["path"]).as_posix(): out["md5"] for folder, out in outs if "md5" in out}
 
 
@@ -348,8 +348,9 @@ def experiments_refused() -> Iterator[None]:
     if not Path(".dvc").is_dir() or any(b"hardlink_lock" in path.read_bytes() for path in configs):
         yield
         return
-    stage = os.environ.get("DVC_STAGE") or Path(sys.argv[0]).name
-    words = f"{stage} works in this folder. Wait for it, or: dvc exp run --queue ..., then dvc queue start"
+    words = (
+        f"{stage.name()} works in this folder. Wait for it, or: dvc exp run --queue ..., then dvc queue start"
+    )
     mine = {"pid": os.getpid(), "cmd": words}
 
     def edit(now: object, then: dict[str, Any]) -> None:

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from convoy.core import contract, files, inputs, params, yaml
+from convoy.core import contract, files, params, yaml
 from convoy.core.console import info
 from convoy.core.errors import RequestError, TrainingPaused
-from convoy.core.inputs import InputsChanged
+from convoy.core.inputs import InputsChanged, watch
 from convoy.core.stage import is_stopped
 from convoy.repo import git, identity
 from convoy.tracking import outbox, settings
@@ -541,7 +541,7 @@ def _is_unrecorded(reference: Reference, stages: Sequence[str]) -> bool:
 def _stage(stage: str, run: Run, *, done: bool = True, last: bool = False, kept: str = "") -> Iterator[None]:
     """Write to a run as `stage`, and end it as FINISHED after the `last`; warn if its store does not take it.
 
-    A stage whose inputs were edited meanwhile fails (`inputs.check`). The next attempt at a stage that did not succeed
+    A stage whose inputs were edited meanwhile fails (`watch.check`). The next attempt at a stage that did not succeed
     continues the run, as a training does from its checkpoint.
     """
     attempt = outbox.attempt(outbox.folder(), stage, latest(["train"]).run_id)
@@ -556,7 +556,7 @@ def _stage(stage: str, run: Run, *, done: bool = True, last: bool = False, kept:
             run.log_params(_own_params(stage))
             yield
             if done:
-                inputs.check(kept)
+                watch.check(kept)
                 run.set_tags({contract.STAGE: f"{stage} done"})
             if last:
                 run.end("FINISHED")

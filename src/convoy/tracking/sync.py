@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convoy.core import contract, stage
+from convoy.core import contract
 from convoy.core.errors import ConvoyError, without_credentials
+from convoy.core.pipeline import LOCK, records
 from convoy.repo import git
 from convoy.tracking import outbox, settings, store
 from convoy.tracking.journal import state
@@ -15,7 +16,6 @@ from convoy.tracking.stages import LAST, RUNS, latest
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
-LOCK = Path("dvc.lock")
 EXPORTED = RUNS / f"{LAST}.json"
 
 
@@ -93,4 +93,4 @@ def _attach_locks(client: "MlflowClient", experiment_id: str) -> list[str]:
 
 def _workspace_lock_is_final() -> bool:
     """Check whether dvc.lock records the export in the workspace."""
-    return EXPORTED.exists() and stage.recorded(LAST, EXPORTED, EXPORTED.read_bytes())
+    return EXPORTED.exists() and records(EXPORTED, EXPORTED.read_bytes())

@@ -21,10 +21,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from convoy.core import files, inputs, params, stage, yaml
+from convoy.core import files, params, pipeline
 from convoy.core.console import info
 from convoy.core.dataset import Dataset
 from convoy.core.errors import TrainingError, TrainingPaused
+from convoy.core.inputs import watch
 from convoy.models.spec import Spec
 from convoy.repo import locks
 from convoy.training.callbacks import MetricBuffer, Publish
@@ -54,14 +55,14 @@ def inputs_digest(
     )
 
 
-def training_code(pipeline: Path = Path("dvc.yaml")) -> dict[str, str]:
+def training_code() -> dict[str, str]:
     """Map each file of code that the stage `train` of dvc.yaml depends on, folders expanded, to its SHA-256 at the stage's start."""
-    deps = yaml.read(pipeline)["stages"]["train"]["deps"]
+    deps = pipeline.stages()["train"]["deps"]
     hashes: dict[str, str] = {}
     for dep in sorted(dep for dep in deps if dep.startswith(("src/", "pipelines/"))):
         path = Path(dep)
         members = [path] if path.is_file() else sorted(path.rglob("*.py"))
-        hashes |= {member.as_posix(): inputs.sha256(member) for member in members}
+        hashes |= {member.as_posix(): watch.sha256(member) for member in members}
     return hashes
 
 
@@ -120,7 +121,7 @@ class CheckpointStore:
         stage it identifies the result in dvc.lock.
         """
         recorded = self.folder / REFERENCE
-        if recorded.exists() and stage.recorded("train", reference, recorded.read_bytes()):
+        if recorded.exists() and pipeline.records(reference, recorded.read_bytes()):
             for path in self._paths():
                 _remove(path)
             recorded.unlink()
@@ -358,7 +359,7 @@ class CheckpointCallback(pl.Callback):
             self.failed = False
             self.points.flush()
             if not finished:
-                inputs.warn()
+                watch.warn()
             return True
         finally:
             self.data.position = before

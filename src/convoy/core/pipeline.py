@@ -1,0 +1,87 @@
+"""Read dvc.yaml, which declares the stages, and dvc.lock, which records what their last runs read and made."""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from convoy.core import params, yaml
+from convoy.core.errors import RequestError
+
+PIPELINE = Path("dvc.yaml")
+LOCK = Path("dvc.lock")
+TEMPLATE = re.compile(r"\$\{([^}]+)\}")
+"""How dvc.yaml refers to a param, such as `${network.name}`."""
+
+FOR_PEOPLE = ("desc", "meta")
+"""Fields of a stage that DVC does not compare."""
+
+Read = Callable[[Path], Mapping[str, Any]]
+
+
+def stages(root: Path = Path()) -> dict[str, dict[str, Any]]:
+    """Read the fields of each stage in dvc.yaml, those of foreach and matrix from `do`.
+
+    Raises:
+        RequestError: the file does not exist or is not valid YAML.
+    """
+    content = yaml.read(root / PIPELINE).get("stages") or {}
+    return {name: fields.get("do", fields) for name, fields in content.items()}
+
+
+def stage(name: str) -> dict[str, Any]:
+    """Read the fields that DVC compares of a stage, which has its name in dvc.yaml or DVC's address (`ml/dvc.yaml:train@lenet5`).
+
+    Raises:
+        RequestError: dvc.yaml has no such stage.
+    """
+    name, found = name.rpartition(":")[2].partition("@")[0], stages()
+    if name not in found:
+        raise RequestError(f"{PIPELINE} has no stage {name}{params.did_you_mean(name, found)}")
+    return {key: value for key, value in found[name].items() if key not in FOR_PEOPLE}
+
+
+def declared(fields: Mapping[str, Any], read: Read = yaml.read) -> tuple[dict[str, Any], list[str]]:
+    """Resolve the params of a stage, `file:key` to value, and the paths of its dependencies.
+
+    `read` returns the content of a YAML file by its path relative to dvc.yaml.
+
+    Raises:
+        RequestError: a params file does not exist or is not valid YAML.
+    """
+    found: dict[str, Any] = {}
+    for entry in fields.get("params") or ():
+        for path, keys in ({params.PARAMS_FILE.name: [entry]} if isinstance(entry, str) else entry).items():
+            content = read(Path(path))
+            found |= {f"{path}:{key}": value_of(content, key) for key in keys or content}
+    values = read(params.PARAMS_FILE)
+    paths = [
+        TEMPLATE.sub(lambda match: str(value_of(values, match[1])), path) for path in fields.get("deps") or ()
+    ]
+    return found, paths
+
+
+def value_of(values: Mapping[str, Any], key: str) -> Any:  # noqa: ANN401 (as wide as YAML)
+    """Look up a param by its flat key; None if it does not exist."""
+    try:
+        return yaml.get(values, key)
+    except (KeyError, TypeError):
+        return None
+
+
+def locked(root: Path = Path()) -> dict[str, dict[str, Any]]:
+    """Read the stages of dvc.lock; empty without the file."""
+    content = yaml.read(root / LOCK) if (root / LOCK).exists() else {}
+    return dict(content.get("stages") or {})
+
+
+def recorded(kind: Literal["outs", "deps"], path: Path) -> str:
+    """Look up the md5 of a path among the outputs or dependencies in dvc.lock; empty if it is not there."""
+    entries = (entry for fields in locked().values() for entry in fields.get(kind, ()))
+    return str(next((entry.get("md5", "") for entry in entries if entry["path"] == path.as_posix()), ""))
+
+
+def records(path: Path, content: bytes) -> bool:
+    """Check whether dvc.lock records an output with this content."""
+    return recorded("outs", path) == hashlib.md5(content, usedforsecurity=False).hexdigest()  # DVC's hash
