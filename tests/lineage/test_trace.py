@@ -97,6 +97,18 @@ def test_uncommitted_changes_are_named_with_the_artifact_that_holds_them(shared)
     assert "no longer in git" in links["experiment"]["missing"]
 
 
+def test_the_command_that_restores_a_run_has_the_option_that_uncommitted_code_requires(traced, tmp_path):
+    traced.set_tags(SECOND, {"convoy.onnx_sha256": "d4" * 32})
+    traced.store.delete_tag(traced.run(SECOND).info.run_id, "convoy.dvc_experiment")
+    command = f"convoy trace {SECOND} --restore ../restored --trust-run-code"
+    assert command in render(SECOND).splitlines()[-2]
+    assert "without it" in render(SECOND).splitlines()[-1]
+    traced.edit("params.yaml", "lr: 0.5", "lr: 0.25")
+    (tmp_path / "workspace.diff").write_text(traced.git("diff") + "\n")
+    traced.store.log_artifact(traced.run(FIRST).info.run_id, str(tmp_path / "workspace.diff"), "pipeline")
+    assert render(FIRST).endswith(f"convoy trace {FIRST} --restore ../restored"), "values need no trust"
+
+
 def test_a_failed_run_lists_what_is_missing_and_how_to_get_it(shared):
     links = chain(FAILED)
     assert GONE[:10] in links["git commit"]["missing"]

@@ -1,6 +1,5 @@
 """`convoy sweep`, `sync`, `ui` and `migrate`: make runs, deliver them to MLflow, show them, and move them to another store."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +7,7 @@ from typing import Annotated
 import typer
 
 from convoy.commands.options import AsJson, messages
-from convoy.core.console import info
+from convoy.core.console import info, print_json
 
 
 def sweep(
@@ -81,7 +80,7 @@ def sync(
             info(line)
         synced = tracking.sync()
     if as_json:
-        info(json.dumps(asdict(synced), indent=2))
+        print_json(asdict(synced))
     elif lines := synced.lines():
         info("\n".join(lines))
     elif not synced.failed:
@@ -144,7 +143,7 @@ def migrate(
         report = copy_store(target, source)
     names = {"source": without_credentials(source), "target": without_credentials(target)}
     if as_json:
-        info(json.dumps({**names, **asdict(report)}, indent=2))
+        print_json({**names, **asdict(report)})
     else:
         info(f"from {names['source']}\nto   {names['target']}\n")
         info(report.table())

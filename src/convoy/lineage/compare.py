@@ -7,7 +7,7 @@ from convoy.core import contract
 from convoy.core.console import table
 from convoy.core.errors import RequestError, listed
 from convoy.lineage.runs import Match, Record
-from convoy.lineage.trace import DIFF, Sources
+from convoy.lineage.trace import DIFF, Sources, restore_command
 from convoy.repo import git
 
 CHOOSING = ("data.splits", "data.max_quarantined")
@@ -42,6 +42,7 @@ def compare(before: Record, after: Record, sources: Sources) -> dict[str, Any]:
     """
     runs = (before, after)
     old, new = (record.tag(contract.GIT_COMMIT) for record in runs)
+    data = _data(before, after, sources)
     known = all(git.commit(sources.root, number) for number in (old, new) if number)
     return {
         "runs": [
@@ -55,10 +56,11 @@ def compare(before: Record, after: Record, sources: Sources) -> dict[str, Any]:
             "diff": f"git diff {old[:10]} {new[:10]}" if old != new and known else None,
         },
         "params": _differences(*map(_params, runs)),
-        "data": _data(before, after, sources),
+        "data": data,
         "metrics": _differences(*map(_metrics, runs)),
         "onnx": _tag(before, after, contract.ONNX_SHA256),
         "lock": _tag(before, after, contract.LOCK),
+        "restore": restore_command(after, sources, "../other") if data["verdict"] == "other" else None,
     }
 
 
@@ -131,7 +133,7 @@ def lines(compared: dict[str, Any]) -> Iterator[str]:
     elif compared["data"]["verdict"] == "other":
         yield "\nWARNING: the runs were trained and measured on different data, so their metrics are not comparable."
         yield (
-            f"To compare code and params only: convoy trace {compared['runs'][1]['run_id']} --restore ../other, put the "
+            f"To compare code and params only: {compared['restore']}, put the "
             "other run's data there, and `dvc repro`. To keep data from changing: dvc freeze data.dvc (docs/data.md)."
         )
 

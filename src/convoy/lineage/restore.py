@@ -11,14 +11,14 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convoy.core import contract, files, yaml
 from convoy.core.console import info
 from convoy.core.errors import RequestError, listed, without_credentials
 from convoy.lineage.runs import Record
-from convoy.lineage.trace import DIFF, UNFINISHED, Sources, beside, unknown_commit
+from convoy.lineage.trace import DIFF, UNFINISHED, Sources, beside, is_code, unknown_commit
 from convoy.repo import dvc, git
 from convoy.repo.dvc import RestoreError, fill_cache
 from convoy.tracking import stages
@@ -34,9 +34,6 @@ WEIGHTS = Path("build/model/weights.pt")
 VERIFICATION = Path("build/deploy", contract.VERIFICATION)
 
 TIMED = ("seconds", "latency", "per_second", "energy/")  # in names of metrics that differ in any two runs
-
-DECLARATIVE = ("params.yaml", "data.dvc", "dvc.lock", "networks/*.yaml", "weights/*.dvc")
-"""Files that nothing executes: a run's own are restored although they differ from the commit."""
 
 SHOWN = 60
 """Lines of a run's code that a refusal shows."""
@@ -124,11 +121,7 @@ def _differing(clone: Path) -> list[str]:
 
 def _refuse_code(clone: Path, record: Record) -> None:
     """Refuse files of the run that differ from the commit, apart from params, networks and DVC's records."""
-    code = [
-        name
-        for name in _differing(clone)
-        if (clone / name).is_symlink() or not any(map(PurePosixPath(name).match, DECLARATIVE))
-    ]
+    code = [name for name in _differing(clone) if (clone / name).is_symlink() or is_code(name)]
     if not code:
         return
     git.run(clone, "add", "--intent-to-add", "--force", "--all", "--", *code)

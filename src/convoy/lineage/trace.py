@@ -2,10 +2,11 @@
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from convoy.core import contract, files
@@ -19,6 +20,9 @@ from convoy.tracking.settings import uri
 
 DIFF = "pipeline/workspace.diff"
 """Artifact with the changes that were not committed."""
+
+DECLARATIVE = ("params.yaml", "data.dvc", "dvc.lock", "networks/*.yaml", "weights/*.dvc")
+"""Files that nothing executes: a run's own are restored although they differ from the commit."""
 
 WORKSPACE_MODEL = Path("build/deploy/model.onnx")
 UNFINISHED = ("FAILED", "KILLED", "RUNNING", "SCHEDULED")
@@ -274,6 +278,23 @@ def beside(root: Path) -> str:
     return os.path.relpath(git.top(root).resolve().parent / "restored", root.resolve())
 
 
+def is_code(name: str) -> bool:
+    """Check whether a file of a run may be executed, so that restoring it needs trust."""
+    return not any(map(PurePosixPath(name).match, DECLARATIVE))
+
+
+def restore_command(record: Record, sources: Sources, target: str) -> str:
+    """Return the command that restores a run, with the option that the run's uncommitted code requires."""
+    command = f"convoy trace {record.run_id} --restore {target}"
+    if DIFF not in sources.records.artifacts(record, "pipeline"):
+        return command
+    with tempfile.TemporaryDirectory() as scratch:
+        diff = sources.records.download(record, DIFF, Path(scratch))
+        changed = git.query(git.top(sources.root), "apply", "--numstat", "-z", str(diff)).split("\0")
+    has_code = any(is_code(entry.split("\t")[2]) for entry in changed if entry)
+    return f"{command} --trust-run-code" if has_code else command
+
+
 def _time(milliseconds: int) -> str:
     return f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%d %H:%M} UTC"
 
@@ -342,7 +363,10 @@ def _chain_lines(match: Match, sources: Sources) -> Iterator[str]:
         return
     yield "Nothing is missing."
     if record.tag(contract.LOCK):
-        yield f"To restore it: convoy trace {record.run_id} --restore {beside(sources.root)}"
+        command = restore_command(record, sources, beside(sources.root))
+        yield f"To restore it: {command}"
+        if command.endswith("--trust-run-code"):
+            yield f"The option is for its uncommitted code ({DIFF}), which restore shows, and refuses without it."
 
 
 def _list_lines(match: Match) -> Iterator[str]:

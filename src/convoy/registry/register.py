@@ -173,7 +173,7 @@ def _add(registry: Registry, model: VerifiedModel, lost: Version | None = None) 
 
 def _of_run(registry: Registry, query: str, folder: Path) -> tuple[VerifiedModel, str]:
     """Get the verified model of a run, and the name of its network."""
-    traced, _ = trace.look(query, stage.repository())
+    traced, sources = trace.look(query, stage.repository())
     record = compare.only_run(traced)
     sha256 = record.tag(contract.ONNX_SHA256)
     run_id = record.run_id or record.mlflow_run_id
@@ -193,8 +193,8 @@ def _of_run(registry: Registry, query: str, folder: Path) -> tuple[VerifiedModel
         return VerifiedModel.read(DEPLOY), network
     run = _find_run(registry, run_id)
     logged = _logged_model(registry, run, sha256) if run else None
-    remedy = f"convoy trace {run_id} --restore ../restored && cd ../restored && convoy register"
-    restore = f"Restore it and register it there: {remedy}"
+    command = trace.restore_command(record, sources, "../restored")
+    restore = f"Restore it and register it there: {command} && cd ../restored && convoy register"
     if logged is None:
         raise RegistryError(f"{registry.address} does not have the model of run {run_id}. {restore}")
     try:
