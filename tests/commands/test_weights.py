@@ -71,7 +71,7 @@ def test_the_network_is_that_of_params_unless_an_option_names_it(repository, tmp
     for option in ((), ("--network", "resnet18")):
         done = CliRunner().invoke(command.weights, ["use", "imagenet", *option])
         assert done.output == "pinned\n"
-    assert calls == [("imagenet", "vgg16", tmp_path), ("imagenet", "resnet18", tmp_path)]
+    assert calls == [("imagenet", "vgg16", tmp_path, ""), ("imagenet", "resnet18", tmp_path, "")]
 
 
 def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -275,15 +275,41 @@ def test_a_single_checkpoint_that_git_does_not_track_is_copied_too(root):
     assert load("checkpoints/0a1b/weights.pt", SPEC) is not None
 
 
-def test_sources_of_one_name_get_files_of_their_own(root):
+def pinned_names(root: Path) -> list[str]:
+    return sorted(path.stem for path in (root / "weights").glob("*.dvc"))
+
+
+def test_sources_of_one_name_need_a_name_of_their_own(root):
     for number, where in enumerate(("more", "again")):
         model(root / "checkpoints" / where / "one" / "model", seed=number)
-        pin(f"checkpoints/{where}/one/model", "mine", root)
-    names = sorted(path.stem for path in (root / "weights").glob("*.dvc"))
-    assert len(names) == 2
-    assert all(name.startswith("one-model") for name in names)
+    pin("checkpoints/more/one/model", "mine", root)
+    with pytest.raises(
+        RequestError, match=r"weights/one-model is the pin of checkpoints/more/one/model\..*--name NAME"
+    ):
+        pin("checkpoints/again/one/model", "mine", root)
+    pin("checkpoints/again/one/model", "mine", root, "again")
+    assert pinned_names(root) == ["again", "one-model"]
     starting = [load(f"./checkpoints/{where}/one/model", SPEC) for where in ("more", "again")]
     assert not torch.equal(starting[0].tensors["0.weight"], starting[1].tensors["0.weight"])
+    with pytest.raises(RequestError, match="weights/again is the pin of checkpoints/again/one/model"):
+        pin("checkpoints/more/one/model", "mine", root, "again")
+    with pytest.raises(RequestError, match=r"`a b` cannot be a name .*, such as a-b"):
+        pin("checkpoints/more/one/model", "mine", root, "a b")
+
+
+def test_a_pin_keeps_its_name_until_another_is_typed(root):
+    model(root / "checkpoints" / "v1.2")
+    pin("checkpoints/v1.2", "mine", root)
+    assert pinned_names(root) == ["checkpoints-v1.2"], "the whole name of the folder"
+    pin("checkpoints/v1.2", "mine", root, "pets")
+    assert pinned_names(root) == ["pets"]
+    assert not (root / "weights/checkpoints-v1.2").exists()
+    pin("./checkpoints/v1.2", "mine", root)
+    assert pinned_names(root) == ["pets"]
+    assert load("checkpoints/v1.2", SPEC) is not None
+    shutil.copytree(root / "checkpoints" / "v1.2", root / "start")
+    pin("./start", "mine", root)
+    assert pinned_names(root) == ["pets", "start"], "without the name of the clone"
 
 
 @pytest.mark.parametrize(
@@ -327,7 +353,7 @@ def test_a_file_of_the_users_own_is_not_replaced(root, tmp_path):
     torch.save(tensors(), tmp_path / "best.ckpt")
     mine = root / "weights" / f"{tmp_path.name}-best.ckpt"
     mine.write_bytes(b"mine")
-    with pytest.raises(RequestError, match=r"best\.ckpt exists and belongs to no pin\. Move it away"):
+    with pytest.raises(RequestError, match=r"best\.ckpt exists and belongs to no pin\. Choose .*--name NAME"):
         pin("../best.ckpt", "mine", root)
     assert mine.read_bytes() == b"mine"
 
@@ -351,8 +377,10 @@ def test_pinning_again_replaces_the_pin_of_an_earlier_version(root, tmp_path):
 
 def test_any_url_can_be_pinned(root, served):
     torch.save(tensors(), served[1] / "theirs.bin")
-    pin(f"{served[0]}/theirs.bin", "mine", root)
-    assert load(f"{served[0]}/theirs.bin", SPEC).file.suffix == ".bin"
+    pin(f"{served[0]}/theirs.bin?download=1", "mine", root)
+    [name] = pinned_names(root)
+    assert name.endswith("theirs.bin")
+    assert load(f"{served[0]}/theirs.bin?download=1", SPEC).file.suffix == ".bin"
 
 
 def log(root: Path, artifacts: str | None = None, seed: int = 0) -> str:

@@ -5,7 +5,6 @@ on a fresh clone. The rest becomes a copy under DVC: the workspaces of experimen
 track, and a password does not belong in a .dvc file.
 """
 
-import hashlib
 import re
 import shutil
 from collections.abc import Callable
@@ -48,18 +47,24 @@ def use(
             help="For imagenet: a network in networks/.", show_default="network.name of params.yaml"
         ),
     ] = "",
+    name: Annotated[
+        str,
+        typer.Option(help="Name of the file or folder in weights/.", show_default="made from SOURCE"),
+    ] = "",
 ) -> None:
     """Pin SOURCE: fetch it into weights/ and record its sha256 in git, for `network.weights` to name.
 
     An alias becomes the version that it points to now. `train` never downloads; it uses what is pinned.
 
     Example: convoy weights use imagenet --network resnet18
+
+    Example: convoy weights use ~/models/pets --name pets
     """
     from convoy.core import params
     from convoy.training.settings import NetworkParams
 
-    name = network or params.section("network", NetworkParams).name
-    for line in pin(source, name, Path.cwd()):
+    network = network or params.section("network", NetworkParams).name
+    for line in pin(source, network, Path.cwd(), name):
         info(line)
 
 
@@ -78,11 +83,11 @@ class Source:
     copy_reason: str = ""  # why an import is not even tried
 
 
-def pin(source: str, network: str, root: Path) -> list[str]:
+def pin(source: str, network: str, root: Path, name: str = "") -> list[str]:
     """Fetch weights into weights/, write the pin that identifies them, and return lines to print.
 
     Raises:
-        RequestError: an unknown form of source, or a source that does not exist.
+        RequestError: an unknown form of source, a source that does not exist, or a name that is taken.
         NetworkError: it cannot be fetched, or is not a file of tensors; weights/ is then unchanged.
     """
     from convoy.repo import dvc
@@ -92,17 +97,21 @@ def pin(source: str, network: str, root: Path) -> list[str]:
     dvc.check_repository(root)
     located = _locate(source, network, root)
     pins = weight_pins.read_all(root / weight_pins.FOLDER)
-    name = f"{located.stem}{located.suffix}"
-    if any(pin.out == name and pin.source != located.name for pin in pins.values()):
-        digest = hashlib.sha256(located.name.encode()).hexdigest()[:6]
-        name = f"{located.stem}-{digest}{located.suffix}"
+    is_same = {
+        path: (pin.source, pin.torchvision) == (located.name, located.torchvision)
+        for path, pin in pins.items()
+    }
+    before = next((pin for path, pin in pins.items() if is_same[path]), None)
+    name = _out(name, located, before)
     out = f"{weight_pins.FOLDER}/{name}"
-    path, before = next(((path, pin) for path, pin in pins.items() if pin.out == name), (None, None))
-    if before is None and (root / out).exists():
-        raise RequestError(f"{out} exists and belongs to no pin. Move it away, then try again.")
+    other = next((pin.source for path, pin in pins.items() if pin.out == name and not is_same[path]), "")
+    if other or ((root / out).exists() and (before is None or before.out != name)):
+        owner = f"is the pin of {other}" if other else "exists and belongs to no pin"
+        raise RequestError(f"{out} {owner}. Choose another name: convoy weights use {source} --name NAME")
     replaced = [out, f"{out}.dvc"]
-    if path and path.suffix == ".json":  # the pin of an earlier version
-        replaced.append(str(path.relative_to(root)))
+    if before and before.out != name:  # a source has one pin
+        replaced += [f"{weight_pins.FOLDER}/{before.out}", f"{weight_pins.FOLDER}/{before.out}.dvc"]
+    replaced += [str(path.relative_to(root)) for path in pins if is_same[path] and path.suffix == ".json"]
     (root / weight_pins.FOLDER).mkdir(exist_ok=True)
     try:
         with dvc.replacing(root, replaced):
@@ -145,8 +154,10 @@ def _locate(source: str, network: str, root: Path) -> Source:
         return _locate_path(source, root)
     if kind == "url":
         refuse_credentials(source)
-        suffix = Path(urlsplit(source).path).suffix or ".pth"
-        return Source(source, source, source, _slug(source.partition("://")[2].removesuffix(suffix)), suffix)
+        address = urlsplit(source)
+        suffix = Path(address.path).suffix or ".pth"
+        stem = _slug(f"{address.netloc}{address.path}".removesuffix(suffix))
+        return Source(source, source, source, stem, suffix)
     from convoy.tracking import lookup
 
     logged = lookup.find(source, (WEIGHTS, FACTS))
@@ -177,7 +188,9 @@ def _locate_path(source: str, root: Path) -> Source:
         )
     name = weight_pins.canonical(source, root)
     suffix = "" if path.is_dir() else path.suffix or ".pt"
-    stem = _slug(f"{path.parent.name}-{path.stem}")
+    # Inside the repository without its own name, which differs between clones.
+    folders = path.relative_to(root).parts[:-1] if root in path.parents else path.parts[:-1]
+    stem = _slug("-".join((*folders[-1:], path.name.removesuffix(suffix))))
     if root not in path.parents or git.query(root, "ls-files", "--", str(path)):
         return Source(name, name, address, stem, suffix)
 
@@ -190,6 +203,19 @@ def _locate_path(source: str, root: Path) -> Source:
             shutil.copyfile(path / file, target / file)
 
     return Source(name, name, address, stem, suffix, copy=copy, copy_reason=f"git does not track {address}")
+
+
+def _out(name: str, source: Source, before: "Pin | None") -> str:
+    """Choose the name in weights/: what was typed, else that of an earlier pin of the source, else the source's."""
+    stem = name.removesuffix(source.suffix)
+    if stem != _slug(stem):
+        raise RequestError(
+            f"`{name}` cannot be a name in weights/: use letters, digits, `.`, `-` and `_`, such as {_slug(name) or 'pets'}"
+        )
+    is_kind = before is not None and ("/" in before.file) == (not source.suffix)
+    if before and is_kind and not name:
+        return before.out
+    return f"{stem or source.stem}{source.suffix}"
 
 
 def _slug(words: str) -> str:
