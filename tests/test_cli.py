@@ -1,6 +1,7 @@
 """The `convoy` command: help, what importing it costs, exit codes."""
 
 import json
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -66,6 +67,33 @@ def test_help_lists_every_command_in_the_order_of_the_work():
 def test_help_imports_nothing_slow(repository):
     code = f"import sys, convoy.cli; print([name for name in {SLOW!r} if name in sys.modules])"
     assert python(repository, code).stdout.strip() == "[]"
+
+
+@pytest.fixture
+def checkout(repository: Path, tmp_path: Path) -> Path:
+    """A second checkout, of another version, while this one's environment is active."""
+    shutil.copytree(repository / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "src/convoy/__init__.py").write_text('__version__ = "other"\n')
+    (tmp_path / ".dvc").mkdir()
+    return tmp_path
+
+
+def test_in_another_checkout_convoy_is_that_checkout_s(repository, checkout):
+    command = [sys.executable, "-c", "from convoy.cli import main; main()", "--version"]
+    env = {"PYTHONPATH": str(repository / "src")}
+    for folder, version in ((checkout, "other"), (repository, __version__), (checkout / ".dvc", __version__)):
+        done = subprocess.run(command, cwd=folder, env=env, check=True, capture_output=True, text=True)
+        assert done.stdout.strip() == version
+
+
+def test_a_python_that_ignores_the_checkout_s_path_is_refused(checkout):
+    code = f"import sys; sys.path.insert(0, {str(Path(cli.__file__).parents[1])!r}); from convoy.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--version"], cwd=checkout, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert str(checkout / "src") in done.stderr
+    assert "make environment" in done.stderr
 
 
 def test_data_check_prints_json_for_programs(repository):

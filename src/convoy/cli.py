@@ -1,5 +1,6 @@
 """The `convoy` command. Each subcommand imports what it needs when it is called, so that `--help` is quick."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from convoy.commands.registry import promote, register, rollback
 from convoy.commands.runs import migrate, sweep, sync, ui
 from convoy.commands.weights import weights
 from convoy.core import escaping, stage
-from convoy.core.errors import ConvoyError, fault
+from convoy.core.errors import ConvoyError, RequestError, fault
 
 
 class InOrderOfWork(TyperGroup):
@@ -52,6 +53,7 @@ def main() -> None:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a job in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        _use_checkout(Path.cwd())
         app()
     except Exception as error:
         known = error if isinstance(error, ConvoyError) else fault(error)
@@ -59,6 +61,25 @@ def main() -> None:
             raise
         print(f"ERROR: {escaping.lines(str(known))}", file=sys.stderr)
         sys.exit(known.exit_code)
+
+
+def _use_checkout(root: Path) -> None:
+    """Start again with the `src` of the checkout `root`, as its stages do, if another one's environment is active.
+
+    Raises:
+        RequestError: Python takes no notice of PYTHONPATH.
+    """
+    source, own = root / "src", Path(__file__).parents[1]
+    if not (root / ".dvc").is_dir() or not (source / "convoy/cli.py").is_file() or source.samefile(own):
+        return
+    before = os.environ.get("PYTHONPATH", "")
+    if before.split(os.pathsep)[0] == str(source):
+        raise RequestError(
+            f"`convoy` is {own}, not {source} of this checkout, and PYTHONPATH has no effect. Install this checkout into an "
+            "environment of its own: make environment && source .venv/bin/activate"
+        )
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(source), before]))}
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], env)  # noqa: S606 (no shell)
 
 
 @app.callback(invoke_without_command=True)
