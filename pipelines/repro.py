@@ -11,7 +11,6 @@ from convoy.core import stage
 stage.stop_quietly()
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -53,14 +52,10 @@ def main() -> None:
     command = [*(["exp", "run", *settings] if overrides else ["repro"]), *flags]
     # Stage commands are `python …`: it must be the Python that runs this script.
     search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    done = subprocess.run(  # noqa: S603 (no shell)
-        [sys.executable, "-m", "dvc", *command, *target],
-        env={**os.environ, **dvc.environment(Path.cwd()), "PATH": search},
-        check=False,
-    )
-    if done.returncode:
-        # In a CI job nothing is uploaded after this process has ended.
-        ended = [path.name for path in outbox.journals(where) if state(path).ended]
+    os.environ |= {**dvc.environment(Path.cwd()), "PATH": search}
+    if dvc.reproduce([*command, *target]):
+        # In a CI job nothing is uploaded after this process has ended. After Ctrl-C the uploader goes on alone.
+        ended = [path.name for path in outbox.journals(where) if state(path).ended not in ("", "KILLED")]
         outbox.warn_once(outbox.wait_until_uploaded(ended, where, outbox.WAIT_SECONDS), where)
         raise PipelineError(
             f"`dvc {' '.join([*command, *target])}` failed; the reason is in the output above."
@@ -74,7 +69,7 @@ def main() -> None:
         from convoy.tracking.sync import sync  # noqa: PLC0415 (a second saved where DVC fails first)
 
         outbox.warn_once(sync(outbox.WAIT_SECONDS).failed, where)
-        print(summary())
+        print(f"\n{summary()}")
 
 
 def summary() -> str:

@@ -1,6 +1,7 @@
 """`make repro` in a fresh clone, and what `dvc repro` does afterwards."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,15 @@ def test_a_fresh_clone_has_a_verified_model_after_one_command(finished):
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
     for part in (f"{deploy['accuracy']:.2%}", "0 label flips", "report.html", "model.onnx", "make ui"):
         assert part in said.split("served accuracy")[1] + f"{deploy['accuracy']:.2%}", f"summary lacks {part}"
+
+
+def test_make_repro_prints_each_stage_with_its_time_and_no_advice_of_dvc(finished):
+    _, said = finished
+    for stage in ("data", "prepare", "train", "evaluate", "export"):
+        assert re.search(rf"^\[{stage}\] \D.*\n(.*\n)*?\[{stage}\] \d+\.\d s$", said, re.MULTILINE), stage
+    assert "epoch 1/" in said, "progress of a stage stays visible"
+    for text in ("git add", "Running stage", "lock file", "dvc push", "autostage", "bytes:"):
+        assert text not in said
 
 
 def test_the_run_holds_params_metrics_identity_and_files(finished):

@@ -6,6 +6,7 @@ uploader decides to exit while it holds both, so a journal that is opened is eit
 finds its lock free.
 """
 
+import math
 import os
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from convoy.tracking.settings import SQLITE, uri
 WAIT_SECONDS = 30.0  # how long the last command of a pipeline waits for the delivery of its runs
 POLL_SECONDS = 0.1
 PROGRESS_SECONDS = 2.0
+REPORTED_BYTES = 1_000_000  # from which plain lines of progress are worth their place in a log
 
 LOCK_SECONDS = 10.0  # longest wait for `outbox.lock`, held for milliseconds unless its holder was suspended
 ATTEMPTS = "attempts"  # folder with a file per stage and training: the stage began, and has not succeeded
@@ -186,9 +188,10 @@ def wait_until_uploaded(runs: list[str], outbox: Path, seconds: float | None) ->
         (outbox / WAKE).touch()
     process = start_uploader(outbox)
     sizes = {run: _size(outbox / run / FILE) for run in waiting}
-    what = f"deliver {len(waiting)} run(s), bytes"
+    what, total = "upload to MLflow, bytes", sum(sizes.values())
     done = _delivered_bytes(sizes, outbox)
-    with ProgressBar(what, sum(sizes.values()), done=done, plain_seconds=PROGRESS_SECONDS) as progress:
+    plain_seconds = PROGRESS_SECONDS if total >= REPORTED_BYTES else math.inf
+    with ProgressBar(what, total, done=done, plain_seconds=plain_seconds) as progress:
         while waiting:
             time.sleep(POLL_SECONDS)
             # A process that was started but does not hold the lock yet is still importing: no fixed time is enough.

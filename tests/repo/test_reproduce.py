@@ -1,0 +1,91 @@
+"""`dvc.reproduce` prints Convoy's lines about stages; errors, terminals and Ctrl-C are as with `dvc repro`."""
+
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+COMMAND = [
+    *(sys.executable, "-c"),
+    "import sys; from convoy.repo import dvc; sys.exit(dvc.reproduce(sys.argv[1:]))",
+    "repro",
+]
+
+
+def without_times(text: str) -> list[str]:
+    return [re.sub(r"\d+\.\d s$", "… s", line) for line in text.splitlines() if line]
+
+
+def reproduce(folder: Path, code: int = 0) -> tuple[list[str], str]:
+    """Run the pipeline without a terminal: lines of standard output, and standard error."""
+    done = subprocess.run(COMMAND, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return without_times(done.stdout), done.stderr
+
+
+def on_terminal(folder: Path, key: str = "") -> tuple[int, str]:
+    """Run the pipeline on a terminal and type `key` once a stage prints `ready`: exit code and output."""
+    process, terminal = pty.fork()
+    if process == 0:
+        os.chdir(folder)
+        os.execv(COMMAND[0], COMMAND)  # noqa: S606 (no shell)
+    output = b""
+    try:
+        while part := os.read(terminal, 4096):
+            output += part
+            if key and b"ready" in output:
+                os.write(terminal, key.encode())
+                key = ""
+    except OSError:  # Linux: the other end is closed
+        pass
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), output.decode()
+
+
+def test_stages_are_listed_with_what_happened_to_them_and_how_long_it_took(small):
+    lines, _ = reproduce(small.folder)
+    stages = ["data", "prepare", "train", "evaluate"]
+    assert lines == [f"[{stage}] up to date" for stage in stages]
+    small.edit("params.yaml", "lr: 0.5", "lr: 0.25")
+    small.edit("train.sh", "mkdir", "echo 'epoch 1/1'; mkdir")
+    small.edit("dvc.yaml", "    cmd: sh train.sh", "    desc: Train the network\n    cmd: sh train.sh")
+    lines, errors = reproduce(small.folder)
+    assert lines[:5] == [
+        *("[data] up to date", "[prepare] up to date"),
+        *("[train] Train the network", "epoch 1/1", "[train] … s"),
+    ]
+    assert not errors
+    small.edit("params.yaml", "lr: 0.25", "lr: 0.5")
+    small.edit("train.sh", "echo 'epoch 1/1'; mkdir", "mkdir")
+    lines, _ = reproduce(small.folder)
+    assert lines[2].startswith("[train] Ran with these inputs before")
+    small.remove("data.dvc")
+    small.write("data.dvc", small.git("show", "HEAD:data.dvc") + "\n")
+    small.write("source/a.txt", "new\n")
+    lines, _ = reproduce(small.folder)
+    assert lines[:2] == ["[data] Import source", "[data] … s"]
+
+
+def test_a_stage_that_fails_has_dvc_s_error_and_exit_code(small):
+    small.write("train.sh", "echo 'reason of the stage' >&2; exit 3\n")
+    lines, errors = reproduce(small.folder, code=255)
+    assert lines[-1] == "[train] failed after … s"
+    assert "reason of the stage" in errors
+    assert "failed to reproduce 'train': failed to run: sh train.sh, exited with 3" in errors
+    small.write("build/model/other", "a file that the lock does not have\n")
+    small.edit("dvc.yaml", "params: [net, fit]", "params: [net, fitt]")
+    _, errors = reproduce(small.folder, code=255)
+    assert "fitt" in errors
+
+
+def test_a_stage_has_the_terminal_and_gets_ctrl_c(small):
+    small.write(
+        "train.sh", "test -t 1 && echo 'a terminal'; trap 'echo saved; exit 1' INT; echo ready; sleep 300\n"
+    )
+    code, output = on_terminal(small.folder, key="\x03")
+    assert code == 255
+    assert "a terminal" in output
+    assert "saved" in output, "the stage ended by itself"
+    assert "[train] failed after" in output
