@@ -64,6 +64,26 @@ def test_a_read_only_file_is_named_where_it_must_take_entries(workplace, monkeyp
         store.open_to_write(store.uri())
 
 
+def test_a_file_that_was_moved_while_it_is_in_use_is_not_called_read_only(tmp_path):
+    path = tmp_path / "old.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("CREATE TABLE entries (x)")
+        path.rename(tmp_path / "new.db")
+        with pytest.raises(sqlite3.Error) as caught:
+            database.execute("INSERT INTO entries VALUES (1)")
+    assert "was moved" in str(store_file.fault(caught.value))
+    assert "convoy sync --moved" in str(store_file.fault(caught.value))
+
+
+def test_an_error_of_python_s_own_sqlite_module_has_no_code_and_keeps_its_message(workplace, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise sqlite3.ProgrammingError("the module's own")
+
+    monkeypatch.setattr(store_file.sqlite3, "connect", refuse)
+    with pytest.raises(StoreFileError, match=r"mlflow\.db: the module's own"):
+        store.open_to_write(store.uri())
+
+
 def test_a_fault_that_mlflow_meets_later_is_named_without_its_traceback(workplace, client, caplog):
     """Pages of the runs are damaged; SQLite finds that when it reads them."""
     logged_run = client.create_run("0")

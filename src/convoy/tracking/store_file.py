@@ -90,7 +90,13 @@ def _describe(error: sqlite3.Error, path: Path | None) -> StoreFileError | None:
     """Describe a fault of a file, by SQLite's primary code; None for an error of a query."""
     file = path or "the store's database"
     folder = path.parent if path else "its folder"
-    match error.sqlite_errorcode & 0xFF:
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK)  # errors of the module itself have none
+    if code == sqlite3.SQLITE_READONLY_DBMOVED:
+        return StoreFileError(
+            f"{file} was moved or replaced while it was in use. Type the command again, in a moved repository after: "
+            "convoy sync --moved"
+        )
+    match code & 0xFF:
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
             text = (
                 f"{file} is locked: another program has been writing to it, such as a database browser or a backup. Close "
@@ -104,7 +110,7 @@ def _describe(error: sqlite3.Error, path: Path | None) -> StoreFileError | None:
         case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_AUTH:
             text = f"{file} cannot be opened. May this user read and write it and its folder? Type: ls -ld {folder} {file}"
         case sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_CORRUPT:
-            kind = "not a database" if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB else "damaged"
+            kind = "not a database" if code == sqlite3.SQLITE_NOTADB else "damaged"
             text = (
                 f"{file} is {kind} ({error}). Restore a copy of it, or move it away: mv {file} {file}.damaged; the next "
                 "`dvc repro` creates a new one. Runs in outbox/ and files in mlartifacts/ are kept."
