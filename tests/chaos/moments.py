@@ -144,7 +144,7 @@ MOMENTS = (
             Point(r"pipelines/retrain\.py", r"sql INSERT INTO model_versions"),
             Point(r"pipelines/retrain\.py", r"sql INSERT INTO registered_model_aliases", 2),
             Point(r"pipelines/retrain\.py", r"sql INSERT INTO runs"),
-            Point(r"pipelines/retrain\.py", r"open .*build/retrain/.*report\.md"),
+            Point(r"pipelines/retrain\.py", r"(open|rename) .*report\.md"),
         ),
     ),
 )
