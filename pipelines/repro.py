@@ -49,6 +49,7 @@ def main() -> None:
     settings = [part for key, value in overrides.items() for part in ("-S", f"{key}={value}")]
     where = outbox.folder()
     outbox.prepare_store(where)
+    dvc.repair_locks(Path.cwd())
     command = [*(["exp", "run", *settings] if overrides else ["repro"]), *flags]
     # Stage commands are `python …`: it must be the Python that runs this script.
     search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"

@@ -124,6 +124,12 @@ def free_disk(scene: Scene) -> None:
     (scene.control / "full").unlink()
 
 
+def make_repro(scene: Scene) -> list[tuple[str, ...]]:
+    """Return `make repro`, which also removes what a full disk has cut of DVC's files."""
+    target = scene.moment.target
+    return [("python", "pipelines/repro.py", "--until", target)] if target else []
+
+
 def readonly(name: str) -> Callable[[Scene], None]:
     """Return that a file or folder, with all in it, becomes read-only."""
 
@@ -268,7 +274,7 @@ ACTIONS = (
     Action("sigterm", after=signalled(signal.SIGTERM)),
     Action("clock-back", at=clock(-2, -3600, -90000)),
     Action("clock-forward", ALL[:-1], at=clock(2, 3600, 90000)),
-    Action("disk-full", at=fill_disk, undo=free_disk),
+    Action("disk-full", at=fill_disk, undo=free_disk, remedy=make_repro),
     Action("readonly-build", (*STAGES, "promote"), at=readonly("build"), undo=writable("build")),
     Action("readonly-outbox", (*STAGES[1:], "delivery"), at=readonly("outbox"), undo=writable("outbox")),
     Action(

@@ -99,3 +99,16 @@ def test_every_call_of_dvc_gets_that_folder(repository):
     assert len(calls) > 3
     for path in calls:
         assert "environment(" in path.read_text(encoding="utf-8"), path
+
+
+def test_a_file_of_locks_that_a_full_disk_has_cut_is_removed_and_others_are_left(small):
+    path = small.folder / ".dvc/tmp/rwlock"
+    small.write(".dvc/tmp/rwlock", '{"write": {"/repository/build/mo')
+    with pytest.raises(dvc.DvcError, match="rwlock"):
+        small.dvc("repro")
+    dvc.repair_locks(small.folder)
+    assert not path.exists()
+    small.dvc("repro")
+    small.write(".dvc/tmp/rwlock", '{"write": {}}')
+    dvc.repair_locks(small.folder)
+    assert path.exists()

@@ -27,7 +27,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from convoy.core import escaping, files, pipeline, stage, yaml
-from convoy.core.console import track
+from convoy.core.console import info, track
 from convoy.core.errors import ConvoyError, RequestError, listed, without_credentials
 from convoy.core.stage import repository
 from convoy.repo import git
@@ -373,6 +373,18 @@ def experiments_refused() -> Iterator[None]:
         yield
     finally:
         edit(mine, {})
+
+
+def repair_locks(root: Path) -> None:
+    """Remove DVC's files of locks that a full disk or a loss of power has cut: DVC refuses every command because of them."""
+    for name in ("rwlock", "exps/rwlock"):
+        path = root / ".dvc" / "tmp" / name
+        with suppress(OSError, Timeout), FileLock(f"{path}.lock", timeout=GUARD_SECONDS):
+            try:
+                files.read_json(path)
+            except ValueError:
+                path.unlink()
+                info(f"Removed {path.relative_to(root)}, which was cut by a full disk or a loss of power.")
 
 
 # From here on: DVC's own classes.
