@@ -13,10 +13,11 @@ from convoy.lineage import runs, trace
 from convoy.registry import alias
 from convoy.registry.alias import move, rollback
 from convoy.registry.client import CHAMPION, Registry, RegistryError, Version
-from convoy.registry.promote import judge
+from convoy.registry.promote import Judged, carry_out, judge
 from convoy.registry.register import register
 from convoy.repo import identity
 from convoy.tracking import lookup, settings, store, ui
+from gate_results import gate_result
 from registry_project import Mortal
 
 
@@ -492,6 +493,17 @@ def test_entries_that_were_left_open_are_closed_by_where_the_alias_points(memory
     ]
     assert "an earlier promote of convoy/1 was interrupted; the alias: moved" in capsys.readouterr().out
     assert [entry.after for entry in alias.history(memory.registry, "4")] == ["1", "4"]
+
+
+def test_a_promotion_that_moves_nothing_completes_the_log_of_one_that_was_killed(memory):
+    memory.client.aliases["champion"] = "1"
+    judged = Judged(gate_result(), version(1), version(1), ())
+    dead, living = open_entry(memory, 1, machine="", **{"from": ""}), open_entry(memory, 2)
+    assert not carry_out(judged)
+    assert memory.client.get_run(dead).info.status == "RUNNING", "a living one completes it"
+    memory.client.set_terminated(living, "FAILED")
+    assert not carry_out(judged)
+    assert outcomes(memory)[0] == ("FINISHED", "moved")
 
 
 def test_the_entry_of_a_living_process_is_left_open(memory, monkeypatch):

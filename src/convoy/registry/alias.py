@@ -171,6 +171,17 @@ def move(
     return Moved(expected, to, kind, entry.entry.run)
 
 
+def complete_log(registry: Registry) -> None:
+    """Close the entries that dead processes left open, unless a living one is moving the alias, which does that.
+
+    Raises:
+        RegistryError: the store does not answer, or does not take it.
+    """
+    own = Move(registry)
+    if own.is_alone():
+        own.close_abandoned(registry.aliases().get(CHAMPION, ""))
+
+
 def rollback(reason: str, to: str = "") -> Moved:
     """Move `champion` back to a version, by default to the previous champion, as the log has it.
 
@@ -354,6 +365,10 @@ class Move:
                 left = LEASE_S - (now - self._first_seen[other.run])
                 info(f"waiting for {other.owner}; if it is dead, the wait ends in {left:.0f} s")
             time.sleep(POLL_S)
+
+    def is_alone(self) -> bool:
+        """Whether no other living process has an open entry."""
+        return all(map(self._is_dead, self._others()))
 
     def _others(self) -> list[Entry]:
         return [entry for entry in _entries(self.registry, "RUNNING") if entry.move != self.id]

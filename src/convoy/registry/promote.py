@@ -15,7 +15,7 @@ from convoy.gate.judge import judge as judge_files
 from convoy.gate.result import GateResult
 from convoy.gate.settings import GateParams
 from convoy.gate.test_images import TestImages
-from convoy.registry.alias import move
+from convoy.registry.alias import complete_log, move
 from convoy.registry.client import (
     CANDIDATE,
     CHAMPION,
@@ -87,9 +87,10 @@ def carry_out(judged: Judged, override: str = "") -> bool:
             it was judged; another process is moving the alias.
     """
     promoted = judged.judgement.verdict == "promote"
-    if judged.candidate == judged.champion or not (promoted or override):
-        return False
     registry = Registry.open()
+    if judged.candidate == judged.champion or not (promoted or override):
+        complete_log(registry)  # of a process that was killed after it had moved the alias
+        return False
     now = registry.alias(CANDIDATE)
     if now is None or now.number != judged.candidate.number:
         raise RegistryError(
