@@ -11,6 +11,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from clones import Clone, free_port
+from watched import Watched
 
 pytestmark = pytest.mark.pipeline
 
@@ -30,6 +31,26 @@ QUICK = (
 )
 """Params of the team that types the README's lines."""
 
+OTHERS = (
+    *("python pipelines/repro.py --until prepare", "python pipelines/retrain.py", "convoy sync"),
+    *("convoy weights use build/model", "convoy migrate sqlite:///$PWD/copy.db"),
+)
+"""Entry points that start no training and that the README does not show as it stands."""
+
+VERBS = (
+    *(
+        "data use",
+        "data check",
+        "why",
+        "trace",
+        "sweep",
+        "network list",
+        "network show",
+        "explain convolution",
+    ),
+    *("register", "promote", "predict", "sync", "weights use", "migrate"),
+)
+
 
 def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
@@ -40,6 +61,7 @@ def test_every_bash_line_of_the_readme_works(clone, tmp_path):
     home = tmp_path / "home"
     with zipfile.ZipFile(clone.folder / "samples/digits/digits.zip") as archive:
         archive.extractall(home / "photos")
+    watched = Watched(clone, home)
     for name, value in QUICK:
         clone.set_param(name, value)
     lines = [
@@ -53,11 +75,18 @@ def test_every_bash_line_of_the_readme_works(clone, tmp_path):
             continue
         # In the words of the README, but with fewer epochs where it trains on what a person would bring.
         command = line if line != "dvc repro" else "dvc repro prepare"
-        said = clone.run("bash", "-c", command, HOME=str(home), PYTHONPATH=str(clone.folder / "src"))
+        said = clone.run("bash", "-c", command)
         assert "Traceback" not in said, f"{line}:\n{said}"
         models = MlflowClient(f"sqlite:///{clone.folder}/mlflow.db").search_registered_models()
         assert bool(models) == (line in lines[lines.index("convoy register") :]), f"{line} registers no model"
     assert "photos" in (clone.folder / "data.dvc").read_text()
+    for line in OTHERS:
+        clone.run("bash", "-c", line)
+    watched.check(
+        *("pipelines/repro.py", "pipelines/retrain.py", "pipelines/prepare.py", "pipelines/train.py"),
+        *("pipelines/evaluate.py", "pipelines/export.py build", "pipelines/export.py verify"),
+        *("convoy.tracking.uploader", "-m dvc", *(f"convoy {words}" for words in VERBS)),
+    )
 
 
 def test_the_readmes_python_answers_for_an_image(finished, tmp_path):

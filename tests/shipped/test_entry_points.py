@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from convoy.core import yaml
+from watched import CACHES
 
 
 def entry_points(repository: Path) -> dict[str, dict[str, object]]:
@@ -118,7 +119,29 @@ def test_what_must_start_fast_or_without_torch_does_not_import_it(repository, mo
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(repository / "src")})
 
 
+STARTED = ("convoy.cli", "convoy.tracking.uploader", "convoy.export.latency", "convoy.sweep.worker")
+"""Modules that are processes of their own; the scripts in pipelines/ are the others."""
+
+
+@pytest.mark.parametrize("name", [*STARTED, "prepare", "train", "evaluate", "export", "repro", "retrain"])
+def test_an_entry_point_disables_statistics_before_it_imports_a_library_that_has_them(
+    repository, tmp_path, name
+):
+    file = f"pipelines/{name}.py"
+    load = (
+        f"import {name}" if name in STARTED else f"import runpy; runpy.run_path({file!r}, run_name='loaded')"
+    )
+    env = {"PYTHONPATH": str(repository / "src"), "HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", load], cwd=repository, env=env, check=True)
+    written = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in written if not path.startswith(CACHES)]
+
+
 def test_statistics_are_off_where_they_can_be_switched_off(repository):
     assert "analytics = false" in (repository / ".dvc/config").read_text()
-    for name in ("MLFLOW_DISABLE_TELEMETRY := true", "DVC_NO_ANALYTICS := true"):
+    for name in (
+        "ORT_DISABLE_TELEMETRY := 1",
+        "MLFLOW_DISABLE_TELEMETRY := true",
+        "DVC_NO_ANALYTICS := true",
+    ):
         assert name in (repository / "Makefile").read_text()

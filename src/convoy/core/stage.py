@@ -75,7 +75,11 @@ def main(
 
 
 def stop_quietly() -> None:
-    """End the process with a line if Ctrl-C comes while it imports its libraries: every entry point calls this first."""
+    """End the process with a line if Ctrl-C comes while it imports its libraries: every entry point calls this first.
+
+    Their statistics are disabled here too: MLflow and onnxruntime write an id into the home folder while they are imported.
+    """
+    silence_dependencies()
     _handle_ctrl_c(_end)
 
 
@@ -98,8 +102,9 @@ def repository() -> Path:
 def silence_dependencies() -> None:
     """Disable usage statistics and progress noise of dependencies by their environment variables.
 
-    Called by every entry point before it imports MLflow; importing Convoy changes nothing.
+    Called by every entry point before it imports them; importing Convoy changes nothing.
     """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("DVC_NO_ANALYTICS", "true")
