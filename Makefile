@@ -20,10 +20,10 @@ NO_SECRETS = env $$(env | grep -oE '^[A-Za-z0-9_]*(TOKEN|SECRET|PASSWORD|CREDENT
 ONE_THREAD := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help environment repro retrain test test-long check packages ui bench lock
+.PHONY: help environment repro experiments retrain test test-long check packages ui bench lock
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 environment: $(READY) ## install the locked packages into .venv; other targets do so when they need it
 
@@ -45,6 +45,12 @@ check: $(READY) ## lint, types and the fast tests
 
 packages: ## install the Chromium and PostgreSQL that tests need (apt or brew)
 	@.ci/packages
+
+# Hashes of folders, energy and timings would make the table several screens wide.
+OTHER_COLUMNS := .*/|data$$|.*loss|best|energy|deploy|test\.(accuracy_|macro)|train\.(acc|epochs_|sec)
+
+experiments: $(READY) ## compare DVC experiments: accuracy, and the params that differ
+	@dvc exp show --only-changed --drop '$(OTHER_COLUMNS)'
 
 ui: $(READY) ## serve the MLflow UI on the runs and print its address
 	@convoy ui --port $(or $(PORT),5000)

@@ -69,7 +69,7 @@ def test_make_repro_refuses_wrong_params_before_anything_runs(clone):
     output, _ = command.communicate()
     assert command.returncode == 2
     assert "unknown key train.lrr; did you mean `train.lr`?" in output
-    assert "Running stage" not in output
+    assert "[data]" not in output
     assert (clone.folder / "build/model/weights.pt").exists(), "earlier outputs were touched"
 
 

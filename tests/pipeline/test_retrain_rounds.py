@@ -228,7 +228,7 @@ def test_three_scheduled_rounds_on_runners_that_forget_everything(server, tmp_pa
 
     verdict, output = services.round(script())
     assert verdict["verdict"] == "nothing-new", "what was refused is not tried again every night"
-    assert "Running stage" not in output
+    assert "[train]" not in output
     assert (services.versions(), services.champion()) == (3, "1")
 
 
