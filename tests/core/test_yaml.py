@@ -219,3 +219,8 @@ def test_aliases_of_aliases_share_their_values_and_are_not_written_into_messages
     with pytest.raises(RequestError, match=r":3: the key `b` occurs twice") as caught:
         read(file(f"a: {bomb}\nb: 1\nb: *a29\n"))
     assert len(str(caught.value)) < 300
+
+
+def test_a_folder_in_place_of_a_file_is_an_invalid_request(tmp_path):
+    with pytest.raises(RequestError, match=r"is no file.*git checkout"):
+        yaml.read(tmp_path)

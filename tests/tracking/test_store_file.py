@@ -224,3 +224,12 @@ def test_a_store_of_another_mlflow_is_refused_with_what_to_install_or_to_type(wo
     with pytest.raises(RequestError, match=f"{older}(?s:.*){commands}"):
         store_file.check(uri)
     assert path.read_bytes() == before
+
+
+def test_a_store_that_cannot_be_created_is_named_before_mlflow_tries_for_a_minute(workplace):
+    address = f"sqlite:///{workplace}/missing/mlflow.db"
+    store_file.check(address)  # a reader finds no store
+    with pytest.raises(StoreFileError, match=rf"cannot be created.*ls -ld {workplace}/missing"):
+        store_file.check(address, write=True)
+    with pytest.raises(StoreFileError, match=r"is a folder\. Name the file of a store in it: sqlite:///"):
+        store_file.check(f"sqlite:///{workplace}")

@@ -78,6 +78,8 @@ def _mapping(path: Path, parse: Callable[[str, str], Any]) -> dict[str, Any]:
         raise RequestError(
             f"{path} does not exist in {Path.cwd()}. Change to the repository's root and try again."
         ) from error
+    except (IsADirectoryError, NotADirectoryError) as error:
+        raise RequestError(f"{path} is no file. Move it away, and restore it: git checkout {path}") from error
     except UnicodeDecodeError as error:
         before = error.object[: error.start]
         raise RequestError(

@@ -139,7 +139,11 @@ def _read(path: Path) -> bytes:
     """
     if path.is_dir():
         inside = sorted(file.name for file in path.glob("*.onnx"))
-        instead = f"Name the file: {path / inside[0]}" if inside else f"It holds no {contract.VERIFIED}."
+        instead = (
+            f"Name the file: {path / inside[0]}"
+            if inside
+            else f"It holds no {contract.VERIFIED}, which `dvc repro` makes."
+        )
         raise RequestError(f"{path} is a folder, not a model. {instead}")
     if not path.is_file():
         raise RequestError(f"{path} does not exist. `dvc repro` makes build/deploy/{contract.VERIFIED}.")

@@ -110,6 +110,10 @@ def load(name: str, folder: Path = FOLDER) -> Spec:
     """
     path = folder / f"{name}.yaml"
     if not path.is_file():
+        if not folder.is_dir():
+            raise RequestError(
+                f"{folder}/ does not exist in {Path.cwd()}. Change to the repository's root and try again."
+            )
         known = names(folder)
         hint = did_you_mean(name, known) if known else "; the folder has none"
         raise RequestError(

@@ -92,7 +92,7 @@ def load(folder: Path) -> tuple[NormalizedModel, ModelFacts]:
     try:
         facts = ModelFacts.model_validate(files.read_json(folder / FACTS))
         state = torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise NetworkError(
             f"{error.filename} does not exist. Train a model first: dvc repro train"
         ) from error

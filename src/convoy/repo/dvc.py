@@ -576,7 +576,9 @@ def _opened(root: Path) -> Iterator[Any]:
         with chdir(root), Repo(config=settings) as repo:  # DVC names files relative to the current folder
             yield repo
     except DvcException as error:
-        raise RequestError(f"DVC cannot read the pipeline in {root}: {error}") from error
+        raise RequestError(
+            f"DVC cannot read the pipeline in {root}: {error}\nOnce the cause is removed, `dvc status` reads it."
+        ) from error
 
 
 def _stages(repo: Any) -> list[Any]:  # noqa: ANN401 (DVC has no types)

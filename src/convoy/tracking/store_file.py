@@ -4,6 +4,7 @@ MLflow retries an unusable file for a minute, with a traceback, and follows abso
 repository has left. So the file is checked by SQLite alone, before MLflow opens it.
 """
 
+import os
 import re
 import shutil
 import sqlite3
@@ -59,7 +60,14 @@ def check(address: str, *, write: bool = False) -> None:
         RequestError: another version of MLflow wrote it; with the commands that copy the file and upgrade it.
     """
     path = path_of(address)
-    if path is None or not path.exists():
+    if path is None:
+        return
+    if not path.exists():
+        if write and not os.access(path.parent, os.W_OK):  # MLflow would try again for a minute
+            raise StoreFileError(
+                f"{path} cannot be created: its folder does not exist, or this user may not write there. Type: ls -ld "
+                f"{path.parent}, or set MLFLOW_TRACKING_URI to another store."
+            )
         return
     with _opened(path, "rw" if write else "ro") as database:
         if write:
@@ -129,6 +137,10 @@ def _opened(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
     Raises:
         StoreFileError: it cannot be used.
     """
+    if path.is_dir():
+        raise StoreFileError(
+            f"{path} is a folder. Name the file of a store in it: sqlite:///{path / 'mlflow.db'}"
+        )
     try:
         with closing(
             sqlite3.connect(
