@@ -107,6 +107,20 @@ def test_a_name_is_no_markup_on_the_model_card(name):
     assert html <= {"<code>", "</code>"}
 
 
+@given(st.text(alphabet=st.sampled_from("ab_*\\ é.[]()<&-1"), max_size=12))
+def test_a_sentence_is_no_markup_and_reads_as_it_was(sentence):
+    parsed = MarkdownIt("commonmark", {"html": True}).parse(f"x {escaping.prose(sentence)} x")
+    children = [child for token in parsed for child in token.children or ()]
+    assert {child.type for child in children} <= {"text"}
+    assert "".join(child.content for child in children).split() == ["x", *sentence.split(), "x"]
+
+
+def test_names_of_settings_in_a_sentence_read_the_same_in_plain_text():
+    sentence = "train.weight_decay 5e-05 → 0.001, image_px 64"
+    assert escaping.prose(sentence) == sentence
+    assert escaping.prose("_a_ __b__ c_d_") == r"\_a\_ \_\_b\_\_ c_d\_"
+
+
 def test_a_page_spells_out_what_turns_its_text(tmp_path, monkeypatch):
     (tmp_path / "pages").mkdir()
     (tmp_path / "pages" / "__init__.py").touch()

@@ -50,7 +50,7 @@ def test_why_names_the_edited_file(small):
 
 def test_a_run_with_uncommitted_changes_is_restored_in_the_same_subfolder(small, tmp_path):
     small.edit("train.sh", "cat build", "cat -u build")
-    small.write("note.txt", "new\n")
+    small.write("note.py", "new\n")
     assert "Running stage 'train'" in small.repro()
     client = small.store
     experiment = client.create_experiment("convoy", artifact_location=(tmp_path / "artifacts").as_uri())
@@ -61,7 +61,7 @@ def test_a_run_with_uncommitted_changes_is_restored_in_the_same_subfolder(small,
     for path in (tmp_path / "workspace.diff", *(small.folder / name for name in restore.FILES)):
         client.log_artifact(run, str(path), "pipeline")
     small.git("checkout", "-q", ".")
-    small.remove("note.txt")
+    small.remove("note.py")
     match, sources = trace.look(FIRST, Path.cwd())
     assert "--restore ../../restored" not in "".join(
         link.missing for link in trace.chain(match.records[0], sources)
@@ -71,7 +71,7 @@ def test_a_run_with_uncommitted_changes_is_restored_in_the_same_subfolder(small,
     pipeline = restore.restore(match.records[0], sources, Path("../../restored"), trust_run_code=True)
     assert pipeline.resolve() == tmp_path / "restored/ml"
     clone = Small(pipeline.resolve())
-    assert (clone.folder / "note.txt").read_text() == "new\n"
+    assert (clone.folder / "note.py").read_text() == "new\n"
     assert "cat -u build" in (clone.folder / "train.sh").read_text()
     assert (clone.folder.parent / "others.txt").read_text() == "others\n"
     assert "Data and pipelines are up to date" in clone.repro()

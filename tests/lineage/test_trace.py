@@ -119,6 +119,11 @@ def test_a_failed_run_lists_what_is_missing_and_how_to_get_it(shared):
     assert links["data"]["missing"] in render(FAILED).split("Missing:")[1]
 
 
+def test_files_that_the_run_does_not_record_are_named(traced):
+    traced.set_tags(FIRST, {"convoy.new_files": "notes.txt, .env"})
+    assert any(note.endswith("not stored: notes.txt, .env") for note in chain(FIRST)["git commit"]["notes"])
+
+
 def test_a_commit_that_no_branch_contains_comes_with_the_command_that_keeps_it(traced):
     commit = traced.git("rev-parse", "HEAD")
     traced.git("commit", "-q", "--amend", "-m", "amended")

@@ -55,17 +55,80 @@ def test_the_diff_of_a_dirty_tree_restores_it_new_and_binary_files_included(git,
 def test_settings_of_the_user_do_not_change_the_diff(git, tmp_path):
     for name, value in (("diff.noprefix", "true"), ("color.ui", "always"), ("diff.external", "false")):
         git("config", name, value)
-    Path("new.txt").write_text("new\n")
+    Path("new.py").write_text("new\n")
     assert not identity.write_diff(tmp_path / "outbox.diff")
-    assert (tmp_path / "outbox.diff").read_text().startswith("diff --git a/new.txt b/new.txt\n")
+    assert (tmp_path / "outbox.diff").read_text().startswith("diff --git a/new.py b/new.py\n")
+
+
+SECRETS = (
+    ".env",
+    ".env.production",
+    "src/.ENV",
+    "deploy.pem",
+    "keys/id_rsa",
+    "id_ed25519.pub",
+    "aws.key/a.yaml",
+)
+
+
+@pytest.mark.parametrize("added", [False, True])
+def test_what_looks_like_a_secret_or_is_no_code_stays_out_of_the_diff_unless_git_tracks_it(git, added):
+    Path("dvc.yaml").write_text(
+        "stages: {a: {cmd: a, deps: ['words/${network.name}.txt', src], outs: [b]}}\n"
+    )
+    Path("settings.env").write_text("old")
+    git("add", "-f", "dvc.yaml", "settings.env")
+    git("commit", "-q", "-m", "with a secret in it")
+    recorded = ("networks/new.yaml", "words/convnet.txt", "src/table.csv", "loose.py", "src/secret_layer.py")
+    named = ("notes.txt", "db-secrets.yaml", "credentials.json", "words/resnet18.txt")
+    for name in (*recorded, *named, *SECRETS):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(f"content of {name}")
+    Path("settings.env").write_text("hunter2")
+    if added:
+        git("add", "-f", "--", *named, *SECRETS)
+    run = trained()
+    diff = kept(run)["workspace.diff"].decode()
+    for name in recorded:
+        assert f"content of {name}" in diff
+    for name in (*named, *SECRETS):
+        assert (f"content of {name}" in diff) == (added and name in named), name
+    assert "hunter2" not in diff
+    tag = journal_state(run).tags["convoy.new_files"].split(", ")
+    assert set(tag) == {*SECRETS, "settings.env"} | (set() if added else set(named))
+
+
+def test_new_files_that_no_run_records_leave_the_tree_clean(git):
+    Path("notes.txt").write_text("mine")
+    run = trained()
+    tags = journal_state(run).tags
+    assert (tags["convoy.git_dirty"], tags["convoy.new_files"]) == ("false", "notes.txt")
+    assert "workspace.diff" not in kept(run)
+
+
+def test_the_outbox_is_closed_to_other_users(workplace, tmp_path):
+    (workplace / "outbox").mkdir(mode=0o755)
+    run = trained()
+    for path in (workplace / "outbox", *journal_folder(run).rglob("*/")):
+        assert path.stat().st_mode & 0o777 == 0o700, path
+    copies = [path for path in (journal_folder(run) / "files").rglob("*") if path.is_file()]
+    assert copies
+    for path in (*copies, journal_folder(run) / FILE):
+        assert path.stat().st_mode & 0o777 == 0o600, path
+
+
+def test_the_shipped_gitignore_ignores_files_of_variables(repository, git, workplace):
+    Path(".gitignore").write_text((repository / ".gitignore").read_text())
+    for name in (".env", ".env.local", "src/.env"):
+        assert git("check-ignore", name) == name
 
 
 @pytest.mark.parametrize("tracked", [True, False])
 def test_a_diff_that_is_too_large_is_left_out_and_a_tag_has_the_reason(git, monkeypatch, tracked):
     monkeypatch.setattr(identity, "DIFF_BYTES", 1000)
-    Path("large.txt").write_text("x\n" * 600)
+    Path("large.py").write_text("x\n" * 600)
     if tracked:
-        git("add", "large.txt")
+        git("add", "large.py")
     run = trained()
     assert journal_state(run).tags["convoy.diff"] == "none: more than 0 MB differ from the commit"
     assert "workspace.diff" not in kept(run)
@@ -126,11 +189,19 @@ def test_changes_that_are_not_stored_are_stated_at_once(git, workplace, capsys):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS makes no such files")
-def test_files_whose_names_are_no_utf_8_are_part_of_the_diff(git, tmp_path):
-    name, before = os.fsdecode(b"caf\xe9.txt"), identity._untracked_bytes(Path.cwd())
-    Path(name).write_text("new\n" * 10)
-    assert identity._untracked_bytes(Path.cwd()) == before + 40, "its size counts before git reads it"
-    kept_files = kept(trained())
+def test_files_whose_names_are_no_utf_8_are_part_of_the_diff(git, tmp_path, monkeypatch):
+    name = os.fsdecode(b"caf\xe9.py")
+    for path in (name, os.fsdecode(b"caf\xe9.txt")):
+        Path(path).write_text("new\n" * 10)
+    with monkeypatch.context() as patch:
+        patch.setattr(identity, "DIFF_BYTES", 39)
+        assert "more than" in identity.write_diff(tmp_path / "outbox.diff"), (
+            "its size counts before git reads it"
+        )
+        assert not (tmp_path / "outbox.diff").exists()
+    run = trained()
+    assert journal_state(run).tags["convoy.new_files"] == r"caf\xe9.txt"
+    kept_files = kept(run)
     clone = tmp_path / "clone"
     (tmp_path / "outbox.diff").write_bytes(kept_files["workspace.diff"])
     git("clone", "-q", str(tmp_path), str(clone))

@@ -22,7 +22,8 @@ LONGEST_SENTENCE = 400  # characters of a reason or note
 COMMAND = re.compile(r"^(\s*)(:)(?=:)|(#)(?=#(?:vso)?\[)", re.MULTILINE)
 """Where a line of a log would be a command to GitHub Actions or Azure Pipelines, such as `::stop-commands::`."""
 
-MARKUP = re.compile(r"[\\`*_\[\]<>|~$&#]")
+# An underscore between letters or digits, as in `image_px`, is no markup; others become `\_`, which reads well in plain text, too.
+MARKUP = re.compile(r"[\\`*\[\]<>|~$&#]|(?<!\w)_+|_++(?!\w)")
 MENTION = re.compile(r"(?<![\w`])@(?=\w)")
 LIST = re.compile(r"^(\s*)([-+=]|\d+(?=[.)](?:\s|$)))")
 PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")
@@ -107,7 +108,10 @@ def code(content: str, longest: int = LONGEST_NAME) -> str:
 def prose(sentence: str, longest: int = LONGEST_SENTENCE) -> str:
     """Show a sentence literally, on one line; fit for a cell of a table."""
     one_line = " ".join(short(word, LONGEST_WORD) for word in sentence.split())
-    escaped = MARKUP.sub(_entity, short(one_line, longest))
+    escaped = MARKUP.sub(
+        lambda match: match[0].replace("_", r"\_") if "_" in match[0] else _entity(match),
+        short(one_line, longest),
+    )
     escaped = LIST.sub(lambda match: match[1] + "".join(f"&#{ord(mark)};" for mark in match[2]), escaped)
     return MENTION.sub("@\u200b", escaped)  # a zero-width space, so that nobody is notified
 

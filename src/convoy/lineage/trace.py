@@ -139,6 +139,8 @@ def _commit(record: Record, sources: Sources, artifacts: set[str]) -> Link:
     lost_diff = dirty and DIFF not in artifacts
     if dirty:
         notes.append(f"uncommitted changes: {'not stored' if lost_diff else f'stored with the run, {DIFF}'}")
+    if names := record.tag(contract.NEW_FILES):
+        notes.append(f"files that git did not track, not stored: {names}")
     if not git.query(sources.root, "cat-file", "-t", number):
         missing = (
             f"commit {number[:10]} is not in this repository; type: git fetch --all --tags. After an amend or rebase, "

@@ -3,6 +3,7 @@
 A run's id is created here before MLflow is contacted, so that a tracking server that is down takes no identity away.
 """
 
+import fnmatch
 import getpass
 import os
 import secrets
@@ -15,11 +16,26 @@ from pathlib import Path
 import psutil
 
 from convoy import __version__
-from convoy.core import contract, params, yaml
+from convoy.core import contract, escaping, params, pipeline, yaml
+from convoy.core.errors import ConvoyError, listed
 from convoy.repo import git
 
 CHANGES = (".", ":(exclude)dvc.lock")
 """Paths below the pipeline's folder, as git spells them, whose changes make a tree dirty."""
+
+CODE = (".py", ".pyi", ".yaml", ".yml", ".toml", ".cfg", ".ini", ".sh", ".dvc", ".gitignore", ".dvcignore")
+"""Ends of the names of code and settings, whose content a run records even before git tracks it."""
+
+SECRETS = (
+    *(".env*", "*.env", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.kdbx", ".netrc", ".npmrc", ".pypirc"),
+    *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", ".git-credentials", ".htpasswd", "config.local"),
+)
+"""Names of files whose content no run records, tracked or not; lower case."""
+
+SECRET_WORDS = ("credential", "secret", "password", "token")
+"""Parts of names of new files that are recorded only once git tracks them, unless they are Python code."""
+
+NAMED_FILES = 50  # new files that a tag names
 
 DIFF_BYTES = 10_000_000
 """Largest diff that is kept with a run; a larger one is data rather than code."""
@@ -33,6 +49,8 @@ DIFF_FORMAT = (
     "--dst-prefix=b/",
 )
 """Options that make the diff independent of the user's git configuration."""
+
+ARGUMENTS = 500  # names in a call of git
 
 EPOCH_S = 1e9
 """Seconds that no machine has been up for, and that all times since 1970 exceed."""
@@ -52,13 +70,15 @@ def mint_run_id() -> str:
 def workspace_tags() -> dict[str, str]:
     """Return the tags of a run that name commit, params and data; those without a value are left out."""
     tags = {**git_state(), contract.PARAMS_HASH: params.digest(params.read())}
+    if contract.GIT_COMMIT in tags and (names := left_out()):
+        tags[contract.NEW_FILES] = escaping.visible(listed(names, NAMED_FILES))
     if data := data_md5(Path("data.dvc")):
         tags[contract.DATA_MD5] = data
     return tags
 
 
 def git_state() -> dict[str, str]:
-    """Return the commit that is checked out and whether files differ from it, new ones included.
+    """Return the commit that is checked out and whether files differ from it, new ones included whose content counts.
 
     Without a commit, the reason instead. `dvc.lock` does not count: DVC writes it while the
     pipeline runs, and each run gets its final one.
@@ -67,7 +87,10 @@ def git_state() -> dict[str, str]:
     if not commit:
         return {contract.GIT_UNKNOWN: git.no_commit(Path.cwd())}
     try:
-        dirty = bool(git.run(Path.cwd(), "status", "--porcelain", "--", *CHANGES))
+        tracked = git.run(
+            Path.cwd(), "status", "--porcelain", "--untracked-files=no", "--", *_recorded(Path.cwd())
+        )
+        dirty = bool(tracked or _new_files(Path.cwd())[0])
     except git.GitError:  # the diff fails for the same reason, which the run then has
         dirty = True
     return {contract.GIT_COMMIT: commit, contract.GIT_DIRTY: str(dirty).lower()}
@@ -82,9 +105,10 @@ def data_md5(path: Path) -> str:
 
 
 def write_diff(target: Path) -> str:
-    """Write what differs from the commit, new files included, as a diff for `git apply`.
+    """Write what differs from the commit, as a diff for `git apply`.
 
-    The user's index is never written: new files are added, by name only, to a copy of it.
+    Of new files, those that a stage depends on, and code and settings; others once git tracks them (`git add`).
+    Nothing that looks like a secret. The user's index is never written: new files are added, by name only, to a copy of it.
 
     Returns:
         Why no diff was written; empty if it was.
@@ -98,10 +122,14 @@ def write_diff(target: Path) -> str:
                 shutil.copyfile(index, env["GIT_INDEX_FILE"])
             else:
                 git.run(root, "read-tree", "HEAD", env=env)
-            if _untracked_bytes(root) > DIFF_BYTES:
+            new, _ = _new_files(root)
+            # git would read new files whole before the size of a diff shows.
+            if sum((root / name).lstat().st_size for name in new if (root / name).exists()) > DIFF_BYTES:
                 return _too_large()
-            git.run(root, "add", "--intent-to-add", "--", *CHANGES, env=env)
-            git.run(root, "diff", *DIFF_FORMAT, f"--output={target}", "HEAD", "--", *CHANGES, env=env)
+            literal = env | {"GIT_LITERAL_PATHSPECS": "1"}
+            for start in range(0, len(new), ARGUMENTS):
+                git.run(root, "add", "--intent-to-add", "--", *new[start : start + ARGUMENTS], env=literal)
+            git.run(root, "diff", *DIFF_FORMAT, f"--output={target}", "HEAD", "--", *_recorded(root), env=env)
         except git.GitError as error:
             return f"{error!s:.300}"
     if target.stat().st_size > DIFF_BYTES:
@@ -110,10 +138,49 @@ def write_diff(target: Path) -> str:
     return ""
 
 
-def _untracked_bytes(root: Path) -> int:
-    """Add up the sizes of new files, which git would read whole before the size of a diff shows."""
+def left_out() -> list[str]:
+    """List the files that differ from the commit and whose content a run does not record."""
+    return _new_files(Path.cwd())[1] + _changed_secrets(Path.cwd())
+
+
+def _new_files(root: Path) -> tuple[list[str], list[str]]:
+    """List the new files that git does not ignore: those whose content a run records, and the others."""
     names = git.names(root, "ls-files", "--others", "--exclude-standard", "-z")
-    return sum((root / name).lstat().st_size for name in names if (root / name).exists())
+    dependencies = _dependencies(root) if names else []
+    recorded = [
+        name
+        for name in names
+        if name != "dvc.lock"
+        and (name.endswith(CODE) or any(Path(name).is_relative_to(path) for path in dependencies))
+        and not is_secret(name)
+        and (name.endswith(".py") or not any(word in Path(name).name.lower() for word in SECRET_WORDS))
+    ]
+    return recorded, sorted({*names} - {*recorded, "dvc.lock"})
+
+
+def _dependencies(root: Path) -> list[str]:
+    """List what the stages of dvc.yaml depend on; nothing where DVC itself could not read it."""
+    try:
+        stages = pipeline.stages(root).values()
+        return [path for fields in stages for path in pipeline.declared(fields)[1]]
+    except (ConvoyError, OSError, TypeError, AttributeError):  # of another shape than DVC reads
+        return []
+
+
+def is_secret(name: str) -> bool:
+    """Check whether a path, such as `.env` or `keys/id_rsa`, has a name that secrets have."""
+    return any(fnmatch.fnmatch(part.lower(), secret) for part in Path(name).parts for secret in SECRETS)
+
+
+def _changed_secrets(root: Path) -> list[str]:
+    """List files that look like secrets and that git tracks, where they differ from the commit."""
+    changed = git.names(root, "diff", "--name-only", "--relative", "--no-renames", "-z", "HEAD")
+    return [name for name in changed if is_secret(name)]
+
+
+def _recorded(root: Path) -> list[str]:
+    """Return the paths whose changes are recorded, as git spells them."""
+    return [*CHANGES, *(f":(exclude,literal){name}" for name in _changed_secrets(root))]
 
 
 def _too_large() -> str:

@@ -8,6 +8,7 @@ Kinds of entry: `open` (what the run is and which store it belongs to; `resumed`
 (whether to sample the machine) and `end`.
 """
 
+import contextlib
 import json
 import os
 import secrets
@@ -111,7 +112,7 @@ class Journal:
             OSError: the disk does not take it.
         """
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path = folder / FILE
         # Readable by its owner alone: the address of a store may hold a password.
         self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
@@ -151,6 +152,9 @@ class Journal:
             target.mkdir(parents=True)
             for source in (path, *more):
                 shutil.copyfile(source, target / source.name)
+        for copy in (target.parent, target, *target.rglob("*")):
+            with contextlib.suppress(OSError):  # a file system without modes
+                copy.chmod(0o700 if copy.is_dir() else 0o600)
         return name
 
     def close(self) -> None:

@@ -42,6 +42,13 @@ def folder() -> Path:
     return stage.repository() / "outbox"
 
 
+def make_folder(outbox: Path) -> None:
+    """Create the outbox, closed to other users, or close an existing one: runs may hold what nobody else may read."""
+    outbox.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with suppress(OSError):  # another user's, or a file system without modes
+        outbox.chmod(0o700)
+
+
 def journals(outbox: Path) -> list[Path]:
     """List the folders of the journals, the oldest run first."""
     return sorted(path.parent for path in outbox.glob(f"*/{FILE}"))
@@ -59,7 +66,7 @@ def locked(outbox: Path) -> Iterator[None]:
     Raises:
         OSError: another process has held the lock for long, or the disk is full.
     """
-    outbox.mkdir(parents=True, exist_ok=True)
+    make_folder(outbox)
     with filelock.FileLock(outbox / "outbox.lock", timeout=LOCK_SECONDS):
         yield
 
@@ -92,7 +99,7 @@ def start_uploader(outbox: Path, owner: str = "") -> "subprocess.Popen[bytes] | 
 
 
 def _start(outbox: Path, owner: str) -> "subprocess.Popen[bytes]":
-    outbox.mkdir(exist_ok=True)
+    make_folder(outbox)
     own = outbox.parent / "src"
     source = own if (own / "convoy/tracking/uploader.py").exists() else Path(convoy.__file__).parents[1]
     # The uploader serves every run: what DVC and `mlflow run` set for this stage is not for it.

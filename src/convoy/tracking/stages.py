@@ -354,7 +354,7 @@ def start_uploader() -> None:
     """
     where = outbox.folder()
     with suppress(OSError):  # a full disk, which is reported when the run is opened
-        where.mkdir(exist_ok=True)
+        outbox.make_folder(where)
         outbox.start_uploader(where, outbox.writer())
 
 
