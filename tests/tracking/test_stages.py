@@ -52,6 +52,7 @@ def test_a_training_opens_a_run_with_name_and_origin_of_params_and_data():
     tags = opened["tags"]
     assert tags["convoy.run_id"] == tags["convoy.training"] == run.reference.run_id
     assert tags["convoy.data_hash"] == "d" * 64
+    assert tags["convoy.data"] == "digits b9657c7", "for people: its name and the start of its hash"
     assert tags["convoy.data_md5"].endswith(".dir")
     assert len(tags["convoy.params_hash"]) == 64
     assert journal_state(run).tags["convoy.stage"] == "train done"

@@ -77,9 +77,10 @@ def test_the_local_server_shows_the_columns_that_matter_first(client, start_pyth
     experiment_id = store.experiment(client, "convoy").experiment_id
     for number in range(2):
         run = client.create_run(experiment_id, 1000 + number, run_name=f"training {number}").info.run_id
-        client.log_metric(run, "test/accuracy", 0.5)
-        client.log_metric(run, "train/seconds", 5.0)
+        for metric, figure in (("step/loss", 1.0), ("train/seconds", 5.0), ("test/accuracy", 0.5)):
+            client.log_metric(run, metric, figure)
         client.log_param(run, "train.lr", 0.1)
+        client.set_tag(run, "convoy.data", f"digits-{number} b9657c7")
     server = start_python("-c", "from convoy.cli import main; main()", "ui", "--port", str(free_port()))
     try:
         address = next(filter(None, (re.search(PRINTED, line) for line in server.stdout)))
@@ -93,8 +94,20 @@ def test_the_local_server_shows_the_columns_that_matter_first(client, start_pyth
             headers = page.locator("[role=columnheader][col-id*='`']").evaluate_all(
                 "cells => cells.map(cell => [cell.getBoundingClientRect().left, cell.getAttribute('col-id')])"
             )
-            shown = ("metrics.`test/accuracy`", "metrics.`train/seconds`", "params.`train.lr`")
+            shown = (
+                "metrics.`test/accuracy`",
+                "metrics.`train/seconds`",
+                "params.`train.lr`",
+                "tags.`convoy.data`",
+            )
             assert [name for _, name in sorted(headers)] == [ui.RUN_NAME, *shown]
+            expect(page.get_by_text("digits-1 b9657c7")).to_be_visible()
+            for run in client.search_runs([experiment_id]):
+                page.locator(f".ag-row[row-id='{run.info.run_id}'] input[type=checkbox]").first.check()
+            page.get_by_role("button", name="Compare").click()
+            opened_on = page.locator(".du-bois-light-select-selection-item")
+            expect(opened_on.filter(has_text="test/accuracy")).to_be_visible()
+            assert not opened_on.filter(has_text="step/loss").count(), "the first that was logged"
             check_that_others_get_nothing(page, address[0], client)
     finally:
         server.send_signal(signal.SIGTERM)

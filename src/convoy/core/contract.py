@@ -32,6 +32,8 @@ INPUT_IN_WORDS = (
 
 RUN_ID = "convoy.run_id"
 """Tag of an MLflow run, and metadata key of an ONNX file: Convoy's own id of the run."""
+DATA = "convoy.data"
+"""Tag of the delivery for people: its name and the start of its hash."""
 DATA_HASH = "convoy.data_hash"
 PARAMS_HASH = "convoy.params_hash"
 DATA_MD5 = "convoy.data_md5"

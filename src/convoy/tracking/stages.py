@@ -223,6 +223,8 @@ def open_run(
         contract.TRAINING: reference.training,
         **tags,
     }
+    if DATA.exists() and (data := _imported(yaml.load(DATA.read_text(encoding="utf-8")))) != ("", ""):
+        all_tags[contract.DATA] = " ".join(filter(None, (data[0], data[1][:7])))
     if os.environ.get("DVC_EXP_NAME"):
         all_tags[contract.DVC_EXPERIMENT] = os.environ["DVC_EXP_NAME"]
     if stage:

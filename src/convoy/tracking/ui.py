@@ -6,12 +6,14 @@ MLflow keeps a shared view of its runs table in a tag of the experiment, `mlflow
 
 import json
 import os
+import re
 import shlex
 import socket
 import sys
 import warnings
 import webbrowser
 from contextlib import closing, suppress
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,7 @@ from convoy.core.console import info
 from convoy.core.errors import NetworkError, RequestError, without_credentials
 from convoy.tracking import settings, store
 from convoy.tracking.sync import sync
-from convoy.tracking.ui_access import OwnerOnly
+from convoy.tracking.ui_access import App, Message, OwnerOnly, Receive, Send
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -44,7 +46,7 @@ COLUMNS_PX = {
     "params.`network.name`": 110,
     "params.`train.lr`": 75,
     "params.`train.epochs`": 100,
-    "tags.`convoy.data_hash`": 130,
+    "tags.`convoy.data`": 130,
     "tags.`convoy.dvc_experiment`": 170,
 }
 """Columns in order, by MLflow's names, with their widths in pixels. MLflow leaves out those that no run has."""
@@ -174,7 +176,7 @@ def _serve(uri: str, port: int, page: str, *, browser: bool) -> None:
         from mlflow.server.fastapi_app import app  # noqa: PLC0415 (reads these variables)
 
     roots = (repository / "mlartifacts", repository / "mlruns")
-    owner_only = OwnerOnly(app, store.connect(uri), roots, port)
+    owner_only = OwnerOnly(_accuracy_first(app), store.connect(uri), roots, port)
     address = f"http://{HOST}:{port}/?token={owner_only.token}{page.removeprefix('/')}"
     link = repository / "build/ui.html"
 
@@ -189,6 +191,37 @@ def _serve(uri: str, port: int, page: str, *, browser: bool) -> None:
         Server(config).run()
     finally:
         link.unlink(missing_ok=True)
+
+
+def _accuracy_first(app: App) -> App:
+    """Give the metrics of a run with those of the first columns before the others: the page Compare opens on the first."""
+    order = {name: place for place, name in enumerate(re.findall(r"metrics.`(.*?)`", " ".join(COLUMNS_PX)))}
+
+    def ordered(body: bytes) -> bytes:
+        answer = json.loads(body)
+        for run in answer.get("runs", [answer["run"]] if "run" in answer else []):
+            run["data"].get("metrics", []).sort(key=lambda metric: order.get(metric["key"], len(order)))
+        return json.dumps(answer).encode()
+
+    async def ordering(scope: Message, receive: Receive, send: Send) -> None:
+        if not str(scope.get("path", "")).endswith(("/mlflow/runs/get", "/mlflow/runs/search")):
+            await app(scope, receive, send)
+            return
+        messages: list[Message] = []
+
+        async def keep(message: Message) -> None:
+            messages.append(message)
+
+        await app(scope, receive, keep)
+        body = b"".join(message.get("body", b"") for message in messages)
+        start = messages[0]
+        if start["status"] == HTTPStatus.OK:
+            body = ordered(body)
+        rest = [header for header in start["headers"] if header[0].lower() != b"content-length"]
+        await send({**start, "headers": [*rest, (b"content-length", str(len(body)).encode())]})
+        await send({"type": "http.response.body", "body": body})
+
+    return ordering
 
 
 def _open(address: str, *, wanted: bool, link: Path | None = None) -> None:
