@@ -55,8 +55,9 @@ def main() -> None:
     search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     os.environ |= {**dvc.environment(Path.cwd()), "PATH": search}
     if dvc.reproduce([*command, *target]):
-        # In a CI job nothing is uploaded after this process has ended. After Ctrl-C the uploader goes on alone.
-        ended = [path.name for path in outbox.journals(where) if state(path).ended not in ("", "KILLED")]
+        # In a CI job nothing is uploaded after this process has ended. Who typed Ctrl-C need not wait: the uploader goes on.
+        left = ("", "KILLED") if sys.stdout.isatty() else ("",)
+        ended = [path.name for path in outbox.journals(where) if state(path).ended not in left]
         outbox.warn_once(outbox.wait_until_uploaded(ended, where, outbox.WAIT_SECONDS), where)
         raise PipelineError(
             f"`dvc {' '.join([*command, *target])}` failed; the reason is in the output above."

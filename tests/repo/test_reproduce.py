@@ -3,9 +3,18 @@
 import os
 import pty
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from convoy import preflight
+from convoy.core import stage
+from convoy.repo import dvc
+from convoy.tracking import outbox
 
 COMMAND = [
     *(sys.executable, "-c"),
@@ -89,3 +98,24 @@ def test_a_stage_has_the_terminal_and_gets_ctrl_c(small):
     assert "a terminal" in output
     assert "saved" in output, "the stage ended by itself"
     assert "[train] failed after" in output
+
+
+@pytest.mark.parametrize(("terminal", "waited"), [(True, ["failed"]), (False, ["failed", "KILLED"])])
+def test_only_a_job_waits_for_the_upload_of_a_run_that_was_stopped(repository, monkeypatch, terminal, waited):
+    monkeypatch.setattr(stage, "stop_quietly", lambda: None)
+    monkeypatch.setattr(preflight, "check", lambda _: None)
+    monkeypatch.setattr(dvc, "environment", lambda _: {})
+    monkeypatch.setattr(dvc, "repair_locks", lambda _: None)
+    monkeypatch.setattr(dvc, "reproduce", lambda _: 255)
+    monkeypatch.setattr(outbox, "prepare_store", lambda _: None)
+    monkeypatch.setattr(outbox, "journals", lambda _: [Path("failed"), Path("KILLED"), Path("open")])
+    asked: list[str] = []
+    monkeypatch.setattr(outbox, "wait_until_uploaded", lambda runs, *_: asked.extend(runs) or {})
+    monkeypatch.setattr(sys, "argv", ["repro.py"])
+    monkeypatch.setenv("PATH", os.environ["PATH"])
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    script = runpy.run_path(str(repository / "pipelines/repro.py"))
+    script["main"].__globals__["state"] = lambda path: SimpleNamespace(ended=path.name.replace("open", ""))
+    with pytest.raises(script["PipelineError"]):
+        script["main"]()
+    assert asked == waited
