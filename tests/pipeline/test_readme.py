@@ -115,7 +115,8 @@ def test_the_readmes_tree_exists(repository):
         assert name in made or (repository / name).exists(), f"the README's tree shows {name}"
 
 
-def test_make_ui_serves_the_runs(clone):
+def test_make_ui_serves_the_runs(clone, tmp_path):
+    watched = Watched(clone, tmp_path / "home")
     server = clone.start("make", "ui", f"VENV={sys.prefix}", f"PORT={free_port()}")
     try:
         printed = filter(None, (re.search(r"http://\S+/\?token=\S+#\S+", line) for line in server.stdout))
@@ -126,3 +127,4 @@ def test_make_ui_serves_the_runs(clone):
         assert '<div id="root"' in page
     finally:
         clone.stop(server, signal.SIGTERM)
+    watched.check("convoy ui")
