@@ -68,5 +68,5 @@ def verify() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "build":
-        stage.main(build, "export", dvc.experiments_refused())
+        stage.main(build, "export", dvc.experiments_refused(keep=True))
     stage.main(verify, "export", dvc.experiments_refused(), BUILD_INPUTS)

@@ -12,6 +12,7 @@ stage.stop_quietly()
 
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from convoy import preflight
@@ -20,6 +21,7 @@ from convoy.core.errors import ConvoyError, RequestError
 from convoy.core.files import read_json
 from convoy.energy.meter import format_energy
 from convoy.repo import dvc
+from convoy.repo.locks import AlreadyRunning
 from convoy.tracking import outbox
 from convoy.tracking.journal import state
 
@@ -54,7 +56,13 @@ def main() -> None:
     # Stage commands are `python …`: it must be the Python that runs this script.
     search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     os.environ |= {**dvc.environment(Path.cwd()), "PATH": search}
-    if dvc.reproduce([*command, *target]):
+    try:
+        # DVC itself refuses a second `dvc exp run`.
+        with nullcontext() if overrides else dvc.experiments_refused(alone=True):
+            failed = dvc.reproduce([*command, *target])
+    except AlreadyRunning as error:
+        raise PipelineError(f"another process runs the pipeline in this folder: {error}") from error
+    if failed:
         # In a CI job nothing is uploaded after this process has ended. Who typed Ctrl-C need not wait: the uploader goes on.
         left = ("", "KILLED") if sys.stdout.isatty() else ("",)
         ended = [path.name for path in outbox.journals(where) if state(path).ended not in left]

@@ -76,6 +76,8 @@ def test_a_second_experiment_is_refused_while_the_first_trains_and_does_it_no_ha
     assert "dvc exp run --queue" in said
     said = clone.run("dvc", "repro", "train", fails=True)
     assert f"(PID {process.pid})" in said
+    said = clone.run("python", "pipelines/repro.py", "--until", "train", fails=True, PYTHONPATH="src")
+    assert f"another process runs the pipeline in this folder: process {training.pid}: train works" in said
     training.send_signal(signal.SIGCONT)
     output = process.communicate()[0]
     assert process.returncode == 0, output

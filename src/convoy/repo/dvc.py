@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import chdir, contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -31,9 +31,9 @@ from convoy.core.console import info, track
 from convoy.core.errors import ConvoyError, RequestError, listed, without_credentials
 from convoy.core.stage import repository
 from convoy.repo import git
+from convoy.repo.locks import AlreadyRunning
 
 GUARD_SECONDS = 3.0  # longest wait for the guard of DVC's file of locks, as long as DVC waits
-
 
 SITE_CACHE = "DVC_SITE_CACHE_DIR"
 """Variable that names the folder in which DVC keeps indexes of all repositories, as pickles."""
@@ -337,44 +337,6 @@ def configure(clone: Path, source: Path, cache: Path) -> bool:
     return bool(local["core"].get("remote"))
 
 
-@contextmanager
-def experiments_refused() -> Iterator[None]:
-    """Have DVC refuse `dvc exp run` in the current workspace while a stage works there; `--queue` stays possible.
-
-    It would replace params.yaml under the stage, and DVC would record the other experiment's values. DVC locks a name
-    before it touches the workspace; this process enters itself as the owner of that name in DVC's file of locks, from
-    which DVC removes processes that are gone.
-    """
-    folder, name = Path(".dvc", "tmp", "exps"), "refs/exps/stash"
-    configs = [path for path in (Path(".dvc/config"), Path(".dvc/config.local")) if path.exists()]
-    # With core.hardlink_lock DVC guards the file in a way that another process cannot join.
-    if not Path(".dvc").is_dir() or any(b"hardlink_lock" in path.read_bytes() for path in configs):
-        yield
-        return
-    words = (
-        f"{stage.name()} works in this folder. Wait for it, or: dvc exp run --queue ..., then dvc queue start"
-    )
-    mine = {"pid": os.getpid(), "cmd": words}
-
-    def edit(now: object, then: dict[str, Any]) -> None:
-        """Replace the entry if it is `now`."""
-        path = folder / "rwlock"
-        with suppress(OSError, ValueError, Timeout), FileLock(folder / "rwlock.lock", timeout=GUARD_SECONDS):
-            content = files.read_json(path) if path.exists() else {}
-            entries = content.get("write") or {}
-            owner = entries.pop(name, None)
-            if owner == now or (owner and not psutil.pid_exists(owner["pid"])):
-                files.write_text(path, json.dumps({**content, "write": entries | then}))
-
-    with suppress(OSError):  # a disk that takes nothing, which the stage reports
-        folder.mkdir(parents=True, exist_ok=True)
-    edit(None, {name: mine})
-    try:
-        yield
-    finally:
-        edit(mine, {})
-
-
 def repair_locks(root: Path) -> None:
     """Remove DVC's files of locks that a full disk or a loss of power has cut: DVC refuses every command because of them."""
     for name in ("rwlock", "exps/rwlock"):
@@ -559,6 +521,93 @@ def push_run_cache(root: Path) -> None:
             repo.stage_cache.transfer(HashFileDB(LocalFileSystem(), scratch), target)  # type: ignore[no-untyped-call] # DVC has no types
         except RunCacheNotSupported:  # an HTTP remote keeps outputs only; another machine trains again
             return
+
+
+@contextmanager
+def experiments_refused(*, alone: bool = False, keep: bool = False) -> Iterator[None]:
+    """Have DVC refuse `dvc exp run` in the current workspace while this process works there; `--queue` stays possible.
+
+    It would replace params.yaml under a stage, and DVC would record the other experiment's values. DVC locks a name
+    before it touches the workspace; this process enters itself as the owner of that name in DVC's file of locks, from
+    which DVC removes processes that are gone. `--temp`, which takes the same lock, is refused as well. Where the lock
+    cannot be had, a line gives the cause: the comparison of inputs (`core.inputs`) still holds.
+
+    Args:
+        alone: raise where another process has the lock.
+        keep: leave the lock to the DVC that runs this command of a stage, until the stage's next command.
+
+    Raises:
+        AlreadyRunning: names the other process, for `alone`.
+    """
+    if not Path(".dvc").is_dir():
+        yield
+        return
+    words = (
+        f"{stage.name()} works in this folder. Wait for it, or: dvc exp run --queue ..., then dvc queue start"
+    )
+    above = {process.pid: process for process in psutil.Process().parents()}
+    runner = next((pid for pid, process in above.items() if _is_dvc(process)), None)
+    mine = {"pid": os.getpid(), "cmd": words}
+    try:
+        _hand_lock({os.getpid()}, set(above), mine)
+    except AlreadyRunning as error:
+        if alone:
+            raise
+        _report_unlocked(str(error))
+    except DvcError as error:
+        _report_unlocked(str(error))
+    try:
+        yield
+    except BaseException:
+        keep = False
+        raise
+    finally:
+        rest = {"pid": runner, "cmd": words} if keep and runner else None
+        with suppress(AlreadyRunning, DvcError):
+            _hand_lock({os.getpid(), runner}, set(above) - {runner}, rest)
+
+
+def _report_unlocked(cause: str) -> None:
+    info(f"DVC does not refuse experiments meanwhile: {cause}. Start none here before {stage.name()} ends.")
+
+
+def _is_dvc(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return any(Path(word).name in ("dvc", "repro.py") for word in process.cmdline()[:3])
+    return False
+
+
+def _hand_lock(owners: Collection[int | None], above: Collection[int], entry: dict[str, Any] | None) -> None:
+    """Make `entry` the owner of the lock of experiments, or nobody, if it is free or belongs to one of `owners`.
+
+    Nothing changes where a process `above` this one has it.
+
+    Raises:
+        AlreadyRunning: another process has it.
+        DvcError: DVC's file of locks is busy or cannot be written; half a sentence.
+    """
+    from dvc.lock import LockError, make_lock  # type: ignore[import-untyped] # noqa: PLC0415 (0.05 s)
+
+    name, folder = "refs/exps/stash", Path(".dvc", "tmp", "exps")
+    path, guard = folder / "rwlock", str(folder / "rwlock.lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        hardlink = config(Path.cwd())["core"].get("hardlink_lock", False)
+        with make_lock(guard, tmp_dir=str(folder), hardlink_lock=hardlink):
+            content = files.read_json(path) if path.exists() else {}
+            entries = content.get("write") or {}
+            owner = entries.pop(name, None)
+            if owner and owner["pid"] not in owners and psutil.pid_exists(owner["pid"]):
+                if owner["pid"] in above:
+                    return
+                raise AlreadyRunning(f"process {owner['pid']}: {owner['cmd']}")
+            files.write_text(
+                path, json.dumps({**content, "write": entries | ({name: entry} if entry else {})})
+            )
+    except LockError as error:
+        raise DvcError(f"another process keeps {guard} locked") from error
+    except (OSError, ValueError) as error:
+        raise DvcError(f"{path} cannot be written ({error})") from error
 
 
 @contextmanager
