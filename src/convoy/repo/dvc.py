@@ -425,6 +425,8 @@ class _StageLines(logging.Handler):
                 self._begin(str(target), f"Import {without_credentials(str(source))}")
             case "dvc.stage.cache", (str(name),):
                 self._begin(name, "Ran with these inputs before: take its outputs from DVC's cache")
+            case "dvc.dvcfile", _:  # has recorded the stage
+                self.end()
             case "dvc.stage", (str(name),):
                 self.end()
                 self._print(f"[{name.removesuffix('.dvc')}] up to date")
