@@ -48,6 +48,7 @@ def main() -> None:
     flags = [word for word in words if word in DVC_FLAGS]
     overrides = preflight.parse([word for word in words if word not in DVC_FLAGS])
     preflight.check(overrides)
+    dvc.check_git(Path.cwd())
     settings = [part for key, value in overrides.items() for part in ("-S", f"{key}={value}")]
     where = outbox.folder()
     outbox.prepare_store(where)

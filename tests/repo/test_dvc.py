@@ -112,3 +112,14 @@ def test_a_file_of_locks_that_a_full_disk_has_cut_is_removed_and_others_are_left
     small.write(".dvc/tmp/rwlock", '{"write": {}}')
     dvc.repair_locks(small.folder)
     assert path.exists()
+
+
+def test_a_folder_without_git_is_refused_unless_dvc_is_configured_for_that(tmp_path):
+    (tmp_path / ".dvc").mkdir()
+    with pytest.raises(RequestError, match=r"git init(.|\n)*no_scm true"):
+        dvc.check_git(tmp_path)
+    (tmp_path / ".dvc/config.local").write_text("[core]\nno_scm = true\n")
+    dvc.check_git(tmp_path)
+    (tmp_path / ".dvc/config.local").unlink()
+    (tmp_path / ".git").mkdir()
+    dvc.check_git(tmp_path)

@@ -1,7 +1,9 @@
 """dvc.yaml, pipelines, MLproject, Makefile and the workflows agree with each other."""
 
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -145,3 +147,24 @@ def test_statistics_are_off_where_they_can_be_switched_off(repository):
         "DVC_NO_ANALYTICS := true",
     ):
         assert name in (repository / "Makefile").read_text()
+
+
+def test_make_repro_in_a_downloaded_zip_file_states_what_to_type_and_leaves_nothing(repository, tmp_path):
+    shutil.copytree(repository / "networks", tmp_path / "networks")
+    shutil.copytree(repository / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("params.yaml", "dvc.yaml", "pipelines/repro.py", ".dvc/config"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(repository / name, tmp_path / name)
+    before = {path for path in tmp_path.rglob("*") if "__pycache__" not in path.parts}
+    done = subprocess.run(
+        [sys.executable, "pipelines/repro.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": "src"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    for fact in ("in no git repository", "git init && git add -A && git commit", "core.no_scm true"):
+        assert fact in done.stderr
+    assert {path for path in tmp_path.rglob("*") if "__pycache__" not in path.parts} == before

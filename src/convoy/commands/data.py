@@ -183,7 +183,7 @@ def _current_source(root: Path) -> str:
     from convoy.core import yaml
 
     try:
-        content = yaml.load((root / IMPORT).read_text(encoding="utf-8"))
+        content = yaml.read(root / IMPORT)
         return without_credentials(str(content["deps"][0]["path"]))
-    except (FileNotFoundError, RequestError, KeyError, IndexError, TypeError):
+    except (RequestError, KeyError, IndexError, TypeError):
         return ""

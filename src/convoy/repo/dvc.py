@@ -104,6 +104,21 @@ def check_repository(root: Path) -> None:
         )
 
 
+def check_git(root: Path) -> None:
+    """Refuse a folder in no git repository, such as a downloaded ZIP file, unless DVC is configured for that.
+
+    Raises:
+        RequestError: with the command that makes a repository, and the one that does without.
+    """
+    if git.is_repository(root) or config(root)["core"].get("no_scm"):
+        return
+    raise RequestError(
+        f"{root} is in no git repository, as after the download of a ZIP file. Type: git init && git add -A && git commit -m "
+        "first\nWithout git, `dvc config --local core.no_scm true` lets the stages run; runs then record no commit, and "
+        "`dvc exp run`, `convoy trace --restore` and `make retrain` need git."
+    )
+
+
 def locate(source: str, root: Path) -> tuple[Path, str]:
     """Find a local source, and its address for an import into the repository `root`.
 

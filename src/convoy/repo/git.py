@@ -71,10 +71,15 @@ def no_commit(root: Path) -> str:
         reason = " ".join(str(error).split("\n")[0].split())
         if command := TRUST.search(str(error)):
             return f"{reason}, which belongs to another user. Type: {command[0]}"
-        if not any((folder / ".git").exists() for folder in (root, *root.resolve().parents)):
+        if not is_repository(root):
             return f"{root} is in no git repository. Type: git init && git add -A && git commit -m first"
         return reason
     return "the git repository has no commit yet. Type: git add -A && git commit -m first"
+
+
+def is_repository(root: Path) -> bool:
+    """Check whether a folder is in a git repository; git itself may be missing, or refuse that of another user."""
+    return any((folder / ".git").exists() for folder in (root, *root.resolve().parents))
 
 
 def names(root: Path, *words: str) -> list[str]:

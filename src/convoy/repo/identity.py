@@ -100,7 +100,7 @@ def data_md5(path: Path) -> str:
     """Read DVC's hash of the delivery from data.dvc; empty if an import is not fetched yet."""
     if not path.exists():
         return ""
-    content = yaml.load(path.read_text(encoding="utf-8"))
+    content = yaml.read(path)
     return str(next((out["md5"] for out in content.get("outs", []) if "md5" in out), ""))
 
 

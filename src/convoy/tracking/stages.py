@@ -465,7 +465,7 @@ def _delivery() -> str:
     old = git.query(Path.cwd(), "show", f"HEAD:./{DATA}")
     if not (old and DATA.exists()):
         return ""
-    before, now = (yaml.load(text) for text in (old, DATA.read_text(encoding="utf-8")))
+    before, now = yaml.load(old), yaml.read(DATA)
     source, md5 = _imported(now)
     if (source, md5) == _imported(before):
         return ""
