@@ -20,7 +20,7 @@ from convoy.core.console import table
 from convoy.core.errors import ConvoyError, RequestError
 from convoy.core.files import read_json
 from convoy.energy.meter import format_energy
-from convoy.repo import dvc
+from convoy.repo import dvc, reproduce
 from convoy.repo.locks import AlreadyRunning
 from convoy.tracking import outbox
 from convoy.tracking.journal import state
@@ -60,7 +60,7 @@ def main() -> None:
     try:
         # DVC itself refuses a second `dvc exp run`.
         with nullcontext() if overrides else dvc.experiments_refused(alone=True):
-            failed = dvc.reproduce([*command, *target])
+            failed = reproduce.run([*command, *target])
     except AlreadyRunning as error:
         raise PipelineError(f"another process runs the pipeline in this folder: {error}") from error
     if failed:

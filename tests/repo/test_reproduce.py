@@ -1,4 +1,4 @@
-"""`dvc.reproduce` prints Convoy's lines about stages; errors, terminals and Ctrl-C are as with `dvc repro`."""
+"""`repo/reproduce.py` prints Convoy's lines about stages; errors, terminals and Ctrl-C are as with `dvc repro`."""
 
 import os
 import pty
@@ -6,6 +6,7 @@ import re
 import runpy
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,11 +15,12 @@ import pytest
 from convoy import preflight
 from convoy.core import stage
 from convoy.repo import dvc
+from convoy.repo import reproduce as run_dvc
 from convoy.tracking import outbox
 
 COMMAND = [
     *(sys.executable, "-c"),
-    "import sys; from convoy.repo import dvc; sys.exit(dvc.reproduce(sys.argv[1:]))",
+    "import sys; from convoy.repo import reproduce; sys.exit(reproduce.run(sys.argv[1:]))",
     "repro",
 ]
 
@@ -105,8 +107,9 @@ def test_only_a_job_waits_for_the_upload_of_a_run_that_was_stopped(repository, m
     monkeypatch.setattr(stage, "stop_quietly", lambda: None)
     monkeypatch.setattr(preflight, "check", lambda _: None)
     monkeypatch.setattr(dvc, "environment", lambda _: {})
+    monkeypatch.setattr(dvc, "experiments_refused", lambda **_: nullcontext())
     monkeypatch.setattr(dvc, "repair_locks", lambda _: None)
-    monkeypatch.setattr(dvc, "reproduce", lambda _: 255)
+    monkeypatch.setattr(run_dvc, "run", lambda _: 255)
     monkeypatch.setattr(outbox, "prepare_store", lambda _: None)
     monkeypatch.setattr(outbox, "journals", lambda _: [Path("failed"), Path("KILLED"), Path("open")])
     asked: list[str] = []
