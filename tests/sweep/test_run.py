@@ -1,5 +1,6 @@
 """`convoy sweep` as it is typed, and its runs in MLflow; trials run in this process."""
 
+import hashlib
 import json
 import shutil
 import threading
@@ -95,6 +96,35 @@ def test_the_best_is_compared_with_the_baseline_and_network_and_data_are_named(p
     assert "network tiny · data 000000000000 (build/dataset: " in result.output
     [line] = [line for line in result.output.splitlines() if line.endswith("  baseline")]
     assert line.startswith("0 ")
+
+
+@pytest.mark.parametrize(
+    ("loss", "change", "compared"),
+    [
+        (0.0001, {}, "no trial is better"),
+        (99.0, {}, "the best is better by 9"),
+        (0.0001, {"network": "other"}, ""),
+        (0.0001, {"data": "of other data"}, ""),
+        (0.0001, {"metrics": "of another run"}, ""),
+    ],
+)
+def test_the_best_is_compared_with_the_training_that_dvc_lock_records(project, loss, change, compared):
+    project.set(train__lr=0.000001)
+    own = json.dumps({"best": {"val_loss": loss, "val_accuracy": 0.5}})
+    (project.folder / "build/metrics").mkdir()
+    (project.folder / "build/metrics/train.json").write_text(own)
+    md5 = hashlib.md5(own.encode(), usedforsecurity=False).hexdigest()
+    train = {
+        "deps": [{"path": "build/dataset", "md5": change.get("data", "d.dir")}],
+        "outs": [{"path": "build/metrics/train.json", "md5": change.get("metrics", md5)}],
+        "params": {"params.yaml": {"network": {"name": change.get("network", "tiny")}}},
+    }
+    prepare = {"outs": [{"path": "build/dataset", "md5": "d.dir"}]}
+    (project.folder / "dvc.lock").write_text(yaml.dump({"stages": {"prepare": prepare, "train": train}}))
+    output = convoy("--trials", "2").output
+    line = f"this workspace's own run (dvc.lock, the same data): val/loss {loss:.4f}: {compared}"
+    assert (line in output) == bool(compared)
+    assert ("Write the best values" in output) == (compared != "no trial is better")
 
 
 def test_a_baseline_that_cannot_be_trained_is_no_comparison(project):

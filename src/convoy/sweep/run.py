@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import shlex
 import sys
 import tempfile
@@ -12,7 +13,7 @@ from typing import Any
 
 import optuna
 
-from convoy.core import contract, files, params, yaml
+from convoy.core import contract, files, params, pipeline, yaml
 from convoy.core.console import ProgressBar, info, print_json
 from convoy.core.dataset import Dataset
 from convoy.core.errors import RequestError, TrainingError
@@ -40,6 +41,7 @@ from convoy.tracking import outbox, stages
 from convoy.tracking.stages import Run
 
 LOCK = "sweep.lock"
+METRICS = Path("build/metrics/train.json")
 LOG_EVERY_S = 60.0  # between two lines of progress in a log
 RESUME = "The study is kept; `convoy sweep` continues it."
 
@@ -89,6 +91,10 @@ def sweep(trials: int | None, workers: int, *, into_params: bool, as_json: bool)
         info("\n".join(["", *(applied or [unchanged]), "Train with them: dvc repro"]))
     elif results.best and results.best == results.baseline:
         info("\nNo trial is better than the baseline, so there are no values to write into params.yaml.")
+    elif results.best and _exceeds(results, own_run(request)):
+        info(
+            "\nNo trial is better than this workspace's own run, so there are no values to write into params.yaml."
+        )
     elif results.best:
         info("\nWrite the best values into params.yaml:  convoy sweep --trials 0 --apply")
         words = [f"{key}={yaml.inline(value)}" for key, value in results.best.values.items()]
@@ -247,6 +253,26 @@ def _subject(request: Request) -> str:
     )
 
 
+def own_run(request: Request) -> float | None:
+    """Read the metric of the training that dvc.lock records, if it had the same data and a network of the trials."""
+    content = METRICS.read_bytes() if METRICS.is_file() else b""
+    train = pipeline.locked().get("train", {})
+    data = next((dep.get("md5") for dep in train.get("deps", ()) if dep["path"] == DATASET.as_posix()), None)
+    network = train.get("params", {}).get(params.PARAMS_FILE.name, {}).get("network", {}).get("name")
+    if not pipeline.records(METRICS, content) or data != pipeline.recorded("outs", DATASET):
+        return None
+    if network not in request.networks:
+        return None
+    return float(json.loads(content)["best"][request.sweep.metric.replace("/", "_")])
+
+
+def _exceeds(results: Results, own: float | None) -> bool:
+    """Whether the workspace's own run is at least as good as the best trial."""
+    if own is None or results.best is None or results.best.value is None:
+        return False
+    return own >= results.best.value if results.request.direction == "maximize" else own <= results.best.value
+
+
 def _summary(results: Results, count: int | None) -> list[str]:
     request = results.request
     if not results.rows:
@@ -280,6 +306,13 @@ def _summary(results: Results, count: int | None) -> list[str]:
             f"baseline {metric} {baseline.value:.4f}, trial {baseline.number}: {describe(baseline.values)} "
             f"(params.yaml{outside}): {compared}"
         )
+    if (own := own_run(request)) is not None and best:
+        side = (
+            "no trial is better"
+            if _exceeds(results, own)
+            else f"the best is better by {abs((best.value or 0.0) - own):.4f}"
+        )
+        lines.append(f"this workspace's own run (dvc.lock, the same data): {metric} {own:.4f}: {side}")
     return lines
 
 
