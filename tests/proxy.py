@@ -20,8 +20,8 @@ class Proxy:
         self.upstream = urlsplit(upstream)
         self.delay_s = 0.0  # before each call is passed on
         self.calls: list[str] = []  # that were passed on, such as `POST /api/2.0/mlflow/runs/create`
-        self._left: int | None = None
-        self._at = ""
+        self._left: int | None
+        self._at: str
         self._forbidden = ("", 0)
         self._open: set[_Call] = set()
         self._lock = threading.Lock()
@@ -37,7 +37,8 @@ class Proxy:
         self.refuse()
 
     def accept(self) -> None:
-        """Listen, again or for the first time."""
+        """Listen, again or for the first time; a death that was arranged and has not come is off."""
+        self._left, self._at = None, ""
         if self._server is not None:
             return
         handler = type("Handler", (_Call,), {"proxy": self})
