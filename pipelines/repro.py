@@ -79,7 +79,7 @@ def main() -> None:
     if not target:
         from convoy.tracking.sync import sync  # noqa: PLC0415 (a second saved where DVC fails first)
 
-        outbox.warn_once(sync(outbox.WAIT_SECONDS).failed, where)
+        outbox.warn_once(sync(outbox.WAIT_SECONDS, gone=outbox.writer()).failed, where)
         print(f"\n{summary()}")
 
 

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
-from contextlib import chdir
+from contextlib import chdir, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from chaos.scene import Scene
 from convoy.core import contract, params, yaml
 from convoy.repo import dvc
 from convoy.tracking import outbox, stages
+from convoy.tracking.journal import FILE
 from convoy.tracking.sync import sync
 
 RECORDED = ("train", "evaluate", "export")
@@ -101,25 +103,38 @@ def _agreement(scene: Scene) -> Iterator[str]:
     runs = {run.data.tags.get(contract.RUN_ID, ""): run for run in found}
     for stage in RECORDED:
         facts = _json(scene, lock, stage, f"build/runs/{stage}.json") if stage in lock else None
-        # One that is still in the outbox is compared when it has been delivered.
-        if facts and not (scene.folder / "outbox" / facts["run_id"]).exists():
+        # A run that the outbox did not take is announced as incomplete.
+        if facts and facts["run_id"] not in _incomplete(scene):
             yield from _stage(scene, lock, stage, facts["run_id"], runs.get(facts["run_id"]))
     if "export" in lock:
         yield from _model(scene, lock)
 
 
 def _stage(scene: Scene, lock: dict[str, Any], stage: str, run_id: str, run: Run | None) -> Iterator[str]:
-    """Compare the params and metrics of a stage with those of its run."""
-    if run is None:
+    """Compare the params and metrics of a stage with those of its run, which may still be in the outbox."""
+    journal = scene.folder / "outbox" / run_id / FILE
+    if run is None and not journal.exists():
         yield f"{stage} in dvc.lock was made in run {run_id}, which no store and no journal has"
         return
+    logged = dict(run.data.params) if run else {}
+    for line in journal.read_text(encoding="utf-8").splitlines() if journal.exists() else ():
+        with suppress(ValueError):  # torn by a full disk, as its reader expects
+            logged = json.loads(line).get("params", {}) | logged  # the first value counts
     for key, value in params.flatten(lock[stage].get("params", {}).get("params.yaml", {})).items():
-        if run.data.params.get(key) != str(value):
-            yield f"{key} of {stage} is {value} in dvc.lock, {run.data.params.get(key)} in run {run_id}"
+        if logged.get(key) != str(value):
+            yield f"{key} of {stage} is {value} in dvc.lock, {logged.get(key)} in run {run_id}"
+    if run is None or journal.exists():
+        return  # metrics are compared when all of it has been delivered
     measured = stages.flatten_metrics(_json(scene, lock, stage, f"build/metrics/{stage}.json") or {})
     for name, value in measured.items():
         if run.data.metrics.get(name) != value:
             yield f"{name} is {value} in build/metrics/{stage}.json, {run.data.metrics.get(name)} in run {run_id}"
+
+
+def _incomplete(scene: Scene) -> set[str]:
+    """List the runs that a command has reported as incomplete."""
+    logs = [path.read_text(encoding="utf-8", errors="replace") for path in scene.folder.parent.glob("log-*")]
+    return set(re.findall(r"Tracking of run (\S+) is incomplete", "".join(logs)))
 
 
 def _model(scene: Scene, lock: dict[str, Any]) -> Iterator[str]:

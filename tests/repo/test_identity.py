@@ -1,6 +1,7 @@
 """The names of processes, by which a run that is alive is told from one whose process died."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -57,3 +58,14 @@ def test_a_process_named_by_its_seconds_since_boot_is_found():
     seconds = int(ticks) / os.sysconf("SC_CLK_TCK")
     assert identity.is_alive(f"{pid}:{seconds:.2f}")
     assert not identity.is_alive(f"{pid}:{seconds - 60:.2f}")
+
+
+def test_a_run_lives_with_the_process_that_runs_dvc_be_it_make_repro_s(tmp_path):
+    """Two commands of a stage share a run: it outlives the first."""
+    stage = "from convoy.repo import identity; print(identity.process_tags()['convoy.owner'])"
+    script = f"import os, subprocess, sys\nprint(os.getpid(), flush=True)\nsubprocess.run([sys.executable, '-c', {stage!r}])\n"
+    for name in ("dvc", "repro.py"):
+        (tmp_path / name).write_text(script)
+        done = subprocess.run([sys.executable, tmp_path / name], capture_output=True, text=True, check=True)
+        pid, owner = done.stdout.split()
+        assert owner.partition(":")[0] == pid

@@ -58,6 +58,9 @@ EPOCH_S = 1e9
 SAME_START_S = 1.5
 """Tolerance in seconds when comparing with the start times that earlier versions recorded."""
 
+PIPELINES = ("dvc", "repro.py")
+"""Programs that run DVC: its own, and pipelines/repro.py, which runs it in its process (`dvc.reproduce`)."""
+
 PROC = Path("/proc")
 """The kernel's account of processes; other systems than Linux have none."""
 
@@ -190,11 +193,11 @@ def _too_large() -> str:
 def process_tags() -> dict[str, str]:
     """Return the tags of a run that name user, host and the process that it lives and dies with.
 
-    A stage ends long before its run does, so the owner is the `dvc` process above it.
+    A stage, and each of its commands, ends long before its run does: the owner is the process above it that runs DVC.
     """
     owner = psutil.Process()
     for parent in psutil.Process().parents():
-        if any(Path(word).name == "dvc" for word in _command(parent)[:4]):
+        if any(Path(word).name in PIPELINES for word in _command(parent)[:4]):
             owner = parent
             break
     return {

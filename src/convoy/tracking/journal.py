@@ -71,11 +71,11 @@ class State:
         """Whether the last stage that wrote is done, so that another may follow."""
         return self.tags.get(contract.STAGE, "").endswith(" done")
 
-    def is_alive(self, path: Path) -> bool:
-        """Check whether a process may still write: the `dvc` that owns the run, or the stage itself."""
+    def is_alive(self, path: Path, gone: str = "") -> bool:
+        """Check whether a process may still write: the one that runs DVC and owns the run unless it is `gone`, or the stage."""
         if self.tags.get(contract.HOST) != identity.host():
             return time.time() - path.stat().st_mtime < FOREIGN_SECONDS
-        return identity.is_alive(self.tags.get(contract.OWNER, "")) or identity.is_alive(self.writer)
+        return any(map(identity.is_alive, {self.tags.get(contract.OWNER, ""), self.writer} - {gone}))
 
 
 @dataclass

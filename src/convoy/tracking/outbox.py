@@ -151,7 +151,7 @@ def prepare_store(outbox: Path) -> None:
         start_uploader(outbox, writer())
 
 
-def close_orphan(outbox: Path, path: Path, *, between_stages: bool) -> bool:
+def close_orphan(outbox: Path, path: Path, *, between_stages: bool, gone: str = "") -> bool:
     """End a journal whose writer is gone, as after `kill -9`.
 
     Inside a stage the run was KILLED. Between stages it is FINISHED: DVC had the later stages in its
@@ -160,7 +160,7 @@ def close_orphan(outbox: Path, path: Path, *, between_stages: bool) -> bool:
     with locked(outbox):
         run = state(path)
         kept = run.between_stages and not between_stages
-        if not run.opened or run.ended or kept or run.is_alive(path / FILE):
+        if not run.opened or run.ended or kept or run.is_alive(path / FILE, gone):
             return False
         last_write_ms = int((path / FILE).stat().st_mtime * 1000)
         status = "FINISHED" if run.between_stages else "KILLED"
@@ -169,12 +169,12 @@ def close_orphan(outbox: Path, path: Path, *, between_stages: bool) -> bool:
         return True
 
 
-def close_orphans(outbox: Path, but: str = "") -> list[str]:
-    """End every journal whose writer is gone, except that of a run which continues; return their runs."""
+def close_orphans(outbox: Path, but: str = "", gone: str = "") -> list[str]:
+    """End every journal whose writer is gone, or the process `gone`, except that of a run which continues; return their runs."""
     return [
         path.name
         for path in journals(outbox)
-        if path.name != but and close_orphan(outbox, path, between_stages=True)
+        if path.name != but and close_orphan(outbox, path, between_stages=True, gone=gone)
     ]
 
 

@@ -42,15 +42,15 @@ class Synced:
         return [f"{what}: {', '.join(runs)}" for what, runs in done.items() if runs]
 
 
-def sync(seconds: float | None = None) -> Synced:
+def sync(seconds: float | None = None, gone: str = "") -> Synced:
     """Deliver all journals, end dead runs, and attach the final `dvc.lock` to finished runs that lack it.
 
     A lock is final once DVC has ended: the workspace's lock, if it records the run that
     `build/runs/export.json` names; for an experiment, the lock in its commit. A delivery is waited for
-    while the uploader runs, or so many `seconds`.
+    while the uploader runs, or so many `seconds`. `gone` is a process that writes to its runs no more.
     """
     where = outbox.folder()
-    synced = Synced(ended=outbox.close_orphans(where))
+    synced = Synced(ended=outbox.close_orphans(where, gone=gone))
     waiting = [path.name for path in outbox.journals(where) if state(path).ended]
     synced.failed = outbox.wait_until_uploaded(waiting, where, seconds)
     synced.delivered = [run for run in waiting if run not in synced.failed]
