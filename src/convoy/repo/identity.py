@@ -59,7 +59,7 @@ SAME_START_S = 1.5
 """Tolerance in seconds when comparing with the start times that earlier versions recorded."""
 
 PIPELINES = ("dvc", "repro.py")
-"""Programs that run DVC: its own, and pipelines/repro.py, which runs it in its process (`dvc.reproduce`)."""
+"""Programs that run DVC: its own, and pipelines/repro.py, which runs it in its process (`repo/reproduce.py`)."""
 
 PROC = Path("/proc")
 """The kernel's account of processes; other systems than Linux have none."""
