@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from random import Random
 import psutil
 from mlflow.tracking import MlflowClient
 
-from chaos.moments import Moment
+from chaos.moments import Moment, Point
 from chaos.states import control
 from clones import Clone, drain
 from proxy import Proxy
@@ -103,7 +104,11 @@ class Scene:
 
     def halt(self) -> None:
         """Start the moment's command, and return when it has come to a point that chance chooses."""
-        point = self.random.choice(self.moment.points)
+        points = self.moment.points
+        if self.uri:  # a server's statements and files are not seen from here, calls of it are
+            seen = [point for point in points if not re.match(r"sql|open .*artifact", point.event)]
+            points = (*seen, Point(points[0].program, r"socket\.connect"))
+        point = self.random.choice(points)
         nth = self.random.randint(1, point.most)
         settings = {"program": point.program, "event": point.event, "nth": nth}
         (self.control / "moment.json").write_text(json.dumps(settings), encoding="utf-8")
