@@ -12,7 +12,7 @@ from convoy.energy.meter import metered
 from convoy.energy.settings import EnergyParams
 from convoy.evaluation.evaluate import evaluate
 from convoy.evaluation.settings import EvaluateParams
-from convoy.repo import dvc
+from convoy.repo import dvc_locks
 from convoy.tracking import stages
 
 DATASET = Path("build/dataset")
@@ -34,4 +34,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.main(main, "evaluate", dvc.experiments_refused())
+    stage.main(main, "evaluate", dvc_locks.experiments_refused())

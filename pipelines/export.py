@@ -18,7 +18,7 @@ from convoy.energy.meter import metered, with_total
 from convoy.energy.settings import EnergyParams
 from convoy.export import image_index
 from convoy.export.settings import ExportParams
-from convoy.repo import dvc
+from convoy.repo import dvc_locks
 from convoy.tracking import stages
 
 DATASET = Path("build/dataset")
@@ -68,5 +68,5 @@ def verify() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "build":
-        stage.main(build, "export", dvc.experiments_refused(keep=True))
-    stage.main(verify, "export", dvc.experiments_refused(), BUILD_INPUTS)
+        stage.main(build, "export", dvc_locks.experiments_refused(keep=True))
+    stage.main(verify, "export", dvc_locks.experiments_refused(), BUILD_INPUTS)

@@ -11,7 +11,7 @@ from convoy.data.prepare import prepare
 from convoy.data.settings import DataParams
 from convoy.energy.meter import metered
 from convoy.energy.settings import EnergyParams
-from convoy.repo import dvc
+from convoy.repo import dvc_locks
 
 
 def main() -> None:
@@ -23,4 +23,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.main(main, "prepare", dvc.experiments_refused())
+    stage.main(main, "prepare", dvc_locks.experiments_refused())

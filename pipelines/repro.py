@@ -20,7 +20,7 @@ from convoy.core.console import table
 from convoy.core.errors import ConvoyError, RequestError
 from convoy.core.files import read_json
 from convoy.energy.meter import format_energy
-from convoy.repo import dvc, reproduce
+from convoy.repo import dvc, dvc_locks, reproduce
 from convoy.repo.locks import AlreadyRunning
 from convoy.tracking import outbox
 from convoy.tracking.journal import state
@@ -52,14 +52,14 @@ def main() -> None:
     settings = [part for key, value in overrides.items() for part in ("-S", f"{key}={value}")]
     where = outbox.folder()
     outbox.prepare_store(where)
-    dvc.repair_locks(Path.cwd())
+    dvc_locks.repair(Path.cwd())
     command = [*(["exp", "run", *settings] if overrides else ["repro"]), *flags]
     # Stage commands are `python …`: it must be the Python that runs this script.
     search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     os.environ |= {**dvc.environment(Path.cwd()), "PATH": search}
     try:
         # DVC itself refuses a second `dvc exp run`.
-        with nullcontext() if overrides else dvc.experiments_refused(alone=True):
+        with nullcontext() if overrides else dvc_locks.experiments_refused(alone=True):
             failed = reproduce.run([*command, *target])
     except AlreadyRunning as error:
         raise PipelineError(f"another process runs the pipeline in this folder: {error}") from error

@@ -15,7 +15,7 @@ from convoy.core.contract import FACTS, WEIGHTS
 from convoy.core.dataset import Dataset
 from convoy.energy.settings import EnergyParams
 from convoy.models import spec
-from convoy.repo import dvc
+from convoy.repo import dvc_locks
 from convoy.tracking import stages
 from convoy.tracking.settings import TrackingParams
 from convoy.training.settings import CheckpointParams, NetworkParams, TrainParams
@@ -84,4 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.main(main, "train", dvc.experiments_refused())
+    stage.main(main, "train", dvc_locks.experiments_refused())

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.pipeline
 SEED = os.environ.get("CONVOY_CHAOS_SEED", "1")
 QUICK = (
     *(f"{action}@prepare" for action in ("edit-params", "kill-all", "ctrl-c", "disk-full", "readonly-build")),
-    *("second-process@prepare", "branch-switch@prepare", "edit-spec@train", "power-loss@train"),
+    *("second-process@prepare", "branch-switch@prepare", "power-loss@train"),
 )
 """Combinations of `make test`."""
 

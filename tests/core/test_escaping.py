@@ -141,8 +141,8 @@ def test_every_csv_file_is_written_from_inert_cells(repository):
 
 def test_every_line_that_may_hold_names_is_printed_by_the_console(repository):
     """`print` elsewhere would pass controls through: only the console, and the entry points' own fixed texts, call it."""
-    # repo/dvc.py rewrites what DVC prints, each line through `escaping.lines`.
-    known = {"cli.py", "core/console.py", "core/stage.py", "export/latency.py", "repo/dvc.py"}
+    # repo/reproduce.py rewrites what DVC prints, each line through `escaping.lines`.
+    known = {"cli.py", "core/console.py", "core/stage.py", "export/latency.py", "repo/reproduce.py"}
     source = repository / "src" / "convoy"
     printing = {
         path.relative_to(source).as_posix()

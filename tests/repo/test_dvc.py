@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from convoy.core.errors import RequestError
-from convoy.repo import dvc
+from convoy.repo import dvc, dvc_locks
 
 
 def test_the_inputs_of_stages_are_commands_params_and_committed_files(small):
@@ -106,11 +106,11 @@ def test_a_file_of_locks_that_a_full_disk_has_cut_is_removed_and_others_are_left
     small.write(".dvc/tmp/rwlock", '{"write": {"/repository/build/mo')
     with pytest.raises(dvc.DvcError, match="rwlock"):
         small.dvc("repro")
-    dvc.repair_locks(small.folder)
+    dvc_locks.repair(small.folder)
     assert not path.exists()
     small.dvc("repro")
     small.write(".dvc/tmp/rwlock", '{"write": {}}')
-    dvc.repair_locks(small.folder)
+    dvc_locks.repair(small.folder)
     assert path.exists()
 
 

@@ -1,4 +1,4 @@
-"""What Convoy uses of DVC's own classes and files exists, with the meaning that repo/dvc.py assumes."""
+"""What Convoy uses of DVC's own classes and files exists, with the meaning that repo/dvc.py and repo/dvc_locks.py assume."""
 
 import importlib.util
 import json
@@ -13,7 +13,7 @@ import pytest
 from filelock import FileLock
 
 from clones import REPOSITORY
-from convoy.repo import dvc
+from convoy.repo import dvc, dvc_locks
 from convoy.repo.locks import AlreadyRunning
 from ignored import IGNORED, VERDICTS
 
@@ -93,7 +93,7 @@ def test_an_experiment_is_refused_while_a_stage_works_and_one_may_be_queued(smal
     monkeypatch.setenv("DVC_STAGE", "train")
     LOCKS.parent.mkdir(parents=True, exist_ok=True)
     LOCKS.write_text('{"write": {"refs/exps/stash": {"pid": 4194305, "cmd": "killed"}}, "read": {}}')
-    with dvc.experiments_refused():
+    with dvc_locks.experiments_refused():
         refuse(small)
         small.dvc("exp", "run", "--queue", "--name", "queued", "-S", "fit.lr=0.75")
         assert "lr: 0.25" in (small.folder / "params.yaml").read_text()
@@ -109,7 +109,7 @@ def test_an_experiment_is_refused_where_dvc_locks_by_hard_links(small, monkeypat
     for left in small.folder.glob(".dvc/tmp/**/*lock"):  # which this kind of lock would take for its own
         left.unlink()
     small.write(".dvc/config.local", "[core]\n    hardlink_lock = true\n")
-    with dvc.experiments_refused():
+    with dvc_locks.experiments_refused():
         refuse(small)
     assert owner() is None
 
@@ -120,7 +120,7 @@ def test_the_lock_of_another_process_is_left_alone_and_named(small, monkeypatch,
         theirs = {"read": {}, "write": {"refs/exps/stash": {"pid": other.pid, "cmd": "dvc exp run"}}}
         LOCKS.parent.mkdir(parents=True, exist_ok=True)
         LOCKS.write_text(json.dumps(theirs))
-        with dvc.experiments_refused():
+        with dvc_locks.experiments_refused():
             assert json.loads(LOCKS.read_text()) == theirs
         assert (
             f"does not refuse experiments meanwhile: process {other.pid}: dvc exp run"
@@ -128,7 +128,7 @@ def test_the_lock_of_another_process_is_left_alone_and_named(small, monkeypatch,
         )
         with (
             pytest.raises(AlreadyRunning, match=f"process {other.pid}: dvc exp run"),
-            dvc.experiments_refused(alone=True),
+            dvc_locks.experiments_refused(alone=True),
         ):
             pass
         assert json.loads(LOCKS.read_text()) == theirs
@@ -140,7 +140,7 @@ def test_a_stage_under_make_repro_leaves_the_lock_to_it(small, monkeypatch, caps
     LOCKS.parent.mkdir(parents=True, exist_ok=True)
     above = {"pid": os.getppid(), "cmd": "repro.py"}
     LOCKS.write_text(json.dumps({"write": {"refs/exps/stash": above}}))
-    with dvc.experiments_refused():
+    with dvc_locks.experiments_refused():
         assert owner() == above
     assert owner() == above
     assert capsys.readouterr().out == ""
@@ -153,7 +153,7 @@ def test_between_the_commands_of_a_stage_dvc_itself_has_the_lock(small, monkeypa
         keep = name == "build"
         small.write(
             f"{name}.py",
-            f"from convoy.repo import dvc\nwith dvc.experiments_refused(keep={keep}):\n    pass\n",
+            f"from convoy.repo import dvc_locks\nwith dvc_locks.experiments_refused(keep={keep}):\n    pass\n",
         )
     commands = [f"{sys.executable} build.py", f"cp {LOCKS} between.json", f"{sys.executable} verify.py"]
     small.write("dvc.yaml", json.dumps({"stages": {"two": {"cmd": commands, "outs": ["between.json"]}}}))
@@ -177,7 +177,7 @@ def test_a_lock_that_cannot_be_had_is_reported_with_its_cause(small, monkeypatch
         else:
             LOCKS.parent.write_text("")
             cause = ".dvc/tmp/exps/rwlock cannot be written ("
-        with dvc.experiments_refused():
+        with dvc_locks.experiments_refused():
             [line] = capsys.readouterr().out.splitlines()
     assert line.startswith(f"DVC does not refuse experiments meanwhile: {cause}")
     assert "Start none here before" in line
@@ -198,7 +198,7 @@ def test_make_repro_has_the_lock_before_dvc_starts(small, monkeypatch):
 
     monkeypatch.setattr(repro.preflight, "check", lambda _: None)
     monkeypatch.setattr(repro.outbox, "prepare_store", lambda _: None)
-    monkeypatch.setattr(repro.dvc, "reproduce", started)
+    monkeypatch.setattr(repro.reproduce, "run", started)
     monkeypatch.setattr(os, "environ", dict(os.environ))
     for words in ([], ["--fit.lr", "0.125"]):
         monkeypatch.setattr(sys, "argv", ["repro.py", *words])

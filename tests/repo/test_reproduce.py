@@ -14,7 +14,7 @@ import pytest
 
 from convoy import preflight
 from convoy.core import stage
-from convoy.repo import dvc
+from convoy.repo import dvc, dvc_locks
 from convoy.repo import reproduce as run_dvc
 from convoy.tracking import outbox
 
@@ -107,8 +107,8 @@ def test_only_a_job_waits_for_the_upload_of_a_run_that_was_stopped(repository, m
     monkeypatch.setattr(stage, "stop_quietly", lambda: None)
     monkeypatch.setattr(preflight, "check", lambda _: None)
     monkeypatch.setattr(dvc, "environment", lambda _: {})
-    monkeypatch.setattr(dvc, "experiments_refused", lambda **_: nullcontext())
-    monkeypatch.setattr(dvc, "repair_locks", lambda _: None)
+    monkeypatch.setattr(dvc_locks, "experiments_refused", lambda **_: nullcontext())
+    monkeypatch.setattr(dvc_locks, "repair", lambda _: None)
     monkeypatch.setattr(run_dvc, "run", lambda _: 255)
     monkeypatch.setattr(outbox, "prepare_store", lambda _: None)
     monkeypatch.setattr(outbox, "journals", lambda _: [Path("failed"), Path("KILLED"), Path("open")])

@@ -299,10 +299,9 @@ def test_the_script_takes_no_arguments_and_push_is_0_or_1(monkeypatch, repositor
 
 def test_force_and_pull_reach_dvc_and_other_options_do_not(fresh_clone, tmp_path):
     own = Clone(shutil.copytree(fresh_clone.folder, tmp_path / "clone", symlinks=True))
-    (tmp_path / "fake/dvc").mkdir(parents=True)
-    (tmp_path / "fake/dvc/__init__.py").touch()
-    (tmp_path / "fake/dvc/__main__.py").write_text("import sys; print('DVC', *sys.argv[1:]); sys.exit(1)\n")
-    path = f"{own.folder / 'src'}:{tmp_path / 'fake'}"
+    fake = "import sys, dvc.cli\ndvc.cli.main = lambda words: print('DVC', *words, file=sys.stderr) or 1\n"
+    (tmp_path / "sitecustomize.py").write_text(fake)
+    path = f"{own.folder / 'src'}:{tmp_path}"
     script = (sys.executable, "pipelines/repro.py")
     output = own.run(*script, "--force", "--until", "train", "--pull", fails=True, PYTHONPATH=path)
     assert "DVC repro --force --pull train\n" in output

@@ -1,7 +1,7 @@
 """Run DVC, read its cache, and read from its classes what its command line does not print.
 
 DVC has no public Python interface for the last part of this file, and may change it in any release: pyproject.toml
-pins the minor version, and tests/repo/test_dvc_contract.py names what changed. Beside this file only `reproduce.py` imports DVC.
+pins the minor version, and tests/repo/test_dvc_contract.py names what changed. Beside this file only `dvc_locks.py` and `reproduce.py` import DVC.
 """
 
 import difflib
@@ -13,24 +13,18 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import chdir, contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
-import psutil
-from filelock import FileLock, Timeout
-
-from convoy.core import files, pipeline, stage, yaml
-from convoy.core.console import info, track
+from convoy.core import files, pipeline, yaml
+from convoy.core.console import track
 from convoy.core.errors import ConvoyError, RequestError, listed, without_credentials
 from convoy.core.stage import repository
 from convoy.repo import git
-from convoy.repo.locks import AlreadyRunning
-
-GUARD_SECONDS = 3.0  # longest wait for the guard of DVC's file of locks, as long as DVC waits
 
 SITE_CACHE = "DVC_SITE_CACHE_DIR"
 """Variable that names the folder in which DVC keeps indexes of all repositories, as pickles."""
@@ -349,18 +343,6 @@ def configure(clone: Path, source: Path, cache: Path) -> bool:
     return bool(local["core"].get("remote"))
 
 
-def repair_locks(root: Path) -> None:
-    """Remove DVC's files of locks that a full disk or a loss of power has cut: DVC refuses every command because of them."""
-    for name in ("rwlock", "exps/rwlock"):
-        path = root / ".dvc" / "tmp" / name
-        with suppress(OSError, Timeout), FileLock(f"{path}.lock", timeout=GUARD_SECONDS):
-            try:
-                files.read_json(path)
-            except ValueError:
-                path.unlink()
-                info(f"Removed {path.relative_to(root)}, which was cut by a full disk or a loss of power.")
-
-
 # From here on: DVC's own classes.
 
 
@@ -475,93 +457,6 @@ def push_run_cache(root: Path) -> None:
             repo.stage_cache.transfer(HashFileDB(LocalFileSystem(), scratch), target)  # type: ignore[no-untyped-call] # DVC has no types
         except RunCacheNotSupported:  # an HTTP remote keeps outputs only; another machine trains again
             return
-
-
-@contextmanager
-def experiments_refused(*, alone: bool = False, keep: bool = False) -> Iterator[None]:
-    """Have DVC refuse `dvc exp run` in the current workspace while this process works there; `--queue` stays possible.
-
-    It would replace params.yaml under a stage, and DVC would record the other experiment's values. DVC locks a name
-    before it touches the workspace; this process enters itself as the owner of that name in DVC's file of locks, from
-    which DVC removes processes that are gone. `--temp`, which takes the same lock, is refused as well. Where the lock
-    cannot be had, a line gives the cause: the comparison of inputs (`core.inputs`) still holds.
-
-    Args:
-        alone: raise where another process has the lock.
-        keep: leave the lock to the DVC that runs this command of a stage, until the stage's next command.
-
-    Raises:
-        AlreadyRunning: names the other process, for `alone`.
-    """
-    if not Path(".dvc").is_dir():
-        yield
-        return
-    words = (
-        f"{stage.name()} works in this folder. Wait for it, or: dvc exp run --queue ..., then dvc queue start"
-    )
-    above = {process.pid: process for process in psutil.Process().parents()}
-    runner = next((pid for pid, process in above.items() if _is_dvc(process)), None)
-    mine = {"pid": os.getpid(), "cmd": words}
-    try:
-        _hand_lock({os.getpid()}, set(above), mine)
-    except AlreadyRunning as error:
-        if alone:
-            raise
-        _report_unlocked(str(error))
-    except DvcError as error:
-        _report_unlocked(str(error))
-    try:
-        yield
-    except BaseException:
-        keep = False
-        raise
-    finally:
-        rest = {"pid": runner, "cmd": words} if keep and runner else None
-        with suppress(AlreadyRunning, DvcError):
-            _hand_lock({os.getpid(), runner}, set(above) - {runner}, rest)
-
-
-def _report_unlocked(cause: str) -> None:
-    info(f"DVC does not refuse experiments meanwhile: {cause}. Start none here before {stage.name()} ends.")
-
-
-def _is_dvc(process: psutil.Process) -> bool:
-    with suppress(psutil.Error):
-        return any(Path(word).name in ("dvc", "repro.py") for word in process.cmdline()[:3])
-    return False
-
-
-def _hand_lock(owners: Collection[int | None], above: Collection[int], entry: dict[str, Any] | None) -> None:
-    """Make `entry` the owner of the lock of experiments, or nobody, if it is free or belongs to one of `owners`.
-
-    Nothing changes where a process `above` this one has it.
-
-    Raises:
-        AlreadyRunning: another process has it.
-        DvcError: DVC's file of locks is busy or cannot be written; half a sentence.
-    """
-    from dvc.lock import LockError, make_lock  # type: ignore[import-untyped] # noqa: PLC0415 (0.05 s)
-
-    name, folder = "refs/exps/stash", Path(".dvc", "tmp", "exps")
-    path, guard = folder / "rwlock", str(folder / "rwlock.lock")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        hardlink = config(Path.cwd())["core"].get("hardlink_lock", False)
-        with make_lock(guard, tmp_dir=str(folder), hardlink_lock=hardlink):
-            content = files.read_json(path) if path.exists() else {}
-            entries = content.get("write") or {}
-            owner = entries.pop(name, None)
-            if owner and owner["pid"] not in owners and psutil.pid_exists(owner["pid"]):
-                if owner["pid"] in above:
-                    return
-                raise AlreadyRunning(f"process {owner['pid']}: {owner['cmd']}")
-            files.write_text(
-                path, json.dumps({**content, "write": entries | ({name: entry} if entry else {})})
-            )
-    except LockError as error:
-        raise DvcError(f"another process keeps {guard} locked") from error
-    except (OSError, ValueError) as error:
-        raise DvcError(f"{path} cannot be written ({error})") from error
 
 
 @contextmanager
