@@ -184,6 +184,17 @@ def test_the_reading_at_the_end_of_the_block_is_the_last(tracker):
     assert FakeTracker.flushes == before
 
 
+def test_for_the_country_none_no_tracker_is_started_and_there_are_no_figures(monkeypatch, capsys, tmp_path):
+    trackers = []
+    monkeypatch.setattr(codecarbon, "OfflineEmissionsTracker", lambda **options: trackers.append(options))
+    with metered("train", "none") as meter:
+        meter.resume(Spent(1.0, 0.5))
+    meter.hand_over(tmp_path / "energy.json")
+    assert files.read_json(tmp_path / "energy.json") == {"spent": None}
+    assert (meter.spent(), meter.result(), meter.tags(), trackers) == (None, {}, {}, [])
+    assert capsys.readouterr().out == "", "absent as it was typed: no failure"
+
+
 def test_an_unknown_country_is_refused_before_the_work_begins():
     with pytest.raises(RequestError, match="no such country: 'XYZ'"), metered("train", "XYZ"):
         pytest.fail("the block must not run")

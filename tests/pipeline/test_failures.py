@@ -34,6 +34,7 @@ def start_long_training(clone: Clone) -> subprocess.Popen[str]:
     """Start `dvc repro` and return while its training is in the second epoch."""
     clone.set_param("network.name", "lenet5")
     clone.set_param("train.epochs", "500")
+    clone.set_param("energy.country", "none")
     process = clone.start("dvc", "repro")
     assert process.stdout
     for line in process.stdout:

@@ -22,6 +22,8 @@ QUICK = (
     "train.lr=0.020",
     "-P",
     "export.latency_runs=10",
+    "-P",
+    "energy.country=none",
 )
 
 

@@ -60,21 +60,24 @@ class Meter:
     """Meter the work of one stage; made by `metered`."""
 
     def __init__(self, stage: str, country: str, *, gpu: bool) -> None:
-        """Start codecarbon's tracker in a thread, as it takes 1.5 s to look the hardware up."""
+        """Start codecarbon's tracker in a thread, as it takes 1.5 s to look the hardware up; not for the country `none`."""
         self.stage = stage
-        self.grid = settings.find_grid(country)
+        is_off = country == settings.OFF
+        self.grid = settings.find_grid(settings.WORLD if is_off else country)
         # Training takes the first GPU that CUDA shows; codecarbon would count every GPU.
         first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
         self._gpu_ids = [first] if gpu and first not in {"", "-1"} else None
         self._gpu_model = self._cpu_model = ""
-        self._cpu_counter = self._failed = self._ended = False
+        self._cpu_counter = self._ended = False
+        self._failed = is_off
         self._readings = Readings()
         self._earlier = self._last = Spent()
         self._tracker: OfflineEmissionsTracker | None = None
         self._started = time.monotonic()
         self._delay = 0.0  # until the tracker has started, in seconds
         self._starting = threading.Thread(target=self._start, name="energy", daemon=True)
-        self._starting.start()
+        if not is_off:
+            self._starting.start()
 
     def _start(self) -> None:
         try:
@@ -100,7 +103,8 @@ class Meter:
     def stop(self) -> None:
         """Take the last reading and stop the tracker."""
         seconds = time.monotonic() - self._started
-        self._starting.join(START_S)
+        if self._starting.ident:
+            self._starting.join(START_S)
         if self._tracker is None:
             self._fail(f"codecarbon did not start within {START_S:.0f} s")
         self._read(seconds)

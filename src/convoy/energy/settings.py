@@ -18,6 +18,7 @@ from convoy.core.errors import RequestError
 from convoy.core.params import Section
 
 WORLD = "world"  # stands for an unknown country
+OFF = "none"  # instead of a country: nothing is metered
 SUGGESTIONS = 3
 
 
@@ -74,12 +75,15 @@ def _suggestions(typed: str, countries: dict[str, Any]) -> str:
     codes = list(dict.fromkeys(near))[:SUGGESTIONS]
     nearest = ", ".join(f"{code} ({countries[code]['country_name']})" for code in codes)
     start = f"Did you mean {nearest}? " if codes else ""
-    return f"{start}Use an ISO code of three letters, such as DEU, or `{WORLD}` for the world's average"
+    return (
+        f"{start}Use an ISO code of three letters, such as DEU, `{WORLD}` for the world's average, or `{OFF}` to meter nothing"
+    )
 
 
 def _check_country(country: str) -> str:
     try:
-        find_grid(country)
+        if country != OFF:
+            find_grid(country)
     except RequestError as error:
         raise PydanticCustomError("country", "{reason}", {"reason": str(error)}) from error
     return country
