@@ -215,7 +215,7 @@ def test_threads_together_decode_no_more_than_the_limit(monkeypatch):
             with lock:
                 running -= 1
 
-    threads = [threading.Thread(target=work) for _ in range(6)]
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -225,11 +225,20 @@ def test_threads_together_decode_no_more_than_the_limit(monkeypatch):
 
 def test_an_image_above_the_limit_is_decoded_while_no_other_is():
     memory = Memory(10)
-    with memory.reserved(1000):
-        waiting = threading.Thread(target=lambda: memory.reserved(1).__enter__(), daemon=True)
-        waiting.start()
-        waiting.join(0.1)
-        assert waiting.is_alive()
+    entered, left = threading.Event(), threading.Event()
+
+    def take_all():
+        with memory.reserved(1000):
+            entered.set()
+            left.wait(10)
+
+    threading.Thread(target=take_all, daemon=True).start()
+    assert entered.wait(10)
+    waiting = threading.Thread(target=lambda: memory.reserved(1).__enter__(), daemon=True)
+    waiting.start()
+    waiting.join(0.1)
+    assert waiting.is_alive()
+    left.set()
     waiting.join(10)
     assert not waiting.is_alive()
 
@@ -242,7 +251,15 @@ def test_a_damaged_image_gives_its_share_of_the_memory_back(monkeypatch):
     memory = Memory(BYTES_PER_PIXEL * 100)
     monkeypatch.setattr(decoding, "memory", lambda: memory)
     content = encoded(Image.new("RGB", (10, 10)))
-    for _ in range(3):
-        with ExitStack() as held, pytest.raises(DataError):
-            decode(content[: len(content) // 2], held)
-    assert memory._free == memory.limit
+    refused = []
+
+    def work():
+        for _ in range(3):
+            with ExitStack() as held, pytest.raises(DataError):
+                decode(content[: len(content) // 2], held)
+            refused.append(True)
+
+    thread = threading.Thread(target=work, daemon=True)  # what keeps its share makes the next wait for ever
+    thread.start()
+    thread.join(20)
+    assert len(refused) == 3

@@ -75,9 +75,7 @@ def _suggestions(typed: str, countries: dict[str, Any]) -> str:
     codes = list(dict.fromkeys(near))[:SUGGESTIONS]
     nearest = ", ".join(f"{code} ({countries[code]['country_name']})" for code in codes)
     start = f"Did you mean {nearest}? " if codes else ""
-    return (
-        f"{start}Use an ISO code of three letters, such as DEU, `{WORLD}` for the world's average, or `{OFF}` to meter nothing"
-    )
+    return f"{start}Use an ISO code of three letters, such as DEU, `{WORLD}` for the world's average, or `{OFF}` to meter nothing"
 
 
 def _check_country(country: str) -> str:
