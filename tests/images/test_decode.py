@@ -223,6 +223,7 @@ def test_threads_together_decode_no_more_than_the_limit(monkeypatch):
     for thread in threads:
         thread.join(max(0, until - time.monotonic()))
     assert (most, running) == (2, 0)
+    assert not any(thread.is_alive() for thread in threads), "each gave its share back"
 
 
 def test_an_image_above_the_limit_is_decoded_while_no_other_is():
@@ -252,7 +253,10 @@ def test_the_limit_is_a_share_of_the_memory():
 def test_a_damaged_image_gives_its_share_of_the_memory_back(monkeypatch):
     memory = Memory(BYTES_PER_PIXEL * 100)
     monkeypatch.setattr(decoding, "memory", lambda: memory)
-    content = encoded(Image.new("RGB", (10, 10)))
+    pixels = np.random.default_rng(1).integers(
+        0, 256, (10, 10, 3), np.uint8
+    )  # so that half of the file has a header
+    content = encoded(Image.fromarray(pixels))
     refused = []
 
     def work():
