@@ -140,7 +140,7 @@ MOMENTS = (
         (
             Point(r"pipelines/retrain\.py", r"subprocess\.Popen .*worktree.*add"),
             Point(r"pipelines/retrain\.py", r"subprocess\.Popen .*pipelines/repro\.py"),
-            Point(r"bin/python.* -m dvc repro", r"open .*dvc\.lock"),
+            Point(r"pipelines/repro\.py", r"open .*dvc\.lock"),
             Point(r"pipelines/retrain\.py", r"sql INSERT INTO model_versions"),
             Point(r"pipelines/retrain\.py", r"sql INSERT INTO registered_model_aliases", 2),
             Point(r"pipelines/retrain\.py", r"sql INSERT INTO runs"),
