@@ -106,8 +106,9 @@ class Scene:
         """Start the moment's command, and return when it has come to a point that chance chooses."""
         points = self.moment.points
         if self.uri:  # a server's statements and files are not seen from here, calls of it are
-            seen = [point for point in points if not re.match(r"sql|open .*artifact", point.event)]
-            points = (*seen, Point(points[0].program, r"socket\.connect"))
+            unseen = [point for point in points if re.match(r"sql|open .*artifact", point.event)]
+            calls = [Point(point.program, r"socket\.connect") for point in unseen[:1]]
+            points = (*(point for point in points if point not in unseen), *calls)
         point = self.random.choice(points)
         nth = self.random.randint(1, point.most)
         settings = {"program": point.program, "event": point.event, "nth": nth}
