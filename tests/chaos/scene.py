@@ -111,7 +111,7 @@ class Scene:
             points = (*(point for point in points if point not in unseen), *calls)
         point = self.random.choice(points)
         nth = self.random.randint(1, point.most)
-        settings = {"program": point.program, "event": point.event, "nth": nth}
+        settings = {"program": point.program, "event": point.event, "nth": nth, "test": os.getpid()}
         (self.control / "moment.json").write_text(json.dumps(settings), encoding="utf-8")
         self.process, self._log = self.start(*self.moment.command)
         until = time.monotonic() + LIMIT_S

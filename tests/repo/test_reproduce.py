@@ -92,9 +92,16 @@ def test_a_stage_that_fails_has_dvc_s_error_and_exit_code(small):
 
 
 def test_a_stage_has_the_terminal_and_gets_ctrl_c(small):
-    small.write(
-        "train.sh", "test -t 1 && echo 'a terminal'; trap 'echo saved; exit 1' INT; echo ready; sleep 300\n"
-    )
+    # Not a shell's `trap`: dash runs it after a `sleep` that began just after the signal had arrived.
+    program = """import sys, time
+try:
+    print("a terminal" if sys.stdout.isatty() else "a pipe", "ready", sep="\\n", flush=True)
+    time.sleep(300)
+except KeyboardInterrupt:
+    sys.exit("saved")
+"""
+    small.write("stage.py", program)
+    small.write("train.sh", f"exec {sys.executable} stage.py\n")
     code, output = on_terminal(small.folder, key="\x03")
     assert code == 255
     assert "a terminal" in output
