@@ -22,7 +22,7 @@ LONGEST_SENTENCE = 400  # characters of a reason or note
 COMMAND = re.compile(r"^(\s*)(:)(?=:)|(#)(?=#(?:vso)?\[)", re.MULTILINE)
 """Where a line of a log would be a command to GitHub Actions or Azure Pipelines, such as `::stop-commands::`."""
 
-# An underscore between letters or digits, as in `image_px`, is no markup; others become `\_`, which reads well in plain text, too.
+# An underscore between letters or digits, as in `image_px`, is not markup; others become `\_`, which reads well in plain text, too.
 MARKUP = re.compile(r"[\\`*\[\]<>|~$&#]|(?<!\w)_+|_++(?!\w)")
 MENTION = re.compile(r"(?<![\w`])@(?=\w)")
 LIST = re.compile(r"^(\s*)([-+=]|\d+(?=[.)](?:\s|$)))")

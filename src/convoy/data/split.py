@@ -33,7 +33,7 @@ class Record:
         label: its class; None outside class folders.
         split: the delivered split; after `assign` the split that uses it; None for neither.
         reason: why the file is not used; empty for status `ok`.
-        sha256: of the file; empty if it was not decoded, of what is no image only the first bytes are read.
+        sha256: of the file; empty if it was not decoded.
         width: in pixels, upright; 0 if it was not decoded, as height.
         mode: Pillow's mode of the file; empty if it was not decoded.
         pixels: `pixel_hash`; empty if it was not decoded.

@@ -127,7 +127,7 @@ class Meter:
             return
         self._readings.latest = None
         for _ in range(ATTEMPTS):
-            self._tracker.flush()  # swallows errors; after a failure there is no reading
+            self._tracker.flush()  # swallows errors; no reading arrives then
             if self._readings.latest is not None:
                 break
         reading = self._readings.latest

@@ -104,7 +104,7 @@ def decode(content: Content, held: ExitStack | None = None) -> Decoded:
     """Decode a file's bytes to upright 8-bit RGB.
 
     Args:
-        content: the whole file, or of what is no image its first bytes.
+        content: the whole file, or the first bytes of a file that is not an image.
         held: keeps the image's share of `memory()` until it is closed, where several threads decode.
 
     Raises:

@@ -81,7 +81,7 @@ class Delivery:
     def files(self) -> Iterator[tuple[str, Content]]:
         """Stream delivered paths with the files' bytes; reads an archive once and writes nothing.
 
-        Of a file in a folder that is no image only the first bytes are read, and nothing of what is larger than any image.
+        In a folder, only the first bytes of files that are not images are read, and nothing of files larger than any image.
 
         Raises:
             DataError: the archive is unsafe or damaged, or a file cannot be read.

@@ -99,7 +99,7 @@ def check_git(root: Path) -> None:
     """Refuse a folder in no git repository, such as a downloaded ZIP file, unless DVC is configured for that.
 
     Raises:
-        RequestError: with the command that makes a repository, and the one that does without.
+        RequestError: the folder is in no git repository, and DVC is not configured to work without git.
     """
     if git.is_repository(root) or config(root)["core"].get("no_scm"):
         return

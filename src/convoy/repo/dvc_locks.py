@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from convoy.core import files, stage
 from convoy.core.console import info
 from convoy.repo.dvc import DvcError, config
+from convoy.repo.identity import PIPELINES
 from convoy.repo.locks import AlreadyRunning
 
 GUARD_SECONDS = 3.0  # longest wait for the guard of DVC's file of locks, as long as DVC waits
@@ -80,7 +81,7 @@ def _report_unlocked(cause: str) -> None:
 
 def _is_dvc(process: psutil.Process) -> bool:
     with suppress(psutil.Error):
-        return any(Path(word).name in ("dvc", "repro.py") for word in process.cmdline()[:3])
+        return any(Path(word).name in PIPELINES for word in process.cmdline()[:3])
     return False
 
 
