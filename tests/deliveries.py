@@ -10,9 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from convoy.core import yaml
 from convoy.data.settings import DataParams
 
 Files = Mapping[str, bytes]
+SHIPPED = yaml.read(Path(__file__).parents[1] / "params.yaml")["data"]
+
+
+def data_params(**changes: object) -> DataParams:
+    """Return the shipped `data` section with larger splits, for small deliveries, and the changes."""
+    return DataParams.model_validate(SHIPPED | {"splits": {"val": 0.2, "test": 0.2}} | changes)
 
 
 def png_of(seed: int, width: int = 8, height: int = 8) -> bytes:
@@ -89,7 +96,6 @@ def tarred(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def settings() -> Callable[..., DataParams]:
     def make(**changes: object) -> DataParams:
-        usual = {"image_px": 8, "fit": "squash", "splits": {"val": 0.2, "test": 0.2}, "max_quarantined": 0.1}
-        return DataParams.model_validate(usual | changes)
+        return data_params(**{"image_px": 8, "max_quarantined": 0.1} | changes)
 
     return make

@@ -16,11 +16,11 @@ from PIL import Image
 import convoy
 from convoy.core.dataset import Dataset
 from convoy.data.prepare import prepare
-from convoy.data.settings import DataParams
 from convoy.evaluation.evaluate import evaluate
 from convoy.evaluation.settings import EvaluateParams
 from convoy.export import latency, onnx_graph
 from convoy.models import trained
+from deliveries import data_params
 from network_specs import HEAD, network
 
 IDENTITY = {"run_id": "run-7", "git_commit": "c0ffee", "data_hash": "d" * 64, "params_hash": "e" * 64}
@@ -63,8 +63,8 @@ class Project:
             (self.home / "data" / name).mkdir(parents=True)
             for n, image_u8 in enumerate(images_u8):
                 Image.fromarray(image_u8).save(self.home / "data" / name / f"{n:03}.png")
-        params = {"image_px": PX, "fit": fit, "splits": {"val": 0.2, "test": 0.4}, "max_quarantined": 0.0}
-        prepare(self.home / "data", DataParams.model_validate(params), self.home / "dataset")
+        params = data_params(image_px=PX, fit=fit, splits={"val": 0.2, "test": 0.4}, max_quarantined=0.0)
+        prepare(self.home / "data", params, self.home / "dataset")
         dataset = Dataset.load(self.home / "dataset")
         facts = trained.ModelFacts(
             network="miniature",

@@ -8,7 +8,6 @@ import numpy as np
 import fixed_models
 from convoy.core import files
 from convoy.data.prepare import prepare
-from convoy.data.settings import DataParams
 from convoy.data.split import pixel_hash
 from convoy.export.image_index import Images
 from convoy.export.settings import ExportParams
@@ -17,6 +16,7 @@ from convoy.gate.evidence import ModelUnderTest
 from convoy.gate.judge import judge
 from convoy.gate.settings import GateParams
 from convoy.gate.test_images import TestImages
+from deliveries import data_params
 
 CLASSES = ("ape", "bee", "cat")
 LIMITS = {
@@ -112,8 +112,7 @@ def deliver(home, labels, test):
         path = home / "data" / part / label / f"{number:04}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(fixed_models.png(number))
-    params = {"image_px": 8, "fit": "squash", "splits": {"val": 0.2, "test": 0.2}, "max_quarantined": 0.0}
-    prepare(home / "data", DataParams.model_validate(params), home / "dataset")
+    prepare(home / "data", data_params(image_px=8, max_quarantined=0.0), home / "dataset")
     return GateProject(home, tuple(labels), test, tuple(sorted(set(labels))))
 
 

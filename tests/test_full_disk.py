@@ -8,15 +8,15 @@ import pytest
 from convoy.core import files
 from convoy.core.errors import fault
 from convoy.data.prepare import prepare
-from convoy.data.settings import DataParams
 from convoy.evaluation.evaluate import evaluate
 from convoy.evaluation.settings import EvaluateParams
 from convoy.export import image_index, latency, onnx_graph
 from convoy.models import trained
 from convoy.training.checkpoints import DirectIO
+from deliveries import data_params
 from exported import IDENTITY, PX
 
-DATA = {"image_px": PX, "fit": "squash", "splits": {"val": 0.2, "test": 0.4}, "max_quarantined": 0.0}
+DATA = data_params(image_px=PX, splits={"val": 0.2, "test": 0.4}, max_quarantined=0.0)
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def file_size(most):
 
 
 WRITERS = {
-    "packing": lambda home, out: prepare(home / "data", DataParams.model_validate(DATA), out / "dataset"),
+    "packing": lambda home, out: prepare(home / "data", DATA, out / "dataset"),
     "weights": lambda home, out: trained.save(out, *trained.load(home / "model")),
     "checkpoint": lambda home, out: DirectIO().save_checkpoint(
         trained.load(home / "model")[0].state_dict(), out / "step.ckpt"

@@ -198,7 +198,7 @@ def test_a_check_reports_classes_splits_and_unused_files_writing_nothing(folder,
     assert found["quarantined"] == [{"path": "train/cat/x.png", "reason": "is empty (0 bytes)"}]
     reason = "its pixels are in test too: test/dog/0.png"
     assert found["left_out"] == [{"path": "train/dog/copy.png", "reason": reason}]
-    assert found["ignored"][0]["path"] == "README.md"
+    assert found["passed_over"][0]["path"] == "README.md"
     (row,) = [line.split() for text in lines for line in text.splitlines() if "x.png" in line]
     assert row[:2] == ["quarantined", "train/cat/x.png"]
 

@@ -6,9 +6,9 @@ import pytest
 
 from convoy.core.errors import DataError
 from convoy.data import scan
+from convoy.data.layout import recognise
 from convoy.images import decode as decoding
 from convoy.images.decode import decode
-from convoy.images.delivery import recognise
 
 
 def scan_of(data, params, keep=lambda _: None):
@@ -28,7 +28,7 @@ def unused(result):
 @pytest.mark.parametrize(
     ("path", "start", "status", "reason"),
     [
-        ("video.mp4", b"\0\0\0\x18ftypmp42", "ignored", "is not an image"),
+        ("video.mp4", b"\0\0\0\x18ftypmp42", "passed_over", "is not an image"),
         ("cat/video.mp4", b"\0\0\0\x18ftypmp42", "quarantined", "is not an image"),
         ("cat/scene.bmp", b"BM", "quarantined", "is too large: more than 537,919,486 bytes"),
     ],
@@ -52,7 +52,7 @@ def test_of_a_large_file_that_is_no_image_only_the_start_is_read(
 def test_each_delivered_file_has_a_record(folder, pets, settings):
     result = scan_of(folder(pets | {"README.md": b"# Pets"}), settings())
     assert {record.path for record in result.records} == pets.keys() | {"README.md"}
-    assert {path: record.status for path, record in unused(result).items()} == {"README.md": "ignored"}
+    assert {path: record.status for path, record in unused(result).items()} == {"README.md": "passed_over"}
     assert result.classes == ["cat", "dog"]
     assert result.cut == ("val", "test")
 

@@ -2,12 +2,13 @@ from pathlib import Path
 
 import pytest
 
+from convoy.core import yaml
 from convoy.core.errors import RequestError
 from convoy.core.params import check, section
 from convoy.data.settings import DataParams
 
 ROOT = Path(__file__).parents[2]
-GOOD = {"image_px": 32, "fit": "squash", "splits": {"val": 0.15, "test": 0.2}, "max_quarantined": 0.01}
+GOOD = yaml.read(ROOT / "params.yaml")["data"]
 
 
 def test_the_shipped_params_are_valid():

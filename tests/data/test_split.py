@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from convoy.data.records import Record
 from convoy.data.settings import SplitParams
-from convoy.data.split import Record, assign, cut, pixel_hash
+from convoy.data.split import assign, cut, pixel_hash
 
 SHARES = SplitParams(val=0.15, test=0.2)
 BOTH = ("val", "test")

@@ -43,10 +43,19 @@ def comments(text: str) -> dict[str, str]:
 
 def fields(kind: type[Section], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
     for name, field in kind.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+        if (
+            isinstance(field.annotation, type)
+            and issubclass(field.annotation, Section)
+            and block(field.annotation)
+        ):
             yield from fields(field.annotation, f"{prefix}.{name}")
         else:
             yield f"{prefix}.{name}", field
+
+
+def block(kind: type[Section]) -> bool:
+    """Check whether a section has a line per key; others are written as `{limit: 1, action: report}` with one comment."""
+    return any(field.description for field in kind.model_fields.values())
 
 
 @pytest.mark.parametrize("section", preflight.SECTIONS)

@@ -119,7 +119,7 @@ def check(path: Path, params: "DataParams") -> tuple[dict[str, Any], list[str]]:
 
     Returns:
         `data` (prepare's metrics), `classes`, `counts` per split and class, `cut` (splits that would
-        be cut), `quarantined`, `left_out` and `ignored` (path and reason each) and `accepted` (False
+        be cut), `quarantined`, `left_out` and `passed_over` (path and reason each) and `accepted` (False
         if more is quarantined than `data.max_quarantined` allows); and the same as lines to print.
     """
     import numpy as np
@@ -130,11 +130,11 @@ def check(path: Path, params: "DataParams") -> tuple[dict[str, Any], list[str]]:
     empty = np.empty((0, 0, 3), np.uint8)
     any_number = params.model_copy(update={"max_quarantined": 1.0})
     result = scan(path, any_number, shrink=lambda _: empty, keep=lambda _: None)
-    unused: dict[str, list[dict[str, str]]] = {"quarantined": [], "left_out": [], "ignored": []}
+    unused: dict[str, list[dict[str, str]]] = {"quarantined": [], "left_out": [], "passed_over": []}
     for record in result.records:
         if record.status != "ok":
             unused[record.status].append({"path": record.path, "reason": record.reason})
-    unusable, checked = len(unused["quarantined"]), len(result.records) - len(unused["ignored"])
+    unusable, checked = len(unused["quarantined"]), len(result.records) - len(unused["passed_over"])
     accepted = unusable <= params.max_quarantined * checked
     lines = describe(result, params)
     if rows := [

@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 from convoy.core.console import info
 from convoy.core.dataset import FACTS_FILE, IMAGES_FILE, LABELS_FILE, MANIFEST_FILE, SPLITS
 from convoy.core.files import write_json
+from convoy.data.records import Record
 from convoy.data.scan import Scan, scan
 from convoy.data.settings import DataParams
-from convoy.data.split import Record
 from convoy.images.resize import Geometry
 
 CHUNK_ROWS = 512
@@ -179,5 +179,5 @@ def _write_images(
 
 
 def _verdict(record: Record) -> str:
-    prefix = {"left_out": "left out: ", "ignored": "ignored: "}.get(record.status, "")
+    prefix = {"left_out": "left out: ", "passed_over": "passed over: "}.get(record.status, "")
     return prefix + record.reason or record.status

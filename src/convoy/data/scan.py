@@ -16,10 +16,12 @@ import numpy.typing as npt
 from convoy.core.console import track
 from convoy.core.dataset import SPLITS, Split
 from convoy.core.errors import DataError, listed
+from convoy.data.layout import Layout, recognise
+from convoy.data.records import Record, Status
 from convoy.data.settings import DataParams
-from convoy.data.split import Record, Status, assign, pixel_hash
+from convoy.data.split import assign, pixel_hash
 from convoy.images.decode import Content, decode
-from convoy.images.delivery import EXPECTED, Delivery, Layout, open_delivery, recognise
+from convoy.images.delivery import EXPECTED, Delivery, open_delivery
 
 EXAMPLES = 5
 """Number of files that a message names."""
@@ -83,10 +85,11 @@ def scan(data: Path, params: DataParams, shrink: Shrink, keep: Callable[[Square]
             keep(square_u8)
             records.append(replace(record, index=kept))
             kept += 1
-    records = assign(records, params.splits, layout.missing)
+    missing: tuple[Split, ...] = tuple(split for split in SPLITS[1:] if split not in layout.delivered)
+    records = assign(records, params.splits, missing)
     _check_quarantine(delivery, records, params)
     classes = sorted({record.label for record in records if record.label})
-    result = Scan(delivery, records, classes, layout.missing)
+    result = Scan(delivery, records, classes, missing)
     _check_classes(result, params)
     return result
 
@@ -124,13 +127,14 @@ def _batches(files: Iterable[tuple[str, Content]]) -> Iterator[list[tuple[str, C
 
 
 def _read(name: str, content: Content, layout: Layout, shrink: Shrink) -> tuple[Record, Square | None]:
-    split, label = layout.split_and_label(name)
-    record = Record(name, label, split)
+    place = layout.place(name)
+    label = place.label
+    record = Record(name, label, place.split, place.group)
     with ExitStack() as held:
         try:
             image = decode(content, held)
         except DataError as error:
-            status: Status = "quarantined" if label else "ignored"
+            status: Status = "quarantined" if label else "passed_over"
             return replace(record, split=None, status=status, reason=str(error)), None
         height, width, _ = image.image_u8.shape
         sha256 = hashlib.sha256(cast("bytes", content)).hexdigest()
@@ -142,8 +146,9 @@ def _read(name: str, content: Content, layout: Layout, shrink: Shrink) -> tuple[
 
 def _check_names(delivery: Delivery, layout: Layout, names: list[str]) -> None:
     """Refuse what the paths alone show to be unusable, before anything is decoded."""
-    delivered = {layout.split_and_label(name) for name in names}
-    classes = sorted({label for _, label in delivered if label})
+    places = [layout.place(name) for name in names]
+    delivered = {(place.split, place.label) for place in places}
+    classes = sorted({place.label for place in places if place.label})
     if not classes:
         raise DataError(f"{delivery.path} contains no images in class folders. {_examples(names)} {EXPECTED}")
     if len(classes) == 1:
@@ -151,13 +156,13 @@ def _check_names(delivery: Delivery, layout: Layout, names: list[str]) -> None:
             f"{delivery.path} has a single class, `{classes[0]}`. "
             f"Add a folder for at least one other class. {EXPECTED}"
         )
-    for split in layout.splits.values():
+    for split in layout.delivered:
         _check_delivered(delivery, split, [label for label in classes if (split, label) not in delivered])
 
 
 def _check_quarantine(delivery: Delivery, records: list[Record], params: DataParams) -> None:
     unusable = [record for record in records if record.status == "quarantined"]
-    checked = sum(record.status != "ignored" for record in records)
+    checked = sum(record.status != "passed_over" for record in records)
     if len(unusable) > params.max_quarantined * checked:
         lines = [f"  {record.path}: {record.reason}" for record in unusable[:EXAMPLES]]
         if len(unusable) > EXAMPLES:

@@ -1,14 +1,38 @@
 """The `data` section of params.yaml."""
 
-from typing import Annotated, Self
+import re
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from convoy.core.dataset import Fit
 from convoy.core.params import Section
 
 LARGEST_CUT = 0.8
 """Largest share of validation and test together: at least a fifth is left for training."""
+
+Arrangement = Literal["auto", "classes", "splits", "classes_then_splits"]
+"""What the folders of a delivery are."""
+
+Action = Literal["report", "drop", "fail"]
+"""What follows for images that a check finds: they are reported and used, left out, or the delivery is refused."""
+
+
+def _pattern(named: str) -> AfterValidator:
+    """Accept `auto`-like words as they are, and a regular expression that has the group `named`."""
+
+    def check(value: str) -> str:
+        if value.isidentifier():
+            return value
+        try:
+            groups = re.compile(value).groupindex
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        if named not in groups:
+            raise ValueError(f"the pattern needs a group (?P<{named}>…)")
+        return value
+
+    return AfterValidator(check)
 
 
 class SplitParams(Section):
@@ -27,16 +51,97 @@ class SplitParams(Section):
         return self
 
 
+class ImageCheck(Section):
+    """Configure a check of single images."""
+
+    limit: float
+    action: Action
+    max_share: Annotated[float, Field(ge=0, le=1)]
+
+
+class DatasetCheck(Section):
+    """Configure a check of the whole dataset: it has no images to leave out."""
+
+    limit: float
+    action: Literal["report", "fail"]
+
+
+class CheckParams(Section):
+    """Configure what `prepare` looks for in the images that it can read."""
+
+    small: Annotated[ImageCheck, Field(description="shorter side below limit, in pixels")]
+    aspect: Annotated[ImageCheck, Field(description="longer side over shorter side above limit")]
+    blank: Annotated[
+        ImageCheck, Field(description="standard deviation of the gray levels below limit, of 255")
+    ]
+    dark: Annotated[ImageCheck, Field(description="mean gray level below limit, of 255")]
+    bright: Annotated[ImageCheck, Field(description="mean gray level above limit, of 255")]
+    blurred: Annotated[ImageCheck, Field(description="sharpness below limit; see docs/data.md")]
+    outliers: Annotated[
+        ImageCheck, Field(description="a statistic further than limit robust deviations from its class")
+    ]
+    duplicates: Annotated[
+        ImageCheck, Field(description="more than limit images with the same pixels in one class and split")
+    ]
+    near_duplicates: Annotated[
+        ImageCheck,
+        Field(description="correlation of aligned pixels above limit; `drop` drops the copy in train"),
+    ]
+    groups: Annotated[
+        ImageCheck,
+        Field(
+            description="images of a group in more than limit delivered splits; `drop` drops those in train"
+        ),
+    ]
+    few_images: Annotated[DatasetCheck, Field(description="images of a class below limit")]
+    imbalance: Annotated[DatasetCheck, Field(description="largest over smallest class above limit")]
+    giveaway: Annotated[
+        DatasetCheck,
+        Field(description="AUC with which one property of the file predicts a class above limit"),
+    ]
+
+
 class DataParams(Section):
-    """Configure how `prepare` checks, splits and packs a delivery."""
+    """Configure how `prepare` reads, checks, splits and packs a delivery."""
 
     image_px: Annotated[
         int, Field(ge=8, le=1024, description="side of the square that the network sees, in pixels")
     ]
     fit: Annotated[Fit, Field(description="how an image becomes that square")]
+    layout: Annotated[Arrangement, Field(description="what the folders of a delivery are")]
+    label: Annotated[
+        str,
+        _pattern("label"),
+        Field(
+            pattern=r"^(auto|folder|csv|.*\(\?P<label>.*)$", description="where the class of an image stands"
+        ),
+    ]
+    group: Annotated[
+        str,
+        _pattern("group"),
+        Field(
+            pattern=r"^(none|.*\(\?P<group>.*)$",
+            description="images of one group stay in one split",
+        ),
+    ]
     splits: Annotated[
         SplitParams, Field(description="shares cut from the delivery for the splits that it lacks")
+    ]
+    rare: Annotated[
+        Literal["fail", "train_only"], Field(description="what happens to a class with fewer than 3 images")
+    ]
+    classes: Annotated[
+        Literal["fail", "extend"],
+        Field(description="what happens if the classes differ from those of the dataset before"),
+    ]
+    background: Annotated[
+        str,
+        Field(pattern=r"^(white|black|#[0-9a-fA-F]{6})$", description="colour behind transparent pixels"),
+    ]
+    max_truncated: Annotated[
+        float, Field(ge=0, le=1, description="largest share of an image that a truncated file may lack")
     ]
     max_quarantined: Annotated[
         float, Field(ge=0, le=1, description="largest share of files that may be unusable")
     ]
+    checks: Annotated[CheckParams, Field(description="what is looked for in readable images")]

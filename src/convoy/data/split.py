@@ -7,50 +7,17 @@ are always in the same split, so that no test image is trained on.
 import hashlib
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from convoy.core.dataset import Split
+from convoy.data.records import Record
 from convoy.data.settings import SplitParams
-
-Status = Literal["ok", "quarantined", "left_out", "ignored"]
-"""Use of a delivered file. Quarantined: it should be an image of a class and cannot be used. Left out: its pixels
-are in another split too. Ignored: not an image, and not in a class folder."""
 
 PRECEDENCE: tuple[Split, ...] = ("test", "val", "train")
 """The split that keeps an image delivered in several: measuring comes before training."""
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """Describe one delivered file.
-
-    Attributes:
-        path: inside the folder or archive.
-        label: its class; None outside class folders.
-        split: the delivered split; after `assign` the split that uses it; None for neither.
-        reason: why the file is not used; empty for status `ok`.
-        sha256: of the file; empty if it was not decoded.
-        width: in pixels, upright; 0 if it was not decoded, as height.
-        mode: Pillow's mode of the file; empty if it was not decoded.
-        pixels: `pixel_hash`; empty if it was not decoded.
-        index: number of its image among those kept, in the order of the records; -1 if none was kept.
-    """
-
-    path: str
-    label: str | None
-    split: Split | None
-    status: Status = "ok"
-    reason: str = ""
-    sha256: str = ""
-    width: int = 0
-    height: int = 0
-    mode: str = ""
-    pixels: str = ""
-    index: int = -1
 
 
 def pixel_hash(image_u8: npt.NDArray[np.uint8]) -> str:

@@ -1,0 +1,84 @@
+"""What `prepare` holds about each delivered file, and what its checks find."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from convoy.core.dataset import Split
+from convoy.data.settings import Action
+
+Status = Literal["ok", "quarantined", "left_out", "passed_over"]
+"""Use of a delivered file. Quarantined: it should be an image of a class and cannot be used. Left out: a check or the
+splits have no use for it. Passed over: it is not an image, or nothing states its class."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Describe one delivered file.
+
+    Attributes:
+        path: inside the folder or archive.
+        label: its class; None outside the classes.
+        split: the delivered split; after `split.assign` the split that uses it; None for neither.
+        group: images of one group stay in one split; None for an image of its own.
+        reason: why the file is not used, or the kind of a file passed over; empty for status `ok`.
+        sha256: of the file; empty if it was not decoded.
+        width: in pixels, upright; 0 if it was not decoded, as height.
+        mode: Pillow's mode of the file; empty if it was not decoded, as format.
+        format: Pillow's format, such as `JPEG`.
+        size: of the file, in bytes; 0 if it was not decoded.
+        pixels: `split.pixel_hash`; empty if it was not decoded.
+        index: number of its image among those kept, in the order of the records; -1 if none was kept.
+    """
+
+    path: str
+    label: str | None
+    split: Split | None
+    group: str | None = None
+    status: Status = "ok"
+    reason: str = ""
+    sha256: str = ""
+    width: int = 0
+    height: int = 0
+    mode: str = ""
+    format: str = ""
+    size: int = 0
+    pixels: str = ""
+    index: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Hold two images that show nearly the same.
+
+    Attributes:
+        first: index of a record.
+        second: index of a later record.
+        correlation: of the aligned gray levels, -1..1.
+        mirrored: whether one is the other's mirror image.
+    """
+
+    first: int
+    second: int
+    correlation: float
+    mirrored: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Hold what a check found.
+
+    Attributes:
+        check: key in `data.checks`, or `class_names`, `passed_over` and the like for checks without a limit.
+        figure: what was measured: a number of images, or the largest value of a check of the dataset.
+        limit: the value in params.yaml; None for a check without a limit.
+        action: what follows from it.
+        text: one sentence with numbers and names.
+        paths: delivered paths of the files concerned, the most suspicious first.
+    """
+
+    check: str
+    figure: float
+    limit: float | None
+    action: Action
+    text: str
+    paths: tuple[str, ...] = ()
