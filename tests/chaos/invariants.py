@@ -63,6 +63,7 @@ def check(scene: Scene, before: Before, *, settled: bool, drops_cache: bool = Fa
         *_lost_runs(scene, before),
         *_lost_versions(scene, before),
         *_finished(scene),
+        *_tracebacks(scene),
     ]
     if not drops_cache:
         found += _lost_objects(scene, before)
@@ -240,6 +241,16 @@ def _finished(scene: Scene) -> Iterator[str]:
             yield f"run {name} is FINISHED, but its model {sha256} is not stored (found: {found})"
         if not models:
             yield f"run {name} is FINISHED without a model"
+
+
+def _tracebacks(scene: Scene) -> Iterator[str]:
+    """Find commands that ended in a traceback instead of a message."""
+    for path in sorted(scene.folder.parent.glob("log-*")):
+        _, found, trace = path.read_text(encoding="utf-8", errors="replace").partition(
+            "Traceback (most recent call last)"
+        )
+        if found:
+            yield f"a command printed a traceback ({path.name}):{trace[-2000:]}"
 
 
 def _open_ends(scene: Scene) -> Iterator[str]:

@@ -125,6 +125,8 @@ def test_the_best_is_compared_with_the_training_that_dvc_lock_records(project, l
     line = f"this workspace's own run (dvc.lock, the same data): val/loss {loss:.4f}: {compared}"
     assert (line in output) == bool(compared)
     assert ("Write the best values" in output) == (compared != "no trial is better")
+    own = json.loads(convoy("--trials", "0", "--json").stdout)["own_run"]
+    assert own == (loss if compared else None)
 
 
 def test_a_baseline_that_cannot_be_trained_is_no_comparison(project):

@@ -85,7 +85,7 @@ def sweep(trials: int | None, workers: int, *, into_params: bool, as_json: bool)
         )
     applied = _apply(results) if into_params else []
     if as_json:
-        print_json(results.as_json() | {"applied": applied})
+        print_json(results.as_json() | {"own_run": own_run(request), "applied": applied})
     elif results.best and into_params:
         unchanged = f"{params.PARAMS_FILE} already holds the values of trial {results.best.number}"
         info("\n".join(["", *(applied or [unchanged]), "Train with them: dvc repro"]))
