@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convoy.commands.options import AsJson
-from convoy.core.console import info, print_json, table
+from convoy.core.console import info, print_json
 from convoy.core.errors import DataError, RequestError, refuse_credentials, without_credentials
 
 if TYPE_CHECKING:
@@ -118,43 +118,26 @@ def check(path: Path, params: "DataParams") -> tuple[dict[str, Any], list[str]]:
     """Check a delivery as `prepare` does, and write nothing; raise as `scan`, except for too many unusable files.
 
     Returns:
-        `data` (prepare's metrics), `classes`, `counts` per split and class, `cut` (splits that would
-        be cut), `quarantined`, `left_out` and `passed_over` (path and reason each) and `accepted` (False
-        if more is quarantined than `data.max_quarantined` allows); and the same as lines to print.
+        `summary.facts`, with `accepted` (False if more is quarantined than `data.max_quarantined` allows); and lines to print.
     """
     import numpy as np
 
-    from convoy.data.prepare import describe, metrics
+    from convoy.data import summary
     from convoy.data.scan import scan
 
     empty = np.empty((0, 0, 3), np.uint8)
     any_number = params.model_copy(update={"max_quarantined": 1.0})
     result = scan(path, any_number, shrink=lambda _: empty, keep=lambda _: None)
-    unused: dict[str, list[dict[str, str]]] = {"quarantined": [], "left_out": [], "passed_over": []}
-    for record in result.records:
-        if record.status != "ok":
-            unused[record.status].append({"path": record.path, "reason": record.reason})
-    unusable, checked = len(unused["quarantined"]), len(result.records) - len(unused["passed_over"])
-    accepted = unusable <= params.max_quarantined * checked
-    lines = describe(result, params)
-    if rows := [
-        (status.replace("_", " "), file["path"], file["reason"])
-        for status, files in unused.items()
-        for file in files
-    ]:
-        lines.append(table(("Status", "File", "Reason"), rows))
-    if not accepted:
+    found = summary.facts(result)
+    unusable, checked = len(found["quarantined"]), len(result.records) - len(found["passed_over"])
+    found["accepted"] = unusable <= params.max_quarantined * checked
+    lines = summary.lines(result, params)
+    if not found["accepted"]:
         lines.append(
-            f"`dvc repro` would refuse this delivery: {unusable:,} of {checked:,} files are unusable, "
+            f"\n`dvc repro` would refuse this delivery: {unusable:,} of {checked:,} files are unusable, "
             f"data.max_quarantined allows {params.max_quarantined:.1%}."
         )
-    found = {
-        "classes": result.classes,
-        "counts": result.counts(),
-        "cut": list(result.cut),
-        "accepted": accepted,
-    }
-    return {**metrics(result), **found, **unused}, lines
+    return found, lines
 
 
 def _check_replaceable(root: Path) -> None:

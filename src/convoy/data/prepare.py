@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from convoy.core.console import info
 from convoy.core.dataset import FACTS_FILE, IMAGES_FILE, LABELS_FILE, MANIFEST_FILE, SPLITS
 from convoy.core.files import write_json
+from convoy.data import summary
 from convoy.data.records import Record
 from convoy.data.scan import Scan, scan
 from convoy.data.settings import DataParams
@@ -58,7 +59,7 @@ def prepare(data: Path, params: DataParams, out: Path) -> dict[str, Any]:
         out: folder to fill; `convoy.core.dataset` describes it.
 
     Returns:
-        Metrics `{"data": {...}}`: numbers of images, classes, files not used, images per split.
+        The metrics of `summary.metrics`.
 
     Raises:
         DataError: see `scan`.
@@ -69,39 +70,9 @@ def prepare(data: Path, params: DataParams, out: Path) -> dict[str, Any]:
         geometry = Geometry(params.image_px, params.fit)
         result = scan(data, params, geometry, keep=lambda square_u8: spool.write(square_u8.tobytes()))
         _write(result, params, spool, scratch)
-    for line in describe(result, params):
+    for line in summary.lines(result, params):
         info(line)
-    return metrics(result)
-
-
-def metrics(result: Scan) -> dict[str, Any]:
-    """Count images and files, for build/metrics/prepare.json."""
-    statuses = [record.status for record in result.records]
-    return {
-        "data": {
-            "images": statuses.count("ok"),
-            "classes": len(result.classes),
-            "quarantined": statuses.count("quarantined"),
-            "left_out": statuses.count("left_out"),
-            **{split: sum(images.values()) for split, images in result.counts().items()},
-        }
-    }
-
-
-def describe(result: Scan, params: DataParams) -> list[str]:
-    """Summarise in a few lines: classes, images, which splits were cut, what is not used."""
-    data = metrics(result)["data"]
-    splits = ", ".join(f"{split} {data[split]:,}" for split in SPLITS)
-    delivery = f"{result.delivery.path} ({result.delivery.kind})"
-    images = f"{data['images']:,} images ({splits}), {data['quarantined']:,} quarantined"
-    lines = [f"{delivery}: {data['classes']:,} classes, {images}"]
-    if result.cut:
-        shares = ", ".join(f"{split} {getattr(params.splits, split):g}" for split in result.cut)
-        source = "the train split" if len(result.cut) == 1 else "all images"
-        lines.append(f"Cut from {source} by pixel hash (data.splits): {shares}")
-    if data["left_out"]:
-        lines.append(f"Left out because their pixels are in test or val too: {data['left_out']:,}")
-    return lines
+    return summary.metrics(result)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from convoy.core.console import track
 from convoy.core.dataset import SPLITS, Split
 from convoy.core.errors import DataError, listed
 from convoy.data.layout import Layout, recognise
-from convoy.data.records import Record, Status
+from convoy.data.records import Finding, Pair, Record, Status
 from convoy.data.settings import DataParams
 from convoy.data.split import assign, pixel_hash
 from convoy.images.decode import Content, decode
@@ -44,12 +44,16 @@ class Scan:
         records: one per delivered file, in the delivery's order.
         classes: sorted; each has a usable image in every split.
         cut: the splits that the delivery lacks.
+        findings: what the checks found.
+        pairs: images that show nearly the same, whether they are used or not.
     """
 
     delivery: Delivery
     records: list[Record]
     classes: list[str]
     cut: tuple[Split, ...]
+    findings: Sequence[Finding] = ()
+    pairs: Sequence[Pair] = ()
 
     def counts(self) -> dict[Split, dict[str, int]]:
         """Count usable images per split and class, zeros included."""

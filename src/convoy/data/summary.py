@@ -1,0 +1,206 @@
+"""Summarise what a delivery contains: the table and the figures that `prepare`, `convoy data check` and `convoy data use` share."""
+
+import textwrap
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from convoy.core import escaping
+from convoy.core.console import table
+from convoy.core.dataset import SPLITS, Split
+from convoy.data.records import Finding, Record, Status
+from convoy.data.scan import Scan
+from convoy.data.settings import CheckParams, DataParams
+
+COLUMNS = 100
+"""Longest line, in characters."""
+
+SHOWN_CLASSES = 20
+SHOWN_FILES = 5
+SHOWN_KINDS = 10
+LONGEST_CLASS = 40
+LONGEST_PATH = 60
+
+SEVERITY = ("fail", "drop", "report")
+"""Actions, the most severe first."""
+
+UNUSED: tuple[Status, ...] = ("quarantined", "left_out", "passed_over")
+
+
+def lines(scan: Scan, params: DataParams) -> list[str]:
+    """Describe a delivery for people: classes and splits, what is not used, what is suspicious."""
+    data = metrics(scan)["data"]
+    splits = ", ".join(f"{split} {data[split]:,}" for split in SPLITS)
+    images = f"{data['images']:,} images ({splits}), {data['quarantined']:,} quarantined"
+    found = [f"{scan.delivery.path} ({scan.delivery.kind}): {data['classes']:,} classes, {images}"]
+    if scan.cut:
+        shares = ", ".join(f"{split} {getattr(params.splits, split):g}" for split in scan.cut)
+        source = "the train split" if len(scan.cut) == 1 else "all images"
+        found.append(f"Cut from {source} by pixel hash (data.splits): {shares}")
+    found += ["", class_table(scan), *_passed_over(scan.records)]
+    found += _unused(
+        scan.records, "quarantined", "Quarantined, since they should be images and cannot be used"
+    )
+    found += _unused(scan.records, "left_out", "Left out")
+    return found + _findings(scan.findings)
+
+
+def class_table(scan: Scan) -> str:
+    """Lay out the number of images of each class in each split; of many classes, those with the most and the fewest."""
+    counts = scan.counts()
+    totals = {label: sum(counts[split][label] for split in SPLITS) for label in scan.classes}
+    first, rest, last = extremes(totals, SHOWN_CLASSES)
+
+    def row(label: str) -> tuple[str, ...]:
+        numbers = [counts[split][label] for split in SPLITS]
+        return (
+            escaping.short(label, LONGEST_CLASS),
+            *(f"{number:,}" for number in (*numbers, totals[label])),
+        )
+
+    between = []
+    if rest:
+        least, most = min(totals[label] for label in rest), max(totals[label] for label in rest)
+        images = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+        between = [(f"and {len(rest):,} more", "", "", "", f"{images} each")]
+    sums = [sum(counts[split].values()) for split in SPLITS]
+    return table(
+        ("Class", *(f"{split} ({'cut' if is_cut(split, scan) else 'delivered'})" for split in SPLITS), "All"),
+        [
+            *map(row, first),
+            *between,
+            *map(row, last),
+            (f"{len(scan.classes):,} classes", *(f"{number:,}" for number in (*sums, sum(sums)))),
+        ],
+        right=range(1, 5),
+    )
+
+
+def is_cut(split: Split, scan: Scan) -> bool:
+    """Check whether the images of a split were chosen by their hash; train is what the others leave if both are cut."""
+    return split in scan.cut or (split == "train" and len(scan.cut) == len(SPLITS) - 1)
+
+
+def extremes(totals: Mapping[str, int], most: int) -> tuple[list[str], list[str], list[str]]:
+    """Choose the classes that are shown: all in natural order, or, of more than `most`, those with the most and the fewest images.
+
+    Returns:
+        Those shown first, those not shown, those shown last.
+    """
+    if len(totals) <= most:
+        return sorted(totals, key=natural), [], []
+    ordered = sorted(totals, key=lambda label: (-totals[label], natural(label)))
+    half = most // 2
+    return ordered[:half], ordered[half:-half], ordered[-half:]
+
+
+def natural(label: str) -> tuple[int, int, str]:
+    """Order class names for display: numbers by their value, before all other names."""
+    if label.isascii() and label.isdigit():
+        digits = label.lstrip("0")
+        return 0, len(digits), digits
+    return 1, 0, label
+
+
+def ranked(findings: Iterable[Finding]) -> list[Finding]:
+    """Order findings: the most severe action first, then those that concern most files."""
+    return sorted(findings, key=lambda found: (SEVERITY.index(found.action), -len(found.paths), found.check))
+
+
+def passed_over_by_kind(records: Iterable[Record]) -> dict[str, list[str]]:
+    """Collect the paths of files that are passed over by their kind, the most frequent kind first."""
+    kinds: defaultdict[str, list[str]] = defaultdict(list)
+    for record in records:
+        if record.status == "passed_over":
+            kinds[record.reason].append(record.path)
+    return dict(sorted(kinds.items(), key=lambda kind: -len(kind[1])))
+
+
+def facts(scan: Scan) -> dict[str, Any]:
+    """Return all that `lines` describes, and every file that is not used, for programs (`--json`)."""
+    unused: dict[str, list[dict[str, str]]] = {status: [] for status in UNUSED}
+    for record in scan.records:
+        if record.status != "ok":
+            unused[record.status].append({"path": record.path, "reason": record.reason})
+    kinds = passed_over_by_kind(scan.records)
+    return {
+        **metrics(scan),
+        "classes": scan.classes,
+        "counts": scan.counts(),
+        "cut": list(scan.cut),
+        "passed_over_by_kind": {kind: len(paths) for kind, paths in kinds.items()},
+        "findings": [asdict(found) for found in ranked(scan.findings)],
+        **unused,
+    }
+
+
+def metrics(scan: Scan) -> dict[str, Any]:
+    """Count images, files and findings, for build/metrics/prepare.json, where `dvc metrics diff` shows a change of the data.
+
+    `checks` has the figure of every check in `data.checks`; 0 where it found nothing.
+    """
+    statuses = Counter(record.status for record in scan.records)
+    figures = dict.fromkeys(CheckParams.model_fields, 0.0)
+    for found in scan.findings:
+        if found.check in figures:
+            figures[found.check] = max(figures[found.check], found.figure)
+    return {
+        "data": {
+            "images": statuses["ok"],
+            "classes": len(scan.classes),
+            **{status: statuses[status] for status in UNUSED},
+            **{split: sum(images.values()) for split, images in scan.counts().items()},
+            "near_duplicate_pairs": len(scan.pairs),
+        },
+        "checks": {check: int(figure) if figure % 1 == 0 else figure for check, figure in figures.items()},
+    }
+
+
+def _passed_over(records: Sequence[Record]) -> list[str]:
+    kinds = passed_over_by_kind(records)
+    if not kinds:
+        return []
+    rows = [
+        (
+            escaping.short(kind, LONGEST_PATH - 20),
+            f"{len(paths):,}",
+            escaping.short(paths[0], LONGEST_PATH - 12),
+        )
+        for kind, paths in list(kinds.items())[:SHOWN_KINDS]
+    ]
+    if len(kinds) > SHOWN_KINDS:
+        others = sum(len(paths) for paths in list(kinds.values())[SHOWN_KINDS:])
+        rows.append((f"and {len(kinds) - SHOWN_KINDS} other kinds", f"{others:,}", ""))
+    return ["", table(("Passed over", "Files", "Such as"), rows, right=(1,))]
+
+
+def _unused(records: Iterable[Record], status: Status, title: str) -> list[str]:
+    files = [record for record in records if record.status == status]
+    if not files:
+        return []
+    shown = [
+        f"{escaping.short(record.path, LONGEST_PATH)}: {record.reason}" for record in files[:SHOWN_FILES]
+    ]
+    found = ["", f"{title}: {len(files):,}", *map(_wrapped, shown)]
+    if len(files) > SHOWN_FILES:
+        found.append(f"  and {len(files) - SHOWN_FILES:,} more")
+    return found
+
+
+def _findings(findings: Iterable[Finding]) -> list[str]:
+    found = []
+    for finding in ranked(findings):
+        figure = f"{finding.figure:,.4g}" if finding.figure % 1 else f"{finding.figure:,.0f}"
+        limit = "" if finding.limit is None else f", limit {finding.limit:g}"
+        found.append(_wrapped(f"{finding.check} {figure}{limit}, {finding.action}: {finding.text}"))
+    return (
+        ["", f"Findings: {len(found):,} (limits and actions: data.checks in params.yaml)", *found]
+        if found
+        else []
+    )
+
+
+def _wrapped(text: str) -> str:
+    words = " ".join(escaping.visible(word) for word in text.split())
+    return "\n".join(textwrap.wrap(words, COLUMNS, initial_indent="  ", subsequent_indent="    "))
