@@ -7,6 +7,7 @@ import pytest
 from convoy.core.errors import DataError
 from convoy.data import scan
 from convoy.data.layout import recognise
+from convoy.data.statistics import STATISTICS, measure
 from convoy.images import decode as decoding
 from convoy.images.decode import decode
 
@@ -66,6 +67,22 @@ def test_usable_images_are_kept_once_in_the_order_of_the_records(zipped, pets, s
             assert record.index == -1
         else:
             assert (kept[record.index] == decode(pets[record.path]).image_u8).all()
+
+
+def test_each_usable_image_is_measured_by_the_index_of_its_record(folder, pets, settings, png):
+    wide = png(7, width=40, height=10)
+    result = scan_of(folder(pets | {"cat/broken.png": b"", "cat/wide.png": wide}), settings())
+    assert {len(column) for column in result.statistics.values()} == {len(pets) + 1}
+    (record,) = (record for record in result.records if record.path == "cat/wide.png")
+    found = {name: column[record.index] for name, column in result.statistics.items()}
+    expected = dict(zip(STATISTICS, measure(decode(wide).image_u8, len(wide)), strict=True))
+    assert found == expected
+    assert (found["width"], found["height"], found["file_size"], record.size) == (
+        40,
+        10,
+        len(wide),
+        len(wide),
+    )
 
 
 @pytest.mark.parametrize(
@@ -167,8 +184,8 @@ def test_records_come_in_the_order_of_the_files_however_they_are_batched(pets, m
     monkeypatch.setattr(scan, "BATCH_BYTES", size)
     decoded = list(scan.read(pets.items(), recognise(pets), shrink=lambda image_u8: image_u8[:1]))
     assert [record.path for record, _ in decoded] == list(pets)
-    for (_, square_u8), content in zip(decoded, pets.values(), strict=True):
-        assert np.array_equal(square_u8, decode(content).image_u8[:1])
+    for (_, kept), content in zip(decoded, pets.values(), strict=True):
+        assert np.array_equal(kept.square_u8, decode(content).image_u8[:1])
 
 
 def test_an_error_while_shrinking_is_raised(pets):
@@ -181,7 +198,7 @@ def test_an_error_while_shrinking_is_raised(pets):
 
 def test_files_are_read_only_a_little_ahead(pets, monkeypatch):
     monkeypatch.setattr(scan, "BATCH_FILES", 1)
-    monkeypatch.setattr(scan.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(scan, "usable_cpus", lambda: 2)
     taken = []
     files = ((taken.append(name), item)[1] for name, item in zip(pets, pets.items(), strict=True))
     next(scan.read(files, recognise(pets), np.copy))

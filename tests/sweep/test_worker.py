@@ -297,6 +297,6 @@ def test_workers_stop_when_the_code_is_another(project):
     [(8, 2, "", 4), (8, 3, "", 2), (2, 4, "", 1), (8, 2, "1", 1), (8, 2, "64", 4)],
 )
 def test_workers_share_the_cores(monkeypatch, cores, workers, limit, threads):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)
+    monkeypatch.setattr(worker, "usable_cpus", lambda: cores)
     monkeypatch.setenv("OMP_NUM_THREADS", limit)
     assert worker._threads(workers) == threads

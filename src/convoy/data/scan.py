@@ -1,25 +1,27 @@
 """Check a delivery: decode every file once, assign splits, and refuse what cannot be trained on."""
 
 import hashlib
-import os
+from array import array
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from convoy.core.console import track
+from convoy.core.cpus import usable_cpus
 from convoy.core.dataset import SPLITS, Split
 from convoy.core.errors import DataError, listed
 from convoy.data.layout import Layout, recognise
 from convoy.data.records import Finding, Pair, Record, Status
 from convoy.data.settings import DataParams
 from convoy.data.split import assign, pixel_hash
+from convoy.data.statistics import columns, measure
 from convoy.images.decode import Content, decode
 from convoy.images.delivery import EXPECTED, Delivery, open_delivery
 
@@ -36,6 +38,18 @@ Shrink = Callable[[npt.NDArray[np.uint8]], Square]
 """Converts an (H, W, 3) uint8 image to the square that is packed; called from several threads."""
 
 
+class Kept(NamedTuple):
+    """Hold what remains of a decoded image of a class.
+
+    Attributes:
+        square_u8: what `Shrink` made of it.
+        statistics: (len(STATISTICS),) float32, by `statistics.measure`.
+    """
+
+    square_u8: Square
+    statistics: npt.NDArray[np.float32]
+
+
 @dataclass(frozen=True)
 class Scan:
     """Hold the outcome of a check.
@@ -46,6 +60,7 @@ class Scan:
         cut: the splits that the delivery lacks.
         findings: what the checks found.
         pairs: images that show nearly the same, whether they are used or not.
+        statistics: name in `STATISTICS` to (n,) float32, by `Record.index`.
     """
 
     delivery: Delivery
@@ -54,6 +69,7 @@ class Scan:
     cut: tuple[Split, ...]
     findings: Sequence[Finding] = ()
     pairs: Sequence[Pair] = ()
+    statistics: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     def counts(self) -> dict[Split, dict[str, int]]:
         """Count usable images per split and class, zeros included."""
@@ -81,33 +97,35 @@ def scan(data: Path, params: DataParams, shrink: Shrink, keep: Callable[[Square]
     layout = recognise(names)
     _check_names(delivery, layout, names)
     records: list[Record] = []
-    kept = 0
-    for record, square_u8 in track(read(delivery.files(), layout, shrink), "decode images", len(names)):
-        if square_u8 is None:
+    measured = array("f")
+    index = 0
+    for record, image in track(read(delivery.files(), layout, shrink), "decode images", len(names)):
+        if image is None:
             records.append(record)
         else:
-            keep(square_u8)
-            records.append(replace(record, index=kept))
-            kept += 1
+            keep(image.square_u8)
+            measured.frombytes(image.statistics.tobytes())
+            records.append(replace(record, index=index))
+            index += 1
     missing: tuple[Split, ...] = tuple(split for split in SPLITS[1:] if split not in layout.delivered)
     records = assign(records, params.splits, missing)
     _check_quarantine(delivery, records, params)
     classes = sorted({record.label for record in records if record.label})
-    result = Scan(delivery, records, classes, missing)
+    result = Scan(delivery, records, classes, missing, statistics=columns(measured))
     _check_classes(result, params)
     return result
 
 
 def read(
     files: Iterable[tuple[str, Content]], layout: Layout, shrink: Shrink
-) -> Iterator[tuple[Record, Square | None]]:
-    """Decode files on every core, in order; None for a file without a usable image.
+) -> Iterator[tuple[Record, Kept | None]]:
+    """Decode files on every usable core, in order; None for a file without a usable image.
 
-    Pillow and onnxruntime release Python's lock while they compute. Only the results of `shrink`
-    are kept, so memory holds one full image per thread; fewer, where large ones would take too much (`decode.memory`).
+    Pillow and onnxruntime release Python's lock while they compute. Only what `Kept` describes
+    remains, so memory holds one full image per thread; fewer, where large ones would take too much (`decode.memory`).
     """
-    threads = os.cpu_count() or 1
-    pending: deque[Future[list[tuple[Record, Square | None]]]] = deque()
+    threads = usable_cpus()
+    pending: deque[Future[list[tuple[Record, Kept | None]]]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         for batch in _batches(files):
             pending.append(pool.submit(lambda files: [_read(*file, layout, shrink) for file in files], batch))
@@ -130,7 +148,7 @@ def _batches(files: Iterable[tuple[str, Content]]) -> Iterator[list[tuple[str, C
         yield batch
 
 
-def _read(name: str, content: Content, layout: Layout, shrink: Shrink) -> tuple[Record, Square | None]:
+def _read(name: str, content: Content, layout: Layout, shrink: Shrink) -> tuple[Record, Kept | None]:
     place = layout.place(name)
     label = place.label
     record = Record(name, label, place.split, place.group)
@@ -141,11 +159,13 @@ def _read(name: str, content: Content, layout: Layout, shrink: Shrink) -> tuple[
             status: Status = "quarantined" if label else "passed_over"
             return replace(record, split=None, status=status, reason=str(error)), None
         height, width, _ = image.image_u8.shape
-        sha256 = hashlib.sha256(cast("bytes", content)).hexdigest()
-        record = replace(record, sha256=sha256, width=width, height=height, mode=image.mode)
+        file = cast("bytes", content)
+        sha256 = hashlib.sha256(file).hexdigest()
+        record = replace(record, sha256=sha256, width=width, height=height, mode=image.mode, size=len(file))
         if label is None:
             return replace(record, split=None, status="quarantined", reason="is not in a class folder"), None
-        return replace(record, pixels=pixel_hash(image.image_u8)), shrink(image.image_u8)
+        kept = Kept(shrink(image.image_u8), measure(image.image_u8, len(file)))
+        return replace(record, pixels=pixel_hash(image.image_u8)), kept
 
 
 def _check_names(delivery: Delivery, layout: Layout, names: list[str]) -> None:

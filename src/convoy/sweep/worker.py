@@ -21,6 +21,7 @@ import torch
 
 from convoy.core import stage
 from convoy.core.console import info
+from convoy.core.cpus import usable_cpus
 from convoy.core.dataset import Dataset
 from convoy.core.errors import ConvoyError, TrainingError
 from convoy.models.spec import Spec
@@ -218,7 +219,7 @@ def _end_with_the_parent() -> None:
 
 def _threads(workers: int) -> int:
     """Give each worker its share of the cores that this process may use, at most `OMP_NUM_THREADS`."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cpus()
     limit = os.environ.get("OMP_NUM_THREADS", "")
     return max(1, min(cores // workers, int(limit) if limit.isdigit() else cores))
 
