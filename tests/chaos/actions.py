@@ -130,6 +130,16 @@ def make_repro(scene: Scene) -> list[tuple[str, ...]]:
     return [("python", "pipelines/repro.py", "--until", target)] if target else []
 
 
+def restored_lock(scene: Scene) -> list[tuple[str, ...]]:
+    """Return `make repro` where dvc.lock was emptied: DVC refuses every command with it."""
+    emptied = (
+        not (scene.folder / "dvc.lock").read_bytes().strip()
+        if (scene.folder / "dvc.lock").exists()
+        else False
+    )
+    return (make_repro(scene) or [("python", "pipelines/repro.py")]) if emptied else []
+
+
 def readonly(name: str) -> Callable[[Scene], None]:
     """Return that a file or folder, with all in it, becomes read-only."""
 
@@ -267,9 +277,9 @@ ACTIONS = (
         at=edit_spec,
         undo=restore_or_keep,
     ),
-    Action("kill-stage", at=killed(group=False)),
-    Action("kill-all", at=killed(group=True)),
-    Action("power-loss", at=killed(group=True, uploader=True)),
+    Action("kill-stage", at=killed(group=False), remedy=restored_lock),
+    Action("kill-all", at=killed(group=True), remedy=restored_lock),
+    Action("power-loss", at=killed(group=True, uploader=True), remedy=restored_lock),
     Action("ctrl-c", after=signalled(signal.SIGINT)),
     Action("sigterm", after=signalled(signal.SIGTERM)),
     Action("clock-back", at=clock(-2, -3600, -90000)),

@@ -92,7 +92,8 @@ def synchronize(scene: Scene) -> list[str]:
 
 def _agreement(scene: Scene) -> Iterator[str]:
     """Compare dvc.lock with files and cache, and what it records of each stage with the stage's run."""
-    if not (scene.folder / "dvc.lock").exists():
+    path = scene.folder / "dvc.lock"
+    if not path.exists() or not path.read_bytes():  # DVC empties it before it writes
         return
     lock = yaml.read(scene.folder / "dvc.lock").get("stages") or {}
     cache = dvc.Cache.of(scene.folder)

@@ -5,6 +5,7 @@ import stat
 
 import pytest
 
+from convoy.core import pipeline
 from convoy.core.errors import RequestError
 from convoy.repo import dvc, dvc_locks
 
@@ -112,6 +113,26 @@ def test_a_file_of_locks_that_a_full_disk_has_cut_is_removed_and_others_are_left
     small.write(".dvc/tmp/rwlock", '{"write": {}}')
     dvc_locks.repair(small.folder)
     assert path.exists()
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_an_emptied_dvc_lock_is_restored_as_committed_and_the_rest_comes_from_the_run_cache(small, committed):
+    small.dvc("repro")
+    lock = small.folder / "dvc.lock"
+    before = lock.read_bytes()
+    if not committed:
+        small.git("rm", "-q", "--cached", "dvc.lock")
+        small.git("commit", "-qm", "not tracked")
+    lock.write_bytes(b"")
+    with pytest.raises(RequestError, match="make repro"):
+        pipeline.locked(small.folder)
+    dvc_locks.repair(small.folder)
+    assert lock.exists() == committed
+    small.dvc("repro")
+    assert lock.read_bytes() == before
+    lock.write_bytes(b"<<<<<<< ours\n" + before)
+    dvc_locks.repair(small.folder)
+    assert lock.read_bytes().startswith(b"<<<<<<<"), "a conflict is its owner's"
 
 
 def test_a_folder_without_git_is_refused_unless_dvc_is_configured_for_that(tmp_path):

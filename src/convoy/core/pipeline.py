@@ -71,8 +71,18 @@ def value_of(values: Mapping[str, Any], key: str) -> Any:  # noqa: ANN401 (as wi
 
 
 def locked(root: Path = Path()) -> dict[str, dict[str, Any]]:
-    """Read the stages of dvc.lock; empty without the file."""
-    content = yaml.read(root / LOCK) if (root / LOCK).exists() else {}
+    """Read the stages of dvc.lock; empty without the file.
+
+    Raises:
+        RequestError: the file is damaged.
+    """
+    try:
+        content = yaml.read(root / LOCK) if (root / LOCK).exists() else {}
+    except RequestError as error:
+        raise RequestError(
+            f"{error} If a loss of power or a full disk emptied it, `make repro` restores it; otherwise restore the "
+            f"committed file: git checkout {LOCK}. `dvc repro` then takes results that are not committed from its run cache."
+        ) from error
     return dict(content.get("stages") or {})
 
 

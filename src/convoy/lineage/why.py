@@ -85,6 +85,7 @@ def explain(root: Path, stage: str = "") -> dict[str, Any]:
     try:
         status = json.loads(dvc.run(root, "status", "--json"))
     except dvc.DvcError as error:
+        pipeline.locked(root)  # a damaged dvc.lock has its own remedy
         raise RequestError(f"DVC cannot read the pipeline in {root}: {error}") from error
     stages = _read_stages(root, status)
     if stage and stage not in stages:

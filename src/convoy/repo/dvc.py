@@ -474,6 +474,7 @@ def _opened(root: Path) -> Iterator[Any]:
         with chdir(root), Repo(config=settings) as repo:  # DVC names files relative to the current folder
             yield repo
     except DvcException as error:
+        pipeline.locked(root)  # a damaged dvc.lock has its own remedy
         raise RequestError(
             f"DVC cannot read the pipeline in {root}: {error}\nOnce the cause is removed, `dvc status` reads it."
         ) from error

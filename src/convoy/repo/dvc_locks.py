@@ -1,4 +1,4 @@
-"""DVC's file of locks: keep a second experiment out of the workspace of a running stage, and repair a file that was cut."""
+"""DVC's file of locks: keep a second experiment out of the workspace of a running stage, and repair files that were cut."""
 
 import json
 import os
@@ -10,8 +10,9 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
-from convoy.core import files, stage
+from convoy.core import files, pipeline, stage
 from convoy.core.console import info
+from convoy.repo import git
 from convoy.repo.dvc import DvcError, config
 from convoy.repo.identity import PIPELINES
 from convoy.repo.locks import AlreadyRunning
@@ -20,7 +21,11 @@ GUARD_SECONDS = 3.0  # longest wait for the guard of DVC's file of locks, as lon
 
 
 def repair(root: Path) -> None:
-    """Remove DVC's files of locks that a full disk or a loss of power has cut: DVC refuses every command because of them."""
+    """Repair what a full disk or a loss of power has cut, since DVC refuses every command because of it.
+
+    DVC's files of locks are removed. A dvc.lock without content, which DVC empties before it writes, is restored as
+    committed: DVC finds newer results in its run cache. Any other damage, such as a conflict of a merge, stays for its owner.
+    """
     for name in ("rwlock", "exps/rwlock"):
         path = root / ".dvc" / "tmp" / name
         with suppress(OSError, Timeout), FileLock(f"{path}.lock", timeout=GUARD_SECONDS):
@@ -29,6 +34,16 @@ def repair(root: Path) -> None:
             except ValueError:
                 path.unlink()
                 info(f"Removed {path.relative_to(root)}, which was cut by a full disk or a loss of power.")
+    lock = root / pipeline.LOCK
+    if lock.is_file() and not lock.read_bytes().strip(b"\0 \n"):
+        committed = git.contents(root, [f"HEAD:./{pipeline.LOCK}"])
+        lock.unlink()
+        for content in committed.values():
+            lock.write_bytes(content)
+        state = "restored as committed" if committed else "removed"
+        info(
+            f"{pipeline.LOCK} was emptied by a full disk or a loss of power; it is {state}. DVC takes newer results from its run cache."
+        )
 
 
 @contextmanager
