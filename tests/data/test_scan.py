@@ -4,6 +4,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from convoy.core.dataset import SPLITS
 from convoy.core.errors import DataError
 from convoy.data import scan
 from convoy.data.layout import recognise
@@ -154,28 +155,107 @@ def test_a_class_without_a_usable_image_is_named_with_the_reason(folder, setting
 def test_a_class_absent_from_a_delivered_split_is_named_with_it(folder, parts, settings, split):
     files = {name: content for name, content in parts.items() if not name.startswith(f"{split}/dog")}
     message = refusal(folder(files), settings())
-    assert f"the delivered {split} split has no usable image of class `dog`" in message
-    assert ("leave the" in message) == (split != "train")
+    assert f"The delivered {split} split has no usable image of class `dog`. Add some" in message
+    assert ("leave out the whole" in message) == (split != "train")
+    assert ("data.rare: train_only" in message) == (split != "train")
 
 
-@pytest.mark.parametrize(("broken", "classes"), [("val/dog", "`dog`"), ("val/", "`cat`, `dog`")])
-def test_a_delivered_split_whose_images_are_broken_is_not_cut_again(folder, parts, settings, broken, classes):
+@pytest.mark.parametrize(("images", "possible"), [(1, False), (2, True)])
+def test_leaving_a_split_out_is_recommended_only_if_it_can_be_cut(folder, parts, settings, images, possible):
+    files = {
+        name: content
+        for name, content in parts.items()
+        if "/dog/" not in name
+        or name in [f"train/dog/{n}.png" for n in range(images)]
+        or name == "test/dog/0.png"
+    }
+    message = refusal(folder(files), settings())
+    assert "The delivered val split has no usable image of class `dog`" in message
+    assert ("leave out the whole val split" in message) == possible
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_class_may_be_absent_from_a_delivered_split_by_data_rare(folder, parts, settings, split):
+    files = {name: content for name, content in parts.items() if not name.startswith(f"{split}/dog")}
+    result = scan_of(folder(files), settings(rare="train_only"))
+    assert result.classes == ["cat", "dog"]
+    assert result.counts()[split] == {"cat": 5, "dog": 0}
+    (finding,) = result.findings
+    assert (finding.check, finding.action) == ("rare", "report")
+    for fact in ("`dog`", f"delivered {split} split", f"averages of {split}"):
+        assert fact in finding.text
+    assert "no usable image of class `dog`" in refusal(
+        folder(
+            {name: content for name, content in parts.items() if not name.startswith("train/dog")},
+            name="other",
+        ),
+        settings(rare="train_only"),
+    )
+
+
+@pytest.mark.parametrize(("broken", "of"), [("val/dog", " of class `dog`"), ("val/", "")])
+@pytest.mark.parametrize("rare", ["fail", "train_only"])
+def test_a_delivered_split_whose_images_are_broken_is_not_cut_again(
+    folder, parts, settings, broken, of, rare
+):
     files = {name: b"broken" if name.startswith(broken) else content for name, content in parts.items()}
-    message = refusal(folder(files), settings(max_quarantined=0.5))
-    assert f"the delivered val split has no usable image of class {classes}." in message
+    if of and rare == "train_only":
+        assert scan_of(folder(files), settings(max_quarantined=0.5, rare=rare)).counts()["val"] == {
+            "cat": 5,
+            "dog": 0,
+        }
+        return
+    message = refusal(folder(files), settings(max_quarantined=0.5, rare=rare))
+    assert f"The delivered val split has no usable image{of}." in message
+    assert ("data.rare" in message) == bool(of)
 
 
-def test_a_class_absent_from_a_cut_split_is_named_with_its_images_and_the_shares(folder, pets, settings, png):
-    message = refusal(folder(pets | {"owl/1.png": png(5007), "owl/2.png": png(5008)}), settings())
-    assert "class `owl` has 2 usable images, and none of them fell in the " in message
-    assert "data.splits.val (0.2), data.splits.test (0.2)" in message
+def test_a_class_with_fewer_than_three_images_is_named_with_them_and_the_remedies(
+    folder, pets, settings, png
+):
+    owls = {"owl/1.png": png(5007), "owl/2.png": png(5008), "owl/copy.png": png(5008), "rat/1.png": png(5009)}
+    message = refusal(folder(pets | owls), settings())
+    for fact in ("train, val and test, which takes 3", "`rat` (1 image)", "`owl` (3 images, counted as 2"):
+        assert fact in message
+    for remedy in ("Add images", "remove the class", "data.rare: train_only"):
+        assert remedy in message
+
+
+def test_a_class_with_fewer_than_three_images_is_only_trained_by_data_rare(folder, pets, settings, png):
+    owls = {"owl/1.png": png(5007), "owl/2.png": png(5008)}
+    result = scan_of(folder(pets | owls), settings(rare="train_only"))
+    assert result.classes == ["cat", "dog", "owl"]
+    assert [result.counts()[split]["owl"] for split in SPLITS] == [2, 0, 0]
+    (finding,) = result.findings
+    assert (finding.action, set(finding.paths)) == ("report", set(owls))
+    assert "averages of val and test" in finding.text
+    assert "`owl` (2 images)" in finding.text
+
+
+def test_three_images_in_delivered_splits_need_one_in_train_for_each_that_is_cut(folder, parts, settings):
+    files = {
+        name: content
+        for name, content in parts.items()
+        if not name.startswith("val") and (not name.startswith("train/dog") or name == "train/dog/0.png")
+    }
+    assert "train and val, which takes 2: class `dog` (1 image)" in refusal(folder(files), settings())
+    result = scan_of(folder(files), settings(rare="train_only"))
+    assert [result.counts()[split]["dog"] for split in SPLITS] == [1, 0, 5]
+
+
+@pytest.mark.parametrize("rare", ["fail", "train_only"])
+def test_a_split_is_never_empty(folder, settings, png, rare):
+    files = {f"{label}/{n}.png": png(10 * k + n) for k, label in enumerate(("cat", "dog")) for n in range(2)}
+    message = refusal(folder(files), settings(rare=rare))
+    assert "`cat` (2 images), `dog` (2 images)" in message
+    assert "train_only" not in message
 
 
 def test_what_names_reveal_is_refused_before_an_image_is_decoded(folder, parts, settings, monkeypatch):
     monkeypatch.setattr("convoy.data.scan.decode", lambda _: pytest.fail("an image was decoded"))
     assert "a single class" in refusal(folder({"cat/1.png": b"1"}, name="a"), settings())
     files = {name: content for name, content in parts.items() if not name.startswith("val/dog")}
-    assert "the delivered val split has no usable image" in refusal(folder(files, name="b"), settings())
+    assert "The delivered val split has no usable image" in refusal(folder(files, name="b"), settings())
 
 
 @pytest.mark.parametrize(("files", "size"), [(1, 2**20), (3, 2**20), (1000, 1), (1000, 2**20)])

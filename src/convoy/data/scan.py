@@ -16,8 +16,9 @@ import numpy.typing as npt
 from convoy.core.console import track
 from convoy.core.cpus import usable_cpus
 from convoy.core.dataset import SPLITS, Split
-from convoy.core.errors import DataError, listed
+from convoy.core.errors import DataError
 from convoy.data.layout import Layout, recognise
+from convoy.data.rare import absent_from_delivered
 from convoy.data.records import Finding, Pair, Record, Status
 from convoy.data.settings import DataParams
 from convoy.data.split import assign, pixel_hash
@@ -56,7 +57,7 @@ class Scan:
 
     Attributes:
         records: one per delivered file, in the delivery's order.
-        classes: sorted; each has a usable image in every split.
+        classes: sorted; each has a usable image in train, and those that are not rare in every split.
         cut: the splits that the delivery lacks.
         findings: what the checks found.
         pairs: images that show nearly the same, whether they are used or not.
@@ -95,7 +96,7 @@ def scan(data: Path, params: DataParams, shrink: Shrink, keep: Callable[[Square]
     delivery = open_delivery(data)
     names = delivery.names()
     layout = recognise(names)
-    _check_names(delivery, layout, names)
+    _check_names(delivery, layout, names, params)
     records: list[Record] = []
     measured = array("f")
     index = 0
@@ -107,12 +108,13 @@ def scan(data: Path, params: DataParams, shrink: Shrink, keep: Callable[[Square]
             measured.frombytes(image.statistics.tobytes())
             records.append(replace(record, index=index))
             index += 1
-    missing: tuple[Split, ...] = tuple(split for split in SPLITS[1:] if split not in layout.delivered)
-    records = assign(records, params.splits, missing)
+    records, findings = assign(records, params, layout.delivered, pairs=())
     _check_quarantine(delivery, records, params)
     classes = sorted({record.label for record in records if record.label})
-    result = Scan(delivery, records, classes, missing, statistics=columns(measured))
-    _check_classes(result, params)
+    missing: tuple[Split, ...] = tuple(split for split in SPLITS[1:] if split not in layout.delivered)
+    result = Scan(delivery, records, classes, missing, findings, statistics=columns(measured))
+    _check_classes(result)
+    _refuse(delivery, findings)
     return result
 
 
@@ -168,7 +170,7 @@ def _read(name: str, content: Content, layout: Layout, shrink: Shrink) -> tuple[
         return replace(record, pixels=pixel_hash(image.image_u8)), kept
 
 
-def _check_names(delivery: Delivery, layout: Layout, names: list[str]) -> None:
+def _check_names(delivery: Delivery, layout: Layout, names: list[str], params: DataParams) -> None:
     """Refuse what the paths alone show to be unusable, before anything is decoded."""
     places = [layout.place(name) for name in names]
     delivered = {(place.split, place.label) for place in places}
@@ -180,8 +182,10 @@ def _check_names(delivery: Delivery, layout: Layout, names: list[str]) -> None:
             f"{delivery.path} has a single class, `{classes[0]}`. "
             f"Add a folder for at least one other class. {EXPECTED}"
         )
+    trained = Counter(place.label for place in places if place.split == "train" and place.label)
     for split in layout.delivered:
-        _check_delivered(delivery, split, [label for label in classes if (split, label) not in delivered])
+        if absent := [label for label in classes if (split, label) not in delivered]:
+            _refuse(delivery, [absent_from_delivered(split, absent, params, layout.delivered, trained)])
 
 
 def _check_quarantine(delivery: Delivery, records: list[Record], params: DataParams) -> None:
@@ -198,8 +202,8 @@ def _check_quarantine(delivery: Delivery, records: list[Record], params: DataPar
         )
 
 
-def _check_classes(scan: Scan, params: DataParams) -> None:
-    """Refuse a class without a usable image in some split: every label after it would shift."""
+def _check_classes(scan: Scan) -> None:
+    """Refuse a class without a usable image."""
     usable = Counter(record.label for record in scan.records if record.status == "ok")
     if not usable:
         raise DataError(
@@ -213,30 +217,11 @@ def _check_classes(scan: Scan, params: DataParams) -> None:
                 f"{scan.delivery.path}: class `{label}` has no usable image ({example.path}: {example.reason}). "
                 "Repair its images, or remove its folder."
             )
-    for split, counts in scan.counts().items():
-        absent = [label for label in scan.classes if not counts[label]]
-        if absent and (split in scan.cut or (split == "train" and scan.cut)):
-            images = usable[absent[0]]
-            shares = ", ".join(f"data.splits.{part} ({getattr(params.splits, part):g})" for part in scan.cut)
-            others = f" (nor any of {len(absent) - 1} other classes)" if len(absent) > 1 else ""
-            raise DataError(
-                f"{scan.delivery.path}: class `{absent[0]}` has {images:,} usable image{'s' * (images != 1)}, and none of "
-                f"them{others} fell in the {split} split that was cut. Add images of it, deliver a {split} folder of your "
-                f"own, change {shares} in params.yaml, or remove the class."
-            )
-        _check_delivered(scan.delivery, split, absent)
 
 
-def _check_delivered(delivery: Delivery, split: Split, absent: Sequence[str]) -> None:
-    if absent:
-        named = listed([f"`{label}`" for label in absent], EXAMPLES)
-        cut = (
-            f", or leave the {split} folder out so that Convoy cuts it from train" if split != "train" else ""
-        )
-        raise DataError(
-            f"{delivery.path}: the delivered {split} split has no usable image of class {named}. "
-            f"Add some, remove the class from the other splits{cut}."
-        )
+def _refuse(delivery: Delivery, findings: Sequence[Finding]) -> None:
+    if texts := [finding.text for finding in findings if finding.action == "fail"]:
+        raise DataError(f"{delivery.path}: " + "\n".join(texts))
 
 
 def _examples(names: list[str]) -> str:

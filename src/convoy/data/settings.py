@@ -90,7 +90,7 @@ class CheckParams(Section):
     groups: Annotated[
         ImageCheck,
         Field(
-            description="images of a group in more than limit delivered splits; `drop` drops those in train"
+            description="images of a group in more than limit delivered splits; `drop` keeps those in test, else val"
         ),
     ]
     few_images: Annotated[DatasetCheck, Field(description="images of a class below limit")]
@@ -128,7 +128,7 @@ class DataParams(Section):
         SplitParams, Field(description="shares cut from the delivery for the splits that it lacks")
     ]
     rare: Annotated[
-        Literal["fail", "train_only"], Field(description="what happens to a class with fewer than 3 images")
+        Literal["fail", "train_only"], Field(description="what happens to a class with fewer than 3 images, or absent from a delivered val or test")
     ]
     classes: Annotated[
         Literal["fail", "extend"],
