@@ -128,7 +128,10 @@ class DataParams(Section):
         SplitParams, Field(description="shares cut from the delivery for the splits that it lacks")
     ]
     rare: Annotated[
-        Literal["fail", "train_only"], Field(description="what happens to a class with fewer than 3 images, or absent from a delivered val or test")
+        Literal["fail", "train_only"],
+        Field(
+            description="what happens to a class with fewer than 3 images, or absent from a delivered val or test"
+        ),
     ]
     classes: Annotated[
         Literal["fail", "extend"],
