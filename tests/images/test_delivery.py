@@ -63,7 +63,7 @@ def test_paths_are_normalised_and_unique(zipped, tarred):
 
 def test_what_is_no_delivery_is_refused_with_the_remedy(tmp_path, png):
     (tmp_path / "x.zip").write_bytes(png(1))
-    with pytest.raises(DataError, match=r"x.zip is a file, .* archive. Expected: one folder per class"):
+    with pytest.raises(DataError, match=r"x.zip is a file, .* archive, .*. Expected: one folder per class"):
         open_delivery(tmp_path / "x.zip")
     with pytest.raises(DataError, match=r"does not exist. Fetch it with `dvc repro`"):
         open_delivery(tmp_path / "data")

@@ -65,6 +65,23 @@ class Folders:
         return Place(split, unicodedata.normalize("NFC", folders[0]) if folders else None)
 
 
+@dataclass(frozen=True)
+class Stated:
+    """Take split and class of an image from an array set, which states them itself."""
+
+    places: Mapping[str, Place]
+
+    @property
+    def delivered(self) -> tuple[Split, ...]:
+        """List the splits that are delivered; empty if all are cut."""
+        stated = {place.split for place in self.places.values() if place.label is not None}
+        return tuple(split for split in SPLITS if split in stated)
+
+    def place(self, name: str) -> Place:
+        """Return what is stated about a delivered path."""
+        return self.places.get(name, Place())
+
+
 def recognise(names: Iterable[str]) -> Folders:
     """Find the splits or classes among delivered paths, below folders that only wrap others.
 

@@ -17,7 +17,7 @@ from convoy.core.console import track
 from convoy.core.cpus import usable_cpus
 from convoy.core.dataset import SPLITS, Split
 from convoy.core.errors import DataError
-from convoy.data.layout import Layout, recognise
+from convoy.data.layout import Layout, Stated, recognise
 from convoy.data.rare import absent_from_delivered
 from convoy.data.records import Finding, Pair, Record, Status
 from convoy.data.settings import DataParams
@@ -95,7 +95,7 @@ def scan(data: Path, params: DataParams, shrink: Shrink, keep: Callable[[Square]
     """
     delivery = open_delivery(data)
     names = delivery.names()
-    layout = recognise(names)
+    layout: Layout = recognise(names) if delivery.places is None else Stated(delivery.places)
     _check_names(delivery, layout, names, params)
     records: list[Record] = []
     measured = array("f")
@@ -154,6 +154,8 @@ def _read(name: str, content: Content, layout: Layout, shrink: Shrink) -> tuple[
     place = layout.place(name)
     label = place.label
     record = Record(name, label, place.split, place.group)
+    if place.passed_over:
+        return replace(record, split=None, status="passed_over", reason=place.passed_over), None
     with ExitStack() as held:
         try:
             image = decode(content, held)

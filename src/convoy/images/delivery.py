@@ -9,6 +9,7 @@ import posixpath
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,9 @@ from convoy.core.dataset import Split
 from convoy.core.errors import DataError
 from convoy.images.archive import REPACK, Kind, kind_of, members
 from convoy.images.decode import Content, decode, read
+
+if TYPE_CHECKING:
+    from convoy.images.containers import ArraySet
 
 EXPECTED = (
     "Expected: one folder per class with its images inside, or train|val|test folders of such class folders."
@@ -56,15 +60,22 @@ class Delivery:
     Attributes:
         path: the folder or the archive.
         archive: kind of the archive; None for a folder.
+        arrays: the images where members are arrays or rows; None for files of images.
     """
 
     path: Path
     archive: Kind | None
+    arrays: "ArraySet | None" = None
+
+    @property
+    def places(self) -> Mapping[str, Place] | None:
+        """Return what an array set states about each path; None where names of folders and files state it."""
+        return self.arrays.places if self.arrays else None
 
     @property
     def kind(self) -> str:
-        """Return `folder`, `zip`, `tar`, `tar.gz`, `tar.bz2` or `tar.xz`."""
-        return self.archive or "folder"
+        """Return `folder`, `zip`, `tar`, `tar.gz`, `tar.bz2` or `tar.xz`; or the format of an array set."""
+        return self.arrays.kind if self.arrays else self.archive or "folder"
 
     def names(self) -> list[str]:
         """List delivered paths, `/` between folders, without what operating systems leave behind.
@@ -72,6 +83,8 @@ class Delivery:
         Raises:
             DataError: the archive is unsafe or damaged, a path occurs twice or is not a regular file.
         """
+        if self.arrays:
+            return list(self.arrays.places)
         if self.archive is None:
             return list(_folder_names(self.path))
         seen: dict[str, None] = {}
@@ -89,6 +102,8 @@ class Delivery:
         Raises:
             DataError: the archive is unsafe or damaged, or a file cannot be read.
         """
+        if self.arrays:
+            return self.arrays.files()
         if self.archive is None:
             return self._read(_folder_names(self.path))
         return self._members(self.archive)
@@ -111,7 +126,7 @@ class Delivery:
         if not sha256:
             return
         missing, changed = dict(sha256), []
-        if self.archive is None:
+        if self.archive is None and self.arrays is None:
             files, total = self._read(path for path in sha256 if (self.path / path).exists()), len(sha256)
         else:
             files = self.files()
@@ -164,15 +179,20 @@ def open_delivery(data: Path) -> Delivery:
     Raises:
         DataError: nothing is there, a file that is not an archive, or several archives.
     """
+    from convoy.images.array_sets import recognise  # noqa: PLC0415 (it imports this module)
+
     if data.is_file():
         kind = kind_of(data)
-        if kind is None:
-            raise DataError(f"{data} is a file, but not a zip or tar archive. {EXPECTED}")
-        return Delivery(data, kind)
+        arrays = recognise(data, kind)
+        if kind is None and arrays is None:
+            raise DataError(f"{data} is a file, but not a zip or tar archive, nor a Parquet file. {EXPECTED}")
+        return Delivery(data, kind, arrays)
     if not data.is_dir():
         raise DataError(
             f"{data} does not exist. Fetch it with `dvc repro`, or choose a source: `convoy data use SOURCE`."
         )
+    if arrays := recognise(data, None):
+        return Delivery(data, None, arrays)
     folder = data
     while True:
         inside = sorted(path for path in folder.iterdir() if not is_litter(path.name))
@@ -189,7 +209,7 @@ def open_delivery(data: Path) -> Delivery:
             f"{folder} contains {len(archives)} archives ({names}); only a single one is supported. "
             "Unpack them into train, val and test folders, or pack them as one archive."
         )
-    return Delivery(*archives[0]) if archives else Delivery(data, None)
+    return Delivery(*archives[0], recognise(*archives[0])) if archives else Delivery(data, None)
 
 
 def _folder_names(top: Path) -> Iterator[str]:
