@@ -146,7 +146,13 @@ def test_a_new_dataset_replaces_the_earlier_completely(folder, pets, settings, o
     prepare(folder(pets), settings(), out)
     (out / "stale").touch()
     prepare(folder(pets), settings(image_px=9), out)
-    assert contents(out).keys() == {"dataset.json", "images.npy", "labels.npy", "manifest.parquet"}
+    assert contents(out).keys() == {
+        "dataset.json",
+        "images.npy",
+        "labels.npy",
+        "manifest.parquet",
+        "report.html",
+    }
     assert Dataset.load(out).image_px == 9
 
 

@@ -73,10 +73,10 @@ def test_names_that_are_numbers_stand_in_the_order_of_their_values_before_other_
 
 
 def test_of_many_classes_those_with_the_most_and_the_fewest_images_are_shown():
-    counts = {f"n{n}": (n + 1, 0, 0) for n in range(1000)}
+    counts = {f"n{n}": (n + 1, 0, 0) for n in range(200)}
     rows = rows_of(scan_of(counts))
-    assert [row[0] for row in rows[1:11]] == [f"n{n}" for n in range(999, 989, -1)]
-    assert " ".join(rows[11]) == "and 980 more 11 to 990 each"
+    assert [row[0] for row in rows[1:11]] == [f"n{n}" for n in range(199, 189, -1)]
+    assert " ".join(rows[11]) == "and 180 more 11 to 190 each"
     assert [row[0] for row in rows[12:-1]] == [f"n{n}" for n in range(9, -1, -1)]
     assert len(rows_of(scan_of(dict.fromkeys(map(str, range(20)), (1, 0, 0))))) == 1 + 20 + 1
 

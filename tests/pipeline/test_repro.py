@@ -82,7 +82,12 @@ def test_the_run_holds_params_metrics_identity_and_files(finished):
     assert {f"pipeline/{name}" for name in ("params.yaml", "dvc.yaml", "data.dvc", "dvc.lock")} <= found
     assert "pipeline/workspace.diff" not in found, "nothing differed from the commit"
     assert not outbox.journals(clone.folder / "outbox"), "everything was delivered by the end of the command"
-    assert {"evaluation/confusion.png", "evaluation/report.html", "deploy/verification.json"} <= found
+    assert {
+        "evaluation/confusion.png",
+        "evaluation/report.html",
+        "deploy/verification.json",
+        "dataset/report.html",
+    } <= found
     lock = Path(run.info.artifact_uri.removeprefix("file://")) / "pipeline/dvc.lock"
     assert lock.read_text() == (clone.folder / "dvc.lock").read_text()
 

@@ -22,6 +22,7 @@ IMAGES_FILE = "images.npy"
 LABELS_FILE = "labels.npy"
 FACTS_FILE = "dataset.json"
 MANIFEST_FILE = "manifest.parquet"
+REPORT_FILE = "report.html"
 
 
 @dataclass(frozen=True)

@@ -94,4 +94,9 @@ def recorded(kind: Literal["outs", "deps"], path: Path) -> str:
 
 def records(path: Path, content: bytes) -> bool:
     """Check whether dvc.lock records an output with this content."""
-    return recorded("outs", path) == hashlib.md5(content, usedforsecurity=False).hexdigest()  # DVC's hash
+    return recorded("outs", path) == md5(content)
+
+
+def md5(content: bytes) -> str:
+    """Hash a file's content as DVC does."""
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()

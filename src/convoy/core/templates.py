@@ -9,8 +9,8 @@ from convoy.core import escaping
 
 Filter = Callable[..., Any]
 
-STYLE_PACKAGE = "convoy.evaluation"
-"""Holds `page.css.j2`, the style of every page; not core, since an edit to a colour must not retrain a model."""
+STYLE_PACKAGE = "convoy.pages"
+"""Holds `page.css.j2`, the style of every page; no stage that makes a model depends on it."""
 
 
 def render(

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from convoy.core.console import info
-from convoy.core.dataset import FACTS_FILE, IMAGES_FILE, LABELS_FILE, MANIFEST_FILE, SPLITS
+from convoy.core.dataset import FACTS_FILE, IMAGES_FILE, LABELS_FILE, MANIFEST_FILE, REPORT_FILE, SPLITS
 from convoy.core.files import write_json
-from convoy.data import summary
+from convoy.data import report, summary
 from convoy.data.records import Record
 from convoy.data.scan import Scan, scan
 from convoy.data.settings import DataParams
@@ -69,7 +69,10 @@ def prepare(data: Path, params: DataParams, out: Path) -> dict[str, Any]:
     with tempfile.TemporaryFile(dir=out.parent) as spool, _replacing(out) as scratch:
         geometry = Geometry(params.image_px, params.fit)
         result = scan(data, params, geometry, keep=lambda square_u8: spool.write(square_u8.tobytes()))
-        _write(result, params, spool, scratch)
+        spool.flush()
+        squares = np.memmap(spool, dtype=np.uint8, mode="r").reshape(-1, params.image_px, params.image_px, 3)
+        _write(result, params, squares, scratch)
+        report.write(scratch / REPORT_FILE, result, params, squares)
     for line in summary.lines(result, params):
         info(line)
     return summary.metrics(result)
@@ -90,7 +93,7 @@ def _replacing(out: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _write(result: Scan, params: DataParams, spool: IO[bytes], out: Path) -> None:
+def _write(result: Scan, params: DataParams, squares: npt.NDArray[np.uint8], out: Path) -> None:
     """Write arrays, facts and manifest into an empty folder."""
     used = sorted(
         (record for record in result.records if record.split is not None),
@@ -101,7 +104,7 @@ def _write(result: Scan, params: DataParams, spool: IO[bytes], out: Path) -> Non
     counts = result.counts()
     stops = np.cumsum([sum(counts[split].values()) for split in SPLITS]).tolist()
     order = np.array([record.index for record in used], np.int64)
-    mean, std = _write_images(out / IMAGES_FILE, spool, order, params.image_px, train_rows=stops[0])
+    mean, std = _write_images(out / IMAGES_FILE, squares, order, train_rows=stops[0])
     facts: dict[str, object] = {"classes": result.classes, "image_px": params.image_px, "fit": params.fit}
     # The hash is of the content, whatever files it came in.
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
@@ -126,18 +129,15 @@ def _write(result: Scan, params: DataParams, spool: IO[bytes], out: Path) -> Non
 
 
 def _write_images(
-    path: Path, spool: IO[bytes], order: npt.NDArray[np.int64], image_px: int, train_rows: int
+    path: Path, squares: npt.NDArray[np.uint8], order: npt.NDArray[np.int64], train_rows: int
 ) -> tuple[list[float], list[float]]:
     """Write packed images in the given order as one NPY array; return mean and std per channel of the first `train_rows`, 0..1."""
-    spool.flush()
-    shape = (len(order), image_px, image_px, 3)
-    images_u8 = np.memmap(spool, dtype=np.uint8, mode="r").reshape(-1, *shape[1:])
     histogram = np.zeros((3, 256), np.int64)  # exact, whatever the number of images
     with path.open("wb") as file:
-        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        header = {"descr": "|u1", "fortran_order": False, "shape": (len(order), *squares.shape[1:])}
         np.lib.format.write_array_header_1_0(file, header)
         for start in range(0, len(order), CHUNK_ROWS):
-            chunk_u8 = images_u8[order[start : start + CHUNK_ROWS]]
+            chunk_u8 = squares[order[start : start + CHUNK_ROWS]]
             file.write(chunk_u8.tobytes())
             for channel in range(3):
                 values = chunk_u8[: max(train_rows - start, 0), ..., channel].ravel()

@@ -108,6 +108,11 @@ def ranked(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda found: (SEVERITY.index(found.action), -len(found.paths), found.check))
 
 
+def figure(finding: Finding) -> str:
+    """Format what a check measured."""
+    return f"{finding.figure:,.4g}" if finding.figure % 1 else f"{finding.figure:,.0f}"
+
+
 def passed_over_by_kind(records: Iterable[Record]) -> dict[str, list[str]]:
     """Collect the paths of files that are passed over by their kind, the most frequent kind first."""
     kinds: defaultdict[str, list[str]] = defaultdict(list)
@@ -191,9 +196,8 @@ def _unused(records: Iterable[Record], status: Status, title: str) -> list[str]:
 def _findings(findings: Iterable[Finding]) -> list[str]:
     found = []
     for finding in ranked(findings):
-        figure = f"{finding.figure:,.4g}" if finding.figure % 1 else f"{finding.figure:,.0f}"
         limit = "" if finding.limit is None else f", limit {finding.limit:g}"
-        found.append(_wrapped(f"{finding.check} {figure}{limit}, {finding.action}: {finding.text}"))
+        found.append(_wrapped(f"{finding.check} {figure(finding)}{limit}, {finding.action}: {finding.text}"))
     return (
         ["", f"Findings: {len(found):,} (limits and actions: data.checks in params.yaml)", *found]
         if found

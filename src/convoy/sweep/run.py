@@ -15,7 +15,7 @@ import optuna
 
 from convoy.core import contract, files, params, pipeline, yaml
 from convoy.core.console import ProgressBar, info, print_json
-from convoy.core.dataset import Dataset
+from convoy.core.dataset import FACTS_FILE, Dataset
 from convoy.core.errors import RequestError, TrainingError
 from convoy.repo import locks
 from convoy.sweep.results import Progress, Results, plots
@@ -257,9 +257,10 @@ def own_run(request: Request) -> float | None:
     """Read the metric of the training that dvc.lock records, if it had the same data and a network of the trials."""
     content = METRICS.read_bytes() if METRICS.is_file() else b""
     train = pipeline.locked().get("train", {})
-    data = next((dep.get("md5") for dep in train.get("deps", ()) if dep["path"] == DATASET.as_posix()), None)
+    facts = DATASET / FACTS_FILE  # has the hash of the images and labels
+    data = next((dep.get("md5") for dep in train.get("deps", ()) if dep["path"] == facts.as_posix()), None)
     network = train.get("params", {}).get(params.PARAMS_FILE.name, {}).get("network", {}).get("name")
-    if not pipeline.records(METRICS, content) or data != pipeline.recorded("outs", DATASET):
+    if not pipeline.records(METRICS, content) or data != pipeline.md5(facts.read_bytes()):
         return None
     if network not in request.networks:
         return None

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from convoy.core import contract, files, params, yaml
 from convoy.core.console import info
+from convoy.core.dataset import FACTS_FILE, REPORT_FILE
 from convoy.core.errors import RequestError, TrainingPaused
 from convoy.core.inputs import InputsChanged, watch
 from convoy.core.stage import is_stopped
@@ -32,7 +33,7 @@ from convoy.tracking.journal import Entry, Journal, State, state
 
 RUNS = Path("build/runs")
 METRICS = Path("build/metrics")
-DATASET = Path("build/dataset/dataset.json")
+DATASET = Path("build/dataset") / FACTS_FILE
 
 STAGE_PARAMS = {
     "train": ("seed", "data", "network", "train"),
@@ -126,10 +127,16 @@ class Run:
         self._append({"kind": "tags", "tags": dict(tags)})
 
     def log_dataset(self, digest: str, folder: Path) -> None:
-        """Log the packed dataset as the run's input; MLflow takes 36 characters of a digest."""
+        """Log the packed dataset as the run's input, and its report; MLflow takes 36 characters of a digest."""
         facts = {"kind": "dataset", "digest": digest[:32], "source": str(folder)}
         profile = folder / "dataset.json"
         self._write(lambda _: [{**facts, "profile": profile.read_text(encoding="utf-8")}])
+        self.log_report(folder)
+
+    def log_report(self, folder: Path) -> None:
+        """Attach the report of a packed dataset, if it has one: `dataset/report.html`."""
+        if (folder / REPORT_FILE).exists():
+            self.log_file(folder / REPORT_FILE, "dataset")
 
     def log_onnx(self, path: Path, *beside: Path) -> None:
         """Log a verified ONNX file as the run's model, byte for byte, and the files that belong to it."""
@@ -523,6 +530,7 @@ def _continue_or_open(stage: str, data_hash: str, *, begun: bool) -> Run:
         # A model may carry the id of a run for which the outbox had no room: it stays that of this pipeline.
         resumed=reference.run_id if _is_unrecorded(reference, writers) else None,
     )
+    run.log_report(DATASET.parent)
     for name in earlier:
         run.log_params(_own_params(name))
         if (path := METRICS / f"{name}.json").exists():
