@@ -57,13 +57,14 @@ class Project:
         shutil.copytree(self.home, home)
         return Project(home)
 
-    def export(self, classes, fit="squash"):
-        """Deliver, prepare, make a network with fresh weights, evaluate and export."""
+    def export(self, classes, fit="squash", **changes):
+        """Deliver, prepare, make a network with fresh weights, evaluate and export; `changes` are of the section `data`."""
         for name, images_u8 in classes.items():
             (self.home / "data" / name).mkdir(parents=True)
             for n, image_u8 in enumerate(images_u8):
                 Image.fromarray(image_u8).save(self.home / "data" / name / f"{n:03}.png")
-        params = data_params(image_px=PX, fit=fit, splits={"val": 0.2, "test": 0.4}, max_quarantined=0.0)
+        usual = {"image_px": PX, "fit": fit, "splits": {"val": 0.2, "test": 0.4}, "max_quarantined": 0.0}
+        params = data_params(**usual | changes)
         prepare(self.home / "data", params, self.home / "dataset")
         dataset = Dataset.load(self.home / "dataset")
         facts = trained.ModelFacts(

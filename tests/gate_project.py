@@ -104,15 +104,16 @@ def verification(sha256):
     return {"model": {"sha256": sha256}, "checks": [figures], "negative_control": control}
 
 
-def deliver(home, labels, test):
-    """Write numbered images as files and prepare them: the first `test` are the test split."""
+def deliver(home, labels, test, **changes):
+    """Write numbered images as files and prepare them: the first `test` are the test split; `changes` are of the section `data`."""
     rest = len(labels) - test
     for number, label in enumerate(labels):
         part = "test" if number < test else "train" if number < test + 2 * rest / 3 else "val"
         path = home / "data" / part / label / f"{number:04}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(fixed_models.png(number))
-    prepare(home / "data", data_params(image_px=8, max_quarantined=0.0), home / "dataset")
+    params = data_params(**{"image_px": 8, "max_quarantined": 0.0} | changes)
+    prepare(home / "data", params, home / "dataset")
     return GateProject(home, tuple(labels), test, tuple(sorted(set(labels))))
 
 

@@ -155,6 +155,30 @@ def test_the_model_card_keeps_class_names_inside_their_cells(verified):
     assert row.count("|") == 7
 
 
+def test_a_class_that_is_only_trained_is_carried_through_and_measured_nowhere(empty):
+    noise = {
+        name: exported.Project.noisy(n, images)
+        for n, (name, images) in enumerate({"a": 30, "b": 30, "rare": 2}.items())
+    }
+    project = empty.export(noise, rare="train_only")
+    assert project.verify()["metrics"]["deploy"]["label_flips"] == 0
+    facts = files.read_json(project.home / "dataset" / "dataset.json")
+    assert facts["classes"] == ["a", "b", "rare"]
+    assert [facts["counts"][split]["rare"] for split in ("train", "val", "test")] == [2, 0, 0]
+    test = files.read_json(project.home / "evaluation" / "summary.json")["test"]
+    per_class = test["per_class"]
+    assert per_class["rare"] == {"precision": None, "recall": None, "f1": None, "images": 0}
+    assert test["macro_f1"] == (per_class["a"]["f1"] + per_class["b"]["f1"]) / 2
+    report = (project.home / "evaluation" / "report.html").read_text(encoding="utf-8")
+    row = report.split('scope="row">rare</th>')[1].split("</tr>")[0]
+    assert row.count("\N{EN DASH}") == 3
+    assert "meter" not in row
+    assert "Macro F1 of 2 classes" in report
+    card = (project.home / "deploy" / "model_card.md").read_text(encoding="utf-8")
+    assert "| 2 | 0 | 0 | \N{EN DASH} | \N{EN DASH} |" in card
+    assert "\N{EN DASH}: not measured" in card
+
+
 def test_no_class_name_is_markup_on_the_model_card(verified):
     project, _ = verified
     data = ReferencePredictions.load(project.home / "evaluation").summary

@@ -6,7 +6,7 @@ import pytest
 
 from convoy.core.errors import RequestError
 from convoy.gate.criteria import LIMITED
-from gate_project import criterion
+from gate_project import breaches, criterion, deliver
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +106,28 @@ def test_class_names_cannot_turn_the_line_that_they_stand_in(project):
     result = project.judge(project.model("convoy/7"), champion)
     assert "`ape<U+202E>`, `dog\\n`, `x0`, `x1`, `x2` and 1 more" in criterion(result, "classes").note
     assert "\u202e" not in "".join(result.reasons)
+
+
+def test_a_class_that_the_test_split_lacks_is_not_measured_and_named(tmp_path):
+    """`data.rare: train_only` trains `cat`; apes are measured, and `bee` once all its images were seen in training is a breach."""
+    labels = [("ape", "bee")[n % 2] for n in range(60)] + ["ape", "bee", "cat"] * 6
+    project = deliver(tmp_path, labels, 60, rare="train_only")
+    assert project.classes == ("ape", "bee", "cat")
+    result = project.judge(project.model("convoy/8"), project.model("convoy/7", wrong=range(0, 60, 7)))
+    assert result.breaches == ()
+    assert [(row.name, row.images, row.candidate, row.champion) for row in result.classes][-1] == (
+        "cat",
+        0,
+        None,
+        None,
+    )
+    for name in ("class_recall", "class_drop"):
+        assert criterion(result, name).held is True
+        assert "`cat`" in criterion(result, name).note
+        assert "`ape`" not in criterion(result, name).note.split("; ")[-1]
+    result.as_json()
+    bees = [n for n in range(60) if n % 2]
+    unseen = project.judge(project.model("convoy/9", seen=bees), None, min_images=10)
+    assert breaches(unseen) == ["class_recall"]
+    assert "`bee`" in criterion(unseen, "class_recall").note
+    assert "`cat`" not in criterion(unseen, "class_recall").note

@@ -133,8 +133,8 @@ def confusion(
 def summarise(counts: npt.NDArray[np.int64], classes: Sequence[str]) -> dict[str, Any]:
     """Compute accuracy with its interval, macro F1, and precision, recall, F1 and images of each class.
 
-    A ratio without images, such as the precision of a class that is never predicted, is 0. `counts` are (K, K), as
-    `confusion` returns them.
+    A class without a test image is not measured: its figures are None, and macro F1 leaves it out. Any other ratio without
+    images, such as the precision of a class that is never predicted, is 0. `counts` are (K, K), as `confusion` returns them.
     """
     correct, total = int(counts.trace()), int(counts.sum())
     low, high = wilson(correct, total)
@@ -147,12 +147,12 @@ def summarise(counts: npt.NDArray[np.int64], classes: Sequence[str]) -> dict[str
         "accuracy_low": low,
         "accuracy_high": high,
         "images": total,
-        "macro_f1": float(np.mean(f1)),
+        "macro_f1": float(np.mean(f1[actual > 0])),
         "per_class": {
             name: {
-                "precision": float(precision[k]),
-                "recall": float(recall[k]),
-                "f1": float(f1[k]),
+                "precision": float(precision[k]) if actual[k] else None,
+                "recall": float(recall[k]) if actual[k] else None,
+                "f1": float(f1[k]) if actual[k] else None,
                 "images": int(actual[k]),
             }
             for k, name in enumerate(classes)

@@ -128,8 +128,9 @@ def _class_recall(evidence: Evidence, limits: GateParams) -> Criterion:
     if not recalls:
         return _limited("class_recall", None, limits)
     recall, name, images = min(recalls)
-    criterion = _limited("class_recall", recall, limits, f"class `{name}`, {count(images, 'image')}")
-    empty = [row.name for row in evidence.classes if not row.images]
+    note = _join(f"class `{name}`, {count(images, 'image')}", _not_measured(evidence))
+    criterion = _limited("class_recall", recall, limits, note)
+    empty = [row.name for row in evidence.classes if not row.images and row.name not in evidence.untested]
     if empty and criterion.limit is not None:
         return replace(criterion, held=False, note=f"{NO_IMAGE} of class {_names(empty)}")
     return criterion
@@ -144,7 +145,17 @@ def _class_drop(evidence: Evidence, limits: GateParams) -> Criterion:
     if not drops:
         return _limited("class_drop", None, limits, evidence.no_comparison, required=False)
     drop, name, images = max(drops)
-    return _limited("class_drop", drop, limits, f"class `{name}`, {count(images, 'image')}")
+    note = _join(f"class `{name}`, {count(images, 'image')}", _not_measured(evidence))
+    return _limited("class_drop", drop, limits, note)
+
+
+def _not_measured(evidence: Evidence) -> str:
+    """Name the classes that the test split lacks altogether, as `data.rare: train_only` allows."""
+    return (
+        f"not measured, since the test split lacks it: {_names(evidence.untested)}"
+        if evidence.untested
+        else ""
+    )
 
 
 def _champion_drop(evidence: Evidence, limits: GateParams) -> Criterion:

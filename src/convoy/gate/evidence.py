@@ -142,6 +142,11 @@ class Evidence:
         return "the candidate is the champion" if self.identical else ""
 
     @cached_property
+    def untested(self) -> frozenset[str]:
+        """Collect the classes of the data without a test image, seen or unseen."""
+        return frozenset(self.test_images.classes).difference(self.test_images.labels)
+
+    @cached_property
     def classes(self) -> tuple[ClassFigures, ...]:
         """Compute each class's recall under both models."""
         number_of = {name: number for number, name in enumerate(self.test_images.classes)}

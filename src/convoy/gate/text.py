@@ -355,8 +355,11 @@ def _fall(row: ClassFigures) -> float:
 
 
 def most_fallen(classes: Sequence[ClassFigures], most: int) -> list[ClassFigures]:
-    """Choose the classes whose recall fell most, then the lowest recalls; in their own order."""
-    ranked = sorted(range(len(classes)), key=lambda n: (-_fall(classes[n]), classes[n].candidate or 0.0))
+    """Choose the classes whose recall fell most, then the lowest recalls, then those without an image; in their own order."""
+    ranked = sorted(
+        range(len(classes)),
+        key=lambda n: (-_fall(classes[n]), not classes[n].images, classes[n].candidate or 0.0),
+    )
     return [classes[n] for n in sorted(ranked[:most])]
 
 
