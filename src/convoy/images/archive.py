@@ -11,7 +11,7 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal, Self, cast
@@ -81,9 +81,16 @@ def kind_of(path: Path) -> Kind | None:
     return compressed
 
 
-def members(path: Path, kind: Kind, *, names_only: bool = False) -> Iterator[tuple[str, bytes]]:
+Wanted = Callable[[str], bool]
+"""Whether the bytes of a member are needed, by its name."""
+
+
+def members(
+    path: Path, kind: Kind, *, names_only: bool = False, whole: Wanted | None = None
+) -> Iterator[tuple[str, bytes]]:
     """Stream the files inside with their bytes, in the archive's order; without their bytes for `names_only`.
 
+    With `whole`, the files that it accepts come with all their bytes, whatever they are (arrays, tables, labels), and others with none.
     A tar is read to its end in both cases, so that a truncated one is detected.
 
     Raises:
@@ -92,12 +99,12 @@ def members(path: Path, kind: Kind, *, names_only: bool = False) -> Iterator[tup
     """
     with _damage_reported(path):
         if kind == "zip":
-            yield from _zip_members(path, names_only=names_only)
+            yield from _zip_members(path, whole or (lambda _: not names_only))
         else:
-            yield from _tar_members(path, kind, names_only=names_only)
+            yield from _tar_members(path, kind, whole or (lambda _: not names_only))
 
 
-def _zip_members(path: Path, *, names_only: bool) -> Iterator[tuple[str, bytes]]:
+def _zip_members(path: Path, is_wanted: Wanted) -> Iterator[tuple[str, bytes]]:
     with zipfile.ZipFile(path) as archive:
         allowance = _Allowance(path)
         for member in archive.infolist():
@@ -111,7 +118,7 @@ def _zip_members(path: Path, *, names_only: bool) -> Iterator[tuple[str, bytes]]
                 continue
             if member.flag_bits & 1:
                 raise DataError(f"{path} is encrypted ({name}). Deliver it without a password.")
-            if names_only:
+            if not is_wanted(name):
                 yield name, b""
                 continue
             with archive.open(member) as file:
@@ -121,7 +128,7 @@ def _zip_members(path: Path, *, names_only: bool) -> Iterator[tuple[str, bytes]]
             yield name, content
 
 
-def _tar_members(path: Path, kind: Kind, *, names_only: bool) -> Iterator[tuple[str, bytes]]:
+def _tar_members(path: Path, kind: Kind, is_wanted: Wanted) -> Iterator[tuple[str, bytes]]:
     with (
         _Decompressed(path, kind) as stream,
         tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|", tarinfo=_StrictTarInfo) as archive,
@@ -138,7 +145,7 @@ def _tar_members(path: Path, kind: Kind, *, names_only: bool) -> Iterator[tuple[
             if member.issparse() or not member.isfile():
                 raise _not_a_file(path, name, "sparse file" if member.issparse() else "device")
             _check_size(path, name, member.size)
-            yield name, b"" if names_only else cast("IO[bytes]", archive.extractfile(member)).read()
+            yield name, cast("IO[bytes]", archive.extractfile(member)).read() if is_wanted(name) else b""
         while stream.read(2**20):
             pass  # the checksum of gz, bz2 and xz comes last, after the tar's own end
 

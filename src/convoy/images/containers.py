@@ -78,7 +78,7 @@ class RawFiles:
             DataError: an archive is unsafe or damaged.
         """
         if self.archive:
-            for raw, content in members(self.path, self.archive):
+            for raw, content in members(self.path, self.archive, whole=lambda raw: clean(raw) in wanted):
                 if (name := clean(raw)) in wanted:
                     yield name, io.BytesIO(content)
             return

@@ -58,7 +58,8 @@ def recognise(raw: RawFiles, first: Sequence[str]) -> ArraySet | None:
 
 def _samples(path: Path, kind: Kind) -> Iterator[tuple[str, str, bytes]]:
     """Stream the files of an archive as key, kind of file and content."""
-    for raw, content in members(path, kind):
+    wanted = {*IMAGE_SUFFIXES, *LABEL_KINDS}
+    for raw, content in members(path, kind, whole=lambda raw: _key(raw)[1] in wanted):
         if not is_litter(name := clean(raw)):
             yield *_key(name), content
 
