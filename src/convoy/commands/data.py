@@ -115,10 +115,10 @@ def use(source: str, root: Path) -> list[str]:
 
 
 def check(path: Path, params: "DataParams") -> tuple[dict[str, Any], list[str]]:
-    """Check a delivery as `prepare` does, and write nothing; raise as `scan`, except for too many unusable files.
+    """Check a delivery as `prepare` does, and write nothing; raise as `scan`, except for findings.
 
     Returns:
-        `summary.facts`, with `accepted` (False if more is quarantined than `data.max_quarantined` allows); and lines to print.
+        `summary.facts`, with `accepted` (False if a finding refuses the delivery); and lines to print.
     """
     import numpy as np
 
@@ -126,17 +126,13 @@ def check(path: Path, params: "DataParams") -> tuple[dict[str, Any], list[str]]:
     from convoy.data.scan import scan
 
     empty = np.empty((0, 0, 3), np.uint8)
-    any_number = params.model_copy(update={"max_quarantined": 1.0})
-    result = scan(path, any_number, shrink=lambda _: empty, keep=lambda _: None)
+    result = scan(path, params, shrink=lambda _: empty, keep=lambda _: None, refuse=False)
     found = summary.facts(result)
-    unusable, checked = len(found["quarantined"]), len(result.records) - len(found["passed_over"])
-    found["accepted"] = unusable <= params.max_quarantined * checked
+    refused = [finding.check for finding in result.findings if finding.action == "fail"]
+    found["accepted"] = not refused
     lines = summary.lines(result, params)
-    if not found["accepted"]:
-        lines.append(
-            f"\n`dvc repro` would refuse this delivery: {unusable:,} of {checked:,} files are unusable, "
-            f"data.max_quarantined allows {params.max_quarantined:.1%}."
-        )
+    if refused:
+        lines.append(f"\n`dvc repro` would refuse this delivery, for its {', '.join(refused)}.")
     return found, lines
 
 

@@ -17,6 +17,7 @@ from convoy.core.console import track
 from convoy.core.cpus import usable_cpus
 from convoy.core.dataset import SPLITS, Split
 from convoy.core.errors import DataError
+from convoy.data.checks import EXAMPLES, check_dataset, check_images
 from convoy.data.layout import Layout, Stated, recognise
 from convoy.data.rare import absent_from_delivered
 from convoy.data.records import Finding, Pair, Record, Status
@@ -25,9 +26,6 @@ from convoy.data.split import assign, pixel_hash
 from convoy.data.statistics import columns, measure
 from convoy.images.decode import Content, decode
 from convoy.images.delivery import EXPECTED, Delivery, open_delivery
-
-EXAMPLES = 5
-"""Number of files that a message names."""
 
 BATCH_FILES = 256
 BATCH_BYTES = 2**21
@@ -45,10 +43,12 @@ class Kept(NamedTuple):
     Attributes:
         square_u8: what `Shrink` made of it.
         statistics: (len(STATISTICS),) float32, by `statistics.measure`.
+        transparent: whether it has transparent pixels.
     """
 
     square_u8: Square
     statistics: npt.NDArray[np.float32]
+    transparent: bool
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,14 @@ class Scan:
         return {split: {label: counts[split, label] for label in self.classes} for split in SPLITS}
 
 
-def scan(data: Path, params: DataParams, shrink: Shrink, keep: Callable[[Square], object]) -> Scan:
+def scan(
+    data: Path,
+    params: DataParams,
+    shrink: Shrink,
+    keep: Callable[[Square], object],
+    *,
+    refuse: bool = True,
+) -> Scan:
     """Decode every delivered file once and decide how it is used; write nothing.
 
     What the names alone reveal is checked before the first image is decoded.
@@ -88,17 +95,18 @@ def scan(data: Path, params: DataParams, shrink: Shrink, keep: Callable[[Square]
         params: the `data` section.
         shrink: converts each usable image to the square that is packed; called from several threads.
         keep: called with each square, in the order of the records, so that no image is decoded twice.
+        refuse: raise for findings whose action is `fail`; else the caller looks for them.
 
     Raises:
-        DataError: no images, a single class, a class missing in a split, more unusable files
-            than `data.max_quarantined` allows, an unsafe or damaged archive.
+        DataError: no images, a single class, a class missing in a split, an unsafe or damaged archive; more unusable
+            files than `data.max_quarantined` allows, or what `data.checks` refuses.
     """
     delivery = open_delivery(data)
     names = delivery.names()
     layout: Layout = recognise(names) if delivery.places is None else Stated(delivery.places)
     _check_names(delivery, layout, names, params)
     records: list[Record] = []
-    measured = array("f")
+    measured, transparent = array("f"), bytearray()
     index = 0
     for record, image in track(read(delivery.files(), layout, shrink), "decode images", len(names)):
         if image is None:
@@ -106,16 +114,23 @@ def scan(data: Path, params: DataParams, shrink: Shrink, keep: Callable[[Square]
         else:
             keep(image.square_u8)
             measured.frombytes(image.statistics.tobytes())
+            transparent.append(image.transparent)
             records.append(replace(record, index=index))
             index += 1
-    records, findings = assign(records, params, layout.delivered, pairs=())
-    _check_quarantine(delivery, records, params)
+    statistics = columns(measured)
+    checked = check_images(records, statistics, transparent, params.checks, layout.delivered)
+    records, of_splits = assign(checked.records, params, layout.delivered, pairs=())
+    findings = [*_quarantine(records, params), *checked.findings]
+    if refuse:
+        _refuse(delivery, findings)
     classes = sorted({record.label for record in records if record.label})
     missing: tuple[Split, ...] = tuple(split for split in SPLITS[1:] if split not in layout.delivered)
-    result = Scan(delivery, records, classes, missing, findings, statistics=columns(measured))
+    result = Scan(delivery, records, classes, missing, statistics=statistics)
     _check_classes(result)
-    _refuse(delivery, findings)
-    return result
+    findings += [*of_splits, *check_dataset(records, params.checks)]
+    if refuse:
+        _refuse(delivery, findings)
+    return replace(result, findings=findings)
 
 
 def read(
@@ -168,7 +183,7 @@ def _read(name: str, content: Content, layout: Layout, shrink: Shrink) -> tuple[
         record = replace(record, sha256=sha256, width=width, height=height, mode=image.mode, size=len(file))
         if label is None:
             return replace(record, split=None, status="quarantined", reason="is not in a class folder"), None
-        kept = Kept(shrink(image.image_u8), measure(image.image_u8, len(file)))
+        kept = Kept(shrink(image.image_u8), measure(image.image_u8, len(file)), transparent=False)
         return replace(record, pixels=pixel_hash(image.image_u8)), kept
 
 
@@ -190,18 +205,27 @@ def _check_names(delivery: Delivery, layout: Layout, names: list[str], params: D
             _refuse(delivery, [absent_from_delivered(split, absent, params, layout.delivered, trained)])
 
 
-def _check_quarantine(delivery: Delivery, records: list[Record], params: DataParams) -> None:
+def _quarantine(records: list[Record], params: DataParams) -> list[Finding]:
+    """Find that more files are unusable than `data.max_quarantined` allows."""
     unusable = [record for record in records if record.status == "quarantined"]
     checked = sum(record.status != "passed_over" for record in records)
-    if len(unusable) > params.max_quarantined * checked:
-        lines = [f"  {record.path}: {record.reason}" for record in unusable[:EXAMPLES]]
-        if len(unusable) > EXAMPLES:
-            lines.append(f"  and {len(unusable) - EXAMPLES:,} more")
-        raise DataError(
-            f"{delivery.path}: {len(unusable):,} of {checked:,} files are unusable ({len(unusable) / checked:.1%}; "
-            f"data.max_quarantined allows {params.max_quarantined:.1%}):\n" + "\n".join(lines) + "\n"
-            "Repair or remove them, or raise data.max_quarantined in params.yaml. Nothing was written."
-        )
+    if len(unusable) <= params.max_quarantined * checked:
+        return []
+    lines = [f"  {record.path}: {record.reason}" for record in unusable[:EXAMPLES]]
+    if len(unusable) > EXAMPLES:
+        lines.append(f"  and {len(unusable) - EXAMPLES:,} more")
+    text = (
+        f"{len(unusable):,} of {checked:,} files are unusable ({len(unusable) / checked:.1%}; "
+        f"data.max_quarantined allows {params.max_quarantined:.1%}):\n" + "\n".join(lines) + "\n"
+        "Repair or remove them, or raise data.max_quarantined in params.yaml."
+    )
+    paths = tuple(record.path for record in unusable)
+    return [Finding("quarantined", len(unusable) / checked, params.max_quarantined, "fail", text, paths)]
+
+
+def _refuse(delivery: Delivery, findings: Sequence[Finding]) -> None:
+    if texts := [finding.text for finding in findings if finding.action == "fail"]:
+        raise DataError(f"{delivery.path}: " + "\n".join([*texts, "Nothing was written."]))
 
 
 def _check_classes(scan: Scan) -> None:

@@ -1,0 +1,296 @@
+"""Check readable images, and the dataset that they make up, against the limits in `data.checks`."""
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from convoy.core.dataset import SPLITS, Split
+from convoy.data.records import Finding, Record
+from convoy.data.settings import CheckParams, ImageCheck
+
+EXAMPLES = 5
+"""Number of files or classes that a text names."""
+
+PIXELS_FOR_SHARPNESS = 16
+"""Shorter side, in pixels, from which blur can be told from small drawings."""
+
+LEAST_OF_CLASS = 20
+"""Images of a class from which its median and deviation are meaningful."""
+
+MOST_OUTLIERS = 0.02
+"""Share of a class beyond which images far from its median are a kind of their own, such as those of a second camera."""
+
+SPREADS: Mapping[str, tuple[bool, float]] = {
+    "brightness": (False, 4.0),
+    "contrast": (False, 4.0),
+    "colourfulness": (False, 4.0),
+    "sharpness": (True, 0.05),
+    "bytes_per_pixel": (True, 0.05),
+    "aspect": (True, 0.05),
+}
+"""Statistics in which an image can be an outlier: whether their logarithm is compared, and the smallest deviation assumed, so
+that a class of nearly equal images does not make an outlier of each other one."""
+
+WORDS: Mapping[str, tuple[str, str]] = {
+    "small": ("have a side below {limit:g} px", "{width:.0f} x {height:.0f}"),
+    "aspect": ("are more than {limit:g} times as long as wide", "{width:.0f} x {height:.0f}"),
+    "blank": ("are a single colour", "gray {brightness:.0f}"),
+    "dark": ("are nearly black", "mean gray {brightness:.1f}"),
+    "bright": ("are nearly white", "mean gray {brightness:.1f}"),
+    "blurred": ("are blurred", "sharpness {sharpness:.2f}"),
+}
+"""Checks of a number: what they find, and the figure of an image."""
+
+Column = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """Hold an image that a check found.
+
+    Attributes:
+        number: index of its record.
+        figure: what was measured, for people.
+    """
+
+    number: int
+    figure: str
+
+
+class ImageChecks:
+    """Check single images; those that are dropped are left out before the splits are cut.
+
+    Attributes:
+        records: as they are after the checks made so far.
+        findings: of the checks made so far.
+    """
+
+    def __init__(self, records: Sequence[Record], delivered: Collection[Split]) -> None:
+        self.records = list(records)
+        self.findings: list[Finding] = []
+        self._delivered = delivered
+
+    def settle(
+        self, name: str, check: ImageCheck, suspects: Sequence[Suspect], what: str, remedy: str = ""
+    ) -> None:
+        """Do what `data.checks` states for the images that a check found.
+
+        Args:
+            name: of the check, a key of `data.checks`.
+            check: its limit and action.
+            suspects: the most suspicious first; each is used so far.
+            what: completes "3 of 500 images …".
+            remedy: completes a refusal.
+        """
+        if not suspects:
+            return
+        used = sum(record.status == "ok" for record in self.records)
+        share = len(suspects) / used
+        action = "fail" if share > check.max_share else check.action
+        examples = [f"{self.records[suspect.number].path} ({suspect.figure})" for suspect in suspects]
+        more = f" and {len(examples) - EXAMPLES:,} more" if len(examples) > EXAMPLES else ""
+        text = f"{len(suspects):,} of {used:,} images ({share:.2%}) {what}: {'; '.join(examples[:EXAMPLES])}{more}."
+        key = f"data.checks.{name}"
+        if action == "fail":
+            allowed = f"{key}.max_share allows {check.max_share:.1%}"
+            reason = allowed if share > check.max_share else f"{key}.action is fail"
+            change = f"{key} in params.yaml"
+            text = " ".join(
+                [text, f"Refused, since {reason}.", f"{remedy}Repair or remove them, or change {change}."]
+            )
+        elif action == "drop":
+            text = f"{text} Left out: {self._by_split(suspects)}."
+            for suspect in suspects:
+                record = self.records[suspect.number]
+                reason = f"{name}: {suspect.figure} (data.checks.{name})"
+                self.records[suspect.number] = replace(record, split=None, status="left_out", reason=reason)
+        paths = tuple(self.records[suspect.number].path for suspect in suspects)
+        self.findings.append(Finding(name, len(suspects), check.limit, action, text, paths))
+
+    def _by_split(self, suspects: Sequence[Suspect]) -> str:
+        if not self._delivered:
+            return f"{len(suspects):,} before the splits were cut"
+        counts = Counter(self.records[suspect.number].split or "train" for suspect in suspects)
+        return ", ".join(f"{split} {counts[split]:,}" for split in SPLITS if counts[split])
+
+
+def check_images(
+    records: Sequence[Record],
+    statistics: Mapping[str, Column],
+    transparent: Sequence[int],
+    params: CheckParams,
+    delivered: Collection[Split],
+) -> ImageChecks:
+    """Find images that are small, long, blank, dark, bright, blurred, unlike their class, or copies.
+
+    Args:
+        records: of every delivered file, with the delivered splits.
+        statistics: of the images, by `Record.index`.
+        transparent: whether each image has transparent pixels, by `Record.index`.
+        params: limits and actions.
+        delivered: splits that are delivered.
+    """
+    checks = ImageChecks(records, delivered)
+    numbers = [number for number, record in enumerate(records) if record.status == "ok"]
+    if not numbers:
+        return checks
+    rows = np.array([records[number].index for number in numbers])
+    column = {name: values[rows] for name, values in statistics.items()}
+    see_through = np.frombuffer(bytes(transparent), bool)[rows]
+    shorter = np.minimum(column["width"], column["height"])
+    brightness, sharpness = column["brightness"], column["sharpness"]
+    blank = column["contrast"] < params.blank.limit
+    resolved = ~blank & (shorter >= PIXELS_FOR_SHARPNESS)
+    # For each check: the images that it finds, and a number that is lowest for the most suspicious.
+    found: dict[str, tuple[npt.NDArray[np.bool_], Column]] = {
+        "small": (shorter < params.small.limit, shorter),
+        "aspect": (column["aspect"] > params.aspect.limit, -column["aspect"]),
+        "blank": (blank, column["contrast"]),
+        "dark": (~blank & (brightness < params.dark.limit), brightness),
+        "bright": (~blank & (brightness > params.bright.limit), -brightness),
+        "blurred": (resolved & (sharpness < params.blurred.limit), sharpness),
+    }
+    for name, (mask, order) in found.items():
+        places = np.flatnonzero(mask & ~_left_out(checks.records, numbers))
+        places = places[np.argsort(order[places], kind="stable")]
+        what, figure = WORDS[name]
+        suspects = [
+            Suspect(
+                numbers[place], figure.format(**{key: float(values[place]) for key, values in column.items()})
+            )
+            for place in places
+        ]
+        check: ImageCheck = getattr(params, name)
+        remedy = _background(int(see_through[places].sum())) if "gray" in figure else ""
+        checks.settle(name, check, suspects, what.format(limit=check.limit), remedy)
+    checks.settle(
+        "outliers",
+        params.outliers,
+        _outliers(checks.records, statistics, params.outliers.limit),
+        "are unlike their class",
+    )
+    checks.settle(
+        "duplicates",
+        params.duplicates,
+        _copies(checks.records, int(params.duplicates.limit)),
+        "have the pixels of another in their class and split",
+    )
+    return checks
+
+
+def _left_out(records: Sequence[Record], numbers: Sequence[int]) -> npt.NDArray[np.bool_]:
+    return np.array([records[number].status != "ok" for number in numbers])
+
+
+def check_dataset(records: Sequence[Record], params: CheckParams) -> list[Finding]:
+    """Find classes with few images, and classes much smaller than others in training.
+
+    Args:
+        records: with the split that uses each.
+        params: limits and actions.
+    """
+    used = Counter(record.label for record in records if record.status == "ok" and record.label)
+    trained = Counter(record.label for record in records if record.split == "train" and record.label)
+    findings = []
+    few = sorted((number, label) for label, number in used.items() if number < params.few_images.limit)
+    if few:
+        text = (
+            f"{_classes([label for _, label in few])} {'has' if len(few) == 1 else 'have'} fewer than {params.few_images.limit:g} images "
+            f"({_numbers(few)}): what is measured of {'it' if len(few) == 1 else 'them'} rests on a few. Add images."
+        )
+        findings.append(
+            Finding("few_images", few[0][0], params.few_images.limit, params.few_images.action, text)
+        )
+    if len(trained) > 1:
+        (largest, most), (smallest, least) = (
+            trained.most_common(1)[0],
+            min(trained.items(), key=lambda item: item[::-1]),
+        )
+        ratio = most / least
+        if ratio > params.imbalance.limit:
+            share = most / trained.total()
+            text = (
+                f"In training, class `{largest}` has {most:,} images and `{smallest}` {least:,}: {ratio:,.0f} to 1. A model that always "
+                f"answers `{largest}` is right for {share:.1%} of them, so compare the recall of each class, not accuracy alone."
+            )
+            findings.append(
+                Finding("imbalance", round(ratio, 2), params.imbalance.limit, params.imbalance.action, text)
+            )
+    return findings
+
+
+def _outliers(records: Sequence[Record], statistics: Mapping[str, Column], limit: float) -> list[Suspect]:
+    """Find images with a statistic further from the median of their class than `limit` robust standard deviations.
+
+    The deviation is 1.4826 times the median absolute deviation, the standard deviation of a normal distribution
+    (Rousseeuw and Croux, "Alternatives to the median absolute deviation", 1993).
+    """
+    of_class: defaultdict[str, list[int]] = defaultdict(list)
+    for number, record in enumerate(records):
+        if record.status == "ok":
+            of_class[record.label or ""].append(number)
+    worst: dict[int, tuple[float, str]] = {}
+    for label, numbers in of_class.items():
+        if len(numbers) < LEAST_OF_CLASS:
+            continue
+        rows = np.array([records[number].index for number in numbers])
+        for name, (logarithm, least) in SPREADS.items():
+            values = statistics[name][rows].astype(float)
+            scale = np.log(np.maximum(values, 1e-3)) if logarithm else values
+            distance = np.abs(scale - np.median(scale))
+            distance /= max(least, 1.4826 * float(np.median(distance)))
+            found = np.flatnonzero(distance > limit)
+            if len(found) > max(1, MOST_OUTLIERS * len(numbers)):
+                continue
+            for place in found.tolist():
+                figure = f"{name.replace('_', ' ')} {values[place]:.3g}, median of `{label}` {np.median(values):.3g}"
+                worst[numbers[place]] = max(
+                    worst.get(numbers[place], (0.0, "")), (float(distance[place]), figure)
+                )
+    return [
+        Suspect(number, figure) for number, (_, figure) in sorted(worst.items(), key=lambda item: -item[1][0])
+    ]
+
+
+def _copies(records: Sequence[Record], limit: int) -> list[Suspect]:
+    """Find images beyond the first `limit` with the same pixels, class and split; the same under two classes are quarantined."""
+    times = Counter(record.pixels for record in records if record.status == "ok")
+    same: defaultdict[str, list[int]] = defaultdict(list)
+    for number, record in enumerate(records):
+        if record.status == "ok" and times[record.pixels] > 1:
+            same[record.pixels].append(number)
+    return [suspect for numbers in same.values() for suspect in _surplus(records, numbers, limit)]
+
+
+def _surplus(records: Sequence[Record], numbers: Sequence[int], limit: int) -> Iterator[Suspect]:
+    if len({records[number].label for number in numbers}) > 1:
+        return
+    in_split: defaultdict[Split, list[int]] = defaultdict(list)
+    for number in numbers:
+        in_split[records[number].split or "train"].append(number)
+    for copies in in_split.values():
+        for number in copies[max(1, limit) :]:
+            yield Suspect(number, f"as {records[copies[0]].path}")
+
+
+def _background(transparent: int) -> str:
+    if not transparent:
+        return ""
+    return (
+        f"{transparent:,} of them have transparent pixels, which are laid over data.background: choose another colour there "
+        "(white, black or #RRGGBB). "
+    )
+
+
+def _classes(labels: Sequence[str]) -> str:
+    more = f" and {len(labels) - EXAMPLES:,} more" if len(labels) > EXAMPLES else ""
+    named = ", ".join(f"`{label}`" for label in labels[:EXAMPLES])
+    return f"{'Class' if len(labels) == 1 else 'Classes'} {named}{more}"
+
+
+def _numbers(few: Sequence[tuple[int, str]]) -> str:
+    least, most = few[0][0], few[-1][0]
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"

@@ -1,0 +1,203 @@
+import numpy as np
+import pytest
+
+from convoy.data.checks import check_dataset, check_images
+from convoy.data.records import Record
+from convoy.data.statistics import STATISTICS
+from deliveries import data_params
+
+ORDINARY = {
+    "brightness": 120.0,
+    "contrast": 50.0,
+    "sharpness": 0.8,
+    "colourfulness": 30.0,
+    "width": 64.0,
+    "height": 64.0,
+}
+REPORT, DROP, FAIL = ({"action": action, "max_share": 1.0} for action in ("report", "drop", "fail"))
+
+
+def checks_of(**changes):
+    """Return the shipped checks, with other values for some."""
+    shipped = data_params().checks
+    merged = {name: {**getattr(shipped, name).model_dump(), **change} for name, change in changes.items()}
+    return type(shipped).model_validate(shipped.model_dump() | merged)
+
+
+def check(images, params, delivered=(), transparent=None):
+    """Check records given as {path: statistics that differ from an ordinary image}; the first folders are split and class."""
+    records, columns = [], {name: [] for name in STATISTICS}
+    for index, (path, changes) in enumerate(images.items()):
+        *split, label, _ = path.split("/")
+        pixels = str(changes.get("pixels", path))
+        records.append(Record(path, label, split[0] if split else None, pixels=pixels, index=index))
+        values = ORDINARY | {"aspect": changes.get("width", 64) / changes.get("height", 64)} | changes
+        for name, column in columns.items():
+            column.append(values.get(name, 1.0))
+    statistics = {name: np.array(column, np.float32) for name, column in columns.items()}
+    return check_images(records, statistics, transparent or [0] * len(records), params, delivered)
+
+
+def many(number, label="cat", split="", **changes):
+    return {f"{split}{label}/{n}.png": changes for n in range(number)}
+
+
+SUSPICIOUS = {
+    "small": ({"width": 7}, "7 x 64"),
+    "aspect": ({"width": 704}, "704 x 64"),
+    "blank": ({"contrast": 0.5, "brightness": 0}, "gray 0"),
+    "dark": ({"brightness": 5}, "mean gray 5.0"),
+    "bright": ({"brightness": 250}, "mean gray 250.0"),
+    "blurred": ({"sharpness": 0.05}, "sharpness 0.05"),
+}
+
+
+@pytest.mark.parametrize("name", SUSPICIOUS)
+def test_a_suspicious_image_is_found_by_its_check_alone_with_path_and_figure(name):
+    changes, figure = SUSPICIOUS[name]
+    params = checks_of(outliers={"limit": 1e9})
+    found = check(many(30) | {"cat/odd.png": changes}, params)
+    (finding,) = found.findings
+    assert (finding.check, finding.figure, finding.action, finding.paths) == (
+        name,
+        1,
+        "report",
+        ("cat/odd.png",),
+    )
+    assert finding.limit == getattr(params, name).limit
+    assert finding.text.startswith("1 of 31 images (3.23%)")
+    assert f"cat/odd.png ({figure})" in finding.text
+    assert {record.status for record in found.records} == {"ok"}
+
+
+def test_ordinary_images_give_no_finding():
+    rng = np.random.default_rng(3)
+    images = {
+        f"cat/{n}.png": {"brightness": rng.normal(120, 30), "sharpness": np.exp(rng.normal(0, 0.3))}
+        for n in range(200)
+    }
+    assert check(images, checks_of()).findings == []
+
+
+def test_the_most_suspicious_come_first_and_a_text_names_five():
+    images = many(30) | {f"cat/dark{n}.png": {"brightness": 7 - n / 2} for n in range(8)}
+    (finding,) = check(images, checks_of(outliers={"limit": 1e9})).findings
+    assert finding.paths == tuple(f"cat/dark{n}.png" for n in reversed(range(8)))
+    assert "cat/dark3.png (mean gray 5.5) and 3 more." in finding.text
+
+
+def test_images_of_few_pixels_are_not_called_blurred():
+    assert check(many(30, width=10, height=10, sharpness=0.0), checks_of()).findings == []
+
+
+def test_dropped_images_are_left_out_with_the_reason_and_counted_by_split():
+    images = many(10, split="train/") | many(10, split="test/")
+    images |= {
+        "train/cat/x.png": {"contrast": 0},
+        "test/cat/y.png": {"contrast": 0},
+        "test/cat/z.png": {"contrast": 0},
+    }
+    found = check(images, checks_of(blank={"action": "drop", "max_share": 0.5}), delivered=("train", "test"))
+    (finding,) = found.findings
+    assert finding.action == "drop"
+    assert finding.text.endswith("Left out: train 1, test 2.")
+    left_out = {record.path: record for record in found.records if record.status == "left_out"}
+    assert left_out.keys() == {"train/cat/x.png", "test/cat/y.png", "test/cat/z.png"}
+    assert {(record.split, record.reason) for record in left_out.values()} == {
+        (None, "blank: gray 120 (data.checks.blank)")
+    }
+
+
+def test_before_a_cut_dropped_images_have_no_split():
+    found = check(many(20) | {"cat/x.png": {"contrast": 0}}, checks_of(blank=DROP))
+    assert found.findings[0].text.endswith("Left out: 1 before the splits were cut.")
+
+
+def test_a_dropped_image_is_found_by_no_later_check():
+    images = many(30) | {"cat/x.png": {"width": 4, "brightness": 5, "pixels": "cat/0.png"}}
+    found = check(images, checks_of(small=DROP))
+    assert [finding.check for finding in found.findings] == ["small"]
+
+
+def test_fail_refuses_with_the_files_and_the_param():
+    found = check(many(30) | {"cat/x.png": {"sharpness": 0.01}}, checks_of(blurred=FAIL))
+    finding = found.findings[0]
+    assert finding.action == "fail"
+    assert "cat/x.png (sharpness 0.01)" in finding.text
+    assert "data.checks.blurred.action is fail" in finding.text
+    assert "change data.checks.blurred in params.yaml" in finding.text
+
+
+@pytest.mark.parametrize("action", ["report", "drop", "fail"])
+def test_more_than_the_largest_share_is_refused_whatever_the_action(action):
+    found = check(
+        many(8) | {f"cat/x{n}.png": {"contrast": 0} for n in range(2)}, checks_of(blank={"action": action})
+    )
+    (finding,) = found.findings
+    assert finding.action == "fail"
+    assert "2 of 10 images (20.00%)" in finding.text
+    assert "data.checks.blank.max_share allows 10.0%" in finding.text
+    assert "background" not in finding.text
+    assert {record.status for record in found.records} == {"ok"}
+
+
+def test_blank_images_with_transparent_pixels_are_refused_with_the_background():
+    found = check(many(20, contrast=0, brightness=255), checks_of(), transparent=[1] * 15 + [0] * 5)
+    assert "15 of them have transparent pixels, which are laid over data.background" in found.findings[0].text
+
+
+def test_copies_in_one_class_and_split_are_found_with_the_image_that_they_copy():
+    images = many(10, split="train/") | {
+        "train/cat/a.png": {"pixels": "same"},
+        "train/cat/b.png": {"pixels": "same"},
+        "train/cat/c.png": {"pixels": "same"},
+        "test/cat/d.png": {"pixels": "same"},
+    }
+    (finding,) = check(images, checks_of(), delivered=("train", "test")).findings
+    assert (finding.check, finding.figure, finding.paths) == (
+        "duplicates",
+        2,
+        ("train/cat/b.png", "train/cat/c.png"),
+    )
+    assert "train/cat/b.png (as train/cat/a.png)" in finding.text
+    (more,) = check(images, checks_of(duplicates={"limit": 2}), delivered=("train", "test")).findings
+    assert more.paths == ("train/cat/c.png",)
+
+
+def test_the_same_pixels_under_two_classes_are_not_dropped_as_copies():
+    images = many(10) | {f"{label}/{n}.png": {"pixels": "x"} for label in ("dog", "owl") for n in (1, 2)}
+    assert check(images, checks_of(duplicates=DROP)).findings == []
+
+
+def test_an_outlier_is_far_from_its_own_class():
+    rng = np.random.default_rng(4)
+    images = {f"day/{n}.png": {"brightness": rng.normal(200, 3)} for n in range(60)}
+    images |= {f"night/{n}.png": {"brightness": rng.normal(40, 3)} for n in range(60)}
+    (finding,) = check(images | {"day/dusk.png": {"brightness": 42.0}}, checks_of()).findings
+    assert (finding.check, finding.paths) == ("outliers", ("day/dusk.png",))
+    assert "day/dusk.png (brightness 42, median of `day` 2" in finding.text
+
+
+def test_a_second_kind_of_images_in_a_class_is_no_outlier():
+    images = many(95) | {f"cat/b{n}.png": {"colourfulness": 0.0} for n in range(5)}
+    assert check(images, checks_of()).findings == []
+
+
+def used(label, number, split="train"):
+    return [Record(f"{split}/{label}/{n}.png", label, split) for n in range(number)]
+
+
+def test_classes_with_few_images_are_named_with_their_numbers():
+    records = used("cat", 30) + used("dog", 15) + used("dog", 4, "test") + used("owl", 7)
+    (finding,) = check_dataset(records, checks_of())
+    assert (finding.check, finding.figure, finding.limit, finding.action) == ("few_images", 7, 20, "report")
+    assert "Classes `owl`, `dog` have fewer than 20 images (7 to 19)" in finding.text
+
+
+def test_imbalance_names_the_largest_and_the_smallest_class_in_training():
+    records = used("normal", 400) + used("defect", 4) + used("defect", 30, "test")
+    (finding,) = check_dataset(records, checks_of(imbalance={"action": "fail"}))
+    assert (finding.check, finding.figure, finding.action) == ("imbalance", 100, "fail")
+    assert "`normal` has 400 images and `defect` 4: 100 to 1" in finding.text
+    assert "right for 99.0% of them" in finding.text
+    assert check_dataset(used("a", 50) + used("b", 49), checks_of()) == []
