@@ -35,12 +35,12 @@ SPREADS: Mapping[str, tuple[bool, float]] = {
 that a class of nearly equal images does not make an outlier of each other one."""
 
 WORDS: Mapping[str, tuple[str, str]] = {
-    "small": ("have a side below {limit:g} px", "{width:.0f} x {height:.0f}"),
-    "aspect": ("are more than {limit:g} times as long as wide", "{width:.0f} x {height:.0f}"),
-    "blank": ("are a single colour", "gray {brightness:.0f}"),
-    "dark": ("are nearly black", "mean gray {brightness:.1f}"),
-    "bright": ("are nearly white", "mean gray {brightness:.1f}"),
-    "blurred": ("are blurred", "sharpness {sharpness:.2f}"),
+    "small": ("A side below {limit:g} px", "{width:.0f} x {height:.0f}"),
+    "aspect": ("More than {limit:g} times as long as wide", "{width:.0f} x {height:.0f}"),
+    "blank": ("A single colour", "gray {brightness:.0f}"),
+    "dark": ("Nearly black", "mean gray {brightness:.1f}"),
+    "bright": ("Nearly white", "mean gray {brightness:.1f}"),
+    "blurred": ("Blurred", "sharpness {sharpness:.2f}"),
 }
 """Checks of a number: what they find, and the figure of an image."""
 
@@ -82,7 +82,7 @@ class ImageChecks:
             name: of the check, a key of `data.checks`.
             check: its limit and action.
             suspects: the most suspicious first; each is used so far.
-            what: completes "3 of 500 images …".
+            what: what was found, such as `Blurred`.
             remedy: completes a refusal.
         """
         if not suspects:
@@ -92,7 +92,7 @@ class ImageChecks:
         action = "fail" if share > check.max_share else check.action
         examples = [f"{self.records[suspect.number].path} ({suspect.figure})" for suspect in suspects]
         more = f" and {len(examples) - EXAMPLES:,} more" if len(examples) > EXAMPLES else ""
-        text = f"{len(suspects):,} of {used:,} images ({share:.2%}) {what}: {'; '.join(examples[:EXAMPLES])}{more}."
+        text = f"{what}: {len(suspects):,} of {used:,} images ({share:.2%}): {'; '.join(examples[:EXAMPLES])}{more}."
         key = f"data.checks.{name}"
         if action == "fail":
             allowed = f"{key}.max_share allows {check.max_share:.1%}"
@@ -170,13 +170,13 @@ def check_images(
         "outliers",
         params.outliers,
         _outliers(checks.records, statistics, params.outliers.limit),
-        "are unlike their class",
+        "Unlike their class",
     )
     checks.settle(
         "duplicates",
         params.duplicates,
         _copies(checks.records, int(params.duplicates.limit)),
-        "have the pixels of another in their class and split",
+        "The pixels of another image in the same class and split",
     )
     return checks
 

@@ -245,11 +245,6 @@ def _check_classes(scan: Scan) -> None:
             )
 
 
-def _refuse(delivery: Delivery, findings: Sequence[Finding]) -> None:
-    if texts := [finding.text for finding in findings if finding.action == "fail"]:
-        raise DataError(f"{delivery.path}: " + "\n".join(texts))
-
-
 def _examples(names: list[str]) -> str:
     if not names:
         return "It is empty."
