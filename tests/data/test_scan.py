@@ -30,8 +30,8 @@ def unused(result):
 @pytest.mark.parametrize(
     ("path", "start", "status", "reason"),
     [
-        ("video.mp4", b"\0\0\0\x18ftypmp42", "passed_over", "is not an image"),
-        ("cat/video.mp4", b"\0\0\0\x18ftypmp42", "quarantined", "is not an image"),
+        ("video.mp4", b"\0\0\0\x18ftypmp42", "passed_over", "is a video, not an image"),
+        ("cat/video.mp4", b"\0\0\0\x18ftypmp42", "quarantined", "is a video, not an image"),
         ("cat/scene.bmp", b"BM", "quarantined", "is too large: more than 537,919,486 bytes"),
     ],
 )

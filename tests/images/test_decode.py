@@ -14,7 +14,7 @@ from PIL import Image
 
 from convoy.core.errors import DataError
 from convoy.images import decode as decoding
-from convoy.images.decode import BYTES_PER_PIXEL, MAX_PIXELS, Memory, decode, starts_as_image
+from convoy.images.decode import BYTES_PER_PIXEL, MAX_PIXELS, Memory, decode
 
 RED, WHITE = [255, 0, 0], [255, 255, 255]
 
@@ -32,7 +32,7 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n\0\0\0\x0d" + body + checksum + b"\0\0\0\x09IDAT"
 
 
-@pytest.mark.parametrize("format_", ["PNG", "BMP", "PPM", "TIFF", "WEBP", "GIF", "JPEG", "JPEG2000"])
+@pytest.mark.parametrize("format_", ["PNG", "BMP", "PPM", "TIFF", "WEBP", "GIF", "JPEG", "JPEG2000", "AVIF"])
 def test_every_supported_format_is_read(format_):
     options = {"lossless": True} if format_ == "WEBP" else {}
     image_u8 = decode(encoded(Image.new("RGB", (5, 3), "red"), format_, **options)).image_u8
@@ -93,9 +93,92 @@ def test_the_first_frame_of_an_animation_is_used():
     assert decode(content).image_u8.tolist() == [[RED] * 2] * 2
 
 
+@pytest.mark.parametrize("format_", ["GIF", "WEBP", "PNG", "AVIF", "TIFF"])
+def test_of_several_frames_the_first_is_used(format_):
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    decoded = decode(encoded(frames[0], format_, save_all=True, append_images=frames[1:]))
+    assert np.abs(decoded.image_u8.astype(int) - RED).max() <= 3
+    assert decoded.format == format_
+
+
+@pytest.mark.parametrize(
+    ("background", "colour"), [("white", WHITE), ("black", [0, 0, 0]), ("#00FF7f", [0, 255, 127])]
+)
+def test_transparent_pixels_get_the_background(background, colour):
+    picture = Image.new("RGBA", (3, 1))
+    picture.putdata([(255, 0, 0, 255), (9, 9, 9, 0), (255, 255, 255, 128)])
+    decoded = decode(encoded(picture), background=background)
+    assert decoded.image_u8[0, :2].tolist() == [RED, colour]
+    assert np.abs(decoded.image_u8[0, 2] - (np.array(colour) + 255) / 2).max() <= 1
+    assert decoded.transparent
+    assert not decode(encoded(Image.new("RGBA", (1, 1), "red"))).transparent
+    assert not decode(encoded(Image.new("RGB", (1, 1), "red")), background=background).transparent
+    gray = decode(encoded(Image.new("LA", (1, 1), (0, 0))), background=background)
+    assert (gray.image_u8.tolist(), gray.transparent) == ([[colour]], True)
+
+
+def bmp_with_alpha(alpha):
+    """A BMP of 32 bits with a mask for alpha, as programs write it that know none."""
+    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    header = struct.pack("<IiiHHIIiiII", 108, 2, 1, 1, 32, 3, 8, 0, 0, 0, 0) + masks + bytes(52)
+    pixels = bytes([0, 0, 255, 0]) + bytes([255, 0, 0, alpha])
+    return b"BM" + struct.pack("<IHHI", 14 + len(header) + 8, 0, 0, 14 + len(header)) + header + pixels
+
+
+def test_a_bmp_whose_alpha_is_zero_throughout_is_opaque():
+    decoded = decode(bmp_with_alpha(0))
+    assert decoded.mode == "RGBA"
+    assert decoded.image_u8.tolist() == [[RED, [0, 0, 255]]]
+    assert (decoded.transparent, decoded.notes) == (False, ("empty_alpha",))
+    decoded = decode(bmp_with_alpha(255))
+    assert decoded.image_u8.tolist() == [[WHITE, [0, 0, 255]]]
+    assert (decoded.transparent, decoded.notes) == (True, ())
+
+
+def with_chunk(content, kind, body):
+    at = content.index(b"IDAT") - 4
+    added = len(body).to_bytes(4) + kind + body + zlib.crc32(kind + body).to_bytes(4)
+    return content[:at] + added + content[at:]
+
+
+def test_twelve_of_sixteen_bits_are_scaled_where_the_file_states_them_and_pointed_out_elsewhere():
+    values = np.array([[0, 2048, 4095]], np.uint16)
+    plain = encoded(Image.fromarray(values))
+    decoded = decode(plain)
+    assert (decoded.image_u8[0, :, 0].tolist(), decoded.notes) == ([0, 8, 16], ("low_bits",))
+    stated = decode(with_chunk(plain, b"sBIT", b"\x0c"))
+    assert (stated.image_u8[0, :, 0].tolist(), stated.notes) == ([0, 128, 255], ("scaled_bits",))
+    ten = decode(with_chunk(encoded(Image.fromarray(values // 4)), b"sBIT", b"\x0a"))
+    assert (ten.image_u8[0, :, 0].tolist(), ten.notes) == ([0, 128, 255], ("scaled_bits",))
+    wrong = decode(with_chunk(plain, b"sBIT", b"\x0a"))  # there are larger samples than 10 bits hold
+    assert (wrong.image_u8[0, -1, 0], wrong.notes) == (16, ("low_bits",))
+    full = decode(with_chunk(encoded(Image.fromarray(values * 16)), b"sBIT", b"\x0c"))  # scaled already
+    assert (full.image_u8[0, -1, 0], full.notes) == (255, ())
+    tiff = decode(encoded(Image.fromarray(values), "TIFF", tiffinfo={281: 4095}))
+    assert (tiff.image_u8[0, :, 0].tolist(), tiff.notes) == ([0, 128, 255], ("scaled_bits",))
+    assert decode(encoded(Image.fromarray(values), "TIFF")).notes == ("low_bits",)
+
+
+def png_of_16_bits(colour, *samples):
+    """A PNG of a single pixel with 16-bit samples, which Pillow does not write in colour."""
+    body = zlib.compress(b"\0" + struct.pack(f">{len(samples)}H", *samples))
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 16, colour, 0, 0, 0)), (b"IDAT", body), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        len(body).to_bytes(4) + kind + body + zlib.crc32(kind + body).to_bytes(4) for kind, body in chunks
+    )
+
+
+def test_colour_of_sixteen_bits_is_read_and_pointed_out_if_it_uses_twelve():
+    decoded = decode(png_of_16_bits(2, 65535, 0, 257 * 100))
+    assert (decoded.image_u8.tolist(), decoded.notes) == ([[[255, 0, 100]]], ())
+    assert decode(png_of_16_bits(2, 4095, 0, 2000)).notes == ("low_bits",)
+    assert decode(png_of_16_bits(6, 4095, 0, 2000, 65535)).notes == ("low_bits",)
+    assert decode(png_of_16_bits(4, 65535, 0)).image_u8.tolist() == [[WHITE]]
+
+
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_samples_without_an_agreed_white_are_refused(mode):
-    with pytest.raises(DataError, match=f"has 32-bit samples .mode {mode}."):
+    with pytest.raises(DataError, match=rf"has .* samples \(mode {mode}\)"):
         decode(encoded(Image.new(mode, (2, 2)), "TIFF"))
 
 
@@ -106,7 +189,7 @@ def test_samples_without_an_agreed_white_are_refused(mode):
         (b"\n<!DOCTYPE html><html>404</html>", "is a web page (HTML)"),
         (b"<html>", "is a web page"),
         (b"hello", "is not an image in a supported format (BMP, GIF, JPEG"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image in a supported format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is a PostScript document"),
         (png_header(100_000, 100_000), "is too large"),
         (png_header(MAX_PIXELS + 1, 1), "is too large"),
     ],
@@ -115,14 +198,6 @@ def test_other_content_is_refused_with_the_reason(content, reason):
     with pytest.raises(DataError) as caught:
         decode(content)
     assert reason in str(caught.value)
-
-
-@pytest.mark.parametrize("format_", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
-def test_a_truncated_image_is_refused(format_):
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
-    content = encoded(noise, format_)
-    with pytest.raises(DataError, match=r"cannot be decoded|is not an image"):
-        decode(content[: len(content) // 2])
 
 
 def test_the_number_of_pixels_is_bounded_before_they_are_decoded(monkeypatch):
@@ -137,7 +212,7 @@ def test_the_number_of_pixels_is_bounded_before_they_are_decoded(monkeypatch):
 def test_broken_bytes_are_a_data_error_and_never_a_crash():
     rng = np.random.default_rng(3)
     noise = Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8))
-    for format_ in ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "JPEG2000", "PPM"):
+    for format_ in ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "JPEG2000", "PPM", "AVIF"):
         content = encoded(noise, format_)
         for _ in range(25):
             broken = bytearray(content)
@@ -145,13 +220,6 @@ def test_broken_bytes_are_a_data_error_and_never_a_crash():
                 broken[index] = rng.integers(0, 256)
             with contextlib.suppress(DataError):
                 assert decode(bytes(broken)).image_u8.shape[2] == 3
-
-
-@pytest.mark.parametrize("format_", decoding.FORMATS)
-def test_the_first_bytes_of_every_supported_format_are_recognised(format_):
-    content = encoded(Image.new("RGB", (5, 3)), format_)
-    assert starts_as_image(content[: decoding.HEAD_BYTES])
-    assert not any(map(starts_as_image, (b"", b"P", b"B", b"hello", b"\0" * 512, b"%PDF-1.7", b"PK\x03\x04")))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "L", "1", "CMYK", "I;16"])

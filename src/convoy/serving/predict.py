@@ -15,8 +15,9 @@ from convoy.core import escaping
 from convoy.core.console import info, print_json
 from convoy.core.errors import DataError
 from convoy.export.onnx_model import SECONDS_PER_IMAGE, OnnxModel, chunks
-from convoy.images.decode import FORMATS, NotAnImageError, decode, read
+from convoy.images.decode import decode, read
 from convoy.images.delivery import is_litter
+from convoy.images.formats import NotAnImageError, supported
 
 Item = tuple[Path, npt.NDArray[np.uint8] | None, str | None]
 """A file with its decoded image, or with the reason why it has none."""
@@ -146,7 +147,7 @@ def _decoded(path: Path, *, images_only: bool = False) -> Iterator[Item]:
     try:
         yield path, decode(read(path)).image_u8, None
     except NotAnImageError as error:
-        if not images_only or Image.registered_extensions().get(path.suffix.lower()) in FORMATS:
+        if not images_only or Image.registered_extensions().get(path.suffix.lower()) in supported():
             yield path, None, str(error)
     except DataError as error:
         yield path, None, str(error)
