@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from convoy.core.dataset import Dataset
+from convoy.training.class_balance import balanced_order
 from convoy.training.settings import Augmentation, TrainParams
 
 _ORDER, _AUGMENT = 0, 1  # streams of random numbers that must not repeat each other
@@ -70,13 +71,13 @@ class DataModule(pl.LightningDataModule):
         """Epoch, and batch in it, that training starts with; a checkpoint restores it."""
 
     def train_dataloader(self) -> Batches:
-        """Serve the training split in an order that depends only on seed and epoch."""
+        """Serve the training split in an order that depends only on seed, epoch and `train.sampler`."""
         images_u8, labels = self.dataset.images("train"), self.dataset.labels("train")
         return Batches(
             images_u8,
             labels,
             self.params.batch_size,
-            lambda: shuffled(len(labels), self.seed, self._epoch()),
+            lambda: self._order(labels),
             lambda: self.position[1] if self.position[0] == self._epoch() else 0,
         )
 
@@ -92,6 +93,11 @@ class DataModule(pl.LightningDataModule):
         random = np.random.default_rng([self.seed, self._epoch(), batch.step, _AUGMENT])
         pixels_u8 = augment(batch.pixels_u8, self.params.augment, self.params.crop_padding, random)
         return batch._replace(pixels_u8=pixels_u8)
+
+    def _order(self, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        if self.params.sampler == "balanced":
+            return balanced_order(labels, np.random.default_rng([self.seed, self._epoch(), _ORDER]))
+        return shuffled(len(labels), self.seed, self._epoch())
 
     def _epoch(self) -> int:
         return self.trainer.current_epoch if self.trainer else 0

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, WeightAveraging
@@ -19,6 +20,7 @@ from convoy.core.dataset import Dataset
 from convoy.models import trained
 from convoy.models.spec import Spec
 from convoy.models.trained import ModelFacts
+from convoy.training import class_balance
 from convoy.training.callbacks import (
     MONITOR,
     BestWeights,
@@ -90,16 +92,19 @@ def fit(
     grafted = graft(model.network, starting, facts.classes) if starting else None
     data = DataModule(dataset, params, seed)
     steps = len(data.train_dataloader())
-    classifier = Classifier(model.to(memory_format=torch.channels_last), params, facts, steps)
+    labels = dataset.labels("train")
+    weights = class_balance.weights(np.bincount(labels, minlength=len(facts.classes)), params.class_weights)
+    classifier = Classifier(model.to(memory_format=torch.channels_last), params, facts, steps, weights)
     precision, reason = choose_precision(params.precision)
     parameters = sum(value.numel() for value in model.parameters())
     info(f"train {spec.name} ({parameters:,} parameters) in {reason}")
     plan = classifier.plan.table([classifier.learning_rate(epoch * steps) for epoch in range(params.epochs)])
-    info("\n".join([*(grafted.lines() if grafted else []), plan]))
+    balance = class_balance.effect(facts.classes, labels, params)
+    info("\n".join([*(grafted.lines() if grafted else []), plan, *filter(None, [balance])]))
     history, best, timer = History(out / HISTORY), BestWeights(classifier), TrainingTimer()
     all_callbacks: list[pl.Callback] = [
         history,
-        TrainingProgress(len(dataset.labels("train"))),
+        TrainingProgress(len(labels)),
         FrozenLayersCheck(model.network, classifier.frozen),
         best,
         *_optional_callbacks(params),

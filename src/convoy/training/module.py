@@ -5,6 +5,8 @@ N images of a batch, H height, W width, K classes.
 
 from typing import Any, Self
 
+import numpy as np
+import numpy.typing as npt
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
@@ -31,10 +33,19 @@ class Classifier(pl.LightningModule):
     What is frozen follows from the epoch alone, so a resumed run is in the phase in which it stopped.
     """
 
+    class_weights: Tensor | None
+
     def __init__(
-        self, model: NormalizedModel, params: TrainParams, facts: ModelFacts, steps_per_epoch: int
+        self,
+        model: NormalizedModel,
+        params: TrainParams,
+        facts: ModelFacts,
+        steps_per_epoch: int,
+        class_weights: npt.NDArray[np.float64] | None = None,
     ) -> None:
         """Make the plan of `params.transfer` for the model's blocks; `facts` go into every checkpoint.
+
+        `class_weights` are (K,) factors on the training loss of the images of each class.
 
         Raises:
             RequestError: the plan does not fit the network.
@@ -51,6 +62,10 @@ class Classifier(pl.LightningModule):
         self.train_accuracy = MulticlassAccuracy(len(facts.classes), average="micro")
         for metric in (self.train_loss, self.train_accuracy):
             metric.persistent(mode=True)  # a checkpoint within an epoch holds its sums so far
+        weights = None if class_weights is None else torch.from_numpy(class_weights).float()
+        self.register_buffer(
+            "class_weights", weights, persistent=False
+        )  # they follow from the dataset and params
         self.val_accuracy = MulticlassAccuracy(len(facts.classes), average="micro")
         self.frozen_norms = {
             name: norm
@@ -98,7 +113,8 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the smoothed loss of a batch, a scalar; auxiliary heads add theirs, by weight.
 
-        `train/loss` is that sum, which the optimizer minimises; `train/accuracy` is the main head's.
+        `train/loss` is that sum, which the optimizer minimises, class weights included; `train/accuracy` is the main head's,
+        in which each image that was drawn counts alike.
 
         Raises:
             TrainingError: the loss is NaN or infinite.
@@ -116,7 +132,7 @@ class Classifier(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch) -> None:
-        """Log the main head's loss without smoothing, which compares between values of `label_smoothing`."""
+        """Log the main head's loss without smoothing and class weights, which compares between values of them."""
         logits = self._predict(batch).logits
         self.val_accuracy.update(logits, batch.labels)
         self.log("val/loss", cross_entropy(logits, batch.labels), batch_size=len(batch.labels))
@@ -154,7 +170,13 @@ class Classifier(pl.LightningModule):
         return WithAuxiliary(logits.float(), tuple((weight, aside.float()) for weight, aside in auxiliary))
 
     def _smoothed(self, logits: Tensor, batch: Batch) -> Tensor:
-        return cross_entropy(logits, batch.labels, label_smoothing=self.params.label_smoothing)
+        smoothing = self.params.label_smoothing
+        if self.class_weights is None:
+            return cross_entropy(logits, batch.labels, label_smoothing=smoothing)
+        # Not by torch's `weight`: it divides by the weights of the batch, so that a batch of frequent classes would count as
+        # much as one of rare classes, and it weighs the smoothed share of every other class too.
+        losses = cross_entropy(logits, batch.labels, label_smoothing=smoothing, reduction="none")
+        return (losses * self.class_weights[batch.labels]).mean()
 
     def _check(self, loss: Tensor) -> None:
         if not torch.isfinite(loss):

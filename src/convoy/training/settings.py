@@ -1,8 +1,15 @@
 """The sections `network`, `train` and `checkpoints` of params.yaml."""
 
-from typing import Annotated, Any, Literal, LiteralString
+from typing import Annotated, Any, Literal, LiteralString, Self
 
-from pydantic import AfterValidator, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import (
+    AfterValidator,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from convoy.core.errors import RequestError
@@ -12,6 +19,7 @@ from convoy.training import weight_pins
 Augmentation = Literal["crop", "flip"]
 Schedule = Literal["one_cycle", "cosine"]
 Precision = Literal["auto", 32, "bf16"]
+ClassWeights = Literal["none", "balanced", "effective"]
 
 
 def _known_source(source: str) -> str:
@@ -92,6 +100,10 @@ class TrainParams(Section):
         le=0.5,
         description="share of the target probability spread over all classes in the training loss",
     )
+    class_weights: ClassWeights = Field(description="factor on the training loss of each class's images")
+    sampler: Literal["shuffle", "balanced"] = Field(
+        description="how often an epoch shows each training image"
+    )
     augment: list[Augmentation] = Field(description="augmentations of training images")
     crop_padding: int = Field(
         ge=0,
@@ -108,6 +120,15 @@ class TrainParams(Section):
     )
     precision: Precision = Field(description="number format of convolutions and dense layers")
     transfer: TransferParams = Field(description="how starting weights (network.weights) are adapted")
+
+    @model_validator(mode="after")
+    def _balance_once(self) -> Self:
+        if self.class_weights != "none" and self.sampler == "balanced":
+            raise ValueError(
+                f"class_weights: {self.class_weights} and sampler: balanced would correct the same imbalance twice. "
+                "Set class_weights: none or sampler: shuffle"
+            )
+        return self
 
 
 class CheckpointParams(Section):
