@@ -31,7 +31,7 @@ class Server:
         self.process: subprocess.Popen[str] | None = None
 
     def __call__(self, words: Sequence[str], *others: Any, **options: Any) -> Any:
-        captures = options.keys() - {"check"} == {"cwd", "env", "capture_output", "text"}
+        captures = options.keys() - {"check", "errors"} == {"cwd", "env", "capture_output", "text"}
         if others or not captures or list(words[:3]) != [sys.executable, "-m", "dvc"]:
             return self.run(words, *others, **options)
         with tempfile.TemporaryDirectory() as scratch:
@@ -39,7 +39,9 @@ class Server:
             code = self.request(
                 words[3:], str(options["cwd"]), dict(options["env"] or os.environ), *map(str, streams)
             )
-            done = subprocess.CompletedProcess(words, code, *(path.read_text() for path in streams))
+            done = subprocess.CompletedProcess(
+                words, code, *(path.read_text(errors="replace") for path in streams)
+            )
         if options.get("check"):
             done.check_returncode()
         return done

@@ -12,6 +12,9 @@ from convoy.core.console import info, print_json
 from convoy.core.errors import DataError, RequestError, refuse_credentials, without_credentials
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from convoy.commands.known_sets import KnownSet
     from convoy.data.settings import DataParams
 
 DATA = "data"
@@ -23,18 +26,39 @@ data = typer.Typer(
 )
 
 
+def _list_sets(is_given: bool) -> None:  # noqa: FBT001 (Typer passes the option's value)
+    if is_given:
+        from convoy.commands import known_sets
+
+        info(known_sets.overview())
+        raise typer.Exit
+
+
 @data.command("use")
 def data_use(
     source: Annotated[
         str,
         typer.Argument(
-            help="Folder, zip, tar, http(s)://…, s3://…, gs://…: anything that `dvc import-url` accepts."
+            help="Name of a published set (`--list`), folder, zip, tar, http(s)://…, s3://…, gs://…: anything that "
+            "`dvc import-url` accepts."
         ),
     ],
+    *,
+    _list: Annotated[
+        bool,
+        typer.Option(
+            "--list",
+            callback=_list_sets,
+            is_eager=True,
+            help="List the published sets with size and licence, and exit.",
+        ),
+    ] = False,
 ) -> None:
     """Import SOURCE as the pipeline's images: writes data.dvc and replaces data/.
 
     Example: convoy data use ~/flowers.zip
+
+    Example: convoy data use cifar10
     """
     for line in use(source, Path.cwd()):
         info(line)
@@ -62,10 +86,10 @@ def data_check(
         raise typer.Exit(1)
 
 
-def use(source: str, root: Path) -> list[str]:
+def use(source: str, root: Path, sets: "Mapping[str, KnownSet] | None" = None) -> list[str]:
     """Point data.dvc to another source and fetch it, replacing data/.
 
-    The import is left unfrozen, so that plain `dvc repro` fetches it on a fresh clone and
+    A name in `sets` (`known_sets.KNOWN_SETS` by default) is that set; a path of the same name begins with `./`. The import is left unfrozen, so that plain `dvc repro` fetches it on a fresh clone and
     imports it again when the source changes. Returns lines to print.
 
     Raises:
@@ -73,12 +97,18 @@ def use(source: str, root: Path) -> list[str]:
         DataError: data/ has files that DVC does not have, or DVC cannot fetch the source; data/
             and data.dvc are then unchanged.
     """
+    from convoy.commands import known_sets
     from convoy.repo import dvc, git
 
     root = root.resolve()
     dvc.check_repository(root)
-    address = source
-    if "://" in source:
+    known = (known_sets.KNOWN_SETS if sets is None else sets).get(source)
+    address = known.address if known else source
+    if known:
+        pass
+    elif (near := known_sets.nearest(source)) and not Path(source).exists():
+        raise RequestError(f"{source} does not exist; did you mean the published set: convoy data use {near}")
+    elif "://" in source:
         refuse_credentials(source)
     else:
         path, address = dvc.locate(source, root)
@@ -91,12 +121,15 @@ def use(source: str, root: Path) -> list[str]:
     before = _current_source(root)
     try:
         with dvc.replacing(root, (DATA, IMPORT)):
-            dvc.run(root, "import-url", address, DATA)
-            dvc.run(root, "unfreeze", IMPORT)
-    except dvc.DvcError as error:
+            _fetch(root, address, known)
+    except (dvc.DvcError, DataError) as error:
         unchanged = f"{IMPORT} still imports {before}." if before else ""
-        reason = without_credentials(str(error))
-        raise DataError(f"DVC cannot import {address}: {reason}\nNothing was changed. {unchanged}") from error
+        failed = "" if isinstance(error, DataError) else f"DVC cannot import {address}: "
+        raise DataError(
+            f"{failed}{without_credentials(str(error))}\nNothing was changed. {unchanged}"
+        ) from error
+    if known:
+        return _known_lines(known, before, Path(source))
     lines = [f"{IMPORT} now imports {address}" + (f" (before: {before})." if before else ".")]
     if "://" not in address and Path(address).is_absolute():
         lines.append(dvc.unreachable(address))
@@ -106,6 +139,47 @@ def use(source: str, root: Path) -> list[str]:
             "queued experiments (`dvc exp run --queue`, `--temp`), `make retrain`, clones and CI fail in data.dvc. Move it out "
             f"and import it from there (`mv {shlex.quote(address)} ../` and `convoy data use ../{shlex.quote(Path(address).name)}`), or "
             f"add it to git: `git add {shlex.quote(address)}`"
+        )
+    return [
+        *lines,
+        "Next: `convoy data check` checks it, `dvc repro` trains with it.",
+        f"Commit {IMPORT} to keep it; `git checkout {IMPORT} && dvc checkout {IMPORT}` restores the committed import.",
+    ]
+
+
+def _fetch(root: Path, address: str, known: "KnownSet | None") -> None:
+    """Make data/ and data.dvc; both are absent."""
+    from convoy.commands import known_sets
+    from convoy.repo import dvc
+
+    if known and len(known.files) > 1:
+        known_sets.download(known, root / DATA)
+        dvc.run(root, "add", DATA)
+        return
+    dvc.run(root, "import-url", address, DATA)
+    dvc.run(root, "unfreeze", IMPORT)
+    if known:
+        known_sets.verify(known, root / DATA)
+
+
+def _known_lines(known: "KnownSet", before: str, path: Path) -> list[str]:
+    """Describe what was fetched by name."""
+    verified = (
+        f"{known.content}; licence: {known.licence}; checksum{'s' * (len(known.files) > 1)} as published"
+    )
+    was = f" (before: {before})." if before else "."
+    if len(known.files) == 1:
+        lines = [f"{IMPORT} now imports {known.name}, {known.address}{was}", f"{verified}."]
+    else:
+        lines = [
+            f"{IMPORT} now has {known.name}, {len(known.files)} files of {known.address}{was}",
+            f"{verified}.",
+            "It is a copy without a source, since DVC imports only single files over HTTP.",
+            f"On other machines: `dvc pull` after a `dvc push` here, or `convoy data use {known.name}` again.",
+        ]
+    if path.exists():
+        lines.append(
+            f"`{known.name}` is the published set. For the local path: convoy data use ./{known.name}"
         )
     return [
         *lines,
