@@ -17,6 +17,7 @@ from convoy.core.console import track
 from convoy.core.cpus import usable_cpus
 from convoy.core.dataset import SPLITS, Split
 from convoy.core.errors import DataError
+from convoy.data import giveaway
 from convoy.data.checks import EXAMPLES, check_dataset, check_images
 from convoy.data.layout import Layout, Stated, recognise
 from convoy.data.rare import absent_from_delivered
@@ -128,6 +129,7 @@ def scan(
     result = Scan(delivery, records, classes, missing, statistics=statistics)
     _check_classes(result)
     findings += [*of_splits, *check_dataset(records, params.checks)]
+    findings += giveaway.check(records, statistics, transparent, params.checks.giveaway)
     if refuse:
         _refuse(delivery, findings)
     return replace(result, findings=findings)
