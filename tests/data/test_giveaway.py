@@ -84,7 +84,7 @@ def test_a_folder_that_several_classes_have_but_fill_differently_is_found():
     }
     (finding,) = findings(classes)
     assert "folder (`cat` and 1 more: AUC 0.99" in finding.text
-    assert "`web` 99% against 1%" in finding.text
+    assert "`web` 100% against 1%" in finding.text
 
 
 def test_names_and_folders_of_a_class_itself_are_no_giveaway():

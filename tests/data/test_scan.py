@@ -1,8 +1,10 @@
+import io
 import os
 import tracemalloc
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from convoy.core.dataset import SPLITS
 from convoy.core.errors import DataError
@@ -297,3 +299,35 @@ def test_an_image_holds_its_share_of_the_memory_until_it_is_resized(folder, pets
     scan.scan(folder(pets), settings(), shrink=shrink, keep=lambda _: None)
     assert free == [0] * len(pets)
     assert memory._free == memory.limit
+
+
+def test_a_class_in_another_file_format_is_reported_as_a_giveaway(folder, settings):
+    def encoded(label: str, format_: str) -> dict[str, bytes]:
+        files = {}
+        for n in range(60):
+            image = np.random.default_rng([n, len(label)]).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(image).save(content := io.BytesIO(), format=format_)
+            files[f"{label}/{n}"] = content.getvalue()
+        return files
+
+    result = scan_of(folder(encoded("cat", "BMP") | encoded("hamster", "PPM")), settings())
+    (finding,) = (found for found in result.findings if found.check == "giveaway")
+    assert "file type (`cat` and 1 more: AUC 1.000, BMP 100% against 0%)" in finding.text
+    assert {(record.label, record.format) for record in result.records} == {
+        ("cat", "BMP"),
+        ("hamster", "PPM"),
+    }
+
+
+def test_a_delivery_of_blank_transparent_images_is_refused_with_the_background(folder, settings):
+    files = {}
+    for n in range(24):
+        alpha = np.random.default_rng(n).integers(0, 256, (20, 20), dtype=np.uint8)
+        Image.merge("LA", (Image.new("L", (20, 20), 255), Image.fromarray(alpha))).save(
+            content := io.BytesIO(), format="PNG"
+        )
+        files[f"{'cat' if n % 2 else 'dog'}/{n}.png"] = content.getvalue()
+    message = refusal(folder(files), settings())
+    # Identical pixels under two classes follow from it, and come after it.
+    assert message.index("24 of 24 images") < message.index("24 of 24 files are unusable")
+    assert "24 of them have transparent pixels, which are laid over data.background" in message

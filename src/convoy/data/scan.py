@@ -121,7 +121,7 @@ def scan(
     statistics = columns(measured)
     checked = check_images(records, statistics, transparent, params.checks, layout.delivered)
     records, of_splits = assign(checked.records, params, layout.delivered, pairs=())
-    findings = [*_quarantine(records, params), *checked.findings]
+    findings = [*checked.findings, *_quarantine(records, params)]
     if refuse:
         _refuse(delivery, findings)
     classes = sorted({record.label for record in records if record.label})
@@ -182,10 +182,13 @@ def _read(name: str, content: Content, layout: Layout, shrink: Shrink) -> tuple[
         height, width, _ = image.image_u8.shape
         file = cast("bytes", content)
         sha256 = hashlib.sha256(file).hexdigest()
-        record = replace(record, sha256=sha256, width=width, height=height, mode=image.mode, size=len(file))
+        size, kind = len(file), image.format
+        record = replace(
+            record, sha256=sha256, width=width, height=height, mode=image.mode, format=kind, size=size
+        )
         if label is None:
             return replace(record, split=None, status="quarantined", reason="is not in a class folder"), None
-        kept = Kept(shrink(image.image_u8), measure(image.image_u8, len(file)), transparent=False)
+        kept = Kept(shrink(image.image_u8), measure(image.image_u8, len(file)), image.transparent)
         return replace(record, pixels=pixel_hash(image.image_u8)), kept
 
 
