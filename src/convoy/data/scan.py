@@ -8,7 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple, cast
+from tempfile import TemporaryFile
+from typing import IO, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from convoy.core.console import track
 from convoy.core.cpus import usable_cpus
 from convoy.core.dataset import SPLITS, Split
 from convoy.core.errors import DataError
-from convoy.data import giveaway
+from convoy.data import duplicates, giveaway
 from convoy.data.checks import EXAMPLES, check_dataset, check_images
 from convoy.data.layout import Layout, Stated, recognise
 from convoy.data.rare import absent_from_delivered
@@ -45,11 +46,13 @@ class Kept(NamedTuple):
         square_u8: what `Shrink` made of it.
         statistics: (len(STATISTICS),) float32, by `statistics.measure`.
         transparent: whether it has transparent pixels.
+        fingerprint: by `duplicates.fingerprint`.
     """
 
     square_u8: Square
     statistics: npt.NDArray[np.float32]
     transparent: bool
+    fingerprint: npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -109,30 +112,55 @@ def scan(
     records: list[Record] = []
     measured, transparent = array("f"), bytearray()
     index = 0
-    for record, image in track(read(delivery.files(), layout, shrink), "decode images", len(names)):
-        if image is None:
-            records.append(record)
-        else:
-            keep(image.square_u8)
-            measured.frombytes(image.statistics.tobytes())
-            transparent.append(image.transparent)
-            records.append(replace(record, index=index))
-            index += 1
-    statistics = columns(measured)
-    checked = check_images(records, statistics, transparent, params.checks, layout.delivered)
-    records, of_splits = assign(checked.records, params, layout.delivered, pairs=())
+    with TemporaryFile() as fingerprints:
+        for record, image in track(read(delivery.files(), layout, shrink), "decode images", len(names)):
+            if image is None:
+                records.append(record)
+            else:
+                keep(image.square_u8)
+                measured.frombytes(image.statistics.tobytes())
+                transparent.append(image.transparent)
+                fingerprints.write(image.fingerprint.tobytes())
+                records.append(replace(record, index=index))
+                index += 1
+        statistics = columns(measured)
+        checked = check_images(records, statistics, transparent, params.checks, layout.delivered)
+        pairs = _near_duplicates(checked.records, fingerprints, params.checks.near_duplicates.limit)
+    records, of_splits = assign(checked.records, params, layout.delivered, pairs)
     findings = [*checked.findings, *_quarantine(records, params)]
     if refuse:
         _refuse(delivery, findings)
     classes = sorted({record.label for record in records if record.label})
     missing: tuple[Split, ...] = tuple(split for split in SPLITS[1:] if split not in layout.delivered)
-    result = Scan(delivery, records, classes, missing, statistics=statistics)
+    result = Scan(delivery, records, classes, missing, pairs=pairs, statistics=statistics)
     _check_classes(result)
     findings += [*of_splits, *check_dataset(records, params.checks)]
     findings += giveaway.check(records, statistics, transparent, params.checks.giveaway)
     if refuse:
         _refuse(delivery, findings)
     return replace(result, findings=findings)
+
+
+def _near_duplicates(records: Sequence[Record], fingerprints: IO[bytes], limit: float) -> list[Pair]:
+    """Compare the usable images that are large enough, the first of those with the same pixels."""
+    images = [n for n, record in enumerate(records) if record.index >= 0]
+    if not images:
+        return []
+    fingerprints.flush()
+    mapped = np.memmap(fingerprints, np.uint8, "r", shape=(len(images), duplicates.SIZE))
+    first: dict[str, int] = {}
+    eligible = np.array(
+        [
+            records[n].status == "ok"
+            and min(records[n].width, records[n].height) >= duplicates.MIN_SIDE
+            and first.setdefault(records[n].pixels, n) == n
+            for n in images
+        ]
+    )
+    return [
+        replace(pair, first=images[pair.first], second=images[pair.second])
+        for pair in duplicates.pairs(mapped, eligible, limit)
+    ]
 
 
 def read(
@@ -188,7 +216,9 @@ def _read(name: str, content: Content, layout: Layout, shrink: Shrink) -> tuple[
         )
         if label is None:
             return replace(record, split=None, status="quarantined", reason="is not in a class folder"), None
-        kept = Kept(shrink(image.image_u8), measure(image.image_u8, len(file)), image.transparent)
+        image_u8 = image.image_u8
+        statistics = measure(image_u8, len(file))
+        kept = Kept(shrink(image_u8), statistics, image.transparent, duplicates.fingerprint(image_u8))
         return replace(record, pixels=pixel_hash(image.image_u8)), kept
 
 

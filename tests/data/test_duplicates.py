@@ -1,0 +1,181 @@
+import io
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from convoy.data import duplicates
+from convoy.data.duplicates import SIZE, clusters, fingerprint, pairs
+from convoy.data.records import Pair
+
+LIMIT = 0.92
+
+
+def picture(seed, px=32):
+    """Draw shapes over a gradient, as different from those of other seeds as photographs are."""
+    random = np.random.default_rng(seed)
+    sky, ground = random.integers(40, 215, (2, 3))
+    rows = np.linspace(sky, ground, 256)[:, np.newaxis].repeat(256, 1)
+    image = Image.fromarray(rows.astype(np.uint8))
+    draw = ImageDraw.Draw(image)
+    for _ in range(14):
+        left, top, width, height = random.integers(0, 256, 4) // np.array([1, 1, 3, 3])
+        shape = random.choice([draw.ellipse, draw.rectangle])
+        shape(
+            (left, top, left + width + 8, top + height + 8), fill=tuple(random.integers(0, 256, 3).tolist())
+        )
+    return np.asarray(image.resize((px, px), Image.Resampling.LANCZOS))
+
+
+def jpeg(image_u8, quality=60):
+    stream = io.BytesIO()
+    Image.fromarray(image_u8).save(stream, "JPEG", quality=quality)
+    return np.asarray(Image.open(stream))
+
+
+def halved(image_u8):
+    height, width, _ = image_u8.shape
+    half = Image.fromarray(image_u8).resize((width // 2, height // 2), Image.Resampling.BICUBIC)
+    return np.asarray(half.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def brightened(factor):
+    return lambda image_u8: np.clip(image_u8 * factor + 0.5, 0, 255).astype(np.uint8)
+
+
+def shifted(down, across):
+    def shift(image_u8):
+        height, width, _ = image_u8.shape
+        padded = np.pad(image_u8, ((1, 1), (1, 1), (0, 0)), "edge")
+        return padded[1 + down : 1 + down + height, 1 + across : 1 + across + width]
+
+    return shift
+
+
+def mirrored(image_u8):
+    return image_u8[:, ::-1]
+
+
+COPIES = {
+    "recompressed": jpeg,
+    "half size and back": halved,
+    "brighter": brightened(1.1),
+    "darker": brightened(0.9),
+    "shifted right": shifted(0, -1),
+    "shifted up": shifted(1, 0),
+    "shifted down and left": shifted(-1, 1),
+    "mirrored": mirrored,
+    "mirrored and recompressed": lambda image_u8: jpeg(np.ascontiguousarray(mirrored(image_u8))),
+}
+
+
+def prints(images):
+    return np.stack([fingerprint(image_u8) for image_u8 in images])
+
+
+def find(fingerprints, limit=LIMIT):
+    return pairs(fingerprints, np.ones(len(fingerprints), bool), limit)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return [picture(seed) for seed in range(200)]
+
+
+@pytest.mark.parametrize("copy", COPIES)
+def test_copies_are_found_and_nothing_else(pictures, copy):
+    images = [*pictures, *map(COPIES[copy], pictures[:100])]
+    found = find(prints(images))
+    assert [(pair.first, pair.second) for pair in found] == [(n, n + 200) for n in range(100)]
+    assert all(pair.mirrored == copy.startswith("mirrored") for pair in found)
+    assert all(LIMIT <= pair.correlation <= 1 for pair in found)
+
+
+@pytest.mark.parametrize("copy", COPIES)
+def test_copies_of_larger_images_are_found(copy):
+    images = [picture(seed, px) for seed, px in enumerate(range(200, 400, 5))]
+    copies = [COPIES[copy](image_u8) for image_u8 in images]
+    found = find(prints([*images, *copies]))
+    assert [(pair.first, pair.second) for pair in found] == [(n, n + 40) for n in range(40)]
+
+
+def test_a_copy_in_another_size_is_found():
+    images = [picture(seed, 500) for seed in range(10)]
+    small = [np.asarray(Image.fromarray(image_u8).resize((90, 90))) for image_u8 in images]
+    assert [(pair.first, pair.second) for pair in find(prints([*images, *small]))] == [
+        (n, n + 10) for n in range(10)
+    ]
+
+
+def test_the_order_and_the_correlations_are_the_same_every_time(pictures):
+    fingerprints = prints([*pictures, *map(jpeg, pictures), *map(mirrored, pictures)])
+    found = find(fingerprints)
+    assert found == find(fingerprints.copy())
+    assert found == sorted(found, key=lambda pair: (pair.first, pair.second))
+    assert all(pair.first < pair.second for pair in found)
+
+
+def test_images_that_are_not_eligible_are_in_no_pair(pictures):
+    fingerprints = prints([*pictures[:20], *pictures[:20]])
+    eligible = np.arange(40) != 25
+    found = pairs(fingerprints, eligible, LIMIT)
+    assert [(pair.first, pair.second) for pair in found] == [(n, n + 20) for n in range(20) if n != 5]
+    assert pairs(fingerprints, np.zeros(40, bool), LIMIT) == []
+    assert pairs(fingerprints[:0], np.zeros(0, bool), LIMIT) == []
+
+
+def test_a_thousand_copies_are_connected_by_as_few_pairs_as_possible(pictures, monkeypatch):
+    compared = []
+    correlation = duplicates.correlation
+
+    def counted(first, second, is_mirrored):
+        compared.append(len(first))
+        return correlation(first, second, is_mirrored)
+
+    monkeypatch.setattr(duplicates, "correlation", counted)
+    random = np.random.default_rng(0)
+    copies = prints(pictures[:1]).astype(int) + random.integers(-3, 4, (1000, SIZE))
+    fingerprints = np.concatenate([prints(pictures[:50]), copies.clip(0, 255).astype(np.uint8)])
+    found = find(fingerprints)
+    assert len(found) == 1000
+    assert set(clusters(found, 1050)[50:].tolist()) == {0}
+    assert sum(compared) < 20_000  # of half a million
+
+
+@pytest.mark.parametrize("level", [0, 128, 255])
+def test_blank_images_are_in_no_pair(level):
+    random = np.random.default_rng(0)
+    noisy = np.clip(level + random.integers(-2, 3, (500, SIZE)), 0, 255).astype(np.uint8)
+    assert find(noisy) == []
+    assert find(np.full((500, SIZE), level, np.uint8)) == []
+
+
+def test_noise_has_no_duplicates():
+    noise = np.random.default_rng(0).integers(0, 256, (500, SIZE), np.uint8)
+    assert find(noise) == []
+
+
+def test_a_higher_limit_finds_fewer(pictures):
+    images = prints([*pictures, *map(jpeg, pictures)])
+    found = find(images)
+    limit = sorted(pair.correlation for pair in found)[100]
+    assert {(pair.first, pair.second) for pair in find(images, limit)} == {
+        (pair.first, pair.second) for pair in found if pair.correlation >= limit
+    }
+
+
+def test_clusters_are_numbered_by_their_first_image():
+    chain = [Pair(2, 5, 1), Pair(4, 5, 1), Pair(0, 3, 1)]
+    assert clusters(chain, 7).tolist() == [0, 1, 2, 0, 2, 2, 6]
+    assert clusters([], 3).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("size", list(itertools.product([1, 23, 32, 33, 700], [1, 40, 1025])), ids=str)
+def test_fingerprints_have_one_length_and_the_mean_of_the_gray_levels(size):
+    height, width = size
+    gray = np.add.outer(np.linspace(20, 120, height), np.linspace(0, 100, width)).astype(np.uint8)
+    image_u8 = np.repeat(gray[:, :, np.newaxis], 3, axis=2)
+    found = fingerprint(image_u8)
+    assert (found.shape, found.dtype) == ((SIZE,), np.uint8)
+    assert abs(found.mean() - gray.mean()) < 3
