@@ -8,6 +8,7 @@ from convoy.core import stage
 
 stage.stop_quietly()
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def build() -> None:
     with stages.continuing("export", data_hash) as run, metered("export", country, gpu=False) as meter:
         onnx_graph.build(MODEL, OUT, stages.exported_identity(run, data_hash))
         image_index.write(DATASET / MANIFEST_FILE, OUT / contract.IMAGES)
+        shutil.copyfile(DATASET / contract.BASELINE, OUT / contract.BASELINE)
         latency.measure_eager(MODEL, OUT, runs)
     meter.hand_over(BUILD_ENERGY)
     watch.hand_over(BUILD_INPUTS)
@@ -60,7 +62,7 @@ def verify() -> None:
         files.write_json(METRICS / "export.json", metrics)
         run.log_result(metrics)
         run.set_tags(meter.tags())
-        beside = [OUT / name for name in (contract.VERIFICATION, contract.MODEL_CARD, contract.IMAGES)]
+        beside = [OUT / name for name in contract.BESIDE]
         for path in beside[:2]:
             run.log_file(path, "deploy")
         run.log_onnx(OUT / contract.VERIFIED, *beside)

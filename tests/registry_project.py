@@ -43,6 +43,7 @@ def write_verified(folder, run_id, *, accuracy=0.9, classes=CLASSES, params_hash
     files.write_json(folder / "verification.json", verification)
     files.write_text(folder / "model_card.md", f"# Card of {run_id}\n\n- accuracy {accuracy}\n")
     (folder / "images.parquet").write_bytes(b"images of " + run_id.encode())
+    (folder / "baseline.json").write_bytes(b"baseline of " + run_id.encode())
     return sha256
 
 

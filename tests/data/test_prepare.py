@@ -17,6 +17,7 @@ from convoy.core.errors import DataError
 from convoy.core.params import section
 from convoy.data.prepare import prepare
 from convoy.data.settings import DataParams
+from convoy.data.statistics import STATISTICS, measure
 from convoy.images.decode import decode
 from convoy.images.resize import Geometry
 
@@ -57,12 +58,18 @@ def test_packed_pixels_are_those_of_the_resize_graph_and_the_manifest_has_their_
     for row in rows:
         if row["path"] == "cat/x.png":
             assert (row["row"], row["verdict"], row["split"]) == (-1, "is empty (0 bytes)", None)
+            assert (row["bytes"], row["format"], row["brightness"]) == (0, "", None)
             continue
         assert np.array_equal(images_u8[row["row"]], geometry(decode(pets[row["path"]]).image_u8))
         assert dataset.classes[labels[row["row"]]] == row["label"]
         start, stop = dataset.splits[row["split"]]
         assert start <= row["row"] < stop
         assert (row["width"], row["height"], row["mode"], row["verdict"]) == (8, 8, "RGB", "ok")
+        assert row["bytes"] == len(pets[row["path"]])
+        measured = dict(
+            zip(STATISTICS, measure(decode(pets[row["path"]]).image_u8, row["bytes"]), strict=True)
+        )
+        assert all(row[name] == measured[name] for name in ("brightness", "contrast", "sharpness"))
 
 
 @pytest.mark.parametrize("rows", [512, 10, 3])
@@ -152,6 +159,7 @@ def test_a_new_dataset_replaces_the_earlier_completely(folder, pets, settings, o
         "labels.npy",
         "manifest.parquet",
         "report.html",
+        "baseline.json",
     }
     assert Dataset.load(out).image_px == 9
 

@@ -106,7 +106,7 @@ def test_a_version_is_fetched_byte_for_byte_with_what_is_kept_beside_it(any_proj
     folder = tmp_path / "here"
     fetch(any_project.registry, only, folder)
     made = any_project.folder / "made" / only.run_id
-    for name in ("model.onnx", "verification.json", "model_card.md", "images.parquet"):
+    for name in ("model.onnx", "verification.json", "model_card.md", "images.parquet", "baseline.json"):
         assert (folder / name).read_bytes() == (made / name).read_bytes()
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import onnx
 import pytest
 
-from convoy.core import files, params, yaml
+from convoy.core import contract, files, params, yaml
 from convoy.core.errors import RequestError
 from convoy.registry import register as registration
-from convoy.registry.client import BESIDE, CANDIDATE, CHAMPION, ModelArtifacts, Registry, RegistryError, fetch
+from convoy.registry.client import CANDIDATE, CHAMPION, ModelArtifacts, Registry, RegistryError, fetch
 from convoy.registry.register import VerifiedModel, register
 from convoy.tracking import outbox, stages, store
 from registry_project import COMMIT, Mortal, write_verified
@@ -49,7 +49,7 @@ def test_the_workspace_s_model_becomes_a_version_with_its_provenance(any_project
     output = capsys.readouterr().out
     assert f"{version} is registered: model.onnx {sha256[:12]} of run {version.run_id}" in output
     assert f"candidate is {version}, accuracy 90.00% (85.00% to 95.00%)" in output
-    kept = {name: (any_project.deploy / name).read_bytes() for name in ("model.onnx", *BESIDE)}
+    kept = {name: (any_project.deploy / name).read_bytes() for name in ("model.onnx", *contract.BESIDE)}
     shutil.rmtree(any_project.deploy)
     fetch(any_project.registry, version, tmp_path / "back")
     assert {name: (tmp_path / "back" / name).read_bytes() for name in kept} == kept
@@ -108,7 +108,7 @@ def test_a_run_that_the_server_has_needs_no_workspace(server_project):
 def test_a_run_that_waits_in_the_outbox_is_delivered_first(project, delivered, capsys):
     with stages.standalone("waits", {}) as run:
         project.export(run.reference.run_id)
-        run.log_onnx(project.deploy / "model.onnx", *(project.deploy / name for name in BESIDE))
+        run.log_onnx(project.deploy / "model.onnx", *(project.deploy / name for name in contract.BESIDE))
     version = register()
     assert version.run_id == run.reference.run_id
     assert not outbox.journals(project.folder / "outbox")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from convoy.core import yaml
+from convoy.core import contract, yaml
 from convoy.core.dataset import FACTS_FILE, IMAGES_FILE, LABELS_FILE, MANIFEST_FILE
 
 SOURCE = "src/convoy"
@@ -165,7 +165,7 @@ def test_an_edit_of_a_page_changes_nothing_that_a_training_depends_on(repository
 def test_a_stage_names_each_file_of_the_dataset_that_it_reads(repository, stage):
     stages = yaml.load((repository / "dvc.yaml").read_text())["stages"]
     declared = {Path(dep).name for dep in stages[stage]["deps"] if dep.startswith("build/dataset")}
-    names = {FACTS_FILE, IMAGES_FILE, LABELS_FILE, MANIFEST_FILE}
+    names = {FACTS_FILE, IMAGES_FILE, LABELS_FILE, MANIFEST_FILE, contract.BASELINE}
     code = "".join(
         (repository / file).read_text(encoding="utf-8")
         for file in closure(repository, f"pipelines/{stage}.py")
@@ -174,3 +174,4 @@ def test_a_stage_names_each_file_of_the_dataset_that_it_reads(repository, stage)
     assert declared >= {FACTS_FILE, IMAGES_FILE, LABELS_FILE}, "`Dataset.load` reads them"
     assert declared <= names
     assert (MANIFEST_FILE in declared) == ("MANIFEST_FILE" in code)
+    assert (contract.BASELINE in declared) == ("contract.BASELINE" in code)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from convoy.commands.options import AsJson
+from convoy.commands.options import AsJson, messages
 from convoy.core.console import info, print_json
 from convoy.core.errors import DataError, RequestError, refuse_credentials, without_credentials
 
@@ -83,6 +83,36 @@ def data_check(
     else:
         info("\n".join(lines))
     if not found["accepted"]:
+        raise typer.Exit(1)
+
+
+@data.command("drift")
+def data_drift(
+    path: Annotated[Path, typer.Argument(help="Later images, labelled or not: folder or archive.")],
+    *,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            help="The baseline.json beside a model.", show_default="build/deploy, else build/dataset"
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the images in PATH with those that the model was trained on: brightness, colours, sizes, classes … (PSI and KS).
+
+    Exit code 1 if any statistic has drifted, moderately or strongly; 0 if none has, or the images are too few to decide.
+
+    Example: convoy data drift ~/photos-of-this-month
+    """
+    from convoy.data import drift
+
+    with messages(as_json=as_json):
+        found = drift.compare(path, baseline or drift.locate(Path.cwd()))
+    if as_json:
+        print_json(found)
+    else:
+        info("\n".join(drift.lines(found)))
+    if found["drift"] in drift.DRIFTED:
         raise typer.Exit(1)
 
 

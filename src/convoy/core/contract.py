@@ -14,6 +14,9 @@ VERIFIED = "model.onnx"
 VERIFICATION = "verification.json"
 MODEL_CARD = "model_card.md"
 IMAGES = "images.parquet"
+BASELINE = "baseline.json"
+BESIDE = (VERIFICATION, MODEL_CARD, IMAGES, BASELINE)
+"""Files that belong to a verified model and travel with it; those that an earlier Convoy logged have fewer."""
 
 CLASSES = "convoy.classes"
 IMAGE_PX = "convoy.image_px"

@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from convoy.core.console import info
+from convoy.core.contract import BASELINE
 from convoy.core.dataset import FACTS_FILE, IMAGES_FILE, LABELS_FILE, MANIFEST_FILE, REPORT_FILE, SPLITS
 from convoy.core.files import write_json
-from convoy.data import report, summary
+from convoy.data import drift, report, summary
 from convoy.data.records import Record
 from convoy.data.scan import Scan, scan
 from convoy.data.settings import DataParams
@@ -29,6 +30,9 @@ CHUNK_ROWS = 512
 
 LEAST_STD = 1 / 255
 """Smallest standard deviation written: a constant channel must not cause a division by zero."""
+
+MEASURED = ("brightness", "contrast", "sharpness")
+"""Statistics of each image that the manifest has."""
 
 MANIFEST = pa.schema(
     [
@@ -42,6 +46,10 @@ MANIFEST = pa.schema(
         ("split", pa.string()),  # null for a file that is not used
         ("verdict", pa.string()),  # `ok`, or why it is not used
         ("row", pa.int64()),  # index into images.npy, or -1
+        ("group", pa.string()),  # null for an image of its own
+        ("format", pa.string()),  # Pillow's, such as JPEG; empty if it was not decoded
+        ("bytes", pa.int64()),  # size of the file; 0 if it was not decoded
+        *((name, pa.float32()) for name in MEASURED),  # null where no image was kept
     ]
 )
 """One row per delivered file, so that nothing is dropped silently."""
@@ -72,6 +80,7 @@ def prepare(data: Path, params: DataParams, out: Path) -> dict[str, Any]:
         spool.flush()
         squares = np.memmap(spool, dtype=np.uint8, mode="r").reshape(-1, params.image_px, params.image_px, 3)
         _write(result, params, squares, scratch)
+        write_json(scratch / BASELINE, drift.baseline(result))
         report.write(scratch / REPORT_FILE, result, params, squares)
     for line in summary.lines(result, params):
         info(line)
@@ -120,11 +129,18 @@ def _write(result: Scan, params: DataParams, squares: npt.NDArray[np.uint8], out
     write_json(out / FACTS_FILE, facts | measured)
     row_of = {record.path: row for row, record in enumerate(used)}
     records = sorted(result.records, key=lambda record: record.path)
-    columns: dict[str, list[Any]] = {
-        name: [getattr(record, name) for record in records] for name in MANIFEST.names[:-2]
+    columns: dict[str, Any] = {
+        "verdict": [_verdict(record) for record in records],
+        "row": [row_of.get(record.path, -1) for record in records],
+        "bytes": [record.size for record in records],
     }
-    columns["verdict"] = [_verdict(record) for record in records]
-    columns["row"] = [row_of.get(record.path, -1) for record in records]
+    kept = np.array([record.index for record in records], np.int64)
+    for name in MEASURED:
+        # Without an image the last row is read, and hidden.
+        columns[name] = pa.array(result.statistics[name][kept], mask=kept < 0)
+    for name in MANIFEST.names:
+        if name not in columns:
+            columns[name] = [getattr(record, name) for record in records]
     pq.write_table(pa.table(columns, schema=MANIFEST), out / MANIFEST_FILE)
 
 

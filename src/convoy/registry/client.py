@@ -35,8 +35,6 @@ DESCRIPTION = (
 )
 
 DEPLOY = Path("build/deploy")
-BESIDE = (contract.VERIFICATION, contract.MODEL_CARD, contract.IMAGES)
-"""Files stored beside model.onnx; models that an earlier Convoy logged have fewer."""
 
 # MLflow wraps what artifact stores (a server's own, S3, Azure, Google, a disk) and databases raise: of many errors only
 # words are left.
@@ -352,7 +350,7 @@ class ModelArtifacts:
         """
         if not self.has_model:
             raise ArtifactMissing(f"{contract.VERIFIED} of {self.owner} is no longer in the store")
-        for name in self.names & {contract.VERIFIED, *BESIDE}:
+        for name in self.names & {contract.VERIFIED, *contract.BESIDE}:
             self.download_file(name, folder)
         if (actual := files.sha256(folder / contract.VERIFIED)) != sha256:
             raise ArtifactMissing(
@@ -409,7 +407,7 @@ def is_verified(folder: Path, sha256: str) -> bool:
 
 def copy_files(source: Path, folder: Path) -> None:
     """Copy those of a model's files that exist."""
-    for name in (contract.VERIFIED, *BESIDE):
+    for name in (contract.VERIFIED, *contract.BESIDE):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
 

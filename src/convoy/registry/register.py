@@ -17,7 +17,6 @@ from convoy.export.onnx_model import OnnxModel
 from convoy.lineage import compare, trace
 from convoy.registry import workspace
 from convoy.registry.client import (
-    BESIDE,
     CANDIDATE,
     CHAMPION,
     DEPLOY,
@@ -313,6 +312,6 @@ def _rewrite_journal(model: VerifiedModel) -> None:
         path = stages.METRICS / f"{name}.json"
         if is_workspace and path.exists():
             run.log_result(files.read_json(path))
-    beside = [model.folder / name for name in BESIDE if (model.folder / name).is_file()]
+    beside = [model.folder / name for name in contract.BESIDE if (model.folder / name).is_file()]
     run.log_onnx(model.folder / contract.VERIFIED, *beside)
     run.end("FINISHED")
