@@ -45,9 +45,7 @@ def scan_of(labels, per_split=(3, 1, 1), px=8, findings=(), pairs=(), extra=()):
         name: rng.lognormal(3, 1, len(kept)).astype(np.float32)
         for name in (*report.HISTOGRAMS, "red", "green", "blue")
     }
-    scan = Scan(
-        Delivery(Path("photos"), None), [*kept, *extra], sorted(labels), (), findings, pairs, statistics
-    )
+    scan = Scan(Delivery(Path("photos")), [*kept, *extra], sorted(labels), (), findings, pairs, statistics)
     return scan, squares
 
 

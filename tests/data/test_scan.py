@@ -32,8 +32,8 @@ def unused(result):
 @pytest.mark.parametrize(
     ("path", "start", "status", "reason"),
     [
-        ("video.mp4", b"\0\0\0\x18ftypmp42", "passed_over", "is a video, not an image"),
-        ("cat/video.mp4", b"\0\0\0\x18ftypmp42", "quarantined", "is a video, not an image"),
+        ("video.mp4", b"\0\0\0\x18ftypmp42", "passed_over", "video"),
+        ("cat/video.mp4", b"\0\0\0\x18ftypmp42", "passed_over", "video"),
         ("cat/scene.bmp", b"BM", "quarantined", "is too large: more than 537,919,486 bytes"),
     ],
 )
@@ -93,7 +93,7 @@ def test_each_usable_image_is_measured_by_the_index_of_its_record(folder, pets, 
     [
         ("cat/empty.png", b"", "cat", "is empty (0 bytes)"),
         ("cat/404.jpg", b"<!DOCTYPE html>", "cat", "is a web page"),
-        ("dog/notes.txt", b"hello", "dog", "is not an image"),
+        ("dog/noending", b"\x89PNG\r\n\x1a\n", "dog", "is not an image"),
         ("stray.png", None, None, "is not in a class folder"),
     ],
 )
@@ -104,6 +104,40 @@ def test_an_unusable_file_is_quarantined_with_its_reason(
     (record,) = unused(scan_of(folder(files), settings())).values()
     assert (record.path, record.status, record.label) == (path, "quarantined", label)
     assert record.reason.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "kind"),
+    [
+        ("dog/notes.txt", b"hello", "sidecar"),
+        ("dog/settings.xml", b"P5 is how it starts", "sidecar"),
+        ("dog/1.MOV", b"\0\0\0\x14ftypqt  ", "video"),
+        ("dog/leaflet.pdf", b"%PDF-1.7", "document"),
+        ("dog/more.zip", b"PK\x03\x04", "archive"),
+        ("dog/noending", b"hello", "other file"),
+        ("README", b"", "other file"),
+        ("dog/1.CR2", None, "raw photo"),
+        ("dog/1.THM", None, "thumbnail"),
+    ],
+)
+def test_a_file_that_does_not_claim_to_be_an_image_is_passed_over_by_kind(
+    zipped, pets, settings, png, path, content, kind
+):
+    files = pets | {path: png(9) if content is None else content}
+    (record,) = unused(scan_of(zipped(files), settings(max_quarantined=0.0))).values()
+    assert (record.path, record.status, record.reason, record.label) == (path, "passed_over", kind, None)
+
+
+def test_an_image_with_the_suffix_of_a_text_is_used(folder, pets, settings, png):
+    assert unused(scan_of(folder(pets | {"dog/x.txt": png(904)}), settings())) == {}
+
+
+def test_a_folder_of_sidecars_is_no_class(folder, pets, settings):
+    result = scan_of(folder(pets | {"docs/notes.txt": b"hi"}), settings())
+    assert result.classes == ["cat", "dog"]
+    (found,) = [found for found in result.findings if found.check == "empty_folders"]
+    assert (found.action, found.paths) == ("report", ("docs",))
+    assert "`docs`" in found.text
 
 
 def test_upper_case_endings_single_pixels_and_odd_names_are_accepted(folder, pets, settings, png):

@@ -1,6 +1,7 @@
 """What people see of a delivery: the table that `prepare`, `convoy data check` and `convoy data use` share."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from convoy.data.scan import Scan
 from convoy.images.delivery import Delivery
 from deliveries import data_params
 
-DELIVERY = Delivery(Path("photos"), None)
+DELIVERY = Delivery(Path("photos"))
 
 
 def records_of(counts):
@@ -132,6 +133,17 @@ def test_lines_are_narrow_and_names_are_inert():
     assert "<U+202E>" in text
 
 
+def test_litter_folders_and_archives_of_a_delivery_are_shown():
+    delivery = Delivery(
+        Path("photos"), litter={"thumbnail": (1200, "cat/@eaDir/1.jpg")}, notes=["cat.zip as cat/"]
+    )
+    scan = replace(scan_of({"cat": (1, 1, 1)}, unused("a.json", "passed_over", "sidecar")), delivery=delivery)
+    lines = [line.split() for text in summary.lines(scan, data_params()) for line in text.splitlines()]
+    assert ["cat.zip", "as", "cat/"] in lines
+    assert lines.index(["thumbnail", "1,200", "cat/@eaDir/1.jpg"]) < lines.index(["sidecar", "1", "a.json"])
+    assert summary.facts(scan)["litter_by_kind"] == {"thumbnail": 1200}
+
+
 def test_programs_get_all_that_people_see():
     others = [unused(f"{n}.json", "passed_over", "sidecar") for n in range(9)]
     finding = Finding("blank", 2, 1, "report", "2 images are blank", ("cat/a.png", "cat/b.png"))
@@ -144,6 +156,7 @@ def test_programs_get_all_that_people_see():
         "counts": {"train": {"a": 2, "b": 1}, "val": {"a": 1, "b": 1}, "test": {"a": 1, "b": 1}},
         "cut": [],
         "passed_over_by_kind": {"sidecar": 9},
+        "litter_by_kind": {},
         "findings": [{"check": "blank", "figure": 2, "limit": 1, "action": "report",
                       "text": "2 images are blank", "paths": ["cat/a.png", "cat/b.png"]}],
         "quarantined": [],

@@ -1,3 +1,4 @@
+import gzip
 import hashlib
 import os
 from pathlib import Path
@@ -7,7 +8,7 @@ import pytest
 
 from convoy.core.errors import DataError
 from convoy.images.decode import decode
-from convoy.images.delivery import is_litter, open_delivery
+from convoy.images.delivery import open_delivery
 
 
 def prepared(files):
@@ -34,24 +35,139 @@ def test_an_archive_is_read_twice_without_writing_a_file(zipped, pets, tmp_path)
 
 @pytest.mark.parametrize("where", ["", "a/b/"])
 def test_a_folder_with_a_single_archive_is_read_as_the_archive(zipped, folder, pets, where):
-    files = {"pets.zip": zipped(pets).read_bytes(), "README.md": b"hi", ".DS_Store": b""}
+    files = {"pets.zip": zipped(pets).read_bytes(), ".DS_Store": b""}
     delivery = open_delivery(folder({f"{where}{name}": content for name, content in files.items()}))
     assert delivery.kind == "zip"
     assert dict(delivery.files()) == pets
 
 
-def test_a_folder_with_two_archives_is_refused(zipped, folder, pets):
+def test_several_archives_are_read_as_folders_of_their_names(zipped, tarred, folder, png):
+    archives = {
+        "circle.zip": zipped({"1.png": png(1)}).read_bytes(),
+        "square.tar.gz": tarred({"square/1.png": png(2)}).read_bytes(),
+        "README.md": b"hi",
+    }
+    delivery = open_delivery(folder(archives))
+    assert delivery.kind == "2 archives"
+    assert delivery.names() == ["README.md", "circle/1.png", "square/square/1.png"]
+    assert dict(delivery.files())["square/square/1.png"] == png(2)
+    assert "circle.zip as circle/" in delivery.notes[0]
+    assert dict(delivery.images(prepared({"circle/1.png": png(1)}), "read", 1)).keys() == {"circle/1.png"}
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("takeout-2024-001.zip", "takeout-2024-002.zip"), ("cat/0.png", "cat/1.png")),
+        (("images_01.zip", "images_02.zip"), ("cat/0.png", "cat/1.png")),
+        (("a/x.part1.zip", "a/x.part2.zip"), ("a/cat/0.png", "a/cat/1.png")),
+        (
+            ("train-0.zip", "train-1.zip", "val-0.zip"),
+            ("train/cat/0.png", "train/cat/1.png", "val/cat/2.png"),
+        ),
+        (("0.zip", "1.zip"), ("0/cat/0.png", "1/cat/1.png")),
+        (("train/train.zip", "test/test.zip"), ("test/cat/1.png", "train/cat/0.png")),
+        (("photos-2023.zip", "drawings-2024.zip"), ("drawings-2024/cat/1.png", "photos-2023/cat/0.png")),
+    ],
+)
+def test_numbered_archives_are_the_parts_of_one(zipped, folder, png, names, expected):
+    files = {name: zipped({f"cat/{n}.png": png(n)}).read_bytes() for n, name in enumerate(names)}
+    assert sorted(open_delivery(folder(files)).names()) == list(expected)
+
+
+def test_numbered_archives_without_folders_are_classes(zipped, folder, png):
+    files = {f"class{n}.zip": zipped({"1.png": png(n)}).read_bytes() for n in range(2)}
+    assert open_delivery(folder(files)).names() == ["class0/1.png", "class1/1.png"]
+
+
+def test_parts_may_repeat_a_file_that_is_no_image_but_no_image(zipped, folder, png):
+    first = zipped({"cat/1.png": png(1), "index.html": b"1"}).read_bytes()
+    second = zipped({"cat/2.png": png(2), "index.html": b"2"}).read_bytes()
+    delivery = open_delivery(folder({"x-1.zip": first, "x-2.zip": second}))
+    assert (
+        delivery.names() == [name for name, _ in delivery.files()] == ["cat/1.png", "index.html", "cat/2.png"]
+    )
+    with pytest.raises(DataError, match=r"contains `cat/1.png` twice"):
+        open_delivery(folder({"x-1.zip": first, "x-2.zip": first})).names()
+
+
+def test_archives_beside_images_stay_files(zipped, folder, pets):
+    delivery = open_delivery(
+        folder(pets | {"more.zip": zipped(pets).read_bytes(), "old.7z": b"7z\xbc\xaf\x27\x1c"})
+    )
+    assert delivery.kind == "folder"
+    assert sorted({*delivery.names()} - pets.keys()) == ["more.zip", "old.7z"]
+
+
+def test_an_archive_of_archives_is_refused_with_the_remedy(zipped, pets):
     content = zipped(pets).read_bytes()
-    with pytest.raises(DataError, match=r"contains 2 archives \(test.zip, train.zip\)"):
-        open_delivery(folder({"train.zip": content, "test.zip": content}))
+    with pytest.raises(
+        DataError, match=r"archives instead of images \(cat.zip, dog.zip\).*Unpack it, and deliver"
+    ):
+        open_delivery(zipped({"cat.zip": content, "dog.zip": content, "README.md": b""})).names()
+    assert "old.zip" in open_delivery(zipped(pets | {"old.zip": content})).names()
 
 
-def test_litter_is_skipped(folder, zipped, pets):
-    names = ("__MACOSX/cat/._0.png", "__MACOSX/1.png", ".cache/cat/0.png", "cat/.DS_Store", "cat/Thumbs.db")
-    litter = dict.fromkeys(names, b"x")
-    for path in (folder(pets | litter), zipped(pets | litter)):
-        assert dict(open_delivery(path).files()) == pets
-        assert len(open_delivery(path).names()) == len(pets)
+@pytest.mark.parametrize("name", ["photos.zip.001", "photos.z01", "photos.tar.gz.02", "photos.part2.rar"])
+def test_a_piece_of_a_split_archive_is_refused_with_the_command_that_joins_it(folder, name):
+    with pytest.raises(
+        DataError, match=rf"{name} is a piece of a split archive.*cat photos.zip.\* > photos.zip"
+    ):
+        open_delivery(folder({name: b"PK\x03\x04"}))
+
+
+def test_compressed_files_that_are_no_archives_are_listed(folder):
+    names = ["1.gz", "2.gz"]
+    delivery = open_delivery(folder(dict.fromkeys(names, gzip.compress(b"text"))))
+    assert (delivery.kind, delivery.names()) == ("folder", names)
+
+
+@pytest.mark.parametrize("write", ["folder", "zipped"])
+def test_litter_is_neither_listed_nor_read_but_counted(request, write, pets):
+    names = ("__MACOSX/cat/._0.png", "__MACOSX/1.png", ".backup/cat/0.png", "cat/.DS_Store", "cat/.draft.png",
+             "cat/@eaDir/0.png/SYNOPHOTO_THUMB_M.jpg", "dog/1_thumb.jpg")  # fmt: skip
+    delivery = open_delivery(request.getfixturevalue(write)(pets | dict.fromkeys(names, pets["cat/0.png"])))
+    assert sorted(delivery.names()) == sorted(pets)
+    assert dict(delivery.files()) == pets
+    counts = {"system file": 3, "file in a hidden folder": 1, "hidden file": 1, "thumbnail": 2}
+    assert {kind: number for kind, (number, _) in delivery.litter.items()} == counts
+    assert delivery.litter["file in a hidden folder"] == (1, ".backup/cat/0.png")
+
+
+@pytest.mark.parametrize("write", ["folder", "zipped", "tarred"])
+def test_a_class_folder_may_begin_with_a_point(request, write, png):
+    files = {".net/1.png": png(1), "java/1.png": png(2)}
+    assert dict(open_delivery(request.getfixturevalue(write)(files)).files()) == files
+
+
+def test_folders_without_images_are_listed_the_outermost_only(folder, zipped, png):
+    files = {"cat/1.png": png(1), "notes/a/b.txt": b"hi"}
+    data = folder(files)
+    for name in ("dog/small", "cat/empty", ".git/refs", "@eaDir"):
+        (data / name).mkdir(parents=True)
+    (data / "dog" / ".DS_Store").touch()
+    delivery = open_delivery(data)
+    delivery.names()
+    assert delivery.empty_folders == ["cat/empty", "dog", "notes"]
+    delivery = open_delivery(zipped(files | {"dog/small/": b"", "@eaDir/": b""}))
+    delivery.names()
+    assert delivery.empty_folders == ["dog", "notes"]
+
+
+def test_a_folder_of_litter_that_cannot_be_read_is_passed_over(folder, pets, monkeypatch):
+    data = folder(pets | {"lost+found/x": b"", "secret/x": b""})
+    walk, refused = os.walk, ["lost+found"]
+
+    def refusing(top, onerror):
+        yield from walk(top)
+        for name in refused:
+            onerror(PermissionError(13, "Permission denied", str(data / name)))
+
+    monkeypatch.setattr("convoy.images.delivery.os.walk", refusing)
+    assert len(open_delivery(data).names()) == len(pets) + 1
+    refused[:] = ["secret"]
+    with pytest.raises(DataError, match="secret cannot be read: Permission denied"):
+        open_delivery(data).names()
 
 
 def test_paths_are_normalised_and_unique(zipped, tarred):
@@ -94,7 +210,7 @@ def test_a_linked_folder_a_broken_link_and_a_pipe_are_refused_by_name(folder, ma
 def test_a_file_name_that_is_no_utf8_is_refused(folder):
     data = folder({"cat/1.png": b"1"})
     Path(os.fsdecode(os.fsencode(data) + b"/cat/\xff.png")).write_bytes(b"1")
-    with pytest.raises(DataError, match="a file name that is not UTF-8"):
+    with pytest.raises(DataError, match=r"contains `cat/\\xff.png`, a file name that is not UTF-8"):
         open_delivery(data).names()
 
 
@@ -149,11 +265,3 @@ def test_an_archive_is_read_no_further_than_the_last_image(tarred, pets):
     path = tarred(pets, "")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert list(images_of(path, {"cat/0.png": pets["cat/0.png"]})) == ["cat/0.png"]
-
-
-@pytest.mark.parametrize(
-    "name", ["__MACOSX/cat/._1.png", ".DS_Store", "cat/.hidden.png", "cat/Thumbs.db", "desktop.ini", ".git/x"]
-)
-def test_what_operating_systems_leave_behind_is_litter(name):
-    assert is_litter(name)
-    assert not is_litter("cat/1.png")

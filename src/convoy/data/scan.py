@@ -17,7 +17,7 @@ import numpy.typing as npt
 from convoy.core.console import track
 from convoy.core.cpus import usable_cpus
 from convoy.core.dataset import SPLITS, Split
-from convoy.core.errors import DataError
+from convoy.core.errors import DataError, listed
 from convoy.data import duplicates, giveaway
 from convoy.data.checks import EXAMPLES, check_dataset, check_images
 from convoy.data.layout import Layout, Stated, recognise
@@ -26,8 +26,10 @@ from convoy.data.records import Finding, Pair, Record, Status
 from convoy.data.settings import DataParams
 from convoy.data.split import assign, pixel_hash
 from convoy.data.statistics import columns, measure
+from convoy.images import litter
 from convoy.images.decode import Content, decode
 from convoy.images.delivery import EXPECTED, Delivery, open_delivery
+from convoy.images.formats import NotAnImageError, starts_as_image
 
 BATCH_FILES = 256
 BATCH_BYTES = 2**21
@@ -134,7 +136,7 @@ def scan(
     missing: tuple[Split, ...] = tuple(split for split in SPLITS[1:] if split not in layout.delivered)
     result = Scan(delivery, records, classes, missing, pairs=pairs, statistics=statistics)
     _check_classes(result)
-    findings += [*of_splits, *check_dataset(records, params.checks)]
+    findings += [*of_splits, *check_dataset(records, params.checks), *_empty_folders(delivery)]
     findings += giveaway.check(records, statistics, transparent, params.checks.giveaway)
     if refuse:
         _refuse(delivery, findings)
@@ -202,9 +204,13 @@ def _read(name: str, content: Content, layout: Layout, shrink: Shrink) -> tuple[
     if place.passed_over:
         return replace(record, split=None, status="passed_over", reason=place.passed_over), None
     with ExitStack() as held:
+        if litter.is_preview(name):
+            return _passed_over(record, litter.kind(name)), None
         try:
             image = decode(content, held)
         except DataError as error:
+            if word := _no_image(name, content, error):
+                return _passed_over(record, word), None
             status: Status = "quarantined" if label else "passed_over"
             return replace(record, split=None, status=status, reason=str(error)), None
         height, width, _ = image.image_u8.shape
@@ -222,9 +228,21 @@ def _read(name: str, content: Content, layout: Layout, shrink: Shrink) -> tuple[
         return replace(record, pixels=pixel_hash(image.image_u8)), kept
 
 
+def _no_image(name: str, content: Content, error: DataError) -> str:
+    """Return the word for a file that does not claim to be an image, neither by its name nor by its first bytes; else empty."""
+    claims = litter.claims_to_be_image(name) or isinstance(content, DataError) or starts_as_image(content)
+    if not claims and (not content or isinstance(error, NotAnImageError)):
+        return litter.kind(name) or litter.OTHER_FILE
+    return litter.kind(name)
+
+
+def _passed_over(record: Record, word: str) -> Record:
+    return replace(record, label=None, split=None, group=None, status="passed_over", reason=word)
+
+
 def _check_names(delivery: Delivery, layout: Layout, names: list[str], params: DataParams) -> None:
     """Refuse what the paths alone show to be unusable, before anything is decoded."""
-    places = [layout.place(name) for name in names]
+    places = [layout.place(name) for name in names if not litter.kind(name)]
     delivered = {(place.split, place.label) for place in places}
     classes = sorted({place.label for place in places if place.label})
     if not classes:
@@ -278,6 +296,18 @@ def _check_classes(scan: Scan) -> None:
                 f"{scan.delivery.path}: class `{label}` has no usable image ({example.path}: {example.reason}). "
                 "Repair its images, or remove its folder."
             )
+
+
+def _empty_folders(delivery: Delivery) -> list[Finding]:
+    """Name the folders without images, which may have been meant as classes."""
+    folders = delivery.empty_folders
+    if not folders:
+        return []
+    text = (
+        f"{len(folders):,} folder{'s' * (len(folders) != 1)} without images, so not classes: "
+        f"{listed([f'`{folder}`' for folder in folders], EXAMPLES)}. Add images to them, or remove them."
+    )
+    return [Finding("empty_folders", len(folders), None, "report", text, tuple(folders))]
 
 
 def _examples(names: list[str]) -> str:

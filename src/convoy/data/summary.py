@@ -2,7 +2,7 @@
 
 import textwrap
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -38,7 +38,8 @@ def lines(scan: Scan, params: DataParams) -> list[str]:
         shares = ", ".join(f"{split} {getattr(params.splits, split):g}" for split in scan.cut)
         source = "the train split" if len(scan.cut) == 1 else "all images"
         found.append(f"Cut from {source} by pixel hash (data.splits): {shares}")
-    found += ["", class_table(scan), *_passed_over(scan.records)]
+    found += scan.delivery.notes
+    found += ["", class_table(scan), *_passed_over(scan)]
     found += _unused(
         scan.records, "quarantined", "Quarantined, since they should be images and cannot be used"
     )
@@ -135,6 +136,7 @@ def facts(scan: Scan) -> dict[str, Any]:
         "counts": scan.counts(),
         "cut": list(scan.cut),
         "passed_over_by_kind": {kind: len(paths) for kind, paths in kinds.items()},
+        "litter_by_kind": {kind: number for kind, (number, _) in scan.delivery.litter.items()},
         "findings": [asdict(found) for found in ranked(scan.findings)],
         **unused,
     }
@@ -162,20 +164,21 @@ def metrics(scan: Scan) -> dict[str, Any]:
     }
 
 
-def _passed_over(records: Sequence[Record]) -> list[str]:
-    kinds = passed_over_by_kind(records)
+def _passed_over(scan: Scan) -> list[str]:
+    files = {kind: (len(paths), paths[0]) for kind, paths in passed_over_by_kind(scan.records).items()}
+    kinds = sorted([*files.items(), *scan.delivery.litter.items()], key=lambda kind: -kind[1][0])
     if not kinds:
         return []
     rows = [
         (
             escaping.short(kind, LONGEST_PATH - 20),
-            f"{len(paths):,}",
-            escaping.short(paths[0], LONGEST_PATH - 12),
+            f"{number:,}",
+            escaping.short(example, LONGEST_PATH - 12),
         )
-        for kind, paths in list(kinds.items())[:SHOWN_KINDS]
+        for kind, (number, example) in kinds[:SHOWN_KINDS]
     ]
     if len(kinds) > SHOWN_KINDS:
-        others = sum(len(paths) for paths in list(kinds.values())[SHOWN_KINDS:])
+        others = sum(number for _, (number, _) in kinds[SHOWN_KINDS:])
         rows.append((f"and {len(kinds) - SHOWN_KINDS} other kinds", f"{others:,}", ""))
     return ["", table(("Passed over", "Files", "Such as"), rows, right=(1,))]
 

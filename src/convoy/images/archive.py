@@ -14,15 +14,12 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Literal, Self, cast
+from typing import IO, Any, Literal, Self, cast, overload
 
 from convoy.core.errors import DataError
-from convoy.images.decode import MAX_FILE_BYTES
+from convoy.images.decode import MAX_FILE_BYTES, Content, Readable, TooLargeError, read_stream
 
-Kind = Literal["zip", "tar", "tar.gz", "tar.bz2", "tar.xz"]
-
-MAX_MEMBER_BYTES = MAX_FILE_BYTES
-"""Largest member, in bytes. One member is in memory at a time."""
+Kind = Literal["zip", "tar", "tar.gz", "tar.bz2", "tar.xz", "tar.zst"]
 
 MAX_EXPANSION = 200
 """Largest unpacked size, in multiples of the archive. Images hardly compress; plain BMP
@@ -30,6 +27,11 @@ drawings reach about 100, bombs 1,000 and more."""
 
 FREE_BYTES = 2**28
 """Unpacked bytes that any archive may have, whatever its own size: they do no harm."""
+
+FREE_PASSED_BYTES = 2**31
+"""Bytes of a tar that any archive may unpack to where most of them are passed over, such as a video's: they cost time only."""
+
+PIECE_BYTES = 2**20
 
 MAX_MEMBERS = 20_000_000
 """Largest number of members: more than ImageNet-21k's 14 million. Each name takes memory."""
@@ -45,8 +47,17 @@ EXTENDED_HEADERS = (
     tarfile.GNUTYPE_LONGLINK,
 )
 
-COMPRESSED: Mapping[bytes, Kind] = {b"\x1f\x8b": "tar.gz", b"BZh": "tar.bz2", b"\xfd7zXZ\x00": "tar.xz"}
-UNSUPPORTED = {b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!\x1a\x07": "RAR", b"\x28\xb5\x2f\xfd": "zstd"}
+ZIP = (b"PK\x03\x04", b"PK\x05\x06")
+COMPRESSED: Mapping[bytes, Kind] = {
+    b"\x1f\x8b": "tar.gz",
+    b"BZh": "tar.bz2",
+    b"\xfd7zXZ\x00": "tar.xz",
+    b"\x28\xb5\x2f\xfd": "tar.zst",
+}
+UNSUPPORTED = {b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!\x1a\x07": "RAR"}
+
+Load = Callable[[str, Readable, int], Content]
+"""Reads an open member of a name and a stated size."""
 
 REPACK = "Unpack it, check its content, and pack the class folders again."
 
@@ -62,9 +73,9 @@ def kind_of(path: Path) -> Kind | None:
     for magic, name in UNSUPPORTED.items():
         if head.startswith(magic):
             raise DataError(
-                f"{path} is a {name} archive, which is not supported. Pack it as zip or tar (gz, bz2, xz)."
+                f"{path} is a {name} archive, which is not supported. Pack it as zip or tar (gz, bz2, xz, zst)."
             )
-    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+    if head.startswith(ZIP):
         return "zip"
     if _is_tar(head):
         return "tar"
@@ -81,30 +92,70 @@ def kind_of(path: Path) -> Kind | None:
     return compressed
 
 
+def is_archive(path: Path) -> bool:
+    """Check whether a file starts as an archive, supported or not; False for a compressed file that is no tar."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    if head.startswith((*UNSUPPORTED, *ZIP)):
+        return True
+    try:
+        return kind_of(path) is not None
+    except DataError:
+        return False
+
+
 Wanted = Callable[[str], bool]
 """Whether the bytes of a member are needed, by its name."""
 
 
+@overload
 def members(
-    path: Path, kind: Kind, *, names_only: bool = False, whole: Wanted | None = None
-) -> Iterator[tuple[str, bytes]]:
-    """Stream the files inside with their bytes, in the archive's order; without their bytes for `names_only`.
+    path: Path, kind: Kind, *, names_only: bool = False, folders: bool = False
+) -> Iterator[tuple[str, Content]]: ...
 
-    With `whole`, the files that it accepts come with all their bytes, whatever they are (arrays, tables, labels), and others with none.
-    A tar is read to its end in both cases, so that a truncated one is detected.
+
+@overload
+def members(path: Path, kind: Kind, *, whole: Wanted) -> Iterator[tuple[str, bytes]]: ...
+
+
+def members(
+    path: Path,
+    kind: Kind,
+    *,
+    names_only: bool = False,
+    folders: bool = False,
+    whole: Wanted | None = None,
+) -> Iterator[tuple[str, Content]]:
+    """Stream the files inside, in the archive's order, each with its bytes as `decode.read_stream` reads them.
+
+    Without bytes for `names_only`. With `folders` also folders, with a slash at the end of their names. With `whole`, the files that
+    it accepts come with all their bytes, whatever they are (arrays, tables, labels), and others with none.
+    A tar is read to its end in any case, so that a truncated one is detected.
 
     Raises:
-        DataError: naming the member that points out of the archive, is a link, a device,
-            encrypted or too large; or the archive is truncated, damaged or a decompression bomb.
+        DataError: naming the member that points out of the archive, is a link, a device, encrypted, or too large for
+            `whole`; or the archive is truncated, damaged or a decompression bomb.
     """
+    is_wanted = whole or (lambda _: not names_only)
+
+    def load(name: str, file: Readable, size: int) -> Content:
+        if whole is None:
+            return _read(file, size)
+        content = file.read(min(size, MAX_FILE_BYTES) + 1)
+        if max(size, len(content)) > MAX_FILE_BYTES:
+            raise DataError(f"{path} contains `{name}` of more than {MAX_FILE_BYTES:,} bytes. {REPACK}")
+        return content
+
     with _damage_reported(path):
-        if kind == "zip":
-            yield from _zip_members(path, whole or (lambda _: not names_only))
-        else:
-            yield from _tar_members(path, kind, whole or (lambda _: not names_only))
+        found = (
+            _zip_members(path, is_wanted, load)
+            if kind == "zip"
+            else _tar_members(path, kind, is_wanted, load)
+        )
+        yield from (member for member in found if folders or not member[0].endswith("/"))
 
 
-def _zip_members(path: Path, is_wanted: Wanted) -> Iterator[tuple[str, bytes]]:
+def _zip_members(path: Path, is_wanted: Wanted, load: Load) -> Iterator[tuple[str, Content]]:
     with zipfile.ZipFile(path) as archive:
         allowance = _Allowance(path)
         for member in archive.infolist():
@@ -114,7 +165,8 @@ def _zip_members(path: Path, is_wanted: Wanted) -> Iterator[tuple[str, bytes]]:
             mode = member.external_attr >> 16
             if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise _not_a_file(path, name, "link" if stat.S_ISLNK(mode) else "device")
-            if member.is_dir() or name.endswith("/"):
+            if name.endswith("/"):
+                yield name, b""
                 continue
             if member.flag_bits & 1:
                 raise DataError(f"{path} is encrypted ({name}). Deliver it without a password.")
@@ -122,40 +174,50 @@ def _zip_members(path: Path, is_wanted: Wanted) -> Iterator[tuple[str, bytes]]:
                 yield name, b""
                 continue
             with archive.open(member) as file:
-                content = file.read(MAX_MEMBER_BYTES + 1)
-            _check_size(path, name, len(content))
-            allowance.count(len(content))
+                content = load(name, _Counted(file, allowance), member.file_size)
             yield name, content
 
 
-def _tar_members(path: Path, kind: Kind, is_wanted: Wanted) -> Iterator[tuple[str, bytes]]:
+def _tar_members(path: Path, kind: Kind, is_wanted: Wanted, load: Load) -> Iterator[tuple[str, Content]]:
     with (
         _Decompressed(path, kind) as stream,
         tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|", tarinfo=_StrictTarInfo) as archive,
     ):
+        allowance = _Allowance(path)
         while (member := archive.next()) is not None:
             archive.members.clear()  # type: ignore[attr-defined] # tarfile would keep every header
-            stream.allowance.count_member()
+            allowance.count_member()
             name = member.name
             _check_name(path, name)
             if member.isdir():
+                yield f"{name}/", b""
                 continue
             if member.issym() or member.islnk():
-                raise _not_a_file(path, name, "link")
+                raise _link(path, name, member)
             if member.issparse() or not member.isfile():
                 raise _not_a_file(path, name, "sparse file" if member.issparse() else "device")
-            _check_size(path, name, member.size)
-            yield name, cast("IO[bytes]", archive.extractfile(member)).read() if is_wanted(name) else b""
+            if not is_wanted(name):
+                yield name, b""
+                continue
+            file = cast("IO[bytes]", archive.extractfile(member))
+            yield name, load(name, _Counted(file, allowance), member.size)
         while stream.read(2**20):
             pass  # the checksum of gz, bz2 and xz comes last, after the tar's own end
+
+
+def _read(file: Readable, size: int) -> Content:
+    try:
+        return read_stream(file, size)
+    except TooLargeError as error:
+        return error
 
 
 class _Allowance:
     """Count unpacked bytes and members, and stop a decompression bomb."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, free: int | None = None) -> None:
         self.path = path
-        self.bytes_left = max(FREE_BYTES, MAX_EXPANSION * path.stat().st_size)
+        self.bytes_left = max(FREE_BYTES if free is None else free, MAX_EXPANSION * path.stat().st_size)
         self.members_left = MAX_MEMBERS
 
     def count(self, size: int) -> None:
@@ -176,6 +238,22 @@ class _Allowance:
             )
 
 
+class _Counted:
+    """Read a member in pieces, so that a bomb is stopped before it is in memory."""
+
+    def __init__(self, file: Readable, allowance: _Allowance) -> None:
+        self.file, self.allowance = file, allowance
+
+    def read(self, size: int) -> bytes:
+        """Read up to `size` bytes; fewer only at the end."""
+        pieces = []
+        while size > 0 and (piece := self.file.read(min(size, PIECE_BYTES))):
+            self.allowance.count(len(piece))
+            pieces.append(piece)
+            size -= len(piece)
+        return b"".join(pieces)
+
+
 class _Decompressed:
     """Read decompressed bytes, counted."""
 
@@ -185,9 +263,10 @@ class _Decompressed:
             "tar.gz": gzip.open,
             "tar.bz2": bz2.open,
             "tar.xz": lzma.open,
+            "tar.zst": _open_zstd,
         }
         self.file: IO[bytes] = openers[kind](path, "rb")
-        self.allowance = _Allowance(path)
+        self.allowance = _Allowance(path, FREE_PASSED_BYTES)
 
     def read(self, size: int) -> bytes:
         """Read up to `size` bytes; fewer only at the end."""
@@ -200,6 +279,12 @@ class _Decompressed:
 
     def __exit__(self, *_: object) -> None:
         self.file.close()
+
+
+def _open_zstd(path: Path, _: str) -> IO[bytes]:
+    from pyarrow import CompressedInputStream  # noqa: PLC0415 (takes 0.1 s)
+
+    return cast("IO[bytes]", CompressedInputStream(str(path), "zstd"))
 
 
 class _StrictTarInfo(tarfile.TarInfo):
@@ -254,12 +339,14 @@ def _check_name(path: Path, name: str) -> None:
         raise DataError(f"{path} contains `{name}`, which points out of the archive's own folder. {REPACK}")
 
 
-def _check_size(path: Path, name: str, size: int) -> None:
-    if size > MAX_MEMBER_BYTES:
-        raise DataError(
-            f"{path} contains `{name}` of more than {MAX_MEMBER_BYTES:,} bytes: no image is that large. {REPACK}"
-        )
-
-
 def _not_a_file(path: Path, name: str, kind: str) -> DataError:
     return DataError(f"{path} contains `{name}`, a {kind}; only regular files are read. {REPACK}")
+
+
+def _link(path: Path, name: str, member: tarfile.TarInfo) -> DataError:
+    """Refuse a link with the command that packs the files themselves."""
+    kind, option = ("hard link", "--hard-dereference") if member.islnk() else ("link", "--dereference")
+    return DataError(
+        f"{path} contains `{name}`, a {kind} to `{member.linkname}`; only regular files are read. Pack the folder again with the "
+        f"files themselves: `tar {option} -czf photos.tar.gz photos`; where tar lacks that option, pack a copy that `cp -RL` made."
+    )

@@ -19,7 +19,8 @@ from convoy.core.dataset import SPLITS, Split
 from convoy.core.errors import DataError
 from convoy.images.archive import MAX_MEMBERS, Kind, members
 from convoy.images.decode import Content
-from convoy.images.delivery import Place, is_litter
+from convoy.images.delivery import Place
+from convoy.images.litter import is_litter
 
 WORDS: Mapping[str, Split] = {
     "train": "train",

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +62,13 @@ TRANSPOSITIONS = {
 }
 """What makes an image upright, by its EXIF orientation (JEITA CP-3451, tag 274)."""
 
+
+class Readable(Protocol):
+    """Give bytes; fewer than `size` only at the end."""
+
+    def read(self, size: int, /) -> bytes: ...  # noqa: D102 (as every file)
+
+
 Content = bytes | DataError
 """A file's bytes; or the reason why they were not read."""
 
@@ -75,6 +82,10 @@ be used, so its numbers count as sRGB. profile: its colours were converted by it
 most 12 are used, so that it is nearly black. scaled_bits: its 9 to 15 bits were scaled, as the file states. empty_alpha:
 its alpha is 0 throughout and was ignored.
 """
+
+
+class TooLargeError(DataError):
+    """The file is larger than any image that is read."""
 
 
 @dataclass(frozen=True)
@@ -181,15 +192,27 @@ def read(path: Path) -> bytes:
         OSError: it cannot be read.
     """
     with path.open("rb") as file:
-        head = file.read(HEAD_BYTES)
-        if not starts_as_image(head):
-            return head
         # A pipe has no size: it is read up to the limit.
         status = os.fstat(file.fileno())
-        size = status.st_size if stat.S_ISREG(status.st_mode) else MAX_FILE_BYTES
-        content = head if size > MAX_FILE_BYTES else head + file.read(max(0, size - len(head)) + 1)
+        return read_stream(file, status.st_size if stat.S_ISREG(status.st_mode) else MAX_FILE_BYTES)
+
+
+def read_stream(file: Readable, size: int) -> bytes:
+    """Read from an open file what `read` does.
+
+    Args:
+        file: at its start.
+        size: of the whole file, in bytes, as stated where it comes from; no more than a byte beyond is read.
+
+    Raises:
+        TooLargeError: the file is larger than any image; the reason only.
+    """
+    head = file.read(HEAD_BYTES)
+    if not starts_as_image(head):
+        return head
+    content = head if size > MAX_FILE_BYTES else head + file.read(max(0, size - len(head)) + 1)
     if max(size, len(content)) > MAX_FILE_BYTES:
-        raise DataError(
+        raise TooLargeError(
             f"is too large: more than {MAX_FILE_BYTES:,} bytes; no image that is read has as many"
         )
     return content

@@ -1,13 +1,16 @@
-"""Read a delivery, a folder or an archive, file by file.
+"""Read a delivery, a folder or archives, file by file.
 
-Its kind is detected by content: a folder with a single archive in it counts as the archive.
+Its kind is detected by content: a folder that holds archives instead of images is read as if each were unpacked there.
 """
 
 import hashlib
 import os
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +19,10 @@ import numpy.typing as npt
 
 from convoy.core import console
 from convoy.core.dataset import Split
-from convoy.core.errors import DataError
-from convoy.images.archive import REPACK, Kind, kind_of, members
+from convoy.core.errors import DataError, listed
+from convoy.core.escaping import visible
+from convoy.images import litter
+from convoy.images.archive import REPACK, Kind, is_archive, kind_of, members
 from convoy.images.decode import Content, decode, read
 
 if TYPE_CHECKING:
@@ -27,13 +32,21 @@ EXPECTED = (
     "Expected: one folder per class with its images inside, or train|val|test folders of such class folders."
 )
 
-LITTER = frozenset({"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "__pycache__"})
-"""Names that operating systems leave behind, in lower case; hidden files (`.DS_Store`) are skipped as well."""
+SHOWN = 5
+"""Names in a message."""
 
+FIRST_MEMBERS = 100
 
-def is_litter(name: str) -> bool:
-    """Check whether a path is one that an operating system left behind."""
-    return any(part.startswith(".") or part.lower() in LITTER for part in name.split("/"))
+ARCHIVE_SUFFIX = re.compile(r"(\.tar)?\.[A-Za-z0-9]+$")
+
+PART = re.compile(
+    r"(?P<whole>.*?)[ ._-]*(?:(?:part|pt|vol|shard)[ ._-]*)?\(?(?P<number>\d+)\)?(?:[ _-]*of[ _-]*\d+)?",
+    re.IGNORECASE | re.DOTALL,
+)
+"""Name of a numbered part of an archive, such as `takeout-20240101T000000Z-001` or `images_01`."""
+
+PIECE = re.compile(r"\.(z\d\d|(zip|7z|rar|tar|tgz|tar\.[a-z0-9]+)\.\d{2,}|part\d+\.rar)$", re.IGNORECASE)
+"""End of the name of a piece of a split archive, which is no archive on its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +67,40 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Mount:
+    """Place a folder or an archive in the tree of a delivery.
+
+    Attributes:
+        prefix: folder that its paths are in, with a slash at its end; empty at the top.
+        path: of the folder or archive.
+        archive: kind of the archive; None for a folder.
+    """
+
+    prefix: str
+    path: Path
+    archive: Kind | None = None
+
+
+@dataclass(eq=False)
 class Delivery:
     """List and read delivered files by their paths inside the folder or archive.
 
     Attributes:
-        path: the folder or the archive.
-        archive: kind of the archive; None for a folder.
+        path: what was delivered.
+        mounts: the folder or the archive; or the folder, and the archives in it that are read as folders.
         arrays: the images where members are arrays or rows; None for files of images.
+        litter: after `names`, how many files are passed over without being listed, by kind, each with an example.
+        empty_folders: after `names`, folders without a file that may be an image; not those inside them.
+        notes: sentences about how the names are read, for people.
     """
 
     path: Path
-    archive: Kind | None
+    mounts: tuple[Mount, ...] = ()
     arrays: "ArraySet | None" = None
+    litter: dict[str, tuple[int, str]] = field(default_factory=dict)
+    empty_folders: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    _skipped: set[str] | None = field(default=None, repr=False)
 
     @property
     def places(self) -> Mapping[str, Place] | None:
@@ -73,40 +108,79 @@ class Delivery:
         return self.arrays.places if self.arrays else None
 
     @property
+    def archive(self) -> Kind | None:
+        """Return the kind of the archive; None for a folder, or several archives."""
+        return self.mounts[0].archive if len(self.mounts) == 1 else None
+
+    @property
     def kind(self) -> str:
-        """Return `folder`, `zip`, `tar`, `tar.gz`, `tar.bz2` or `tar.xz`; or the format of an array set."""
-        return self.arrays.kind if self.arrays else self.archive or "folder"
+        """Return `folder`, `zip`, `tar`, `tar.gz` and the like, the number of archives, or the format of an array set."""
+        if self.arrays:
+            return self.arrays.kind
+        archives = [mount.archive for mount in self.mounts if mount.archive]
+        if len(archives) > 1:
+            return f"{len(archives)} archives"
+        return archives[0] if archives else "folder"
 
     def names(self) -> list[str]:
-        """List delivered paths, `/` between folders, without what operating systems leave behind.
+        """List delivered paths, `/` between folders, without litter; fills `litter` and `empty_folders`.
 
         Raises:
-            DataError: the archive is unsafe or damaged, a path occurs twice or is not a regular file.
+            DataError: an archive is unsafe, damaged or holds other archives; a path occurs twice or is not a regular file.
         """
         if self.arrays:
             return list(self.arrays.places)
-        if self.archive is None:
-            return list(_folder_names(self.path))
+        self.litter.clear()
         seen: dict[str, None] = {}
-        for name, _ in self._members(self.archive, names_only=True):
-            if name in seen:
-                raise DataError(f"{self.path} contains `{name}` twice. {REPACK}")
-            seen[name] = None
+        folders: set[str] = set()
+        for mount in self.mounts:
+            for name in _listing(mount, self.mounts):
+                if what := litter.litter(f"{name}x" if name.endswith("/") else name):
+                    if not name.endswith("/"):
+                        self._count(what, name)
+                elif name.endswith("/"):
+                    folders.add(name[:-1])
+                elif name not in seen:
+                    seen[_utf8(name, mount.path)] = None
+                elif not litter.kind(name):
+                    raise DataError(f"{self.path} contains `{visible(name)}` twice. {REPACK}")
+        self._skipped = litter.small_copies(seen)
+        for name in sorted(self._skipped):
+            self._count(litter.THUMBNAIL, name)
+            del seen[name]
+        self._check_nested(seen)
+        self.empty_folders[:] = _empty(folders, seen)
         return list(seen)
 
     def files(self) -> Iterator[tuple[str, Content]]:
-        """Stream delivered paths with the files' bytes; reads an archive once and writes nothing.
+        """Stream the paths that `names` lists with the files' bytes; reads an archive once and writes nothing.
 
-        In a folder, only the first bytes of files that are not images are read, and nothing of files larger than any image.
+        Only the first bytes of files that are not images are read, and nothing of files larger than any image.
 
         Raises:
             DataError: the archive is unsafe or damaged, or a file cannot be read.
         """
+        if self._skipped is None and not self.arrays:
+            self.names()
+        return self._files(self._skipped or set())
+
+    def _files(self, skipped: Collection[str] = ()) -> Iterator[tuple[str, Content]]:
         if self.arrays:
-            return self.arrays.files()
-        if self.archive is None:
-            return self._read(_folder_names(self.path))
-        return self._members(self.archive)
+            yield from self.arrays.files()
+            return
+        repeated: set[str] = set()  # files that are no images, in several archives
+        for mount in self.mounts:
+            if mount.archive is None:
+                names = (name for name in _listing(mount, self.mounts) if not name.endswith("/"))
+                files = self._read(name for name in names if not litter.is_litter(name))
+            else:
+                files = _members(mount, mount.archive)
+            for name, content in files:
+                if name in skipped or name in repeated or (mount.archive and litter.is_litter(name)):
+                    continue
+                if len(self.mounts) > 1 and litter.kind(name):
+                    repeated.add(name)
+                yield name, content
 
     def images(
         self, sha256: Mapping[str, str], activity: str, total: int
@@ -126,10 +200,10 @@ class Delivery:
         if not sha256:
             return
         missing, changed = dict(sha256), []
-        if self.archive is None and self.arrays is None:
+        if len(self.mounts) == 1 and self.archive is None and self.arrays is None:
             files, total = self._read(path for path in sha256 if (self.path / path).exists()), len(sha256)
         else:
-            files = self.files()
+            files = self._files()
         for path, content in console.track(files, activity, total):
             prepared = missing.pop(path, None)
             if prepared is None:
@@ -163,11 +237,19 @@ class Delivery:
                 raise DataError(f"{self.path / name} cannot be read: {error.strerror}.") from error
             yield name, content
 
-    def _members(self, kind: Kind, *, names_only: bool = False) -> Iterator[tuple[str, bytes]]:
-        for raw, content in members(self.path, kind, names_only=names_only):
-            name = _utf8(posixpath.normpath(raw), self.path)  # `./a//b` becomes `a/b`
-            if not is_litter(name):
-                yield name, content
+    def _count(self, what: str, name: str) -> None:
+        number, example = self.litter.get(what, (0, name))
+        self.litter[what] = (number + 1, example)
+
+    def _check_nested(self, names: Iterable[str]) -> None:
+        """Refuse archives that hold archives instead of images."""
+        if self.mounts[-1].archive is None or any(not litter.kind(name) for name in names):
+            return
+        if inside := [visible(name) for name in names if litter.kind(name) == litter.ARCHIVE]:
+            raise DataError(
+                f"{self.path} contains archives instead of images ({listed(inside, SHOWN)}), and archives inside archives are "
+                "not read. Unpack it, and deliver the folder of archives: each is then read as a folder."
+            )
 
 
 def open_delivery(data: Path) -> Delivery:
@@ -177,7 +259,7 @@ def open_delivery(data: Path) -> Delivery:
         data: a folder, or an archive (DVC imports a single file as a file).
 
     Raises:
-        DataError: nothing is there, a file that is not an archive, or several archives.
+        DataError: nothing is there, or a file that is not an archive.
     """
     from convoy.images.array_sets import recognise  # noqa: PLC0415 (it imports this module)
 
@@ -186,48 +268,151 @@ def open_delivery(data: Path) -> Delivery:
         arrays = recognise(data, kind)
         if kind is None and arrays is None:
             raise DataError(f"{data} is a file, but not a zip or tar archive, nor a Parquet file. {EXPECTED}")
-        return Delivery(data, kind, arrays)
+        return Delivery(data, (Mount("", data, kind),), arrays)
     if not data.is_dir():
         raise DataError(
             f"{data} does not exist. Fetch it with `dvc repro`, or choose a source: `convoy data use SOURCE`."
         )
     if arrays := recognise(data, None):
-        return Delivery(data, None, arrays)
-    folder = data
-    while True:
-        inside = sorted(path for path in folder.iterdir() if not is_litter(path.name))
-        folders = [path for path in inside if path.is_dir()]
-        if len(inside) != 1 or not folders:
-            break
-        (folder,) = folders
-    if folders:
-        return Delivery(data, None)
-    archives = [(path, kind) for path in inside if path.is_file() and (kind := kind_of(path))]
-    if len(archives) > 1:
-        names = ", ".join(path.name for path, _ in archives)
-        raise DataError(
-            f"{folder} contains {len(archives)} archives ({names}); only a single one is supported. "
-            "Unpack them into train, val and test folders, or pack them as one archive."
-        )
-    return Delivery(*archives[0], recognise(*archives[0])) if archives else Delivery(data, None)
+        return Delivery(data, (Mount("", data),), arrays)
+    archives = _archives(data)
+    if len(archives) == 1:
+        ((name, kind),) = archives.items()
+        return Delivery(data / name, (Mount("", data / name, kind),), recognise(data / name, kind))
+    return _mounted(data, archives)
+
+
+def _archives(data: Path) -> dict[str, Kind]:
+    """Find the archives in a folder that holds archives instead of images, by their paths in it; none in any other folder.
+
+    Raises:
+        DataError: the folder holds archives that are not supported, instead of images.
+    """
+    paths = (name for name in _folder_names(data) if not name.endswith("/") and not litter.is_litter(name))
+    suspects = []
+    for name in paths:
+        what, is_piece = litter.kind(name), PIECE.search(name)
+        if litter.claims_to_be_image(name) or not (what or is_piece or is_archive(data / name)):
+            return {}
+        if is_piece or what in ("", litter.ARCHIVE, litter.COMPRESSED):
+            suspects.append(name)
+    found: dict[str, Kind] = {}
+    for name in suspects:
+        if PIECE.search(name):
+            raise DataError(
+                f"{data / name} is a piece of a split archive, which cannot be read alone. Join the pieces (`zip -s 0 photos.zip "
+                "--out whole.zip` for .z01, .z02, .zip; else `cat photos.zip.* > photos.zip`), and deliver the whole."
+            )
+        if litter.kind(name) == litter.COMPRESSED and not is_archive(data / name):
+            return {}  # compressed data of another kind
+        if kind := kind_of(data / name):
+            found[name] = kind
+    return found
+
+
+def _mounted(data: Path, archives: Mapping[str, Kind]) -> Delivery:
+    """Read each archive as a folder of its own name, and numbered parts as one folder."""
+    if not archives:
+        return Delivery(data, (Mount("", data),))
+    folders: defaultdict[str, list[str]] = defaultdict(list)
+    for name in archives:
+        folders[posixpath.dirname(name)].append(name)
+    mounts = [Mount("", data)]
+    for folder, names in folders.items():
+        stems = {name: ARCHIVE_SUFFIX.sub("", posixpath.basename(name)) for name in names}
+        wholes = {
+            name: match["whole"]
+            for name, stem in stems.items()
+            if (match := PART.fullmatch(stem))
+            and match["whole"]
+            and _shares_folders(data / name, archives[name])
+        }
+        if len({*wholes.values()}) == len(wholes):  # single numbers, as in `photos-2024.zip`
+            wholes = {}
+        is_whole = len(names) == len(wholes) and len({*wholes.values()}) == 1
+        is_alone = len(names) == 1 and folder
+        for name in names:
+            inside = folder if is_whole or is_alone else posixpath.join(folder, wholes.get(name, stems[name]))
+            mounts.append(Mount(inside and f"{inside}/", data / name, archives[name]))
+    shown = [f"{mount.path.relative_to(data)} as {mount.prefix or 'the whole'}" for mount in mounts[1:]]
+    return Delivery(data, tuple(mounts), notes=[f"Archives read as folders: {visible(listed(shown, SHOWN))}"])
+
+
+def _shares_folders(path: Path, kind: Kind) -> bool:
+    """Check whether the first files of an archive are in folders, or lie beside files with their labels (WebDataset)."""
+    for name, _ in islice(members(path, kind, names_only=True, folders=True), FIRST_MEMBERS):
+        if name.endswith(".cls"):
+            return True
+        if not (
+            name.endswith("/") or litter.is_litter(name) or litter.kind(name)
+        ) and "/" in posixpath.normpath(name):
+            return True
+    return False
+
+
+def _listing(mount: Mount, mounts: Iterable[Mount]) -> Iterator[str]:
+    """List files and folders of a mount, litter included; folders have a slash at the end. Archives that are mounts are not listed."""
+    if mount.archive is None:
+        mounted = {other.path for other in mounts if other.archive}
+        names = _folder_names(mount.path)
+        yield from (name for name in names if mount.path / name not in mounted) if mounted else names
+        return
+    for raw, _ in members(mount.path, mount.archive, names_only=True, folders=True):
+        name = posixpath.normpath(raw)  # `./a//b` becomes `a/b`
+        if name != ".":
+            yield f"{mount.prefix}{name}{'/' * raw.endswith('/')}"
+
+
+def _members(mount: Mount, kind: Kind) -> Iterator[tuple[str, Content]]:
+    for raw, content in members(mount.path, kind):
+        yield f"{mount.prefix}{posixpath.normpath(raw)}", content
 
 
 def _folder_names(top: Path) -> Iterator[str]:
-    """Walk a folder in sorted order. A link to a file is followed: DVC's cache can be linked in."""
-    for where, folders, files in os.walk(top, onerror=_refuse):
-        for name in sorted(folders):
-            if (Path(where) / name).is_symlink() and not is_litter(name):
-                raise DataError(f"{Path(where) / name} is a link to a folder. Replace it by the folder.")
-        folders[:] = sorted(name for name in folders if not is_litter(name))
+    """Walk a folder in sorted order: files and folders, litter included, folders with a slash at the end of their names.
+
+    A link to a file is followed: DVC's cache can be linked in.
+    """
+    for where, folders, files in os.walk(top, onerror=lambda error: _refuse(error, top)):
+        below = Path(where).relative_to(top).as_posix()
+        prefix = "" if below == "." else f"{below}/"
+        folders.sort()
+        for name in folders:
+            path = Path(where) / name
+            if not litter.is_litter(f"{prefix}{name}/x"):
+                _check_folder(path)
+                yield f"{prefix}{name}/"
         for name in sorted(files):
             path = Path(where) / name
-            if is_litter(name):
-                continue
-            if not path.is_file():
+            if not litter.is_litter(f"{prefix}{name}") and not path.is_file():
                 raise DataError(
                     f"{path} is not a regular file but a broken link, a pipe or a device. Remove it."
                 )
-            yield _utf8(path.relative_to(top).as_posix(), top)
+            yield f"{prefix}{name}"
+
+
+def _check_folder(path: Path) -> None:
+    if path.is_symlink():
+        raise DataError(
+            f"{path} is a link to a folder ({path.readlink()}), which DVC would leave out. Replace it by the folder, or deliver a "
+            "copy that holds the files themselves: `cp -RL photos copy`"
+        )
+
+
+def _empty(folders: Iterable[str], names: Iterable[str]) -> list[str]:
+    """List the folders without a file that may be an image, by its name; of those inside each other the outermost."""
+    every, used = {""}, {""}
+
+    def add(target: set[str], folder: str) -> None:
+        while folder not in target:
+            target.add(folder)
+            folder = posixpath.dirname(folder)
+
+    for folder in folders:
+        add(every, folder)
+    for name in names:
+        add(every if litter.kind(name) else used, posixpath.dirname(name))
+    return sorted(folder for folder in every - used if posixpath.dirname(folder) in used)
 
 
 def _utf8(name: str, delivery: Path) -> str:
@@ -235,9 +420,13 @@ def _utf8(name: str, delivery: Path) -> str:
     try:
         name.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"{delivery} contains {name!a}, a file name that is not UTF-8. Rename it.") from error
+        raise DataError(
+            f"{delivery} contains `{visible(name)}`, a file name that is not UTF-8. Rename it."
+        ) from error
     return name
 
 
-def _refuse(error: OSError) -> None:
-    raise DataError(f"{error.filename} cannot be read: {error.strerror}.") from error
+def _refuse(error: OSError, top: Path) -> None:
+    name = Path(error.filename).relative_to(top).as_posix()
+    if not litter.is_litter(f"{name}/x"):
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}.") from error

@@ -15,7 +15,7 @@ from convoy.core.errors import DataError
 from convoy.images.archive import Kind, kind_of, members
 from convoy.images.containers import IMAGE_SUFFIXES, ArraySet, Part, RawFiles, assemble, clean, suffix_of
 from convoy.images.decode import Content
-from convoy.images.delivery import is_litter
+from convoy.images.litter import is_litter
 
 CLASS_NAMES = ("classnames.txt", "classes.txt", "class_names.txt")
 LABEL_KEYS = ("label", "class", "cls")

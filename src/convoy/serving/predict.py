@@ -16,8 +16,8 @@ from convoy.core.console import info, print_json
 from convoy.core.errors import DataError
 from convoy.export.onnx_model import SECONDS_PER_IMAGE, OnnxModel, chunks
 from convoy.images.decode import decode, read
-from convoy.images.delivery import is_litter
 from convoy.images.formats import NotAnImageError, supported
+from convoy.images.litter import is_litter
 
 Item = tuple[Path, npt.NDArray[np.uint8] | None, str | None]
 """A file with its decoded image, or with the reason why it has none."""
