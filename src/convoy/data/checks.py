@@ -8,8 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from convoy.core.dataset import SPLITS, Split
-from convoy.data.records import Finding, Record
+from convoy.data.duplicates import clusters
+from convoy.data.records import Finding, Pair, Record
 from convoy.data.settings import CheckParams, ImageCheck
+from convoy.data.split import PRECEDENCE
 
 EXAMPLES = 5
 """Number of files or classes that a text names."""
@@ -110,6 +112,21 @@ class ImageChecks:
         paths = tuple(self.records[suspect.number].path for suspect in suspects)
         self.findings.append(Finding(name, len(suspects), check.limit, action, text, paths))
 
+    def report(self, name: str, check: ImageCheck, pairs: Sequence[Pair], what: str) -> None:
+        """Report pairs of images, the most similar first, whatever the check's action."""
+        if not pairs:
+            return
+        ordered = sorted(pairs, key=lambda pair: -pair.correlation)
+        examples = [
+            f"{self.records[pair.first].path} and {self.records[pair.second].path} ({pair.correlation:.3f}{', mirrored' * pair.mirrored})"
+            for pair in ordered[:EXAMPLES]
+        ]
+        numbers = dict.fromkeys(number for pair in ordered for number in (pair.first, pair.second))
+        more = f" and {len(pairs) - EXAMPLES:,} more pairs" if len(pairs) > EXAMPLES else ""
+        text = f"{what}: {len(numbers):,} images. {'; '.join(examples)}{more}."
+        paths = tuple(self.records[number].path for number in numbers)
+        self.findings.append(Finding(name, len(numbers), check.limit, "report", text, paths))
+
     def _by_split(self, suspects: Sequence[Suspect]) -> str:
         if not self._delivered:
             return f"{len(suspects):,} before the splits were cut"
@@ -185,6 +202,65 @@ def _left_out(records: Sequence[Record], numbers: Sequence[int]) -> npt.NDArray[
     return np.array([records[number].status != "ok" for number in numbers])
 
 
+def settle_near_duplicates(checks: ImageChecks, pairs: Sequence[Pair], check: ImageCheck) -> None:
+    """Let the training copy of near-duplicates in several delivered splits give way, and report the others.
+
+    Of images of one class that are connected by pairs, those in the first split of `PRECEDENCE` stay; the check's action decides
+    about the others. Near-duplicates of two classes are only reported: a part with a scratch and the same part without are
+    nearly the same too.
+
+    Args:
+        checks: of single images; the findings are added there.
+        pairs: of `duplicates.pairs`, by index in the records.
+        check: `data.checks.near_duplicates`.
+    """
+    records = checks.records
+    usable = [pair for pair in pairs if records[pair.first].status == records[pair.second].status == "ok"]
+    alike = [pair for pair in usable if records[pair.first].label == records[pair.second].label]
+    suspects = _giving_way(records, alike)
+    checks.settle("near_duplicates", check, suspects, "Nearly the same as an image of another split")
+    moved = {suspect.number for suspect in suspects}
+    rest = [pair for pair in alike if pair.first not in moved and pair.second not in moved]
+    what = "Nearly the same as another image of their class and split; a cut keeps them together"
+    checks.report("near_duplicates", check, rest, what)
+    several = [pair for pair in usable if records[pair.first].label != records[pair.second].label]
+    checks.report("two_labels", check, several, "Nearly the same under two labels")
+
+
+def _giving_way(records: Sequence[Record], pairs: Sequence[Pair]) -> list[Suspect]:
+    """Find images that are connected to one in a split before theirs in `PRECEDENCE`; identical pixels are left to `split.assign`."""
+    same = _same_pixels(records)
+    first = {number: numbers[0] for numbers in same.values() for number in numbers}
+    identical = [Pair(numbers[0], number, 1.0) for numbers in same.values() for number in numbers[1:]]
+    cluster = clusters([*pairs, *identical], len(records)).tolist()
+    partners: defaultdict[int, list[tuple[float, int]]] = defaultdict(list)
+    for pair in pairs:
+        partners[pair.first].append((pair.correlation, pair.second))
+        partners[pair.second].append((pair.correlation, pair.first))
+    connected = {cluster[number] for number in partners}
+    members = [n for n, record in enumerate(records) if record.status == "ok" and cluster[n] in connected]
+    kept: dict[int, int] = {}  # of each cluster: an image in the first of its splits
+    for number in sorted(members, key=lambda member: _rank(records[member])):
+        kept.setdefault(cluster[number], number)
+    found: list[tuple[float, Suspect]] = []
+    for number in members:
+        own = _rank(records[number])
+        keeper = records[kept[cluster[number]]]
+        nearest = partners[first.get(number, number)]
+        if _rank(keeper) == own or keeper.pixels == records[number].pixels or not nearest:
+            continue
+        _, correlation, partner = min((_rank(records[other]), -value, other) for value, other in nearest)
+        figure = f"{-correlation:.3f} with {records[partner].path}"
+        if _rank(records[partner]) >= own:
+            figure += f", in a chain with {keeper.path}"
+        found.append((correlation, Suspect(number, figure)))
+    return [suspect for _, suspect in sorted(found, key=lambda item: item[0])]
+
+
+def _rank(record: Record) -> int:
+    return PRECEDENCE.index(record.split or "train")
+
+
 def check_dataset(records: Sequence[Record], params: CheckParams) -> list[Finding]:
     """Find classes with few images, and classes much smaller than others in training.
 
@@ -257,12 +333,19 @@ def _outliers(records: Sequence[Record], statistics: Mapping[str, Column], limit
 
 def _copies(records: Sequence[Record], limit: int) -> list[Suspect]:
     """Find images beyond the first `limit` with the same pixels, class and split; the same under two classes are quarantined."""
+    return [
+        suspect for numbers in _same_pixels(records).values() for suspect in _surplus(records, numbers, limit)
+    ]
+
+
+def _same_pixels(records: Sequence[Record]) -> dict[str, list[int]]:
+    """Collect the used images of which there are several with the same pixels."""
     times = Counter(record.pixels for record in records if record.status == "ok")
     same: defaultdict[str, list[int]] = defaultdict(list)
     for number, record in enumerate(records):
         if record.status == "ok" and times[record.pixels] > 1:
             same[record.pixels].append(number)
-    return [suspect for numbers in same.values() for suspect in _surplus(records, numbers, limit)]
+    return same
 
 
 def _surplus(records: Sequence[Record], numbers: Sequence[int], limit: int) -> Iterator[Suspect]:
