@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from convoy.data.checks import check_dataset, check_images
-from convoy.data.records import Record
+from convoy.data.checks import ImageChecks, check_dataset, check_images, settle_near_duplicates
+from convoy.data.records import Pair, Record
 from convoy.data.statistics import STATISTICS
 from deliveries import data_params
 
@@ -201,3 +201,69 @@ def test_imbalance_names_the_largest_and_the_smallest_class_in_training():
     assert "`normal` has 400 images and `defect` 4: 100 to 1" in finding.text
     assert "right for 99.0% of them" in finding.text
     assert check_dataset(used("a", 50) + used("b", 49), checks_of()) == []
+
+
+def near(paths, pairs, delivered=("train", "val", "test"), **change):
+    """Settle near-duplicates among records given as {path: pixels}, split/class/name, and pairs of their numbers."""
+    records = [
+        Record(path, path.split("/")[1], path.split("/")[0], pixels=pixels) for path, pixels in paths.items()
+    ]
+    checks = ImageChecks(records, delivered)
+    found = [Pair(first, second, correlation) for first, second, correlation in pairs]
+    settle_near_duplicates(checks, found, checks_of(near_duplicates=change).near_duplicates)
+    left_out = {record.path: record.reason for record in checks.records if record.status == "left_out"}
+    return checks.findings, left_out
+
+
+FILES = {f"{split}/cat/{name}": f"{split}{name}" for split in ("train", "val", "test") for name in "ab"}
+TRAIN_A, TRAIN_B, VAL_A, VAL_B, TEST_A, TEST_B = range(6)
+
+
+def test_the_training_copy_of_a_test_image_gives_way_with_partner_and_correlation():
+    (finding,), left_out = near(FILES, [(TRAIN_A, TEST_B, 0.97)])
+    assert (finding.check, finding.figure, finding.action) == ("near_duplicates", 1, "drop")
+    assert finding.paths == ("train/cat/a",)
+    assert "1 of 6 images" in finding.text
+    assert finding.text.endswith("Left out: train 1.")
+    assert left_out == {"train/cat/a": "near_duplicates: 0.970 with test/cat/b (data.checks.near_duplicates)"}
+
+
+def test_test_comes_before_val_and_val_before_train():
+    _, left_out = near(FILES, [(VAL_A, TEST_A, 0.95), (TRAIN_B, VAL_B, 0.96)])
+    assert left_out.keys() == {"val/cat/a", "train/cat/b"}
+
+
+def test_an_image_connected_to_a_test_image_through_others_gives_way_too():
+    _, left_out = near(FILES, [(TRAIN_A, TRAIN_B, 0.99), (TRAIN_B, TEST_A, 0.95)])
+    assert "0.990 with train/cat/b, in a chain with test/cat/a" in left_out["train/cat/a"]
+    assert "0.950 with test/cat/a" in left_out["train/cat/b"]
+
+
+def test_copies_of_a_compared_image_count_where_they_are():
+    """`duplicates.pairs` compares the first of those with the same pixels, here that in train."""
+    files = FILES | {"test/cat/copy": "traina", "train/cat/copy": "trainb"}
+    _, left_out = near(files, [(TRAIN_A, TRAIN_B, 0.99)])
+    assert left_out.keys() == {"train/cat/b", "train/cat/copy"}  # `split.assign` leaves out train/cat/a
+
+
+def test_near_duplicates_within_a_split_are_reported_and_used():
+    (finding,), left_out = near(FILES, [(TRAIN_A, TRAIN_B, 0.95), (TEST_A, TEST_B, 0.99)])
+    assert (finding.check, finding.figure, finding.action, left_out) == ("near_duplicates", 4, "report", {})
+    assert finding.paths == ("test/cat/a", "test/cat/b", "train/cat/a", "train/cat/b")
+    assert "test/cat/a and test/cat/b (0.990); train/cat/a and train/cat/b (0.950)" in finding.text
+
+
+def test_near_duplicates_of_two_classes_are_reported_and_used():
+    files = FILES | {"train/dog/x": "x"}
+    (finding,), left_out = near(files, [(TEST_A, 6, 0.98)])
+    assert (finding.check, finding.figure, finding.action, left_out) == ("two_labels", 2, "report", {})
+    assert "test/cat/a and train/dog/x (0.980)" in finding.text
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"), [({"action": "fail"}, "action is fail"), ({"max_share": 0.1}, "max_share allows")]
+)
+def test_near_duplicates_across_splits_may_be_refused(change, reason):
+    (finding,), left_out = near(FILES, [(TRAIN_A, TEST_B, 0.97)], **change)
+    assert (finding.action, left_out) == ("fail", {})
+    assert f"data.checks.near_duplicates.{reason}" in finding.text

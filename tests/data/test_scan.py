@@ -365,3 +365,27 @@ def test_a_delivery_of_blank_transparent_images_is_refused_with_the_background(f
     # Identical pixels under two classes follow from it, and come after it.
     assert message.index("24 of 24 images") < message.index("24 of 24 files are unusable")
     assert "24 of them have transparent pixels, which are laid over data.background" in message
+
+
+def test_a_recompressed_copy_of_a_test_image_is_not_trained_on(folder, settings):
+    def scene(seed: int) -> Image.Image:
+        rough = np.random.default_rng(seed).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+        return Image.fromarray(rough).resize((48, 48), Image.Resampling.BICUBIC)
+
+    def encoded(image: Image.Image, **options: object) -> bytes:
+        image.save(content := io.BytesIO(), **options)
+        return content.getvalue()
+
+    files = {
+        f"{split}/{label}/{n}.png": encoded(scene(100 * number + n), format="PNG")
+        for number, (split, label) in enumerate((s, c) for s in SPLITS for c in ("cat", "dog"))
+        for n in range(8)
+    }
+    copy = encoded(scene(403).resize((40, 40)), format="JPEG", quality=60)
+    result = scan_of(folder(files | {"train/cat/copy.jpg": copy}), settings())
+    (left_out,) = unused(result).values()
+    assert (left_out.path, left_out.status) == ("train/cat/copy.jpg", "left_out")
+    assert "with test/cat/3.png" in left_out.reason
+    assert [found.paths for found in result.findings if found.check == "near_duplicates"] == [
+        ("train/cat/copy.jpg",)
+    ]

@@ -19,7 +19,7 @@ from convoy.core.cpus import usable_cpus
 from convoy.core.dataset import SPLITS, Split
 from convoy.core.errors import DataError, listed
 from convoy.data import duplicates, giveaway
-from convoy.data.checks import EXAMPLES, check_dataset, check_images
+from convoy.data.checks import EXAMPLES, check_dataset, check_images, settle_near_duplicates
 from convoy.data.layout import Layout, Stated, recognise
 from convoy.data.rare import absent_from_delivered
 from convoy.data.records import Finding, Pair, Record, Status
@@ -128,6 +128,7 @@ def scan(
         statistics = columns(measured)
         checked = check_images(records, statistics, transparent, params.checks, layout.delivered)
         pairs = _near_duplicates(checked.records, fingerprints, params.checks.near_duplicates.limit)
+    settle_near_duplicates(checked, pairs, params.checks.near_duplicates)
     records, of_splits = assign(checked.records, params, layout.delivered, pairs)
     findings = [*checked.findings, *_quarantine(records, params)]
     if refuse:
