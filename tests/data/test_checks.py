@@ -210,7 +210,9 @@ def near(paths, pairs, delivered=("train", "val", "test"), **change):
     ]
     checks = ImageChecks(records, delivered)
     found = [Pair(first, second, correlation) for first, second, correlation in pairs]
-    settle_near_duplicates(checks, found, checks_of(near_duplicates=change).near_duplicates)
+    settle_near_duplicates(
+        checks, found, checks_of(near_duplicates={"max_share": 1.0} | change).near_duplicates
+    )
     left_out = {record.path: record.reason for record in checks.records if record.status == "left_out"}
     return checks.findings, left_out
 
