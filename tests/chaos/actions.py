@@ -14,6 +14,8 @@ from pathlib import Path
 from chaos.scene import Scene
 from chaos.states import OTHER
 from clones import Clone, kill_uploaders
+from convoy.core import pipeline
+from convoy.core.errors import RequestError
 
 STAGES = ("prepare", "train", "evaluate", "export", "between")
 COMMANDS = ("delivery", "register", "promote", "retrain")
@@ -131,13 +133,12 @@ def make_repro(scene: Scene) -> list[tuple[str, ...]]:
 
 
 def restored_lock(scene: Scene) -> list[tuple[str, ...]]:
-    """Return `make repro` where dvc.lock was emptied: DVC refuses every command with it."""
-    emptied = (
-        not (scene.folder / "dvc.lock").read_bytes().strip()
-        if (scene.folder / "dvc.lock").exists()
-        else False
-    )
-    return (make_repro(scene) or [("python", "pipelines/repro.py")]) if emptied else []
+    """Return `make repro` where dvc.lock was cut: DVC refuses every command with it."""
+    try:
+        pipeline.locked(scene.folder)
+    except RequestError:
+        return make_repro(scene) or [("python", "pipelines/repro.py")]
+    return []
 
 
 def readonly(name: str) -> Callable[[Scene], None]:

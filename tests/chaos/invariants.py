@@ -17,7 +17,8 @@ from mlflow.entities import Run
 from onnx import numpy_helper
 
 from chaos.scene import Scene
-from convoy.core import contract, params, yaml
+from convoy.core import contract, params, pipeline, yaml
+from convoy.core.errors import RequestError
 from convoy.repo import dvc
 from convoy.tracking import outbox, stages
 from convoy.tracking.journal import FILE
@@ -92,10 +93,13 @@ def synchronize(scene: Scene) -> list[str]:
 
 def _agreement(scene: Scene) -> Iterator[str]:
     """Compare dvc.lock with files and cache, and what it records of each stage with the stage's run."""
-    path = scene.folder / "dvc.lock"
-    if not path.exists() or not path.read_bytes():  # DVC empties it before it writes
+    try:
+        lock = pipeline.locked(scene.folder)
+    except RequestError:  # DVC empties the file before it writes, and records nothing until it has written
         return
-    lock = yaml.read(scene.folder / "dvc.lock").get("stages") or {}
+    lock = {
+        stage: entry for stage, entry in lock.items() if all("md5" in out for out in entry.get("outs", [{}]))
+    }
     cache = dvc.Cache.of(scene.folder)
     for stage, entry in lock.items():
         for out in entry.get("outs", ()):

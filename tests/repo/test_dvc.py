@@ -115,15 +115,17 @@ def test_a_file_of_locks_that_a_full_disk_has_cut_is_removed_and_others_are_left
     assert path.exists()
 
 
-@pytest.mark.parametrize("committed", [True, False])
-def test_an_emptied_dvc_lock_is_restored_as_committed_and_the_rest_comes_from_the_run_cache(small, committed):
+@pytest.mark.parametrize(("committed", "within"), [(True, False), (False, False), (True, True)])
+def test_a_cut_dvc_lock_is_restored_as_committed_and_the_rest_comes_from_the_run_cache(
+    small, committed, within
+):
     small.dvc("repro")
     lock = small.folder / "dvc.lock"
     before = lock.read_bytes()
     if not committed:
         small.git("rm", "-q", "--cached", "dvc.lock")
         small.git("commit", "-qm", "not tracked")
-    lock.write_bytes(b"")
+    lock.write_bytes(before[: before.rindex(b"path") + 2] if within else b"")
     with pytest.raises(RequestError, match="make repro"):
         pipeline.locked(small.folder)
     dvc_locks.repair(small.folder)

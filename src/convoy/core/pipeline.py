@@ -76,14 +76,26 @@ def locked(root: Path = Path()) -> dict[str, dict[str, Any]]:
     Raises:
         RequestError: the file is damaged.
     """
+    cause = f"{root / LOCK} is not a file that DVC wrote."
     try:
         content = yaml.read(root / LOCK) if (root / LOCK).exists() else {}
+        stages = content.get("stages") or {}
+        entries = [
+            entry
+            for fields in stages.values()
+            for kind in ("deps", "outs")
+            for entry in fields.get(kind) or ()
+        ]
+        if all(entry.get("path") for entry in entries):
+            return dict(stages)
     except RequestError as error:
-        raise RequestError(
-            f"{error} If a loss of power or a full disk emptied it, `make repro` restores it; otherwise restore the "
-            f"committed file: git checkout {LOCK}. `dvc repro` then takes results that are not committed from its run cache."
-        ) from error
-    return dict(content.get("stages") or {})
+        cause = str(error)
+    except AttributeError:
+        pass  # text where entries belong
+    raise RequestError(
+        f"{cause} If a loss of power or a full disk cut it, `make repro` restores it; otherwise restore the committed file: "
+        f"git checkout {LOCK}. `dvc repro` then takes results that are not committed from its run cache."
+    )
 
 
 def recorded(kind: Literal["outs", "deps"], path: Path) -> str:

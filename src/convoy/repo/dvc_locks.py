@@ -12,19 +12,21 @@ from filelock import FileLock, Timeout
 
 from convoy.core import files, pipeline, stage
 from convoy.core.console import info
+from convoy.core.errors import RequestError
 from convoy.repo import git
 from convoy.repo.dvc import DvcError, config
 from convoy.repo.identity import PIPELINES
 from convoy.repo.locks import AlreadyRunning
 
+CONFLICT = b"<<<<<<<"  # begins what git cannot merge
 GUARD_SECONDS = 3.0  # longest wait for the guard of DVC's file of locks, as long as DVC waits
 
 
 def repair(root: Path) -> None:
     """Repair what a full disk or a loss of power has cut, since DVC refuses every command because of it.
 
-    DVC's files of locks are removed. A dvc.lock without content, which DVC empties before it writes, is restored as
-    committed: DVC finds newer results in its run cache. Any other damage, such as a conflict of a merge, stays for its owner.
+    DVC's files of locks are removed. A dvc.lock that was cut, since DVC empties it before it writes, is restored as
+    committed: DVC finds newer results in its run cache. A conflict of a merge stays for its owner.
     """
     for name in ("rwlock", "exps/rwlock"):
         path = root / ".dvc" / "tmp" / name
@@ -35,14 +37,18 @@ def repair(root: Path) -> None:
                 path.unlink()
                 info(f"Removed {path.relative_to(root)}, which was cut by a full disk or a loss of power.")
     lock = root / pipeline.LOCK
-    if lock.is_file() and not lock.read_bytes().strip(b"\0 \n"):
+    try:
+        pipeline.locked(root)
+    except RequestError:
+        if CONFLICT in lock.read_bytes():
+            return
         committed = git.contents(root, [f"HEAD:./{pipeline.LOCK}"])
         lock.unlink()
         for content in committed.values():
             lock.write_bytes(content)
         state = "restored as committed" if committed else "removed"
         info(
-            f"{pipeline.LOCK} was emptied by a full disk or a loss of power; it is {state}. DVC takes newer results from its run cache."
+            f"{pipeline.LOCK} was cut by a full disk or a loss of power; it is {state}. DVC takes newer results from its run cache."
         )
 
 
