@@ -361,6 +361,32 @@ def test_a_full_disk_is_reported_once_a_stage_and_stops_nothing(monkeypatch, cap
     assert len(lines) == 2, "once a stage"
 
 
+@pytest.mark.usefixtures("git")
+@pytest.mark.parametrize("part", ["the model", "the end of the attempt"])
+def test_a_run_that_lacks_something_is_not_finished(monkeypatch, capsys, part):
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "outbox")
+
+    with stages.training("d" * 64) as run:
+        pass
+    Path("model.onnx").write_bytes(b"x")
+    with stages.continuing("evaluate", "d" * 64):
+        pass
+    with stages.continuing("export", "d" * 64):
+        pass
+    with stages.finishing("export") as run:
+        if part == "the model":
+            monkeypatch.setattr(journal.Journal, "copy_in", refuse)
+            run.log_onnx(Path("model.onnx"))
+        else:
+            monkeypatch.setattr(Path, "unlink", refuse)
+    ended = journal_state(run)
+    assert ended.ended == "FAILED"
+    assert "Permission denied" in ended.tags["convoy.incomplete"]
+    assert ended.tags["convoy.stage"] == "export done"
+    assert capsys.readouterr().err.count("is incomplete: [Errno 13]") == 1
+
+
 def test_metrics_flatten_to_where_and_what():
     nested = {"test": {"accuracy": 0.5, "passed": True, "note": "x"}}
     assert flatten_metrics(nested) == {"test/accuracy": 0.5}

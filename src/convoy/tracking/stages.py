@@ -78,7 +78,7 @@ class Run:
         self.is_recorded = journal is not None
         self._journal = journal
         self._published = {name: set(steps) for name, steps in (known or State()).published.items()}
-        self._warned = False
+        self._lacks = ""  # why it is incomplete
         self._checked = time.monotonic()
 
     def log_params(self, values: Mapping[str, Any]) -> None:
@@ -162,8 +162,12 @@ class Run:
     def end(self, status: str) -> None:
         """End the run as FINISHED, FAILED or KILLED, or as SCHEDULED: stopped, to be resumed later.
 
-        The first end counts; nothing can be logged after it.
+        The first end counts; nothing can be logged after it. A run that lacks something is FAILED instead of FINISHED, and a
+        tag has the cause.
         """
+        if self._lacks and status == "FINISHED":
+            self.set_tags({contract.INCOMPLETE: self._lacks})
+            status = "FAILED"
         self._append({"kind": "end", "status": status, "time_ms": now_ms()}, sync=True)
         self.close()
 
@@ -189,9 +193,13 @@ class Run:
             for entry in entries(self._journal):
                 self._journal.append(entry, sync=sync)
         except (OSError, ValueError) as error:
-            if not self._warned:
-                self._warned = True
-                _warn_incomplete(self.reference, error)
+            self.report_incomplete(error)
+
+    def report_incomplete(self, error: Exception) -> None:
+        """Report that something could not be recorded, once; the run cannot be FINISHED any more."""
+        if not self._lacks:
+            self._lacks = f"{error!s:.300}"
+            _warn_incomplete(self.reference, error)
 
     def _check_uploader(self) -> None:
         """Start another uploader if the last one was killed: a training may last for days."""
@@ -568,10 +576,12 @@ def _stage(stage: str, run: Run, *, done: bool = True, last: bool = False, kept:
             if done:
                 watch.check(kept)
                 run.set_tags({contract.STAGE: f"{stage} done"})
+                try:
+                    attempt.unlink(missing_ok=True)
+                except OSError as error:  # the outbox has become read-only
+                    run.report_incomplete(error)
             if last:
                 run.end("FINISHED")
-            if done:
-                attempt.unlink(missing_ok=True)
     finally:
         outbox.warn_if_failing(run.reference.run_id, outbox.folder())
 
