@@ -1,6 +1,7 @@
 import io
 import os
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from convoy.core.dataset import SPLITS
 from convoy.core.errors import DataError
 from convoy.data import scan
-from convoy.data.layout import recognise
+from convoy.data.layout import folders
 from convoy.data.statistics import STATISTICS, measure
 from convoy.images import decode as decoding
 from convoy.images.decode import decode
@@ -166,8 +167,8 @@ def test_a_train_image_delivered_in_test_too_is_left_out_but_not_unusable(folder
     ("files", "message"),
     [
         (
-            {"a.txt": b"x", "b.png": b"x"},
-            "contains no images in class folders. Found: 2 files, such as a.txt, b.png. Expected: one",
+            {"a.txt": b"x", "b.md": b"x"},
+            "contains no images. Found: 2 files, such as a.txt, b.md. Expected: one",
         ),
         ({}, "It is empty."),
         ({"cat/1.png": b"x", "dog/1.png": b"x"}, "contains no usable image"),
@@ -298,7 +299,7 @@ def test_what_names_reveal_is_refused_before_an_image_is_decoded(folder, parts, 
 def test_records_come_in_the_order_of_the_files_however_they_are_batched(pets, monkeypatch, files, size):
     monkeypatch.setattr(scan, "BATCH_FILES", files)
     monkeypatch.setattr(scan, "BATCH_BYTES", size)
-    decoded = list(scan.read(pets.items(), recognise(pets), shrink=lambda image_u8: image_u8[:1]))
+    decoded = list(scan.read(pets.items(), folders(Path("data"), pets), shrink=lambda image_u8: image_u8[:1]))
     assert [record.path for record, _ in decoded] == list(pets)
     for (_, kept), content in zip(decoded, pets.values(), strict=True):
         assert np.array_equal(kept.square_u8, decode(content).image_u8[:1])
@@ -309,7 +310,7 @@ def test_an_error_while_shrinking_is_raised(pets):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        list(scan.read(pets.items(), recognise(pets), broken))
+        list(scan.read(pets.items(), folders(Path("data"), pets), broken))
 
 
 def test_files_are_read_only_a_little_ahead(pets, monkeypatch):
@@ -317,7 +318,7 @@ def test_files_are_read_only_a_little_ahead(pets, monkeypatch):
     monkeypatch.setattr(scan, "usable_cpus", lambda: 2)
     taken = []
     files = ((taken.append(name), item)[1] for name, item in zip(pets, pets.items(), strict=True))
-    next(scan.read(files, recognise(pets), np.copy))
+    next(scan.read(files, folders(Path("data"), pets), np.copy))
     assert len(taken) <= 2 * 2 + 1
 
 

@@ -1,26 +1,32 @@
 """Recognise where a delivery states the split and the class of each image."""
 
-import posixpath
-import unicodedata
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Protocol
 
 from convoy.core.dataset import SPLITS, Split
-from convoy.core.errors import DataError
-from convoy.images.delivery import Place
+from convoy.core.errors import DataError, listed
+from convoy.data import labels, names
+from convoy.data.lists import read_lists
+from convoy.data.names import Part
+from convoy.data.records import Finding
+from convoy.data.settings import Arrangement
+from convoy.images.delivery import EXPECTED, Delivery, Place
 
-SPLIT_FOLDERS: Mapping[str, Split] = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
-"""Folder names of a split, in lower case."""
+STRAYS = 0.05
+"""Largest share of images that may lie beside the folders that explain all others; such images are quarantined by name."""
+
+DEEPEST = 24
+"""Folders of a path that are looked at; what lies deeper belongs to the last of them."""
+
+PARTS: tuple[Part, ...] = (*SPLITS, "unlabelled")
+
+UNLABELLED = Place(passed_over="unlabelled image")
+ANNOTATION = Place(passed_over="annotation")
+OUTSIDE = Place(passed_over="image outside the classes")
 
 
 class Layout(Protocol):
@@ -30,8 +36,30 @@ class Layout(Protocol):
     def delivered(self) -> tuple[Split, ...]:
         """List the splits that are delivered; empty if all are cut."""
 
+    @property
+    def notes(self) -> tuple[Finding, ...]:
+        """List what deserves a look: odd names of classes, rows of a list that name no file."""
+
     def place(self, name: str) -> Place:
         """Return what is stated about a delivered path."""
+
+
+@dataclass(frozen=True)
+class Stated:
+    """Hold places that the delivery itself states for each file, as containers of arrays do."""
+
+    places: Mapping[str, Place]
+    notes: tuple[Finding, ...] = ()
+
+    @property
+    def delivered(self) -> tuple[Split, ...]:
+        """List the splits that are delivered; empty if all are cut."""
+        found = {place.split for place in self.places.values() if place.label is not None}
+        return tuple(split for split in SPLITS if split in found)
+
+    def place(self, name: str) -> Place:
+        """Return what is stated about a delivered path."""
+        return self.places.get(name, Place())
 
 
 @dataclass(frozen=True)
@@ -39,104 +67,493 @@ class Folders:
     """Read split and class of a file from the folders that it is in.
 
     Attributes:
-        root: folder that holds the splits or classes, with a slash at its end; empty at the top.
-        splits: folder name to split, for those delivered; empty if class folders are at the root.
+        places: what is stated about the files below a folder; the deepest folder counts.
+        delivered: the splits that are delivered; empty if all are cut.
+        notes: what deserves a look.
     """
 
-    root: str
-    splits: Mapping[str, Split]
+    places: Mapping[str, Place]
+    delivered: tuple[Split, ...]
+    notes: tuple[Finding, ...] = ()
+    depth: int = field(init=False)
 
-    @property
-    def delivered(self) -> tuple[Split, ...]:
-        """List the splits that are delivered; empty if all are cut."""
-        return tuple(split for split in SPLITS if split in self.splits.values())
+    def __post_init__(self) -> None:
+        """Measure how deep a path has to be looked at."""
+        object.__setattr__(self, "depth", max((path.count("/") + 1 for path in self.places), default=0))
 
     def place(self, name: str) -> Place:
-        """Read split and class of a delivered path from its folders."""
-        if not name.startswith(self.root):
-            return Place()
-        folders = name.removeprefix(self.root).split("/")[:-1]
-        split: Split | None = None
-        if self.splits:
-            split = self.splits.get(folders.pop(0)) if folders else None
-            if split is None:
-                return Place()
-        # A character may have two spellings in Unicode, and macOS packs the longer one.
-        return Place(split, unicodedata.normalize("NFC", folders[0]) if folders else None)
+        """Return what the folders of a delivered path state."""
+        parts = name.split("/", self.depth)[:-1]
+        for deep in range(min(len(parts), self.depth), 0, -1):
+            if (found := self.places.get("/".join(parts[:deep]))) is not None:
+                break
+        else:
+            found = self.places.get("", Place())
+        # Other files in such a folder are passed over for what they are.
+        return Place() if found.passed_over and not names.may_be_image(name) else found
+
+    @property
+    def labelled(self) -> bool:
+        """Check whether any folder is a class."""
+        return any(place.label for place in self.places.values())
 
 
 @dataclass(frozen=True)
-class Stated:
-    """Take split and class of an image from an array set, which states them itself."""
+class Grouped:
+    """Add the group that a pattern finds in the path."""
 
-    places: Mapping[str, Place]
+    layout: Layout
+    pattern: re.Pattern[str]
 
     @property
     def delivered(self) -> tuple[Split, ...]:
         """List the splits that are delivered; empty if all are cut."""
-        stated = {place.split for place in self.places.values() if place.label is not None}
-        return tuple(split for split in SPLITS if split in stated)
+        return self.layout.delivered
+
+    @property
+    def notes(self) -> tuple[Finding, ...]:
+        """List what deserves a look."""
+        return self.layout.notes
 
     def place(self, name: str) -> Place:
-        """Return what is stated about a delivered path."""
-        return self.places.get(name, Place())
+        """Return what is stated about a delivered path, with its group."""
+        place = self.layout.place(name)
+        match = self.pattern.search(name)
+        return replace(place, group=match["group"] or place.group) if match else place
 
 
-def recognise(names: Iterable[str]) -> Folders:
-    """Find the splits or classes among delivered paths, below folders that only wrap others.
+def recognise(
+    delivery: Delivery, arrangement: Arrangement = "auto", label: str = "auto", group: str = "none"
+) -> Layout:
+    """Find where a delivery states splits and classes: in its folders, lists of files, file names or its own containers.
 
-    A folder named like a split is one if it contains folders; `train/` full of images, beside
-    `bus/` and `car/`, is a class.
+    Args:
+        delivery: an opened delivery; its lists of files are read, no image is.
+        arrangement: what its folders are; `auto` decides by content.
+        label: `folder`, `csv` (any list of files), a pattern of file names with the group `label`, or `auto`: folders if
+            they are classes, else a list.
+        group: a pattern of paths with the group `group`, or `none`.
 
     Raises:
-        DataError: two folders are the same split, or there are splits but no train split.
+        DataError: nothing states the classes, or two readings are possible; names both, and the param that settles it.
     """
-    below = _tree(names)
-    root = ""
-    while True:
-        folders = below[root]
-        splits = {
-            name: SPLIT_FOLDERS[name.lower()]
-            for name in sorted(folders)
-            if name.lower() in SPLIT_FOLDERS and below[f"{root}{name}/"]
-        }
-        if len(folders) == 1:
-            (sole,) = folders
-            inner = below[f"{root}{sole}/"]
-            wraps = any(name.lower() in SPLIT_FOLDERS and below[f"{root}{sole}/{name}/"] for name in inner)
-            if inner and (not splits or wraps):
-                root = f"{root}{sole}/"
-                continue
-        break
-    _check_splits(splits, root)
-    return Folders(root, splits)
+    layout = _recognise(delivery, arrangement, label)
+    return layout if group == "none" else Grouped(layout, re.compile(group))
 
 
-def _tree(names: Iterable[str]) -> defaultdict[str, set[str]]:
-    """Map every folder, written with a slash at its end, to the names of folders inside it."""
-    below: defaultdict[str, set[str]] = defaultdict(set)
-    seen: set[str] = set()
-    for name in names:
-        folder = posixpath.dirname(name)
-        while folder and folder not in seen:
-            seen.add(folder)
-            parent, own = posixpath.split(folder)
-            below[f"{parent}/" if parent else ""].add(own)
-            folder = parent
-    return below
-
-
-def _check_splits(splits: Mapping[str, Split], root: str) -> None:
-    folder_of: dict[Split, str] = {}
-    for name, split in splits.items():
-        if split in folder_of:
-            raise DataError(
-                f"{root}{folder_of[split]} and {root}{name} are both the {split} split. Merge them into one folder."
-            )
-        folder_of[split] = name
-    if splits and "train" not in folder_of:
-        folders = ", ".join(f"{root}{name}" for name in splits)
-        raise DataError(
-            f"The delivery has {folders} but no train folder. Add one; "
-            "or, if that folder only wraps the class folders, rename it."
+def _recognise(delivery: Delivery, arrangement: Arrangement, label: str) -> Layout:
+    if delivery.places is not None:
+        return Stated(delivery.places)
+    delivered = delivery.names()
+    images = [name for name in delivered if names.may_be_image(name)]
+    empty = delivery.empty_folders
+    if not images:
+        found_instead = (
+            f"Found: {len(delivered):,} files, such as {listed(delivered, 5)}."
+            if delivered
+            else "It is empty."
         )
+        raise DataError(f"{delivery.path} contains no images. {found_instead} {EXPECTED}")
+    if label == "folder":
+        stated_by_folders = folders(delivery.path, images, arrangement, empty)
+        if not stated_by_folders.labelled:
+            raise labels.nothing_states_classes(delivery.path, images, stated_by_folders, [])
+        return stated_by_folders
+    if label not in ("auto", "csv"):
+        return labels.by_pattern(
+            delivery.path, images, re.compile(label), splits_only(delivery.path, images, arrangement)
+        )
+    lists = read_lists(delivery, delivered, images)
+    found: Folders | None = None
+    if label == "auto":
+        try:
+            found = folders(delivery.path, images, arrangement, empty)
+        except DataError:
+            if arrangement != "auto" or not labels.cover(lists, images):
+                raise
+    if found and found.labelled:
+        return labels.beside(delivery.path, images, lists, found) if lists.rows else found
+    return labels.by_lists(delivery.path, images, lists, splits_only(delivery.path, images, arrangement))
+
+
+def folders(
+    path: Path, images: Iterable[str], arrangement: Arrangement = "auto", empty: Sequence[str] = ()
+) -> Folders:
+    """Read splits and classes from folders; without classes if the folders are none, as in `train/cat.0.jpg`.
+
+    Folders that only wrap others are looked through, at the top and inside each split. A folder named like a split is a
+    class where it is full of images beside others: `train`, `bus`, `car`.
+
+    Args:
+        path: of the delivery, for messages.
+        images: delivered paths that may be images.
+        arrangement: what the folders are; `auto` decides, and refuses what can be read in two ways.
+        empty: delivered folders without any file.
+
+    Raises:
+        DataError: two readings are possible, two folders are the same split, or there is no train split.
+    """
+    through_splits = arrangement in ("classes", "classes_then_splits")
+    node, annotations = _unwrap(_tree(images), through_splits=through_splits)
+    found = _Reader(path, node, annotations, arrangement).read()
+    return replace(found, notes=(*found.notes, *_empty(found, empty)))
+
+
+def splits_only(path: Path, images: Iterable[str], arrangement: Arrangement) -> Folders:
+    """Read splits from folders where the classes stand elsewhere; none if other folders lie beside them."""
+    node, places = _unwrap(_tree(images), through_splits=False)
+    inside = _inside(node)
+    parts = names.splits_among(inside)
+    others = sum(child.images for name, child in inside.items() if name not in parts)
+    if arrangement == "classes" or "train" not in parts.values() or others > STRAYS * node.images:
+        return Folders(places, ())
+    _check_double(path, node, parts)
+    places |= {
+        node.folders[name].path: UNLABELLED if part == "unlabelled" else Place(split=part)
+        for name, part in parts.items()
+    }
+    return Folders(places, tuple(split for split in SPLITS if split in parts.values()))
+
+
+@dataclass(slots=True, eq=False)
+class _Node:
+    """Hold a folder with images below it.
+
+    Attributes:
+        path: without a slash at its end; empty at the top.
+        loose: images directly inside.
+        images: images inside and below.
+    """
+
+    path: str
+    loose: int = 0
+    images: int = 0
+    folders: dict[str, "_Node"] = field(default_factory=dict)
+
+
+def _tree(images: Iterable[str]) -> _Node:
+    top = _Node("")
+    for folder, count in Counter(name.rpartition("/")[0] for name in images).items():
+        node = top
+        node.images += count
+        for part in folder.split("/")[:DEEPEST] if folder else ():
+            below = node.folders.get(part)
+            if below is None:
+                below = node.folders[part] = _Node(f"{node.path}/{part}" if node.path else part)
+            node = below
+            node.images += count
+        node.loose += count
+    return top
+
+
+def _annotations(node: _Node) -> set[str]:
+    """Name the folders of masks and the like, beside a folder of images."""
+    found = {name for name in node.folders if "_".join(names.words(name)) in names.ANNOTATIONS}
+    rest = node.folders.keys() - found
+    return found if found and rest and names.are_containers(sorted(rest)) else set()
+
+
+def _inside(node: _Node) -> dict[str, _Node]:
+    annotated = _annotations(node)
+    return {name: child for name, child in sorted(node.folders.items()) if name not in annotated}
+
+
+def _mixed(node: _Node) -> bool:
+    return node.loose > STRAYS * node.images
+
+
+def _unwrap(node: _Node, *, through_splits: bool) -> tuple[_Node, dict[str, Place]]:
+    """Descend through folders that only wrap a single other one; also return the places of annotations on the way."""
+    places: dict[str, Place] = {}
+    while True:
+        inside = _inside(node)
+        places |= {child.path: ANNOTATION for name, child in node.folders.items() if name not in inside}
+        if len(inside) != 1 or _mixed(node):
+            return node, places
+        ((name, child),) = inside.items()
+        is_class = not child.folders or (_mixed(child) and not names.are_containers([name]))
+        is_split = names.splits_among([name]) and not names.splits_among(child.folders)
+        if is_class or (is_split and not through_splits):
+            return node, places
+        node = child
+
+
+def _chain(node: _Node) -> Iterator[_Node]:
+    """Yield a split's folder and those that it only wraps, while they hold folders."""
+    while node.folders:
+        yield node
+        inside = _inside(node)
+        if len(inside) != 1 or _mixed(node):
+            return
+        (node,) = inside.values()
+
+
+class _Reader:
+    """Read one delivery's folders from the first that does more than wrap another."""
+
+    def __init__(
+        self, path: Path, node: _Node, annotations: Mapping[str, Place], arrangement: Arrangement
+    ) -> None:
+        self.path, self.node, self.arrangement = path, node, arrangement
+        self.stated = arrangement != "auto"
+        self.inside = _inside(node)
+        self.places = dict(annotations)
+
+    def read(self) -> Folders:
+        if self.arrangement == "classes":
+            return self.classes()
+        if self.arrangement == "classes_then_splits":
+            return self.classes_then_splits()
+        parts = names.splits_among(self.inside)
+        if self.arrangement == "splits":
+            if "train" not in parts.values():
+                raise self.refusal(
+                    f"data.layout is splits, but {self.where} has no train folder; it has {self.names(self.inside)}"
+                )
+            return self.splits(parts)
+        full = [name for name in parts if self.inside[name].folders]
+        others = [name for name in self.inside if name not in parts]
+        if not parts or (others and self.are_classes(parts, full, others)):
+            return self.by_classes()
+        if sum(self.inside[name].images for name in others) > STRAYS * self.node.images:
+            raise self.ambiguous(
+                f"{self.names(parts)} in {self.where} look like splits, {self.names(others)} beside them does not"
+                if len(others) == 1
+                else f"{self.names(parts)} in {self.where} look like splits, {self.names(others)} beside them do not",
+                {"splits": f"{self.names(others)} passed over", "classes": f"{len(self.inside)} classes"},
+            )
+        if _mixed(self.node):
+            raise self.loose(self.node, "splits")
+        return self.splits(parts)
+
+    def are_classes(self, parts: Mapping[str, Part], full: Sequence[str], others: Sequence[str]) -> bool:
+        """Check whether folders named like splits are classes: full of images, as most beside them are."""
+        strong = {part for name, part in parts.items() if len(name) > 3 and part in SPLITS}
+        return (
+            not full and len(parts) < len(others) + (len(parts) == 1) and (len(parts) == 1 or len(strong) < 2)
+        )
+
+    def by_classes(self) -> Folders:
+        """Read class folders, unless splits lie inside them, or they are only heaps of images."""
+        if _mixed(self.node) and self.inside:
+            raise self.loose(self.node, "classes")
+        if not self.inside or (
+            names.are_containers(list(self.inside))
+            and not any(child.folders for child in self.inside.values())
+        ):
+            return Folders(self.places, ())
+        divided = [name for name, child in self.inside.items() if self.divided(child)]
+        certain = [
+            name for name in divided if len(set(names.splits_among(self.inside[name].folders).values())) > 1
+        ]
+        if divided and len(divided) == len(self.inside):
+            return self.classes_then_splits()
+        if certain:
+            rest = [name for name in self.inside if name not in divided]
+            raise self.ambiguous(
+                f"{self.names(certain)} in {self.where} hold folders named like splits, {self.names(rest)} do not",
+                {"classes": "their splits mixed and cut anew", "classes_then_splits": "others left out"},
+            )
+        below = [set(child.folders) for child in self.inside.values()]
+        shared = set.intersection(*below)
+        if (
+            len(below) > 1
+            and len(shared) > len(below)
+            and not any(child.loose for child in self.inside.values())
+        ):
+            raise self.refusal(
+                f"{self.names(self.inside)} in {self.where} all hold the folders {self.names(sorted(shared))}: they are splits of unknown "
+                f"names, variants of the same images, or {len(below)} classes. Rename them to train, val and test, deliver one variant, "
+                "or read each as a class: -S data.layout=classes"
+            )
+        return self.classes()
+
+    def divided(self, child: _Node) -> bool:
+        """Check whether a class folder holds nothing but splits."""
+        parts = names.splits_among(child.folders)
+        return bool(parts) and len(parts) == len(child.folders) and not _mixed(child)
+
+    def classes(self) -> Folders:
+        if self.stated and self.node.loose:
+            self.places[self.node.path] = OUTSIDE
+        used = names.merged([list(self.inside)])
+        self.places |= {child.path: Place(label=used[name]) for name, child in self.inside.items()}
+        return Folders(self.places, (), tuple(names.notes_on(used)))
+
+    def classes_then_splits(self) -> Folders:
+        used = names.merged([list(self.inside)])
+        delivered: set[Part] = set()
+        for name, child in self.inside.items():
+            parts = names.splits_among(child.folders)
+            _check_double(self.path, child, parts)
+            if "train" not in parts.values():
+                raise self.refusal(
+                    f"class folder {child.path} has no train folder inside; it has {self.names(child.folders) or 'no folders'}. "
+                    "Add it, or mix the splits and cut them anew: -S data.layout=classes"
+                )
+            self.places[child.path] = Place(reason="lies in a class folder, but in none of its splits")
+            for inner, part in parts.items():
+                place = UNLABELLED if part == "unlabelled" else Place(part, used[name])
+                self.places[child.folders[inner].path] = place
+            delivered |= set(parts.values())
+        notes = tuple(names.notes_on(used))
+        return Folders(self.places, tuple(split for split in SPLITS if split in delivered), notes)
+
+    def splits(self, parts: Mapping[str, Part]) -> Folders:
+        """Read splits, each wrapped in its own way, and the class folders inside."""
+        level = self.levels(parts)
+        labelled = {
+            name: node for name, node in level.items() if node is not None and parts[name] != "unlabelled"
+        }
+        _check_double(self.path, self.node, {name: parts[name] for name in labelled} or parts)
+        self.check_train({name: parts[name] for name in labelled} or parts)
+        if self.stated:
+            self.places[self.node.path] = OUTSIDE
+        if not labelled:
+            for name, part in parts.items():
+                self.places[self.inside[name].path] = (
+                    UNLABELLED if part == "unlabelled" else Place(split=part)
+                )
+            return Folders(self.places, tuple(split for split in SPLITS if split in parts.values()))
+        ordered = sorted(labelled, key=lambda name: PARTS.index(parts[name]))
+        used = names.merged([list(_inside(labelled[name])) for name in ordered])
+        for name, part in parts.items():
+            node = labelled.get(name)
+            if node is None:
+                self.places[self.inside[name].path] = UNLABELLED
+                continue
+            if _mixed(node) and not self.stated:
+                raise self.loose(node, "splits")
+            split = _split(part)
+            self.places[self.inside[name].path] = OUTSIDE if self.stated else Place(split)
+            self.places |= {child.path: ANNOTATION for child in node.folders.values()}
+            self.places |= {child.path: Place(split, used[inner]) for inner, child in _inside(node).items()}
+        found = {parts[name] for name in labelled}
+        return Folders(
+            self.places, tuple(split for split in SPLITS if split in found), tuple(names.notes_on(used))
+        )
+
+    def levels(self, parts: Mapping[str, Part]) -> dict[str, _Node | None]:
+        """Find the folder of each split that holds its class folders; None for a split without any.
+
+        Of the folders that wrap each other, the one whose folders are named as in other splits is taken, else the deepest.
+        """
+        options = {name: list(_chain(self.inside[name])) for name in parts}
+        labels_of = {
+            name: [{_alike(inner) for inner in _inside(node)} for node in nodes]
+            for name, nodes in options.items()
+        }
+        level: dict[str, _Node | None] = {}
+        chosen: dict[str, set[str]] = {}
+        for name, nodes in options.items():
+            others = {
+                label for other, sets in labels_of.items() if other != name for own in sets for label in own
+            }
+            ranked = [
+                (len(own & others), depth)
+                for depth, own in enumerate(labels_of[name])
+                if not self.is_heap(nodes[depth])
+            ]
+            depth = max(ranked)[1] if ranked else -1
+            level[name] = nodes[depth] if ranked else None
+            chosen[name] = labels_of[name][depth] if ranked else set()
+        trained = {label for name, part in parts.items() if part == "train" for label in chosen[name]}
+        for name, part in parts.items():
+            if part == "train" or not chosen[name] or not trained or chosen[name] & trained:
+                continue
+            if len(chosen[name]) == 1:
+                level[name] = None  # `test/unknown/1.jpg`
+            elif part != "unlabelled" and not self.stated:
+                train = next(other for other, own in parts.items() if own == "train")
+                ours, theirs = (
+                    f"{node.path} holds {self.names(_inside(node))}"
+                    for node in (level[train], level[name])
+                    if node is not None
+                )
+                raise self.refusal(
+                    f"the splits have different classes: {ours}, but {theirs}. Lay the classes out alike in every split, rename "
+                    f"the folder if it is no split, or take the folders in {self.where} for classes: -S data.layout=classes"
+                )
+        if not trained and any(chosen.values()):
+            train = listed([self.inside[name].path for name, part in parts.items() if part == "train"], 3)
+            other = next(name for name in parts if chosen[name])
+            raise (
+                self.refusal(
+                    f"{train or 'The train split'} holds images without class folders, but {self.inside[other].path} has the classes "
+                    f"{self.names(sorted(chosen[other]))}. Sort the training images into class folders too, deliver a list of files "
+                    f"with their classes, or take the folders in {self.where} for classes: -S data.layout=classes"
+                )
+                if train
+                else self.no_train(parts)
+            )
+        return level
+
+    def is_heap(self, node: _Node) -> bool:
+        """Check whether a folder of a split holds heaps of images instead of classes: `train/images/1.jpg`."""
+        inside = _inside(node)
+        heap = names.are_containers(list(inside)) or (len(inside) == 1 and bool(names.splits_among(inside)))
+        return heap and not any(child.folders for child in inside.values())
+
+    def check_train(self, parts: Mapping[str, Part]) -> None:
+        if "train" not in parts.values():
+            raise self.no_train(parts)
+
+    def no_train(self, parts: Mapping[str, Part]) -> DataError:
+        paths = listed([self.inside[name].path for name in parts], 5)
+        return DataError(
+            f"{self.path} has {paths} but no train folder with images of classes. Add one; or, if the folders only wrap the class folders, "
+            "rename them."
+        )
+
+    @property
+    def where(self) -> str:
+        return f"`{self.node.path}`" if self.node.path else "the delivery"
+
+    def names(self, folders: Collection[str]) -> str:
+        return listed([f"`{name}`" for name in folders], 5)
+
+    def refusal(self, text: str) -> DataError:
+        return DataError(f"{self.path}: {text}")
+
+    def ambiguous(self, text: str, readings: Mapping[Arrangement, str]) -> DataError:
+        remedies = "; ".join(f"-S data.layout={layout} ({then})" for layout, then in readings.items())
+        return self.refusal(f"{text}. Move what does not belong, or state what the folders are: {remedies}")
+
+    def loose(self, node: _Node, arrangement: Arrangement) -> DataError:
+        where = f"`{node.path}`" if node.path else "the delivery"
+        return self.refusal(
+            f"{where} holds {node.loose:,} loose images and {node.images - node.loose:,} in the folders {self.names(_inside(node))}: "
+            "either the folders are classes and the loose images have none, or the images have no class folders at all. Sort them into "
+            f"the folders or remove them; to pass the loose ones over: -S data.layout={arrangement}; if a list has their classes: "
+            "-S data.label=csv"
+        )
+
+
+def _split(part: Part) -> Split | None:
+    return None if part == "unlabelled" else part
+
+
+def _alike(name: str) -> str:
+    return names.spelling(name).casefold()
+
+
+def _check_double(path: Path, node: _Node, parts: Mapping[str, Part]) -> None:
+    by_part: defaultdict[Part, list[str]] = defaultdict(list)
+    for name, part in parts.items():
+        by_part[part].append(node.folders[name].path)
+    for part, paths in by_part.items():
+        if len(paths) > 1 and part != "unlabelled":
+            raise DataError(
+                f"{path}: {' and '.join(paths[:5])} are both the {part} split. Merge them into one folder, or, if each is a "
+                "class: -S data.layout=classes"
+            )
+
+
+def _empty(found: Folders, empty: Sequence[str]) -> list[Finding]:
+    """Name folders without a file that lie where classes do."""
+    beside = {path.rpartition("/")[0] for path, place in found.places.items() if place.label}
+    missing = [folder for folder in sorted(empty, key=names.natural) if folder.rpartition("/")[0] in beside]
+    if not missing:
+        return []
+    text = f"folders without any file lie beside the class folders and are no classes: {listed(missing, 5)}"
+    return [Finding("empty_folders", len(missing), None, "report", text, tuple(missing))]

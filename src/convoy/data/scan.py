@@ -109,7 +109,7 @@ def scan(
     """
     delivery = open_delivery(data)
     names = delivery.names()
-    layout: Layout = recognise(names) if delivery.places is None else Stated(delivery.places)
+    layout = recognise(delivery, params.layout, params.label, params.group)
     _check_names(delivery, layout, names, params)
     records: list[Record] = []
     measured, transparent = array("f"), bytearray()
@@ -130,7 +130,7 @@ def scan(
         pairs = _near_duplicates(checked.records, fingerprints, params.checks.near_duplicates.limit)
     settle_near_duplicates(checked, pairs, params.checks.near_duplicates)
     records, of_splits = assign(checked.records, params, layout.delivered, pairs)
-    findings = [*checked.findings, *_quarantine(records, params)]
+    findings = [*layout.notes, *checked.findings, *_quarantine(records, params)]
     if refuse:
         _refuse(delivery, findings)
     classes = sorted({record.label for record in records if record.label})
@@ -222,7 +222,8 @@ def _read(name: str, content: Content, layout: Layout, shrink: Shrink) -> tuple[
             record, sha256=sha256, width=width, height=height, mode=image.mode, format=kind, size=size
         )
         if label is None:
-            return replace(record, split=None, status="quarantined", reason="is not in a class folder"), None
+            reason = place.reason or "is not in a class folder"
+            return replace(record, split=None, status="quarantined", reason=reason), None
         image_u8 = image.image_u8
         statistics = measure(image_u8, len(file))
         kept = Kept(shrink(image_u8), statistics, image.transparent, duplicates.fingerprint(image_u8))

@@ -10,6 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,12 +59,14 @@ class Place:
         label: its class; None outside the classes.
         group: images of one group, such as the frames of a video, stay in one split; None for an image of its own.
         passed_over: kind of the file if it is not read as an image, such as `unlabelled image`; else empty.
+        reason: why an image that should have a class has none; empty if it only lies outside the classes.
     """
 
     split: Split | None = None
     label: str | None = None
     group: str | None = None
     passed_over: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,26 @@ class Delivery:
                 if len(self.mounts) > 1 and litter.kind(name):
                     repeated.add(name)
                 yield name, content
+
+    def read(self, names: Collection[str], limit: int) -> Iterator[tuple[str, bytes]]:
+        """Stream delivered files that are no images, such as lists of labels; of one above `limit` bytes, the first `limit`.
+
+        Raises:
+            DataError: the archive is damaged, or a file cannot be read.
+        """
+        for mount in self.mounts:
+            if mount.archive is None:
+                inside = ((name, self.path / name) for name in names if (self.path / name).is_file())
+                for name, path in inside:
+                    with path.open("rb") as file:
+                        yield name, file.read(limit)
+                continue
+            prefix = mount.prefix
+            wanted = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+            whole = partial(_is_among, wanted)
+            for raw, content in members(mount.path, mount.archive, whole=whole) if wanted else ():
+                if whole(raw):
+                    yield f"{prefix}{posixpath.normpath(raw)}", content[:limit]
 
     def images(
         self, sha256: Mapping[str, str], activity: str, total: int
@@ -366,6 +389,10 @@ def _listing(mount: Mount, mounts: Iterable[Mount]) -> Iterator[str]:
 def _members(mount: Mount, kind: Kind) -> Iterator[tuple[str, Content]]:
     for raw, content in members(mount.path, kind):
         yield f"{mount.prefix}{posixpath.normpath(raw)}", content
+
+
+def _is_among(wanted: Collection[str], raw: str) -> bool:
+    return posixpath.normpath(raw) in wanted
 
 
 def _folder_names(top: Path) -> Iterator[str]:

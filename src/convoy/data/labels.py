@@ -1,0 +1,308 @@
+"""State the class of each image by lists of files, or by a pattern of file names.
+
+`lists.py` reads the lists; here their rows and the delivery's folders become one layout.
+"""
+
+import posixpath
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from convoy.core.dataset import SPLITS, Split
+from convoy.core.errors import DataError, listed
+from convoy.data import names
+from convoy.data.lists import Lists, short
+from convoy.data.records import Finding
+from convoy.images.delivery import Place
+
+if TYPE_CHECKING:
+    from convoy.data.layout import Folders
+
+UNLABELLED = Place(passed_over="unlabelled image")
+
+EXAMPLES = 5
+
+PATTERNS = (
+    r"^(?P<label>[A-Za-z]+)\.\d",
+    r"^(?P<label>[A-Za-z]+)\d+\.",
+    r"^(?P<label>[A-Za-z]+)[_-]\d+\.",
+    r"^(?P<label>\w+)_\d+\.",
+    r"^(?P<label>\D+?)[ ._-]*\(?\d+\)?\.\w+$",
+    r"^(?P<label>.+)[ ._-]\(?\d+\)?\.\w+$",
+    r"^\d+[ ._-]+(?P<label>\D+?)\.\w+$",
+    r"^(?P<label>[^ ._-]+)[ ._-]",
+    r"[ ._-](?P<label>[^ ._-]+)\.\w+$",
+)
+"""How people write the class into the names of files, the most readable first."""
+
+CAMERA = frozenset(
+    names.ordered(
+        "img imgs image images dsc dscn dscf dcim pic picture photo p pxl mvimg vid frame scan screenshot file f im"
+    )
+)
+"""First words of the names that cameras and programs give."""
+
+
+def cover(lists: Lists, images: Sequence[str]) -> bool:
+    """Check whether lists name the classes of most images, apart from those that wait for a prediction."""
+    labelled = sum(place.label is not None for place in lists.rows.values())
+    return labelled > 0 and labelled >= (len(images) - len(lists.unlabelled)) / 2
+
+
+def by_lists(path: Path, images: Sequence[str], lists: Lists, folders: "Folders") -> "Listed":
+    """Return the layout in which lists state the classes, and the splits that they name or else `folders`.
+
+    Raises:
+        DataError: no list has classes of delivered images, or list and folders state different splits.
+    """
+    labelled = [name for name, place in lists.rows.items() if place.label]
+    if not labelled:
+        raise nothing_states_classes(path, images, folders, lists.problems)
+    own_splits = any(lists.rows[name].split for name in labelled)
+    rows = dict(lists.rows)
+    for name, place in lists.rows.items():
+        split = folders.place(name).split
+        if split and place.split and split != place.split:
+            raise DataError(
+                f"{path}: {name} lies in the {split} split's folder, but {listed(lists.read, 2)} states {place.split}. Correct one of "
+                "them, or state that the folders are no splits: -S data.layout=classes"
+            )
+        rows[name] = replace(place, split=place.split or split)
+    delivered = _splits({rows[name].split for name in labelled})
+    if delivered and "train" not in delivered:
+        raise DataError(
+            f"{path}: {listed(lists.read, 3)} has rows of {', '.join(delivered)}, but none of train."
+        )
+    spelled: defaultdict[Split | None, set[str]] = defaultdict(set)
+    for name in labelled:
+        spelled[rows[name].split].add(rows[name].label or "")
+    used = names.merged([sorted(spelled[split]) for split in (*SPLITS, None)])
+    known: dict[Place, Place] = {}
+    for name, place in rows.items():
+        final = replace(place, label=used[place.label]) if place.label else place
+        rows[name] = known.setdefault(final, final)
+    bare = frozenset() if own_splits else frozenset({*folders.delivered} - {*delivered})
+    notes = (*lists.notes, *names.notes_on(used))
+    return Listed(rows, folders, delivered, bare, frozenset(lists.unlabelled), tuple(lists.read), notes)
+
+
+def beside(path: Path, images: Sequence[str], lists: Lists, folders: "Folders") -> "Folders | Listed":
+    """Return the layout of class folders beside which lists lie.
+
+    A list that repeats the folders adds nothing but its groups. One that states splits divides the classes of the folders.
+    One that labels images outside the class folders adds them.
+
+    Raises:
+        DataError: folders and list state different classes.
+    """
+    placed = {name: folders.place(name) for name in lists.rows}
+    pairs = Counter(
+        (placed[name].label or "", row.label)
+        for name, row in lists.rows.items()
+        if placed[name].label and row.label
+    )
+    if pairs and not _agree(pairs) and cover(lists, images):
+        by_folder, by_list = ({pair[side] for pair in pairs} for side in (0, 1))
+        raise DataError(
+            f"{path}: folders and list state different classes. The folders are {len(by_folder):,} ({_some(by_folder)}), "
+            f"{listed(lists.read, 3)} has {len(by_list):,} ({_some(by_list)}). Choose: -S data.label=csv (the list) or "
+            "-S data.label=folder"
+        )
+    classes = {place.label for place in folders.places.values() if place.label}
+    inside = sum(folders.place(name).label is not None for name in images)
+    divides = (
+        not folders.delivered
+        and sum(row.split is not None for name, row in lists.rows.items() if placed[name].label) > inside / 2
+    )
+    rows: dict[str, Place] = {}
+    for name, row in lists.rows.items():
+        base = placed[name]
+        if base.label and (row.reason or divides or row.group):
+            rows[name] = replace(
+                base, split=row.split if divides else base.split, group=row.group, reason=row.reason
+            )
+        elif base.passed_over and row.label in classes:
+            rows[name] = replace(row, split=row.split or _named_split(folders, name))
+    if not rows:
+        return folders
+    delivered = _splits({place.split for place in rows.values()} | {*folders.delivered})
+    notes = (*lists.notes, *folders.notes)
+    return Listed(rows, folders, delivered, frozenset(), frozenset(), tuple(lists.read), notes, divides)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Read split, class and group of a file from the rows of lists, else from `folders`.
+
+    Attributes:
+        rows: delivered path to its place.
+        folders: states what lies outside the rows.
+        delivered: the splits that are delivered; empty if all are cut.
+        bare: delivered split folders of which no image has a row.
+        unlabelled: images named by lists without classes.
+        lists: for messages.
+        strict: whether an image without a row is unusable, although it lies in a class folder.
+    """
+
+    rows: Mapping[str, Place]
+    folders: "Folders"
+    delivered: tuple[Split, ...]
+    bare: frozenset[Split]
+    unlabelled: frozenset[str]
+    lists: tuple[str, ...]
+    notes: tuple[Finding, ...] = ()
+    strict: bool = True
+
+    def place(self, name: str) -> Place:
+        """Return what the lists state about a delivered path."""
+        if (row := self.rows.get(name)) is not None:
+            return row
+        base = self.folders.place(name)
+        if base.passed_over or not self.strict or not names.may_be_image(name):
+            return base
+        if name in self.unlabelled or (base.split in self.bare and base.split):
+            return UNLABELLED
+        return Place(split=base.split, reason=f"is in no row of {listed(self.lists, 2)}")
+
+
+@dataclass(frozen=True)
+class Named:
+    """Read the class of a file from its name, and the split from its folders.
+
+    Attributes:
+        pattern: searched in the name of the file.
+        used: label as written to the class.
+        bare: split folders in which no name matches.
+    """
+
+    pattern: re.Pattern[str]
+    folders: "Folders"
+    used: Mapping[str, str]
+    delivered: tuple[Split, ...]
+    bare: frozenset[Split]
+    notes: tuple[Finding, ...]
+
+    def place(self, name: str) -> Place:
+        """Return the class that a delivered path's last part names."""
+        base = self.folders.place(name)
+        if base.passed_over:
+            return base
+        match = self.pattern.search(posixpath.basename(name))
+        if match and match["label"]:
+            return Place(base.split, self.used.get(match["label"], match["label"]))
+        if base.split in self.bare:
+            return UNLABELLED
+        return Place(base.split, reason="has a name that data.label does not match")
+
+
+def by_pattern(path: Path, images: Sequence[str], pattern: re.Pattern[str], folders: "Folders") -> Named:
+    """Return the layout in which file names state the classes.
+
+    Raises:
+        DataError: the pattern matches no image of the train split.
+    """
+    found: defaultdict[Split | None, Counter[str]] = defaultdict(Counter)
+    unmatched: list[str] = []
+    for name in images:
+        base = folders.place(name)
+        if base.passed_over:
+            continue
+        match = pattern.search(posixpath.basename(name))
+        if match and match["label"]:
+            found[base.split][match["label"]] += 1
+        elif len(unmatched) < EXAMPLES:
+            unmatched.append(posixpath.basename(name))
+    delivered = tuple(split for split in SPLITS if split in found)
+    if not found or (delivered and "train" not in delivered):
+        proposal = propose(
+            [posixpath.basename(name) for name in images if folders.place(name).split in ("train", None)]
+        )
+        instead = f" This one finds {proposal[1]}: {proposal[0]}" if proposal else ""
+        raise DataError(
+            f"{path}: data.label ({pattern.pattern}) matches no file name{' of the train split' * bool(found)}, such as "
+            f"{listed(unmatched, EXAMPLES)}.{instead}"
+        )
+    used = names.merged([sorted(found[split]) for split in (*SPLITS, None) if split in found])
+    bare = frozenset(set(folders.delivered) - set(delivered))
+    return Named(pattern, folders, used, delivered, bare, tuple(names.notes_on(used)))
+
+
+def nothing_states_classes(
+    path: Path, images: Sequence[str], folders: "Folders", problems: Sequence[str]
+) -> DataError:
+    """Describe where the images lie, and how their classes can be stated."""
+    where = Counter(posixpath.dirname(name) or "the top" for name in images)
+    heaps = listed([f"{folder} ({count:,})" for folder, count in where.most_common()], EXAMPLES)
+    lines = [
+        f"{path}: nothing states the classes of its {len(images):,} images: {heaps} hold images without class folders."
+    ]
+    lines += [f"  {problem}" for problem in problems[:EXAMPLES]]
+    by_split: defaultdict[Split | None, list[str]] = defaultdict(list)
+    for name in images:
+        by_split[folders.place(name).split].append(posixpath.basename(name))
+    labelled = by_split.get("train") or list(chain.from_iterable(by_split.values()))
+    if proposal := propose(labelled):
+        pattern, classes, example = proposal
+        lines.append(
+            f"The classes stand in the file names ({example}): {classes}. State it in params.yaml, in the section data: "
+            f"`label: '{pattern}'`"
+        )
+    lines.append(
+        "Otherwise sort the images into one folder per class, or add a list labels.csv with the columns path and label (and split, "
+        "group), and type: -S data.label=csv"
+    )
+    return DataError("\n".join(lines))
+
+
+def propose(files: Sequence[str]) -> tuple[str, str, str] | None:
+    """Find a pattern that reads classes from file names: the pattern, its classes with counts, and example names; None without evidence.
+
+    It must match 95 % of the names, and find at least two classes of at least three images on average.
+    """
+    for text in PATTERNS:
+        pattern = re.compile(text)
+        found: Counter[str] = Counter()
+        examples: dict[str, str] = {}
+        for name in files:
+            if match := pattern.search(name):
+                found[match["label"]] += 1
+                examples.setdefault(match["label"], name)
+        if not 2 <= len(found) <= found.total() / 3 or found.total() < 0.95 * len(files):
+            continue
+        if all(label.casefold() in CAMERA for label in found):
+            continue
+        most = found.most_common()
+        counts = listed([f"{short(label)} {count:,}" for label, count in most], EXAMPLES)
+        shown = [short(examples[label]) for label, _ in most[:2]]
+        return text, f"{len(found):,} classes ({counts})", ", ".join(shown)
+    return None
+
+
+def _named_split(folders: "Folders", name: str) -> Split | None:
+    """Return the split that a folder in a path is named like, for images that its list alone labels."""
+    if not folders.delivered:
+        return None
+    return next((split for part in name.split("/")[:-1] if (split := names.split_of(part))), None)
+
+
+def _agree(pairs: Mapping[tuple[str, str], int]) -> bool:
+    """Check whether folders and labels name the same classes, each in its own words."""
+    by_folder: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for (folder, label), count in pairs.items():
+        by_folder[folder][label] += count
+    main = [labels.most_common(1)[0] for labels in by_folder.values()]
+    return len({label for label, _ in main}) == len(main) and sum(n for _, n in main) >= 0.99 * sum(
+        pairs.values()
+    )
+
+
+def _some(labels: Iterable[str]) -> str:
+    return listed([short(label) for label in sorted(labels, key=names.natural)], EXAMPLES)
+
+
+def _splits(found: set[Split | None]) -> tuple[Split, ...]:
+    return tuple(split for split in SPLITS if split in found)
