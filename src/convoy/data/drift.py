@@ -19,7 +19,8 @@ from convoy.core.console import table, track
 from convoy.core.contract import BASELINE
 from convoy.core.dataset import Split
 from convoy.core.errors import DataError, RequestError
-from convoy.data.layout import Layout, Stated, recognise
+from convoy.data.layout import Layout, recognise
+from convoy.data.records import Finding
 from convoy.data.scan import Scan, read
 from convoy.data.statistics import STATISTICS, columns
 from convoy.images.delivery import Place, open_delivery
@@ -261,6 +262,7 @@ class _AnyImage:
 
     layout: Layout | None
     delivered: tuple[Split, ...] = ()
+    notes: tuple[Finding, ...] = ()
 
     def place(self, name: str) -> Place:
         """Return the class that the folders state."""
@@ -273,7 +275,7 @@ def _measure(data: Path) -> tuple[Mapping[str, npt.NDArray[np.float32]], Counter
     delivery = open_delivery(data)
     names = delivery.names()
     try:
-        layout: Layout | None = recognise(names) if delivery.places is None else Stated(delivery.places)
+        layout: Layout | None = recognise(delivery)
     except DataError:  # such as a test folder without train: there is nothing to train
         layout = None
     measured = array("f")
