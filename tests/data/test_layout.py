@@ -17,12 +17,11 @@ class Paths:
     path = Path("data")
     places = None
 
-    def __init__(self, *patterns, lists=None, empty=()):
+    def __init__(self, *patterns, lists=None):
         self.lists = {
             name: text.encode() if isinstance(text, str) else text for name, text in (lists or {}).items()
         }
         self.paths = [path for pattern in patterns for path in expanded(pattern)]
-        self.empty_folders = list(empty)
 
     def names(self):
         return [*self.paths, *self.lists]
@@ -356,14 +355,6 @@ def test_names_of_classes_are_kept_merged_or_pointed_out(patterns, labels, note)
     assert {layout.place(path).label for path in delivery.paths} == labels
     texts = [found.text for found in layout.notes if found.check == "class_names"]
     assert any(note in text for text in texts) if note else not texts, texts
-
-
-def test_an_empty_folder_beside_classes_is_named():
-    layout = recognise(Paths("{train,test}/{cat,dog}/[2].jpg", empty=["train/bird", "docs/x"]))
-    (note,) = layout.notes
-    assert (note.check, note.paths) == ("empty_folders", ("train/bird",))
-    assert "train/bird" in note.text
-    assert recognise(Paths("{cat,dog}/[2].jpg", empty=["cat/old"])).notes == ()
 
 
 def test_a_pattern_of_paths_states_groups():

@@ -146,7 +146,6 @@ def _recognise(delivery: Delivery, arrangement: Arrangement, label: str) -> Layo
         return Stated(delivery.places)
     delivered = delivery.names()
     images = [name for name in delivered if names.may_be_image(name)]
-    empty = delivery.empty_folders
     if not images:
         found_instead = (
             f"Found: {len(delivered):,} files, such as {listed(delivered, 5)}."
@@ -155,7 +154,7 @@ def _recognise(delivery: Delivery, arrangement: Arrangement, label: str) -> Layo
         )
         raise DataError(f"{delivery.path} contains no images. {found_instead} {EXPECTED}")
     if label == "folder":
-        stated_by_folders = folders(delivery.path, images, arrangement, empty)
+        stated_by_folders = folders(delivery.path, images, arrangement)
         if not stated_by_folders.labelled:
             raise labels.nothing_states_classes(delivery.path, images, stated_by_folders, [])
         return stated_by_folders
@@ -167,7 +166,7 @@ def _recognise(delivery: Delivery, arrangement: Arrangement, label: str) -> Layo
     found: Folders | None = None
     if label == "auto":
         try:
-            found = folders(delivery.path, images, arrangement, empty)
+            found = folders(delivery.path, images, arrangement)
         except DataError:
             if arrangement != "auto" or not labels.cover(lists, images):
                 raise
@@ -176,9 +175,7 @@ def _recognise(delivery: Delivery, arrangement: Arrangement, label: str) -> Layo
     return labels.by_lists(delivery.path, images, lists, splits_only(delivery.path, images, arrangement))
 
 
-def folders(
-    path: Path, images: Iterable[str], arrangement: Arrangement = "auto", empty: Sequence[str] = ()
-) -> Folders:
+def folders(path: Path, images: Iterable[str], arrangement: Arrangement = "auto") -> Folders:
     """Read splits and classes from folders; without classes if the folders are none, as in `train/cat.0.jpg`.
 
     Folders that only wrap others are looked through, at the top and inside each split. A folder named like a split is a
@@ -188,15 +185,13 @@ def folders(
         path: of the delivery, for messages.
         images: delivered paths that may be images.
         arrangement: what the folders are; `auto` decides, and refuses what can be read in two ways.
-        empty: delivered folders without any file.
 
     Raises:
         DataError: two readings are possible, two folders are the same split, or there is no train split.
     """
     through_splits = arrangement in ("classes", "classes_then_splits")
     node, annotations = _unwrap(_tree(images), through_splits=through_splits)
-    found = _Reader(path, node, annotations, arrangement).read()
-    return replace(found, notes=(*found.notes, *_empty(found, empty)))
+    return _Reader(path, node, annotations, arrangement).read()
 
 
 def splits_only(path: Path, images: Iterable[str], arrangement: Arrangement) -> Folders:
@@ -547,13 +542,3 @@ def _check_double(path: Path, node: _Node, parts: Mapping[str, Part]) -> None:
                 f"{path}: {' and '.join(paths[:5])} are both the {part} split. Merge them into one folder, or, if each is a "
                 "class: -S data.layout=classes"
             )
-
-
-def _empty(found: Folders, empty: Sequence[str]) -> list[Finding]:
-    """Name folders without a file that lie where classes do."""
-    beside = {path.rpartition("/")[0] for path, place in found.places.items() if place.label}
-    missing = [folder for folder in sorted(empty, key=names.natural) if folder.rpartition("/")[0] in beside]
-    if not missing:
-        return []
-    text = f"folders without any file lie beside the class folders and are no classes: {listed(missing, 5)}"
-    return [Finding("empty_folders", len(missing), None, "report", text, tuple(missing))]
