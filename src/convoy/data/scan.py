@@ -20,7 +20,7 @@ from convoy.core.dataset import SPLITS, Split
 from convoy.core.errors import DataError, listed
 from convoy.data import duplicates, giveaway
 from convoy.data.checks import EXAMPLES, check_dataset, check_images, settle_near_duplicates
-from convoy.data.layout import Layout, Stated, recognise
+from convoy.data.layout import Layout, recognise
 from convoy.data.rare import absent_from_delivered
 from convoy.data.records import Finding, Pair, Record, Status
 from convoy.data.settings import DataParams
