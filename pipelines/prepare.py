@@ -11,14 +11,15 @@ from convoy.data.prepare import prepare
 from convoy.data.settings import DataParams
 from convoy.energy.meter import metered
 from convoy.energy.settings import EnergyParams
-from convoy.repo import dvc_locks
+from convoy.repo import dvc_locks, recorded
 
 
 def main() -> None:
     """Run the stage."""
     country = params.section("energy", EnergyParams).country
     with metered("prepare", country, gpu=False) as meter:
-        metrics = prepare(Path("data"), params.section("data", DataParams), Path("build/dataset"))
+        data = params.section("data", DataParams)
+        metrics = prepare(Path("data"), data, Path("build/dataset"), before=recorded.dataset())
     files.write_json(Path("build/metrics/prepare.json"), metrics | meter.result())
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -226,11 +227,14 @@ def check(path: Path, params: "DataParams") -> tuple[dict[str, Any], list[str]]:
     """
     import numpy as np
 
-    from convoy.data import summary
+    from convoy.data import class_changes, summary
     from convoy.data.scan import scan
+    from convoy.repo import recorded
 
     empty = np.empty((0, 0, 3), np.uint8)
     result = scan(path, params, shrink=lambda _: empty, keep=lambda _: None, refuse=False)
+    before = recorded.dataset() if path == Path(DATA) else {}
+    result = replace(result, findings=[*result.findings, *class_changes.check(result, before, params)])
     found = summary.facts(result)
     refused = [finding.check for finding in result.findings if finding.action == "fail"]
     found["accepted"] = not refused

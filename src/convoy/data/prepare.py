@@ -5,9 +5,11 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,9 +21,9 @@ from convoy.core.console import info
 from convoy.core.contract import BASELINE
 from convoy.core.dataset import FACTS_FILE, IMAGES_FILE, LABELS_FILE, MANIFEST_FILE, REPORT_FILE, SPLITS
 from convoy.core.files import write_json
-from convoy.data import drift, report, summary
+from convoy.data import class_changes, drift, report, summary
 from convoy.data.records import Record
-from convoy.data.scan import Scan, scan
+from convoy.data.scan import Scan, refuse_findings, scan
 from convoy.data.settings import DataParams
 from convoy.images.resize import Geometry
 
@@ -55,7 +57,9 @@ MANIFEST = pa.schema(
 """One row per delivered file, so that nothing is dropped silently."""
 
 
-def prepare(data: Path, params: DataParams, out: Path) -> dict[str, Any]:
+def prepare(
+    data: Path, params: DataParams, out: Path, before: Mapping[str, Path] = MappingProxyType({})
+) -> dict[str, Any]:
     """Check a delivery, decode each image once, split and pack it; print a summary.
 
     Nothing is written to `out` before everything is checked; an earlier dataset there
@@ -65,24 +69,28 @@ def prepare(data: Path, params: DataParams, out: Path) -> dict[str, Any]:
         data: delivered folder or archive.
         params: the `data` section.
         out: folder to fill; `convoy.core.dataset` describes it.
+        before: files of the dataset before, by name, whose classes are compared. Their difference is printed and not
+            written, since what is written follows from the delivery and the params alone.
 
     Returns:
         The metrics of `summary.metrics`.
 
     Raises:
-        DataError: see `scan`.
+        DataError: see `scan`; or the classes differ from those before, and `data.classes` is `fail`.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     # The packed images wait in an unnamed file until all are checked; it is gone whatever ends the process.
     with tempfile.TemporaryFile(dir=out.parent) as spool, _replacing(out) as scratch:
         geometry = Geometry(params.image_px, params.fit)
         result = scan(data, params, geometry, keep=lambda square_u8: spool.write(square_u8.tobytes()))
+        changes = class_changes.check(result, before, params)
+        refuse_findings(result.delivery, changes)
         spool.flush()
         squares = np.memmap(spool, dtype=np.uint8, mode="r").reshape(-1, params.image_px, params.image_px, 3)
         _write(result, params, squares, scratch)
         write_json(scratch / BASELINE, drift.baseline(result))
         report.write(scratch / REPORT_FILE, result, params, squares)
-    for line in summary.lines(result, params):
+    for line in summary.lines(replace(result, findings=[*result.findings, *changes]), params):
         info(line)
     return summary.metrics(result)
 

@@ -132,7 +132,7 @@ def scan(
     records, of_splits = assign(checked.records, params, layout.delivered, pairs)
     findings = [*layout.notes, *checked.findings, *_quarantine(records, params)]
     if refuse:
-        _refuse(delivery, findings)
+        refuse_findings(delivery, findings)
     classes = sorted({record.label for record in records if record.label})
     missing: tuple[Split, ...] = tuple(split for split in SPLITS[1:] if split not in layout.delivered)
     result = Scan(delivery, records, classes, missing, pairs=pairs, statistics=statistics)
@@ -140,7 +140,7 @@ def scan(
     findings += [*of_splits, *check_dataset(records, params.checks), *_empty_folders(delivery)]
     findings += giveaway.check(records, statistics, transparent, params.checks.giveaway)
     if refuse:
-        _refuse(delivery, findings)
+        refuse_findings(delivery, findings)
     return replace(result, findings=findings)
 
 
@@ -257,7 +257,9 @@ def _check_names(delivery: Delivery, layout: Layout, names: list[str], params: D
     trained = Counter(place.label for place in places if place.split == "train" and place.label)
     for split in layout.delivered:
         if absent := [label for label in classes if (split, label) not in delivered]:
-            _refuse(delivery, [absent_from_delivered(split, absent, params, layout.delivered, trained)])
+            refuse_findings(
+                delivery, [absent_from_delivered(split, absent, params, layout.delivered, trained)]
+            )
 
 
 def _quarantine(records: list[Record], params: DataParams) -> list[Finding]:
@@ -278,7 +280,8 @@ def _quarantine(records: list[Record], params: DataParams) -> list[Finding]:
     return [Finding("quarantined", len(unusable) / checked, params.max_quarantined, "fail", text, paths)]
 
 
-def _refuse(delivery: Delivery, findings: Sequence[Finding]) -> None:
+def refuse_findings(delivery: Delivery, findings: Sequence[Finding]) -> None:
+    """Raise for findings whose action is `fail`."""
     if texts := [finding.text for finding in findings if finding.action == "fail"]:
         raise DataError(f"{delivery.path}: " + "\n".join([*texts, "Nothing was written."]))
 
