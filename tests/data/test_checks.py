@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from convoy.data.checks import ImageChecks, check_dataset, check_images, settle_near_duplicates
+from convoy.data.checks import ImageChecks, check_dataset, check_images, look_alikes, settle_near_duplicates
 from convoy.data.records import Pair, Record
 from convoy.data.statistics import STATISTICS
 from deliveries import data_params
@@ -211,7 +211,7 @@ def near(paths, pairs, delivered=("train", "val", "test"), **change):
     checks = ImageChecks(records, delivered)
     found = [Pair(first, second, correlation) for first, second, correlation in pairs]
     settle_near_duplicates(
-        checks, found, checks_of(near_duplicates={"max_share": 1.0} | change).near_duplicates
+        checks, found, [], checks_of(near_duplicates={"max_share": 1.0} | change).near_duplicates
     )
     left_out = {record.path: record.reason for record in checks.records if record.status == "left_out"}
     return checks.findings, left_out
@@ -269,3 +269,11 @@ def test_near_duplicates_across_splits_may_be_refused(change, reason):
     (finding,), left_out = near(FILES, [(TRAIN_A, TEST_B, 0.97)], **change)
     assert (finding.action, left_out) == ("fail", {})
     assert f"data.checks.near_duplicates.{reason}" in finding.text
+
+
+def test_a_class_of_which_many_images_are_paired_is_one_of_look_alikes():
+    records = used("one", 40) + used("cat", 40) + used("dog", 40)
+    ones = [Pair(n, n + 1, 0.95) for n in range(10)]
+    cats = [Pair(40 + n, 41 + n, 0.95) for n in range(0, 8, 2)]  # 8 of 40
+    across = [Pair(n, 80 + n, 0.95) for n in range(40)]
+    assert look_alikes(records, ones + cats + across) == {"one"}

@@ -1,6 +1,7 @@
 import io
 import os
 import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -368,15 +369,17 @@ def test_a_delivery_of_blank_transparent_images_is_refused_with_the_background(f
     assert "24 of them have transparent pixels, which are laid over data.background" in message
 
 
+def scene(seed: int) -> Image.Image:
+    rough = np.random.default_rng(seed).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    return Image.fromarray(rough).resize((48, 48), Image.Resampling.BICUBIC)
+
+
+def encoded(image: Image.Image, **options: object) -> bytes:
+    image.save(content := io.BytesIO(), **options)
+    return content.getvalue()
+
+
 def test_a_recompressed_copy_of_a_test_image_is_not_trained_on(folder, settings):
-    def scene(seed: int) -> Image.Image:
-        rough = np.random.default_rng(seed).integers(0, 256, (9, 9, 3), dtype=np.uint8)
-        return Image.fromarray(rough).resize((48, 48), Image.Resampling.BICUBIC)
-
-    def encoded(image: Image.Image, **options: object) -> bytes:
-        image.save(content := io.BytesIO(), **options)
-        return content.getvalue()
-
     files = {
         f"{split}/{label}/{n}.png": encoded(scene(100 * number + n), format="PNG")
         for number, (split, label) in enumerate((s, c) for s in SPLITS for c in ("cat", "dog"))
@@ -390,3 +393,22 @@ def test_a_recompressed_copy_of_a_test_image_is_not_trained_on(folder, settings)
     assert [found.paths for found in result.findings if found.check == "near_duplicates"] == [
         ("train/cat/copy.jpg",)
     ]
+
+
+def test_drawings_that_are_alike_by_nature_are_all_used_and_their_copies_are_not(folder, settings):
+    with zipfile.ZipFile(Path(__file__).parents[2] / "samples/digits/digits.zip") as archive:
+        names = [name for name in archive.namelist() if "/1/" in f"/{name}" and name.endswith(".png")][:60]
+        ones = [Image.open(io.BytesIO(archive.read(name))).resize((40, 40)) for name in names]
+    files = {
+        f"{split}/{label}/{n}.png": encoded(image, format="PNG")
+        for number, (split, label) in enumerate((s, c) for s in SPLITS for c in ("cat", "one"))
+        for n, image in enumerate(
+            ones[20 * number // 2 :][:20] if label == "one" else [scene(20 * number + k) for k in range(20)]
+        )
+    }
+    copy = encoded(ones[45], format="JPEG", quality=75)
+    result = scan_of(folder(files | {"train/one/copy.jpg": copy}), settings())
+    assert list(unused(result)) == ["train/one/copy.jpg"]
+    (finding,) = (found for found in result.findings if found.check == "look_alikes")
+    assert "`one`: over 20% of the images" in finding.text
+    assert "data.group" in finding.text

@@ -23,8 +23,8 @@ PX = 32
 SIZE = PX * PX
 """Length of a fingerprint, in bytes."""
 
-MIN_SIDE = 24
-"""Shortest side of an image that is compared, in pixels: different icons of fewer pixels correlate by chance."""
+MIN_SIDE = 32
+"""Shortest side of an image that is compared, in pixels, that of a fingerprint: icons and digits (MNIST has 28) are alike by chance."""
 
 MIN_CONTRAST = 2.0
 """Smallest standard deviation of the band of an image that is compared, of 255: what remains of a blank image is noise."""

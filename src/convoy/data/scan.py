@@ -19,7 +19,14 @@ from convoy.core.cpus import usable_cpus
 from convoy.core.dataset import SPLITS, Split
 from convoy.core.errors import DataError, listed
 from convoy.data import duplicates, giveaway
-from convoy.data.checks import EXAMPLES, check_dataset, check_images, settle_near_duplicates
+from convoy.data.checks import (
+    CERTAIN,
+    EXAMPLES,
+    check_dataset,
+    check_images,
+    look_alikes,
+    settle_near_duplicates,
+)
 from convoy.data.layout import Layout, recognise
 from convoy.data.rare import absent_from_delivered
 from convoy.data.records import Finding, Pair, Record, Status
@@ -127,8 +134,8 @@ def scan(
                 index += 1
         statistics = columns(measured)
         checked = check_images(records, statistics, transparent, params.checks, layout.delivered)
-        pairs = _near_duplicates(checked.records, fingerprints, params.checks.near_duplicates.limit)
-    settle_near_duplicates(checked, pairs, params.checks.near_duplicates)
+        pairs, alike = _near_duplicates(checked.records, fingerprints, params.checks.near_duplicates.limit)
+    settle_near_duplicates(checked, pairs, alike, params.checks.near_duplicates)
     records, of_splits = assign(checked.records, params, layout.delivered, pairs)
     findings = [*layout.notes, *checked.findings, *_quarantine(records, params)]
     if refuse:
@@ -144,11 +151,17 @@ def scan(
     return replace(result, findings=findings)
 
 
-def _near_duplicates(records: Sequence[Record], fingerprints: IO[bytes], limit: float) -> list[Pair]:
-    """Compare the usable images that are large enough, the first of those with the same pixels."""
+def _near_duplicates(
+    records: Sequence[Record], fingerprints: IO[bytes], limit: float
+) -> tuple[list[Pair], list[str]]:
+    """Compare the usable images that are large enough, the first of those with the same pixels.
+
+    Returns:
+        Pairs by index in `records`, and the classes of look-alikes, of whose images only pairs above `CERTAIN` count.
+    """
     images = [n for n, record in enumerate(records) if record.index >= 0]
     if not images:
-        return []
+        return [], []
     fingerprints.flush()
     mapped = np.memmap(fingerprints, np.uint8, "r", shape=(len(images), duplicates.SIZE))
     first: dict[str, int] = {}
@@ -160,10 +173,20 @@ def _near_duplicates(records: Sequence[Record], fingerprints: IO[bytes], limit: 
             for n in images
         ]
     )
-    return [
-        replace(pair, first=images[pair.first], second=images[pair.second])
-        for pair in duplicates.pairs(mapped, eligible, limit)
-    ]
+
+    def above(least: float) -> list[Pair]:
+        return [
+            replace(pair, first=images[pair.first], second=images[pair.second])
+            for pair in duplicates.pairs(mapped, eligible, least)
+        ]
+
+    found = above(limit)
+    alike = look_alikes(records, found)
+    if not alike or limit >= CERTAIN:
+        return found, []
+    distinct = [pair for pair in found if not {records[pair.first].label, records[pair.second].label} & alike]
+    both = {(pair.first, pair.second): pair for pair in (*above(CERTAIN), *distinct)}
+    return [both[key] for key in sorted(both)], sorted(alike)
 
 
 def read(
