@@ -1,7 +1,10 @@
 import functools
 import http.server
+import json
+import os
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -50,10 +53,12 @@ def test_a_source_inside_the_repository_is_stored_relative_and_unfrozen(imported
 
 
 @dvc_runs
-def test_a_source_outside_the_repository_gets_a_warning(repository, zipped, pets, tmp_path, monkeypatch):
+def test_a_source_outside_the_repository_gets_a_warning(
+    repository, zipped, pets, settings, tmp_path, monkeypatch
+):
     zipped({name: content for name, content in pets.items() if name < "dog/2"}, name="mine.zip")
     monkeypatch.chdir(tmp_path)
-    lines = use("mine.zip", repository)
+    lines = use("mine.zip", repository, params=settings())
     assert facts(repository)["deps"][0]["path"] == str(tmp_path / "mine.zip")
     assert "frozen" not in facts(repository)
     text = "\n".join(lines)
@@ -94,6 +99,80 @@ def test_a_source_that_dvc_cannot_fetch_leaves_everything_as_it_was(repository, 
     assert "dvc.org/support" not in str(caught.value)
     untouched(repository, pets)
     assert not list((repository / ".dvc" / "tmp").glob("convoy-*"))
+
+
+@dvc_runs
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: (data / "cat" / "fish").symlink_to(data / "dog"), r"cat/fish is a link to a folder .*DVC would leave out"),
+        (lambda data: Path(os.fsdecode(bytes(data / "cat") + b"/\xff.png")).touch(), r"cat/\\xff.png`, a file name that is not UTF-8"),
+        (lambda data: shutil.rmtree(data / "dog"), "has a single class, `cat`"),
+        (lambda data: [(data / "cat" / f"x{n}.png").touch() for n in range(20)], "`prepare` would refuse this delivery"),
+    ],
+    ids=["linked folder", "name that is no UTF-8", "single class", "empty files"],
+)  # fmt: skip
+def test_a_path_that_prepare_would_refuse_is_not_imported(
+    repository, pets, tmp_path, capsys, change, message
+):
+    data = shutil.copytree(repository / "first", tmp_path / "photos")
+    change(data)
+    with pytest.raises(DataError, match=rf"(?s){message}.*Nothing was changed. data.dvc still imports first"):
+        use(str(data), repository)
+    untouched(repository, pets)
+    assert ("x0.png: is empty" in capsys.readouterr().out) == ("would refuse" in message)
+
+
+@dvc_runs
+def test_an_address_that_prepare_would_refuse_is_fetched_and_the_data_are_restored(repository, zipped, pets):
+    zipped({name: content for name, content in pets.items() if name < "d"}, name="cats.zip").rename(
+        repository.parent / "served.zip"
+    )
+    Small(repository).dvc("remote", "add", "--local", "private", str(repository.parent))
+    with pytest.raises(DataError, match=r"(?s)has a single class, `cat`.*Nothing was changed"):
+        use("remote://private/served.zip", repository)
+    untouched(repository, pets)
+
+
+@dvc_runs
+def test_what_a_dvcignore_leaves_out_is_named(repository, pets):
+    second = shutil.copytree(repository / "first", repository / "second")
+    shutil.copy(second / "cat" / "1.png", second / "cat" / "draft.png")
+    (repository / ".dvcignore").write_text("draft*\n")
+    with pytest.raises(
+        DataError, match=r"(?s)leaves out 1 file of .*second: cat/draft.png.*\.dvcignore.*Nothing"
+    ):
+        use(str(repository / "second"), repository)
+    untouched(repository, pets)
+
+
+@dvc_runs
+def test_an_import_prints_what_is_in_it(repository):
+    lines = "\n".join(use(str(repository / "first"), repository))
+    assert "2 classes, 80 images" in lines
+    assert lines.index("cat ") < lines.index("dog ") < lines.index("data.dvc now imports first")
+
+
+@dvc_runs
+def test_odd_paths_long_names_and_read_only_folders_are_imported_and_replaced(repository, pets, tmp_path):
+    data = tmp_path / "my photos (2024) #1 [final] 100%" / "ñandú 🐦"
+    for name, content in pets.items():
+        folder, _, file = name.partition("/")
+        (data / folder).mkdir(parents=True, exist_ok=True)
+        (data / folder / f"{'x' * 240}{file}").write_bytes(content)
+    folders = [data / "cat", data / "dog", data]
+    for folder in folders:
+        folder.chmod(0o555)
+    try:
+        for _ in range(2):
+            use(str(data), repository)
+            assert len(open_delivery(repository / "data").names()) == len(pets)
+            assert json.loads(Small(repository).dvc("status", "--json", "data.dvc")) == {}
+        use(str(repository / "first"), repository)
+        untouched(repository, pets)
+    finally:
+        for folder in reversed(folders):
+            folder.chmod(0o755)
 
 
 @dvc_runs

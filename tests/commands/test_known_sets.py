@@ -144,7 +144,7 @@ def test_sets_by_name_replace_the_data_and_a_wrong_checksum_restores_them(
     root = empty_repository
     monkeypatch.chdir(root)
     sets = {"mnist": mnist, "fashion-mnist": fashion}
-    lines = "\n".join(use("mnist", root, sets))
+    lines = "\n".join(use("mnist", root, sets, settings()))
     entry = yaml.read(root / "data.dvc")
     assert entry["deps"][0]["path"] == mnist.address
     assert "frozen" not in entry
@@ -159,11 +159,11 @@ def test_sets_by_name_replace_the_data_and_a_wrong_checksum_restores_them(
     with pytest.raises(
         DataError, match=rf"has the sha256 {mnist.files[0].checksum}; f+ is published.*\n.*still imports http"
     ):
-        use("mnist", root, {"mnist": wrong})
+        use("mnist", root, {"mnist": wrong}, settings())
     assert ((root / "data.dvc").read_bytes(), (root / "data").read_bytes()) == before
     assert not list((root / ".dvc" / "tmp").glob("convoy-*"))
 
-    lines = "\n".join(use("fashion-mnist", root, sets))
+    lines = "\n".join(use("fashion-mnist", root, sets, settings()))
     entry = yaml.read(root / "data.dvc")
     assert "deps" not in entry
     for fact in ("4 files of http", "MIT", "checksums as published", "dvc push", f"before: {mnist.address}"):
@@ -177,8 +177,8 @@ def test_sets_by_name_replace_the_data_and_a_wrong_checksum_restores_them(
     ).items():
         (root / "mnist" / name).parent.mkdir(exist_ok=True)
         (root / "mnist" / name).write_bytes(content)
-    assert "convoy data use ./mnist" in "\n".join(use("mnist", root, sets))
-    use("./mnist", root, sets)
+    assert "convoy data use ./mnist" in "\n".join(use("mnist", root, sets, settings()))
+    use("./mnist", root, sets, settings())
     assert yaml.read(root / "data.dvc")["deps"][0]["path"] == "mnist"
     assert open_delivery(root / "data").kind == "CIFAR (binary)"
 

@@ -10,7 +10,8 @@ import typer
 
 from convoy.commands.options import AsJson, messages
 from convoy.core.console import info, print_json
-from convoy.core.errors import DataError, RequestError, refuse_credentials, without_credentials
+from convoy.core.errors import DataError, RequestError, listed, refuse_credentials, without_credentials
+from convoy.core.escaping import visible
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 DATA = "data"
 IMPORT = "data.dvc"
+SHOWN = 5
 
 data = typer.Typer(
     no_args_is_help=True,
@@ -55,7 +57,7 @@ def data_use(
         ),
     ] = False,
 ) -> None:
-    """Import SOURCE as the pipeline's images: writes data.dvc and replaces data/.
+    """Check SOURCE and import it as the pipeline's images: writes data.dvc and replaces data/; neither if `prepare` would refuse it.
 
     Example: convoy data use ~/flowers.zip
 
@@ -117,22 +119,41 @@ def data_drift(
         raise typer.Exit(1)
 
 
-def use(source: str, root: Path, sets: "Mapping[str, KnownSet] | None" = None) -> list[str]:
+def use(
+    source: str,
+    root: Path,
+    sets: "Mapping[str, KnownSet] | None" = None,
+    params: "DataParams | None" = None,
+) -> list[str]:
     """Point data.dvc to another source and fetch it, replacing data/.
 
-    A name in `sets` (`known_sets.KNOWN_SETS` by default) is that set; a path of the same name begins with `./`. The import is left unfrozen, so that plain `dvc repro` fetches it on a fresh clone and
-    imports it again when the source changes. Returns lines to print.
+    The import is left unfrozen, so that plain `dvc repro` fetches it on a fresh clone and imports it again when the source
+    changes. What the source contains is checked as `prepare` does: a path before anything is touched, an address once it is
+    fetched.
+
+    Args:
+        source: path, address, or the name of a published set; a path of the same name begins with `./`.
+        root: of the repository.
+        sets: published sets by name; `known_sets.KNOWN_SETS` by default.
+        params: the `data` section; that of the current folder's params.yaml by default.
+
+    Returns:
+        Lines to print.
 
     Raises:
         RequestError: the path does not exist or cannot be a source of this repository, or the address has a password.
-        DataError: data/ has files that DVC does not have, or DVC cannot fetch the source; data/
+        DataError: data/ has files that DVC does not have, DVC cannot fetch the source, or `prepare` would refuse it; data/
             and data.dvc are then unchanged.
     """
     from convoy.commands import known_sets
+    from convoy.core.params import section
+    from convoy.data.settings import DataParams
     from convoy.repo import dvc, git
 
     root = root.resolve()
     dvc.check_repository(root)
+    params = params or section("data", DataParams)
+    local: Path | None = None
     known = (known_sets.KNOWN_SETS if sets is None else sets).get(source)
     address = known.address if known else source
     if known:
@@ -142,8 +163,8 @@ def use(source: str, root: Path, sets: "Mapping[str, KnownSet] | None" = None) -
     elif "://" in source:
         refuse_credentials(source)
     else:
-        path, address = dvc.locate(source, root)
-        if root / DATA in (path, *path.parents):
+        local, address = dvc.locate(source, root)
+        if root / DATA in (local, *local.parents):
             raise RequestError(
                 f"{source} is in {DATA}/, which holds the fetched copy. Move it first: "
                 f"`mv {DATA} my-images && convoy data use my-images`"
@@ -151,8 +172,13 @@ def use(source: str, root: Path, sets: "Mapping[str, KnownSet] | None" = None) -
     _check_replaceable(root)
     before = _current_source(root)
     try:
+        lines = _accepted(local, params) if local else []
         with dvc.replacing(root, (DATA, IMPORT)):
             _fetch(root, address, known)
+            if local:
+                _check_complete(local, root)
+            else:
+                lines = _accepted(root / DATA, params)
     except (dvc.DvcError, DataError) as error:
         unchanged = f"{IMPORT} still imports {before}." if before else ""
         failed = "" if isinstance(error, DataError) else f"DVC cannot import {address}: "
@@ -160,8 +186,8 @@ def use(source: str, root: Path, sets: "Mapping[str, KnownSet] | None" = None) -
             f"{failed}{without_credentials(str(error))}\nNothing was changed. {unchanged}"
         ) from error
     if known:
-        return _known_lines(known, before, Path(source))
-    lines = [f"{IMPORT} now imports {address}" + (f" (before: {before})." if before else ".")]
+        return [*lines, "", *_known_lines(known, before, Path(source))]
+    lines += ["", f"{IMPORT} now imports {address}" + (f" (before: {before})." if before else ".")]
     if "://" not in address and Path(address).is_absolute():
         lines.append(dvc.unreachable(address))
     elif "://" not in address and git.query(root, "ls-files", "--others", "--directory", "--", address):
@@ -173,7 +199,7 @@ def use(source: str, root: Path, sets: "Mapping[str, KnownSet] | None" = None) -
         )
     return [
         *lines,
-        "Next: `convoy data check` checks it, `dvc repro` trains with it.",
+        "Next: `dvc repro` trains with it.",
         f"Commit {IMPORT} to keep it; `git checkout {IMPORT} && dvc checkout {IMPORT}` restores the committed import.",
     ]
 
@@ -214,7 +240,7 @@ def _known_lines(known: "KnownSet", before: str, path: Path) -> list[str]:
         )
     return [
         *lines,
-        "Next: `convoy data check` checks it, `dvc repro` trains with it.",
+        "Next: `dvc repro` trains with it.",
         f"Commit {IMPORT} to keep it; `git checkout {IMPORT} && dvc checkout {IMPORT}` restores the committed import.",
     ]
 
@@ -242,6 +268,37 @@ def check(path: Path, params: "DataParams") -> tuple[dict[str, Any], list[str]]:
     if refused:
         lines.append(f"\n`dvc repro` would refuse this delivery, for its {', '.join(refused)}.")
     return found, lines
+
+
+def _accepted(delivered: Path, params: "DataParams") -> list[str]:
+    """Check a delivery and return the lines that describe it.
+
+    Raises:
+        DataError: `prepare` would refuse it; the lines are then printed.
+    """
+    found, lines = check(delivered, params)
+    if found["accepted"]:
+        return lines
+    info("\n".join(lines))
+    raise DataError("`prepare` would refuse this delivery; what follows is in the lines above.")
+
+
+def _check_complete(source: Path, root: Path) -> None:
+    """Refuse an import of which DVC holds less than the source has: it leaves out what a .dvcignore names."""
+    from convoy.core import yaml
+    from convoy.images.delivery import folder_names
+    from convoy.images.litter import is_litter
+    from convoy.repo import dvc
+
+    if not source.is_dir():
+        return
+    held = dvc.Cache.of(root).members(yaml.read(root / IMPORT)["outs"][0]["md5"])
+    files = (name for name in folder_names(source) if not name.endswith("/") and not is_litter(name))
+    if lacks := [name for name in files if name not in held]:
+        raise DataError(
+            f"DVC leaves out {len(lacks):,} file{'s' * (len(lacks) != 1)} of {source}: {visible(listed(lacks, SHOWN))}. A .dvcignore in the repository "
+            "names them; change it, or remove the files."
+        )
 
 
 def _check_replaceable(root: Path) -> None:

@@ -311,7 +311,7 @@ def _archives(data: Path) -> dict[str, Kind]:
     Raises:
         DataError: the folder holds archives that are not supported, instead of images.
     """
-    paths = (name for name in _folder_names(data) if not name.endswith("/") and not litter.is_litter(name))
+    paths = (name for name in folder_names(data) if not name.endswith("/") and not litter.is_litter(name))
     suspects = []
     for name in paths:
         what, is_piece = litter.kind(name), PIECE.search(name)
@@ -377,7 +377,7 @@ def _listing(mount: Mount, mounts: Iterable[Mount]) -> Iterator[str]:
     """List files and folders of a mount, litter included; folders have a slash at the end. Archives that are mounts are not listed."""
     if mount.archive is None:
         mounted = {other.path for other in mounts if other.archive}
-        names = _folder_names(mount.path)
+        names = folder_names(mount.path)
         yield from (name for name in names if mount.path / name not in mounted) if mounted else names
         return
     for raw, _ in members(mount.path, mount.archive, names_only=True, folders=True):
@@ -395,7 +395,7 @@ def _is_among(wanted: Collection[str], raw: str) -> bool:
     return posixpath.normpath(raw) in wanted
 
 
-def _folder_names(top: Path) -> Iterator[str]:
+def folder_names(top: Path) -> Iterator[str]:
     """Walk a folder in sorted order: files and folders, litter included, folders with a slash at the end of their names.
 
     A link to a file is followed: DVC's cache can be linked in.
