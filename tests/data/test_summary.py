@@ -28,7 +28,7 @@ def records_of(counts):
 
 
 def scan_of(counts, *others, cut=(), **fields):
-    return Scan(DELIVERY, [*records_of(counts), *others], sorted(counts), cut, **fields)
+    return Scan(Delivery(Path("photos")), [*records_of(counts), *others], sorted(counts), cut, **fields)
 
 
 def text_of(scan):
@@ -89,6 +89,12 @@ def test_files_passed_over_are_counted_by_kind_with_an_example():
     rows = [line.split() for line in text.splitlines()]
     assert ["sidecar", "3", "cat/0.json"] in rows
     assert ["video", "1", "cat/a.mov"] in rows
+    scan = scan_of({"cat": (1, 1, 1)}, *others)
+    scan.delivery.litter["system file"] = 7, "Thumbs.db"
+    assert ["system", "file", "7", "Thumbs.db"] in [line.split() for line in text_of(scan).splitlines()]
+    found = summary.metrics(scan)
+    assert found["data"]["passed_over"] == 11
+    assert found["passed_over"] == {"system_file": 7, "sidecar": 3, "video": 1}
     many = [unused(f"{n}.x", "passed_over", f"kind {n}") for n in range(13)]
     assert "and 3 other kinds" in text_of(scan_of({"cat": (1, 1, 1)}, *many))
 
@@ -102,6 +108,14 @@ def test_the_first_five_files_that_are_not_used_are_listed_with_their_reasons(st
     assert "  and 2 more" in text
 
 
+def test_files_with_the_same_reason_share_a_line():
+    others = [unused(f"{n}.png", "quarantined", f"is {n // 9}") for n in range(18)]
+    others += [unused("z.png", "quarantined", "is empty")]
+    text = text_of(scan_of({"cat": (1, 1, 1), "dog": (1, 1, 1)}, *others[::-1]))
+    assert "  17.png, 16.png, 15.png, 14.png, 13.png and 4 more: is 1\n" in text
+    assert "  z.png: is empty\n" in text
+
+
 def test_findings_come_with_figure_limit_and_action_the_most_severe_first():
     findings = [
         Finding("few_images", 4, 20, "report", "class rare has 4 images"),
@@ -112,11 +126,21 @@ def test_findings_come_with_figure_limit_and_action_the_most_severe_first():
     text = text_of(scan_of({"cat": (1, 1, 1), "dog": (1, 1, 1)}, findings=findings))
     listed = text.partition("Findings: 4")[2].splitlines()[1:]
     assert listed == [
-        "  giveaway 0.9877, limit 0.97, fail: brightness predicts cat",
-        "  near_duplicates 1,200, limit 0.97, drop: 1,200 pairs",
-        "  class_names 1, report: cat and Cat differ in case only",
-        "  few_images 4, limit 20, report: class rare has 4 images",
+        "  fail: brightness predicts cat (giveaway 0.9877, limit 0.97)",
+        "  drop: 1,200 pairs (near_duplicates 1,200, limit 0.97)",
+        "  report: cat and Cat differ in case only (class_names 1)",
+        "  report: class rare has 4 images (few_images 4, limit 20)",
     ]
+    assert "Findings: none" in text_of(scan_of({"cat": (1, 1, 1), "dog": (1, 1, 1)}))
+
+
+def test_files_that_a_finding_lists_are_not_listed_twice():
+    finding = Finding(
+        "quarantined", 0.5, 0.01, "fail", "9 files are unusable:\n  a.png: is empty\nRepair them."
+    )
+    text = text_of(scan_of({"cat": (1, 1, 1), "dog": (1, 1, 1)}, findings=[finding]))
+    assert "a.png" not in text
+    assert "9 files are unusable. Repair them. (quarantined 0.5, limit 0.01)" in text
 
 
 def test_lines_are_narrow_and_names_are_inert():
@@ -147,21 +171,25 @@ def test_litter_folders_and_archives_of_a_delivery_are_shown():
 def test_programs_get_all_that_people_see():
     others = [unused(f"{n}.json", "passed_over", "sidecar") for n in range(9)]
     finding = Finding("blank", 2, 1, "report", "2 images are blank", ("cat/a.png", "cat/b.png"))
-    found = summary.facts(scan_of({"b": (1, 1, 1), "a": (2, 1, 1)}, *others, findings=[finding]))
+    scan = scan_of({"b": (1, 1, 1), "a": (2, 1, 1)}, *others, findings=[finding])
+    scan.delivery.notes.append("cp437 names")
+    assert "  cp437 names" in text_of(scan)
+    found = summary.facts(scan)
     assert json.loads(json.dumps(found)) == {
         "data": {"images": 7, "classes": 2, "quarantined": 0, "left_out": 0, "passed_over": 9,
                  "train": 3, "val": 2, "test": 2, "near_duplicate_pairs": 0},
         "checks": found["checks"],
+        "passed_over": [{"path": f"{n}.json", "reason": "sidecar"} for n in range(9)],
         "classes": ["a", "b"],
         "counts": {"train": {"a": 2, "b": 1}, "val": {"a": 1, "b": 1}, "test": {"a": 1, "b": 1}},
         "cut": [],
+        "notes": ["cp437 names"],
         "passed_over_by_kind": {"sidecar": 9},
         "litter_by_kind": {},
         "findings": [{"check": "blank", "figure": 2, "limit": 1, "action": "report",
                       "text": "2 images are blank", "paths": ["cat/a.png", "cat/b.png"]}],
         "quarantined": [],
         "left_out": [],
-        "passed_over": [{"path": f"{n}.json", "reason": "sidecar"} for n in range(9)],
     }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from convoy.core import files, templates
 from convoy.core.dataset import SPLITS
 from convoy.data import summary
-from convoy.data.records import Finding, Pair, Record
+from convoy.data.records import Finding, Pair, Record, Status
 from convoy.data.scan import Scan
 from convoy.data.settings import DataParams
 
@@ -32,6 +32,7 @@ MOST_SUSPICIOUS = 96  # images of all findings together
 MOST_PAIRS = 24
 MOST_REASONS = 30  # reasons why files are not used
 PER_REASON = 5  # files listed with a reason
+UNUSED: tuple[Status, ...] = ("quarantined", "left_out")
 
 BINS = 32
 HISTOGRAMS: Mapping[str, tuple[str, str, bool]] = {
@@ -85,7 +86,7 @@ def write(path: Path, scan: Scan, params: DataParams, squares: Squares) -> None:
     first, rest, last = summary.extremes(totals, MOST_CLASSES)
     most = max(totals.values(), default=0)
     samples = _samples(scan.records, [*first, *last])
-    kinds = summary.passed_over_by_kind(scan.records)
+    kinds = summary.passed_over_by_kind(scan)
 
     def row(label: str) -> dict[str, Any]:
         return {
@@ -112,8 +113,8 @@ def write(path: Path, scan: Scan, params: DataParams, squares: Squares) -> None:
         "between": _between(rest, totals),
         "last": [row(label) for label in last],
         "histograms": list(histograms(scan)),
-        "unused": {status: _unused(scan.records, status) for status in ("quarantined", "left_out")},
-        "passed_over": [(kind, len(paths), paths[0]) for kind, paths in kinds.items()],
+        "unused": {status: _unused(scan.records, status) for status in UNUSED},
+        "passed_over": [(kind, number, example) for kind, (number, example) in kinds.items()],
     }
     files.write_text(path, templates.render("convoy.data", "report.html.j2", context, {"figure": _figure}))
 
@@ -241,15 +242,11 @@ def _between(rest: Sequence[str], totals: Mapping[str, int]) -> str:
     return f"and {len(rest):,} more classes of {images} images each"
 
 
-def _unused(records: Iterable[Record], status: str) -> dict[str, Any]:
-    """Group files that are not used by the reason, the most frequent first."""
-    reasons: defaultdict[str, list[str]] = defaultdict(list)
-    for record in records:
-        if record.status == status:
-            reasons[record.reason].append(record.path)
-    ordered = sorted(reasons.items(), key=lambda reason: -len(reason[1]))
+def _unused(records: Iterable[Record], status: Status) -> dict[str, Any]:
+    reasons = summary.by_reason(records, status)
+    shown = list(reasons.items())[:MOST_REASONS]
     return {
         "count": sum(map(len, reasons.values())),
-        "reasons": [(reason, paths[:PER_REASON], len(paths)) for reason, paths in ordered[:MOST_REASONS]],
-        "others": sum(len(paths) for _, paths in ordered[MOST_REASONS:]),
+        "reasons": [(reason, paths[:PER_REASON], len(paths)) for reason, paths in shown],
+        "others": sum(len(paths) for paths in list(reasons.values())[MOST_REASONS:]),
     }

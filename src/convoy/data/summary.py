@@ -1,5 +1,6 @@
 """Summarise what a delivery contains: the table and the figures that `prepare`, `convoy data check` and `convoy data use` share."""
 
+import re
 import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -9,6 +10,7 @@ from typing import Any
 from convoy.core import escaping
 from convoy.core.console import table
 from convoy.core.dataset import SPLITS, Split
+from convoy.core.errors import listed
 from convoy.data.records import Finding, Record, Status
 from convoy.data.scan import Scan
 from convoy.data.settings import CheckParams, DataParams
@@ -17,8 +19,10 @@ COLUMNS = 100
 """Longest line, in characters."""
 
 SHOWN_CLASSES = 20
+SHOWN_REASONS = 5
 SHOWN_FILES = 5
 SHOWN_KINDS = 10
+METRIC_KINDS = 6  # the most frequent ones: metrics stay few
 LONGEST_CLASS = 40
 LONGEST_PATH = 60
 
@@ -38,7 +42,7 @@ def lines(scan: Scan, params: DataParams) -> list[str]:
         shares = ", ".join(f"{split} {getattr(params.splits, split):g}" for split in scan.cut)
         source = "the train split" if len(scan.cut) == 1 else "all images"
         found.append(f"Cut from {source} by pixel hash (data.splits): {shares}")
-    found += scan.delivery.notes
+    found += [_wrapped(note) for note in scan.delivery.notes]
     found += ["", class_table(scan), *_passed_over(scan)]
     found += _unused(
         scan.records, "quarantined", "Quarantined, since they should be images and cannot be used"
@@ -114,13 +118,23 @@ def figure(finding: Finding) -> str:
     return f"{finding.figure:,.4g}" if finding.figure % 1 else f"{finding.figure:,.0f}"
 
 
-def passed_over_by_kind(records: Iterable[Record]) -> dict[str, list[str]]:
-    """Collect the paths of files that are passed over by their kind, the most frequent kind first."""
-    kinds: defaultdict[str, list[str]] = defaultdict(list)
-    for record in records:
+def passed_over_by_kind(scan: Scan) -> dict[str, tuple[int, str]]:
+    """Count the files that are passed over by kind, litter included, with an example each; the most frequent kind first."""
+    kinds = dict(scan.delivery.litter)
+    for record in scan.records:
         if record.status == "passed_over":
-            kinds[record.reason].append(record.path)
-    return dict(sorted(kinds.items(), key=lambda kind: -len(kind[1])))
+            number, example = kinds.get(record.reason, (0, record.path))
+            kinds[record.reason] = number + 1, example
+    return dict(sorted(kinds.items(), key=lambda kind: (-kind[1][0], kind[0])))
+
+
+def by_reason(records: Iterable[Record], status: Status) -> dict[str, list[str]]:
+    """Group the paths of files that are not used by the reason, the most frequent first."""
+    reasons: defaultdict[str, list[str]] = defaultdict(list)
+    for record in records:
+        if record.status == status:
+            reasons[record.reason].append(record.path)
+    return dict(sorted(reasons.items(), key=lambda reason: -len(reason[1])))
 
 
 def facts(scan: Scan) -> dict[str, Any]:
@@ -129,13 +143,14 @@ def facts(scan: Scan) -> dict[str, Any]:
     for record in scan.records:
         if record.status != "ok":
             unused[record.status].append({"path": record.path, "reason": record.reason})
-    kinds = passed_over_by_kind(scan.records)
+    kinds = passed_over_by_kind(scan)
     return {
         **metrics(scan),
         "classes": scan.classes,
         "counts": scan.counts(),
         "cut": list(scan.cut),
-        "passed_over_by_kind": {kind: len(paths) for kind, paths in kinds.items()},
+        "notes": list(scan.delivery.notes),
+        "passed_over_by_kind": {kind: number for kind, (number, _) in kinds.items()},
         "litter_by_kind": {kind: number for kind, (number, _) in scan.delivery.litter.items()},
         "findings": [asdict(found) for found in ranked(scan.findings)],
         **unused,
@@ -148,6 +163,7 @@ def metrics(scan: Scan) -> dict[str, Any]:
     `checks` has the figure of every check in `data.checks`; 0 where it found nothing.
     """
     statuses = Counter(record.status for record in scan.records)
+    kinds = passed_over_by_kind(scan)
     figures = dict.fromkeys(CheckParams.model_fields, 0.0)
     for found in scan.findings:
         if found.check in figures:
@@ -156,56 +172,58 @@ def metrics(scan: Scan) -> dict[str, Any]:
         "data": {
             "images": statuses["ok"],
             "classes": len(scan.classes),
-            **{status: statuses[status] for status in UNUSED},
+            "quarantined": statuses["quarantined"],
+            "left_out": statuses["left_out"],
+            "passed_over": sum(number for number, _ in kinds.values()),
             **{split: sum(images.values()) for split, images in scan.counts().items()},
             "near_duplicate_pairs": len(scan.pairs),
         },
         "checks": {check: int(figure) if figure % 1 == 0 else figure for check, figure in figures.items()},
+        "passed_over": {
+            kind.replace(" ", "_"): number for kind, (number, _) in list(kinds.items())[:METRIC_KINDS]
+        },
     }
 
 
 def _passed_over(scan: Scan) -> list[str]:
-    files = {kind: (len(paths), paths[0]) for kind, paths in passed_over_by_kind(scan.records).items()}
-    kinds = sorted([*files.items(), *scan.delivery.litter.items()], key=lambda kind: -kind[1][0])
+    kinds = passed_over_by_kind(scan)
     if not kinds:
         return []
     rows = [
-        (
-            escaping.short(kind, LONGEST_PATH - 20),
-            f"{number:,}",
-            escaping.short(example, LONGEST_PATH - 12),
-        )
-        for kind, (number, example) in kinds[:SHOWN_KINDS]
+        (escaping.short(kind, LONGEST_CLASS), f"{number:,}", escaping.short(example, LONGEST_PATH - 12))
+        for kind, (number, example) in list(kinds.items())[:SHOWN_KINDS]
     ]
     if len(kinds) > SHOWN_KINDS:
-        others = sum(number for _, (number, _) in kinds[SHOWN_KINDS:])
+        others = sum(number for number, _ in list(kinds.values())[SHOWN_KINDS:])
         rows.append((f"and {len(kinds) - SHOWN_KINDS} other kinds", f"{others:,}", ""))
     return ["", table(("Passed over", "Files", "Such as"), rows, right=(1,))]
 
 
 def _unused(records: Iterable[Record], status: Status, title: str) -> list[str]:
-    files = [record for record in records if record.status == status]
-    if not files:
+    reasons = by_reason(records, status)
+    if not reasons:
         return []
-    shown = [
-        f"{escaping.short(record.path, LONGEST_PATH)}: {record.reason}" for record in files[:SHOWN_FILES]
-    ]
-    found = ["", f"{title}: {len(files):,}", *map(_wrapped, shown)]
-    if len(files) > SHOWN_FILES:
-        found.append(f"  and {len(files) - SHOWN_FILES:,} more")
+    found = ["", f"{title}: {sum(map(len, reasons.values())):,}"]
+    for reason, paths in list(reasons.items())[:SHOWN_REASONS]:
+        shown = [escaping.short(path, LONGEST_PATH) for path in paths]
+        found.append(_wrapped(f"{listed(shown, SHOWN_FILES)}: {reason}"))
+    if others := sum(len(paths) for paths in list(reasons.values())[SHOWN_REASONS:]):
+        found.append(f"  and {others:,} more; `convoy data check --json` lists all")
     return found
 
 
 def _findings(findings: Iterable[Finding]) -> list[str]:
     found = []
     for finding in ranked(findings):
+        # Lines that list files are in the paragraphs above.
+        text = " ".join(
+            re.sub(":$", ".", line) for line in finding.text.splitlines() if not line.startswith(" ")
+        )
         limit = "" if finding.limit is None else f", limit {finding.limit:g}"
-        found.append(_wrapped(f"{finding.check} {figure(finding)}{limit}, {finding.action}: {finding.text}"))
-    return (
-        ["", f"Findings: {len(found):,} (limits and actions: data.checks in params.yaml)", *found]
-        if found
-        else []
-    )
+        found.append(_wrapped(f"{finding.action}: {text} ({finding.check} {figure(finding)}{limit})"))
+    if not found:
+        return ["", "Findings: none"]
+    return ["", f"Findings: {len(found):,} (limits and actions: data.checks in params.yaml)", *found]
 
 
 def _wrapped(text: str) -> str:
