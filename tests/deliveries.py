@@ -22,6 +22,12 @@ def data_params(**changes: object) -> DataParams:
     return DataParams.model_validate(SHIPPED | {"splits": {"val": 0.2, "test": 0.2}} | changes)
 
 
+ONE_COLOUR: Mapping[str, object] = SHIPPED["checks"] | {
+    "blank": {"limit": 1, "action": "report", "max_share": 1.0}
+}
+"""Checks for deliveries of stand-ins that are of a single colour each."""
+
+
 def png_of(seed: int, width: int = 8, height: int = 8) -> bytes:
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     stream = io.BytesIO()

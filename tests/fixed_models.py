@@ -101,7 +101,7 @@ def write_onnx(
         contract.IMAGE_PX: "8",
         contract.FIT: "squash",
         contract.VERSION: __version__,
-        contract.INPUT: contract.INPUT_IN_WORDS,
+        contract.INPUT: contract.input_in_words("white"),
         **{f"convoy.{key}": text for key, text in origin.items()},
     }
     helper.set_model_props(model, properties)

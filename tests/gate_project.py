@@ -16,7 +16,7 @@ from convoy.gate.evidence import ModelUnderTest
 from convoy.gate.judge import judge
 from convoy.gate.settings import GateParams
 from convoy.gate.test_images import TestImages
-from deliveries import data_params
+from deliveries import ONE_COLOUR, data_params
 
 CLASSES = ("ape", "bee", "cat")
 LIMITS = {
@@ -112,7 +112,7 @@ def deliver(home, labels, test, **changes):
         path = home / "data" / part / label / f"{number:04}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(fixed_models.png(number))
-    params = data_params(**{"image_px": 8, "max_quarantined": 0.0} | changes)
+    params = data_params(**{"image_px": 8, "max_quarantined": 0.0, "checks": ONE_COLOUR} | changes)
     prepare(home / "data", params, home / "dataset")
     return GateProject(home, tuple(labels), test, tuple(sorted(set(labels))))
 

@@ -173,6 +173,21 @@ def test_the_baseline_has_the_train_split_alone_and_is_small(baseline):
     assert baseline.stat().st_size < 120_000
 
 
+def test_transparent_images_are_measured_over_the_background_of_the_baseline(settings, tmp_path):
+    """White drawings over black; over white they would be blank."""
+    pixels_u8 = np.full((40, 12, 12, 4), 255, np.uint8)
+    pixels_u8[..., 3] = np.random.default_rng(0).integers(0, 256, (40, 12, 12))
+    for n, image_u8 in enumerate(pixels_u8):
+        path = tmp_path / "data" / ("a", "b")[n % 2] / f"{n}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image_u8).save(path)
+    prepare(tmp_path / "data", settings(background="black"), tmp_path / "build" / "dataset")
+    found = drift.compare(tmp_path / "data", tmp_path / "build/dataset" / drift.BASELINE)
+    brightness = next(each for each in found["statistics"] if each["statistic"] == "brightness")
+    assert brightness["now"] == pytest.approx(brightness["baseline"], abs=5)
+    assert brightness["now"] < 200
+
+
 @pytest.mark.parametrize(
     "content", ["{", "[]", "{}", '{"images": 1, "classes": {}, "statistics": {"width": {"values": [1], "below": [], "at_most": [1]}}}']
 )  # fmt: skip

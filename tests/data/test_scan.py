@@ -290,7 +290,7 @@ def test_a_split_is_never_empty(folder, settings, png, rare):
 
 
 def test_what_names_reveal_is_refused_before_an_image_is_decoded(folder, parts, settings, monkeypatch):
-    monkeypatch.setattr("convoy.data.scan.decode", lambda _: pytest.fail("an image was decoded"))
+    monkeypatch.setattr("convoy.data.scan.decode", lambda *_, **__: pytest.fail("an image was decoded"))
     assert "a single class" in refusal(folder({"cat/1.png": b"1"}, name="a"), settings())
     files = {name: content for name, content in parts.items() if not name.startswith("val/dog")}
     assert "The delivered val split has no usable image" in refusal(folder(files, name="b"), settings())

@@ -1,10 +1,15 @@
+import dataclasses
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 import fixed_models
+from convoy.core import files
 from convoy.core.errors import DataError
 from convoy.export import onnx_model
+from convoy.gate import judge
 from convoy.gate import test_images as splits
 from convoy.gate.test_images import THUMBNAIL_PX
 from convoy.images.decode import Decoded
@@ -36,7 +41,7 @@ def number(path):
 
 
 def read_all(test_images, indices):
-    return {index: image_u8 for chunk in test_images.read(indices) for index, image_u8 in chunk}
+    return {index: image_u8 for chunk in test_images.read(indices, "white") for index, image_u8 in chunk}
 
 
 def test_images_come_from_their_files_at_their_index(project):
@@ -48,12 +53,12 @@ def test_images_come_from_their_files_at_their_index(project):
 
 
 def test_no_indices_read_nothing(project, tmp_path):
-    assert list(splits.TestImages.load(project.home / "dataset", tmp_path / "gone").read([])) == []
+    assert list(splits.TestImages.load(project.home / "dataset", tmp_path / "gone").read([], "white")) == []
 
 
 def test_memory_holds_one_chunk_at_a_time(project, monkeypatch):
     monkeypatch.setattr(onnx_model, "CHUNK_BYTES", 3 * 8 * 8 * 3)
-    assert [len(chunk) for chunk in project.test_images.read(range(12))] == [3, 3, 3, 3]
+    assert [len(chunk) for chunk in project.test_images.read(range(12), "white")] == [3, 3, 3, 3]
 
 
 def test_a_changed_file_and_missing_data_are_errors(project, tmp_path):
@@ -85,6 +90,45 @@ def test_thumbnails_are_small_and_of_the_requested_images(project, monkeypatch):
     assert set(images) == {first, second}
     np.testing.assert_array_equal(images[second], fixed_models.image_u8(number(second)))
     wide = Decoded(np.zeros((300, 600, 3), np.uint8), "RGB")
-    monkeypatch.setattr("convoy.images.delivery.decode", lambda _: wide)
+    monkeypatch.setattr("convoy.images.delivery.decode", lambda *_, **__: wide)
     assert test_images.thumbnails([first])[first].shape == (THUMBNAIL_PX // 2, THUMBNAIL_PX, 3)
     assert test_images.thumbnails([]) == {}
+
+
+def test_images_are_read_over_the_background_of_the_model_that_sees_them(project):
+    test_images = project.test_images
+    path = project.home / "data" / test_images.paths[0]
+    Image.new("RGBA", (8, 8), (9, 9, 9, 0)).save(path)
+    changed = dataclasses.replace(
+        test_images, sha256=(files.sha256(path), *test_images.sha256[1:]), background="black"
+    )
+    for background, level in (("white", 255), ("#000000", 0)):
+        [[(_, image_u8)]] = changed.read([0], background)
+        assert (image_u8 == level).all()
+    assert (changed.thumbnails([changed.paths[0]])[changed.paths[0]] == 0).all()
+
+
+def test_each_model_sees_its_own_background(project):
+    class Run:
+        def __init__(self, background):
+            self.background, self.failure, self.seen = background, "", []
+
+        def predict(self, numbers, paths, images_u8):
+            self.seen += numbers
+
+    asked = []
+
+    class Images:
+        paths = project.test_images.paths
+
+        def read(self, indices, background):
+            asked.append(background)
+            return project.test_images.read(indices, background)
+
+    runs = [Run("white"), Run("black")]
+    sample = judge._predict(runs, Images(), range(12))
+    assert (asked, len(sample)) == (["white", "black"], 12)
+    assert [sorted(run.seen) for run in runs] == [list(range(12))] * 2
+    asked.clear()
+    judge._predict([Run("white"), Run("white")], Images(), range(12))
+    assert asked == ["white"], "models that agree share a pass"

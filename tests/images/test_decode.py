@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from convoy.core.errors import DataError
 from convoy.images import decode as decoding
@@ -85,6 +85,18 @@ def test_the_exif_orientation_is_applied():
     assert decoded.image_u8.shape == (4, 2, 3)
     assert decoded.image_u8[:2].tolist() == [[RED] * 2] * 2
     assert decoded.image_u8[2:].max() == 0
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF"])
+def test_each_orientation_is_applied_as_pillow_applies_it(orientation, format_):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    noise = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    content = encoded(Image.fromarray(noise).resize((24, 16)), format_, exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB"))
+    assert np.array_equal(decode(content).image_u8, expected)
+    assert expected.shape == ((24, 16, 3) if orientation > 4 else (16, 24, 3))
 
 
 def test_the_first_frame_of_an_animation_is_used():
@@ -245,7 +257,7 @@ def test_a_large_image_is_converted_strip_by_strip_to_the_same_pixels(mode, monk
 
 PEAK = """
 import io, resource, sys
-from PIL import Image
+from PIL import Image, ImageOps
 from convoy.images.decode import decode
 content = open(sys.argv[1], "rb").read()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -253,7 +253,7 @@ def test_images_that_are_gone_or_have_changed_are_counted_after_the_others(reque
 
 
 def test_an_image_that_no_longer_decodes_is_named(folder, pets, monkeypatch):
-    def decode_nothing(_: bytes) -> None:
+    def decode_nothing(_: bytes, **options: object) -> None:
         raise DataError("cannot be decoded: an older Pillow")
 
     monkeypatch.setattr("convoy.images.delivery.decode", decode_nothing)

@@ -6,13 +6,16 @@ import runpy
 import shutil
 
 import numpy as np
+import onnx
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
+from convoy.core import contract
 from convoy.serving.predict import predict
+from icc import ADOBE_RGB, DISPLAY_P3, GRAY
 
 PAGES = ("README.md", "docs/deployment.md", "model_card.md")
-WITHOUT_CONVOY = {"json", "numpy", "onnxruntime", "PIL"}
+WITHOUT_CONVOY = {"io", "json", "numpy", "onnxruntime", "PIL"}
 PX = 24
 
 
@@ -62,8 +65,18 @@ FILES = {
         {"save_all": True, "lossless": True, "append_images": [Image.new("RGBA", (PX, PX))]},
     ),
     "animated.png": (rgba, {"save_all": True, "append_images": [Image.new("RGBA", (PX, PX))]}),
+    "animated.avif": (rgb, {"save_all": True, "append_images": [Image.new("RGB", (PX, PX))]}),
     "plain.bmp": (rgb, {}),
     "plain.jp2": (rgb, {}),
+    "plain.avif": (rgb, {}),
+    "transparent.avif": (rgba, {}),
+    "turned.avif": (rgb, upright(6)),
+    "display_p3.jpg": (rgb, {"icc_profile": DISPLAY_P3}),
+    "display_p3.avif": (rgb, {"icc_profile": DISPLAY_P3}),
+    "adobe_rgb.tif": (rgb, {"icc_profile": ADOBE_RGB}),
+    "adobe_rgb_transparent.png": (rgba, {"icc_profile": ADOBE_RGB}),
+    "adobe_rgb_palette.png": (lambda: rgb().quantize(16), {"icc_profile": ADOBE_RGB}),
+    "linear_gray.png": (lambda: Image.fromarray(noise(1)), {"icc_profile": GRAY}),
 }
 
 
@@ -105,17 +118,55 @@ def test_every_page_with_such_code_is_compared(repository):
     assert found | {"model_card.md"} == set(PAGES)
 
 
+def answers_as_predict_does(code, model, folder, name):
+    """Compare the code of every page with `predict` on a file in `folder`, the current one."""
+    (answer,) = predict(model, [folder / name])
+    assert answer.reason is None
+    shutil.copy(folder / name, folder / "image.png")
+    for page in PAGES:
+        (folder / "use.py").write_text(code[page], encoding="utf-8")
+        found = runpy.run_path("use.py")
+        given = dict(zip(answer.probabilities, found["probabilities"][0].tolist(), strict=True))
+        assert given == pytest.approx(answer.probabilities, abs=1e-6), f"{page} on {name}"
+    return answer
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_the_code_of_every_page_answers_as_predict_does(code, verified, name, tmp_path, monkeypatch):
     make, options = FILES[name]
     make().save(tmp_path / name, **options)
-    (answer,) = predict(verified[0].model, [tmp_path / name])
-    assert answer.reason is None
-    shutil.copy(tmp_path / name, tmp_path / "image.png")
     shutil.copy(verified[0].model, tmp_path / "model.onnx")
     monkeypatch.chdir(tmp_path)
-    for page in PAGES:
-        (tmp_path / "use.py").write_text(code[page], encoding="utf-8")
-        found = runpy.run_path("use.py")
-        given = dict(zip(answer.probabilities, found["probabilities"][0].tolist(), strict=True))
-        assert given == pytest.approx(answer.probabilities, abs=1e-6), f"{page} on {name}"
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)  # as it is after the test
+    answers_as_predict_does(code, verified[0].model, tmp_path, name)
+
+
+@pytest.mark.parametrize(
+    "name", ["transparent.png", "transparent_gray.png", "palette_transparent.png", "transparent.webp"]
+)
+def test_the_code_uses_the_background_of_the_model(code, verified, name, tmp_path, monkeypatch):
+    make, options = FILES[name]
+    make().save(tmp_path / name, **options)
+    graph = onnx.load(verified[0].model)
+    next(entry for entry in graph.metadata_props if entry.key == contract.BACKGROUND).value = "#102030"
+    onnx.save(graph, tmp_path / "model.onnx")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
+    answer = answers_as_predict_does(code, tmp_path / "model.onnx", tmp_path, name)
+    (white,) = predict(verified[0].model, [tmp_path / name])
+    assert white.probabilities != answer.probabilities
+
+
+@pytest.mark.parametrize(
+    "name", ["photo.jpg", "photo.png", "photo.gif", "photo.bmp", "photo.ppm", "photo.tif"]
+)
+def test_the_code_reads_truncated_files_as_predict_does(code, verified, name, tmp_path, monkeypatch):
+    """The last row of a high image is missing: less than a percent."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (2560, PX, 3), np.uint8))
+    (picture.quantize(64) if name.endswith("gif") else picture).save(tmp_path / name)
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: -max(20, len(content) // 300)])
+    shutil.copy(verified[0].model, tmp_path / "model.onnx")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
+    answers_as_predict_does(code, verified[0].model, tmp_path, name)

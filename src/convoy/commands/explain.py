@@ -117,7 +117,7 @@ def features(
 
     network, facts = trained.load(model)
     try:
-        decoded_u8 = decode(content).image_u8
+        decoded_u8 = decode(content, background=facts.background).image_u8
     except DataError as error:
         raise DataError(f"{image} {error}. Name another image.") from error
     image_u8 = Geometry(facts.image_px, cast("Fit", facts.fit))(decoded_u8)

@@ -28,10 +28,20 @@ IdentityKey = Literal["run_id", "git_commit", "data_hash", "params_hash"]
 IDENTITY: tuple[IdentityKey, ...] = ("run_id", "git_commit", "data_hash", "params_hash")
 """Names where a model comes from; each is stored as `convoy.<name>`."""
 
-INPUT_IN_WORDS = (
-    "uint8 pixels [N, height, width, 3] in 0..255, RGB, upright (EXIF orientation applied), transparency over "
-    "white; any N, height and width from 1. Resizing, cropping or padding, and normalisation happen inside."
-)
+BACKGROUND = "convoy.background"
+"""Colour that transparent pixels are composited over; absent in models of earlier versions: `DEFAULT_BACKGROUND`."""
+DEFAULT_BACKGROUND = "white"
+BACKGROUND_PATTERN = r"^(white|black|#[0-9a-fA-F]{6})$"
+
+
+def input_in_words(background: str) -> str:
+    """Describe the pixels that an exported model takes."""
+    return (
+        "uint8 pixels [N, height, width, 3] in 0..255, sRGB (ICC profiles converted), upright (EXIF orientation applied), "
+        f"transparency over {background}; any N, height and width from 1. Resizing, cropping or padding, and normalisation "
+        "happen inside."
+    )
+
 
 RUN_ID = "convoy.run_id"
 """Tag of an MLflow run, and metadata key of an ONNX file: Convoy's own id of the run."""

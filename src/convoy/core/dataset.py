@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from convoy.core.contract import DEFAULT_BACKGROUND
 from convoy.core.errors import DataError
 from convoy.core.files import read_json
 
@@ -32,6 +33,7 @@ class Dataset:
     Attributes:
         classes: names, sorted; a label is an index into them.
         image_px: side of every packed square, in pixels.
+        background: colour behind transparent pixels.
         mean: of the train split per channel (RGB), 0..1.
         std: of the train split per channel (RGB), 0..1.
         hash: sha256 of the content: pixels, labels, splits, classes, size and fit; the same
@@ -44,6 +46,7 @@ class Dataset:
     classes: tuple[str, ...]
     image_px: int
     fit: Fit
+    background: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     hash: str
@@ -72,6 +75,7 @@ class Dataset:
                 classes=tuple(facts["classes"]),
                 image_px=facts["image_px"],
                 fit=facts["fit"],
+                background=facts.get("background", DEFAULT_BACKGROUND),  # not in those of earlier versions
                 mean=(mean_r, mean_g, mean_b),
                 std=(std_r, std_g, std_b),
                 hash=facts["hash"],

@@ -8,21 +8,24 @@ from array import array
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from PIL import ImageColor
 
 from convoy.core import escaping, files
 from convoy.core.console import table, track
-from convoy.core.contract import BASELINE
+from convoy.core.contract import BASELINE, DEFAULT_BACKGROUND
 from convoy.core.dataset import Split
 from convoy.core.errors import DataError, RequestError
 from convoy.data.layout import Layout, recognise
 from convoy.data.records import Finding
 from convoy.data.scan import Scan, read
 from convoy.data.statistics import STATISTICS, columns
+from convoy.images.decode import decode
 from convoy.images.delivery import Place, open_delivery
 
 Drift = Literal["none", "moderate", "strong", "undecided"]
@@ -108,17 +111,18 @@ class Comparison:
     drift: Drift
 
 
-def baseline(scan: Scan) -> dict[str, Any]:
+def baseline(scan: Scan, background: str) -> dict[str, Any]:
     """Describe the images of the train split, for `baseline.json`.
 
     Returns:
-        `images`, `classes` (share of each) and `statistics` (a `Distribution` each).
+        `images`, `classes` (share of each), `background` (behind transparent pixels) and `statistics` (a `Distribution` each).
     """
     train = [record for record in scan.records if record.split == "train"]
     rows = [record.index for record in train]
     labels = Counter(record.label or "" for record in train)
     return {
         "images": len(train),
+        "background": background,
         "classes": {label: labels[label] / len(train) for label in scan.classes},
         "statistics": {
             name: asdict(Distribution.of(measured[rows].astype(np.float64)))
@@ -140,8 +144,8 @@ def compare(data: Path, path: Path) -> dict[str, Any]:
     Raises:
         DataError: there is no image, or the baseline is damaged.
     """
-    known, shares, images = _read(path)
-    measured, labels, unreadable = _measure(data)
+    known, shares, images, background = _read(path)
+    measured, labels, unreadable = _measure(data, background)
     count = len(next(iter(measured.values())))
     if not count:
         raise DataError(f"{data} contains no image that can be read. Give a folder, zip or tar with images.")
@@ -270,7 +274,9 @@ class _AnyImage:
         return Place(label=stated.label or "")
 
 
-def _measure(data: Path) -> tuple[Mapping[str, npt.NDArray[np.float32]], Counter[str], list[str]]:
+def _measure(
+    data: Path, background: str
+) -> tuple[Mapping[str, npt.NDArray[np.float32]], Counter[str], list[str]]:
     """Measure every image of a delivery; return the statistics, the number of images per class, and files without an image."""
     delivery = open_delivery(data)
     names = delivery.names()
@@ -282,7 +288,9 @@ def _measure(data: Path) -> tuple[Mapping[str, npt.NDArray[np.float32]], Counter
     labels: Counter[str] = Counter()
     unreadable = []
     empty = np.empty((0, 0, 3), np.uint8)
-    files_read = read(delivery.files(), _AnyImage(layout), lambda _: empty)
+    files_read = read(
+        delivery.files(), _AnyImage(layout), lambda _: empty, partial(decode, background=background)
+    )
     for record, image in track(files_read, "decode images", len(names)):
         if image is None:
             unreadable.append(record.path)
@@ -293,7 +301,7 @@ def _measure(data: Path) -> tuple[Mapping[str, npt.NDArray[np.float32]], Counter
     return columns(measured), labels, unreadable
 
 
-def _read(path: Path) -> tuple[dict[str, Distribution], dict[str, float], int]:
+def _read(path: Path) -> tuple[dict[str, Distribution], dict[str, float], int, str]:
     try:
         content = files.read_json(path)
         known = {}
@@ -303,7 +311,9 @@ def _read(path: Path) -> tuple[dict[str, Distribution], dict[str, float], int]:
             )
             known[name] = Distribution(*zip(*columns_, strict=True))
         shares = {str(label): float(share) for label, share in content["classes"].items()}
-        return known, shares, int(content["images"])
+        background = str(content.get("background", DEFAULT_BACKGROUND))
+        ImageColor.getrgb(background)  # ValueError if it is no colour
+        return known, shares, int(content["images"]), background
     except OSError as error:
         raise RequestError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

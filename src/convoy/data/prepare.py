@@ -88,7 +88,7 @@ def prepare(
         spool.flush()
         squares = np.memmap(spool, dtype=np.uint8, mode="r").reshape(-1, params.image_px, params.image_px, 3)
         _write(result, params, squares, scratch)
-        write_json(scratch / BASELINE, drift.baseline(result))
+        write_json(scratch / BASELINE, drift.baseline(result, params.background))
         report.write(scratch / REPORT_FILE, result, params, squares)
     for line in summary.lines(replace(result, findings=[*result.findings, *changes]), params):
         info(line)
@@ -128,6 +128,7 @@ def _write(result: Scan, params: DataParams, squares: npt.NDArray[np.uint8], out
     for record in used:
         digest.update(f"{record.split}\n{record.label}\n{record.pixels}".encode() + b"\0")
     measured = {
+        "background": params.background,
         "splits": dict(zip(SPLITS, zip([0, *stops], stops, strict=False), strict=True)),
         "counts": counts,
         "mean": mean,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, NamedTuple, cast
@@ -34,7 +35,7 @@ from convoy.data.settings import DataParams
 from convoy.data.split import assign, pixel_hash
 from convoy.data.statistics import columns, measure
 from convoy.images import litter
-from convoy.images.decode import Content, decode
+from convoy.images.decode import Content, Decoded, decode
 from convoy.images.delivery import EXPECTED, Delivery, open_delivery
 from convoy.images.formats import NotAnImageError, starts_as_image
 
@@ -46,6 +47,10 @@ passing one costs as much as decoding it, but photographs nearly one by one."""
 Square = npt.NDArray[np.uint8]
 Shrink = Callable[[npt.NDArray[np.uint8]], Square]
 """Converts an (H, W, 3) uint8 image to the square that is packed; called from several threads."""
+
+
+Decoding = Callable[[Content, ExitStack | None], Decoded]
+"""Decodes a file's bytes: `decode`, with the background and the limit that are used."""
 
 
 class Kept(NamedTuple):
@@ -119,10 +124,13 @@ def scan(
     layout = recognise(delivery, params.layout, params.label, params.group)
     _check_names(delivery, layout, names, params)
     records: list[Record] = []
+    decoding = partial(decode, background=params.background, max_truncated=params.max_truncated)
     measured, transparent = array("f"), bytearray()
     index = 0
     with TemporaryFile() as fingerprints:
-        for record, image in track(read(delivery.files(), layout, shrink), "decode images", len(names)):
+        for record, image in track(
+            read(delivery.files(), layout, shrink, decoding), "decode images", len(names)
+        ):
             if image is None:
                 records.append(record)
             else:
@@ -190,7 +198,7 @@ def _near_duplicates(
 
 
 def read(
-    files: Iterable[tuple[str, Content]], layout: Layout, shrink: Shrink
+    files: Iterable[tuple[str, Content]], layout: Layout, shrink: Shrink, decoding: Decoding = decode
 ) -> Iterator[tuple[Record, Kept | None]]:
     """Decode files on every usable core, in order; None for a file without a usable image.
 
@@ -201,7 +209,9 @@ def read(
     pending: deque[Future[list[tuple[Record, Kept | None]]]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         for batch in _batches(files):
-            pending.append(pool.submit(lambda files: [_read(*file, layout, shrink) for file in files], batch))
+            pending.append(
+                pool.submit(lambda files: [_read(*file, layout, shrink, decoding) for file in files], batch)
+            )
             if len(pending) > 2 * threads:
                 yield from pending.popleft().result()
         while pending:
@@ -221,7 +231,9 @@ def _batches(files: Iterable[tuple[str, Content]]) -> Iterator[list[tuple[str, C
         yield batch
 
 
-def _read(name: str, content: Content, layout: Layout, shrink: Shrink) -> tuple[Record, Kept | None]:
+def _read(
+    name: str, content: Content, layout: Layout, shrink: Shrink, decoding: Decoding
+) -> tuple[Record, Kept | None]:
     place = layout.place(name)
     label = place.label
     record = Record(name, label, place.split, place.group)
@@ -231,7 +243,7 @@ def _read(name: str, content: Content, layout: Layout, shrink: Shrink) -> tuple[
         if litter.is_preview(name):
             return _passed_over(record, litter.kind(name)), None
         try:
-            image = decode(content, held)
+            image = decoding(content, held)
         except DataError as error:
             if word := _no_image(name, content, error):
                 return _passed_over(record, word), None

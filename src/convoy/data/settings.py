@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from convoy.core.contract import BACKGROUND_PATTERN
 from convoy.core.dataset import Fit
 from convoy.core.params import Section
 
@@ -139,7 +140,7 @@ class DataParams(Section):
     ]
     background: Annotated[
         str,
-        Field(pattern=r"^(white|black|#[0-9a-fA-F]{6})$", description="colour behind transparent pixels"),
+        Field(pattern=BACKGROUND_PATTERN, description="colour behind transparent pixels"),
     ]
     max_truncated: Annotated[
         float, Field(ge=0, le=1, description="largest share of an image that a truncated file may lack")

@@ -74,7 +74,8 @@ def build(model: Path, out: Path, identity: Mapping[str, str]) -> None:
         contract.IMAGE_PX: str(facts.image_px),
         contract.FIT: facts.fit,
         contract.VERSION: __version__,
-        contract.INPUT: contract.INPUT_IN_WORDS,
+        contract.BACKGROUND: facts.background,
+        contract.INPUT: contract.input_in_words(facts.background),
         **{f"convoy.{key}": identity[key] for key in contract.IDENTITY},
     }
     helper.set_model_props(joined, properties)

@@ -4,6 +4,7 @@ N images of H x W pixels; K classes.
 """
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ class OnnxModel:
 
     Attributes:
         classes: names, in the order of the probabilities.
+        background: colour behind transparent pixels, for the decoder.
         properties: the file's metadata, with the run, commit, data and params that it comes from.
     """
 
@@ -85,6 +87,12 @@ class OnnxModel:
         if missing:
             raise VerificationError(
                 f"{name} was not exported by Convoy: it lacks {', '.join(missing)}. "
+                f"Use build/deploy/{contract.VERIFIED}, which `dvc repro` makes."
+            )
+        self.background = self.properties.get(contract.BACKGROUND, contract.DEFAULT_BACKGROUND)
+        if not re.match(contract.BACKGROUND_PATTERN, self.background):
+            raise VerificationError(
+                f"{name} has the metadata {contract.BACKGROUND} {self.background[:40]!r}, which is no colour. "
                 f"Use build/deploy/{contract.VERIFIED}, which `dvc repro` makes."
             )
         self.classes: tuple[str, ...] = tuple(json.loads(self.properties[contract.CLASSES]))

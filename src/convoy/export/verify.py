@@ -263,7 +263,10 @@ def compare_from_files(
     row_of = {path: row for row, path in enumerate(reference.paths)}
     delivered = sum(sum(images.values()) for images in reference.summary["counts"].values())
     images = open_delivery(data).images(
-        dict(zip(reference.paths, reference.sha256, strict=True)), "verify test images", delivered
+        dict(zip(reference.paths, reference.sha256, strict=True)),
+        "verify test images",
+        delivered,
+        background=model.background,
     )
     # Test rows are sorted by a hash of their pixels, so the first are a fair sample.
     most = min(SAMPLE_IMAGES, max(1, SAMPLE_BYTES // (3 * geometry.image_px**2)))

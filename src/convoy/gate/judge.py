@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import numpy as np
 import numpy.typing as npt
 
-from convoy.core import files
+from convoy.core import contract, files
 from convoy.core.errors import ConvoyError, VerificationError
 from convoy.export.latency import THREADS, hardware, versions
 from convoy.export.onnx_model import SECONDS_PER_IMAGE, OnnxModel
@@ -106,6 +106,11 @@ class Inference:
             except (ConvoyError, ValueError, TypeError) as error:  # the last two: bad metadata
                 self.failure = str(error).splitlines()[0]
 
+    @property
+    def background(self) -> str:
+        """Return the colour behind transparent pixels that the model was trained with."""
+        return self._model.background if self._model else contract.DEFAULT_BACKGROUND
+
     def predict(
         self, indices: list[int], paths: Sequence[str], images_u8: Sequence[npt.NDArray[np.uint8]]
     ) -> None:
@@ -152,7 +157,7 @@ def _unseen(
 def _predict(
     runs: Sequence[Inference], test_images: TestImages, indices: Sequence[int]
 ) -> list[npt.NDArray[np.uint8]]:
-    """Run every model on every image in one pass, until the candidate fails.
+    """Run every model on every image until the candidate fails, in one pass, or in two if their backgrounds differ.
 
     Returns:
         The first images, which are a fair sample, for the latency measurement; at least a single image if there are any.
@@ -160,18 +165,20 @@ def _predict(
     sample: dict[int, npt.NDArray[np.uint8]] = {}
     room = SAMPLE_BYTES
     position = {index: n for n, index in enumerate(indices)}
-    for chunk in test_images.read(indices):
-        numbers = [position[index] for index, _ in chunk]
-        paths = [test_images.paths[index] for index, _ in chunk]
-        images_u8 = [image_u8 for _, image_u8 in chunk]
-        for run in runs:
-            run.predict(numbers, paths, images_u8)
-        if runs[0].failure:
-            break
-        for number, image_u8 in zip(numbers, images_u8, strict=True):
-            if number < MOST_TIMED and (not sample or image_u8.nbytes <= room):
-                sample[number] = image_u8
-                room -= image_u8.nbytes
+    for background in dict.fromkeys(run.background for run in runs):
+        fitting = [run for run in runs if run.background == background]
+        for chunk in test_images.read(indices, background):
+            numbers = [position[index] for index, _ in chunk]
+            paths = [test_images.paths[index] for index, _ in chunk]
+            images_u8 = [image_u8 for _, image_u8 in chunk]
+            for run in fitting:
+                run.predict(numbers, paths, images_u8)
+            if runs[0].failure:
+                break
+            for number, image_u8 in zip(numbers, images_u8, strict=True):
+                if number < MOST_TIMED and number not in sample and (not sample or image_u8.nbytes <= room):
+                    sample[number] = image_u8
+                    room -= image_u8.nbytes
     return [sample[number] for number in sorted(sample)]
 
 

@@ -24,6 +24,7 @@ class TestImages:
     Attributes:
         data: the delivery.
         delivered: number of files that the dataset uses, of all splits.
+        background: colour behind transparent pixels, as the dataset was prepared.
         paths: of the n test images, in the order of their pixels' hashes: the first are a fair sample.
         sha256: of their files when they were prepared.
         labels: their class names.
@@ -34,6 +35,7 @@ class TestImages:
     classes: tuple[str, ...]
     data_hash: str
     delivered: int
+    background: str
     paths: tuple[str, ...]
     sha256: tuple[str, ...]
     labels: tuple[str, ...]
@@ -61,12 +63,18 @@ class TestImages:
         table = pq.read_table(path, columns=columns, filters=[("split", "=", "test")]).sort_by("row")
         delivered = sum(sum(images.values()) for images in dataset.counts.values())
         content = map(tuple, table.select(columns[:4]).to_pydict().values())
-        return cls(data, dataset.classes, dataset.hash, delivered, *content)
+        return cls(data, dataset.classes, dataset.hash, delivered, dataset.background, *content)
 
-    def read(self, indices: Collection[int]) -> Iterator[list[tuple[int, npt.NDArray[np.uint8]]]]:
+    def read(
+        self, indices: Collection[int], background: str
+    ) -> Iterator[list[tuple[int, npt.NDArray[np.uint8]]]]:
         """Read (H, W, 3) images and their indices from the delivered files, a chunk that fits into memory at a time.
 
         In the delivery's order, since an archive can only be read from its beginning.
+
+        Args:
+            indices: of the images.
+            background: colour behind transparent pixels, of the model that will see them.
 
         Raises:
             DataError: a delivered file is gone, or has changed since it was prepared.
@@ -75,7 +83,9 @@ class TestImages:
             return
         index_of = {self.paths[index]: index for index in indices}
         sha256 = {path: self.sha256[index] for path, index in index_of.items()}
-        images = open_delivery(self.data).images(sha256, "gate: read test images", self.delivered)
+        images = open_delivery(self.data).images(
+            sha256, "gate: read test images", self.delivered, background=background
+        )
         yield from chunks(
             ((index_of[path], image_u8) for path, image_u8 in images), lambda item: item[1].nbytes
         )
@@ -84,7 +94,7 @@ class TestImages:
         """Read test images as thumbnails (h, w, 3), whose longer side is at most `THUMBNAIL_PX`."""
         index_of = {path: index for index, path in enumerate(self.paths)}
         thumbnails = {}
-        for chunk in self.read([index_of[path] for path in paths]):
+        for chunk in self.read([index_of[path] for path in paths], self.background):
             for index, image_u8 in chunk:
                 thumbnail = Image.fromarray(image_u8)
                 thumbnail.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))

@@ -274,7 +274,7 @@ def _decoded(
     deep = mode in ("RGB", "RGBA", "LA") and _stated_bits(picture, content)[1] == 16
     if format_ == "TIFF":  # Pillow turns it upright
         _refuse_preview(picture)
-    elif method := TRANSPOSITIONS.get(_orientation(picture)):
+    elif (method := TRANSPOSITIONS.get(_orientation(picture))) is not None:  # a flip has the number 0
         picture = picture.transpose(method)
     width, height = picture.size
     rows = max(1, STRIP_PIXELS // width)

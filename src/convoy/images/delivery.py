@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from convoy.core import console
+from convoy.core.contract import DEFAULT_BACKGROUND
 from convoy.core.dataset import Split
 from convoy.core.errors import DataError, listed
 from convoy.core.escaping import visible
@@ -206,7 +207,7 @@ class Delivery:
                     yield f"{prefix}{posixpath.normpath(raw)}", content[:limit]
 
     def images(
-        self, sha256: Mapping[str, str], activity: str, total: int
+        self, sha256: Mapping[str, str], activity: str, total: int, *, background: str = DEFAULT_BACKGROUND
     ) -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
         """Decode files that were prepared earlier: yield each path with its (H, W, 3) uint8 image.
 
@@ -216,6 +217,7 @@ class Delivery:
             sha256: delivered paths with the SHA-256 that their bytes had when they were prepared.
             activity: for the progress display.
             total: number of files in the delivery, for the progress through an archive.
+            background: colour behind transparent pixels.
 
         Raises:
             DataError: a file cannot be decoded; or, after the last image, some are missing or have changed.
@@ -235,7 +237,7 @@ class Delivery:
                 changed.append(path)
                 continue
             try:
-                yield path, decode(content).image_u8
+                yield path, decode(content, background=background, max_truncated=1.0).image_u8
             except DataError as error:
                 raise DataError(
                     f"{self.path}: {path} was prepared, but now it {error}. Prepare again: dvc repro --force prepare"

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from convoy.core import files
-from convoy.core.contract import FACTS, WEIGHTS
+from convoy.core.contract import DEFAULT_BACKGROUND, FACTS, WEIGHTS
 from convoy.core.errors import NetworkError, RequestError
 from convoy.models.build import Auxiliary, build
 from convoy.models.spec import Spec
@@ -57,6 +57,7 @@ class ModelFacts(BaseModel):
     classes: list[str]
     image_px: int
     fit: str
+    background: str = DEFAULT_BACKGROUND  # not in the files of earlier versions
     mean: list[float]  # per channel, 0..1 units
     std: list[float]  # per channel, 0..1 units
 

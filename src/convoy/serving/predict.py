@@ -82,7 +82,7 @@ def show(predictions: Iterable[Prediction], *, as_json: bool) -> int:
 
 def _predictions(model: OnnxModel, paths: Sequence[Path]) -> Iterator[Prediction]:
     """Read a chunk ahead, so that images of equal size share a batch."""
-    read = (item for path in paths for item in _read(path))
+    read = (item for path in paths for item in _read(path, model.background))
     for chunk in chunks(read, lambda item: 0 if item[1] is None else item[1].nbytes):
         images_u8 = [image_u8 for _, image_u8, _ in chunk if image_u8 is not None]
         probabilities = iter(model.predict_mixed(images_u8))
@@ -95,14 +95,14 @@ def _predictions(model: OnnxModel, paths: Sequence[Path]) -> Iterator[Prediction
                 yield Prediction(path, "the model outputs NaN")
 
 
-def _read(path: Path) -> Iterator[Item]:
+def _read(path: Path, background: str) -> Iterator[Item]:
     """Decode a file, or every image below a folder."""
     if not os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises where a folder above may not be entered)
-        yield from _decoded(path)
+        yield from _decoded(path, background)
         return
     empty = True
     for file, reason in _walk(path):
-        for item in [(file, None, reason)] if reason else _decoded(file, images_only=True):
+        for item in [(file, None, reason)] if reason else _decoded(file, background, images_only=True):
             empty = False
             yield item
     if empty:
@@ -142,10 +142,10 @@ def _walk(top: Path) -> Iterator[tuple[Path, str]]:
             yield path, f"cannot be read: {error.strerror}"
 
 
-def _decoded(path: Path, *, images_only: bool = False) -> Iterator[Item]:
+def _decoded(path: Path, background: str, *, images_only: bool = False) -> Iterator[Item]:
     """Decode a file; for `images_only` yield nothing if it is neither an image nor called like an image."""
     try:
-        yield path, decode(read(path)).image_u8, None
+        yield path, decode(read(path), background=background).image_u8, None
     except NotAnImageError as error:
         if not images_only or Image.registered_extensions().get(path.suffix.lower()) in supported():
             yield path, None, str(error)

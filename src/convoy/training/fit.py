@@ -85,6 +85,7 @@ def fit(
         classes=list(dataset.classes),
         image_px=dataset.image_px,
         fit=dataset.fit,
+        background=dataset.background,
         mean=list(normalisation.mean),
         std=list(normalisation.std),
     )
