@@ -132,7 +132,8 @@ def test_near_duplicates_and_groups_stay_together(images, links, size):
     pairs = [Pair(a, b, 1.0) for a, b in links if a < b < len(records)]
     assigned, _ = assign(records, pairs=pairs)
     for pair in pairs:
-        assert assigned[pair.first].split == assigned[pair.second].split
+        if records[pair.first].label == records[pair.second].label:
+            assert assigned[pair.first].split == assigned[pair.second].split
     of_group = {}
     for record in assigned:
         assert record.group is None or of_group.setdefault(record.group, record.split) == record.split
@@ -306,6 +307,21 @@ def test_groups_that_hold_most_images_are_named_if_a_share_is_far_from_its_param
         assert finding.limit == getattr(SHARES, split)
         assert "the largest of 900 images" in finding.text
         assert not finding.limit / 2 <= finding.figure <= finding.limit * 2
+
+
+def test_near_duplicates_of_two_classes_bind_nothing():
+    records = [image(n, "ant") for n in range(40)] + [image(100 + n, "bee") for n in range(40)]
+    pairs = [Pair(n, 40 + n, 0.99) for n in range(40)]
+    assert splits(records, pairs=pairs) == splits(records)
+
+
+def test_a_class_that_near_duplicates_leave_too_few_units_is_named_with_the_limit():
+    records = [image(n, "ant") for n in range(40)] + [image(100 + n, "bee") for n in range(40)]
+    _, findings = assign(records, pairs=[Pair(n, n + 1, 0.99) for n in range(39)], rare="fail")
+    finding = found(findings, "rare")
+    assert finding.action == "fail"
+    assert "`ant` (40 images, counted as 1" in finding.text
+    assert "raise data.checks.near_duplicates.limit" in finding.text
 
 
 def test_pairs_of_a_delivered_split_bind_no_image_that_is_cut():

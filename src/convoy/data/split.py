@@ -65,7 +65,7 @@ def assign(
         records: of every delivered file.
         params: the `data` section.
         delivered: splits that are delivered; empty if all are cut.
-        pairs: near-duplicates, by index in `records`.
+        pairs: near-duplicates, by index in `records`; those of two classes bind nothing, since both may be what they are named.
 
     Returns:
         The records with their splits, and the findings `groups`, `moved`, `shares` and `rare`; one with the action
@@ -231,14 +231,15 @@ class _Units:
 
     def _join(self, pairs: Sequence[Pair]) -> None:
         """Make one unit of identical images, near-duplicates and groups."""
-        first: dict[tuple[str, str], int] = {}
+        seen: dict[tuple[str, str], int] = {}
         for index in self.pool:
             record = self.records[index]
-            self._unite(first.setdefault(("pixels", record.pixels), index), index)
+            self._unite(seen.setdefault(("pixels", record.pixels), index), index)
             if record.group is not None:
-                self._unite(first.setdefault(("group", record.group), index), index)
+                self._unite(seen.setdefault(("group", record.group), index), index)
         for pair in pairs:
-            if _is_cut(self.records[pair.first]) and _is_cut(self.records[pair.second]):
+            first, second = self.records[pair.first], self.records[pair.second]
+            if _is_cut(first) and _is_cut(second) and first.label == second.label:
                 self._unite(pair.first, pair.second)
 
     def _unite(self, first: int, second: int) -> None:
