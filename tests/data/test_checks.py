@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from convoy.data.checks import ImageChecks, check_dataset, check_images, look_alikes, settle_near_duplicates
+from convoy.data.checks import (
+    ImageChecks,
+    check_dataset,
+    check_images,
+    look_alikes,
+    same_colours,
+    settle_near_duplicates,
+)
 from convoy.data.records import Pair, Record
 from convoy.data.statistics import STATISTICS
 from deliveries import data_params
@@ -277,3 +284,12 @@ def test_a_class_of_which_many_images_are_paired_is_one_of_look_alikes():
     cats = [Pair(40 + n, 41 + n, 0.95) for n in range(0, 8, 2)]  # 8 of 40
     across = [Pair(n, 80 + n, 0.95) for n in range(40)]
     assert look_alikes(records, ones + cats + across) == {"one"}
+
+
+def test_copies_have_the_same_colours():
+    records = [Record(f"train/cat/{n}", "cat", "train", index=n) for n in range(4)]
+    statistics = {name: np.array([100, 110, 150, 100], np.float32) for name in ("red", "green", "contrast")}
+    statistics["blue"] = np.array([100, 110, 150, 20], np.float32)
+    pairs = [Pair(0, 1, 0.99), Pair(0, 2, 0.99), Pair(0, 3, 0.99)]
+    assert same_colours(pairs, records, statistics) == pairs[:1]
+    assert same_colours([], records, statistics) == []

@@ -410,5 +410,5 @@ def test_drawings_that_are_alike_by_nature_are_all_used_and_their_copies_are_not
     result = scan_of(folder(files | {"train/one/copy.jpg": copy}), settings())
     assert list(unused(result)) == ["train/one/copy.jpg"]
     (finding,) = (found for found in result.findings if found.check == "look_alikes")
-    assert "`one`: over 20% of the images" in finding.text
+    assert "`one`: over 20% of the images resemble" in finding.text
     assert "data.group" in finding.text

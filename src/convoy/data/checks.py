@@ -46,6 +46,9 @@ WORDS: Mapping[str, tuple[str, str]] = {
 }
 """Checks of a number: what they find, and the figure of an image."""
 
+GRAY = ("blank", "dark", "bright")
+"""Checks that find transparent images where the colour behind them is like their own."""
+
 CERTAIN = 0.985
 """Correlation above which images are copies even where all images of a class are alike: recompressed (JPEG quality 60) or 10 % brighter
 copies of CIFAR-10's images have at least 0.986; of the sample digits, enlarged to 28 px, two pairs do, and 42 % of the images exceed 0.92."""
@@ -166,7 +169,7 @@ def check_images(
     see_through = np.frombuffer(bytes(transparent), bool)[rows]
     shorter = np.minimum(column["width"], column["height"])
     brightness, sharpness = column["brightness"], column["sharpness"]
-    blank = column["contrast"] < params.blank.limit
+    blank = (column["contrast"] < params.blank.limit) & (shorter >= params.small.limit)
     resolved = ~blank & (shorter >= PIXELS_FOR_SHARPNESS)
     # For each check: the images that it finds, and a number that is lowest for the most suspicious.
     found: dict[str, tuple[npt.NDArray[np.bool_], Column]] = {
@@ -188,7 +191,7 @@ def check_images(
             for place in places
         ]
         check: ImageCheck = getattr(params, name)
-        remedy = _background(int(see_through[places].sum())) if "gray" in figure else ""
+        remedy = _background(int(see_through[places].sum())) if name in GRAY else ""
         checks.settle(name, check, suspects, what.format(limit=check.limit), remedy)
     checks.settle(
         "outliers",
@@ -222,6 +225,26 @@ def look_alikes(records: Sequence[Record], pairs: Sequence[Pair]) -> set[str]:
     return {label for label, number in counts.items() if number > max(2, MOST_ALIKE * used[label])}
 
 
+def same_colours(
+    pairs: Sequence[Pair], records: Sequence[Record], statistics: Mapping[str, Column]
+) -> list[Pair]:
+    """Select pairs whose mean colours and contrast differ by at most 12 % and 5 levels, as those of copies do.
+
+    Large drawn shapes of different colours correlate as much as copies: gray levels are compared there, whatever their range.
+    """
+    if not pairs:
+        return []
+    first, second = (
+        np.array([records[number].index for number in numbers])
+        for numbers in zip(*((pair.first, pair.second) for pair in pairs), strict=True)
+    )
+    equal = np.ones(len(pairs), bool)
+    for name in ("red", "green", "blue", "contrast"):
+        one, other = statistics[name][first], statistics[name][second]
+        equal &= np.abs(one - other) <= 0.12 * np.maximum(one, other) + 5
+    return [pair for pair, is_equal in zip(pairs, equal, strict=True) if is_equal]
+
+
 def settle_near_duplicates(
     checks: ImageChecks, pairs: Sequence[Pair], alike: Sequence[str], check: ImageCheck
 ) -> None:
@@ -240,9 +263,8 @@ def settle_near_duplicates(
     records = checks.records
     if alike:
         text = (
-            f"{_classes(alike)}: over {MOST_ALIKE:.0%} of the images are nearly the same as another of their class, so they are alike by "
-            f"nature, or a series. Only correlations above {CERTAIN} count as near-duplicates there. If they are a series, such as the "
-            "frames of a video, state it by data.group."
+            f"{_classes(alike)}: over {MOST_ALIKE:.0%} of the images resemble another of their class (drawings, digits, or a series), so only "
+            f"copies, with a correlation above {CERTAIN} and the same colours, count as near-duplicates. State a series, such as the frames of a video, by data.group."
         )
         checks.findings.append(Finding("look_alikes", len(alike), MOST_ALIKE, "report", text))
     usable = [pair for pair in pairs if records[pair.first].status == records[pair.second].status == "ok"]

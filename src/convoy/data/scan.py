@@ -26,6 +26,7 @@ from convoy.data.checks import (
     check_dataset,
     check_images,
     look_alikes,
+    same_colours,
     settle_near_duplicates,
 )
 from convoy.data.layout import Layout, recognise
@@ -142,7 +143,9 @@ def scan(
                 index += 1
         statistics = columns(measured)
         checked = check_images(records, statistics, transparent, params.checks, layout.delivered)
-        pairs, alike = _near_duplicates(checked.records, fingerprints, params.checks.near_duplicates.limit)
+        pairs, alike = _near_duplicates(
+            checked.records, statistics, fingerprints, params.checks.near_duplicates.limit
+        )
     settle_near_duplicates(checked, pairs, alike, params.checks.near_duplicates)
     records, of_splits = assign(checked.records, params, layout.delivered, pairs)
     findings = [*layout.notes, *checked.findings, *_quarantine(records, params)]
@@ -160,12 +163,15 @@ def scan(
 
 
 def _near_duplicates(
-    records: Sequence[Record], fingerprints: IO[bytes], limit: float
+    records: Sequence[Record],
+    statistics: Mapping[str, npt.NDArray[np.float32]],
+    fingerprints: IO[bytes],
+    limit: float,
 ) -> tuple[list[Pair], list[str]]:
     """Compare the usable images that are large enough, the first of those with the same pixels.
 
     Returns:
-        Pairs by index in `records`, and the classes of look-alikes, of whose images only pairs above `CERTAIN` count.
+        Pairs by index in `records`, and the classes of look-alikes, of which only copies count.
     """
     images = [n for n, record in enumerate(records) if record.index >= 0]
     if not images:
@@ -193,7 +199,8 @@ def _near_duplicates(
     if not alike or limit >= CERTAIN:
         return found, []
     distinct = [pair for pair in found if not {records[pair.first].label, records[pair.second].label} & alike]
-    both = {(pair.first, pair.second): pair for pair in (*above(CERTAIN), *distinct)}
+    copies = same_colours(above(CERTAIN), records, statistics)
+    both = {(pair.first, pair.second): pair for pair in (*copies, *distinct)}
     return [both[key] for key in sorted(both)], sorted(alike)
 
 
