@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -265,3 +266,48 @@ def test_an_archive_is_read_no_further_than_the_last_image(tarred, pets):
     path = tarred(pets, "")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert list(images_of(path, {"cat/0.png": pets["cat/0.png"]})) == ["cat/0.png"]
+
+
+def unmarked(tmp_path, names, page):
+    """A zip whose names are in a code page, without the mark for UTF-8."""
+    path = tmp_path / "old.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, name in enumerate(names):
+            archive.writestr(f"{number:0{len(name.encode(page))}}", bytes([number]))
+    content = path.read_bytes()
+    for number, name in enumerate(names):
+        packed = name.encode(page)
+        content = content.replace(f"{number:0{len(packed)}}".encode(), packed)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("page", "shown", "names"),
+    [
+        ("cp932", "Shift-JIS", ["猫/ソート.png", "犬/表.png"]),
+        ("gbk", "GBK", ["苹果/1.png", "香蕉/1.png"]),
+        ("cp437", "cp437", ["Äpfel/1.png", "Bären/1.png"]),
+        ("cp1252", "cp1252", ["Äpfel/1.png", "Bären/1.png"]),
+        ("utf-8", "utf-8", ["Äpfel/1.png", "猫/1.png"]),
+    ],
+)
+def test_names_in_a_code_page_are_decoded_and_the_code_page_is_stated(tmp_path, page, shown, names):
+    delivery = open_delivery(unmarked(tmp_path, names, page))
+    assert delivery.names() == delivery.names() == names
+    assert dict(delivery.files()) == {name: bytes([number]) for number, name in enumerate(names)}
+    (note,) = delivery.notes
+    assert f"old.zip are not marked as UTF-8, and read as {shown}" in note
+
+
+def test_names_that_make_no_sense_are_pointed_out(tmp_path):
+    delivery = open_delivery(unmarked(tmp_path, ["a°b±c/1.png"], "latin1"))
+    assert len(delivery.names()) == 1
+    assert "make no sense in any known code page" in delivery.notes[0]
+
+
+def test_names_that_are_utf8_or_ascii_need_no_note(zipped):
+    for name in ("猫/1.png", "cat/1.png"):
+        delivery = open_delivery(zipped({name: b"1"}))
+        delivery.names()
+        assert delivery.notes == []

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, Self, cast, overload
 
 from convoy.core.errors import DataError
+from convoy.images import code_pages
 from convoy.images.decode import MAX_FILE_BYTES, Content, Readable, TooLargeError, read_stream
 
 Kind = Literal["zip", "tar", "tar.gz", "tar.bz2", "tar.xz", "tar.zst"]
@@ -35,6 +36,9 @@ PIECE_BYTES = 2**20
 
 MAX_MEMBERS = 20_000_000
 """Largest number of members: more than ImageNet-21k's 14 million. Each name takes memory."""
+
+UTF8_FLAG = 0x800
+"""Bit of a zip member's flags: its name is UTF-8."""
 
 MAX_HEADER_BYTES = 2**20
 """Longest extended tar header (names, attributes), in bytes: tarfile reads each whole into memory."""
@@ -158,8 +162,10 @@ def members(
 def _zip_members(path: Path, is_wanted: Wanted, load: Load) -> Iterator[tuple[str, Content]]:
     with zipfile.ZipFile(path) as archive:
         allowance = _Allowance(path)
+        page = _code_page(archive) or code_pages.ZIP_DEFAULT
         for member in archive.infolist():
-            name = member.filename.replace("\\", "/")  # as some Windows programs write it
+            name = _packed(member).decode(page) if _is_unmarked(member) else member.filename
+            name = name.replace("\\", "/")  # as some Windows programs write it
             allowance.count_member()
             _check_name(path, name)
             mode = member.external_attr >> 16
@@ -176,6 +182,28 @@ def _zip_members(path: Path, is_wanted: Wanted, load: Load) -> Iterator[tuple[st
             with archive.open(member) as file:
                 content = load(name, _Counted(file, allowance), member.file_size)
             yield name, content
+
+
+def code_page(path: Path, kind: Kind) -> str | None:
+    """Return the code page of names in a zip that are not marked as UTF-8; empty if none makes sense, None if there are no such names."""
+    if kind != "zip":
+        return None
+    with _damage_reported(path), zipfile.ZipFile(path) as archive:
+        if all(_packed(member).isascii() for member in archive.infolist() if _is_unmarked(member)):
+            return None
+        return _code_page(archive) or ""
+
+
+def _code_page(archive: zipfile.ZipFile) -> str | None:
+    return code_pages.find(_packed(member) for member in archive.infolist() if _is_unmarked(member))
+
+
+def _is_unmarked(member: zipfile.ZipInfo) -> bool:
+    return not member.flag_bits & UTF8_FLAG
+
+
+def _packed(member: zipfile.ZipInfo) -> bytes:
+    return member.filename.encode(code_pages.ZIP_DEFAULT)  # in which zipfile decodes it
 
 
 def _tar_members(path: Path, kind: Kind, is_wanted: Wanted, load: Load) -> Iterator[tuple[str, Content]]:

@@ -23,8 +23,8 @@ from convoy.core.contract import DEFAULT_BACKGROUND
 from convoy.core.dataset import Split
 from convoy.core.errors import DataError, listed
 from convoy.core.escaping import visible
-from convoy.images import litter
-from convoy.images.archive import REPACK, Kind, is_archive, kind_of, members
+from convoy.images import code_pages, litter
+from convoy.images.archive import REPACK, Kind, code_page, is_archive, kind_of, members
 from convoy.images.decode import Content, decode, read
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class Delivery:
         return archives[0] if archives else "folder"
 
     def names(self) -> list[str]:
-        """List delivered paths, `/` between folders, without litter; fills `litter` and `empty_folders`.
+        """List delivered paths, `/` between folders, without litter; fills `litter`, `empty_folders` and `notes`.
 
         Raises:
             DataError: an archive is unsafe, damaged or holds other archives; a path occurs twice or is not a regular file.
@@ -148,6 +148,7 @@ class Delivery:
                     seen[_utf8(name, mount.path)] = None
                 elif not litter.kind(name):
                     raise DataError(f"{self.path} contains `{visible(name)}` twice. {REPACK}")
+        self.notes[:] = dict.fromkeys([*self.notes, *filter(None, map(_note_on_names, self.mounts))])
         self._skipped = litter.small_copies(seen)
         for name in sorted(self._skipped):
             self._count(litter.THUMBNAIL, name)
@@ -373,6 +374,19 @@ def _shares_folders(path: Path, kind: Kind) -> bool:
         ) and "/" in posixpath.normpath(name):
             return True
     return False
+
+
+def _note_on_names(mount: Mount) -> str:
+    """State in which code page the names of a zip are read, where they do not state it themselves."""
+    page = code_page(mount.path, mount.archive) if mount.archive else None
+    if page is None:
+        return ""
+    if page:
+        return f"Names in {mount.path.name} are not marked as UTF-8, and read as {code_pages.display(page)}."
+    return (
+        f"Names in {mount.path.name} are not marked as UTF-8, and make no sense in any known code page; class names may be "
+        "garbled. Pack it again with a program that writes UTF-8, such as 7-Zip."
+    )
 
 
 def _listing(mount: Mount, mounts: Iterable[Mount]) -> Iterator[str]:
