@@ -110,7 +110,7 @@ def data_drift(
     from convoy.data import drift
 
     with messages(as_json=as_json):
-        found = drift.compare(path, baseline or drift.locate(Path.cwd()))
+        found = drift.compare(path, baseline or drift.locate(Path()))
     if as_json:
         print_json(found)
     else:

@@ -113,6 +113,11 @@ def ranked(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda found: (SEVERITY.index(found.action), -len(found.paths), found.check))
 
 
+def sentences(finding: Finding) -> str:
+    """Return what a check found without the indented lines that list files, which are shown elsewhere."""
+    return " ".join(re.sub(":$", ".", line) for line in finding.text.splitlines() if not line.startswith(" "))
+
+
 def figure(finding: Finding) -> str:
     """Format what a check measured."""
     return f"{finding.figure:,.4g}" if finding.figure % 1 else f"{finding.figure:,.0f}"
@@ -215,12 +220,10 @@ def _unused(records: Iterable[Record], status: Status, title: str) -> list[str]:
 def _findings(findings: Iterable[Finding]) -> list[str]:
     found = []
     for finding in ranked(findings):
-        # Lines that list files are in the paragraphs above.
-        text = " ".join(
-            re.sub(":$", ".", line) for line in finding.text.splitlines() if not line.startswith(" ")
-        )
         limit = "" if finding.limit is None else f", limit {finding.limit:g}"
-        found.append(_wrapped(f"{finding.action}: {text} ({finding.check} {figure(finding)}{limit})"))
+        found.append(
+            _wrapped(f"{finding.action}: {sentences(finding)} ({finding.check} {figure(finding)}{limit})")
+        )
     if not found:
         return ["", "Findings: none"]
     return ["", f"Findings: {len(found):,} (limits and actions: data.checks in params.yaml)", *found]
@@ -228,4 +231,6 @@ def _findings(findings: Iterable[Finding]) -> list[str]:
 
 def _wrapped(text: str) -> str:
     words = " ".join(escaping.visible(word) for word in text.split())
-    return "\n".join(textwrap.wrap(words, COLUMNS, initial_indent="  ", subsequent_indent="    "))
+    return "\n".join(
+        textwrap.wrap(words, COLUMNS, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+    )
