@@ -34,7 +34,7 @@ PATTERNS = (
     r"^(?P<label>\D+?)[ ._-]*\(?\d+\)?\.\w+$",
     r"^(?P<label>.+)[ ._-]\(?\d+\)?\.\w+$",
     r"^\d+[ ._-]+(?P<label>\D+?)\.\w+$",
-    r"^(?P<label>[^ ._-]+)[ ._-]",
+    r"^(?P<label>[^ ._-]+)[ ._-].+\.",
     r"[ ._-](?P<label>[^ ._-]+)\.\w+$",
 )
 """How people write the class into the names of files, the most readable first."""
@@ -112,7 +112,7 @@ def beside(path: Path, images: Sequence[str], lists: Lists, folders: "Folders") 
             f"{listed(lists.read, 3)} has {len(by_list):,} ({_some(by_list)}). Choose: -S data.label=csv (the list) or "
             "-S data.label=folder"
         )
-    classes = {place.label for place in folders.places.values() if place.label}
+    classes = folders.classes
     inside = sum(folders.place(name).label is not None for name in images)
     divides = (
         not folders.delivered

@@ -10,7 +10,7 @@ from typing import Protocol
 from convoy.core.dataset import SPLITS, Split
 from convoy.core.errors import DataError, listed
 from convoy.data import labels, names
-from convoy.data.lists import read_lists
+from convoy.data.lists import Lists, read_lists
 from convoy.data.names import Part
 from convoy.data.records import Finding
 from convoy.data.settings import Arrangement
@@ -93,9 +93,9 @@ class Folders:
         return Place() if found.passed_over and not names.may_be_image(name) else found
 
     @property
-    def labelled(self) -> bool:
-        """Check whether any folder is a class."""
-        return any(place.label for place in self.places.values())
+    def classes(self) -> set[str]:
+        """Return the classes that folders are."""
+        return {place.label for place in self.places.values() if place.label}
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _recognise(delivery: Delivery, arrangement: Arrangement, label: str) -> Layo
         raise DataError(f"{delivery.path} contains no images. {found_instead} {EXPECTED}")
     if label == "folder":
         stated_by_folders = folders(delivery.path, images, arrangement)
-        if not stated_by_folders.labelled:
+        if not stated_by_folders.classes:
             raise labels.nothing_states_classes(delivery.path, images, stated_by_folders, [])
         return stated_by_folders
     if label not in ("auto", "csv"):
@@ -163,16 +163,28 @@ def _recognise(delivery: Delivery, arrangement: Arrangement, label: str) -> Layo
             delivery.path, images, re.compile(label), splits_only(delivery.path, images, arrangement)
         )
     lists = read_lists(delivery, delivered, images)
-    found: Folders | None = None
-    if label == "auto":
-        try:
-            found = folders(delivery.path, images, arrangement)
-        except DataError:
-            if arrangement != "auto" or not labels.cover(lists, images):
-                raise
-    if found and found.labelled:
+    if label == "auto" and (found := _class_folders(delivery.path, images, arrangement, lists)):
         return labels.beside(delivery.path, images, lists, found) if lists.rows else found
     return labels.by_lists(delivery.path, images, lists, splits_only(delivery.path, images, arrangement))
+
+
+def _class_folders(
+    path: Path, images: Sequence[str], arrangement: Arrangement, lists: Lists
+) -> Folders | None:
+    """Read classes from folders; None if there are none, or only lists can state them."""
+    listed_all = labels.cover(lists, images)
+    try:
+        found = folders(path, images, arrangement)
+    except DataError:
+        if arrangement == "auto" and listed_all:
+            return None
+        raise
+    if len(found.classes) == 1:
+        if listed_all:
+            return None
+        if labels.propose([name.rpartition("/")[2] for name in images]):
+            raise labels.nothing_states_classes(path, images, found, lists.problems)
+    return found if found.classes else None
 
 
 def folders(path: Path, images: Iterable[str], arrangement: Arrangement = "auto") -> Folders:

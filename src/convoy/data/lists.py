@@ -219,7 +219,8 @@ class _Index:
         """
         text = written.replace("\\", "/")
         for start in (folder, ""):
-            path = posixpath.normpath(posixpath.join(start, text.lstrip("/")))
+            path = f"{start}/{text.lstrip('/')}" if start else text.lstrip("/")
+            path = posixpath.normpath(path) if "./" in path or "//" in path else path
             if path in self.exact:
                 return path
         base = posixpath.basename(text)
@@ -427,7 +428,7 @@ class _Table:
                 both = f"{short(before.label)}, {short(place.label)}"
                 place = Place(place.split, reason=f"has two labels in {self.name}: {both}")
             else:
-                faults.add("repeat a file with the same label", path)
+                faults.add("repeat a file", path)
                 continue
             rows[path] = known.setdefault(place, place)
         self.check(total, faults, counts, several, rows)

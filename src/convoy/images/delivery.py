@@ -198,7 +198,7 @@ class Delivery:
                 inside = ((name, self.path / name) for name in names if (self.path / name).is_file())
                 for name, path in inside:
                     with path.open("rb") as file:
-                        yield name, file.read(limit)
+                        yield name, file.read(min(limit, path.stat().st_size))
                 continue
             prefix = mount.prefix
             wanted = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}

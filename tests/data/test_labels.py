@@ -1,0 +1,429 @@
+import json
+import re
+import tracemalloc
+from collections import Counter
+
+import pytest
+from tests.deliveries import png_of
+
+from convoy.core.errors import DataError
+from convoy.data import lists
+from convoy.data.labels import PATTERNS, propose
+from convoy.data.layout import recognise
+from convoy.images.delivery import open_delivery
+
+
+@pytest.fixture
+def delivered(tmp_path):
+    """Write a folder of images (their content is not looked at) and lists; return the delivery."""
+
+    def write(images, lists):
+        for name in images:
+            path = tmp_path / "data" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"")
+        for name, text in lists.items():
+            path = tmp_path / "data" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return open_delivery(tmp_path / "data")
+
+    return write
+
+
+def places(delivery, *arguments):
+    """Return what is stated about each image: split and label, or why it is not used."""
+    layout = recognise(delivery, *arguments)
+    found = {
+        name: layout.place(name) for name in delivery.names() if name.endswith((".jpg", ".png", ".JPEG"))
+    }
+    return {name: p.passed_over or p.reason or (p.split, p.label) for name, p in found.items()}
+
+
+def notes(delivery, *arguments):
+    return [found.text for found in recognise(delivery, *arguments).notes]
+
+
+def refusal(delivery, *arguments):
+    with pytest.raises(DataError) as caught:
+        recognise(delivery, *arguments)
+    return str(caught.value)
+
+
+ABCD = ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
+CATS_AND_DOGS = dict(zip(ABCD, [(None, "cat"), (None, "cat"), (None, "dog"), (None, "dog")], strict=True))
+UNLABELLED = "unlabelled image"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("labels.csv", "path,label\na.jpg,cat\nb.jpg,cat\nc.jpg,dog\nd.jpg,dog\n"),
+        ("labels.csv", "a.jpg,cat\nb.jpg,cat\nc.jpg,dog\nd.jpg,dog\n"),
+        ("labels.csv", '\ufefffile name;class\r\n"a.jpg";"cat"\r\n"b.jpg";"cat"\r\n"c.jpg";dog\r\n\r\nd.jpg;dog\r\n'),
+        ("labels.csv", "\ufeffimage,label\na.jpg,cat\nb.jpg,cat\nc.jpg,dog\nd.jpg,dog\n".encode("utf-16")),
+        ("train.csv", "id,breed\na,cat\nb,cat\nc,dog\nd,dog\n"),
+        ("labels.tsv", "filename\tlabel\na.jpg\tcat\nb.jpg\tcat\nc.jpg\tdog\nd.jpg\tdog\n"),
+        ("_classes.csv", "filename, cat, dog\na.jpg, 1, 0\nb.jpg, 1, 0\nc.jpg, 0, 1\nd.jpg, 0, 1\n"),
+        ("GroundTruth.csv", "image,cat,dog\na,1.0,0.0\nb,1.0,0.0\nc,0.0,1.0\nd,0.0,1.0\n"),
+        ("sports.csv", "class id,filepaths,labels,size\n0,a.jpg,cat,9\n0,b.jpg,cat,9\n1,c.jpg,dog,9\n1,d.jpg,dog,9\n"),
+        ("metadata.jsonl", "\n".join(json.dumps({"file_name": f"{n}.jpg", "label": c}) for n, c in zip("abcd", ["cat", "cat", "dog", "dog"], strict=True))),
+        ("labels.json", json.dumps({"a.jpg": "cat", "b.jpg": "cat", "c.jpg": "dog", "d.jpg": "dog"})),
+        ("labels.json", json.dumps([{"file": f"{n}.jpg", "label": c} for n, c in zip("abcd", ["cat", "cat", "dog", "dog"], strict=True)])),
+        ("labels.txt", "# path label\na.jpg cat\nb.jpg cat\nc.jpg dog\nd.jpg dog\n"),
+        (
+            "_annotations.coco.json",
+            json.dumps(
+                {
+                    "images": [{"id": n, "file_name": name} for n, name in enumerate(ABCD)],
+                    "annotations": [{"image_id": n, "category_id": n // 2 + 1} for n in (0, 0, 1, 2, 3)],
+                    "categories": [{"id": 0, "name": "pets"}, {"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+                }
+            ),
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) and value.count(".") == 1 and " " not in value else "",
+)  # fmt: skip
+@pytest.mark.parametrize("label", ["auto", "csv"])
+def test_lists_of_every_kind_state_the_classes(delivered, name, text, label):
+    assert places(delivered(ABCD, {name: text}), "auto", label) == CATS_AND_DOGS
+
+
+ROWS = "cat\n{}b,cat\n{}c,dog\n{}d,dog\n"
+
+
+@pytest.mark.parametrize(
+    ("folder", "list_", "written"),
+    [
+        ("images/", "labels.csv", "images/{}.jpg"),
+        ("images/", "labels.csv", "{}.jpg"),
+        ("images/", "labels.csv", "{}"),
+        ("images/", "labels.csv", "./images/{}.jpg"),
+        ("images/", "labels.csv", "images\\{}.jpg"),
+        ("images/", "labels.csv", "IMAGES/{}.JPG"),
+        ("images/", "meta/labels.csv", "../images/{}.jpg"),
+        ("images/", "meta/labels.csv", "images/{}"),
+        ("x/images/", "x/labels.csv", "images/{}.jpg"),
+        ("images/", "labels.csv", "/home/me/images/{}.jpg"),
+        ("images/", "labels.csv", "C:\\photos\\images\\{}.jpg"),
+        ("images/", "labels.csv", "../../elsewhere/{}.jpg"),
+    ],
+)
+def test_files_are_found_from_the_folder_of_the_list_or_by_their_unique_name(
+    delivered, folder, list_, written
+):
+    images = [folder + name for name in ABCD]
+    rows = [
+        f"{written.format(n)},{label}" for n, label in zip("abcd", ["cat", "cat", "dog", "dog"], strict=True)
+    ]
+    delivery = delivered(images, {list_: "\n".join(["path,label", *rows])})
+    assert list(places(delivery).values()) == list(CATS_AND_DOGS.values())
+    absolute = written.startswith(("/", "C:"))
+    assert any("4 rows have absolute paths" in text for text in notes(delivery)) == absolute
+    assert any("lead out of the delivery" in text for text in notes(delivery)) == written.startswith("../../")
+
+
+def test_splits_and_groups_are_columns_and_folders_fill_in_what_they_lack(delivered):
+    text = "path,label,split,patient_id\na.jpg,cat,train,p1\nb.jpg,cat,test,p2\nc.jpg,dog,training,\nd.jpg,dog,TEST,p2\n"
+    delivery = delivered(ABCD, {"labels.csv": text})
+    layout = recognise(delivery)
+    assert layout.delivered == ("train", "test")
+    found = [(p.split, p.label, p.group) for p in map(layout.place, ABCD)]
+    assert found == [
+        ("train", "cat", "p1"),
+        ("test", "cat", "p2"),
+        ("train", "dog", None),
+        ("test", "dog", "p2"),
+    ]
+
+
+def test_a_split_folder_of_which_no_image_is_listed_waits_for_a_prediction(delivered):
+    images = ["train/a.jpg", "train/b.jpg", "train/c.jpg", "test/1.jpg", "test/2.jpg"]
+    delivery = delivered(
+        images,
+        {"train.csv": "id,label\na,cat\nb,dog\nc,dog\n", "sample_submission.csv": "id,label\n1,cat\n2,cat\n"},
+    )
+    assert places(delivery) == {
+        "train/a.jpg": ("train", "cat"), "train/b.jpg": ("train", "dog"), "train/c.jpg": ("train", "dog"),
+        "test/1.jpg": UNLABELLED, "test/2.jpg": UNLABELLED,
+    }  # fmt: skip
+    assert recognise(delivery).delivered == ("train",)
+
+
+def test_images_that_only_a_list_without_classes_names_wait_for_a_prediction(delivered):
+    images = [f"images/{part}_{n}.jpg" for part in ("Train", "Test") for n in range(3)]
+    delivery = delivered(
+        images,
+        {
+            "train.csv": "image_id,healthy,rust\nTrain_0,1,0\nTrain_1,0,1\nTrain_2,0,1\n",
+            "test.csv": "image_id\nTest_0\nTest_1\nTest_2\n",
+        },
+    )
+    assert Counter(places(delivery).values()) == {UNLABELLED: 3, (None, "healthy"): 1, (None, "rust"): 2}
+
+
+def test_lists_named_like_splits_divide_the_images(delivered):
+    images = [f"jpg/{n}.jpg" for n in range(6)]
+    files = {
+        "train.csv": "file,label\n0,cat\n1,dog\n2,dog\n",
+        "val_list.csv": "file,label\n3,cat\n",
+        "testLabels.csv": "file,label\n4,cat\n5,dog\n",
+    }
+    found = places(delivered(images, files))
+    assert [split for split, _ in found.values()] == ["train"] * 3 + ["val"] + ["test"] * 2
+
+
+def test_food_101_has_class_folders_and_lists_of_its_splits(delivered):
+    images = [f"food-101/images/{label}/{n}.jpg" for label in ("pie", "soup") for n in range(4)]
+    meta = {
+        "food-101/meta/train.txt": "".join(f"{label}/{n}\n" for label in ("pie", "soup") for n in range(3)),
+        "food-101/meta/test.txt": "pie/3\nsoup/3\n",
+        "food-101/meta/classes.txt": "pie\nsoup\n",
+    }
+    delivery = delivered(images, meta)
+    found = Counter(places(delivery).values())
+    assert found == {("train", "pie"): 3, ("test", "pie"): 1, ("train", "soup"): 3, ("test", "soup"): 1}
+    assert recognise(delivery).delivered == ("train", "test")
+    assert set(places(delivery, "auto", "folder").values()) == {(None, "pie"), (None, "soup")}
+
+
+def test_imagenet_has_class_folders_and_a_list_for_the_flat_validation_split(delivered):
+    images = [f"train/{wnid}/{wnid}_{n}.JPEG" for wnid in ("n01440764", "n01443537") for n in range(3)]
+    images += [f"val/ILSVRC2012_val_0000000{n}.JPEG" for n in range(2)]
+    lines = "ILSVRC2012_val_00000000.JPEG n01443537\nILSVRC2012_val_00000001.JPEG n01440764\n"
+    delivery = delivered(images, {"val_labels.txt": lines})
+    assert Counter(places(delivery).values()) == {
+        ("train", "n01440764"): 3, ("train", "n01443537"): 3, ("val", "n01440764"): 1, ("val", "n01443537"): 1,
+    }  # fmt: skip
+    assert recognise(delivery).delivered == ("train", "val")
+
+
+def test_roboflow_has_a_list_in_each_split(delivered):
+    images = [f"{part}/{n}_jpg.rf.0a.jpg" for part in ("train", "valid", "test") for n in range(2)]
+    text = "filename, circle, square\n0_jpg.rf.0a.jpg, 1, 0\n1_jpg.rf.0a.jpg, 0, 1\n"
+    delivery = delivered(images, {f"{part}/_classes.csv": text for part in ("train", "valid", "test")})
+    assert set(places(delivery).values()) == {
+        (split, label) for split in ("train", "val", "test") for label in ("circle", "square")
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "facts"),
+    [
+        ("filename, cat, dog\na.jpg, 1, 1\nb.jpg, 1, 0\nc.jpg, 0, 1\nd.jpg, 0, 1\n", ["several labels per image (a.jpg: cat, dog)"]),
+        ("path,label\na.jpg,cat|dog\nb.jpg,cat\nc.jpg,dog\nd.jpg,dog\n", ["several labels per image in the column `label` (`cat|dog`)"]),
+        ("image_name,tags\na,clear water\nb,clear road\nc,water road\nd,clear water road\n", ["several labels per image in the column `tags`"]),
+        ("path,label\na.jpg,cat\na.jpg,dog\nb.jpg,cat\nb.jpg,dog\nc.jpg,dog\nd.jpg,dog\n", ["several labels for 2 of 4 images (a.jpg: cat, dog)"]),
+        ("path,colour,shape\na.jpg,red,x\nb.jpg,red,y\nc.jpg,blue,x\nd.jpg,blue,y\n", ["unclear (`colour`, `shape`)", "name it `label`"]),
+        ("path,label\ne.jpg,cat\nf.jpg,cat\ng.jpg,dog\nd.jpg,dog\n", ["names 4 files, and 3 of them are not delivered or not unique, such as e.jpg"]),
+        ("path,label\na.jpg,\0\n", ["contains NUL bytes"]),
+        ('path,label\na.jpg,cat\nb.jpg,"' + "x" * 200_000 + '"\n', ["cannot be read", "field larger than field limit"]),
+    ],
+)  # fmt: skip
+def test_a_list_that_does_not_state_one_class_per_image_is_refused_with_the_reason(delivered, text, facts):
+    message = refusal(delivered(ABCD, {"labels.csv": text}), "auto", "csv")
+    assert [fact for fact in [*facts, "labels.csv"] if fact not in message] == [], message
+
+
+@pytest.mark.parametrize(
+    ("content", "fact"),
+    [
+        ({"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "category_id": n} for n in (1, 2)], "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]}, "several categories for 1 of 1 images (a.jpg: cat, dog)"),
+        ({"images": [{}], "annotations": [{"image_id": 1}], "categories": []}, "is no COCO annotation: KeyError"),
+        ("[" * 100_000, "is no JSON"),
+    ],
+)  # fmt: skip
+def test_a_coco_file_that_does_not_state_one_class_per_image_is_refused(delivered, content, fact):
+    text = content if isinstance(content, str) else json.dumps(content)
+    assert fact in refusal(delivered(ABCD, {"annotations.json": text}))
+
+
+def test_a_column_of_captions_or_measurements_is_no_class(delivered):
+    images = [f"{n}.jpg" for n in range(40)]
+    text = "file_name,text\n" + "".join(f"{n}.jpg,a photo of thing {n}\n" for n in range(40))
+    assert "holds no classes: 40 different values for 40 images" in refusal(
+        delivered(images, {"metadata.csv": text})
+    )
+
+
+def test_faults_of_rows_are_counted_and_named_and_their_images_are_not_used(delivered):
+    images = [f"{n}.jpg" for n in range(40)]
+    rows = [f"{n}.jpg,{'cat' if n % 2 else 'dog'}" for n in range(37)]
+    rows += ["37.jpg,", "38.jpg", "0.jpg,dog", "1.jpg,dog", "gone.jpg,cat", ",cat", f"2.jpg,{'x' * 300}"]
+    delivery = delivered(images, {"labels.csv": "path,label\n" + "\n".join(rows)})
+    unused = {name: place for name, place in places(delivery).items() if isinstance(place, str)}
+    assert unused == {
+        "1.jpg": "has two labels in labels.csv: cat, dog",
+        "37.jpg": "has no label in labels.csv",
+        "38.jpg": "has no label in labels.csv",
+        "39.jpg": "is in no row of labels.csv",
+    }
+    assert sorted(notes(delivery)) == [
+        "labels.csv: 1 rows name files that are not delivered: gone.jpg",
+        "labels.csv: 1 rows name no file: row 43",
+        "labels.csv: 2 rows repeat a file: 0.jpg, 2.jpg",
+    ]
+
+
+def test_a_list_in_latin_1_is_read_and_pointed_out(delivered):
+    text = "path,label\na.jpg,caf\xe9\nb.jpg,caf\xe9\nc.jpg,bar\nd.jpg,bar\n".encode("latin-1")
+    delivery = delivered(ABCD, {"labels.csv": text})
+    assert set(places(delivery).values()) == {(None, "café"), (None, "bar")}
+    assert any("no UTF-8 and was read as Latin-1" in note for note in notes(delivery))
+
+
+def test_a_name_that_fits_several_files_is_not_guessed(delivered):
+    images = ["x/1.jpg", "y/1.jpg", "x/2.jpg", "y/3.jpg", "y/4.jpg"]
+    delivery = delivered(images, {"labels.csv": "file,label\n1.jpg,cat\n2.jpg,cat\n3.jpg,dog\n4.jpg,dog\n"})
+    found = places(delivery, "auto", "csv")
+    assert found["x/1.jpg"] == found["y/1.jpg"] == "is in no row of labels.csv"
+    assert "labels.csv: 1 rows fit several delivered files, and are not used: 1.jpg" in notes(
+        delivery, "auto", "csv"
+    )
+    by_path = delivered(
+        [], {"labels.csv": "file,label\nx/1.jpg,cat\ny/1.jpg,dog\n2.jpg,cat\n3.jpg,dog\n4.jpg,dog\n"}
+    )
+    assert [label for _, label in places(by_path, "auto", "csv").values()] == [
+        "cat",
+        "cat",
+        "dog",
+        "dog",
+        "dog",
+    ]
+
+
+def test_folders_and_a_list_of_other_classes_are_refused_and_each_can_be_chosen(delivered):
+    images = [f"part_a/{n}.jpg" for n in range(4)] + [f"part_b/{n}.jpg" for n in range(4, 8)]
+    text = "image_id,dx\n" + "".join(f"{n},{'nv' if n % 2 else 'mel'}\n" for n in range(8))
+    delivery = delivered(images, {"metadata.csv": text})
+    message = refusal(delivery)
+    for fact in (
+        "2 (part_a, part_b)",
+        "metadata.csv has 2 (mel, nv)",
+        "-S data.label=csv",
+        "-S data.label=folder",
+    ):
+        assert fact in message
+    assert set(places(delivery, "auto", "csv").values()) == {(None, "mel"), (None, "nv")}
+    assert set(places(delivery, "auto", "folder").values()) == {(None, "part_a"), (None, "part_b")}
+
+
+def test_a_list_that_repeats_the_folders_in_other_words_changes_nothing(delivered):
+    images = [f"{wnid}/{n}.jpg" for wnid in ("n01", "n02") for n in range(4)]
+    text = "path,label\n" + "".join(
+        f"{name},{'tench' if name.startswith('n01') else 'goldfish'}\n" for name in images
+    )
+    assert set(places(delivered(images, {"labels.csv": text})).values()) == {(None, "n01"), (None, "n02")}
+
+
+def test_splits_of_folders_and_a_list_must_agree(delivered):
+    images = ["train/a.jpg", "train/b.jpg", "test/c.jpg", "test/d.jpg"]
+    text = "path,label,split\ntrain/a.jpg,cat,train\ntrain/b.jpg,dog,test\ntest/c.jpg,cat,test\ntest/d.jpg,dog,test\n"
+    message = refusal(delivered(images, {"labels.csv": text}))
+    assert "train/b.jpg lies in the train split's folder, but labels.csv states test" in message
+
+
+@pytest.mark.parametrize("kind", ["zip", "gz"])
+def test_lists_are_read_inside_archives(zipped, tarred, kind):
+    files = {f"x/images/{n}.png": png_of(n) for n in range(4)}
+    files["x/labels.csv"] = b"path,label\n0,cat\n1,cat\n2,dog\n3,dog\n"
+    delivery = open_delivery(zipped(files) if kind == "zip" else tarred(files, "gz"))
+    assert [label for _, label in places(delivery).values()] == ["cat", "cat", "dog", "dog"]
+
+
+FILE_NAMES = {
+    "cats and dogs": (["cat.0.jpg", "dog.12.jpg"], r"^(?P<label>[A-Za-z]+)\.\d", {"cat", "dog"}),
+    "underscores": (["cat_001.jpg", "dog_002.jpg"], r"^(?P<label>[A-Za-z]+)[_-]\d+\.", {"cat", "dog"}),
+    "nothing between": (["cat001.jpg", "dog7.jpg"], r"^(?P<label>[A-Za-z]+)\d+\.", {"cat", "dog"}),
+    "ImageNet": (
+        ["n01440764_10026.JPEG", "n01443537_7.JPEG"],
+        r"^(?P<label>\w+)_\d+\.",
+        {"n01440764", "n01443537"},
+    ),
+    "Oxford pets": (
+        ["Abyssinian_1.jpg", "american_bulldog_100.jpg"],
+        r"^(?P<label>\w+)_\d+\.",
+        {"Abyssinian", "american_bulldog"},
+    ),
+    "Windows copies": (["my cat (1).jpg", "my dog (22).jpg"], None, {"my cat", "my dog"}),
+    "number first": (["0001_cat.png", "2-dog.png"], None, {"cat", "dog"}),
+    "first word": (["happy_man_3_x.jpg", "sad_woman_4_y.jpg"], None, {"happy", "sad"}),
+    "last word": (["IMG_1a_cat.jpg", "IMG_1b_dog.jpg"], None, {"cat", "dog"}),
+}
+
+
+@pytest.mark.parametrize("names", FILE_NAMES)
+def test_labels_in_file_names_are_refused_with_the_pattern_that_reads_them(delivered, names):
+    examples, expected, labels = FILE_NAMES[names]
+    images = [re.sub(r"\d(?=\D*$)", str(n), name) for name in examples for n in range(6)]
+    images = list(dict.fromkeys(f"train/{name}" for name in images)) + [f"test1/{n}.jpg" for n in range(9)]
+    delivery = delivered(images, {"sampleSubmission.csv": "id,label\n1,0\n"})
+    message = refusal(delivery)
+    (pattern,) = re.findall(r"label: '(.*)'", message)
+    assert pattern in PATTERNS
+    assert expected is None or pattern == expected
+    assert "train (" in message
+    assert "test1 (9)" in message
+    found = places(delivery, "auto", pattern)
+    assert {place[1] for name, place in found.items() if name.startswith("train/")} == labels
+    assert {place for name, place in found.items() if name.startswith("test1/")} == {UNLABELLED}
+
+
+def test_a_single_folder_of_names_with_classes_is_no_class(delivered):
+    names = [f"{label}.{n}.jpg" for label in ("cat", "dog") for n in range(5)]
+    assert r"label: '^(?P<label>[A-Za-z]+)\.\d'" in refusal(
+        delivered([f"all_pets/{name}" for name in names], {})
+    )
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"IMG_{n:04}.jpg" for n in range(20)],
+        [f"{n}.jpg" for n in range(20)],
+        [f"{kind}_{n}.jpg" for kind in ("IMG", "DSC") for n in range(9)],
+        [f"caption-number-{n}-of-many.jpg" for n in range(20)],
+        [f"{n:032x}.png" for n in range(1, 2000, 97)],
+    ],
+)
+def test_no_pattern_is_proposed_without_evidence(names):
+    assert propose(names) is None
+
+
+def test_images_that_the_pattern_does_not_match_are_not_used_and_named(delivered):
+    delivery = delivered(
+        [f"{label}.{n}.jpg" for label in ("cat", "dog") for n in range(12)] + ["012.jpg"], {}
+    )
+    found = places(delivery, "auto", r"(?P<label>[a-z]+)\.\d")
+    assert found.pop("012.jpg") == "has a name that data.label does not match"
+    assert {label for _, label in found.values()} == {"cat", "dog"}
+    message = refusal(delivery, "auto", "(?P<label>x+)_")
+    for fact in ("(?P<label>x+)_", "matches no file name", "012.jpg", r"^(?P<label>[A-Za-z]+)\.\d"):
+        assert fact in message
+
+
+def test_without_lists_or_classes_the_ways_out_are_named(delivered):
+    message = refusal(delivered([f"photos/{n}.jpg" for n in range(3)], {}), "auto", "csv")
+    for fact in ("3 images", "photos (3)", "labels.csv", "-S data.label=csv", "one folder per class"):
+        assert fact in message
+
+
+def test_many_rows_are_read_in_bounded_time_and_memory(delivered):
+    images = [f"{n}.jpg" for n in range(1000)]
+    delivery = delivered(images, {})
+    rows = "".join(f"/data/some/folder/{n % 1000}.jpg,{'cat' if n % 2 else 'dog'}\n" for n in range(10_000))
+    (delivery.path / "labels.csv").write_text("path,label\n" + rows)
+    tracemalloc.start()
+    try:
+        found = recognise(delivery)
+        assert tracemalloc.get_traced_memory()[1] < 8 * len(rows), "bytes"
+    finally:
+        tracemalloc.stop()
+    assert found.place("7.jpg").label == "cat"
+    assert any("9,000 rows repeat" in note.text for note in found.notes)
+
+
+def test_a_list_above_the_limit_is_not_read(delivered, monkeypatch):
+    monkeypatch.setattr(lists, "MAX_LIST_BYTES", 20)
+    delivery = delivered(ABCD, {"labels.csv": "path,label\na.jpg,cat\nb.jpg,cat\nc.jpg,dog\n"})
+    assert "labels.csv is not read: it has more than 20 bytes" in refusal(delivery)
