@@ -56,6 +56,14 @@ def data_use(
             help="List the published sets with size and licence, and exit.",
         ),
     ] = False,
+    pack: Annotated[
+        bool | None,
+        typer.Option(
+            "--pack/--no-pack",
+            help="Import a folder as one archive, which DVC checks in a second instead of file by file.",
+            show_default="above 10,000 files",
+        ),
+    ] = None,
 ) -> None:
     """Check SOURCE and import it as the pipeline's images: writes data.dvc and replaces data/; neither if `prepare` would refuse it.
 
@@ -63,7 +71,7 @@ def data_use(
 
     Example: convoy data use cifar10
     """
-    for line in use(source, Path.cwd()):
+    for line in use(source, Path.cwd(), pack=pack):
         info(line)
 
 
@@ -124,6 +132,8 @@ def use(
     root: Path,
     sets: "Mapping[str, KnownSet] | None" = None,
     params: "DataParams | None" = None,
+    *,
+    pack: bool | None = None,
 ) -> list[str]:
     """Point data.dvc to another source and fetch it, replacing data/.
 
@@ -136,6 +146,7 @@ def use(
         root: of the repository.
         sets: published sets by name; `known_sets.KNOWN_SETS` by default.
         params: the `data` section; that of the current folder's params.yaml by default.
+        pack: whether a folder is imported as one archive (`repo.packing`); by default if it is large and git does not track it.
 
     Returns:
         Lines to print.
@@ -148,37 +159,28 @@ def use(
     from convoy.commands import known_sets
     from convoy.core.params import section
     from convoy.data.settings import DataParams
-    from convoy.repo import dvc, git
+    from convoy.repo import dvc, git, packing
 
     root = root.resolve()
     dvc.check_repository(root)
     params = params or section("data", DataParams)
-    local: Path | None = None
     known = (known_sets.KNOWN_SETS if sets is None else sets).get(source)
-    address = known.address if known else source
-    if known:
-        pass
-    elif (near := known_sets.nearest(source)) and not Path(source).exists():
-        raise RequestError(f"{source} does not exist; did you mean the published set: convoy data use {near}")
-    elif "://" in source:
-        refuse_credentials(source)
-    else:
-        local, address = dvc.locate(source, root)
-        if root / DATA in (local, *local.parents):
-            raise RequestError(
-                f"{source} is in {DATA}/, which holds the fetched copy. Move it first: "
-                f"`mv {DATA} my-images && convoy data use my-images`"
-            )
+    local, address = (None, known.address) if known else _locate(source, root)
+    folder = local if local and _is_packed(local, root, pack=pack) else None
+    if pack and not folder:
+        raise RequestError(f"--pack is for folders on this machine; {source} is none. Leave it out.")
     _check_replaceable(root)
     before = _current_source(root)
     try:
         lines = _accepted(local, params) if local else []
-        with dvc.replacing(root, (DATA, IMPORT)):
+        with dvc.replacing(root, (DATA, IMPORT, *(packing.made_files(folder, root) if folder else ()))):
+            if folder:
+                address = str(packing.pack(folder, root).archive)
             _fetch(root, address, known)
-            if local:
-                _check_complete(local, root)
-            else:
+            if not local:
                 lines = _accepted(root / DATA, params)
+            elif not folder:
+                _check_complete(local, root)
     except (dvc.DvcError, DataError) as error:
         unchanged = f"{IMPORT} still imports {before}." if before else ""
         failed = "" if isinstance(error, DataError) else f"DVC cannot import {address}: "
@@ -188,6 +190,11 @@ def use(
     if known:
         return [*lines, "", *_known_lines(known, before, Path(source))]
     lines += ["", f"{IMPORT} now imports {address}" + (f" (before: {before})." if before else ".")]
+    if packed := packing.of(root):
+        lines.append(
+            f"It holds the {packed.files:,} files of {folder}. `make repro`, `make retrain` and `convoy why` compare the two first, and pack "
+            "again; plain `dvc repro` and `dvc status` check the archive only. For an import file by file: --no-pack"
+        )
     if "://" not in address and Path(address).is_absolute():
         lines.append(dvc.unreachable(address))
     elif "://" not in address and git.query(root, "ls-files", "--others", "--directory", "--", address):
@@ -202,6 +209,36 @@ def use(
         "Next: `dvc repro` trains with it.",
         f"Commit {IMPORT} to keep it; `git checkout {IMPORT} && dvc checkout {IMPORT}` restores the committed import.",
     ]
+
+
+def _locate(source: str, root: Path) -> tuple[Path | None, str]:
+    """Return the path of a local source, None for others, and the address that DVC imports."""
+    from convoy.commands import known_sets
+    from convoy.repo import dvc
+
+    if "://" in source:
+        refuse_credentials(source)
+        return None, source
+    near = known_sets.nearest(source)
+    if near and not Path(source).exists():
+        raise RequestError(f"{source} does not exist; did you mean the published set: convoy data use {near}")
+    path, address = dvc.locate(source, root)
+    if root / DATA in (path, *path.parents):
+        raise RequestError(
+            f"{source} is in {DATA}/, which holds the fetched copy. Move it first: "
+            f"`mv {DATA} my-images && convoy data use my-images`"
+        )
+    return path, address
+
+
+def _is_packed(path: Path, root: Path, *, pack: bool | None) -> bool:
+    """Decide whether a folder is imported as one archive: by default if it is large, unless git tracks it, so that clones have it."""
+    from convoy.repo import git, packing
+
+    if not path.is_dir() or pack is not None:
+        return path.is_dir() and bool(pack)
+    is_tracked = root in path.parents and git.query(root, "ls-files", "--", str(path))
+    return not is_tracked and packing.has_many_files(path)
 
 
 def _fetch(root: Path, address: str, known: "KnownSet | None") -> None:

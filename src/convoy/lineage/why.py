@@ -17,7 +17,7 @@ from convoy.core import pipeline, yaml
 from convoy.core.console import table
 from convoy.core.errors import RequestError
 from convoy.core.params import did_you_mean, flatten
-from convoy.repo import dvc, git
+from convoy.repo import dvc, git, packing
 
 Verdict = Literal["unchanged", "runs", "perhaps", "cached", "accepted", "stops"]
 """What `dvc repro` does with a stage.
@@ -87,6 +87,11 @@ def explain(root: Path, stage: str = "") -> dict[str, Any]:
     except dvc.DvcError as error:
         pipeline.locked(root)  # a damaged dvc.lock has its own remedy
         raise RequestError(f"DVC cannot read the pipeline in {root}: {error}") from error
+    packed = packing.of(root)
+    if packed and packing.has_changed(packed):  # DVC sees the change once the folder is packed again
+        status.setdefault(packing.IMPORT, []).append(
+            {"changed deps": {str(packed.archive): "update available"}}
+        )
     stages = _read_stages(root, status)
     if stage and stage not in stages:
         raise RequestError(f"stage `{stage}` does not exist{did_you_mean(stage, stages)}")

@@ -25,7 +25,7 @@ from convoy.core.errors import ConvoyError, RequestError, listed, without_creden
 from convoy.gate.settings import GateParams
 from convoy.registry import alias, promote, register
 from convoy.registry.client import CANDIDATE, CHAMPION, Registry, Version
-from convoy.repo import dvc, git, identity, locks
+from convoy.repo import dvc, git, identity, locks, packing
 from convoy.retraining import outcome, publish, report, trigger, worktree
 from convoy.retraining.outcome import DECIDED, Outcome, RoundRecord
 from convoy.retraining.publish import REMOTE, Publication
@@ -115,6 +115,7 @@ class Round:
             step.note = str(worktree.WORKTREE)
         with worktree.inside(self.root, tree):
             with self.record.step("look upstream") as step:
+                self.record.hints += packing.refresh(tree)
                 upstream = trigger.look(tree)
                 self.record.source = upstream.address
                 if upstream.hint:
