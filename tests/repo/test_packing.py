@@ -174,19 +174,20 @@ def test_a_folder_that_changes_while_it_is_packed_is_refused(photos, root, monke
 
 
 @dvc_runs
-def test_data_use_packs_a_folder_and_why_sees_its_change(tmp_path, root, pets, folder, monkeypatch):
+def test_data_use_packs_a_folder_and_why_sees_its_change(tmp_path, root, pets, folder, settings, monkeypatch):
     Small(root).init()
     Small(root).dvc("init", "-q")
     monkeypatch.chdir(root)
     photos = folder(pets, "photos")
     (tmp_path / "pets.zip").write_bytes(b"x")
+    params = settings()
     with pytest.raises(RequestError, match=r"--pack is for folders .*pets.zip is none"):
-        use(str(tmp_path / "pets.zip"), root, pack=True)
+        use(str(tmp_path / "pets.zip"), root, params=params, pack=True)
     monkeypatch.setattr(packing, "MANY_FILES", len(pets))
-    use(str(photos), root)
+    use(str(photos), root, params=params)
     assert (root / "data").is_dir()
     monkeypatch.setattr(packing, "MANY_FILES", len(pets) - 1)
-    lines = "\n".join(use(str(photos), root))
+    lines = "\n".join(use(str(photos), root, params=params))
     for fact in (f"{len(pets)} files of {photos}", "--no-pack", "make repro", "Warning: "):
         assert fact in lines
     packed = packing.of(root)
@@ -204,5 +205,5 @@ def test_data_use_packs_a_folder_and_why_sees_its_change(tmp_path, root, pets, f
     assert "changed deps" in Small(root).dvc("status", "--json")
     Small(root).dvc("repro", "data.dvc")
     assert len(open_delivery(root / "data").names()) == len(pets) + 1
-    use(str(photos), root, pack=False)
+    use(str(photos), root, params=params, pack=False)
     assert (root / "data").is_dir()
