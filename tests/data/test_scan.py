@@ -412,3 +412,32 @@ def test_drawings_that_are_alike_by_nature_are_all_used_and_their_copies_are_not
     (finding,) = (found for found in result.findings if found.check == "look_alikes")
     assert "`one`: over 20% of the images resemble" in finding.text
     assert "data.group" in finding.text
+
+
+def test_images_of_extreme_sizes_are_used_and_named(folder, pets, settings, png):
+    odd = {
+        "cat/dot.png": (1, 1),
+        "cat/line.png": (600, 1),
+        "dog/column.png": (1, 600),
+        "dog/square.png": (3, 3),
+    }
+    files = {path: png(n, *size) for n, (path, size) in enumerate(odd.items())}
+    result = scan_of(folder(pets | files), settings())
+    assert unused(result) == {}
+    found = {finding.check: set(finding.paths) for finding in result.findings}
+    assert found["small"] == odd.keys()
+    assert found["aspect"] == {"cat/line.png", "dog/column.png"}
+    assert "blank" not in found
+
+
+def test_images_of_low_bit_depth_or_without_their_end_are_used_and_pointed_out(folder, pets, settings):
+    deep_u16 = np.random.default_rng(1).integers(0, 4096, (40, 40)).astype(np.uint16)  # 12 of 16 bits
+    jpeg = encoded(scene(8), format="JPEG", quality=90)
+    odd = {"cat/deep.png": encoded(Image.fromarray(deep_u16), format="PNG"), "dog/cut.jpg": jpeg[:-12]}
+    result = scan_of(folder(pets | odd), settings(max_truncated=0.5))
+    assert unused(result) == {}
+    found = {finding.check: finding for finding in result.findings}
+    assert found["low_bits"].paths == ("cat/deep.png",)
+    assert "12 of 16 bits" in found["low_bits"].text
+    assert found["truncated"].paths == ("dog/cut.jpg",)
+    assert "data.max_truncated" in found["truncated"].text

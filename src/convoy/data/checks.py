@@ -8,10 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from convoy.core.dataset import SPLITS, Split
+from convoy.core.errors import listed
 from convoy.data.duplicates import clusters
 from convoy.data.records import Finding, Pair, Record
 from convoy.data.settings import CheckParams, ImageCheck
 from convoy.data.split import PRECEDENCE
+from convoy.images.decode import Note
 
 EXAMPLES = 5
 """Number of files or classes that a text names."""
@@ -56,6 +58,15 @@ copies of CIFAR-10's images have at least 0.986; of the sample digits, enlarged 
 MOST_ALIKE = 0.2
 """Share of the images of a class with a near-duplicate in it, beyond which its images are alike by nature: drawn shapes, digits."""
 
+NOTES: Mapping[Note, str] = {
+    "truncated": "The file ends early and lacks a few pixels (data.max_truncated)",
+    "bad_metadata": "Metadata are damaged and not used",
+    "bad_profile": "The colour profile cannot be used, so the colours count as sRGB",
+    "low_bits": "At most 12 of 16 bits are used, so the image is nearly black; multiply its values before you deliver it",
+    "empty_alpha": "Alpha is 0 throughout and was ignored",
+}
+"""What was unusual about a file and is reported; a colour profile or a bit depth that was converted is ordinary."""
+
 Column = npt.NDArray[np.float32]
 
 
@@ -78,12 +89,13 @@ class ImageChecks:
     Attributes:
         records: as they are after the checks made so far.
         findings: of the checks made so far.
+        delivered: splits that are delivered.
     """
 
     def __init__(self, records: Sequence[Record], delivered: Collection[Split]) -> None:
         self.records = list(records)
         self.findings: list[Finding] = []
-        self._delivered = delivered
+        self.delivered = delivered
 
     def settle(
         self, name: str, check: ImageCheck, suspects: Sequence[Suspect], what: str, remedy: str = ""
@@ -138,7 +150,7 @@ class ImageChecks:
         self.findings.append(Finding(name, len(numbers), check.limit, "report", text, paths))
 
     def _by_split(self, suspects: Sequence[Suspect]) -> str:
-        if not self._delivered:
+        if not self.delivered:
             return f"{len(suspects):,} before the splits were cut"
         counts = Counter(self.records[suspect.number].split or "train" for suspect in suspects)
         return ", ".join(f"{split} {counts[split]:,}" for split in SPLITS if counts[split])
@@ -212,6 +224,22 @@ def _left_out(records: Sequence[Record], numbers: Sequence[int]) -> npt.NDArray[
     return np.array([records[number].status != "ok" for number in numbers])
 
 
+def check_notes(noted: Mapping[Note, Sequence[str]]) -> list[Finding]:
+    """Report what was unusual about files that were decoded, given as paths."""
+    return [
+        Finding(
+            note,
+            len(noted[note]),
+            None,
+            "report",
+            f"{words}: {listed(noted[note], EXAMPLES)}.",
+            tuple(noted[note]),
+        )
+        for note, words in NOTES.items()
+        if noted.get(note)
+    ]
+
+
 def look_alikes(records: Sequence[Record], pairs: Sequence[Pair]) -> set[str]:
     """Find the classes of which more than `MOST_ALIKE` of the images are in a pair within the class."""
     used = Counter(record.label for record in records if record.status == "ok")
@@ -273,7 +301,8 @@ def settle_near_duplicates(
     checks.settle("near_duplicates", check, suspects, "Nearly the same as an image of another split")
     moved = {suspect.number for suspect in suspects}
     rest = [pair for pair in same if pair.first not in moved and pair.second not in moved]
-    what = "Nearly the same as another image of their class and split; a cut keeps them together"
+    together = "; splits that are cut keep them together" * (len(checks.delivered) < len(SPLITS))
+    what = f"Nearly the same as another image of their class and split{together}"
     checks.report("near_duplicates", check, rest, what)
     several = [pair for pair in usable if records[pair.first].label != records[pair.second].label]
     checks.report("two_labels", check, several, "Nearly the same under two labels")

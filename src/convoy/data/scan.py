@@ -2,7 +2,7 @@
 
 import hashlib
 from array import array
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -25,6 +25,7 @@ from convoy.data.checks import (
     EXAMPLES,
     check_dataset,
     check_images,
+    check_notes,
     look_alikes,
     same_colours,
     settle_near_duplicates,
@@ -36,7 +37,7 @@ from convoy.data.settings import DataParams
 from convoy.data.split import assign, pixel_hash
 from convoy.data.statistics import columns, measure
 from convoy.images import litter
-from convoy.images.decode import Content, Decoded, decode
+from convoy.images.decode import Content, Decoded, Note, decode
 from convoy.images.delivery import EXPECTED, Delivery, open_delivery
 from convoy.images.formats import NotAnImageError, starts_as_image
 
@@ -62,12 +63,14 @@ class Kept(NamedTuple):
         statistics: (len(STATISTICS),) float32, by `statistics.measure`.
         transparent: whether it has transparent pixels.
         fingerprint: by `duplicates.fingerprint`.
+        notes: what was unusual about the file, by `decode`.
     """
 
     square_u8: Square
     statistics: npt.NDArray[np.float32]
     transparent: bool
     fingerprint: npt.NDArray[np.uint8]
+    notes: tuple[Note, ...]
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,7 @@ def scan(
     records: list[Record] = []
     decoding = partial(decode, background=params.background, max_truncated=params.max_truncated)
     measured, transparent = array("f"), bytearray()
+    noted: defaultdict[Note, list[str]] = defaultdict(list)
     index = 0
     with TemporaryFile() as fingerprints:
         for record, image in track(
@@ -139,6 +143,8 @@ def scan(
                 measured.frombytes(image.statistics.tobytes())
                 transparent.append(image.transparent)
                 fingerprints.write(image.fingerprint.tobytes())
+                for note in image.notes:
+                    noted[note].append(record.path)
                 records.append(replace(record, index=index))
                 index += 1
         statistics = columns(measured)
@@ -148,7 +154,7 @@ def scan(
         )
     settle_near_duplicates(checked, pairs, alike, params.checks.near_duplicates)
     records, of_splits = assign(checked.records, params, layout.delivered, pairs)
-    findings = [*layout.notes, *checked.findings, *_quarantine(records, params)]
+    findings = [*layout.notes, *checked.findings, *check_notes(noted), *_quarantine(records, params)]
     if refuse:
         refuse_findings(delivery, findings)
     classes = sorted({record.label for record in records if record.label})
@@ -268,7 +274,8 @@ def _read(
             return replace(record, split=None, status="quarantined", reason=reason), None
         image_u8 = image.image_u8
         statistics = measure(image_u8, len(file))
-        kept = Kept(shrink(image_u8), statistics, image.transparent, duplicates.fingerprint(image_u8))
+        fingerprint = duplicates.fingerprint(image_u8)
+        kept = Kept(shrink(image_u8), statistics, image.transparent, fingerprint, image.notes)
         return replace(record, pixels=pixel_hash(image.image_u8)), kept
 
 
