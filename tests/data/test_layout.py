@@ -221,14 +221,14 @@ AMBIGUOUS = {
     "class folders beside split folders": (
         ["{train,test}/{cat,dog}/[5].jpg", "bird/[5].jpg"],
         [
-            "`test`, `train` in the delivery look like splits, `bird` beside them does not",
+            "named like splits (`test`, `train`) beside others (`bird`)",
             "-S data.layout=splits",
             "-S data.layout=classes",
         ],
     ),
     "three names of splits, one other": (
         ["{train,val,test,extra}/[5].jpg"],
-        ["look like splits, `extra`", "-S data.layout=classes"],
+        ["named like splits (`test`, `train`, `val`) beside others (`extra`)", "-S data.layout=classes"],
     ),
     "different classes in the splits": (
         ["train/{cat,dog}/[5].jpg", "test/{2020,2021}/[5].jpg"],
@@ -237,7 +237,7 @@ AMBIGUOUS = {
     "splits inside some classes": (
         ["cat/{train,test}/[5].jpg", "dog/[5].jpg"],
         [
-            "`cat` in the delivery hold folders named like splits, `dog` do not",
+            "hold folders named like splits (`cat`), others do not (`dog`)",
             "-S data.layout=classes",
             "-S data.layout=classes_then_splits",
         ],
@@ -266,6 +266,22 @@ AMBIGUOUS = {
         ["{part_1,part_2}/ISIC_[5].jpg"],
         ["nothing states the classes of its 10 images", "part_1 (5), part_2 (5)"],
     ),
+    "an unknown name of the train split": (
+        ["{trian,test}/{cat,dog}/[5].jpg"],
+        ["(`test`) beside others (`trian`)", "-S data.layout=classes"],
+    ),
+    "folds": (
+        ["{fold1,fold2}/{cat,dog}/[5].jpg"],
+        ["`fold1`, `fold2` in the delivery all hold the folders `cat`, `dog`", "merge the parts"],
+    ),
+    "a folder of images around a class": (
+        ["x/[9].jpg", "x/cat/[9].jpg"],
+        ["`x` holds 9 loose images and 9 in the folders `cat`"],
+    ),
+    "a heap named by its format": (
+        ["jpg/image_[9].jpg"],
+        ["nothing states the classes of its 9 images", "jpg (9)"],
+    ),
     "no images": (["README.md"], ["contains no images"]),
 }
 
@@ -287,6 +303,7 @@ def test_what_can_be_read_in_two_ways_is_refused_with_both_and_the_param(layout)
         ("splits", ["{train,test}/{cat,dog}/[2].jpg", "bird/[3].jpg"], both(2, 2, "cat", "dog") | {"image outside the classes": 3}),
         ("splits", ["train/{cat,dog}/[2].jpg", "train/[2].jpg"], {("train", "cat"): 2, ("train", "dog"): 2, "image outside the classes": 2}),
         ("classes_then_splits", ["{cat,dog}/{train,test}/[2].jpg"], both(2, 2, "cat", "dog")),
+        ("classes_then_splits", ["{cat,dog}/{train,test}/[2].jpg", "x/[3].jpg"], both(2, 2, "cat", "dog") | {"image outside the classes": 3}),
     ],
 )  # fmt: skip
 def test_a_stated_layout_wins(layout, patterns, expected):
@@ -355,6 +372,16 @@ def test_names_of_classes_are_kept_merged_or_pointed_out(patterns, labels, note)
     assert {layout.place(path).label for path in delivery.paths} == labels
     texts = [found.text for found in layout.notes if found.check == "class_names"]
     assert any(note in text for text in texts) if note else not texts, texts
+
+
+def test_classes_that_hold_the_same_folders_are_pointed_out():
+    (note,) = recognise(Paths("{A,B}/{cat,dog}/[2].jpg")).notes
+    assert "each of the classes `A`, `B` holds the folders `cat`, `dog`" in note.text
+
+
+def test_a_split_of_loose_images_does_not_hide_where_the_classes_are():
+    found = counts(Paths("train/images/{cat,dog}/[4].jpg", "val/images/[3].jpg"))
+    assert found == {("train", "cat"): 4, ("train", "dog"): 4, UNLABELLED: 3}
 
 
 def test_a_pattern_of_paths_states_groups():

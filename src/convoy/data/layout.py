@@ -162,10 +162,14 @@ def _recognise(delivery: Delivery, arrangement: Arrangement, label: str) -> Layo
         return labels.by_pattern(
             delivery.path, images, re.compile(label), splits_only(delivery.path, images, arrangement)
         )
-    lists = read_lists(delivery, delivered, images)
+    base = splits_only(delivery.path, images, arrangement)
+    pictures = images
+    if ANNOTATION in base.places.values():
+        pictures = [name for name in images if base.place(name) != ANNOTATION]
+    lists = read_lists(delivery, delivered, pictures)
     if label == "auto" and (found := _class_folders(delivery.path, images, arrangement, lists)):
-        return labels.beside(delivery.path, images, lists, found) if lists.rows else found
-    return labels.by_lists(delivery.path, images, lists, splits_only(delivery.path, images, arrangement))
+        return labels.beside(delivery.path, pictures, lists, found) if lists.rows else found
+    return labels.by_lists(delivery.path, pictures, lists, base)
 
 
 def _class_folders(
@@ -278,9 +282,8 @@ def _unwrap(node: _Node, *, through_splits: bool) -> tuple[_Node, dict[str, Plac
         if len(inside) != 1 or _mixed(node):
             return node, places
         ((name, child),) = inside.items()
-        is_class = not child.folders or (_mixed(child) and not names.are_containers([name]))
         is_split = names.splits_among([name]) and not names.splits_among(child.folders)
-        if is_class or (is_split and not through_splits):
+        if not child.folders or (is_split and not through_splits):
             return node, places
         node = child
 
@@ -323,11 +326,13 @@ class _Reader:
         if not parts or (others and self.are_classes(parts, full, others)):
             return self.by_classes()
         if sum(self.inside[name].images for name in others) > STRAYS * self.node.images:
+            readings: dict[Arrangement, str] = {}
+            if "train" in parts.values():
+                readings["splits"] = f"{self.names(others)} passed over"
+            readings["classes"] = f"{len(self.inside)} classes"
             raise self.ambiguous(
-                f"{self.names(parts)} in {self.where} look like splits, {self.names(others)} beside them does not"
-                if len(others) == 1
-                else f"{self.names(parts)} in {self.where} look like splits, {self.names(others)} beside them do not",
-                {"splits": f"{self.names(others)} passed over", "classes": f"{len(self.inside)} classes"},
+                f"{self.where} holds folders named like splits ({self.names(parts)}) beside others ({self.names(others)})",
+                readings,
             )
         if _mixed(self.node):
             raise self.loose(self.node, "splits")
@@ -358,22 +363,33 @@ class _Reader:
         if certain:
             rest = [name for name in self.inside if name not in divided]
             raise self.ambiguous(
-                f"{self.names(certain)} in {self.where} hold folders named like splits, {self.names(rest)} do not",
-                {"classes": "their splits mixed and cut anew", "classes_then_splits": "others left out"},
+                f"some class folders in {self.where} hold folders named like splits ({self.names(certain)}), others do not ({self.names(rest)})",
+                {"classes": "their splits mixed and cut anew", "classes_then_splits": "others passed over"},
             )
         below = [set(child.folders) for child in self.inside.values()]
-        shared = set.intersection(*below)
-        if (
-            len(below) > 1
-            and len(shared) > len(below)
-            and not any(child.loose for child in self.inside.values())
-        ):
-            raise self.refusal(
-                f"{self.names(self.inside)} in {self.where} all hold the folders {self.names(sorted(shared))}: they are splits of unknown "
-                f"names, variants of the same images, or {len(below)} classes. Rename them to train, val and test, deliver one variant, "
-                "or read each as a class: -S data.layout=classes"
+        shared = set.intersection(*below) if not any(child.loose for child in self.inside.values()) else set()
+        heaps = names.are_containers(list(self.inside))
+        if len(below) > 1 and (heaps or len(shared) > max(len(below), 1)):
+            what = (
+                f"all hold the folders {self.names(sorted(shared))}"
+                if shared
+                else "look like parts of one set"
             )
-        return self.classes()
+            raise self.refusal(
+                f"{self.names(self.inside)} in {self.where} {what}: they are splits of unknown names, parts or variants of the same "
+                f"images, or {len(below)} classes. Rename them to train, val and test, merge the parts, deliver one variant, or read "
+                "each as a class: -S data.layout=classes"
+            )
+        found = self.classes()
+        if len(below) > 1 and len(shared) > 1:
+            text = (
+                f"each of the classes {self.names(self.inside)} holds the folders {self.names(sorted(shared))}; if those are the "
+                "classes, rename the outer folders to train, val and test, or merge them"
+            )
+            found = replace(
+                found, notes=(*found.notes, Finding("class_names", len(below), None, "report", text))
+            )
+        return found
 
     def divided(self, child: _Node) -> bool:
         """Check whether a class folder holds nothing but splits."""
@@ -393,6 +409,9 @@ class _Reader:
         for name, child in self.inside.items():
             parts = names.splits_among(child.folders)
             _check_double(self.path, child, parts)
+            if not parts and self.stated and any(map(self.divided, self.inside.values())):
+                self.places[child.path] = OUTSIDE
+                continue
             if "train" not in parts.values():
                 raise self.refusal(
                     f"class folder {child.path} has no train folder inside; it has {self.names(child.folders) or 'no folders'}. "
@@ -447,7 +466,9 @@ class _Reader:
         """
         options = {name: list(_chain(self.inside[name])) for name in parts}
         labels_of = {
-            name: [{_alike(inner) for inner in _inside(node)} for node in nodes]
+            name: [
+                set() if self.is_heap(node) else {_alike(inner) for inner in _inside(node)} for node in nodes
+            ]
             for name, nodes in options.items()
         }
         level: dict[str, _Node | None] = {}

@@ -28,7 +28,7 @@ SPLIT_WORDS: Mapping[str, Part] = {
     **dict.fromkeys(("train", "training", "trn", "tr", "trainval"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "validate", "validating", "vali", "dev", "devel"), "val"),
     **dict.fromkeys(("development",), "val"),
-    **dict.fromkeys(("test", "tests", "tst", "te", "testing", "eval", "evaluation", "holdout"), "test"),
+    **dict.fromkeys(("test", "tests", "tst", "te", "ts", "testing", "eval", "evaluation", "holdout"), "test"),
     **dict.fromkeys(
         ("pred", "predict", "prediction", "predictions", "submission", "inference"), "unlabelled"
     ),
@@ -50,7 +50,7 @@ PLAIN = _words(
 
 CONTAINERS = _words(
     """data dataset datasets image images img imgs picture pictures pic pics photo photos jpegimages part parts batch batches shard
-    shards chunk chunks fold folds split files"""
+    shards chunk chunks fold folds split files jpg jpgs jpeg jpegs png pngs"""
 )
 """Words that name a heap of images, never a class."""
 
