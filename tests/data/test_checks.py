@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from convoy.data.checks import (
     ImageChecks,
@@ -293,3 +294,11 @@ def test_copies_have_the_same_colours():
     pairs = [Pair(0, 1, 0.99), Pair(0, 2, 0.99), Pair(0, 3, 0.99)]
     assert same_colours(pairs, records, statistics) == pairs[:1]
     assert same_colours([], records, statistics) == []
+
+
+@pytest.mark.parametrize("check", ["blurred", "giveaway"])
+@pytest.mark.parametrize("limit", [float("nan"), float("inf")])
+def test_a_limit_is_a_number(check, limit):
+    """Nothing is above or below nan, so the check would be off without a word."""
+    with pytest.raises(ValidationError, match="finite number"):
+        checks_of(**{check: {"limit": limit}})

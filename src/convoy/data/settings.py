@@ -55,7 +55,7 @@ class SplitParams(Section):
 class ImageCheck(Section):
     """Configure a check of single images."""
 
-    limit: float
+    limit: Annotated[float, Field(allow_inf_nan=False)]
     action: Action
     max_share: Annotated[float, Field(ge=0, le=1)]
 
@@ -63,7 +63,7 @@ class ImageCheck(Section):
 class DatasetCheck(Section):
     """Configure a check of the whole dataset: it has no images to leave out."""
 
-    limit: float
+    limit: Annotated[float, Field(allow_inf_nan=False)]
     action: Literal["report", "fail"]
 
 
