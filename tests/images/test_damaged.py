@@ -285,6 +285,16 @@ def test_what_cannot_be_decoded_in_part_is_refused():
                 decode(content[:-cut], max_truncated=1)
 
 
+def test_the_size_that_a_webp_states_takes_no_memory():
+    content = bytearray(FILES["webp"](photo()))
+    content[16:20] = b"\xf0\xff\xff\xff"
+    tracemalloc.start()
+    assert decode(bytes(content), max_truncated=1).lost <= 0.02
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**26
+
+
 def test_a_compression_bomb_takes_no_memory():
     header = struct.pack(">IIBBBBB", 10, 10, 8, 2, 0, 0, 0)
     rows = zlib.compress(bytes(2**25), 9)

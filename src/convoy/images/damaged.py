@@ -26,6 +26,9 @@ from convoy.images.profiles import MAX_PROFILE_BYTES
 NOISE = np.random.default_rng(0).integers(1, 255, 2**13, np.uint8).tobytes()
 """Data that differs from any image, without the bytes 0 and 255 that JPEG gives a meaning."""
 
+MOST_FILLING = 2**22
+"""Most bytes put in place of the missing end of a WebP, whatever size it states."""
+
 COMPARED_ROWS = 256
 """Rows compared at once, to bound the memory."""
 
@@ -364,7 +367,7 @@ def _webp(content: bytes, opened: Opened) -> Rescued | None:
         picture.load()
         return Rescued(picture, 0.0)
     # More than was there: a decoder that finds no end is refused by libwebp.
-    filling = 2 * (end - len(content)) + len(NOISE)
+    filling = min(2 * (end - len(content)), MOST_FILLING) + len(NOISE)
     filling += (len(content) + filling) % 2  # chunks have an even length
     whole, other = (
         opened(
