@@ -1,5 +1,6 @@
 """Deliveries whose members are rows or samples with the image files themselves: Parquet and WebDataset."""
 
+import gzip
 import io
 import json
 import tracemalloc
@@ -192,6 +193,23 @@ def test_files_that_do_not_belong_together_are_refused(folder):
         open_delivery(folder(files, "split"))
 
 
+def test_a_table_beside_image_files_is_no_array_set(folder, pets):
+    table = _table(file_name=list(pets), label=["x"] * len(pets))
+    delivery = open_delivery(folder(pets | {"metadata.parquet": table}))
+    assert delivery.places is None
+    assert set(pets) <= set(delivery.names())
+
+
+def test_a_git_lfs_pointer_and_a_linked_folder_are_named(folder, tmp_path):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:1f\nsize 74717914\n"
+    with pytest.raises(DataError, match=r"train.parquet is a Git LFS pointer .*git lfs pull"):
+        open_delivery(folder({"train.parquet": pointer}, "pointer"))
+    data = folder({"train-00000-of-00001.parquet": made.parquet(IMAGES, LABELS)}, "linked")
+    (data / "test").symlink_to(tmp_path / "pointer")
+    with pytest.raises(DataError, match=r"linked/test is a link to a folder"):
+        open_delivery(data)
+
+
 def test_folders_named_after_splits_are_splits(folder):
     files = {
         f"{split}/0000.parquet": made.parquet(IMAGES[:6], LABELS[:6])
@@ -231,6 +249,13 @@ def test_shards_in_a_folder_have_splits_and_class_names(folder):
     data = folder(files, "names")
     assert sorted(delivered(data)) == sorted(rows("train", 0, 24, "012"))
     assert "train/1/pets-train-000001-000013.png" in open_delivery(data).places
+
+
+def test_compressed_shards_are_read(folder):
+    files = {
+        f"train-{n}.tar.gz": gzip.compress(made.webdataset(samples(10 * n, 10 * n + 10))) for n in range(3)
+    }
+    assert sorted(delivered(folder(files))) == sorted(rows("train", 0, 30, "012"))
 
 
 def test_text_labels_are_class_names(folder):

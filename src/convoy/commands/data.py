@@ -192,10 +192,14 @@ def use(
     lines += ["", f"{IMPORT} now imports {address}" + (f" (before: {before})." if before else ".")]
     if packed := packing.of(root):
         lines.append(
-            f"It holds the {packed.files:,} files of {folder}. `make repro`, `make retrain` and `convoy why` compare the two first, and pack "
+            f"It holds the {packed.files:,} files of {packed.source}. `make repro`, `make retrain` and `convoy why` compare the two first, and pack "
             "again; plain `dvc repro` and `dvc status` check the archive only. For an import file by file: --no-pack"
         )
-    if "://" not in address and Path(address).is_absolute():
+        lines.append(
+            "Warning: the archive is on this machine only; another, such as CI or a colleague's, cannot fetch it. For them use a URL or a "
+            "bucket."
+        )
+    elif "://" not in address and Path(address).is_absolute():
         lines.append(dvc.unreachable(address))
     elif "://" not in address and git.query(root, "ls-files", "--others", "--directory", "--", address):
         lines.append(

@@ -269,7 +269,9 @@ def _walk(folder: Path, above: str) -> Iterator[str]:
         if path.is_file():
             yield f"{above}{path.name}"
     for path in entries:
-        if path.is_dir() and not path.is_symlink():
+        if path.is_symlink() and path.is_dir():
+            raise DataError(f"{path} is a link to a folder. Replace it by the folder.")
+        if path.is_dir():
             yield from _walk(path, f"{above}{path.name}/")
 
 

@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 
 from convoy.core.errors import DataError, listed
 from convoy.images.archive import FREE_BYTES, MAX_EXPANSION, MAX_MEMBERS
-from convoy.images.containers import WORDS, ArraySet, Part, RawFiles, assemble, suffix_of
+from convoy.images.containers import WORDS, ArraySet, Part, RawFiles, assemble, has_image, suffix_of
 from convoy.images.decode import MAX_FILE_BYTES, Content
 
 MAGIC = b"PAR1"
+LFS_POINTER = b"version https://git-lfs"
 LABELS = (
     "label",
     "fine_label",
@@ -73,6 +74,8 @@ def recognise(raw: RawFiles, first: Sequence[str]) -> ArraySet | None:
     for name, file in raw.open(names):
         with _reported(raw, name):
             parquet = _opened(file)
+            if has_image(first) and not _image_columns(parquet.schema_arrow):
+                return None  # a table about image files beside it
             own = _columns(parquet.schema_arrow)
             columns = columns or own
             if own != columns:
@@ -111,6 +114,9 @@ def _opened(file: IO[bytes]) -> pq.ParquetFile:
     file.seek(max(0, size - 8))
     tail = file.read(8)
     length = int.from_bytes(tail[:4], "little")
+    file.seek(0)
+    if file.read(len(LFS_POINTER)) == LFS_POINTER:
+        raise DataError("is a Git LFS pointer instead of the file. Type `git lfs pull` where it was cloned")
     if tail[4:] != MAGIC or length > min(MAX_METADATA_BYTES, size):
         raise DataError("is truncated, or no Parquet file: it does not end as such a file does")
     file.seek(0)
@@ -128,13 +134,7 @@ def _columns(schema: pa.Schema) -> _Columns:
     """
     features = _features(schema)
     names = tuple(schema.names)
-    images = [
-        field.name
-        for field in schema
-        if features.get(field.name, {}).get("_type") == "Image"
-        or _is_bytes(field.type)
-        or (pa.types.is_struct(field.type) and "bytes" in [inner.name for inner in field.type])
-    ]
+    images = _image_columns(schema)
     preferred = [name for name in images if name in ("image", "img")]
     images = preferred if len(preferred) == 1 else images
     if len(images) != 1:
@@ -164,6 +164,17 @@ def _columns(schema: pa.Schema) -> _Columns:
     given = features.get(labels[0], {}).get("names")
     classes = tuple(map(str, given)) if isinstance(given, list) and given else None
     return _Columns(images[0], in_struct, labels[0], classes, names)
+
+
+def _image_columns(schema: pa.Schema) -> list[str]:
+    features = _features(schema)
+    return [
+        field.name
+        for field in schema
+        if features.get(field.name, {}).get("_type") == "Image"
+        or _is_bytes(field.type)
+        or (pa.types.is_struct(field.type) and "bytes" in [inner.name for inner in field.type])
+    ]
 
 
 def _features(schema: pa.Schema) -> dict[str, dict[str, object]]:

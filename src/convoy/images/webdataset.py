@@ -7,16 +7,18 @@ https://github.com/webdataset/webdataset
 
 import json
 import posixpath
+import re
 from collections.abc import Collection, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
 from convoy.core.errors import DataError
 from convoy.images.archive import Kind, kind_of, members
-from convoy.images.containers import IMAGE_SUFFIXES, ArraySet, Part, RawFiles, assemble, clean, suffix_of
+from convoy.images.containers import IMAGE_SUFFIXES, ArraySet, Part, RawFiles, assemble, clean
 from convoy.images.decode import Content
 from convoy.images.litter import is_litter
 
+SHARD = re.compile(r"\.(tar|tgz|tar\.(gz|bz2|xz|zst))$", re.IGNORECASE)
 CLASS_NAMES = ("classnames.txt", "classes.txt", "class_names.txt")
 LABEL_KEYS = ("label", "class", "cls")
 LABEL_KINDS = ("cls", "cls.txt", "json")
@@ -36,10 +38,10 @@ def recognise(raw: RawFiles, first: Sequence[str]) -> ArraySet | None:
         if not _pairs(first) or not _has_labels(raw.path, raw.archive):
             return None
     else:
-        if raw.path.is_file() or not any(suffix_of(name) == "tar" for name in first):
+        if raw.path.is_file() or not any(SHARD.search(name) for name in first):
             return None
         names = raw.names()
-        found = {name: kind_of(raw.path / name) for name in names if suffix_of(name) == "tar"}
+        found = {name: kind_of(raw.path / name) for name in names if SHARD.search(name)}
         shards = {name: (raw.path / name, kind) for name, kind in found.items() if kind}
         if not shards or not all(_has_labels(*shard) for shard in shards.values()):
             return None
