@@ -34,10 +34,10 @@ def jpeg(image_u8, quality=60):
     return np.asarray(Image.open(stream))
 
 
-def halved(image_u8):
+def halved(image_u8, resampling=Image.Resampling.BICUBIC):
     height, width, _ = image_u8.shape
-    half = Image.fromarray(image_u8).resize((width // 2, height // 2), Image.Resampling.BICUBIC)
-    return np.asarray(half.resize((width, height), Image.Resampling.BICUBIC))
+    half = Image.fromarray(image_u8).resize((width // 2, height // 2), resampling)
+    return np.asarray(half.resize((width, height), resampling))
 
 
 def brightened(factor):
@@ -60,6 +60,7 @@ def mirrored(image_u8):
 COPIES = {
     "recompressed": jpeg,
     "half size and back": halved,
+    "half size and back, softer": lambda image_u8: halved(image_u8, Image.Resampling.BILINEAR),
     "brighter": brightened(1.1),
     "darker": brightened(0.9),
     "shifted right": shifted(0, -1),

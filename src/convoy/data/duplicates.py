@@ -10,6 +10,7 @@ from functools import cache
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 from scipy.ndimage import gaussian_filter1d
 from scipy.sparse import coo_array
@@ -29,8 +30,13 @@ MIN_SIDE = 32
 MIN_CONTRAST = 2.0
 """Smallest standard deviation of the band of an image that is compared, of 255: what remains of a blank image is noise."""
 
-FINE, COARSE = 1.0, 3.0
-"""Standard deviations of the two Gaussian blurs, in pixels of the thumbnail."""
+SHARP, SOFT, COARSE = 0.7, 1.3, 3.0
+"""Standard deviations of Gaussian blurs, in pixels of the thumbnail: what is finer than the first depends on compression, what is
+coarser than the last (a white background, a bright sky) is alike in pictures of different things. Half the size and back
+is about the second."""
+
+TINY = 1e-6
+"""Keeps divisions by the contrast of a single colour finite."""
 
 SHIFT = 2
 """Largest shift at which two thumbnails are compared, in pixels."""
@@ -117,43 +123,68 @@ def clusters(pairs: Sequence[Pair], n: int) -> I64:
 
 
 def correlation(first: U8, second: U8, mirrored: npt.NDArray[np.bool_]) -> F32:
-    """Correlate the bands of (n, 1024) fingerprints, at the best of all shifts up to `SHIFT`; in -1..1.
+    """Correlate gray levels at the best of all shifts up to `SHIFT`, once the sharper image is blurred like the other.
+
+    That is the multiple correlation of one image with two blurs of the other, in -1..1: a copy that lost its finest
+    details correlates fully, another picture does not.
 
     Args:
-        first: fingerprints of n images.
-        second: those of the images that they are compared with.
+        first: (n, 1024) fingerprints.
+        second: (n, 1024) fingerprints of the images that they are compared with.
         mirrored: (n,) whether the second image is mirrored first.
     """
+    sharp_a, soft_a = _bands(first)
+    sharp_b, soft_b = _bands(second)
+    for band in (sharp_b, soft_b):
+        band[mirrored] = band[mirrored, :, ::-1]
     inner = PX - 2 * SHIFT
-    a, b = _band(first), _band(second)
-    b[mirrored] = b[mirrored, :, ::-1]
-    a = a[:, SHIFT : SHIFT + inner, SHIFT : SHIFT + inner]
-    a = a - a.mean(axis=(1, 2), keepdims=True)
-    a /= np.linalg.norm(a, axis=(1, 2), keepdims=True) + 1e-6
-    best = np.full(len(a), -1, np.float32)
-    for down in range(2 * SHIFT + 1):
-        for across in range(2 * SHIFT + 1):
-            window = b[:, down : down + inner, across : across + inner]
-            spread = window.std(axis=(1, 2)) * inner + 1e-6
-            np.maximum(best, np.einsum("nij,nij->n", a, window) / spread, out=best)
-    return np.minimum(best, 1)  # 1.0000001 by rounding
+    centre = slice(SHIFT, SHIFT + inner)
+    each = np.arange(len(first))
+    windows = sliding_window_view(soft_b, (inner, inner), (1, 2))  # (n, 5, 5, 28, 28)
+    target = _standardized(soft_a[:, centre, centre])
+    best = np.full(len(first), -1, np.float32)
+    down, across = np.zeros((2, len(first)), np.int64)
+    for row, column in np.ndindex(windows.shape[1:3]):
+        window = windows[:, row, column]
+        spread = window.std(axis=(1, 2)) * inner + TINY
+        at = np.einsum("nij,nij->n", target, window) / spread
+        down[at > best], across[at > best] = row, column
+        np.maximum(best, at, out=best)
+    soft_b = windows[each, down, across]
+    sharp_b = sliding_window_view(sharp_b, (inner, inner), (1, 2))[each, down, across]
+    sharp_a, soft_a = sharp_a[:, centre, centre], soft_a[:, centre, centre]
+    found = np.maximum(_explained(sharp_a, sharp_b, soft_b), _explained(sharp_b, sharp_a, soft_a))
+    similar: F32 = np.where(best > 0, np.minimum(found, 1), best)  # 1.0000001 by rounding
+    return similar
+
+
+def _standardized(images: F32) -> F32:
+    """Bring (n, h, w) images to mean 0 and length 1."""
+    centred: F32 = images - images.mean(axis=(1, 2), keepdims=True)
+    centred /= np.linalg.norm(centred, axis=(1, 2), keepdims=True) + TINY
+    return centred
+
+
+def _explained(images: F32, sharp: F32, soft: F32) -> F32:
+    """Compute the multiple correlation of (n, h, w) images with two others each, in 0..1."""
+    images, sharp, soft = _standardized(images), _standardized(sharp), _standardized(soft)
+    detail = _standardized(sharp - np.einsum("nij,nij->n", sharp, soft)[:, np.newaxis, np.newaxis] * soft)
+    found: F32 = np.hypot(np.einsum("nij,nij->n", images, soft), np.einsum("nij,nij->n", images, detail))
+    return found
 
 
 @cache
-def _blurs() -> tuple[F32, F32]:
-    """Matrices that blur a row of the thumbnail."""
-    each = np.eye(PX, dtype=np.float32)
-    return gaussian_filter1d(each, FINE, 0, mode="nearest"), gaussian_filter1d(
-        each, COARSE, 0, mode="nearest"
-    )
+def _blur(sigma: float) -> F32:
+    """Matrix that blurs a row of the thumbnail."""
+    rows: F32 = np.asarray(gaussian_filter1d(np.eye(PX, dtype=np.float32), sigma, 0, mode="nearest"))
+    return rows
 
 
-def _band(fingerprints: U8) -> F32:
-    """Compute the (n, 32, 32) gray levels between the two blurs."""
+def _bands(fingerprints: U8) -> tuple[F32, F32]:
+    """Compute two bands of gray levels, between a blur and `COARSE`, as (n, 32, 32)."""
     gray = fingerprints.reshape(-1, PX, PX).astype(np.float32)
-    fine, coarse = _blurs()
-    band: F32 = np.subtract(fine @ gray @ fine.T, coarse @ gray @ coarse.T)
-    return band
+    sharp, soft, coarse = (_blur(sigma) @ gray @ _blur(sigma).T for sigma in (SHARP, SOFT, COARSE))
+    return np.subtract(sharp, coarse), np.subtract(soft, coarse)
 
 
 @cache
@@ -173,7 +204,7 @@ def _cosines() -> tuple[F32, npt.NDArray[np.bool_]]:
     ]
     window = np.sin(np.pi * at / side)
     waves = [window * np.cos(np.pi * k * at / side) for k in range(PX)]
-    fine, coarse = _blurs()
+    fine, coarse = _blur(SOFT), _blur(COARSE)
     columns = []
     for top in (0, 1):
         for left in (0, 1):
@@ -192,9 +223,9 @@ def _sketches(fingerprints: U8, rows: I64) -> tuple[I64, npt.NDArray[np.int8]]:
     sample = rows[:: len(rows) // BLOCK + 1]
     for chosen in (sample, *(rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))):
         gray = fingerprints[chosen]
-        contrasted = _band(gray).std(axis=(1, 2)) >= MIN_CONTRAST
+        contrasted = _bands(gray)[1].std(axis=(1, 2)) >= MIN_CONTRAST
         sketch = (gray[contrasted].astype(np.float32) @ matrix).reshape(-1, 4, len(odd))
-        sketch /= np.linalg.norm(sketch, axis=2, keepdims=True) + 1e-6
+        sketch /= np.linalg.norm(sketch, axis=2, keepdims=True) + TINY
         if chosen is not sample:
             kept.append(chosen[contrasted])
             sketches.append(np.clip(np.rint(sketch / scale), -127, 127).astype(np.int8))
@@ -223,22 +254,20 @@ def _keys(sketches: npt.NDArray[np.int8], table: int) -> I64:
 def _candidates(
     sketches: npt.NDArray[np.int8], table: int, found: "_Links"
 ) -> Iterator[tuple[I64, I64, npt.NDArray[np.bool_]]]:
-    """Yield first images, second images and whether these are mirrored, of pairs that share a cell and are not connected."""
+    """Yield first images, second images and whether these are mirrored, of new pairs that share a cell and are not connected."""
     keys = _keys(sketches, table).ravel()
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
     for step in range(1, WINDOW + 1):
         at = np.flatnonzero(keys[step:] == keys[:-step])
-        pending = []
-        for start in range(0, len(at), 16 * BLOCK):
-            block = at[start : start + 16 * BLOCK]
-            pending.append(_near(sketches, order[block], order[block + step], found))
-        codes = np.unique(np.concatenate([np.empty(0, np.int64), *pending]))
+        if len(at) == 0:
+            break
+        blocks = [at[start : start + 16 * BLOCK] for start in range(0, len(at), 16 * BLOCK)]
+        near = [_near(sketches, order[block], order[block + step], found) for block in blocks]
+        codes = found.new(np.unique(np.concatenate(near)))
         for start in range(0, len(codes), BLOCK):
             pair, mirrored = codes[start : start + BLOCK] // 2, codes[start : start + BLOCK] % 2 == 1
             yield pair // len(sketches), pair % len(sketches), mirrored
-        if len(at) == 0:
-            break
         found.connect()
 
 
@@ -269,6 +298,15 @@ class _Links:
         none = np.empty(0, np.int64)
         self._blocks: list[Block] = [(none, none, np.empty(0, np.float32), np.empty(0, np.bool_))]
         self._changed = False
+        self._seen = np.full(1, -1, np.int64)
+
+    def new(self, codes: I64) -> I64:
+        """Return those of sorted numbers that were not given before."""
+        at = np.searchsorted(self._seen, codes)
+        old = self._seen[np.minimum(at, len(self._seen) - 1)] == codes
+        self._seen = np.insert(self._seen, at[~old], codes[~old])
+        new: I64 = codes[~old]
+        return new
 
     def add(self, first: I64, second: I64, similar: F32, mirrored: npt.NDArray[np.bool_]) -> None:
         """Add pairs."""
