@@ -200,6 +200,7 @@ def test_a_damaged_baseline_is_refused(folder, tmp_path, content):
 def test_no_image_and_no_baseline_are_named_with_the_remedy(folder, tmp_path, baseline):
     with pytest.raises(DataError, match="contains no image that can be read"):
         drift.compare(folder({"a.txt": b"a"}), baseline)
+    assert drift.compare(folder(photos(0, 2), "two"), baseline.parent)["baseline"] == str(baseline)
     with pytest.raises(RequestError, match=r"gone\.json cannot be read: No such file"):
         drift.compare(tmp_path / "data", tmp_path / "gone.json")
     with pytest.raises(RequestError, match=r"build/deploy/baseline\.json nor .*`dvc repro`.*--baseline FILE"):

@@ -104,7 +104,7 @@ def data_drift(
     baseline: Annotated[
         Path | None,
         typer.Option(
-            help="The baseline.json beside a model.", show_default="build/deploy, else build/dataset"
+            help="baseline.json of a model, or its folder.", show_default="build/deploy, else build/dataset"
         ),
     ] = None,
     as_json: AsJson = False,

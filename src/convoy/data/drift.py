@@ -136,7 +136,7 @@ def compare(data: Path, path: Path) -> dict[str, Any]:
 
     Args:
         data: folder or archive with images; class folders are not needed.
-        path: `baseline.json`.
+        path: `baseline.json`, or the folder of a model or dataset that has it.
 
     Returns:
         `drift` (the strongest of all), `images`, `unreadable` (paths of files without a readable image), `baseline`, `baseline_images`, `unknown_classes` and `statistics`: a `Comparison` each, the strongest drift first.
@@ -144,6 +144,8 @@ def compare(data: Path, path: Path) -> dict[str, Any]:
     Raises:
         DataError: there is no image, or the baseline is damaged.
     """
+    if path.is_dir():
+        path = path / BASELINE
     known, shares, images, background = _read(path)
     measured, labels, unreadable = _measure(data, background)
     count = len(next(iter(measured.values())))

@@ -44,9 +44,7 @@ def lines(scan: Scan, params: DataParams) -> list[str]:
         found.append(f"Cut from {source} by pixel hash (data.splits): {shares}")
     found += [_wrapped(note) for note in scan.delivery.notes]
     found += ["", class_table(scan), *_passed_over(scan)]
-    found += _unused(
-        scan.records, "quarantined", "Quarantined, since they should be images and cannot be used"
-    )
+    found += _unused(scan.records, "quarantined", "Quarantined, since they cannot be used")
     found += _unused(scan.records, "left_out", "Left out")
     return found + _findings(scan.findings)
 
