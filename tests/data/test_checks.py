@@ -197,7 +197,8 @@ def used(label, number, split="train"):
 
 def test_classes_with_few_images_are_named_with_their_numbers():
     records = used("cat", 30) + used("dog", 15) + used("dog", 4, "test") + used("owl", 7)
-    (finding,) = check_dataset(records, checks_of())
+    unused = [Record(f"train/owl/x{n}.png", "owl", None, status="left_out") for n in range(20)]
+    (finding,) = check_dataset(records + unused, checks_of())
     assert (finding.check, finding.figure, finding.limit, finding.action) == ("few_images", 7, 20, "report")
     assert "Classes `owl`, `dog` have fewer than 20 images (7 to 19)" in finding.text
 
@@ -260,6 +261,9 @@ def test_near_duplicates_within_a_split_are_reported_and_used():
     (finding,), left_out = near(FILES, [(TRAIN_A, TRAIN_B, 0.95), (TEST_A, TEST_B, 0.99)])
     assert (finding.check, finding.figure, finding.action, left_out) == ("near_duplicates", 4, "report", {})
     assert finding.paths == ("test/cat/a", "test/cat/b", "train/cat/a", "train/cat/b")
+    assert "keep them together" not in finding.text
+    (cut,), _ = near(FILES, [(TEST_A, TEST_B, 0.99)], delivered=("train", "test"))
+    assert "splits that are cut keep them together" in cut.text
     assert "test/cat/a and test/cat/b (0.990); train/cat/a and train/cat/b (0.950)" in finding.text
 
 
