@@ -184,10 +184,12 @@ def test_sets_by_name_replace_the_data_and_a_wrong_checksum_restores_them(
 
 
 def test_the_trees_of_the_archives_are_recognised(folder, settings):
-    """EuroSAT, Imagenette and Caltech-256 as their archives hold them."""
+    """EuroSAT, Imagenette, Food-101, DTD and Caltech-256 as their archives hold them."""
     trees = {
         "eurosat": ("2750/{}/{}_{}.jpg", ["AnnualCrop", "Forest"]),
         "caltech256": ("256_ObjectCategories/{}/{}_{}.jpg", ["001.ak47", "257.clutter"]),
+        "food101": ("food-101/images/{}/{}{}.jpg", ["apple_pie", "waffles"]),
+        "dtd": ("dtd/images/{}/{}_{}.jpg", ["banded", "zigzagged"]),
         "imagenette": ("imagenette2-160/train/{}/{}_{}.JPEG", ["n01440764", "n02102040"]),
     }
     for name, (path, classes) in trees.items():
@@ -205,6 +207,16 @@ def test_the_trees_of_the_archives_are_recognised(folder, settings):
                 if key.endswith("_0.JPEG")
             }
             files["imagenette2-160/noisy_imagenette.csv"] = b"path,noisy_labels_0\n"
+        if name == "food101":
+            files |= dict.fromkeys(
+                (f"food-101/meta/{text}.txt" for text in ("classes", "labels", "train")), b"apple_pie/0\n"
+            )
+            files |= {
+                "food-101/meta/train.json": b'{"apple_pie": ["apple_pie/0"]}',
+                "food-101/README.txt": b"x",
+            }
+        if name == "dtd":
+            files |= {"dtd/labels/train1.txt": b"banded/banded_0.jpg\n", "dtd/imdb/imdb.mat": b"MATLAB 5.0"}
         found, _ = check(folder(files, name), settings(image_px=16))
         assert found["classes"] == classes
 

@@ -146,6 +146,17 @@ def test_emnist_is_upright_and_its_mapping_names_the_classes(zipped):
     assert found(path) == expected(*turned, names=["0", "Aa", "Bb"])
 
 
+def test_files_that_are_not_read_and_turned_images_are_noted(folder):
+    cifar = open_delivery(folder(made.cifar_pickles(TRAIN, TEST), "cifar"))
+    assert cifar.names()
+    assert cifar.notes == ["Files that are not read: cifar-10-batches-py/readme.html"]
+    emnist = open_delivery(
+        folder(made.mnist(*GRAY, prefix="emnist-digits-", parts=("train", "test")), "emnist")
+    )
+    assert emnist.names()
+    assert [note for note in emnist.notes if "turned upright" in note] == emnist.notes != []
+
+
 def test_several_sets_of_idx_files_are_refused_by_name(zipped):
     files = made.mnist(*GRAY, prefix="gzip/emnist-letters-") | made.mnist(*GRAY, prefix="gzip/emnist-digits-")
     with pytest.raises(

@@ -178,6 +178,23 @@ _ALL = (
         "Apache 2.0",
     ),
     KnownSet(
+        "food101",
+        _md5("http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz", "85eeb15f3717b99a5da872d97d918f87"),
+        "101 dishes, 101,000 photographs; its list of test images is not used",
+        "5 GB",
+        "not stated",
+    ),
+    KnownSet(
+        "dtd",
+        _md5(
+            "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz",
+            "fff73e5086ae6bdbea199a49dfb8a4c1",
+        ),
+        "47 textures, 5,640 photographs; its lists of splits are not used",
+        "0.6 GB",
+        "not stated",
+    ),
+    KnownSet(
         "caltech256",
         _md5(
             "https://data.caltech.edu/records/nyy15-4j048/files/256_ObjectCategories.tar",

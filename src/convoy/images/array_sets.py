@@ -10,13 +10,13 @@ import gzip
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
 
-from convoy.core.errors import DataError
+from convoy.core.errors import DataError, listed
 from convoy.images import cifar, parquet, webdataset
 from convoy.images.archive import FREE_BYTES, MAX_EXPANSION, MAX_MEMBERS, Kind
 from convoy.images.containers import ArraySet, Part, RawFiles, assemble, has_image, lines, named, netpbm
@@ -32,6 +32,10 @@ NPY_NAMES = (
     re.compile(r"(?P<what>x|y)_(?P<part>train|val|valid|validation|test)\.npy"),
     re.compile(r"(?P<part>train|val|valid|validation|test)_(?P<what>images|labels)\.npy"),
 )
+TRANSPOSED = "EMNIST stores images with rows and columns exchanged: they are turned upright."
+SHOWN = 5
+"""Files that a note names."""
+
 CLASS_NAMES = re.compile(r"(classes|class_?names|mapping)\.txt$")
 
 
@@ -46,13 +50,16 @@ def recognise(path: Path, archive: Kind | None) -> ArraySet | None:
     readers = (cifar.from_pickles, cifar.from_binary, _idx, _npy, parquet.recognise, webdataset.recognise)
     for reader in readers:
         if found := reader(raw, first):
-            image = "" if reader is webdataset.recognise else has_image(first)
-            if image:
+            if reader is webdataset.recognise:
+                return found
+            if image := has_image(first):
                 raise DataError(
                     f"{path} contains {found.kind} and image files too ({image}). Deliver either of them: move the image "
                     "files out to train on the rest, or keep class folders only."
                 )
-            return found
+            unread = [name for name in first if name not in raw.opened]
+            notes = [f"Files that are not read: {listed(unread, SHOWN)}"] if unread else []
+            return replace(found, notes=(*found.notes, *notes))
     return None
 
 
@@ -187,9 +194,9 @@ def _idx(raw: RawFiles, first: Sequence[str]) -> ArraySet | None:
     ]
     # EMNIST's images have their columns first, unlike MNIST's.
     is_transposed = sets[0].lower().startswith("emnist")
-    return _arrays(
-        "IDX files", raw, pairs, _open_idx, texts[0] if texts else None, is_transposed=is_transposed
-    )
+    class_file = texts[0] if texts else None
+    arrays = _arrays("IDX files", raw, pairs, _open_idx, class_file, is_transposed=is_transposed)
+    return replace(arrays, notes=(TRANSPOSED,)) if is_transposed else arrays
 
 
 def _open_idx(file: IO[bytes]) -> _Array:

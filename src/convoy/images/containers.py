@@ -7,7 +7,7 @@ import unicodedata
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import IO
@@ -55,10 +55,12 @@ class RawFiles:
     Attributes:
         path: the folder, archive or file.
         archive: kind of the archive; None for a folder or a file.
+        opened: names of the files that were opened.
     """
 
     path: Path
     archive: Kind | None
+    opened: set[str] = field(default_factory=set)
 
     def names(self) -> list[str]:
         """List paths, sorted within a folder, without what operating systems leave behind."""
@@ -78,6 +80,7 @@ class RawFiles:
         Raises:
             DataError: an archive is unsafe or damaged.
         """
+        self.opened.update(wanted)
         if self.archive:
             for raw, content in members(self.path, self.archive, whole=lambda raw: clean(raw) in wanted):
                 if (name := clean(raw)) in wanted:
@@ -120,12 +123,14 @@ class ArraySet:
     Attributes:
         kind: its format, such as `CIFAR (pickles)`.
         places: path of every image, with what the delivery states about it.
+        notes: sentences about how the files are read, for people.
         files: streams the paths with the images' bytes: those delivered, or for arrays PPM and PGM.
     """
 
     kind: str
     places: Mapping[str, Place]
     files: Callable[[], Iterator[tuple[str, Content]]]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

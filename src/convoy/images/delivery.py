@@ -133,6 +133,7 @@ class Delivery:
             DataError: an archive is unsafe, damaged or holds other archives; a path occurs twice or is not a regular file.
         """
         if self.arrays:
+            self.notes[:] = self.arrays.notes
             return list(self.arrays.places)
         self.litter.clear()
         seen: dict[str, None] = {}
