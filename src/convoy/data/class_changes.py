@@ -100,7 +100,7 @@ def _describe(changes: ClassChanges) -> str:
     """State the difference, and what follows for training, comparison and promotion."""
     gone, added = set(changes.before) - set(changes.now), set(changes.now) - set(changes.before)
     parts = [
-        f"{kind} {listed([f'`{label}` ({images:,} images)' for label, images in classes.items()], NAMED)}"
+        f"{kind} {listed([_counted(*item) for item in classes.items()], NAMED)}"
         for kind, classes in (("new:", changes.new), ("missing:", changes.missing))
         if classes
     ]
@@ -112,14 +112,12 @@ def _describe(changes: ClassChanges) -> str:
         parts.append(listed(renamed, NAMED))
     follows = ["a network is trained with a new head, and accuracies before and after are not comparable"]
     shifted = [
-        label
-        for label in set(changes.before) & set(changes.now)
+        f"`{label}`"
+        for label in sorted(set(changes.before) & set(changes.now))
         if changes.before.index(label) != changes.now.index(label)
     ]
     if shifted:
-        follows.append(
-            f"the numbers of {len(shifted):,} other classes change, so outputs must be read by name"
-        )
+        follows.append(f"the number of {listed(shifted, NAMED)} changes, so outputs must be read by name")
     if added:
         follows.append("the champion is wrong on every test image of a class that it lacks")
     if gone:
@@ -127,6 +125,10 @@ def _describe(changes: ClassChanges) -> str:
             "the gate refuses a candidate that lacks a class of the champion, unless it is overridden"
         )
     return f"The classes differ from those of the dataset before: {'; '.join(parts)}. It follows that {'; '.join(follows)}."
+
+
+def _counted(label: str, images: int) -> str:
+    return f"`{label}` ({images:,} image{'s' * (images != 1)})"
 
 
 def _names(classes: Sequence[str]) -> str:
