@@ -423,6 +423,27 @@ def test_many_rows_are_read_in_bounded_time_and_memory(delivered):
     assert any("9,000 rows repeat" in note.text for note in found.notes)
 
 
+@pytest.mark.parametrize(
+    "text", ["", "\n\n", "path,label\n", ",".join("x" * 100_000), bytes(range(1, 256)) * 9, '{"a":' * 9]
+)
+@pytest.mark.parametrize("name", ["labels.csv", "labels.jsonl", "labels.json", "labels.txt"])
+def test_a_list_without_content_or_of_garbage_states_nothing(delivered, name, text):
+    assert "nothing states the classes of its 4 images" in refusal(delivered(ABCD, {name: text}))
+
+
+def test_a_split_that_is_unknown_is_named_in_a_column_of_splits(delivered):
+    text = "path,label,split\na.jpg,cat,train\nb.jpg,cat,weird\nc.jpg,dog,train\nd.jpg,dog,\n"
+    found = places(delivered(ABCD, {"labels.csv": text}))
+    assert found["b.jpg"] == "has the unknown split `weird` in labels.csv"
+    assert found["d.jpg"] == "has no split in labels.csv"
+
+
+def test_a_single_folder_beside_an_unusable_list_is_no_class(delivered):
+    images = [f"im/{n}.jpg" for n in range(9)]
+    text = "file,cat,dog\n" + "".join(f"{n}.jpg,1,{n // 8}\n" for n in range(9))
+    assert "several labels per image" in refusal(delivered(images, {"labels.csv": text}))
+
+
 def test_a_list_above_the_limit_is_not_read(delivered, monkeypatch):
     monkeypatch.setattr(lists, "MAX_LIST_BYTES", 20)
     delivery = delivered(ABCD, {"labels.csv": "path,label\na.jpg,cat\nb.jpg,cat\nc.jpg,dog\n"})

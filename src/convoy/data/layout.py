@@ -186,7 +186,7 @@ def _class_folders(
     if len(found.classes) == 1:
         if listed_all:
             return None
-        if labels.propose([name.rpartition("/")[2] for name in images]):
+        if lists.problems or labels.propose([name.rpartition("/")[2] for name in images]):
             raise labels.nothing_states_classes(path, images, found, lists.problems)
     return found if found.classes else None
 

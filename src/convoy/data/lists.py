@@ -31,6 +31,9 @@ MAX_LIST_BYTES = 2**28
 MAX_JSON_BYTES = 2**26
 """Largest JSON file, in bytes: Python's objects take ten times as much."""
 
+MAX_COLUMNS = 2_000
+"""Most columns of a list: one per class, and some."""
+
 MAX_LABEL = 255
 """Longest label, in characters: that of a folder's name."""
 
@@ -300,6 +303,8 @@ class _Table:
         if not sample:
             return None
         width = max(map(len, sample))
+        if width > MAX_COLUMNS:
+            raise DataError(f"{name} is not read: a row has {width:,} columns, more than {MAX_COLUMNS:,}.")
         table = cls(name, rows, index, [], 0, split_of_list=_split_of_list(name), legacy=legacy)
         hits = [
             sum(table.finds(row[column]) for row in sample if column < len(row)) for column in range(width)
@@ -327,7 +332,11 @@ class _Table:
                 column
                 for column in rest
                 if values[column]
-                and all(map(names.split_of, values[column]))
+                and (
+                    all(map(names.split_of, values[column]))
+                    if headless or titles[column] not in SPLIT_COLUMNS
+                    else any(map(names.split_of, values[column]))
+                )
                 and (headless or titles[column] in SPLIT_COLUMNS)
             ),
             None,
@@ -603,7 +612,7 @@ def _encoding(name: str, content: bytes) -> tuple[str, str]:
 def _delimiter(lines: Sequence[str]) -> str:
     """Choose the mark between cells that occurs in every line, most often in the first."""
     marks = [mark for mark in ",;\t|" if lines and all(mark in line for line in lines)]
-    return max(marks, key=lines[0].count, default=",")
+    return max(marks, key=lines[0].count) if marks else ","
 
 
 def _words_of(line: str) -> list[str]:
