@@ -8,6 +8,7 @@ import bz2
 import gzip
 import lzma
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -62,6 +63,17 @@ UNSUPPORTED = {b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!\x1a\x07": "RAR"}
 
 Load = Callable[[str, Readable, int], Content]
 """Reads an open member of a name and a stated size."""
+
+DAMAGE = (
+    *(OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError),
+    *(
+        ValueError,
+        OverflowError,
+        IndexError,
+        struct.error,
+    ),  # of zipfile and tarfile, for fields that are garbage
+)
+"""What the standard library raises for damaged archives."""
 
 REPACK = "Unpack it, check its content, and pack the class folders again."
 
@@ -215,6 +227,10 @@ def _tar_members(path: Path, kind: Kind, is_wanted: Wanted, load: Load) -> Itera
         while (member := archive.next()) is not None:
             archive.members.clear()  # type: ignore[attr-defined] # tarfile would keep every header
             allowance.count_member()
+            # tarfile would look for the end of a member of an exabyte for ever.
+            if kind == "tar" and member.size > path.stat().st_size:
+                raise tarfile.ReadError(f"a member of {member.size:,} bytes")
+            stream.allowance.check(member.size)
             name = member.name
             _check_name(path, name)
             if member.isdir():
@@ -250,8 +266,12 @@ class _Allowance:
 
     def count(self, size: int) -> None:
         """Subtract unpacked bytes."""
+        self.check(size)
         self.bytes_left -= size
-        if self.bytes_left < 0:
+
+    def check(self, size: int) -> None:
+        """Refuse what would unpack to more bytes than are left."""
+        if size > self.bytes_left:
             raise DataError(
                 f"{self.path} unpacks to more than {MAX_EXPANSION} times its size: a decompression bomb, "
                 f"or something other than images. {REPACK}"
@@ -340,7 +360,7 @@ def _damage_reported(path: Path) -> Iterator[None]:
         raise DataError(
             f"{path} uses an unsupported compression ({error}). Pack it as a plain zip."
         ) from error
-    except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
+    except DAMAGE as error:
         if isinstance(error, OSError) and type(error) not in (OSError, gzip.BadGzipFile):
             raise  # no damage; bz2 raises plain OSError
         raise DataError(
