@@ -1,0 +1,185 @@
+"""Keep what decoding made of each file, so that a delivery of which a few files changed is prepared in seconds.
+
+A file is recognised by its content. Everything that decides the result is part of the key: the versions of the libraries,
+the code that decodes and measures, and the params. So nothing stale is ever found, and the file may be removed at any time.
+"""
+
+import hashlib
+import json
+import sqlite3
+import threading
+import zlib
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self, cast
+
+import numpy as np
+import onnxruntime
+import PIL
+
+from convoy.core.console import info
+from convoy.data import duplicates, split, statistics
+from convoy.data.settings import DataParams
+from convoy.images import damaged, decode, formats, profiles, resize
+
+CODE = (damaged, decode, formats, profiles, resize, duplicates, split, statistics)
+"""Modules whose code decides what is kept."""
+
+OPTIONS = ("image_px", "fit", "background", "max_truncated")
+"""Params that decide what is kept."""
+
+MAX_BYTES = 4 * 2**30
+"""Size of the file, in bytes, above which nothing is added, and what the last delivery did not have is removed."""
+
+ROWS = 2048
+"""Rows that are written at once."""
+
+WAIT_S = 5.0
+"""Longest wait for another process that writes."""
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS seen (
+    file BLOB PRIMARY KEY, facts TEXT NOT NULL, arrays BLOB NOT NULL, checksum INTEGER NOT NULL
+)
+"""
+
+
+class Seen(NamedTuple):
+    """Hold what a file's content gave.
+
+    Attributes:
+        facts: plain data.
+        arrays: bytes of the arrays, one after the other; empty for a file that cannot be decoded.
+    """
+
+    facts: Mapping[str, Any]
+    arrays: bytes = b""
+
+
+def key(params: DataParams) -> bytes:
+    """Hash all that decides the result beside a file's content: code, versions and params."""
+    digest = hashlib.sha256()
+    for module in CODE:
+        digest.update(Path(str(module.__file__)).read_bytes())
+    options = {name: getattr(params, name) for name in OPTIONS}
+    digest.update(json.dumps([options, PIL.__version__, onnxruntime.__version__, np.__version__]).encode())
+    return digest.digest()
+
+
+class Cache:
+    """Look up and add what was seen, in an SQLite file; without one where the file cannot be used, which is reported.
+
+    `get` may be called from any thread, the other methods only from the one that made it.
+    """
+
+    def __init__(self, path: Path, key: bytes) -> None:
+        self._path, self._key = path, key
+        self._rows: list[tuple[bytes, str, bytes, int]] = []
+        self._used: list[tuple[bytes]] = []
+        self._thread = threading.local()
+        self._readers: list[sqlite3.Connection] = []
+        self._writer: sqlite3.Connection | None = None
+        self._full = False
+
+    def __enter__(self) -> Self:
+        """Open the file, or make it."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._writer = self._open()
+            except sqlite3.DatabaseError as error:
+                if isinstance(error, sqlite3.OperationalError):  # locked, read-only, or without room
+                    raise
+                self._path.unlink()  # damaged
+                self._writer = self._open()
+        except (OSError, sqlite3.Error) as error:
+            info(
+                f"{self._path} cannot be used ({error}): every file is decoded. `rm {self._path}` makes a new one."
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Write what was added, also where the delivery was refused; the next attempt decodes less."""
+        self._write()
+        if self._writer:
+            with suppress(sqlite3.Error):
+                if self._size() > MAX_BYTES:
+                    self._writer.execute("DELETE FROM seen WHERE file NOT IN (SELECT file FROM used)")
+                    self._writer.commit()
+            self._writer.close()
+        for reader in self._readers:
+            reader.close()
+
+    def get(self, sha256: bytes) -> Seen | None:
+        """Look up a file by the SHA-256 of its content; None if it was not seen, or its row is damaged."""
+        if self._writer is None:
+            return None
+        try:
+            if not hasattr(self._thread, "db"):
+                self._thread.db = sqlite3.connect(self._path, WAIT_S, check_same_thread=False)
+                self._readers.append(self._thread.db)
+            found = self._thread.db.execute(
+                "SELECT facts, arrays, checksum FROM seen WHERE file = ?", (self._name(sha256),)
+            )
+            row = found.fetchone()
+        except sqlite3.Error:
+            return None
+        if row is None or zlib.crc32(row[1], zlib.crc32(row[0].encode())) != row[2]:
+            return None
+        return Seen(json.loads(row[0]), row[1])
+
+    def use(self, sha256: bytes, seen: Seen | None) -> None:
+        """Add what was seen of a file; None if it was found here."""
+        if self._writer is None:
+            return
+        name = self._name(sha256)
+        self._used.append((name,))
+        if seen is not None and not self._full:
+            facts = json.dumps(seen.facts)
+            self._rows.append((name, facts, seen.arrays, zlib.crc32(seen.arrays, zlib.crc32(facts.encode()))))
+        if len(self._used) >= ROWS:
+            self._write()
+
+    def _name(self, sha256: bytes) -> bytes:
+        return hashlib.sha256(self._key + sha256).digest()
+
+    def _open(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self._path, WAIT_S)
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = OFF")  # a row that a loss of power damages has another checksum
+            db.execute(SCHEMA)
+            db.execute("CREATE TEMP TABLE used (file BLOB PRIMARY KEY)")
+            db.commit()
+        except sqlite3.Error:
+            db.close()
+            raise
+        return db
+
+    def _size(self) -> int:
+        db = cast("sqlite3.Connection", self._writer)
+        pages, free, size = (
+            db.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("page_count", "freelist_count", "page_size")
+        )
+        return int((pages - free) * size)
+
+    def _write(self) -> None:
+        rows, self._rows = self._rows, []
+        used, self._used = self._used, []
+        if self._writer is None:
+            return
+        try:
+            self._writer.executemany("INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?)", rows)
+            self._writer.executemany("INSERT OR IGNORE INTO used VALUES (?)", used)
+            self._writer.commit()
+            self._full = self._size() > MAX_BYTES
+        except sqlite3.Error as error:
+            info(f"{self._path} takes no more ({error}); the next prepare decodes the other files again.")
+            self._full = True
+            with suppress(sqlite3.Error):
+                self._writer.rollback()
