@@ -21,11 +21,15 @@ from convoy.core.console import info
 from convoy.core.contract import BASELINE
 from convoy.core.dataset import FACTS_FILE, IMAGES_FILE, LABELS_FILE, MANIFEST_FILE, REPORT_FILE, SPLITS
 from convoy.core.files import write_json
-from convoy.data import class_changes, drift, report, summary
+from convoy.data import cache, class_changes, drift, report, summary
+from convoy.data.cache import Cache
 from convoy.data.records import Record
 from convoy.data.scan import Scan, refuse_findings, scan
 from convoy.data.settings import DataParams
 from convoy.images.resize import Geometry
+
+CACHE = Path("cache", "images.sqlite")
+"""Beside the dataset: DVC removes the stage's outputs before it runs."""
 
 CHUNK_ROWS = 512
 """Images copied at once: 100 MB at 256 px."""
@@ -80,9 +84,15 @@ def prepare(
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     # The packed images wait in an unnamed file until all are checked; it is gone whatever ends the process.
-    with tempfile.TemporaryFile(dir=out.parent) as spool, _replacing(out) as scratch:
+    with (
+        tempfile.TemporaryFile(dir=out.parent) as spool,
+        _replacing(out) as scratch,
+        Cache(out.parent / CACHE, cache.key(params)) as seen,
+    ):
         geometry = Geometry(params.image_px, params.fit)
-        result = scan(data, params, geometry, keep=lambda square_u8: spool.write(square_u8.tobytes()))
+        result = scan(
+            data, params, geometry, keep=lambda square_u8: spool.write(square_u8.tobytes()), cache=seen
+        )
         changes = class_changes.check(result, before, params)
         refuse_findings(result.delivery, changes)
         spool.flush()

@@ -20,6 +20,7 @@ from convoy.core.cpus import usable_cpus
 from convoy.core.dataset import SPLITS, Split
 from convoy.core.errors import DataError, listed
 from convoy.data import duplicates, giveaway
+from convoy.data.cache import Cache, Seen
 from convoy.data.checks import (
     CERTAIN,
     EXAMPLES,
@@ -35,7 +36,7 @@ from convoy.data.rare import absent_from_delivered
 from convoy.data.records import Finding, Pair, Record, Status
 from convoy.data.settings import DataParams
 from convoy.data.split import assign, pixel_hash
-from convoy.data.statistics import columns, measure
+from convoy.data.statistics import STATISTICS, columns, measure
 from convoy.images import litter
 from convoy.images.decode import Content, Decoded, Note, decode
 from convoy.images.delivery import EXPECTED, Delivery, open_delivery
@@ -46,6 +47,9 @@ BATCH_BYTES = 2**21
 """Files passed to a thread at once, until either is reached: thousands of icons together, since
 passing one costs as much as decoding it, but photographs nearly one by one."""
 
+DECODED = ("width", "height", "mode", "format", "size", "pixels")
+"""Fields of a record that decoding fills, beside `sha256`."""
+
 Square = npt.NDArray[np.uint8]
 Shrink = Callable[[npt.NDArray[np.uint8]], Square]
 """Converts an (H, W, 3) uint8 image to the square that is packed; called from several threads."""
@@ -53,6 +57,10 @@ Shrink = Callable[[npt.NDArray[np.uint8]], Square]
 
 Decoding = Callable[[Content, ExitStack | None], Decoded]
 """Decodes a file's bytes: `decode`, with the background and the limit that are used."""
+
+
+Look = Callable[[Record, Content], tuple[Record, "Kept | None"]]
+"""Decodes and measures a file: `_look`, with what it needs."""
 
 
 class Kept(NamedTuple):
@@ -64,6 +72,7 @@ class Kept(NamedTuple):
         transparent: whether it has transparent pixels.
         fingerprint: by `duplicates.fingerprint`.
         notes: what was unusual about the file, by `decode`.
+        cached: whether it was decoded for an earlier delivery.
     """
 
     square_u8: Square
@@ -71,6 +80,27 @@ class Kept(NamedTuple):
     transparent: bool
     fingerprint: npt.NDArray[np.uint8]
     notes: tuple[Note, ...]
+    cached: bool = False
+
+    def seen(self, record: Record) -> Seen:
+        """Return it, and what its record has from decoding, for the cache."""
+        facts = {name: getattr(record, name) for name in DECODED}
+        arrays = (self.statistics, self.fingerprint, self.square_u8)
+        return Seen(
+            facts | {"transparent": self.transparent, "notes": self.notes, "square": self.square_u8.shape},
+            b"".join(array.tobytes() for array in arrays),
+        )
+
+    @classmethod
+    def restored(cls, seen: Seen, record: Record) -> tuple[Record, "Kept"]:
+        """Undo `seen`."""
+        ends = (4 * len(STATISTICS), 4 * len(STATISTICS) + duplicates.SIZE)
+        square = np.frombuffer(seen.arrays[ends[1] :], np.uint8).reshape(seen.facts["square"])
+        statistics = np.frombuffer(seen.arrays[: ends[0]], np.float32)
+        fingerprint = np.frombuffer(seen.arrays[slice(*ends)], np.uint8)
+        record = replace(record, **{name: seen.facts[name] for name in DECODED})
+        transparent, notes = seen.facts["transparent"], tuple(seen.facts["notes"])
+        return record, cls(square, statistics, transparent, fingerprint, notes, cached=True)
 
 
 @dataclass(frozen=True)
@@ -107,6 +137,7 @@ def scan(
     keep: Callable[[Square], object],
     *,
     refuse: bool = True,
+    cache: Cache | None = None,
 ) -> Scan:
     """Decode every delivered file once and decide how it is used; write nothing.
 
@@ -118,6 +149,7 @@ def scan(
         shrink: converts each usable image to the square that is packed; called from several threads.
         keep: called with each square, in the order of the records, so that no image is decoded twice.
         refuse: raise for findings whose action is `fail`; else the caller looks for them.
+        cache: images that it has are not decoded again; others are added.
 
     Raises:
         DataError: no images, a single class, a class missing in a split, an unsafe or damaged archive; more unusable
@@ -134,11 +166,13 @@ def scan(
     index = 0
     with TemporaryFile() as fingerprints:
         for record, image in track(
-            read(delivery.files(), layout, shrink, decoding), "decode images", len(names)
+            read(delivery.files(), layout, shrink, decoding, cache), "decode images", len(names)
         ):
             if image is None:
                 records.append(record)
             else:
+                if cache:
+                    cache.use(bytes.fromhex(record.sha256), None if image.cached else image.seen(record))
                 keep(image.square_u8)
                 measured.frombytes(image.statistics.tobytes())
                 transparent.append(image.transparent)
@@ -211,20 +245,22 @@ def _near_duplicates(
 
 
 def read(
-    files: Iterable[tuple[str, Content]], layout: Layout, shrink: Shrink, decoding: Decoding = decode
+    files: Iterable[tuple[str, Content]],
+    layout: Layout,
+    shrink: Shrink,
+    decoding: Decoding = decode,
+    cache: Cache | None = None,
 ) -> Iterator[tuple[Record, Kept | None]]:
     """Decode files on every usable core, in order; None for a file without a usable image.
 
     Pillow and onnxruntime release Python's lock while they compute. Only what `Kept` describes
     remains, so memory holds one full image per thread; fewer, where large ones would take too much (`decode.memory`).
     """
-    threads = usable_cpus()
+    threads, look = usable_cpus(), partial(_look, shrink=shrink, decoding=decoding, cache=cache)
     pending: deque[Future[list[tuple[Record, Kept | None]]]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         for batch in _batches(files):
-            pending.append(
-                pool.submit(lambda files: [_read(*file, layout, shrink, decoding) for file in files], batch)
-            )
+            pending.append(pool.submit(lambda files: [_read(*file, layout, look) for file in files], batch))
             if len(pending) > 2 * threads:
                 yield from pending.popleft().result()
         while pending:
@@ -244,39 +280,52 @@ def _batches(files: Iterable[tuple[str, Content]]) -> Iterator[list[tuple[str, C
         yield batch
 
 
-def _read(
-    name: str, content: Content, layout: Layout, shrink: Shrink, decoding: Decoding
-) -> tuple[Record, Kept | None]:
+def _read(name: str, content: Content, layout: Layout, look: Look) -> tuple[Record, Kept | None]:
     place = layout.place(name)
-    label = place.label
-    record = Record(name, label, place.split, place.group)
+    record = Record(name, place.label, place.split, place.group)
     if place.passed_over:
         return replace(record, split=None, status="passed_over", reason=place.passed_over), None
+    if litter.is_preview(name):
+        return _passed_over(record, litter.kind(name)), None
+    try:
+        record, kept = look(record, content)
+    except DataError as error:
+        if word := _no_image(name, content, error):
+            return _passed_over(record, word), None
+        status: Status = "quarantined" if place.label else "passed_over"
+        return replace(record, split=None, status=status, reason=str(error)), None
+    if kept is None:
+        reason = place.reason or "is not in a class folder"
+        return replace(record, split=None, status="quarantined", reason=reason), None
+    return record, kept
+
+
+def _look(
+    record: Record, content: Content, shrink: Shrink, decoding: Decoding, cache: Cache | None
+) -> tuple[Record, Kept | None]:
+    """Decode and measure an image, unless the cache has it; an image of no class is only decoded."""
+    digest = hashlib.sha256(b"" if isinstance(content, DataError) else content)
+    if cache and record.label and (seen := cache.get(digest.digest())):
+        return Kept.restored(seen, replace(record, sha256=digest.hexdigest()))
     with ExitStack() as held:
-        if litter.is_preview(name):
-            return _passed_over(record, litter.kind(name)), None
-        try:
-            image = decoding(content, held)
-        except DataError as error:
-            if word := _no_image(name, content, error):
-                return _passed_over(record, word), None
-            status: Status = "quarantined" if label else "passed_over"
-            return replace(record, split=None, status=status, reason=str(error)), None
-        height, width, _ = image.image_u8.shape
-        file = cast("bytes", content)
-        sha256 = hashlib.sha256(file).hexdigest()
-        size, kind = len(file), image.format
-        record = replace(
-            record, sha256=sha256, width=width, height=height, mode=image.mode, format=kind, size=size
-        )
-        if label is None:
-            reason = place.reason or "is not in a class folder"
-            return replace(record, split=None, status="quarantined", reason=reason), None
+        image = decoding(content, held)
         image_u8 = image.image_u8
-        statistics = measure(image_u8, len(file))
-        fingerprint = duplicates.fingerprint(image_u8)
+        height, width, _ = image_u8.shape
+        size = len(cast("bytes", content))
+        record = replace(
+            record,
+            sha256=digest.hexdigest(),
+            width=width,
+            height=height,
+            mode=image.mode,
+            format=image.format,
+            size=size,
+        )
+        if record.label is None:
+            return record, None
+        statistics, fingerprint = measure(image_u8, size), duplicates.fingerprint(image_u8)
         kept = Kept(shrink(image_u8), statistics, image.transparent, fingerprint, image.notes)
-        return replace(record, pixels=pixel_hash(image.image_u8)), kept
+        return replace(record, pixels=pixel_hash(image_u8)), kept
 
 
 def _no_image(name: str, content: Content, error: DataError) -> str:

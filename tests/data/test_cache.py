@@ -1,0 +1,136 @@
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from convoy.core.errors import DataError
+from convoy.data import cache, prepare, scan
+from convoy.data.cache import Cache, Seen
+from convoy.images.decode import decode
+from deliveries import data_params
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Collect what is decoded."""
+    found: list[bytes] = []
+
+    def counted(content, held=None, **options):
+        found.append(content)
+        return decode(content, held, **options)
+
+    monkeypatch.setattr(scan, "decode", counted)
+    return found
+
+
+def prepared(data: Path, out: Path, **params):
+    prepare.prepare(data, data_params(image_px=8, max_quarantined=0.1, **params), out)
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def test_only_new_files_are_decoded_and_the_dataset_is_the_same(folder, pets, png, decoded, tmp_path):
+    data, out = folder(pets), tmp_path / "build/dataset"
+    first = prepared(data, out)
+    assert sorted(decoded) == sorted(pets.values())
+    decoded.clear()
+    assert prepared(data, out) == first
+    assert decoded == []
+    new = png(5000)
+    (data / "cat/new.png").write_bytes(new)
+    with_new = prepared(data, out)
+    assert decoded == [new]
+    assert with_new == prepared(data, tmp_path / "other/dataset"), "as without a cache"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"image_px": 16}, {"fit": "crop"}, {"background": "black"}, {"max_truncated": 0.5}],
+    ids=lambda change: next(iter(change)),
+)
+def test_every_option_that_decides_what_is_kept_changes_the_key(change):
+    params = data_params()
+    assert cache.key(params) == cache.key(data_params())
+    assert cache.key(params) != cache.key(data_params(**change))
+
+
+def test_code_and_versions_change_the_key(monkeypatch, tmp_path):
+    before = cache.key(data_params())
+    monkeypatch.setattr("PIL.__version__", "0.0")
+    assert cache.key(data_params()) != before
+    monkeypatch.undo()
+    edited = tmp_path / "decode.py"
+    edited.write_bytes(Path(cache.decode.__file__).read_bytes() + b"#")
+    monkeypatch.setattr(cache.decode, "__file__", str(edited))
+    assert cache.key(data_params()) != before
+
+
+def test_an_option_that_is_changed_finds_nothing_stale(folder, decoded, tmp_path, png):
+    files = {
+        f"{label}/{n}.png": png(n + 100 * len(label), 12, 8) for label in ("cat", "a dog") for n in range(20)
+    }
+    data = folder(files)
+    for number, options in enumerate(({"fit": "squash"}, {"fit": "crop"}, {"fit": "squash"})):
+        decoded.clear()
+        content = prepared(data, tmp_path / "build/dataset", **options)
+        assert content == prepared(data, tmp_path / f"other{number}/dataset", **options)
+        assert len(decoded) == (80 if number < 2 else 40), "the other folder has no cache"
+
+
+def test_a_damaged_row_and_a_damaged_file_are_not_used(tmp_path, capsys):
+    path, seen = tmp_path / "cache/images.sqlite", Seen({"width": 1}, b"abc")
+    with Cache(path, b"key") as kept:
+        kept.use(b"1", seen)
+        kept.use(b"2", Seen({}, b""))
+    with Cache(path, b"key") as kept:
+        assert kept.get(b"1") == seen
+        assert kept.get(b"3") is None
+    with Cache(path, b"another key") as kept:
+        assert kept.get(b"1") is None
+    db = sqlite3.connect(path)
+    db.execute("UPDATE seen SET arrays = x'616264' WHERE arrays = x'616263'")
+    db.commit()
+    db.close()
+    with Cache(path, b"key") as kept:
+        assert kept.get(b"1") is None
+        assert kept.get(b"2") is not None
+    path.write_bytes(b"not a database, but long enough to be refused as such" * 100)
+    with Cache(path, b"key") as kept:
+        assert kept.get(b"2") is None
+        kept.use(b"1", seen)
+    with Cache(path, b"key") as kept:
+        assert kept.get(b"1") == seen
+    assert capsys.readouterr().out == ""
+
+
+def test_a_cache_that_cannot_be_made_is_reported_and_stops_nothing(folder, pets, tmp_path, capsys, decoded):
+    (tmp_path / "build").mkdir()
+    (tmp_path / "build/cache").write_text("a file")
+    prepared(folder(pets), tmp_path / "build/dataset")
+    assert "build/cache/images.sqlite cannot be used" in capsys.readouterr().out
+    assert len(decoded) == len(pets)
+
+
+def test_a_cache_that_has_grown_too_large_keeps_what_the_last_delivery_had(tmp_path, monkeypatch):
+    path, large = tmp_path / "cache/images.sqlite", Seen({}, np.zeros(10_000, np.uint8).tobytes())
+    with Cache(path, b"key") as kept:
+        for name in (b"old", b"used"):
+            kept.use(name, large)
+    monkeypatch.setattr(cache, "MAX_BYTES", 1)
+    with Cache(path, b"key") as kept:
+        assert kept.get(b"used") == large
+        kept.use(b"used", None)
+    with Cache(path, b"key") as kept:
+        assert kept.get(b"used") == large
+        assert kept.get(b"old") is None
+
+
+def test_a_refused_delivery_leaves_what_was_decoded(folder, pets, decoded, tmp_path):
+    data, out = folder(pets | {f"cat/{n}.jpg": b"x" for n in range(30)}), tmp_path / "build/dataset"
+    with pytest.raises(DataError, match="unusable"):
+        prepared(data, out)
+    decoded.clear()
+    for n in range(30):
+        (data / f"cat/{n}.jpg").unlink()
+    assert "dataset.json" in prepared(data, out)
+    assert decoded == []
