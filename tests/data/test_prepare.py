@@ -136,7 +136,7 @@ def test_a_refused_delivery_writes_nothing_and_an_earlier_dataset_stays(folder, 
     with pytest.raises(DataError, match="a single class"):
         prepare(folder({"cat/0.png": pets["cat/0.png"]}, name="other"), settings(), out)
     assert contents(out) == before
-    assert [path.name for path in out.parent.iterdir()] == ["dataset"]
+    assert sorted(path.name for path in out.parent.iterdir()) == ["cache", "dataset"]
 
 
 def test_a_failure_while_writing_leaves_the_earlier_dataset(folder, pets, settings, out, monkeypatch):
@@ -146,7 +146,7 @@ def test_a_failure_while_writing_leaves_the_earlier_dataset(folder, pets, settin
     with pytest.raises(OSError, match="No space left"):
         prepare(folder(pets), settings(image_px=9), out)
     assert contents(out) == before
-    assert [path.name for path in out.parent.iterdir()] == ["dataset"]
+    assert sorted(path.name for path in out.parent.iterdir()) == ["cache", "dataset"]
 
 
 def test_a_new_dataset_replaces_the_earlier_completely(folder, pets, settings, out):
