@@ -163,7 +163,7 @@ def test_bash_blocks_hold_commands_and_outputs_stand_elsewhere(repository, page)
         assert "…" not in line, f"{page}: {line} cannot be typed"
 
 
-FILE_SUFFIXES = (".csv", ".dvc", ".json", ".parquet", ".tar", ".zip")
+FILE_SUFFIXES = (".csv", ".csv", ".dvc", ".json", ".parquet", ".tar", ".zip")
 """Of delivered files, such as Kaggle's `train.csv`, whose names begin as params do."""
 
 
