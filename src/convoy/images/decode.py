@@ -43,6 +43,9 @@ BYTES_PER_PIXEL = 24
 MAX_TRUNCATED = 0.01
 """Largest share of an image that may be missing, where no params are at hand: the shipped `data.max_truncated`."""
 
+KEEP_DECODERS = ("WEBP", "AVIF")
+"""Formats whose pictures keep their decoder with its own copies of the pixels; copies of such pictures do not."""
+
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
 TWELVE_BITS = 4095
@@ -169,9 +172,9 @@ def decode(
         raise DataError("is empty (0 bytes)")
     content = lacks_its_end(content)
     try:
-        picture, lost, notes = _loaded(content, _Opener(held))
+        loaded, lost, notes = _loaded(content, _Opener(held))
         _refuse_lost(lost, max_truncated)
-        return _decoded(picture, content, background, lost, notes)
+        return _decoded(loaded, content, background, lost, notes)
     except DataError:
         raise
     except UnidentifiedImageError as error:
@@ -235,8 +238,11 @@ class _Opener:
         return picture
 
 
-def _loaded(content: bytes, open_: "_Opener") -> tuple[Image.Image, float, tuple[Note, ...]]:
-    """Decode with Pillow, or what can be decoded; return the picture, the lost share of its pixels, and what was unusual."""
+def _loaded(content: bytes, open_: "_Opener") -> tuple[list[Image.Image], float, tuple[Note, ...]]:
+    """Decode with Pillow, or what can be decoded; return the picture, the lost share of its pixels, and what was unusual.
+
+    The picture is in a list, from which `_decoded` takes it: another reference would keep its memory.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # about odd metadata
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -249,8 +255,8 @@ def _loaded(content: bytes, open_: "_Opener") -> tuple[Image.Image, float, tuple
             rescued = rescue(content, open_)
             if rescued is None:
                 raise
-            return rescued.picture, rescued.lost, ("truncated" if rescued.lost else "bad_metadata",)
-    return picture, 0.0, ()
+            return [rescued.picture], rescued.lost, ("truncated" if rescued.lost else "bad_metadata",)
+    return [picture], 0.0, ()
 
 
 def _refuse_lost(lost: float, most: float) -> None:
@@ -266,9 +272,10 @@ def _refuse_lost(lost: float, most: float) -> None:
 
 
 def _decoded(
-    picture: Image.Image, content: bytes, background: str, lost: float, notes: tuple[Note, ...]
+    loaded: list[Image.Image], content: bytes, background: str, lost: float, notes: tuple[Note, ...]
 ) -> Decoded:
     """Turn a loaded picture of any mode upright and convert it, strip by strip."""
+    picture = loaded.pop()
     mode, format_ = picture.mode, picture.format or ""
     conversion = _Conversion(picture, content, background)
     deep = mode in ("RGB", "RGBA", "LA") and _stated_bits(picture, content)[1] == 16
@@ -276,6 +283,8 @@ def _decoded(
         _refuse_preview(picture)
     elif (method := TRANSPOSITIONS.get(_orientation(picture))) is not None:  # a flip has the number 0
         picture = picture.transpose(method)
+    elif format_ in KEEP_DECODERS and picture.width * picture.height > STRIP_PIXELS:
+        picture = picture.copy()
     width, height = picture.size
     rows = max(1, STRIP_PIXELS // width)
     if rows >= height:
