@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convoy.data import split as splitting
@@ -65,6 +65,7 @@ def named(images):
     return [image(n, label) for n, label in images.items()]
 
 
+@settings(max_examples=50)
 @given(labelled, labelled)
 def test_an_image_keeps_its_split_when_others_are_added_unless_its_class_would_miss_one(first, added):
     records = named(first)
@@ -83,6 +84,7 @@ def test_an_image_keeps_its_split_when_others_are_added_unless_its_class_would_m
             assert new.split == old.split == cut(old.pixels, SHARES, BOTH)
 
 
+@settings(max_examples=50)
 @given(labelled, labelled)
 def test_a_class_that_is_in_every_split_by_itself_is_not_touched_by_growth(first, added):
     whole = {
@@ -96,6 +98,7 @@ def test_a_class_that_is_in_every_split_by_itself_is_not_touched_by_growth(first
             assert record.split == cut(record.pixels, SHARES, BOTH)
 
 
+@settings(max_examples=50)
 @given(labelled)
 def test_every_class_of_three_images_is_in_every_split_and_as_few_as_needed_move(images):
     assigned, findings = assign(named(images))
@@ -112,6 +115,7 @@ def test_every_class_of_three_images_is_in_every_split_and_as_few_as_needed_move
     assert sum(finding.figure for finding in findings if finding.check == "moved") == needed
 
 
+@settings(max_examples=50)
 @given(labelled, st.lists(st.tuples(st.integers(0, 79), st.integers(0, 79)), max_size=40), st.randoms())
 def test_the_order_of_delivery_does_not_matter(images, links, random):
     records = named(images)
@@ -124,6 +128,7 @@ def test_the_order_of_delivery_does_not_matter(images, links, random):
     assert [shuffled[place[n]] for n in range(len(records))] == assigned
 
 
+@settings(max_examples=50)
 @given(labelled, st.lists(st.tuples(st.integers(0, 79), st.integers(0, 79)), max_size=40), st.integers(1, 9))
 def test_near_duplicates_and_groups_stay_together(images, links, size):
     records = [
@@ -139,6 +144,7 @@ def test_near_duplicates_and_groups_stay_together(images, links, size):
         assert record.group is None or of_group.setdefault(record.group, record.split) == record.split
 
 
+@settings(max_examples=50)
 @given(numbers)
 def test_identical_images_never_straddle_two_splits(seeds):
     images = [image(n, path=f"{index}.png") for index, n in enumerate(seeds + seeds)]
@@ -169,6 +175,7 @@ def test_raising_one_share_moves_images_out_of_train_only(larger):
     assert all(old in ("train", new) for old, new in zip(before, after, strict=True))
 
 
+@settings(max_examples=50)
 @given(st.lists(st.sampled_from(PARTS), min_size=1, max_size=40))
 def test_a_delivered_val_or_test_split_is_kept(delivered):
     images = [image(n, delivered=split) for n, split in enumerate(delivered)]

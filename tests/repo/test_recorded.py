@@ -28,14 +28,11 @@ def test_a_later_version_of_the_same_source_is_compared_with_it(inside):
     assert contents() == {"all": "a\nb\n", "lines": "1\n"}
 
 
-@pytest.mark.parametrize("committed", [True, False])
-def test_another_source_is_no_later_version(inside, committed):
+def test_another_source_is_no_later_version(inside):
     inside.write("other/a.txt", "other\n")
     inside.remove("data")
     inside.remove("data.dvc")
     inside.dvc("import-url", "other", "data")
-    if committed:
-        inside.commit("other data")
     assert contents() == {}
 
 
