@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from convoy.commands.data import check, use
-from convoy.core import yaml
+from convoy.core import contract, yaml
 from convoy.core.errors import DataError, RequestError
 from convoy.images.delivery import open_delivery
+from convoy.repo import identity
 from small_pipeline import Small
 
 dvc_runs = pytest.mark.pipeline
@@ -173,6 +174,24 @@ def test_odd_paths_long_names_and_read_only_folders_are_imported_and_replaced(re
     finally:
         for folder in reversed(folders):
             folder.chmod(0o755)
+
+
+@dvc_runs
+def test_names_that_are_no_utf8_elsewhere_in_the_repository_break_nothing(
+    repository, pets, tmp_path, monkeypatch
+):
+    notes = repository / "notes"
+    shutil.copytree(repository / "first", notes)
+    Path(os.fsdecode(bytes(notes) + b"/cat/caf\xe9.png")).write_bytes(b"x")
+    use(str(repository / "first"), repository)
+    Small(repository).dvc("repro", "data.dvc")
+    untouched(repository, pets)
+    monkeypatch.chdir(repository)
+    Small(repository).git("add", ".gitignore", "data.dvc")
+    Small(repository).git("commit", "-qm", "first")
+    assert identity.git_state()[contract.GIT_COMMIT]
+    assert any("caf" in name for name in identity.left_out())
+    assert identity.write_diff(tmp_path / "diff") == ""
 
 
 @dvc_runs
