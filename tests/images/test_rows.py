@@ -167,6 +167,14 @@ def test_a_column_that_unpacks_to_a_bomb_is_refused(folder, monkeypatch):
         delivered(folder({"train.parquet": bomb}))
 
 
+def test_more_rows_than_bytes_are_refused(folder, monkeypatch):
+    monkeypatch.setattr(parquet, "FREE_ROWS", 1000)
+    many = made.parquet([IMAGES[0]] * 20_000, [1] * 20_000, as_bytes=True)
+    assert len(many) < 20_000
+    with pytest.raises(DataError, match=r"train.parquet declares 20,000 rows in [\d,]+ bytes: .* bomb"):
+        delivered(folder({"train.parquet": many}))
+
+
 def test_an_image_larger_than_any_is_named_and_the_others_are_read(folder, monkeypatch):
     monkeypatch.setattr(parquet, "MAX_FILE_BYTES", 1000)
     found = delivered(folder({"train.parquet": made.parquet([IMAGES[0], bytes(1001)], [0, 1])}))

@@ -36,6 +36,9 @@ LABELS = (
 """Names of the label's column, the first that exists."""
 
 LABEL_ROWS = 65_536
+FREE_ROWS = 10_000
+"""Rows that a file of any size may declare."""
+
 MAX_METADATA_BYTES = 64 * 2**20
 """Longest schema and row-group metadata that are parsed, in bytes."""
 
@@ -121,8 +124,9 @@ def _opened(file: IO[bytes]) -> pq.ParquetFile:
         raise DataError("is truncated, or no Parquet file: it does not end as such a file does")
     file.seek(0)
     parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=2**20)
-    if parquet.metadata.num_rows > MAX_MEMBERS:
-        raise DataError(f"declares {parquet.metadata.num_rows:,} rows; at most {MAX_MEMBERS:,} are read")
+    rows = parquet.metadata.num_rows
+    if rows > min(MAX_MEMBERS, max(FREE_ROWS, size)):  # no image takes less than a byte
+        raise DataError(f"declares {rows:,} rows in {size:,} bytes: damaged, or a decompression bomb")
     return parquet
 
 
