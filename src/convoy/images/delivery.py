@@ -104,6 +104,7 @@ class Delivery:
     litter: dict[str, tuple[int, str]] = field(default_factory=dict)
     empty_folders: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    _names: list[str] = field(default_factory=list, repr=False)
     _skipped: set[str] | None = field(default=None, repr=False)
 
     @property
@@ -135,6 +136,12 @@ class Delivery:
         if self.arrays:
             self.notes[:] = self.arrays.notes
             return list(self.arrays.places)
+        if self._skipped is None:  # listing an archive reads all of it
+            self._names, self._skipped = self._listed()
+        return self._names
+
+    def _listed(self) -> tuple[list[str], set[str]]:
+        """List what `names` returns, and the previews that are passed over."""
         self.litter.clear()
         seen: dict[str, None] = {}
         folders: set[str] = set()
@@ -150,13 +157,13 @@ class Delivery:
                 elif not litter.kind(name):
                     raise DataError(f"{self.path} contains `{visible(name)}` twice. {REPACK}")
         self.notes[:] = dict.fromkeys([*self.notes, *filter(None, map(_note_on_names, self.mounts))])
-        self._skipped = litter.small_copies(seen)
-        for name in sorted(self._skipped):
+        skipped = litter.small_copies(seen)
+        for name in sorted(skipped):
             self._count(litter.THUMBNAIL, name)
             del seen[name]
         self._check_nested(seen)
         self.empty_folders[:] = _empty(folders, seen)
-        return list(seen)
+        return list(seen), skipped
 
     def files(self) -> Iterator[tuple[str, Content]]:
         """Stream the paths that `names` lists with the files' bytes; reads an archive once and writes nothing.
