@@ -316,6 +316,33 @@ def test_a_list_that_repeats_the_folders_in_other_words_changes_nothing(delivere
     assert set(places(delivered(images, {"labels.csv": text})).values()) == {(None, "n01"), (None, "n02")}
 
 
+def test_a_list_of_something_else_beside_class_folders_changes_nothing(delivered):
+    images = [f"{label}/{n}.jpg" for label in ("cat", "dog") for n in range(4)]
+    text = (
+        "file,camera\n"
+        + "".join(f"{name},{'xy'[n % 2]}\n" for n, name in enumerate(images[:-1]))
+        + f"{images[-1]},\n"
+    )
+    delivery = delivered(images, {"meta.csv": text, "names.json": '{"0": "cat", "1": "dog"}'})
+    assert set(places(delivery).values()) == {(None, "cat"), (None, "dog")}
+
+
+def test_groups_of_a_list_beside_class_folders_are_kept(delivered):
+    images = [f"{label}/{n}.jpg" for label in ("cat", "dog") for n in range(2)]
+    text = "file,patient_id\n" + "".join(f"{name},p{n}\n" for n, name in enumerate(images))
+    layout = recognise(delivered(images, {"meta.csv": text + "x.jpg,p9\n"}))
+    assert [layout.place(name).group for name in images] == ["p0", "p1", "p2", "p3"]
+
+
+def test_several_labels_in_json_are_refused(delivered):
+    rows = "\n".join(
+        json.dumps({"file_name": name, "label": ["cat", "dog"][: n % 2 + 1]}) for n, name in enumerate(ABCD)
+    )
+    assert "several labels per image in the column `label` (`cat|dog`)" in refusal(
+        delivered(ABCD, {"metadata.jsonl": rows})
+    )
+
+
 def test_splits_of_folders_and_a_list_must_agree(delivered):
     images = ["train/a.jpg", "train/b.jpg", "test/c.jpg", "test/d.jpg"]
     text = "path,label,split\ntrain/a.jpg,cat,train\ntrain/b.jpg,dog,test\ntest/c.jpg,cat,test\ntest/d.jpg,dog,test\n"

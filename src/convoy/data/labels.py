@@ -105,7 +105,7 @@ def beside(path: Path, images: Sequence[str], lists: Lists, folders: "Folders") 
         for name, row in lists.rows.items()
         if placed[name].label and row.label
     )
-    if pairs and not _agree(pairs) and cover(lists, images):
+    if lists.sure and pairs and not _agree(pairs) and cover(lists, images):
         by_folder, by_list = ({pair[side] for pair in pairs} for side in (0, 1))
         raise DataError(
             f"{path}: folders and list state different classes. The folders are {len(by_folder):,} ({_some(by_folder)}), "
@@ -121,10 +121,10 @@ def beside(path: Path, images: Sequence[str], lists: Lists, folders: "Folders") 
     rows: dict[str, Place] = {}
     for name, row in lists.rows.items():
         base = placed[name]
-        if base.label and (row.reason or divides or row.group):
-            rows[name] = replace(
-                base, split=row.split if divides else base.split, group=row.group, reason=row.reason
-            )
+        if base.label and divides:
+            rows[name] = replace(base, split=row.split, group=row.group, reason=row.reason)
+        elif base.label and row.group:
+            rows[name] = replace(base, group=row.group)
         elif base.passed_over and row.label in classes:
             rows[name] = replace(row, split=row.split or _named_split(folders, name))
     if not rows:

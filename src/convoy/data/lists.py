@@ -98,6 +98,7 @@ class Lists:
         unlabelled: images that only lists without classes name, such as those of Kaggle's test.csv.
         notes: what is wrong with the rows.
         problems: why lists that may have been meant are not used.
+        sure: whether the columns of the classes are named so, not only the sole other column.
     """
 
     rows: dict[str, Place] = field(default_factory=dict)
@@ -105,6 +106,7 @@ class Lists:
     unlabelled: set[str] = field(default_factory=set)
     notes: list[Finding] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    sure: bool = False
 
 
 def read_lists(delivery: Delivery, delivered: Sequence[str], images: Sequence[str]) -> Lists:
@@ -119,7 +121,9 @@ def read_lists(delivery: Delivery, delivered: Sequence[str], images: Sequence[st
     chosen = [table for table in tables if table.has_labels]
     of_splits = {table.split_of_list for table in chosen or tables} - {None}
     by_name = "train" in of_splits and len(of_splits) > 1
-    chosen = chosen or [table for table in tables if by_name or table.split is not None]
+    chosen = chosen or [
+        table for table in tables if by_name or table.split is not None or table.group is not None
+    ]
     for table in chosen:
         try:
             rows, findings = table.read(use_split=by_name)
@@ -129,6 +133,7 @@ def read_lists(delivery: Delivery, delivered: Sequence[str], images: Sequence[st
         for path, place in rows.items():
             lists.rows[path] = _both(lists.rows.get(path), place)
         lists.read.append(table.name)
+        lists.sure |= table.sure
         lists.notes.extend(findings)
     lists.unlabelled -= lists.rows.keys()
     return lists
@@ -287,6 +292,7 @@ class _Table:
     others: list[int] = field(default_factory=list)
     split_of_list: Split | None = None
     legacy: str = ""
+    sure: bool = False
 
     @classmethod
     def open(cls, name: str, content: bytes, index: _Index) -> "_Table | None":
@@ -367,6 +373,7 @@ class _Table:
             if values[column] and values[column] <= {"0", "1", "0.0", "1.0", "true", "false", "True", "False"}
         ]
         if titled:
+            self.sure = True
             # Words before numbers: `labels` beside `class id`.
             self.label = min(
                 titled, key=lambda c: (all(_number(v) for v in values[c]), _rank(titles[c], LABEL_COLUMNS), c)
@@ -374,7 +381,7 @@ class _Table:
         elif len(rest) == 1 and (headless or values[rest[0]]):
             self.label = rest[0]
         elif len(binary) > 1 and len(binary) == len(rest):
-            self.one_hot = binary
+            self.one_hot, self.sure = binary, True
         else:
             self.others = rest
 
@@ -561,7 +568,8 @@ def _combined(counts: Mapping[str, int], *, plural: bool) -> str:
             continue
         parts = Counter(part.strip() for label in counts for part in label.split(mark))
         shared = sum(parts[part.strip()] > 1 for label in joined for part in label.split(mark))
-        if shared >= 0.8 * sum(label.count(mark) + 1 for label in joined) and (
+        enough = 0.5 if mark in "|;" else 0.8
+        if shared >= enough * sum(label.count(mark) + 1 for label in joined) and (
             mark != " " or len(parts) < len(counts)
         ):
             return mark
@@ -640,7 +648,14 @@ def _object_rows(objects: Iterable[Any]) -> Iterator[list[str]]:
         if not header:
             header = list(map(str, one))
             yield header
-        yield ["" if one.get(key) is None else str(one[key]) for key in header]
+        yield [_text(one.get(key)) for key in header]
+
+
+def _text(value: object) -> str:
+    """Write a JSON value as a cell; several labels joined as in other lists."""
+    if isinstance(value, list):
+        return "|".join(map(str, value))
+    return "" if value is None or isinstance(value, dict) else str(value)
 
 
 def _json_rows(name: str, text: io.TextIOWrapper) -> Callable[[], Iterator[list[str]]]:
