@@ -222,6 +222,55 @@ def test_the_number_of_pixels_is_bounded_before_they_are_decoded(monkeypatch):
         decode(content)
 
 
+def claims(format_, width, height):
+    """A small file that states a size: of pixels that it does not have, or has as nothing but zeros."""
+    small = bytearray(encoded(Image.new("L" if format_ in ("TIFF", "BMP") else "RGB", (1, 1)), format_))
+    if format_ == "GIF":
+        small[6:10] = struct.pack("<HH", width & 0xFFFF, height & 0xFFFF)
+        at = small.index(b",") + 5
+        small[at : at + 4] = small[6:10]
+    elif format_ == "BMP":
+        small[18:26] = struct.pack("<ii", width, height)
+    elif format_ == "JPEG":
+        at = small.index(b"\xff\xc0") + 5
+        small[at : at + 4] = struct.pack(">HH", height & 0xFFFF, width & 0xFFFF)
+    elif format_ == "JPEG2000":
+        at = small.index(b"ihdr") + 4
+        small[at : at + 8] = struct.pack(">II", height, width)
+        at = small.index(b"\xff\x51") + 6
+        small[at : at + 8] = struct.pack(">II", width, height)
+    elif format_ == "TIFF":
+        for tag, value in ((256, width), (257, height), (278, height)):
+            at = small.index(struct.pack("<HH", tag, 3 if struct.pack("<HH", tag, 3) in small else 4))
+            small[at : at + 12] = struct.pack("<HHII", tag, 4, 1, value)
+    elif format_ == "PPM":
+        small = bytearray(b"P6 %d %d 255\n" % (width, height))
+    return bytes(small)
+
+
+@pytest.mark.parametrize("format_", ["GIF", "BMP", "JPEG", "JPEG2000", "TIFF", "PPM"])
+@pytest.mark.parametrize(("width", "height"), [(65_000, 65_000), (4_000, 4_000), (1, 60_000), (60_000, 1)])
+def test_a_small_file_that_states_a_large_size_is_refused(format_, width, height):
+    """Or decoded, where all its pixels are there in some bytes; never an error of another kind."""
+    content = claims(format_, width, height)
+    with contextlib.suppress(DataError):
+        decoded = decode(content, max_truncated=1)
+        assert decoded.image_u8.shape == (height, width, 3)
+    if width * height > MAX_PIXELS:
+        with pytest.raises(DataError, match=r"is too large: .*pixels, the limit is 89,478,485"):
+            decode(content, max_truncated=1)
+    elif "JPEG" not in format_:  # whose ends are there, so that its decoders make up what is missing
+        with pytest.raises(DataError, match=r"is truncated|cannot be decoded"):
+            decode(content)
+
+
+@pytest.mark.parametrize("shape", [(10**7, 1), (1, 10**7)])
+def test_a_strip_of_ten_million_pixels_is_decoded(shape):
+    decoded = decode(encoded(Image.new("L", shape, 9)))
+    assert decoded.image_u8.shape == (shape[1], shape[0], 3)
+    assert decoded.image_u8.min() == decoded.image_u8.max() == 9
+
+
 def test_broken_bytes_are_a_data_error_and_never_a_crash():
     rng = np.random.default_rng(3)
     noise = Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8))
