@@ -17,6 +17,7 @@ from convoy import cli
 COMMANDS = (
     "data use ./images",
     "data check",
+    "data drift images",
     "weights use imagenet",
     "network show convnet",
     "network list",
