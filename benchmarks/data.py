@@ -1,0 +1,303 @@
+"""Measure how `prepare` checks data and write benchmarks/DATA.md.
+
+    python benchmarks/data.py duplicates cifar10-jpeg.tar.gz                 about 3 minutes of one core
+    python benchmarks/data.py duplicates cifar10-jpeg.tar.gz --others PYTHON  beside imagededup and cleanvision
+
+The archive holds CIFAR-10 as 60,000 JPEG files, `train/CLASS/…` and `test/CLASS/…`. PYTHON is the interpreter of another environment,
+in which imagededup and cleanvision are installed.
+"""
+
+import argparse
+import io
+import os
+import platform
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from convoy.core.params import section
+from convoy.data import duplicates
+from convoy.data.records import Pair
+from convoy.data.settings import DataParams
+from convoy.images.decode import decode
+from convoy.images.delivery import open_delivery
+
+ROOT = Path(__file__).parents[1]
+SIZES = (15_000, 30_000, 60_000, 120_000)
+PLANTED, PLANTED_LARGE = 500, 110
+"""Copies of each kind, of 32 px and of larger images; each of another image, so that no copy is found through another."""
+
+SHARED_IMAGES = 6_000
+"""Images that all three programs compare."""
+
+U8 = npt.NDArray[np.uint8]
+Result = TypeVar("Result")
+
+OTHERS = {
+    "imagededup PHash": (
+        "from imagededup.methods import PHash\n"
+        "PHash(verbose=False).find_duplicates(image_dir=FOLDER, num_enc_workers=0, num_dist_workers=0)\n"
+    ),
+    "cleanvision": (
+        "from cleanvision import Imagelab\n"
+        "Imagelab(data_path=FOLDER).find_issues({'near_duplicates': {}}, n_jobs=1, verbose=False)\n"
+    ),
+}
+
+
+def jpeg(image_u8: U8) -> U8:
+    """Compress as JPEG of quality 60."""
+    stream = io.BytesIO()
+    Image.fromarray(image_u8).save(stream, "JPEG", quality=60)
+    return np.asarray(Image.open(stream))
+
+
+def halved(resampling: Image.Resampling) -> Callable[[U8], U8]:
+    """Resize to half the size and back."""
+
+    def resize(image_u8: U8) -> U8:
+        height, width, _ = image_u8.shape
+        half = Image.fromarray(image_u8).resize((width // 2, height // 2), resampling)
+        return np.asarray(half.resize((width, height), resampling))
+
+    return resize
+
+
+def brighter(factor: float) -> Callable[[U8], U8]:
+    """Multiply the levels."""
+    return lambda image_u8: np.clip(image_u8 * factor + 0.5, 0, 255).astype(np.uint8)
+
+
+def shifted(down: int, across: int) -> Callable[[U8], U8]:
+    """Shift by pixels and repeat the edge."""
+
+    def shift(image_u8: U8) -> U8:
+        height, width, _ = image_u8.shape
+        padded = np.pad(image_u8, ((1, 1), (1, 1), (0, 0)), "edge")
+        return padded[1 + down : 1 + down + height, 1 + across : 1 + across + width]
+
+    return shift
+
+
+COPIES: dict[str, Callable[[U8], U8]] = {
+    "JPEG, quality 60": jpeg,
+    "half size and back, bicubic": halved(Image.Resampling.BICUBIC),
+    "half size and back, bilinear": halved(Image.Resampling.BILINEAR),
+    "brightness +10 %": brighter(1.1),
+    "brightness -10 %": brighter(0.9),
+    "shifted by a pixel": shifted(0, 1),
+    "shifted by a pixel both ways": shifted(-1, 1),
+    "mirrored": lambda image_u8: image_u8[:, ::-1],
+    "mirrored, JPEG, quality 60": lambda image_u8: jpeg(np.ascontiguousarray(image_u8[:, ::-1])),
+}
+
+
+def main() -> None:
+    """Run the part that was chosen and replace its section."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("part", choices=["duplicates"])
+    parser.add_argument("archive", type=Path)
+    parser.add_argument("--others", metavar="PYTHON", help="interpreter that has imagededup and cleanvision")
+    parser.add_argument("--trials", type=int, default=3, help="runs of each measurement")
+    chosen = parser.parse_args()
+    names, files = zip(
+        *sorted((name, content) for name, content in open_delivery(chosen.archive).files()), strict=True
+    )
+    images = [decode(content).image_u8 for content in files]
+    write("Near-duplicates", near_duplicates(names, images, chosen.trials))
+    if chosen.others:
+        lines = beside(chosen.others, files[:: len(files) // SHARED_IMAGES], chosen.trials)
+        write("Near-duplicates, other programs", lines)
+
+
+def write(title: str, lines: list[str]) -> None:
+    """Replace a section of DATA.md."""
+    path = ROOT / "benchmarks/DATA.md"
+    text = path.read_text(encoding="utf-8") if path.exists() else "# Data\n"
+    sections = [part for part in text.split("\n## ") if not part.startswith(f"{title}\n")]
+    sections.append("\n".join([title, "", *lines]))
+    path.write_text("\n## ".join(part.strip("\n") + "\n" for part in sections), encoding="utf-8")
+
+
+def near_duplicates(names: Sequence[str], images: Sequence[U8], trials: int) -> list[str]:
+    """Measure time, recall and what is found in CIFAR-10."""
+    limit = the_limit()
+    began = time.process_time()
+    prints = np.stack([duplicates.fingerprint(image_u8) for image_u8 in images])
+    each = (time.process_time() - began) / len(images)
+    large = np.random.default_rng(0).integers(0, 256, (3000, 4000, 3), np.uint8)
+    of_large = statistics.median(timed(lambda: duplicates.fingerprint(large))[0] for _ in range(9))
+    lines = [
+        (
+            f"`python benchmarks/data.py duplicates`, {datetime.now(UTC):%Y-%m-%d}: {os.cpu_count()} cores of {platform.machine()}, "
+            f"a single thread used, Python {platform.python_version()}, numpy {version('numpy')}, scipy {version('scipy')}, Pillow "
+            f"{version('pillow')}; load average before {os.getloadavg()[0]:.1f}, so that processor seconds count. "
+            f"data.checks.near_duplicates.limit {limit:g}."
+        ),
+        "",
+        (
+            f"A fingerprint: {each * 1e6:.0f} µs of a 32 px image, mean of {len(images):,}; {of_large * 1e3:.1f} ms of 12 megapixels, median of 9. "
+            f"The search, median of {trials} run(s) (lowest to highest); beyond CIFAR-10's 60,000 images, the same upside down:"
+        ),
+        "",
+        "| images | processor, s | wall clock, s | pairs |",
+        "|---|---|---|---|",
+    ]
+    upside_down = prints.reshape(-1, duplicates.PX, duplicates.PX)[:, ::-1].reshape(prints.shape)
+    both = np.concatenate([prints, upside_down])
+    for size in SIZES:
+        chosen = both[:size] if size >= len(prints) else prints[:: len(prints) // size]
+        runs = [timed(lambda chosen=chosen: search(chosen, limit)) for _ in range(trials)]
+        lines.append(
+            f"| {size:,} | {spread([run[0] for run in runs])} | {spread([run[1] for run in runs])} | {len(runs[0][2]):,} |"
+        )
+        print(lines[-1], flush=True)
+        if size == len(prints):
+            pairs = runs[0][2]
+    return [*lines, "", *recall(images, prints, limit), "", *cifar(names, pairs)]
+
+
+def the_limit() -> float:
+    """Read the limit in params.yaml."""
+    return section("data", DataParams, ROOT / "params.yaml").checks.near_duplicates.limit
+
+
+def search(prints: U8, limit: float) -> list[Pair]:
+    """Search all images."""
+    return duplicates.pairs(prints, np.ones(len(prints), bool), limit)
+
+
+def timed(call: Callable[[], Result]) -> tuple[float, float, Result]:
+    """Return processor seconds, wall-clock seconds and the result."""
+    processor, wall = time.process_time(), time.perf_counter()
+    result = call()
+    return time.process_time() - processor, time.perf_counter() - wall, result
+
+
+def spread(seconds: list[float]) -> str:
+    """Format a median and its range."""
+    if len(seconds) == 1:
+        return f"{seconds[0]:.1f}"
+    return f"{statistics.median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})"
+
+
+def recall(images: Sequence[U8], prints: U8, limit: float) -> list[str]:
+    """Plant copies of images, each of another image, and count those that are found among all others."""
+    lines = [
+        (
+            f"Copies found, of {PLANTED} and {PLANTED_LARGE} copies each planted among CIFAR-10's images; large: 200 to 400 px, each composed of "
+            "four of them."
+        ),
+        "",
+        "| copy | 32 px | large |",
+        "|---|---|---|",
+    ]
+    random = np.random.default_rng(0)
+    copies = list(COPIES.values())
+    originals = [images[n] for n in random.permutation(len(images))[: PLANTED * len(copies)]]
+    kept = np.ones(len(images), bool)
+    kept[np.random.default_rng(0).permutation(len(images))[: len(originals)]] = False
+    originals += [mosaic(images, random) for _ in range(PLANTED_LARGE * len(copies))]
+    number = np.concatenate([np.repeat(np.arange(len(copies)), n) for n in (PLANTED, PLANTED_LARGE)])
+    planted = [
+        duplicates.fingerprint(copies[n](image_u8)) for n, image_u8 in zip(number, originals, strict=True)
+    ]
+    first = np.stack([duplicates.fingerprint(image_u8) for image_u8 in originals])
+    together = np.concatenate([first, np.stack(planted), prints[kept]])
+    cluster = duplicates.clusters(search(together, limit), len(together))
+    same = cluster[: len(first)] == cluster[len(first) : 2 * len(first)]
+    is_large = np.arange(len(first)) >= PLANTED * len(copies)
+    for n, name in enumerate(COPIES):
+        small, large = (same[(number == n) & (is_large == which)].mean() for which in (False, True))
+        lines.append(f"| {name} | {small:.3f} | {large:.3f} |")
+        print(lines[-1], flush=True)
+    return lines
+
+
+def mosaic(images: Sequence[U8], random: np.random.Generator) -> U8:
+    """Compose a picture of 200 to 400 px of four images."""
+    four = [images[n] for n in random.integers(0, len(images), 4)]
+    square = np.concatenate([np.concatenate(four[:2], 1), np.concatenate(four[2:], 1)])
+    size = tuple(random.integers(200, 401, 2).tolist())
+    return np.asarray(Image.fromarray(square).resize(size, Image.Resampling.BICUBIC))
+
+
+def cifar(names: Sequence[str], pairs: list[Pair]) -> list[str]:
+    """Count what was found in CIFAR-10."""
+    cluster = duplicates.clusters(pairs, len(names))
+    test = np.array([name.startswith("test/") for name in names])
+    in_train = np.isin(cluster[test], cluster[~test])
+    alone = np.bincount(cluster, minlength=len(names))[cluster] == 1
+    return [
+        (
+            f"CIFAR-10: {int(in_train.sum()):,} of {int(test.sum()):,} test images ({in_train.mean():.1%}) are in train too; "
+            f"{int((~alone).sum()):,} of {len(names):,} images have a near-duplicate. The authors of ciFAIR (Barz and Denzler, 2020) judged 3.3 % "
+            "of the test images by eye, other pictures of the same object and scene included. Of 235 pairs above 0.92 that were looked at, 2 were doubtful; of 60 "
+            "between 0.9 and 0.915, 12 were different ships or planes."
+        )
+    ]
+
+
+def beside(python: str, files: Sequence[bytes], trials: int) -> list[str]:
+    """Time Convoy, imagededup and cleanvision on the same files."""
+    limit = the_limit()
+    lines = [
+        f"Side by side on {len(files):,} of the files, decoding included, one thread each, median of {trials} run(s) by turns (lowest to highest):",
+        "",
+        "| program | images per processor second | slower than Convoy by |",
+        "|---|---|---|",
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        for number, content in enumerate(files):
+            (Path(folder) / f"{number:05}.jpg").write_bytes(content)
+        runs: dict[str, list[float]] = {"Convoy": [], **{name: [] for name in OTHERS}}
+        for _ in range(trials):
+            runs["Convoy"].append(timed(lambda: ours(Path(folder), limit))[0])
+            for name, code in OTHERS.items():
+                runs[name].append(theirs(python, f"FOLDER = {folder!r}\n{code}"))
+                print(name, runs[name][-1], flush=True)
+    ours_s = statistics.median(runs["Convoy"])
+    for name, seconds in runs.items():
+        rates = sorted(len(files) / second for second in seconds)
+        lines.append(
+            f"| {name} | {statistics.median(rates):,.0f} ({rates[0]:,.0f} to {rates[-1]:,.0f}) | {statistics.median(seconds) / ours_s:.1f} |"
+        )
+    return lines
+
+
+def ours(folder: Path, limit: float) -> None:
+    """Decode and compare the files of a folder."""
+    prints = [duplicates.fingerprint(decode(path.read_bytes()).image_u8) for path in sorted(folder.iterdir())]
+    search(np.stack(prints), limit)
+
+
+def theirs(python: str, code: str) -> float:
+    """Run code in another environment; return its processor seconds, those of its imports subtracted."""
+    imports = code.split("\n")[1]
+    measure = (
+        "import resource\n"
+        "def spent():\n"
+        "    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))\n"
+        f"{imports}\nbegan = spent()\nimport warnings; warnings.simplefilter('ignore')\n{code}print('SECONDS', spent() - began)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [python, "-c", measure], env=environment, capture_output=True, text=True, check=True
+    )
+    return float(done.stdout.rsplit("SECONDS", 1)[1])
+
+
+if __name__ == "__main__":
+    main()
