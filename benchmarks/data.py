@@ -244,7 +244,7 @@ def cifar(names: Sequence[str], pairs: list[Pair]) -> list[str]:
         (
             f"CIFAR-10: {int(in_train.sum()):,} of {int(test.sum()):,} test images ({in_train.mean():.1%}) are in train too; "
             f"{int((~alone).sum()):,} of {len(names):,} images have a near-duplicate. The authors of ciFAIR (Barz and Denzler, 2020) judged 3.3 % "
-            "of the test images by eye, other pictures of the same object and scene included. Of 235 pairs above 0.92 that were looked at, 2 were doubtful; of 60 "
+            "of the test images by eye, other pictures of the same object and scene included. Of 223 pairs above 0.92 that were looked at, 2 were doubtful; of 60 "
             "between 0.9 and 0.915, 12 were different ships or planes."
         )
     ]
