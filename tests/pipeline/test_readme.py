@@ -101,9 +101,13 @@ def test_the_readmes_python_answers_for_an_image(finished, tmp_path):
     [code] = blocks((clone.folder / "README.md").read_text(), "python")
     with zipfile.ZipFile(clone.folder / "samples/digits/digits.zip") as archive:
         name = next(name for name in archive.namelist() if name.startswith("7/"))
-        (tmp_path / "photo.jpg").write_bytes(archive.read(name))
+        (tmp_path / "photo.png").write_bytes(archive.read(name))
     shutil.copytree(clone.folder / "build/deploy", tmp_path / "build/deploy")
-    (tmp_path / "try.py").write_text(f"{code}\nprint(probabilities.argmax())")
+    before = (
+        "import numpy as np, onnxruntime; from PIL import Image\n"
+        "image = np.asarray(Image.open('photo.png').convert('RGB'))[None]"
+    )
+    (tmp_path / "try.py").write_text(f"{before}\n{code}\nprint(probabilities.argmax())")
     assert Clone(tmp_path).run(sys.executable, "try.py").split()[-1] == "7"
 
 
