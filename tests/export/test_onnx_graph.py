@@ -50,6 +50,7 @@ def test_the_metadata_hold_contract_and_provenance(session):
     assert properties.pop("convoy.input").startswith("uint8 pixels [N, height, width, 3]")
     provenance = {f"convoy.{key}": value for key, value in exported.IDENTITY.items()}
     contract = {"convoy.version": "0.1.0", "convoy.image_px": "12", "convoy.fit": "squash"}
+    contract |= {"convoy.background": "white"}
     assert properties == provenance | contract
 
 

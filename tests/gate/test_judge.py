@@ -386,7 +386,7 @@ class OneChunk:
     def __init__(self):
         self.paths = [str(n) for n in range(10)]
 
-    def read(self, _indices):
+    def read(self, _indices, _background):
         yield [(n, fixed_models.image_u8(n)) for n in (7, 2, 9, 0, 1)]
 
 
