@@ -157,7 +157,13 @@ def test_between_the_commands_of_a_stage_dvc_itself_has_the_lock(small, monkeypa
         )
     commands = [f"{sys.executable} build.py", f"cp {LOCKS} between.json", f"{sys.executable} verify.py"]
     small.write("dvc.yaml", json.dumps({"stages": {"two": {"cmd": commands, "outs": ["between.json"]}}}))
-    command = [sys.executable, "-m", "dvc", "repro", "two"]  # its own process, which `Small.repro` may not give
+    command = [
+        sys.executable,
+        "-m",
+        "dvc",
+        "repro",
+        "two",
+    ]  # its own process, which `Small.repro` may not give
     subprocess.run(command, check=True)
     between = json.loads(Path("between.json").read_text())["write"]["refs/exps/stash"]
     assert between["cmd"].startswith("two works in this folder")
