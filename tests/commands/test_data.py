@@ -307,7 +307,7 @@ def test_a_check_counts_unusable_files_and_that_prepare_would_refuse(folder, pet
     assert len(found["quarantined"]) == 20
     assert any(line.startswith("  cat/x0.png, cat/x1.png, ") and "and 15 more" in line for line in lines)
     assert any("20 of 100 files are unusable (20.0%; data.max_quarantined allows" in line for line in lines)
-    assert "would refuse this delivery, for its quarantined" in lines[-1]
+    assert "would refuse this delivery. See above: quarantined." in lines[-1]
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):

@@ -119,7 +119,13 @@ def test_files_are_found_from_the_folder_of_the_list_or_by_their_unique_name(
     delivery = delivered(images, {list_: "\n".join(["path,label", *rows])})
     assert list(places(delivery).values()) == list(CATS_AND_DOGS.values())
     absolute = written.startswith(("/", "C:"))
-    assert any("4 rows have absolute paths" in text for text in notes(delivery)) == absolute
+    assert (
+        any(
+            "rows that have absolute paths, and were found by the end of the path: 4," in text
+            for text in notes(delivery)
+        )
+        == absolute
+    )
     assert any("lead out of the delivery" in text for text in notes(delivery)) == written.startswith("../../")
 
 
@@ -259,9 +265,9 @@ def test_faults_of_rows_are_counted_and_named_and_their_images_are_not_used(deli
         "39.jpg": "is in no row of labels.csv",
     }
     assert sorted(notes(delivery)) == [
-        "labels.csv: 1 rows name files that are not delivered: gone.jpg",
-        "labels.csv: 1 rows name no file: row 43",
-        "labels.csv: 2 rows repeat a file: 0.jpg, 2.jpg",
+        "labels.csv: rows that name files that are not delivered: 1, such as gone.jpg",
+        "labels.csv: rows that name no file: 1, such as row 43",
+        "labels.csv: rows that repeat a file: 2, such as 0.jpg, 2.jpg",
     ]
 
 
@@ -277,7 +283,7 @@ def test_a_name_that_fits_several_files_is_not_guessed(delivered):
     delivery = delivered(images, {"labels.csv": "file,label\n1.jpg,cat\n2.jpg,cat\n3.jpg,dog\n4.jpg,dog\n"})
     found = places(delivery, "auto", "csv")
     assert found["x/1.jpg"] == found["y/1.jpg"] == "is in no row of labels.csv"
-    assert "labels.csv: 1 rows fit several delivered files, and are not used: 1.jpg" in notes(
+    assert "labels.csv: rows that fit several delivered files, and are not used: 1, such as 1.jpg" in notes(
         delivery, "auto", "csv"
     )
     by_path = delivered(
@@ -447,7 +453,7 @@ def test_many_rows_are_read_in_bounded_time_and_memory(delivered):
     finally:
         tracemalloc.stop()
     assert found.place("7.jpg").label == "cat"
-    assert any("9,000 rows repeat" in note.text for note in found.notes)
+    assert any("rows that repeat a file: 9,000" in note.text for note in found.notes)
 
 
 @pytest.mark.parametrize(
@@ -475,3 +481,34 @@ def test_a_list_above_the_limit_is_not_read(delivered, monkeypatch):
     monkeypatch.setattr(lists, "MAX_LIST_BYTES", 20)
     delivery = delivered(ABCD, {"labels.csv": "path,label\na.jpg,cat\nb.jpg,cat\nc.jpg,dog\n"})
     assert "labels.csv is not read: it has more than 20 bytes" in refusal(delivery)
+
+
+def test_the_column_of_the_classes_is_stated(delivered):
+    delivery = delivered(ABCD, {"labels.csv": "path,sex,species\na,m,cat\nb,f,cat\nc,m,dog\nd,m,dog\n"})
+    assert places(delivery) == CATS_AND_DOGS
+    assert "Classes are read from labels.csv (column `species`)" in delivery.notes
+
+
+def test_a_list_of_other_classes_whose_names_fit_several_files_is_pointed_out_beside_class_folders(delivered):
+    images = [f"{folder}/{n}.jpg" for folder in ("site1", "site2") for n in range(4)]
+    rows = "".join(f"{n}.jpg,{'cat' if n % 2 else 'dog'}\n" for n in range(4))
+    (note,) = notes(delivered(images, {"labels.csv": "path,label\n" + rows}))
+    assert "labels.csv" in note
+    assert "4 of them are not delivered or not unique" in note
+    assert "not used" in note
+
+
+def test_a_label_of_other_labels_and_a_word_for_nothing_are_pointed_out(delivered):
+    texts = notes(delivered(ABCD, {"labels.csv": "path,label\na,cat\nb,dog\nc,cat dog\nd,NaN\n"}))
+    assert any("words are labels themselves" in text and "1, such as cat dog" in text for text in texts)
+    assert any("missing label: `NaN`" in text for text in texts)
+
+
+def test_tiny_imagenet_has_class_folders_and_boxes_of_the_flat_validation_split(delivered):
+    train = [f"train/{label}/images/{label}_{n}.JPEG" for label in ("n01", "n02") for n in range(3)]
+    val = [f"val/images/val_{n}.JPEG" for n in range(4)]
+    rows = "".join(f"val_{n}.JPEG\tn0{n % 2 + 1}\t0\t{n}\t62\t62\n" for n in range(4))
+    found = places(delivered([*train, *val, "test/images/test_0.JPEG"], {"val/val_annotations.txt": rows}))
+    assert found["val/images/val_1.JPEG"] == ("val", "n02")
+    assert found["train/n01/images/n01_0.JPEG"] == ("train", "n01")
+    assert found["test/images/test_0.JPEG"] == UNLABELLED

@@ -22,9 +22,13 @@ class Paths:
             name: text.encode() if isinstance(text, str) else text for name, text in (lists or {}).items()
         }
         self.paths = [path for pattern in patterns for path in expanded(pattern)]
+        self.notes = []
 
     def names(self):
         return [*self.paths, *self.lists]
+
+    def holds(self):
+        return f"Found: {len(self.names())}"
 
     def read(self, names, limit):
         return ((name, self.lists[name][:limit]) for name in names)
@@ -352,18 +356,20 @@ NFC, NFD = (unicodedata.normalize(form, "Äpfel") for form in ("NFC", "NFD"))
         ([f"{NFC}/1.jpg", f"{NFD}/2.jpg", "b/1.jpg"], {NFC, "b"}, None),
         ([f"train/{{{NFC},b}}/1.jpg", f"test/{{{NFD},b}}/1.jpg"], {NFC, "b"}, None),
         (["train/{Cat,dog}/1.jpg", "test/{cat,dog}/1.jpg"], {"Cat", "dog"}, "'cat', 'Cat' as `Cat`"),
-        (["{A,a,b}/1.jpg"], {"A", "a", "b"}, "differ by upper and lower case only, and are separate classes: `A`, `a`"),
+        (["{A,a,b}/1.jpg"], {"A", "a", "b"}, "differ by upper and lower case or outer spaces only, and are separate classes: `A`, `a`"),
         (["train/{A,a,b}/1.jpg", "test/{A,a,b}/1.jpg"], {"A", "a", "b"}, "separate classes"),
         (["{cat ,cat,dog}/1.jpg"], {"cat", "dog"}, "'cat ', 'cat' as `cat`"),
         (["{cat\u200b,cat,dog}/1.jpg"], {"cat", "dog"}, "one class"),
         (["{cat ,dog}/1.jpg"], {"cat ", "dog"}, "outer space or invisible characters: 'cat '"),
+        (["{Dog,dog ,cat}/1.jpg"], {"Dog", "dog ", "cat"}, "are separate classes: `Dog`, `dog `"),
+        (["{NaN,dog}/1.jpg"], {"NaN", "dog"}, "missing label: `NaN`"),
         (["{.net,java}/1.jpg"], {".net", "java"}, "begin with a dot"),
         (["{bus,car,train}/[1].jpg"], {"bus", "car", "train"}, "named like a split: `train`"),
         (["{CafÃ©,bar}/1.jpg"], {"CafÃ©", "bar"}, "garbled, as if read in the wrong code page: `CafÃ©` (meant: `Café`?)"),
         (["{Caf├⌐,bar}/1.jpg"], {"Caf├⌐", "bar"}, "(meant: `Café`?)"),
         (["{con,a:b,end.}/1.jpg"], {"con", "a:b", "end."}, "cannot be names of folders on Windows: 'a:b', 'con', 'end.'"),
         ([f"{{{'x' * 200},b}}/1.jpg"], {"x" * 200, "b"}, "more than 100 characters, and are cut short in tables: `xxx"),
-        (["{0,1,2,10,日本猫,NaN,-flag,Straße}/1.jpg"], {"0", "1", "2", "10", "日本猫", "NaN", "-flag", "Straße"}, None),
+        (["{0,1,2,10,日本猫,-flag,Straße}/1.jpg"], {"0", "1", "2", "10", "日本猫", "-flag", "Straße"}, None),
     ],
 )  # fmt: skip
 def test_names_of_classes_are_kept_merged_or_pointed_out(patterns, labels, note):
@@ -377,6 +383,14 @@ def test_names_of_classes_are_kept_merged_or_pointed_out(patterns, labels, note)
 def test_classes_that_hold_the_same_folders_are_pointed_out():
     (note,) = recognise(Paths("{A,B}/{cat,dog}/[2].jpg")).notes
     assert "each of the classes `A`, `B` holds the folders `cat`, `dog`" in note.text
+
+
+def test_data_sets_beside_each_other_are_pointed_out_and_subfolders_of_a_class_are_not():
+    (note,) = recognise(
+        Paths("pets/{train,test}/{cat,dog}/[2].jpg", "farm/{train,test}/{cow,pig}/[2].jpg")
+    ).notes
+    assert "`farm` (cow, pig), `pets` (cat, dog)" in note.text
+    assert not recognise(Paths("cat/{train,test}/{day,night}/[2].jpg", "dog/{train,test}/[2].jpg")).notes
 
 
 def test_a_split_of_loose_images_does_not_hide_where_the_classes_are():

@@ -441,3 +441,24 @@ def test_images_of_low_bit_depth_or_without_their_end_are_used_and_pointed_out(f
     assert "12 of 16 bits" in found["low_bits"].text
     assert found["truncated"].paths == ("dog/cut.jpg",)
     assert "data.max_truncated" in found["truncated"].text
+
+
+@pytest.mark.parametrize(
+    ("files", "facts"),
+    [
+        ({"a/.1.png": b"", "b/.2.png": b""}, ["2 of the kind hidden file", "a/.1.png"]),
+        ({"train.h5": b"\x89HDF", "LICENSE": b"MIT"}, ["Found: 2 files", "train.h5"]),
+        ({"train_X.bin": b"\x05" * 99, "test_X.bin": b"\x05" * 99}, ["Found: 2 files", "train_X.bin"]),
+    ],
+)
+def test_a_delivery_without_images_is_described_by_what_it_holds(folder, settings, files, facts):
+    with pytest.raises(DataError, match="contains no images") as refused:
+        scan_of(folder(files), settings())
+    assert all(fact in str(refused.value) for fact in facts)
+
+
+def test_a_check_of_a_delivery_without_a_usable_image_names_the_causes(folder, settings):
+    pointer = b"version https://git-lfs.github.com/spec/v1\n"
+    files = {f"{label}/{n}.jpg": pointer for label in ("cat", "dog") for n in range(4)}
+    with pytest.raises(DataError, match="git lfs pull"):
+        scan.scan(folder(files), settings(), lambda image_u8: image_u8, lambda _: None, refuse=False)

@@ -311,3 +311,34 @@ def test_names_that_are_utf8_or_ascii_need_no_note(zipped):
         delivery = open_delivery(zipped({name: b"1"}))
         delivery.names()
         assert delivery.notes == []
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", r"empty \(0 bytes\)"),
+        (b"<!DOCTYPE html><html>404</html>", "web page"),
+        (b"words", "does not start as one"),
+    ],
+)
+def test_a_file_named_like_an_archive_that_is_none_is_refused_for_its_images_are_missing(
+    folder, zipped, png, content, reason
+):
+    cats = zipped({"1.png": png(1)}).read_bytes()
+    with pytest.raises(
+        DataError, match=rf"dog\.zip is named like an archive, but .*{reason}.* Fetch it again"
+    ):
+        open_delivery(folder({"cat.zip": cats, "dog.zip": content}))
+
+
+def test_a_licence_beside_an_archive_is_no_image(folder, zipped, pets):
+    delivery = open_delivery(
+        folder({"LICENSE": b"MIT", "README.md": b"", "pets.zip": zipped(pets).read_bytes()})
+    )
+    assert sorted(delivery.names()) == sorted(pets)
+
+
+def test_a_list_beside_an_archive_is_listed_with_its_images(folder, zipped, png):
+    archive = zipped({"1.png": png(1)}).read_bytes()
+    delivery = open_delivery(folder({"train.csv": b"id,label\n1,cat\n", "train.zip": archive}))
+    assert delivery.names() == ["train.csv", "train/1.png"]

@@ -307,7 +307,9 @@ def check(path: Path, params: "DataParams") -> tuple[dict[str, Any], list[str]]:
     found["accepted"] = not refused
     lines = summary.lines(result, params)
     if refused:
-        lines.append(f"\n`dvc repro` would refuse this delivery, for its {', '.join(refused)}.")
+        lines.append(
+            f"\n`dvc repro` would refuse this delivery. See above: {listed(list(dict.fromkeys(refused)), SHOWN)}."
+        )
     return found, lines
 
 

@@ -4,6 +4,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -14,10 +15,15 @@ from convoy.data.lists import Lists, read_lists
 from convoy.data.names import Part
 from convoy.data.records import Finding
 from convoy.data.settings import Arrangement
+from convoy.images import litter
 from convoy.images.delivery import EXPECTED, Delivery, Place
+from convoy.images.formats import starts_as_image
 
 STRAYS = 0.05
 """Largest share of images that may lie beside the folders that explain all others; such images are quarantined by name."""
+
+FIRST_FILES = 100
+"""Files without the name of an image that are looked at before a delivery is taken to have none."""
 
 DEEPEST = 24
 """Folders of a path that are looked at; what lies deeper belongs to the last of them."""
@@ -146,13 +152,8 @@ def _recognise(delivery: Delivery, arrangement: Arrangement, label: str) -> Layo
         return Stated(delivery.places)
     delivered = delivery.names()
     images = [name for name in delivered if names.may_be_image(name)]
-    if not images:
-        found_instead = (
-            f"Found: {len(delivered):,} files, such as {listed(delivered, 5)}."
-            if delivered
-            else "It is empty."
-        )
-        raise DataError(f"{delivery.path} contains no images. {found_instead} {EXPECTED}")
+    if not images or not _looks_like_images(delivery, images):
+        raise DataError(f"{delivery.path} contains no images. {delivery.holds()} {EXPECTED}")
     if label == "folder":
         stated_by_folders = folders(delivery.path, images, arrangement)
         if not stated_by_folders.classes:
@@ -168,8 +169,24 @@ def _recognise(delivery: Delivery, arrangement: Arrangement, label: str) -> Layo
         pictures = [name for name in images if base.place(name) != ANNOTATION]
     lists = read_lists(delivery, delivered, pictures)
     if label == "auto" and (found := _class_folders(delivery.path, images, arrangement, lists)):
-        return labels.beside(delivery.path, pictures, lists, found) if lists.rows else found
-    return labels.by_lists(delivery.path, pictures, lists, base)
+        unused = (Finding("list", 1, None, "report", f"{text} It is not used.") for text in lists.rejected)
+        layout = labels.beside(delivery.path, pictures, lists, found) if lists.rows else found
+        return replace(layout, notes=(*layout.notes, *unused))
+    stated = labels.by_lists(delivery.path, pictures, lists, base)
+    delivery.notes.append(f"Classes are read from {listed(lists.columns, 3)}")
+    return stated
+
+
+def _looks_like_images(delivery: Delivery, images: Sequence[str]) -> bool:
+    """Check whether a file is named like an image, or one of the first starts as such."""
+    if any(map(litter.claims_to_be_image, images)):
+        return True
+    known = frozenset(images)
+    contents = (content for name, content in delivery.files() if name in known)
+    return any(
+        isinstance(content, DataError) or starts_as_image(content)
+        for content in islice(contents, FIRST_FILES)
+    )
 
 
 def _class_folders(
@@ -422,8 +439,24 @@ class _Reader:
                 place = UNLABELLED if part == "unlabelled" else Place(part, used[name])
                 self.places[child.folders[inner].path] = place
             delivered |= set(parts.values())
-        notes = tuple(names.notes_on(used))
+        notes = (*names.notes_on(used), *self.sets())
         return Folders(self.places, tuple(split for split in SPLITS if split in delivered), notes)
+
+    def sets(self) -> list[Finding]:
+        """Point out classes whose splits hold the same folders, as data sets beside each other do: `pets/train/cat`, `pets/test/cat`."""
+        inner = {
+            name: set.intersection(*({*split.folders} for split in child.folders.values()))
+            for name, child in self.inside.items()
+            if len(child.folders) > 1
+        }
+        if len(inner) < len(self.inside) or not all(len(below) > 1 for below in inner.values()):
+            return []
+        shown = [f"`{name}` ({listed(sorted(below), 3)})" for name, below in inner.items()]
+        text = (
+            f"the splits of each class hold the same folders: {listed(shown, 5)}. If those are the classes, the outer folders are data "
+            "sets: deliver one of them, or merge their splits"
+        )
+        return [Finding("class_names", len(inner), None, "report", text)]
 
     def splits(self, parts: Mapping[str, Part]) -> Folders:
         """Read splits, each wrapped in its own way, and the class folders inside."""

@@ -43,6 +43,7 @@ SAMPLE_ROWS = 200
 EXAMPLES = 5
 
 MISSING = "name files that are not delivered"
+JOINED = "have a label whose words are labels themselves, as if an image had several"
 AMBIGUOUS = "fit several delivered files, and are not used"
 
 PATH_COLUMNS = names.ordered(
@@ -68,9 +69,9 @@ class Faults:
     counts: Counter[str] = field(default_factory=Counter)
     examples: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
-    def add(self, fault: str, example: str) -> None:
+    def add(self, fault: str, example: str, count: int = 1) -> None:
         """Count a fault; the first examples are kept."""
-        self.counts[fault] += 1
+        self.counts[fault] += count
         if len(self.examples[fault]) < EXAMPLES:
             self.examples[fault].append(short(example))
 
@@ -82,7 +83,7 @@ class Faults:
                 count,
                 None,
                 "report",
-                f"{name}: {count:,} rows {fault}: {listed(self.examples[fault], EXAMPLES)}",
+                f"{name}: rows that {fault}: {count:,}, such as {listed(self.examples[fault], EXAMPLES)}",
             )
             for fault, count in self.counts.items()
         ]
@@ -95,17 +96,21 @@ class Lists:
     Attributes:
         rows: delivered path to what is stated; without a label but with a reason where a row is unusable.
         read: the lists with classes or splits.
+        columns: where the lists state classes, for people.
         unlabelled: images that only lists without classes name, such as those of Kaggle's test.csv.
         notes: what is wrong with the rows.
         problems: why lists that may have been meant are not used.
+        rejected: of these, those whose columns are named so that they state classes.
         sure: whether the columns of the classes are named so, not only the sole other column.
     """
 
     rows: dict[str, Place] = field(default_factory=dict)
     read: list[str] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
     unlabelled: set[str] = field(default_factory=set)
     notes: list[Finding] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    rejected: list[str] = field(default_factory=list)
     sure: bool = False
 
 
@@ -129,10 +134,12 @@ def read_lists(delivery: Delivery, delivered: Sequence[str], images: Sequence[st
             rows, findings = table.read(use_split=by_name)
         except DataError as error:
             lists.problems.append(str(error))
+            lists.rejected += [str(error)] if table.sure else []
             continue
         for path, place in rows.items():
             lists.rows[path] = _both(lists.rows.get(path), place)
         lists.read.append(table.name)
+        lists.columns += [table.source] if table.has_labels else []
         lists.sure |= table.sure
         lists.notes.extend(findings)
     lists.unlabelled -= lists.rows.keys()
@@ -360,6 +367,13 @@ class _Table:
         """Check whether the list states classes."""
         return self.label is not None or bool(self.one_hot)
 
+    @property
+    def source(self) -> str:
+        """Name the list, and the column of its classes."""
+        if self.label is None or not self.header:
+            return self.name
+        return f"{self.name} (column `{short(self.header[self.label])}`)"
+
     def choose_label(
         self, rest: list[int], titles: Sequence[str], values: Mapping[int, set[str]], *, headless: bool
     ) -> None:
@@ -380,6 +394,8 @@ class _Table:
             )
         elif len(rest) == 1 and (headless or values[rest[0]]):
             self.label = rest[0]
+        elif headless and len(words := [c for c in rest if not all(map(_number, values[c]))]) == 1:
+            self.label = words[0]  # beside corners of a box, as in Tiny ImageNet
         elif len(binary) > 1 and len(binary) == len(rest):
             self.one_hot, self.sure = binary, True
         else:
@@ -553,6 +569,9 @@ class _Table:
                 f"{self.name} has several labels per image in the column `{column}` (`{short(example)}`), and this is a classifier of "
                 "one class per image. Choose one label per image, or deliver class folders."
             )
+        for label, images in counts.items():
+            if len(words := label.split()) > 1 and counts.keys() >= {*words}:
+                faults.add(JOINED, label, images)
         if len(counts) > 20 and len(counts) > 0.5 * len(rows):
             raise DataError(
                 f"{self.name}: the column `{column}` holds no classes: {len(counts):,} different values for {len(rows):,} images "

@@ -72,6 +72,9 @@ RESERVED = re.compile(
 )
 """What Windows refuses in the name of a folder."""
 
+BLANKS = frozenset({"nan", "<na>", "n/a", "#n/a", "null"})
+"""What programs write for a value that is missing, in lower case."""
+
 LONG_NAME = 100
 """Characters of a class name that tables and plots have room for."""
 
@@ -205,7 +208,7 @@ def notes_on(used: Mapping[str, str]) -> list[Finding]:
         if name != label and unicodedata.normalize("NFC", name) != label:
             spelled[label].append(name)
     for label in classes:
-        by_case[label.casefold()].append(label)
+        by_case[spelling(label).casefold()].append(label)
     cases = [labels for labels in by_case.values() if len(labels) > 1]
     found = [
         (
@@ -216,8 +219,12 @@ def notes_on(used: Mapping[str, str]) -> list[Finding]:
             ],
         ),
         (
-            "differ by upper and lower case only, and are separate classes",
+            "differ by upper and lower case or outer spaces only, and are separate classes",
             [", ".join(map(_quoted, c)) for c in cases],
+        ),
+        (
+            "may stand for a missing label",
+            [_quoted(label) for label in classes if label.casefold() in BLANKS],
         ),
         ("are named like a split", [_quoted(label) for label in classes if split_of(label)]),
         (

@@ -194,7 +194,11 @@ def scan(
     classes = sorted({record.label for record in records if record.label})
     missing: tuple[Split, ...] = tuple(split for split in SPLITS[1:] if split not in layout.delivered)
     result = Scan(delivery, records, classes, missing, pairs=pairs, statistics=statistics)
-    _check_classes(result)
+    try:
+        _check_classes(result)
+    except DataError:  # the findings are its causes
+        refuse_findings(delivery, findings)
+        raise
     findings += [*of_splits, *check_dataset(records, params.checks), *_empty_folders(delivery)]
     findings += giveaway.check(records, statistics, transparent, params.checks.giveaway)
     if refuse:
@@ -346,11 +350,11 @@ def _check_names(delivery: Delivery, layout: Layout, names: list[str], params: D
     delivered = {(place.split, place.label) for place in places}
     classes = sorted({place.label for place in places if place.label})
     if not classes:
-        raise DataError(f"{delivery.path} contains no images in class folders. {_examples(names)} {EXPECTED}")
+        raise DataError(f"{delivery.path} contains no images in class folders. {delivery.holds()} {EXPECTED}")
     if len(classes) == 1:
         raise DataError(
             f"{delivery.path} has a single class, `{classes[0]}`. "
-            f"Add a folder for at least one other class. {EXPECTED}"
+            f"Add a folder for at least one other class. {delivery.holds()} {EXPECTED}"
         )
     trained = Counter(place.label for place in places if place.split == "train" and place.label)
     for split in layout.delivered:
@@ -388,10 +392,7 @@ def _check_classes(scan: Scan) -> None:
     """Refuse a class without a usable image."""
     usable = Counter(record.label for record in scan.records if record.status == "ok")
     if not usable:
-        raise DataError(
-            f"{scan.delivery.path} contains no usable image. "
-            f"{_examples([record.path for record in scan.records])} {EXPECTED}"
-        )
+        raise DataError(f"{scan.delivery.path} contains no usable image. {scan.delivery.holds()} {EXPECTED}")
     for label in scan.classes:
         if not usable[label]:
             example = next(record for record in scan.records if record.label == label)
@@ -411,9 +412,3 @@ def _empty_folders(delivery: Delivery) -> list[Finding]:
         f"{listed([f'`{folder}`' for folder in folders], EXAMPLES)}. Add images to them, or remove them."
     )
     return [Finding("empty_folders", len(folders), None, "report", text, tuple(folders))]
-
-
-def _examples(names: list[str]) -> str:
-    if not names:
-        return "It is empty."
-    return f"Found: {len(names):,} file{'s' * (len(names) != 1)}, such as {', '.join(names[:EXAMPLES])}."

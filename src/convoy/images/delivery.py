@@ -26,6 +26,7 @@ from convoy.core.escaping import visible
 from convoy.images import code_pages, litter
 from convoy.images.archive import REPACK, Kind, code_page, is_archive, kind_of, members
 from convoy.images.decode import Content, decode, read
+from convoy.images.formats import HEAD_BYTES, starts_as_image, unsupported
 
 if TYPE_CHECKING:
     from convoy.images.containers import ArraySet
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 EXPECTED = (
     "Expected: one folder per class with its images inside, or train|val|test folders of such class folders."
 )
+
+LISTS = frozenset({"csv", "tsv", "jsonl", "ndjson", "json"})
+"""Ends of the names of files that may state classes."""
 
 SHOWN = 5
 """Names in a message."""
@@ -164,6 +168,26 @@ class Delivery:
         self._check_nested(seen)
         self.empty_folders[:] = _empty(folders, seen)
         return list(seen), skipped
+
+    def holds(self) -> str:
+        """Describe what `names` found, for refusals of a delivery without images."""
+        names, count = self.names(), len(self.names())
+        found = (
+            f"Found: {count:,} file{'s' * (count != 1)}, such as {visible(listed(names, SHOWN))}."
+            if names
+            else ""
+        )
+        passed = [
+            f"{number:,} of the kind {kind} ({visible(example)})"
+            for kind, (number, example) in self.litter.items()
+        ]
+        passed_over = f"Passed over: {listed(passed, SHOWN)}." if passed else ""
+        empty = (
+            f"Folders without files: {visible(listed(self.empty_folders, SHOWN))}."
+            if self.empty_folders
+            else ""
+        )
+        return " ".join(filter(None, (found, passed_over, empty))) or "It is empty."
 
     def files(self) -> Iterator[tuple[str, Content]]:
         """Stream the paths that `names` lists with the files' bytes; reads an archive once and writes nothing.
@@ -312,24 +336,37 @@ def open_delivery(data: Path) -> Delivery:
     archives = _archives(data)
     if len(archives) == 1:
         ((name, kind),) = archives.items()
-        return Delivery(data / name, (Mount("", data / name, kind),), recognise(data / name, kind))
+        arrays = recognise(data / name, kind)
+        if arrays or not _has_lists(data):
+            return Delivery(data / name, (Mount("", data / name, kind),), arrays)
     return _mounted(data, archives)
+
+
+def _has_lists(data: Path) -> bool:
+    """Check whether a folder of archives has lists too, which may state the classes: `train.csv` beside `train.zip`."""
+    return any(litter.suffix_of(name) in LISTS and not litter.is_litter(name) for name in folder_names(data))
 
 
 def _archives(data: Path) -> dict[str, Kind]:
     """Find the archives in a folder that holds archives instead of images, by their paths in it; none in any other folder.
 
     Raises:
-        DataError: the folder holds archives that are not supported, instead of images.
+        DataError: the folder holds archives that are not supported or damaged, instead of images.
     """
     paths = (name for name in folder_names(data) if not name.endswith("/") and not litter.is_litter(name))
     suspects = []
     for name in paths:
         what, is_piece = litter.kind(name), PIECE.search(name)
-        if litter.claims_to_be_image(name) or not (what or is_piece or is_archive(data / name)):
+        is_unknown = not (what or is_piece or is_archive(data / name))
+        if litter.claims_to_be_image(name) or (is_unknown and starts_as_image(_head(data / name))):
             return {}
-        if is_piece or what in ("", litter.ARCHIVE, litter.COMPRESSED):
+        if not is_unknown and (is_piece or what in ("", litter.ARCHIVE, litter.COMPRESSED)):
             suspects.append(name)
+    return _recognised(data, suspects)
+
+
+def _recognised(data: Path, suspects: Iterable[str]) -> dict[str, Kind]:
+    """Detect the kinds of what may be archives; none if a file is compressed data of another kind."""
     found: dict[str, Kind] = {}
     for name in suspects:
         if PIECE.search(name):
@@ -341,7 +378,21 @@ def _archives(data: Path) -> dict[str, Kind]:
             return {}  # compressed data of another kind
         if kind := kind_of(data / name):
             found[name] = kind
+        elif litter.kind(name) == litter.ARCHIVE:
+            raise _no_archive(data / name)
     return found
+
+
+def _no_archive(path: Path) -> DataError:
+    head = _head(path)
+    what = str(unsupported(head)).partition(", not an image")[0] if head else "is empty (0 bytes)"
+    what = "does not start as one" if "supported format" in what else what
+    return DataError(f"{path} is named like an archive, but {what}. Fetch it again, or remove it.")
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(HEAD_BYTES)
 
 
 def _mounted(data: Path, archives: Mapping[str, Kind]) -> Delivery:
