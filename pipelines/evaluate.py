@@ -12,7 +12,7 @@ from convoy.energy.meter import metered
 from convoy.energy.settings import EnergyParams
 from convoy.evaluation.evaluate import evaluate
 from convoy.evaluation.settings import EvaluateParams
-from convoy.repo import dvc_locks
+from convoy.repo import dvc_locks, imported
 from convoy.tracking import stages
 
 DATASET = Path("build/dataset")
@@ -21,6 +21,7 @@ OUT = Path("build/evaluation")
 
 def main() -> None:
     """Run the stage."""
+    imported.correct(Path())
     chosen = params.section("evaluate", EvaluateParams)
     country = params.section("energy", EnergyParams).country
     with stages.continuing("evaluate", Dataset.load(DATASET).hash) as run:

@@ -19,7 +19,7 @@ from convoy.energy.meter import metered, with_total
 from convoy.energy.settings import EnergyParams
 from convoy.export import image_index
 from convoy.export.settings import ExportParams
-from convoy.repo import dvc_locks
+from convoy.repo import dvc_locks, imported
 from convoy.tracking import stages
 
 DATASET = Path("build/dataset")
@@ -34,6 +34,7 @@ BUILD_INPUTS = OUT / "inputs.json"
 
 def build() -> None:
     """Make the graph, with the identity of the run that exports it, and time the model that it is made from."""
+    imported.correct(Path())
     from convoy.export import latency, onnx_graph  # noqa: PLC0415 (torch: `verify` must not import it)
 
     runs = params.section("export", ExportParams).latency_runs

@@ -11,11 +11,12 @@ from convoy.data.prepare import prepare
 from convoy.data.settings import DataParams
 from convoy.energy.meter import metered
 from convoy.energy.settings import EnergyParams
-from convoy.repo import dvc_locks, recorded
+from convoy.repo import dvc_locks, imported, recorded
 
 
 def main() -> None:
     """Run the stage."""
+    imported.correct(Path())
     country = params.section("energy", EnergyParams).country
     with metered("prepare", country, gpu=False) as meter:
         data = params.section("data", DataParams)

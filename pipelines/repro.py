@@ -20,7 +20,7 @@ from convoy.core.console import info, table
 from convoy.core.errors import ConvoyError, RequestError
 from convoy.core.files import read_json
 from convoy.energy.meter import format_energy
-from convoy.repo import dvc, dvc_locks, packing, reproduce
+from convoy.repo import dvc, dvc_locks, imported, packing, reproduce
 from convoy.repo.locks import AlreadyRunning
 from convoy.tracking import outbox
 from convoy.tracking.journal import state
@@ -53,6 +53,7 @@ def main() -> None:
     where = outbox.folder()
     outbox.prepare_store(where)
     dvc_locks.repair(Path.cwd())
+    imported.correct(Path.cwd())
     for line in packing.refresh(Path.cwd()):
         info(line)
     command = [*(["exp", "run", *settings] if overrides else ["repro"]), *flags]

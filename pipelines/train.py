@@ -15,7 +15,7 @@ from convoy.core.contract import FACTS, WEIGHTS
 from convoy.core.dataset import Dataset
 from convoy.energy.settings import EnergyParams
 from convoy.models import spec
-from convoy.repo import dvc_locks
+from convoy.repo import dvc_locks, imported
 from convoy.tracking import stages
 from convoy.tracking.settings import TrackingParams
 from convoy.training.settings import CheckpointParams, NetworkParams, TrainParams
@@ -29,6 +29,7 @@ REFERENCE = stages.RUNS / "train.json"
 
 def main() -> None:
     """Run the stage."""
+    imported.correct(Path())
     seed = params.seed()
     train = params.section("train", TrainParams)
     network = params.section("network", NetworkParams)

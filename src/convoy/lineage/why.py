@@ -17,7 +17,7 @@ from convoy.core import pipeline, yaml
 from convoy.core.console import table
 from convoy.core.errors import RequestError
 from convoy.core.params import did_you_mean, flatten
-from convoy.repo import dvc, git, packing
+from convoy.repo import dvc, git, imported, packing
 
 Verdict = Literal["unchanged", "runs", "perhaps", "cached", "accepted", "stops"]
 """What `dvc repro` does with a stage.
@@ -92,6 +92,13 @@ def explain(root: Path, stage: str = "") -> dict[str, Any]:
         status.setdefault(packing.IMPORT, []).append(
             {"changed deps": {str(packed.archive): "update available"}}
         )
+    if (
+        imported.is_ahead(root)
+        and imported.IMPORT not in status
+        and not yaml.read(root / imported.IMPORT).get("frozen")
+    ):
+        source = str(yaml.read(root / imported.IMPORT)["deps"][0]["path"])
+        status[imported.IMPORT] = [{"changed deps": {source: "update available"}}]
     stages = _read_stages(root, status)
     if stage and stage not in stages:
         raise RequestError(f"stage `{stage}` does not exist{did_you_mean(stage, stages)}")

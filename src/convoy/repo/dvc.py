@@ -420,6 +420,25 @@ def import_source(root: Path, name: str) -> ImportSource:
             raise DvcError(f"{type(error).__name__}: {reason}") from error
 
 
+def rewind_import(root: Path, name: str) -> None:
+    """Record in the .dvc file `name` the state of the source that was imported, where `dvc exp run` recorded a later one.
+
+    A folder or file on this machine has the hash of what was imported; of others the state is removed, so that DVC
+    takes them for changed.
+
+    Raises:
+        RequestError: DVC cannot read the pipeline.
+    """
+    with _opened(root) as repo:
+        for stage in (stage for stage in _stages(repo) if stage.addressing == name):
+            source, data = stage.deps[0], stage.outs[0]
+            is_local = source.hash_info.name == data.hash_info.name
+            source.hash_info = data.hash_info if is_local else type(data.hash_info)()
+            source.meta = data.meta if is_local else type(data.meta)()
+            stage.md5 = stage.compute_md5()
+            stage.dump()
+
+
 def check_remote(root: Path) -> str:
     """Contact the default remote; return the reason where it does not answer, else nothing."""
     with _opened(root) as repo:
