@@ -4,6 +4,7 @@ import errno
 
 import pytest
 
+from convoy.core import errors
 from convoy.core.errors import RequestError, fault, listed, refuse_credentials, without_credentials
 
 
@@ -107,3 +108,10 @@ def test_faults_of_the_system_have_cause_and_remedy(error, facts):
 )
 def test_bugs_keep_their_traceback(error):
     assert fault(error) is None
+
+
+def test_a_repository_that_was_moved_is_named_whatever_failed_because_of_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(errors, "CODE", tmp_path / "photos/src/convoy/core/errors.py")
+    text = str(fault(ValueError("PackageLoader could not find a '' directory")))
+    assert f"{tmp_path}/photos was moved" in text
+    assert "new place" in text

@@ -56,11 +56,20 @@ SHORT_WRITE = re.compile(r"\d+ requested and \d+ written|only \d+ of \d+ bytes|d
 """How numpy and SQLite report a full disk, without the system's number."""
 
 
+CODE = Path(__file__)
+"""This file: gone if the repository was moved."""
+
+
 def fault(error: BaseException) -> SystemFault | None:
     """Describe a fault of the system (full disk, missing permission …) behind an error; None for any other error.
 
     Libraries raise errors of their own while they handle a full disk, as torch does; that of the system is their context.
     """
+    if not CODE.exists():
+        return SystemFault(
+            f"{CODE.parents[3]} was moved, renamed or removed while this ran, so its files were missing "
+            f"({type(error).__name__}). Type the command again in the folder's new place."
+        )
     seen: BaseException | None = error
     while seen is not None:
         is_first = seen is error
