@@ -398,6 +398,16 @@ def test_a_split_of_loose_images_does_not_hide_where_the_classes_are():
     assert found == {("train", "cat"): 4, ("train", "dog"): 4, UNLABELLED: 3}
 
 
+def test_a_pattern_of_groups_that_matches_nothing_is_refused_and_images_without_a_group_are_counted():
+    with pytest.raises(
+        DataError, match=r"data.group .* matches none of 8 paths, such as cat/0.jpg.*data.group=none"
+    ):
+        recognise(Paths("{cat,dog}/[4].jpg"), group="(?P<group>patient)")
+    (note,) = recognise(Paths("{cat,dog}/[4].jpg"), group="/(?P<group>[01])").notes
+    assert "4 of 8 images" in note.text
+    assert note.paths == ("cat/2.jpg", "cat/3.jpg", "dog/2.jpg", "dog/3.jpg")
+
+
 def test_a_pattern_of_paths_states_groups():
     delivery = Paths("{cat,dog}/video{1,2}_frame[2].jpg", "cat/single.jpg")
     layout = recognise(delivery, "auto", "auto", r"(?P<group>video\d)")
@@ -420,3 +430,11 @@ def test_a_path_of_many_folders_and_many_classes_take_no_time():
     layout = recognise(Paths("{cat,dog}/1.jpg", f"cat/{deep}.jpg", *(f"c{n}/1.jpg" for n in range(10_000))))
     assert layout.place(f"cat/{deep}.jpg").label == "cat"
     assert layout.place("c9999/1.jpg").label == "c9999"
+
+
+def test_a_layout_that_is_stated_for_arrays_is_pointed_out():
+    delivery = Paths()
+    delivery.places, delivery.kind = {"train/cat/1.pgm": Place("train", "cat")}, "IDX files"
+    assert not recognise(delivery).notes
+    (note,) = recognise(delivery, "classes", "csv").notes
+    assert "data.layout (classes) and data.label (csv) are not used" in note.text

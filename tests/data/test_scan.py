@@ -462,3 +462,14 @@ def test_a_check_of_a_delivery_without_a_usable_image_names_the_causes(folder, s
     files = {f"{label}/{n}.jpg": pointer for label in ("cat", "dog") for n in range(4)}
     with pytest.raises(DataError, match="git lfs pull"):
         scan.scan(folder(files), settings(), lambda image_u8: image_u8, lambda _: None, refuse=False)
+
+
+def test_a_check_that_drops_every_image_is_named(folder, pets, settings):
+    checks = settings().checks.model_dump() | {"small": {"limit": 99, "action": "drop", "max_share": 1.0}}
+    assert "small" in refusal(folder(pets), settings(checks=checks)).partition("Found")[0]
+
+
+def test_groups_are_the_remedy_where_they_leave_a_class_too_few(folder, pets, settings):
+    message = refusal(folder(pets), settings(group="(?P<group>cat|dog)"))
+    assert "state smaller groups (data.group" in message
+    assert "near_duplicates.limit" not in message

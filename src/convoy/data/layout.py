@@ -110,16 +110,12 @@ class Grouped:
 
     layout: Layout
     pattern: re.Pattern[str]
+    notes: tuple[Finding, ...] = ()
 
     @property
     def delivered(self) -> tuple[Split, ...]:
         """List the splits that are delivered; empty if all are cut."""
         return self.layout.delivered
-
-    @property
-    def notes(self) -> tuple[Finding, ...]:
-        """List what deserves a look."""
-        return self.layout.notes
 
     def place(self, name: str) -> Place:
         """Return what is stated about a delivered path, with its group."""
@@ -144,12 +140,43 @@ def recognise(
         DataError: nothing states the classes, or two readings are possible; names both, and the param that settles it.
     """
     layout = _recognise(delivery, arrangement, label)
-    return layout if group == "none" else Grouped(layout, re.compile(group))
+    return layout if group == "none" else _grouped(delivery, layout, re.compile(group))
+
+
+def _grouped(delivery: Delivery, layout: Layout, pattern: re.Pattern[str]) -> Grouped:
+    """Add the groups of a pattern.
+
+    Raises:
+        DataError: no image has a group, so that nothing would be kept together.
+    """
+    found = Grouped(layout, pattern)
+    images = [name for name in delivery.names() if layout.place(name).label and names.may_be_image(name)]
+    alone = [name for name in images if not found.place(name).group]
+    text = f"data.group ({pattern.pattern}) matches"
+    if images and len(alone) == len(images):
+        raise DataError(
+            f"{delivery.path}: {text} none of {len(images):,} paths, such as {listed(alone, 3)}. Correct it, or leave every image for "
+            "itself: -S data.group=none"
+        )
+    unmatched = f"{text} not the paths of {len(alone):,} of {len(images):,} images, each then a group of its own: {listed(alone, 3)}"
+    notes = [Finding("group_pattern", len(alone), None, "report", unmatched, tuple(alone))] if alone else []
+    return replace(found, notes=(*layout.notes, *notes))
 
 
 def _recognise(delivery: Delivery, arrangement: Arrangement, label: str) -> Layout:
     if delivery.places is not None:
-        return Stated(delivery.places)
+        stated = [
+            f"data.{key} ({value})"
+            for key, value in (("layout", arrangement), ("label", label))
+            if value != "auto"
+        ]
+        if not stated:
+            return Stated(delivery.places)
+        text = (
+            f"{' and '.join(stated)} {'are' if len(stated) > 1 else 'is'} not used: files of the format {delivery.kind} state splits "
+            "and classes themselves"
+        )
+        return Stated(delivery.places, (Finding("list", len(stated), None, "report", text),))
     delivered = delivery.names()
     images = [name for name in delivered if names.may_be_image(name)]
     if not images or not _looks_like_images(delivery, images):
@@ -335,7 +362,8 @@ class _Reader:
         if self.arrangement == "splits":
             if "train" not in parts.values():
                 raise self.refusal(
-                    f"data.layout is splits, but {self.where} has no train folder; it has {self.names(self.inside)}"
+                    f"data.layout is splits, but {self.where} has no train folder; it has {self.names(self.inside)}. Name one of them "
+                    "train, or let the folders decide: -S data.layout=auto"
                 )
             return self.splits(parts)
         full = [name for name in parts if self.inside[name].folders]

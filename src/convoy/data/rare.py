@@ -114,7 +114,9 @@ def _too_few(
         text = f"Only trained on, and left out of averages of {measured}, for want of {len(cut)} images: {classes}."
         return Finding("rare", len(few), None, "report", text, paths)
     remedies = ["Add images", "remove the class"]
-    if any(units[label] != images for label, images in few.items()):
+    if any(record.group for record in records if record.label in few):
+        remedies.append("state smaller groups (data.group, or the list's column)")
+    elif any(units[label] != images for label, images in few.items()):
         remedies.append("raise data.checks.near_duplicates.limit if they only look alike")
     remedies += [
         "set data.rare: train_only in params.yaml, which trains the class and leaves it out of averages"

@@ -392,7 +392,10 @@ def _check_classes(scan: Scan) -> None:
     """Refuse a class without a usable image."""
     usable = Counter(record.label for record in scan.records if record.status == "ok")
     if not usable:
-        raise DataError(f"{scan.delivery.path} contains no usable image. {scan.delivery.holds()} {EXPECTED}")
+        cause = next((f" ({record.path}: {record.reason})" for record in scan.records if record.label), "")
+        raise DataError(
+            f"{scan.delivery.path} contains no usable image{cause}. {scan.delivery.holds()} {EXPECTED}"
+        )
     for label in scan.classes:
         if not usable[label]:
             example = next(record for record in scan.records if record.label == label)

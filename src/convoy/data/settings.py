@@ -52,10 +52,14 @@ class SplitParams(Section):
         return self
 
 
+Limit = Annotated[float, Field(ge=-1e9, le=1e9, allow_inf_nan=False)]
+"""Of a check; a value that no image reaches switches it off."""
+
+
 class ImageCheck(Section):
     """Configure a check of single images."""
 
-    limit: Annotated[float, Field(allow_inf_nan=False)]
+    limit: Limit
     action: Action
     max_share: Annotated[float, Field(ge=0, le=1)]
 
@@ -63,7 +67,7 @@ class ImageCheck(Section):
 class DatasetCheck(Section):
     """Configure a check of the whole dataset: it has no images to leave out."""
 
-    limit: Annotated[float, Field(allow_inf_nan=False)]
+    limit: Limit
     action: Literal["report", "fail"]
 
 
