@@ -512,3 +512,25 @@ def test_tiny_imagenet_has_class_folders_and_boxes_of_the_flat_validation_split(
     assert found["val/images/val_1.JPEG"] == ("val", "n02")
     assert found["train/n01/images/n01_0.JPEG"] == ("train", "n01")
     assert found["test/images/test_0.JPEG"] == UNLABELLED
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "splits"),
+    [
+        ("is_valid", ["False", "True"], ["train", "val"]),
+        ("is_train", ["1", "0"], ["train", "test"]),
+        ("isTest", ["no", "yes"], ["train", "test"]),
+    ],
+)
+def test_a_column_of_yes_and_no_states_the_split(delivered, column, values, splits):
+    rows = zip(ABCD, ("cat", "dog") * 2, [values[0]] * 2 + [values[1]] * 2, strict=True)
+    text = f"path,label,{column}\n" + "".join(f"{','.join(row)}\n" for row in rows)
+    found = places(delivered([*ABCD, "e.jpg"], {"labels.csv": f"{text}e.jpg,cat,?\n"}))
+    assert "neither yes nor no (`?`)" in found.pop("e.jpg")
+    assert [place[0] for place in found.values()] == [splits[0]] * 2 + [splits[1]] * 2
+
+
+def test_a_list_that_names_no_delivered_image_is_named_with_its_first_row(delivered):
+    images = [f"images/{n:05}.jpg" for n in range(4)]
+    message = refusal(delivered(images, {"labels.csv": "id,label\n0,cat\n1,dog\n"}))
+    assert "labels.csv names no delivered image; its first row is 0, cat" in message

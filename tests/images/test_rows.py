@@ -11,6 +11,7 @@ import pytest
 
 import array_sets_made as made
 from convoy.core.errors import DataError
+from convoy.data import scan
 from convoy.data.prepare import prepare
 from convoy.images import parquet
 from convoy.images.delivery import Place, open_delivery
@@ -302,3 +303,17 @@ def test_a_shard_that_is_truncated_is_refused(folder):
     content = made.webdataset(samples(0, 30))
     with pytest.raises(DataError, match=r"train-0.tar is truncated or damaged"):
         open_delivery(folder({"train-0.tar": content[: len(content) // 2 + 100]}))
+
+
+def test_a_row_whose_bytes_are_no_image_is_quarantined(folder, settings):
+    images = [b"", b"junk", *IMAGES[2:]]
+    found = scan.scan(
+        folder({"train.parquet": made.parquet(images, LABELS)}),
+        settings(),
+        lambda image_u8: image_u8,
+        lambda _: None,
+    )
+    assert [record.path[-5:] for record in found.records if record.status == "quarantined"] == [
+        "00000",
+        "00001",
+    ]

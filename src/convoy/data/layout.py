@@ -165,18 +165,18 @@ def _grouped(delivery: Delivery, layout: Layout, pattern: re.Pattern[str]) -> Gr
 
 def _recognise(delivery: Delivery, arrangement: Arrangement, label: str) -> Layout:
     if delivery.places is not None:
-        stated = [
+        params = [
             f"data.{key} ({value})"
             for key, value in (("layout", arrangement), ("label", label))
             if value != "auto"
         ]
-        if not stated:
+        if not params:
             return Stated(delivery.places)
         text = (
-            f"{' and '.join(stated)} {'are' if len(stated) > 1 else 'is'} not used: files of the format {delivery.kind} state splits "
+            f"{' and '.join(params)} {'are' if len(params) > 1 else 'is'} not used: files of the format {delivery.kind} state splits "
             "and classes themselves"
         )
-        return Stated(delivery.places, (Finding("list", len(stated), None, "report", text),))
+        return Stated(delivery.places, (Finding("list", len(params), None, "report", text),))
     delivered = delivery.names()
     images = [name for name in delivered if names.may_be_image(name)]
     if not images or not _looks_like_images(delivery, images):

@@ -55,6 +55,15 @@ LABEL_COLUMNS = names.ordered(
     "variety diagnosis dx y tags class_id label_id category_id"
 )
 SPLIT_COLUMNS = frozenset(names.ordered("split data_set dataset subset set partition part usage phase"))
+SPLIT_FLAGS: Mapping[str, tuple[Split, Split]] = {
+    **dict.fromkeys(("is_valid", "is_val", "is_validation"), ("val", "train")),
+    **dict.fromkeys(("is_test", "is_testing"), ("test", "train")),
+    **dict.fromkeys(("is_train", "is_training"), ("train", "test")),
+}
+"""Columns of yes and no that state the split, with that of each answer."""
+
+TRUE, FALSE = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no")
+
 GROUP_COLUMNS = frozenset(
     names.ordered(
         "group group_id patient patient_id patientid subject subject_id lesion_id video_id sequence_id scene_id"
@@ -282,6 +291,7 @@ class _Table:
         rows: opens the rows anew, each a list of cells.
         path: index of the column with the images.
         label: index of the column with the classes.
+        flag: index of a column of `SPLIT_FLAGS`.
         one_hot: columns of 0 and 1, each a class; empty if there is no such.
         others: further columns, if none of them is clearly the class.
         split_of_list: the split that the list's name states.
@@ -294,6 +304,7 @@ class _Table:
     path: int
     label: int | None = None
     split: int | None = None
+    flag: int | None = None
     group: int | None = None
     one_hot: list[int] = field(default_factory=list)
     others: list[int] = field(default_factory=list)
@@ -322,9 +333,13 @@ class _Table:
         hits = [
             sum(table.finds(row[column]) for row in sample if column < len(row)) for column in range(width)
         ]
-        if not any(hits):
-            return None
         titles = ["_".join(names.words(cell)) for cell in sample[0]] + [""] * (width - len(sample[0]))
+        if not any(hits):
+            if len(sample) > 1 and {*titles} & {*PATH_COLUMNS} and {*titles} & {*LABEL_COLUMNS}:
+                raise DataError(
+                    f"{name} names no delivered image; its first row is {short(', '.join(sample[1]))}."
+                )
+            return None
         enough = [column for column in range(width) if hits[column] >= 0.9 * max(hits)]
         table.path = min(enough, key=lambda column: (_rank(titles[column], PATH_COLUMNS), column))
         headless = (
@@ -354,7 +369,9 @@ class _Table:
             ),
             None,
         )
-        rest = [column for column in rest if column != table.split]
+        if table.split is None and not headless:
+            table.flag = next((column for column in rest if titles[column] in SPLIT_FLAGS), None)
+        rest = [column for column in rest if column not in (table.split, table.flag)]
         if not headless:
             table.group = next((column for column in rest if titles[column] in GROUP_COLUMNS), None)
             rest = [column for column in rest if column != table.group]
@@ -370,7 +387,7 @@ class _Table:
     @property
     def source(self) -> str:
         """Name the list, and the column of its classes."""
-        if self.label is None or not self.header:
+        if self.label is None or not (self.header and self.header[self.label]):
             return self.name
         return f"{self.name} (column `{short(self.header[self.label])}`)"
 
@@ -499,6 +516,12 @@ class _Table:
             split = names.split_of(text)
             if split is None and not fault:
                 fault = f"has {f'the unknown split `{short(text)}`' if text else 'no split'} in {self.name}"
+        elif self.flag is not None:
+            text = cells[self.flag].strip().lower() if self.flag < len(cells) else ""
+            yes, no = SPLIT_FLAGS["_".join(names.words(self.header[self.flag]))]
+            split = yes if text in TRUE else no
+            if text not in (*TRUE, *FALSE) and not fault:
+                fault = f"has neither yes nor no (`{short(text)}`) in the column `{self.header[self.flag]}` of {self.name}"
         group = ""
         if self.group is not None and self.group < len(cells):
             group = cells[self.group].strip()
