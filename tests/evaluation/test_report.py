@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from convoy.evaluation import feature_maps, report
+from convoy.evaluation.evaluate import summarise
 from feature_networks import HEAD, conv, features_of, from_layers, noise
 
 
@@ -66,9 +67,10 @@ def test_the_most_confident_mistakes_come_first():
     "classes",
     [
         ["costs $5", "$\\frac{$", "a name that is much longer than its axis"],
+        ["日本猫", "🐶 dog"],  # the font of matplotlib lacks them
         [f"class {k}" for k in range(300)],
     ],
-    ids=["formulas", "many"],
+    ids=["formulas", "letters", "many"],
 )
 @pytest.mark.filterwarnings("error")
 def test_the_confusion_matrix_of_any_class_names_and_numbers_is_drawn(classes):
@@ -76,6 +78,26 @@ def test_the_confusion_matrix_of_any_class_names_and_numbers_is_drawn(classes):
     image = Image.open(io.BytesIO(report.draw_confusion(counts, classes)))
     assert image.format == "PNG"
     assert max(image.size) <= 2000
+
+
+def test_of_many_classes_the_page_lists_the_worst_first_in_a_box_that_scrolls(tmp_path):
+    classes = [f"class{k}" for k in range(report.MOST_NAMES + 1)]
+    counts = np.eye(len(classes), dtype=np.int64) * 3
+    counts[7] = np.roll(counts[7], 1)
+    counts[3, 3] = 0  # only trained on
+    facts = {"network": "tiny", "counts": {}, "image_px": 8, "fit": "squash", "data_hash": "0"}
+    for chosen, many in ((slice(None), True), (slice(report.MOST_NAMES), False)):
+        part = counts[chosen, chosen]
+        report.write_report(
+            tmp_path / "report.html", facts, summarise(part, classes[chosen]), part, mistakes=[]
+        )
+        page = (tmp_path / "report.html").read_text(encoding="utf-8")
+        rows = re.findall(r'scope="row">(\w+)<', page)
+        assert sorted(rows) == sorted(classes[chosen])
+        assert ('class="scroll many"' in page) == ("lowest F1 first" in page) == many
+        assert (rows[:2] + rows[-1:] == ["class7", "class8", "class3"]) == many
+        assert (rows == classes[chosen]) != many
+        assert "no image of 1 of the classes" in page
 
 
 def test_the_confusion_matrix_has_a_transparent_background_and_text_readable_on_black_and_white(evaluated):

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ MOST_FILTERS = 96  # most filters drawn: transformers start with a thousand
 MOST_CLASSES = 5  # most classes whose probability is listed with an image
 
 MOST_COUNTS = 20  # most classes for which the cells of the confusion matrix have room for a number
-MOST_NAMES = 50  # most classes for which its axes have room for every name
+MOST_NAMES = 50  # most classes for which its axes have room for every name, and the page for a table of all
 LONGEST_NAME = 18  # characters of a class name that an axis has room for
 
 TEXT = "#76818d"  # colour of text on the transparent background, readable on white and on black
@@ -95,9 +96,15 @@ def write_report(
     classes = list(summary["per_class"])
     figure = draw_confusion(counts, classes)
     path.with_name("confusion.png").write_bytes(figure)
+    many = len(classes) > MOST_NAMES
+    ranked = list(summary["per_class"].items())
+    if many:  # classes that no test image has come last
+        ranked.sort(key=lambda item: (not item[1]["images"], item[1]["f1"] or 0))
     context = {
         "facts": facts,
         "test": summary,
+        "many": many,
+        "ranked": ranked,
         "wrong": round(summary["images"] * (1 - summary["accuracy"])),
         "confused": _most_confused(counts, classes),
         "mistakes": mistakes,
@@ -134,8 +141,11 @@ def draw_confusion(counts: npt.NDArray[np.int64], classes: Sequence[str]) -> byt
             count = f"{counts[actual, predicted]}"
             axes.text(predicted, actual, count, ha="center", va="center", color=color, fontsize=9)
     content = io.BytesIO()
-    # Without the metadata, the file would name the matplotlib that drew it and change with it.
-    figure.savefig(content, format="png", transparent=True, metadata={"Software": None})
+    with warnings.catch_warnings():
+        # Letters that matplotlib's font lacks become boxes; the table of classes has them in the reader's fonts.
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font", category=UserWarning)
+        # Without the metadata, the file would name the matplotlib that drew it and change with it.
+        figure.savefig(content, format="png", transparent=True, metadata={"Software": None})
     return content.getvalue()
 
 
