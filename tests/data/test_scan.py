@@ -473,3 +473,11 @@ def test_groups_are_the_remedy_where_they_leave_a_class_too_few(folder, pets, se
     message = refusal(folder(pets), settings(group="(?P<group>cat|dog)"))
     assert "state smaller groups (data.group" in message
     assert "near_duplicates.limit" not in message
+
+
+def test_a_check_shows_the_counts_of_a_delivery_whose_test_split_lacks_a_class(folder, parts, settings):
+    files = {path: content for path, content in parts.items() if not path.startswith("test/dog")}
+    found = scan.scan(folder(files), settings(), lambda image_u8: image_u8, lambda _: None, refuse=False)
+    assert [finding.check for finding in found.findings if finding.action == "fail"] == ["rare"]
+    assert "`dog`" in next(finding.text for finding in found.findings if finding.check == "rare")
+    assert found.counts()["test"] == {"cat": 5, "dog": 0}

@@ -158,7 +158,7 @@ def scan(
     delivery = open_delivery(data)
     names = delivery.names()
     layout = recognise(delivery, params.layout, params.label, params.group)
-    _check_names(delivery, layout, names, params)
+    _check_names(delivery, layout, names, params, refuse=refuse)
     records: list[Record] = []
     decoding = partial(decode, background=params.background, max_truncated=params.max_truncated)
     measured, transparent = array("f"), bytearray()
@@ -349,7 +349,9 @@ def _passed_over(record: Record, word: str) -> Record:
     return replace(record, label=None, split=None, group=None, status="passed_over", reason=word)
 
 
-def _check_names(delivery: Delivery, layout: Layout, names: list[str], params: DataParams) -> None:
+def _check_names(
+    delivery: Delivery, layout: Layout, names: list[str], params: DataParams, *, refuse: bool
+) -> None:
     """Refuse what the paths alone show to be unusable, before anything is decoded."""
     places = [layout.place(name) for name in names if not litter.kind(name)]
     delivered = {(place.split, place.label) for place in places}
@@ -362,7 +364,7 @@ def _check_names(delivery: Delivery, layout: Layout, names: list[str], params: D
             f"Add a folder for at least one other class. {delivery.holds()} {EXPECTED}"
         )
     trained = Counter(place.label for place in places if place.split == "train" and place.label)
-    for split in layout.delivered:
+    for split in layout.delivered if refuse else ():  # else `assign` finds it, and the table shows it
         if absent := [label for label in classes if (split, label) not in delivered]:
             refuse_findings(
                 delivery, [absent_from_delivered(split, absent, params, layout.delivered, trained)]
