@@ -209,7 +209,18 @@ def test_imbalance_names_the_largest_and_the_smallest_class_in_training():
     assert (finding.check, finding.figure, finding.action) == ("imbalance", 100, "fail")
     assert "`normal` has 400 images and `defect` 4: 100 to 1" in finding.text
     assert "right for 99.0% of them" in finding.text
+    assert all(f"train.{name}" in finding.text for name in ("class_weights", "sampler"))
     assert check_dataset(used("a", 50) + used("b", 49), checks_of()) == []
+
+
+@pytest.mark.parametrize(("pairs", "more"), [(5, ""), (6, " and 1 more pair."), (7, " and 2 more pairs.")])
+def test_pairs_that_are_not_named_are_counted(pairs, more):
+    (finding,), _ = near(
+        {f"train/cat/{number}.png": str(number) for number in range(pairs + 1)},
+        [(0, number + 1, 0.95) for number in range(pairs)],
+    )
+    assert finding.text.endswith(f"{more or ')'}{'' if more else '.'}")
+    assert finding.figure == pairs + 1
 
 
 def near(paths, pairs, delivered=("train", "val", "test"), **change):

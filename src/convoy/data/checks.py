@@ -144,7 +144,8 @@ class ImageChecks:
             for pair in ordered[:EXAMPLES]
         ]
         numbers = dict.fromkeys(number for pair in ordered for number in (pair.first, pair.second))
-        more = f" and {len(pairs) - EXAMPLES:,} more pairs" if len(pairs) > EXAMPLES else ""
+        left = len(pairs) - EXAMPLES
+        more = f" and {left:,} more pair{'s' * (left > 1)}" if left > 0 else ""
         text = f"{what}: {len(numbers):,} images. {'; '.join(examples)}{more}."
         paths = tuple(self.records[number].path for number in numbers)
         self.findings.append(Finding(name, len(numbers), check.limit, "report", text, paths))
@@ -371,7 +372,8 @@ def check_dataset(records: Sequence[Record], params: CheckParams) -> list[Findin
             share = most / trained.total()
             text = (
                 f"In training, class `{largest}` has {most:,} images and `{smallest}` {least:,}: {ratio:,.0f} to 1. A model that always "
-                f"answers `{largest}` is right for {share:.1%} of them, so compare the recall of each class, not accuracy alone."
+                f"answers `{largest}` is right for {share:.1%} of them, so compare the recall of each class, not accuracy alone. "
+                "Add images of the rare class, or try train.class_weights or train.sampler."
             )
             findings.append(
                 Finding("imbalance", round(ratio, 2), params.imbalance.limit, params.imbalance.action, text)
