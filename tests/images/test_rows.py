@@ -187,7 +187,7 @@ def test_files_that_do_not_belong_together_are_refused(folder):
     files = hugging_face() | {
         "data/test-00000-of-00001.parquet": made.parquet(IMAGES[24:], LABELS[24:], ["x", "y", "z"])
     }
-    with pytest.raises(DataError, match=r"other class names"):
+    with pytest.raises(DataError, match=r"has other class names \(.*\) than "):
         open_delivery(folder(files, "names"))
     files = {
         f"{folder_}/train-00000-of-00001.parquet": made.parquet(IMAGES, LABELS)
@@ -317,3 +317,12 @@ def test_a_row_whose_bytes_are_no_image_is_quarantined(folder, settings):
         "00000",
         "00001",
     ]
+
+
+def test_the_column_of_the_classes_is_stated_where_others_may_be_labels(folder):
+    table = pa.table({"image": IMAGES, "fine_label": LABELS, "coarse_label": [0] * 30})
+    stream = io.BytesIO()
+    pq.write_table(table, stream)
+    delivery = open_delivery(folder({"train.parquet": stream.getvalue()}))
+    delivery.names()
+    assert delivery.notes == ["Classes are read from the column `fine_label`; not used: `coarse_label`"]

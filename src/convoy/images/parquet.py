@@ -8,7 +8,7 @@ https://huggingface.co/docs/hub/datasets-file-names-and-splits
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO
 
 import pyarrow as pa
@@ -54,6 +54,7 @@ class _Columns:
     label: str | None
     classes: tuple[str, ...] | None
     listed: tuple[str, ...]  # all, to compare files
+    others: tuple[str, ...] = ()  # further columns that may be labels
 
 
 def recognise(raw: RawFiles, first: Sequence[str]) -> ArraySet | None:
@@ -82,9 +83,7 @@ def recognise(raw: RawFiles, first: Sequence[str]) -> ArraySet | None:
             own = _columns(parquet.schema_arrow)
             columns = columns or own
             if own != columns:
-                raise DataError(
-                    f"has the columns {listed(own.listed, 8)}, {names[0]} has {listed(columns.listed, 8)}, or other class names"
-                )
+                raise _difference(own, columns, names[0])
             labels = _labels(parquet, own)
             parts.append(Part(name, labels, parquet.metadata.num_rows))
     if columns is None:
@@ -95,7 +94,19 @@ def recognise(raw: RawFiles, first: Sequence[str]) -> ArraySet | None:
         with _reported(raw, name):
             yield from _images(_opened(file), found)
 
-    return assemble("Parquet", raw, parts, found.classes, raw.stream(images))
+    arrays = assemble("Parquet", raw, parts, found.classes, raw.stream(images))
+    if not found.others:
+        return arrays
+    unread = listed([f"`{name}`" for name in found.others], 4)
+    return replace(arrays, notes=(f"Classes are read from the column `{found.label}`; not used: {unread}",))
+
+
+def _difference(own: _Columns, first: _Columns, name: str) -> DataError:
+    """Describe how the columns of a file differ from those of the first; the reason only."""
+    if own.listed == first.listed and own.classes != first.classes:
+        ours, theirs = (listed(columns.classes or ("none",), 8) for columns in (own, first))
+        return DataError(f"has other class names ({ours}) than {name} ({theirs})")
+    return DataError(f"has the columns {listed(own.listed, 8)}, {name} has {listed(first.listed, 8)}")
 
 
 @contextmanager
@@ -167,7 +178,9 @@ def _columns(schema: pa.Schema) -> _Columns:
         )
     given = features.get(labels[0], {}).get("names")
     classes = tuple(map(str, given)) if isinstance(given, list) and given else None
-    return _Columns(images[0], in_struct, labels[0], classes, names)
+    labels += [name for name in names if name.endswith("_label")]
+    others = tuple(dict.fromkeys(name for name in labels if name != labels[0]))
+    return _Columns(images[0], in_struct, labels[0], classes, names, others)
 
 
 def _image_columns(schema: pa.Schema) -> list[str]:
