@@ -41,6 +41,12 @@ def test_the_report_is_self_contained_and_escapes_class_names(page):
     assert "&lt;b&gt;dark&lt;/b&gt;" in page
 
 
+def test_a_percent_sign_stays_on_the_line_of_its_number(evaluated, page):
+    for text in (page, (evaluated[0] / "features.html").read_text(encoding="utf-8")):
+        assert "&#8239;%" in text
+        assert "&thinsp;%" not in text
+
+
 def test_pages_are_readable_in_light_and_dark(evaluated, page):
     for text in (page, (evaluated[0] / "features.html").read_text(encoding="utf-8")):
         parts = text.split("prefers-color-scheme: dark")
