@@ -152,7 +152,7 @@ KINDS: Mapping[str, str] = (
             "document": "pdf doc docx odt rtf md rst html htm mht mhtml xls xlsx ods ppt pptx odp key pages numbers tex epub ipynb py js "
             "css sh bat lnk webloc",
             ARCHIVE: "zip tar tgz tbz tbz2 txz tzst 7z rar iso dmg z01",
-            ARRAY_FILE: "h5 hdf5 he5 tfrecord tfrecords arrow feather npy npz pkl pickle pt pth safetensors parquet lmdb mdb",
+            ARRAY_FILE: "h5 hdf5 he5 tfrecord tfrecords arrow feather npy npz pkl pickle pt pth safetensors lmdb mdb",
             COMPRESSED: "gz bz2 xz zst lz4 z",
             "unfinished download": "crdownload part partial download !ut",
         }.items()
