@@ -25,7 +25,7 @@ from convoy.data.settings import DataParams
 from convoy.images import damaged, decode, formats, profiles, resize
 
 CODE = (damaged, decode, formats, profiles, resize, duplicates, split, statistics)
-"""Modules whose code decides what is kept."""
+"""Modules whose code decides what is kept, beside scan.py, which imports this one and lays the rows out."""
 
 OPTIONS = ("image_px", "fit", "background", "max_truncated")
 """Params that decide what is kept."""
@@ -51,18 +51,18 @@ class Seen(NamedTuple):
 
     Attributes:
         facts: plain data.
-        arrays: bytes of the arrays, one after the other; empty for a file that cannot be decoded.
+        arrays: bytes of the arrays, one after the other.
     """
 
     facts: Mapping[str, Any]
-    arrays: bytes = b""
+    arrays: bytes
 
 
 def key(params: DataParams) -> bytes:
     """Hash all that decides the result beside a file's content: code, versions and params."""
     digest = hashlib.sha256()
-    for module in CODE:
-        digest.update(Path(str(module.__file__)).read_bytes())
+    for path in (*(Path(str(module.__file__)) for module in CODE), Path(__file__).with_name("scan.py")):
+        digest.update(path.read_bytes())
     options = {name: getattr(params, name) for name in OPTIONS}
     digest.update(json.dumps([options, PIL.__version__, onnxruntime.__version__, np.__version__]).encode())
     return digest.digest()
@@ -71,7 +71,7 @@ def key(params: DataParams) -> bytes:
 class Cache:
     """Look up and add what was seen, in an SQLite file; without one where the file cannot be used, which is reported.
 
-    `get` may be called from any thread, the other methods only from the one that made it.
+    `get` is safe in any thread; call the other methods in the thread that created the cache.
     """
 
     def __init__(self, path: Path, key: bytes) -> None:

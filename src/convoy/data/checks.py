@@ -357,7 +357,7 @@ def check_dataset(records: Sequence[Record], params: CheckParams) -> list[Findin
     if few:
         text = (
             f"{_classes([label for _, label in few])} {'has' if len(few) == 1 else 'have'} fewer than {params.few_images.limit:g} images "
-            f"({_numbers(few)}): what is measured of {'it' if len(few) == 1 else 'them'} rests on a few. Add images."
+            f"({_numbers(few)}): what is measured of {'it' if len(few) == 1 else 'them'} is based on few images. Add more."
         )
         findings.append(
             Finding("few_images", few[0][0], params.few_images.limit, params.few_images.action, text)

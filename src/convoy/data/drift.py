@@ -314,7 +314,7 @@ def _read(path: Path) -> tuple[dict[str, Distribution], dict[str, float], int, s
             known[name] = Distribution(*zip(*columns_, strict=True))
         shares = {str(label): float(share) for label, share in content["classes"].items()}
         background = str(content.get("background", DEFAULT_BACKGROUND))
-        ImageColor.getrgb(background)  # ValueError if it is no colour
+        ImageColor.getrgb(background)  # raises ValueError for an invalid colour
         return known, shares, int(content["images"]), background
     except OSError as error:
         raise RequestError(f"{path} cannot be read: {error.strerror}.") from error
@@ -327,7 +327,7 @@ def _read(path: Path) -> tuple[dict[str, Distribution], dict[str, float], int, s
 def _psi(old: Values, new: Values) -> tuple[float, float]:
     """Compute PSI of the number of images in each bin, and the value that it exceeds by chance with probability `ALPHA`.
 
-    Half an image is added to each bin, so that an empty one is no infinite drift. Without drift, PSI is distributed as
+    Half an image is added to each bin, so that the index stays finite where one is empty. Without drift, PSI is distributed as
     chi-square with one degree less than bins, times 1/n + 1/m: Yurdakul, "Statistical properties of population stability
     index", 2018.
     """

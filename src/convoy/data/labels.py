@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from convoy.core.dataset import SPLITS, Split
 from convoy.core.errors import DataError, listed
 from convoy.data import names
-from convoy.data.lists import Lists, short
+from convoy.data.list_formats import short
+from convoy.data.lists import Lists
 from convoy.data.records import Finding
 from convoy.images.delivery import Place
 

@@ -11,6 +11,7 @@ from convoy.core import escaping
 from convoy.core.console import table
 from convoy.core.dataset import SPLITS, Split
 from convoy.core.errors import listed
+from convoy.data.names import natural
 from convoy.data.records import Finding, Record, Status
 from convoy.data.scan import Scan
 from convoy.data.settings import CheckParams, DataParams
@@ -96,14 +97,6 @@ def extremes(totals: Mapping[str, int], most: int) -> tuple[list[str], list[str]
     ordered = sorted(totals, key=lambda label: (-totals[label], natural(label)))
     half = most // 2
     return ordered[:half], ordered[half:-half], ordered[-half:]
-
-
-def natural(label: str) -> tuple[int, int, str]:
-    """Order class names for display: numbers by their value, before all other names."""
-    if label.isascii() and label.isdigit():
-        digits = label.lstrip("0")
-        return 0, len(digits), digits
-    return 1, 0, label
 
 
 def ranked(findings: Iterable[Finding]) -> list[Finding]:
