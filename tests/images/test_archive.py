@@ -1,4 +1,5 @@
 import gzip
+import io
 import os
 import shutil
 import stat
@@ -269,3 +270,31 @@ def test_an_extended_header_that_needs_much_memory_is_refused(tmp_path, kind):
     path.write_bytes(header.tobuf(tarfile.GNU_FORMAT) + b"x" * 4096)
     with pytest.raises(DataError, match=r"truncated or damaged .a header of 1,048,577 bytes"):
         names(path)
+
+
+@pytest.mark.parametrize("format_", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("shared", [{}, {"comment": "made by git"}, {"path": "renamed.jpg"}])
+def test_ordinary_headers_between_others_give_what_tarfile_reads(tmp_path, format_, shared):
+    path = tmp_path / "x.tar"
+    made = {"a/1.jpg": 3, "a/empty.jpg": 0, f"{'b' * 70}/{'c' * 90}.jpg": 512, "a/2.jpg": 513, "a/é.jpg": 5}
+    with tarfile.open(path, "w", format=format_, pax_headers=shared) as target:
+        for name, size in made.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = size, 1.5
+            target.addfile(info, io.BytesIO(name.encode() * size))
+    with tarfile.open(path) as source:
+        expected = [(one.name, one.size) for one in source]
+    found = list(members(path, "tar", whole=lambda _: True))
+    assert [(name, len(content)) for name, content in found] == expected
+    assert [content for _, content in found] == [(name.encode() * size)[:size] for name, size in made.items()]
+
+
+def test_a_changed_byte_of_an_ordinary_header_is_refused(tmp_path):
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as target:
+        for name in ("a/1.jpg", "a/2.jpg"):
+            target.addfile(tarfile.TarInfo(name))
+    content = bytearray(path.read_bytes())
+    content[512 + 2] ^= 1
+    path.write_bytes(content)
+    assert "damaged" in refusal(path)
