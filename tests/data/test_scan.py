@@ -11,7 +11,7 @@ from PIL import Image
 from convoy.core.dataset import SPLITS
 from convoy.core.errors import DataError
 from convoy.data import scan
-from convoy.data.layout import folders
+from convoy.data.folders import read_folders
 from convoy.data.statistics import STATISTICS, measure
 from convoy.images import decode as decoding
 from convoy.images.decode import decode
@@ -300,7 +300,7 @@ def test_what_names_reveal_is_refused_before_an_image_is_decoded(folder, parts, 
 def test_records_come_in_the_order_of_the_files_however_they_are_batched(pets, monkeypatch, files, size):
     monkeypatch.setattr(scan, "BATCH_FILES", files)
     monkeypatch.setattr(scan, "BATCH_BYTES", size)
-    decoded = list(scan.read(pets.items(), folders(Path("data"), pets), shrink=lambda image_u8: image_u8[:1]))
+    decoded = list(scan.read(pets.items(), read_folders(Path("data"), pets), shrink=lambda image_u8: image_u8[:1]))
     assert [record.path for record, _ in decoded] == list(pets)
     for (_, kept), content in zip(decoded, pets.values(), strict=True):
         assert np.array_equal(kept.square_u8, decode(content).image_u8[:1])
@@ -311,7 +311,7 @@ def test_an_error_while_shrinking_is_raised(pets):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        list(scan.read(pets.items(), folders(Path("data"), pets), broken))
+        list(scan.read(pets.items(), read_folders(Path("data"), pets), broken))
 
 
 def test_files_are_read_only_a_little_ahead(pets, monkeypatch):
@@ -319,7 +319,7 @@ def test_files_are_read_only_a_little_ahead(pets, monkeypatch):
     monkeypatch.setattr(scan, "usable_cpus", lambda: 2)
     taken = []
     files = ((taken.append(name), item)[1] for name, item in zip(pets, pets.items(), strict=True))
-    next(scan.read(files, folders(Path("data"), pets), np.copy))
+    next(scan.read(files, read_folders(Path("data"), pets), np.copy))
     assert len(taken) <= 2 * 2 + 1
 
 

@@ -269,6 +269,7 @@ class _AnyImage:
     layout: Layout | None
     delivered: tuple[Split, ...] = ()
     notes: tuple[Finding, ...] = ()
+    by_image = False
 
     def place(self, name: str) -> Place:
         """Return the class that the folders state."""

@@ -10,20 +10,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from convoy.core.dataset import SPLITS, Split
 from convoy.core.errors import DataError, listed
 from convoy.data import names
+from convoy.data.folders import UNLABELLED, Folders
 from convoy.data.list_formats import short
 from convoy.data.lists import Lists
 from convoy.data.records import Finding
 from convoy.images.delivery import Place
-
-if TYPE_CHECKING:
-    from convoy.data.layout import Folders
-
-UNLABELLED = Place(passed_over="unlabelled image")
 
 EXAMPLES = 5
 
@@ -54,7 +49,7 @@ def cover(lists: Lists, images: Sequence[str]) -> bool:
     return labelled > 0 and labelled >= (len(images) - len(lists.unlabelled)) / 2
 
 
-def by_lists(path: Path, images: Sequence[str], lists: Lists, folders: "Folders") -> "Listed":
+def by_lists(path: Path, images: Sequence[str], lists: Lists, folders: Folders) -> "Listed":
     """Return the layout in which lists state the classes, and the splits that they name or else `folders`.
 
     Raises:
@@ -91,7 +86,7 @@ def by_lists(path: Path, images: Sequence[str], lists: Lists, folders: "Folders"
     return Listed(rows, folders, delivered, bare, frozenset(lists.unlabelled), tuple(lists.read), notes)
 
 
-def beside(path: Path, images: Sequence[str], lists: Lists, folders: "Folders") -> "Folders | Listed":
+def beside(path: Path, images: Sequence[str], lists: Lists, folders: Folders) -> "Folders | Listed":
     """Return the layout of class folders beside which lists lie.
 
     A list that repeats the folders adds nothing but its groups. One that states splits divides the classes of the folders.
@@ -150,13 +145,14 @@ class Listed:
     """
 
     rows: Mapping[str, Place]
-    folders: "Folders"
+    folders: Folders
     delivered: tuple[Split, ...]
     bare: frozenset[Split]
     unlabelled: frozenset[str]
     lists: tuple[str, ...]
     notes: tuple[Finding, ...] = ()
     strict: bool = True
+    by_image = False
 
     def place(self, name: str) -> Place:
         """Return what the lists state about a delivered path."""
@@ -181,11 +177,12 @@ class Named:
     """
 
     pattern: re.Pattern[str]
-    folders: "Folders"
+    folders: Folders
     used: Mapping[str, str]
     delivered: tuple[Split, ...]
     bare: frozenset[Split]
     notes: tuple[Finding, ...]
+    by_image = False
 
     def place(self, name: str) -> Place:
         """Return the class that a delivered path's last part names."""
@@ -200,7 +197,7 @@ class Named:
         return Place(base.split, reason="has a name that data.label does not match")
 
 
-def by_pattern(path: Path, images: Sequence[str], pattern: re.Pattern[str], folders: "Folders") -> Named:
+def by_pattern(path: Path, images: Sequence[str], pattern: re.Pattern[str], folders: Folders) -> Named:
     """Return the layout in which file names state the classes.
 
     Raises:
@@ -233,7 +230,7 @@ def by_pattern(path: Path, images: Sequence[str], pattern: re.Pattern[str], fold
 
 
 def nothing_states_classes(
-    path: Path, images: Sequence[str], folders: "Folders", problems: Sequence[str]
+    path: Path, images: Sequence[str], folders: Folders, problems: Sequence[str]
 ) -> DataError:
     """Describe where the images lie, and how their classes can be stated."""
     where = Counter(posixpath.dirname(name) or "the top" for name in images)
@@ -283,7 +280,7 @@ def propose(files: Sequence[str]) -> tuple[str, str, str] | None:
     return None
 
 
-def _named_split(folders: "Folders", name: str) -> Split | None:
+def _named_split(folders: Folders, name: str) -> Split | None:
     """Return the split that a folder in a path is named like, for images that its list alone labels."""
     if not folders.delivered:
         return None

@@ -31,7 +31,7 @@ from convoy.data.checks import (
     same_colours,
     settle_near_duplicates,
 )
-from convoy.data.layout import Grouped, Layout, Stated, recognise
+from convoy.data.layout import Layout, recognise
 from convoy.data.rare import absent_from_delivered
 from convoy.data.records import Finding, Pair, Record, Status
 from convoy.data.settings import DataParams
@@ -294,7 +294,7 @@ def _read(name: str, content: Content, layout: Layout, look: Look) -> tuple[Reco
     try:
         record, kept = look(record, content)
     except DataError as error:
-        if not _is_row(layout) and (word := _no_image(name, content, error)):
+        if not layout.by_image and (word := _no_image(name, content, error)):
             return _passed_over(record, word), None
         status: Status = "quarantined" if place.label else "passed_over"
         return replace(record, split=None, status=status, reason=str(error)), None
@@ -330,11 +330,6 @@ def _look(
         statistics, fingerprint = measure(image_u8, size), duplicates.fingerprint(image_u8)
         kept = Kept(shrink(image_u8), statistics, image.transparent, fingerprint, image.notes)
         return replace(record, pixels=pixel_hash(image_u8)), kept
-
-
-def _is_row(layout: Layout) -> bool:
-    """Check whether the delivery states its images one by one, whatever their bytes."""
-    return isinstance(layout.layout if isinstance(layout, Grouped) else layout, Stated)
 
 
 def _no_image(name: str, content: Content, error: DataError) -> str:
