@@ -300,7 +300,9 @@ def test_what_names_reveal_is_refused_before_an_image_is_decoded(folder, parts, 
 def test_records_come_in_the_order_of_the_files_however_they_are_batched(pets, monkeypatch, files, size):
     monkeypatch.setattr(scan, "BATCH_FILES", files)
     monkeypatch.setattr(scan, "BATCH_BYTES", size)
-    decoded = list(scan.read(pets.items(), read_folders(Path("data"), pets), shrink=lambda image_u8: image_u8[:1]))
+    decoded = list(
+        scan.read(pets.items(), read_folders(Path("data"), pets), shrink=lambda image_u8: image_u8[:1])
+    )
     assert [record.path for record, _ in decoded] == list(pets)
     for (_, kept), content in zip(decoded, pets.values(), strict=True):
         assert np.array_equal(kept.square_u8, decode(content).image_u8[:1])
