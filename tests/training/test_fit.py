@@ -177,6 +177,40 @@ def test_a_network_too_deep_for_the_images_is_refused_before_anything_is_written
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "images", "least"),
+    [
+        (1, 48, r"train\.batch_size 1 .*of the 48 .*layer norm1 of pooled .*batch_size to 2 or more"),
+        (2, 47, r"train\.batch_size 2 .*of the 47 .*layer norm1 of pooled .*batch_size to 3 or more"),
+        (2, 48, None),
+        (3, 47, None),
+    ],
+)
+def test_a_single_image_in_a_batch_is_refused_where_a_norm_needs_more(
+    dataset, params, out, batch_size, images, least
+):
+    cut = dataclasses.replace(dataset, splits=dataset.splits | {"train": (0, images)})
+    layers = [
+        {"conv": {"filters": 2, "kernel": 3}},
+        "global_avg_pool",
+        "norm",
+        "flatten",
+        {"dense": "classes"},
+    ]
+    pooled = Spec.model_validate({"name": "pooled", "layers": layers})
+    if least is None:
+        fit(cut, pooled, params(batch_size=batch_size, epochs=1), 1, out)
+    else:
+        with pytest.raises(RequestError, match=least):
+            fit(cut, pooled, params(batch_size=batch_size), 1, out)
+    assert out.exists() is (least is None)
+
+
+def test_single_images_train_where_norms_see_more_than_a_value(dataset, tiny, params, out):
+    metrics = fit(dataset, tiny, params(batch_size=1, epochs=1), 1, out)
+    assert metrics["train"]["epochs_trained"] == 1
+
+
 def test_a_torchvision_network_trains(dataset, params, out):
     spec = Spec(name="mine", torchvision="shufflenet_v2_x0_5")
     metrics = fit(dataset, spec, params(epochs=1), 1, out)

@@ -28,10 +28,7 @@ class Batch(NamedTuple):
 
 
 class Batches:
-    """Iterate over a split in a given order, in batches whose sizes differ by at most one.
-
-    So no step gets a single image, which batch normalisation refuses.
-    """
+    """Iterate over a split in a given order, in batches whose sizes differ by at most one."""
 
     def __init__(
         self,
@@ -50,6 +47,11 @@ class Batches:
 
     def __len__(self) -> int:
         return self.steps
+
+    @property
+    def smallest(self) -> int:
+        """Number of images of the smallest batch."""
+        return len(self.labels) // self.steps
 
     def __iter__(self) -> Iterator[Batch]:
         start = self.start()

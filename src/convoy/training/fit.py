@@ -2,9 +2,10 @@
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, WeightAveraging
+from torch.func import functional_call
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from convoy.core import files
 from convoy.core.console import info
 from convoy.core.dataset import Dataset
+from convoy.core.errors import RequestError
 from convoy.models import trained
 from convoy.models.spec import Spec
-from convoy.models.trained import ModelFacts
+from convoy.models.trained import ModelFacts, NormalizedModel
 from convoy.training import class_balance
 from convoy.training.callbacks import (
     MONITOR,
@@ -69,7 +72,8 @@ def fit(
         trained and their seconds, and the validation metrics of the saved epoch.
 
     Raises:
-        RequestError: `params.transfer` does not fit the network, or would freeze random weights.
+        RequestError: `params.transfer` does not fit the network, or would freeze random weights; a batch has a single
+            image, which a norm of the network refuses.
         NetworkError: the network does not take images of this size, or the starting weights do not fit it.
         TrainingError: the loss became NaN, or frozen tensors changed.
         TrainingPaused: the time budget is spent; a checkpoint is saved.
@@ -92,10 +96,13 @@ def fit(
     model = trained.make(facts, auxiliary=True)
     grafted = graft(model.network, starting, facts.classes) if starting else None
     data = DataModule(dataset, params, seed)
-    steps = len(data.train_dataloader())
+    batches = data.train_dataloader()
+    steps = len(batches)
     labels = dataset.labels("train")
     weights = class_balance.weights(np.bincount(labels, minlength=len(facts.classes)), params.class_weights)
     classifier = Classifier(model.to(memory_format=torch.channels_last), params, facts, steps, weights)
+    if batches.smallest == 1:
+        _refuse_single_image(model, facts, params.batch_size, len(labels))
     precision, reason = choose_precision(params.precision)
     parameters = sum(value.numel() for value in model.parameters())
     info(f"train {spec.name} ({parameters:,} parameters) in {reason}")
@@ -153,6 +160,43 @@ def fit(
     if grafted:
         files.write_json(out / TRANSFER, asdict(grafted) | {"plan": plan})
     return _metrics(history, best.epoch, timer.seconds)
+
+
+def _refuse_single_image(model: NormalizedModel, facts: ModelFacts, batch_size: int, images: int) -> None:
+    """Refuse batches of one image if a norm, in the mode that it trains in, then has a single value per channel.
+
+    Shapes alone are computed, on torch's meta device, so weights and statistics stay as they are.
+
+    Raises:
+        RequestError: naming the norm and the batch sizes that work.
+    """
+    running: list[str] = []
+
+    def enter(name: str) -> Callable[..., None]:
+        return lambda *_: running.append(name)
+
+    handles = [
+        module.register_forward_pre_hook(enter(name))
+        for name, module in model.network.named_modules()
+        if not any(module.children())
+    ]
+    tensors = {
+        name: value.to("meta") for name, value in chain(model.named_parameters(), model.named_buffers())
+    }
+    pixels = torch.empty((1, 3, facts.image_px, facts.image_px), device="meta")
+    try:
+        with torch.no_grad():
+            functional_call(model, tensors, (pixels,))
+    except ValueError as error:  # of torch's norms
+        least = "2" if batch_size == 1 else "3"  # an odd number of images in batches of 2 leaves a single one
+        raise RequestError(
+            f"train.batch_size {batch_size} makes a batch of a single image of the {images:,} training images, and layer "
+            f"{running[-1]} of {facts.network} would have to normalise a single value per channel ({facts.image_px} px "
+            f"images are 1×1 there). Set train.batch_size to {least} or more."
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _run(
