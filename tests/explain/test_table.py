@@ -76,6 +76,12 @@ SAVED = {
     "silu": (["silu"], 2 * VOLUME, 5 * 100),
     "tanhshrink": (["tanhshrink"], 2 * VOLUME, 5 * 100),
     "norm": (["norm"], 2 * VOLUME, 5 * 100),
+    "norm without scale": ([{"norm": {"scale": False}}], 2 * VOLUME, 5 * 100),
+    "group_norm": ([{"group_norm": 3}], 2 * VOLUME + 2 * 3, 5 * 100),
+    "layer_norm": (["layer_norm"], 2 * VOLUME + 2 * 100, 5 * 100),
+    "scale": ([{"scale": 0.5}], VOLUME, 5 * 100),
+    "multiply": ([{"multiply": ["global_avg_pool", CONV, "sigmoid"]}], 2 * VOLUME + 6 + 6, 5 * 100),
+    "stochastic depth": ([{"residual": {"body": [CONV, "relu"], "drop": 0.5}}], 3 * VOLUME + 1, 5 * 100),
     "local_response_norm": ([{"local_response_norm": 5}], 4 * VOLUME + 10 * 10 * 10, 5 * 100),
     "max_pool": ([{"max_pool": 2}], VOLUME + 150 + 2 * 150, 5 * 25),
     "avg_pool": ([{"avg_pool": 2}], VOLUME + 150, 5 * 25),
@@ -330,6 +336,12 @@ SEEING = {
     ],
     "branches": [{"branches": [[conv(1)], [conv([1, 7], padding=[0, 3])], []]}],
     "repeat": [{"repeat": {"times": 3, "layers": [conv(3, 3), "relu"]}}],
+    "multiply": [
+        conv(3, 3),
+        {"multiply": [conv(5, 3, padding="same"), "sigmoid"]},
+        "layer_norm",
+        {"scale": 2},
+    ],
 }
 
 
@@ -351,6 +363,15 @@ def test_a_receptive_field_is_the_region_whose_gradients_are_not_zero(case):
         int(line.nonzero().max() - line.nonzero().min()) + 1
         for line in (touched.any(dim=1), touched.any(dim=0))
     )
+
+
+def test_squeeze_and_excitation_sees_the_whole_image_and_costs_its_layers_and_its_output():
+    gate = ["global_avg_pool", conv(1, 2), "relu", conv(1, 3), "sigmoid"]
+    unit = tabulate(network({"multiply": gate}, *END), 4, 8).rows[0]
+    assert (unit.operation, unit.receptive_field, unit.output) == ("multiply", None, (8, 8, 3))
+    assert (unit.total("parameters"), unit.total("macs")) == (8 + 9, 6 + 6)
+    assert [part.name for part in unit.parts][:2] == ["multiply1.global_avg_pool1", "multiply1.conv1"]
+    assert unit.activation_bytes == 4 * 8 * 8 * 3
 
 
 def test_behind_flatten_and_global_pooling_the_whole_image_is_seen():

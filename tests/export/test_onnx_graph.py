@@ -15,6 +15,7 @@ from convoy.core.errors import NetworkError
 from convoy.export import latency, onnx_graph
 from convoy.images.resize import Geometry
 from convoy.models import trained
+from network_specs import network
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,44 @@ def test_raw_pixels_of_any_number_and_size_are_predicted_as_by_the_network(built
         expected = model(torch.from_numpy(packed_u8).permute(0, 3, 1, 2).float())
     np.testing.assert_allclose(logits, expected.numpy(), atol=1e-4)
     np.testing.assert_allclose(probabilities, expected.softmax(dim=1).numpy(), atol=1e-5)
+
+
+MODERN = [
+    {"conv": {"filters": 8, "kernel": 3, "bias": False}},
+    {"norm": {"scale": False, "momentum": 0.4, "eps": 1e-12}},
+    "gelu",
+    {"residual": {"body": [{"group_norm": 2}, {"conv": {"filters": 8, "kernel": 1}}], "drop": 0.5}},
+    {"multiply": ["global_avg_pool", {"conv": {"filters": 8, "kernel": 1}}, "sigmoid"]},
+    {"multiply": ["global_avg_pool", "flatten", {"dense": 8}, "hardsigmoid"]},
+    "layer_norm",
+    "global_avg_pool",
+    "flatten",
+    "layer_norm",
+    {"dense": {"units": "classes", "bias": False}},
+    {"scale": 0.125},
+]
+
+
+def test_layers_of_modern_networks_are_exported_for_any_number_of_images(built, tmp_path):
+    _, facts = trained.load(built.home / "model")
+    facts = facts.model_copy(update={"spec": network(*MODERN)})
+    model = trained.make(facts)
+    with torch.no_grad():
+        for value in (*model.parameters(), *model.buffers()):
+            if value.dim() == 1:
+                value.uniform_(0.5, 1.5)
+        model.network.dense1.weight.mul_(20)
+    trained.save(tmp_path / "model", model, facts)
+    onnx_graph.build(tmp_path / "model", tmp_path, exported.IDENTITY)
+    session = onnxruntime.InferenceSession(tmp_path / "model.unverified.onnx")
+    reloaded, _ = trained.load(tmp_path / "model")
+    for images in (1, 3):
+        images_u8 = np.random.default_rng(0).integers(0, 256, (images, 12, 12, 3), dtype=np.uint8)
+        (logits,) = session.run(["logits"], {"image": images_u8})
+        with torch.inference_mode():
+            expected = reloaded(torch.from_numpy(images_u8).permute(0, 3, 1, 2).float())
+        assert expected.std() > 0.01
+        np.testing.assert_allclose(logits, expected.numpy(), atol=1e-5)
 
 
 def test_every_dimension_that_may_vary_has_a_name(session):

@@ -97,11 +97,106 @@ def test_a_norm_is_batch_norm_with_its_epsilon():
     assert (type(norm), norm.num_features, norm.eps, norm.momentum) == (nn.BatchNorm2d, 4, 0.01, 0.1)
 
 
+def test_a_norm_without_scale_learns_its_bias_alone_and_gives_what_batch_norm_gives_with_a_scale_of_1():
+    norm = module({"norm": {"scale": False, "eps": 1e-12, "momentum": 0.4}})
+    theirs = nn.BatchNorm2d(4, eps=1e-12, momentum=0.4)
+    assert [name for name, _ in norm.named_parameters()] == ["bias"]
+    assert "weight" not in norm.state_dict()
+    norm.load_state_dict({key: value for key, value in theirs.state_dict().items() if key != "weight"})
+    for training in (True, False):
+        for made in (norm, theirs):
+            made.train(training)
+            made.zero_grad()
+        image = torch.randn(3, 4, 5, 5)
+        outputs = [made(image) for made in (norm, theirs)]
+        for output in outputs:
+            output.square().sum().backward()
+        assert torch.equal(*outputs)
+        assert torch.equal(norm.bias.grad, theirs.bias.grad)
+    assert torch.equal(norm.running_var, theirs.running_var)
+    build_again = build(network({"norm": {"scale": False}}, *HEAD), 2, 8)
+    assert torch.equal(build_again.norm1.weight, torch.ones(3))
+
+
+def test_group_norm_normalises_groups_of_channels_of_each_image():
+    image = torch.randn(2, 4, 3, 3)
+    parts = image.view(2, 2, 18)
+    mean, variance = parts.mean(dim=2, keepdim=True), parts.var(dim=2, keepdim=True, correction=0)
+    by_hand = ((parts - mean) / (variance + 0.1).sqrt()).view_as(image)
+    torch.testing.assert_close(module({"group_norm": {"groups": 2, "eps": 0.1}}, (4, 3, 3))(image), by_hand)
+
+
+@pytest.mark.parametrize("volume", [(4, 3, 3), (4,)])
+def test_layer_norm_normalises_each_pixel_over_its_channels(volume):
+    image = torch.randn(2, *volume)
+    mean, variance = image.mean(dim=1, keepdim=True), image.var(dim=1, keepdim=True, correction=0)
+    made = module({"layer_norm": {"eps": 0.1}}, volume)
+    torch.testing.assert_close(made(image), (image - mean) / (variance + 0.1).sqrt())
+    assert made.weight.shape == made.bias.shape == (4,)
+
+
+def test_a_scale_is_a_fixed_factor():
+    scale = module({"scale": 0.125}, (6,))
+    assert list(scale.parameters()) == []
+    assert torch.equal(scale(torch.full((2, 6), 3.0)), torch.full((2, 6), 0.375))
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        ["global_avg_pool", {"conv": {"filters": 4, "kernel": 1}}, "sigmoid"],
+        ["global_avg_pool", "flatten", {"dense": 4}, "sigmoid"],
+        [{"conv": {"filters": 4, "kernel": 3, "padding": 1}}, "sigmoid"],
+        [{"conv": {"filters": 1, "kernel": 1}}, "sigmoid"],
+    ],
+)
+def test_multiply_weighs_its_input_by_what_its_layers_make_of_it(layers):
+    product, image = module({"multiply": layers}), torch.randn(2, 4, 5, 5)
+    gate = image
+    for part in product:
+        gate = part(gate)
+    by_hand = torch.stack(
+        [image[n] * (gate[n] if gate.dim() == 4 else gate[n][:, None, None]) for n in range(2)]
+    )
+    assert torch.equal(product(image), by_hand)
+
+
+def test_a_residual_drops_its_body_for_whole_images_in_training_only():
+    plain, dropping = {"residual": ["tanh"]}, {"residual": {"body": ["tanh"], "drop": 0.25}}
+    image, residual = torch.rand(4000, 4, 1, 1) + 0.1, module(dropping, (4, 1, 1))
+    change = residual(image) - image
+    dropped = (change == 0).flatten(1)
+    assert torch.equal(dropped.any(dim=1), dropped.all(dim=1))
+    assert dropped[:, 0].float().mean().item() == pytest.approx(0.25, abs=0.03)
+    kept = ~dropped[:, 0]
+    torch.testing.assert_close(change[kept], image.tanh()[kept] / 0.75)
+    assert torch.equal(residual.eval()(image), module(plain, (4, 1, 1))(image))
+    state = torch.get_rng_state()
+    module(plain, (4, 1, 1))(image)
+    assert torch.equal(torch.get_rng_state(), state), "a residual without drop draws no random numbers"
+
+
 def test_dropout_drops_its_share_in_training_only():
     dropout = module({"dropout": 0.25}, (10_000,))
     row = torch.ones(1, 10_000)
     assert (dropout(row) == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
     assert torch.equal(dropout.eval()(row), row)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [{"group_norm": 2}, "layer_norm", {"norm": {"scale": False}}, {"multiply": ["sigmoid"]},
+     {"residual": {"body": [{"group_norm": 1}], "drop": 0.5}}],
+)  # fmt: skip
+def test_a_relu_behind_a_layer_of_modern_networks_overwrites_what_nothing_else_needs(before):
+    made = build_layers(chain(SpecParser().layers([before, "relu"]), (4, 3, 3), 2), auxiliary=False).double()
+    assert made.relu1.inplace
+    image = torch.randn(2, 4, 3, 3, dtype=torch.float64, requires_grad=True)
+    gradients = []
+    for made.relu1.inplace in (True, False):
+        torch.manual_seed(1)
+        gradients.append(torch.autograd.grad(made(image).square().sum(), [image, *made.parameters()]))
+    assert all(torch.equal(*each) for each in zip(*gradients, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,13 @@ adaptive = st.builds(
     lambda word, side: {word: side}, st.sampled_from(["adaptive_avg_pool", "adaptive_max_pool"]), sides(1, 9)
 )
 others = st.sampled_from(
-    ["norm", "relu", "glu", "softmax2d", "global_avg_pool", {"local_response_norm": 3}, {"dropout": 0.5}]
+    [
+        *("norm", "relu", "glu", "softmax2d", "global_avg_pool", "layer_norm"),
+        *({"local_response_norm": 3}, {"dropout": 0.5}, {"group_norm": 1}, {"group_norm": 2}, {"scale": 0.5}),
+        {"multiply": ["global_avg_pool", "sigmoid"]},
+        {"multiply": ["global_avg_pool", "flatten"]},
+        {"residual": {"body": ["relu"], "drop": 0.5}},
+    ]
 )
 images = st.tuples(st.sampled_from([1, 2, 3, 6]), st.integers(1, 9), st.integers(1, 9))
 
@@ -169,6 +175,11 @@ def test_each_repetition_branch_and_group_has_the_volume_that_reaches_it(load):
         ("{conv: {filters: 4, kernel: 1, groups: 2}}", "(conv)", ["groups 2", "3 input channels"]),
         ("{conv: {filters: 4, kernel: 1, groups: 3}}", "(conv)", ["groups 3", "4 filters"]),
         ("glu", "(glu)", ["even number", "8×8×3"]),
+        ("{group_norm: 2}", "(group_norm)", ["groups 2", "3 input channels", "Groups that do: 1, 3"]),
+        ("{multiply: [{max_pool: 2}]}", "(multiply)", ["input, 8×8×3, by 4×4×3", "1×1×3 or 8×8×3"]),
+        ("{multiply: [global_avg_pool, flatten, {dense: 5}]}", "(multiply)", ["8×8×3, by a row of 5", "1×1×3 or 8×8×3"]),
+        ("{group: {layers: [flatten, {multiply: [{dense: 3}]}]}}", "(group), layer 2 (multiply)", ["a row of 192", "a row of 3"]),
+        ("{multiply: [{dense: 3}]}", "(multiply), layer 1 (dense)", ["8×8×3"]),
         ("{branches: {left: [{max_pool: 2}], right: [relu]}}", "(branches)", ["left 4×4×3, right 8×8×3", "padding `same`"]),
         ("{branches: {left: [flatten], right: [relu]}}", "(branches)", ["left a row of 192, right 8×8×3"]),
         ("{auxiliary: {weight: 1, layers: [flatten, {dense: 5}]}}", "(auxiliary)", ["a row of 5", "4 classes", "`- dense: classes`"]),
@@ -185,7 +196,7 @@ def test_layers_that_do_not_fit_each_other_are_refused_with_location_and_remedy(
 @pytest.mark.parametrize(
     "word",
     ["norm", "{max_pool: 2}", "{conv: {filters: 1, kernel: 1}}", "global_avg_pool", "{adaptive_avg_pool: 1}", "softmax2d",
-     "{local_response_norm: 2}", "{branches: [[relu], [relu]]}"],
+     "{local_response_norm: 2}", "{group_norm: 2}", "{branches: [[relu], [relu]]}"],
 )  # fmt: skip
 def test_a_flat_row_is_refused_by_layers_that_need_a_volume(misfit, word):
     message = misfit(f"layers:\n  - flatten\n  - {word}\n  - dense: classes\n")
@@ -221,6 +232,7 @@ def test_layers_in_different_lists_may_have_the_same_name(load):
         ({"conv": {"filters": 1, "kernel": 3, "dilation": 3, "padding": 1}}, (3, 9, 4), "9×4×3 (a window of 7 pixels does not fit into 6)"),
         ({"conv": {"filters": 1, "kernel": 3, "padding": 2, "padding_mode": "reflect"}}, (3, 2, 9), "2×9×3 (a reflection of 2 pixels needs a longer side)"),
         ({"conv": {"filters": 1, "kernel": 3, "padding": 3, "padding_mode": "circular"}}, (3, 2, 9), "2×9×3 (circular padding of 3 pixels needs a side as long)"),
+        ({"group_norm": 3}, (3, 1, 1), "1×1×3 (each group has a single number, which a norm makes 0)"),
         ({"max_pool": {"kernel": 4, "padding": 1}}, (3, 1, 9), "1×9×3 (a window of 4 pixels does not fit into 3)"),
     ],
 )  # fmt: skip

@@ -43,7 +43,7 @@ def test_omitted_arguments_have_torchs_defaults():
     )
     assert conv.model_dump()["conv"] == CONV_DEFAULTS | {"filters": 2, "kernel": 3}
     assert pool.model_dump()["max_pool"] == {"kernel": 2, "stride": None, "padding": 0, "ceil": False}
-    assert norm.model_dump()["norm"] == {"over": "batch", "eps": 1e-5}
+    assert norm.model_dump()["norm"] == {"over": "batch", "eps": 1e-5, "momentum": 0.1, "scale": True}
     assert response.model_dump()["local_response_norm"] == {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 1.0}
 
 
@@ -65,6 +65,14 @@ def test_a_layer_has_the_location_it_was_read_from(load):
         ("ReLU", ": unknown layer `ReLU`; did you mean `relu`?"),
         ("{Linear: 10}", ": unknown layer `Linear`; did you mean `dense`?"),
         ("BatchNorm2d", ": unknown layer `BatchNorm2d`; did you mean `norm`?"),
+        ("{GroupNorm: 2}", ": unknown layer `GroupNorm`; did you mean `group_norm`?"),
+        ("{squeeze_excitation: [relu]}", ": unknown layer `squeeze_excitation`; did you mean `multiply`?"),
+        ("group_norm", " (group_norm): `groups` is missing"),
+        ("{scale: {}}", " (scale): `factor` is missing"),
+        ("{layer_norm: {groups: 2}}", " (layer_norm): unknown argument `groups`; there are: eps"),
+        ("{multiply: }", " (multiply), layers: expected a list … found None"),
+        ("{multiply: []}", " (multiply), layers: expected a list … found []"),
+        ("{multiply: [global_avg_pool, {sigmoyd: {}}]}", " (multiply), layer 2: unknown layer `sigmoyd`; did you mean `sigmoid`?"),
         ("rlu", ": unknown layer `rlu`; did you mean `relu`?"),
         ("{relu: {}, flatten: {}}", ": expected one layer, … found {relu: {}, flatten: {}}"),
         ("[relu]", ": expected one layer, … found ['relu']"),
@@ -125,6 +133,16 @@ def test_an_invalid_line_is_refused_with_its_location_and_the_alternatives(refus
         ("{norm: layer}", "`over` is 'layer', but should be 'batch'"),
         ("{norm: {eps: 0}}", "`eps` is 0, but should be greater than 0"),
         ("{norm: {eps: .inf}}", "`eps` is inf, but should be a finite number"),
+        ("{norm: {momentum: 1.5}}", "`momentum` is 1.5, but should be less than or equal to 1"),
+        ("{norm: {momentum: 0}}", "`momentum` is 0, but should be greater than 0"),
+        ("{norm: {scale: 1}}", "`scale` is 1, but should be a valid boolean"),
+        ("{group_norm: 0}", "`groups` is 0, but should be greater than or equal to 1"),
+        ("{layer_norm: -1}", "`eps` is -1, but should be greater than 0"),
+        ("{scale: 0}", "`factor` is 0, which erases its input, but should be another number"),
+        ("{scale: .inf}", "`factor` is inf, but should be a finite number"),
+        ("{scale: 1/256}", "`factor` is '1/256', but should be a valid number"),
+        ("{residual: {body: [relu], drop: 1}}", "`drop` is 1, but should be less than 1"),
+        ("{residual: {body: [relu], drop: -0.1}}", "`drop` is -0.1, but should be greater than or equal to 0"),
         ("{max_pool: {kernel: 3, padding: 2}}", "`padding` is 2, but at most half of the kernel (1) fits"),
         ("{avg_pool: {kernel: [4, 1], padding: [2, 1]}}", "`padding` is 1, but at most half of the kernel (0) fits"),
         ("{dropout: 1.0}", "`share` is 1.0, but should be less than 1"),

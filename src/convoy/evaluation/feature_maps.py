@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from convoy.core import console
 from convoy.core.errors import NetworkError
-from convoy.models.build import Padded, Sum
+from convoy.models.build import Padded, Product, Sum
 from convoy.models.layer_types import ACTIVATIONS
 from convoy.models.trained import NormalizedModel, full_float32
 
@@ -28,8 +28,14 @@ MOST_MAPS = 8  # maps kept per layer
 BORDER = 16  # divisor of a map's side that gives its border: two cells of 32; maps below 16 cells have none
 READABLE_SIDES = (4, 2, 1)  # smallest sides of a map that shows a shape, in cells, tried in this order
 
-_REFINES = (_NormBase, nn.LayerNorm, *(getattr(nn, name) for name, _ in ACTIVATIONS.values()))
-"""Layers behind a convolution whose output is still that convolution's map."""
+_REFINES = (
+    _NormBase,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    Product,
+    *(getattr(nn, name) for name, _ in ACTIVATIONS.values()),
+)
+"""Layers behind a convolution whose output is still that convolution's map, channel by channel."""
 
 
 @dataclass

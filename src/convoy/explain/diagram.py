@@ -21,8 +21,8 @@ from convoy.explain.figures import INK, PAPER
 from convoy.explain.table import Row, Table
 from convoy.models.layer_types import ACTIVATIONS
 
-_NORMS = ("norm", "local_response_norm", "LayerNorm", "LayerNorm2d")
-SHARING = {*ACTIVATIONS, *_NORMS, "dropout", "flatten", "parameter", "Permute"}
+_NORMS = ("norm", "group_norm", "layer_norm", "local_response_norm", "LayerNorm", "LayerNorm2d")
+SHARING = {*ACTIVATIONS, *_NORMS, "dropout", "scale", "flatten", "parameter", "Permute"}
 """Operations that do not change the volume, or only its memory layout: they share the box of their input."""
 
 TALLEST = 2.4

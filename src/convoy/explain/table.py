@@ -28,6 +28,9 @@ Summed = Literal["parameters", "macs", "activation_bytes"]
 FLOAT = 4  # bytes of a float32
 BYTES_PER_PARAMETER = 3 * FLOAT  # in training with SGD: the weight, its gradient, its momentum
 
+COMBINING = {"add", "concat", "multiply"}
+"""Operations of units that compute a volume from those of the layers inside."""
+
 OPERATIONS = {
     **{class_name: word for word, (class_name, _) in ACTIVATIONS.items()},
     "Conv2d": "conv",
@@ -195,6 +198,9 @@ def _describe(
             for number, part in enumerate(step.parts):
                 seen = _describe(part, f"{name}.{number}.", seen, units, auxiliary=auxiliary)
                 units[f"{name}.{number}"] = _Unit("group", seen, auxiliary)
+        elif isinstance(layer, layer_types.Multiply):
+            gate = _describe(step.parts[0], f"{name}.", field, units, auxiliary=auxiliary)
+            operation, seen = layer.word, _widest([field, gate])
         elif isinstance(layer, layer_types.Group):
             operation = layer.block or "group"
             seen = _describe(step.parts[0], f"{name}.", field, units, auxiliary=auxiliary)
@@ -287,7 +293,7 @@ def _row(call: _Call, totals: tuple[dict[str, int], ...], units: dict[str, _Unit
     parts = tuple(_row(inner, totals, units, seen) for inner in call.calls)
     kind = type(call.module).__name__
     unit = units.get(call.name) or _Unit(OPERATIONS.get(kind, kind), None, auxiliary=False)
-    combines = unit.operation in {"add", "concat"}
+    combines = unit.operation in COMBINING
     return Row(
         call.name,
         unit.operation,

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from convoy.core.errors import NetworkError
@@ -26,8 +27,11 @@ PADS: dict[str, type[nn.Module]] = {
 OVERWRITABLE = (
     layer_types.Conv,
     layer_types.Norm,
+    layer_types.GroupNorm,
+    layer_types.LayerNorm,
     layer_types.Dense,
     layer_types.Residual,
+    layer_types.Multiply,
     layer_types.Branches,
 )
 """Layers whose output is a new tensor that backward does not need, so that a ReLU straight after may overwrite it:
@@ -69,17 +73,65 @@ class Network(nn.Sequential):
 
 
 class Sum(nn.Module):
-    """Add the outputs of `body` and `shortcut`: the residual unit."""
+    """Add the outputs of `body` and `shortcut`: the residual unit.
 
-    def __init__(self, body: nn.Module, shortcut: nn.Module) -> None:
+    In training the body's output is 0 for a share `drop` of the images, and divided by 1 - drop for the others.
+    """
+
+    def __init__(self, body: nn.Module, shortcut: nn.Module, drop: float = 0.0) -> None:
         super().__init__()
         self.body = body
         self.shortcut = shortcut
+        self.drop = drop
 
     def forward(self, volume: Tensor) -> Tensor:
         """Map (N, C, H, W) to the body's output."""
-        total: Tensor = self.body(volume) + self.shortcut(volume)
+        change: Tensor = self.body(volume)
+        if self.training and self.drop:
+            each_image = change.new_ones(len(change), *[1] * (change.dim() - 1))
+            change = change * functional.dropout(each_image, self.drop)
+        total: Tensor = change + self.shortcut(volume)
         return total
+
+
+class Product(nn.Sequential):
+    """Multiply the input by what the layers inside make of it: squeeze-and-excitation."""
+
+    def forward(self, volume: Tensor) -> Tensor:
+        """Map (N, C, H, W) to the same shape; a (N, C) output of the layers is a factor per channel."""
+        gate: Tensor = super().forward(volume)  # type: ignore[no-untyped-call]  # torch has no types here
+        return volume * gate.reshape(*gate.shape, *[1] * (volume.dim() - gate.dim()))
+
+
+class BiasedNorm(nn.BatchNorm2d):
+    """Batch norm that learns a bias and no scale."""
+
+    def __init__(self, channels: int, eps: float, momentum: float) -> None:
+        super().__init__(channels, eps=eps, momentum=momentum)
+        # A constant: kernels of every device take a scale, and some refuse a bias without it.
+        del self.weight
+        self.register_buffer("weight", torch.ones(channels), persistent=False)
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Normalise each pixel over its channels, or a row over its numbers."""
+
+    def forward(self, volume: Tensor) -> Tensor:
+        """Map (N, C, H, W) or (N, C) to the same shape."""
+        normed: Tensor = super().forward(volume.movedim(1, -1))
+        return normed.movedim(-1, 1)
+
+
+class Scale(nn.Module):
+    """Multiply by a fixed factor."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, volume: Tensor) -> Tensor:
+        """Map any shape to the same shape."""
+        return volume * self.factor
 
 
 class Branches(nn.Module):
@@ -184,7 +236,11 @@ def _branches(layer: layer_types.Branches, step: Step) -> nn.Module:
 
 _MAKERS: dict[type[layer_types.Layer], Callable[[Any, Step], nn.Module]] = {
     layer_types.Conv: _conv,
-    layer_types.Norm: lambda layer, step: nn.BatchNorm2d(step.input[0], eps=layer.eps),
+    layer_types.Norm: lambda layer, step: (nn.BatchNorm2d if layer.scale else BiasedNorm)(
+        step.input[0], eps=layer.eps, momentum=layer.momentum
+    ),
+    layer_types.GroupNorm: lambda layer, step: nn.GroupNorm(layer.groups, step.input[0], layer.eps),
+    layer_types.LayerNorm: lambda layer, step: LayerNorm2d(step.input[0], layer.eps),
     layer_types.LocalResponseNorm: lambda layer, _step: nn.LocalResponseNorm(
         layer.size, layer.alpha, layer.beta, layer.k
     ),
@@ -193,9 +249,13 @@ _MAKERS: dict[type[layer_types.Layer], Callable[[Any, Step], nn.Module]] = {
     layer_types.AdaptivePool: _adaptive_pool,
     layer_types.GlobalAvgPool: lambda _layer, _step: nn.AdaptiveAvgPool2d(1),
     layer_types.Dropout: lambda layer, _step: nn.Dropout(layer.share),
+    layer_types.Scale: lambda layer, _step: Scale(layer.factor),
     layer_types.Flatten: lambda _layer, _step: nn.Flatten(),
     layer_types.Dense: lambda layer, step: nn.Linear(step.input[0], step.output[0], bias=layer.bias),
-    layer_types.Residual: lambda _layer, step: Sum(*(_fill(nn.Sequential(), part) for part in step.parts)),
+    layer_types.Residual: lambda layer, step: Sum(
+        _fill(nn.Sequential(), step.parts[0]), _fill(nn.Sequential(), step.parts[1]), layer.drop
+    ),
+    layer_types.Multiply: lambda _layer, step: _fill(Product(), step.parts[0]),
     layer_types.Branches: _branches,
     layer_types.Group: lambda _layer, step: _fill(Group(), step.parts[0]),
     layer_types.Repeat: lambda _layer, step: nn.Sequential(*(_fill(Group(), part) for part in step.parts)),

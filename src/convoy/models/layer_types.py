@@ -58,6 +58,7 @@ _LOW_AND_HIGH = {"hardtanh": ("min_val", -1.0, "max_val", 1.0), "rrelu": ("lower
 OVER_CHANNELS = ("softmax", "softmin", "log_softmax", "glu")  # over all channels of a pixel; torch's dim=1
 
 Count = Annotated[int, Field(ge=1)]
+Epsilon = Annotated[float, Field(gt=0)]  # added to a variance; torch's default is 1e-5
 Margin = Annotated[int, Field(ge=0)]
 Sides = Count | Annotated[list[Count], Field(min_length=2, max_length=2)]  # one number, or [height, width]
 Margins = Margin | Annotated[list[Margin], Field(min_length=2, max_length=2)]
@@ -113,7 +114,22 @@ class Norm(Layer):
     """Normalise each channel over the batch."""
 
     over: Literal["batch"] = "batch"
-    eps: Annotated[float, Field(gt=0)] = 1e-5  # added to the variance; torch's default
+    eps: Epsilon = 1e-5
+    momentum: Annotated[float, Field(gt=0, le=1)] = 0.1  # share of a new batch in running statistics; torch's
+    scale: bool = True  # whether a factor per channel is learnt; the bias always is
+
+
+class GroupNorm(Layer):
+    """Normalise groups of channels of each image; it does not depend on the batch."""
+
+    groups: Count
+    eps: Epsilon = 1e-5
+
+
+class LayerNorm(Layer):
+    """Normalise each pixel over its channels, as ConvNeXt does, or a flat row over its numbers."""
+
+    eps: Epsilon = 1e-5
 
 
 class LocalResponseNorm(Layer):
@@ -190,6 +206,18 @@ class Dropout(Layer):
     share: Annotated[float, Field(ge=0, lt=1)]
 
 
+class Scale(Layer):
+    """Multiply by a fixed factor, such as logits by 1 / inputs of the last dense layer."""
+
+    factor: float
+
+    @model_validator(mode="after")
+    def _check_factor(self) -> "Scale":
+        if self.factor == 0:
+            raise ValueError("`factor` is 0, which erases its input, but should be another number")
+        return self
+
+
 class Flatten(Layer):
     """Turn the volume into one row of numbers."""
 
@@ -202,12 +230,25 @@ class Dense(Layer):
 
 
 class Residual(Layer):
-    """Add the input to the output of `body`; `shortcut` fits the input to the body's volume."""
+    """Add the input to the output of `body`; `shortcut` fits the input to the body's volume.
+
+    In training the body's output is left out for a share `drop` of the images, and divided by 1 - drop for the others:
+    stochastic depth (Huang et al. 2016), in the form of torchvision and timm.
+    """
 
     bodies: ClassVar[tuple[str, ...]] = ("body", "shortcut")
 
     body: Layers
     shortcut: Layers = ()
+    drop: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class Multiply(Layer):
+    """Multiply the input by the output of `layers`: squeeze-and-excitation, and other gates."""
+
+    bodies: ClassVar[tuple[str, ...]] = ("layers",)
+
+    layers: Layers
 
 
 class Branches(Layer):
@@ -246,6 +287,8 @@ class Auxiliary(Layer):
 LAYERS: dict[str, type[Layer]] = {
     "conv": Conv,
     "norm": Norm,
+    "group_norm": GroupNorm,
+    "layer_norm": LayerNorm,
     "local_response_norm": LocalResponseNorm,
     "max_pool": Pool,
     "avg_pool": Pool,
@@ -253,9 +296,11 @@ LAYERS: dict[str, type[Layer]] = {
     "adaptive_max_pool": AdaptivePool,
     "global_avg_pool": GlobalAvgPool,
     "dropout": Dropout,
+    "scale": Scale,
     "flatten": Flatten,
     "dense": Dense,
     "residual": Residual,
+    "multiply": Multiply,
     "branches": Branches,
     "repeat": Repeat,
     "group": Group,

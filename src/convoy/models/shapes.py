@@ -249,6 +249,31 @@ def _residual(layer: layer_types.Residual, volume: Volume, classes: int, label: 
     return output, (body, shortcut)
 
 
+def _group_norm(layer: layer_types.GroupNorm, volume: Volume, _classes: int, label: str) -> _Inferred:
+    channels = _deep(volume, label)[0]
+    if channels % layer.groups:
+        fitting = ", ".join(str(count) for count in range(1, channels + 1) if channels % count == 0)
+        raise NetworkError(
+            f"{label}: groups {layer.groups} must divide the {channels} input channels. Groups that do: {fitting}"
+        )
+    if prod(volume) == layer.groups:
+        raise _window_misfit(label, volume, "each group has a single number, which a norm makes 0")
+    return volume, ()
+
+
+def _multiply(layer: layer_types.Multiply, volume: Volume, classes: int, label: str) -> _Inferred:
+    steps = chain(layer.layers, volume, classes, f"{label}, ")
+    output = _output(steps, volume)
+    wide = (*output, 1, 1) if len(output) < len(volume) else output  # a row of C numbers stands for 1×1×C
+    if len(wide) != len(volume) or any(own not in {1, side} for own, side in zip(wide, volume, strict=True)):
+        gate = describe((volume[0], 1, 1)) if len(volume) == 3 else describe(volume)
+        raise NetworkError(
+            f"{label} cannot multiply its input, {describe(volume)}, by {describe(output)}. "
+            f"Its layers must end in {' or '.join(dict.fromkeys((gate, describe(volume))))}."
+        )
+    return volume, (steps,)
+
+
 def _branches(layer: layer_types.Branches, volume: Volume, classes: int, label: str) -> _Inferred:
     _deep(volume, label)
     parts = tuple(
@@ -289,7 +314,10 @@ _RULES: dict[type[Layer], Callable[[Any, Volume, int, str], _Inferred]] = {
     layer_types.Activation: _activation,
     layer_types.Norm: lambda _layer, volume, _classes, label: (_deep(volume, label), ()),
     layer_types.LocalResponseNorm: lambda _layer, volume, _classes, label: (_deep(volume, label), ()),
+    layer_types.GroupNorm: _group_norm,
+    layer_types.LayerNorm: lambda _layer, volume, _classes, _label: (volume, ()),
     layer_types.Dropout: lambda _layer, volume, _classes, _label: (volume, ()),
+    layer_types.Scale: lambda _layer, volume, _classes, _label: (volume, ()),
     layer_types.Conv: _conv,
     layer_types.Pool: _pool,
     layer_types.AdaptivePool: lambda layer, volume, _classes, label: (
@@ -300,6 +328,7 @@ _RULES: dict[type[Layer], Callable[[Any, Volume, int, str], _Inferred]] = {
     layer_types.Flatten: lambda _layer, volume, _classes, _label: ((prod(volume),), ()),
     layer_types.Dense: _dense,
     layer_types.Residual: _residual,
+    layer_types.Multiply: _multiply,
     layer_types.Branches: _branches,
     layer_types.Group: _group,
     layer_types.Repeat: _repeat,

@@ -51,12 +51,18 @@ SYNONYMS = {
     "fc": "dense",
     "batchnorm2d": "norm",
     "batch_norm": "norm",
+    "groupnorm": "group_norm",
+    "layernorm": "layer_norm",
+    "layernorm2d": "layer_norm",
     "lrn": "local_response_norm",
     "localresponsenorm": "local_response_norm",
     "concat": "branches",
     "inception": "branches",
     "sequential": "group",
     "swish": "silu",
+    "se": "multiply",
+    "squeeze_excitation": "multiply",
+    "squeezeexcitation": "multiply",
 }
 """Names of layers in other libraries, in lower case, for the message about an unknown word."""
 
