@@ -130,6 +130,50 @@ def test_the_model_has_the_weights_of_the_best_epoch_not_of_the_last(dataset, ti
     assert torch.equal(trained.load(out)[0].network.dense1.weight, heads[0])
 
 
+def pretending(on, losses, accuracies):
+    """Make a callback that lets each epoch's validation log given metrics."""
+
+    def replace(_trainer, module):
+        def step(batch):
+            epoch = module.current_epoch
+            module.log("val/loss", torch.tensor(losses[epoch]), batch_size=len(batch.labels))
+            module.log("val/accuracy", torch.tensor(accuracies[epoch]), batch_size=len(batch.labels))
+
+        module.validation_step = step
+
+    return on("on_fit_start", replace)
+
+
+@pytest.mark.parametrize(
+    ("best", "losses", "accuracies", "epoch"),
+    [
+        ("val/loss", [3.0, 1.0, 2.0, 1.0], [0.1, 0.2, 0.9, 0.3], 2),
+        ("val/accuracy", [3.0, 1.0, 2.0, 1.0], [0.1, 0.2, 0.9, 0.3], 3),
+        ("val/accuracy", [3.0, 2.0, 1.0, 1.5], [0.5, 0.9, 0.9, 0.9], 3),
+        ("last", [1.0, 2.0, 3.0, 4.0], [0.9, 0.8, 0.7, 0.6], 4),
+    ],
+)
+def test_the_epoch_whose_weights_are_kept_follows_train_best_also_when_resumed(
+    dataset, tiny, params, out, on, resumable, best, losses, accuracies, epoch
+):
+    heads = {}
+    keep = on("on_validation_epoch_end", lambda t, module: heads.update({t.current_epoch + 1: head(module)}))
+
+    def kill(trainer, module, *_):
+        if trainer.current_epoch == 2:
+            raise InterruptedError
+
+    def run(*more):
+        callbacks = [pretending(on, losses, accuracies), keep, *more]
+        chosen = params(epochs=4, best=best)
+        return fit(dataset, tiny, chosen, 1, out, callbacks=callbacks, resumable=resumable())
+
+    with pytest.raises(InterruptedError):
+        run(on("on_train_batch_end", kill))
+    assert run()["best"]["epoch"] == epoch
+    assert torch.equal(trained.load(out)[0].network.dense1.weight, heads[epoch])
+
+
 def test_the_average_of_weights_is_validated_and_saved(dataset, tiny, params, out, on):
     weights, measured = [], []  # of the head, after each step and at each validation
     keep = on("on_train_batch_end", lambda _t, module, *_: weights.append(head(module)))
@@ -162,6 +206,13 @@ def test_early_stop_ends_after_so_many_epochs_without_a_better_loss(dataset, tin
     metrics = fit(dataset, tiny, params(epochs=20, lr=1e-9, early_stop=2), 1, out)
     assert metrics["train"]["epochs_trained"] < 20
     assert metrics["train"]["epochs_trained"] == len(history(out))
+
+
+def test_early_stop_follows_the_accuracy_where_that_chooses_the_epoch(dataset, tiny, params, out, on):
+    chosen = params(epochs=8, early_stop=2, best="val/accuracy")
+    improving = pretending(on, losses=[9.0 - epoch for epoch in range(8)], accuracies=[0.5] * 8)
+    metrics = fit(dataset, tiny, chosen, 1, out, callbacks=[improving])
+    assert metrics["train"]["epochs_trained"] == 3
 
 
 def test_a_lost_loss_ends_the_training_with_the_remedy(dataset, tiny, params, out):

@@ -25,6 +25,8 @@ def test_precision_is_written_as_one_would_type_it(precision):
         ({"warmup": 0.95}, "train.warmup is 0.95: input should be less than or equal to 0.9"),
         ({"precision": 16}, "train.precision is 16: input should be 'auto', 32 or 'bf16'"),
         ({"learning_rate": 0.1}, "unknown key train.learning_rate"),
+        ({"best": "val/f1"}, "train.best is 'val/f1': input should be 'val/loss', 'val/accuracy' or 'last'"),
+        ({"best": "last", "early_stop": 3}, "best: val/loss or val/accuracy, or early_stop: 0"),
         ({"transfer": 3}, "train.transfer is 3: input should be a valid dictionary"),
     ],
 )

@@ -17,43 +17,52 @@ from convoy.core.console import ProgressBar
 from convoy.core.files import write_text
 from convoy.training.data import Batch
 from convoy.training.module import Classifier
-
-MONITOR = "val/loss"
-"""The metric that chooses the best epoch: a few hundred validation images tie in accuracy, never in loss."""
+from convoy.training.settings import Best
 
 COLUMNS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr")
 """Metrics of an epoch that the history holds."""
 
 
 class BestWeights(pl.Callback):
-    """Copy the weights to the CPU after each validation with the lowest loss so far; NaN is never the lowest.
+    """Copy the weights to the CPU after the validation of the best epoch so far, by `train.best`.
+
+    `val/loss` takes the lowest loss, `val/accuracy` the highest accuracy and of equal ones the lowest loss (a few hundred
+    validation images often tie), `last` the last epoch. A loss that is NaN is never the best.
 
     Must stand before a callback that averages weights, which swaps the validated weights back in the same
     hook. The copy is part of every checkpoint: a file of its own could be newer than the checkpoint that a
     run resumes from.
     """
 
-    def __init__(self, classifier: Classifier) -> None:
+    def __init__(self, classifier: Classifier, best: Best) -> None:
         self.classifier = classifier
-        self.loss = math.inf
+        self.best = best
+        self.rank = [math.inf, math.inf]  # of the copied weights; the lowest is the best
         self.epoch = -1  # 0 for the first
         self.weights: dict[str, Tensor] = {}
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, *_: object) -> None:
-        """Copy the weights if the loss is the lowest so far."""
-        loss = float(trainer.callback_metrics[MONITOR])
-        if loss < self.loss:
-            self.loss, self.epoch = loss, trainer.current_epoch
+        """Copy the weights if they are the best so far."""
+        epoch, loss = trainer.current_epoch, float(trainer.callback_metrics["val/loss"])
+        if self.best == "last":
+            better = epoch + 1 == trainer.max_epochs
+        else:
+            accuracy = float(trainer.callback_metrics["val/accuracy"])
+            rank = [loss, 0.0] if self.best == "val/loss" else [-accuracy, loss]
+            better = not math.isnan(loss) and rank < self.rank
+            self.rank = rank if better else self.rank
+        if better:
+            self.epoch = epoch
             state = self.classifier.model.state_dict()
             self.weights = {name: value.detach().cpu().clone() for name, value in state.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return loss, epoch and weights for a checkpoint."""
-        return {"loss": self.loss, "epoch": self.epoch, "weights": self.weights}
+        """Return rank, epoch and weights for a checkpoint."""
+        return {"rank": self.rank, "epoch": self.epoch, "weights": self.weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore them."""
-        self.loss, self.epoch, self.weights = (state_dict[key] for key in ("loss", "epoch", "weights"))
+        self.rank, self.epoch, self.weights = (state_dict[key] for key in ("rank", "epoch", "weights"))
 
 
 class TrainingTimer(pl.Callback):

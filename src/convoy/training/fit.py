@@ -25,7 +25,6 @@ from convoy.models.spec import Spec
 from convoy.models.trained import ModelFacts, NormalizedModel
 from convoy.training import class_balance
 from convoy.training.callbacks import (
-    MONITOR,
     BestWeights,
     History,
     MetricBuffer,
@@ -109,7 +108,7 @@ def fit(
     plan = classifier.plan.table([classifier.learning_rate(epoch * steps) for epoch in range(params.epochs)])
     balance = class_balance.effect(facts.classes, labels, params)
     info("\n".join([*(grafted.lines() if grafted else []), plan, *filter(None, [balance])]))
-    history, best, timer = History(out / HISTORY), BestWeights(classifier), TrainingTimer()
+    history, best, timer = History(out / HISTORY), BestWeights(classifier, params.best), TrainingTimer()
     all_callbacks: list[pl.Callback] = [
         history,
         TrainingProgress(len(labels)),
@@ -235,7 +234,8 @@ def _optional_callbacks(params: TrainParams) -> list[pl.Callback]:
         average = get_ema_multi_avg_fn(params.ema)  # type: ignore[no-untyped-call] # torch has no types here
         callbacks.append(WeightAveraging(multi_avg_fn=average))
     if params.early_stop:
-        callbacks.append(EarlyStopping(MONITOR, patience=params.early_stop, mode="min"))
+        mode = "min" if params.best == "val/loss" else "max"
+        callbacks.append(EarlyStopping(params.best, patience=params.early_stop, mode=mode))
     return callbacks
 
 

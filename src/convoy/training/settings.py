@@ -18,6 +18,7 @@ from convoy.training import weight_pins
 
 Augmentation = Literal["crop", "flip"]
 Schedule = Literal["one_cycle", "cosine"]
+Best = Literal["val/loss", "val/accuracy", "last"]
 Precision = Literal["auto", 32, "bf16"]
 ClassWeights = Literal["none", "balanced", "effective"]
 
@@ -110,8 +111,9 @@ class TrainParams(Section):
         le=64,
         description="largest shift of `crop`, in pixels; the gap is filled with the image's reflection",
     )
+    best: Best = Field(description="epoch whose weights become the model")
     early_stop: int = Field(
-        ge=0, le=10_000, description="epochs without a lower validation loss before training stops"
+        ge=0, le=10_000, description="epochs that are not better by `best` before training stops"
     )
     ema: float = Field(
         ge=0,
@@ -127,6 +129,15 @@ class TrainParams(Section):
             raise ValueError(
                 f"class_weights: {self.class_weights} and sampler: balanced would correct the same imbalance twice. "
                 "Set class_weights: none or sampler: shuffle"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _best_before_stop(self) -> Self:
+        if self.early_stop and self.best == "last":
+            raise ValueError(
+                f"early_stop: {self.early_stop} ends a training after epochs that were worse, and best: last would keep the "
+                "weights of the last of these. Set best: val/loss or val/accuracy, or early_stop: 0"
             )
         return self
 
