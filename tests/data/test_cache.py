@@ -78,28 +78,28 @@ def test_an_option_that_is_changed_finds_nothing_stale(folder, decoded, tmp_path
 
 
 def test_a_damaged_row_and_a_damaged_file_are_not_used(tmp_path, capsys):
-    path, seen = tmp_path / "cache/images.sqlite", Seen({"width": 1}, b"abc")
+    path, seen = tmp_path / "cache/images.sqlite", Seen(("L",), b"abc")
     with Cache(path, b"key") as kept:
         kept.use(b"1", seen)
-        kept.use(b"2", Seen({}, b""))
+        kept.use(b"2", Seen((), b""))
     with Cache(path, b"key") as kept:
-        assert kept.get(b"1") == seen
-        assert kept.get(b"3") is None
+        assert kept.find([b"1"]) == {b"1": seen}
+        assert not kept.find([b"3"])
     with Cache(path, b"another key") as kept:
-        assert kept.get(b"1") is None
+        assert not kept.find([b"1"])
     db = sqlite3.connect(path)
-    db.execute("UPDATE seen SET arrays = x'616264' WHERE arrays = x'616263'")
+    db.execute("UPDATE image SET arrays = x'616264' WHERE arrays = x'616263'")
     db.commit()
     db.close()
     with Cache(path, b"key") as kept:
-        assert kept.get(b"1") is None
-        assert kept.get(b"2") is not None
+        assert not kept.find([b"1"])
+        assert kept.find([b"2"])
     path.write_bytes(b"not a database, but long enough to be refused as such" * 100)
     with Cache(path, b"key") as kept:
-        assert kept.get(b"2") is None
+        assert not kept.find([b"2"])
         kept.use(b"1", seen)
     with Cache(path, b"key") as kept:
-        assert kept.get(b"1") == seen
+        assert kept.find([b"1"]) == {b"1": seen}
     assert capsys.readouterr().out == ""
 
 
@@ -112,17 +112,17 @@ def test_a_cache_that_cannot_be_made_is_reported_and_stops_nothing(folder, pets,
 
 
 def test_a_cache_that_has_grown_too_large_keeps_what_the_last_delivery_had(tmp_path, monkeypatch):
-    path, large = tmp_path / "cache/images.sqlite", Seen({}, np.zeros(10_000, np.uint8).tobytes())
+    path, large = tmp_path / "cache/images.sqlite", Seen((), np.zeros(10_000, np.uint8).tobytes())
     with Cache(path, b"key") as kept:
         for name in (b"old", b"used"):
             kept.use(name, large)
     monkeypatch.setattr(cache, "MAX_BYTES", 1)
     with Cache(path, b"key") as kept:
-        assert kept.get(b"used") == large
+        assert kept.find([b"used"]) == {b"used": large}
         kept.use(b"used", None)
     with Cache(path, b"key") as kept:
-        assert kept.get(b"used") == large
-        assert kept.get(b"old") is None
+        assert kept.find([b"used"]) == {b"used": large}
+        assert not kept.find([b"old"])
 
 
 def test_a_refused_delivery_leaves_what_was_decoded(folder, pets, decoded, tmp_path):

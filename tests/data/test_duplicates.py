@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from convoy.data import duplicates
-from convoy.data.duplicates import SIZE, clusters, fingerprint, pairs
+from convoy.data.duplicates import SIZE, clusters, fingerprint, fingerprints_of, pairs
 from convoy.data.records import Pair
 
 LIMIT = 0.92
@@ -180,3 +180,10 @@ def test_fingerprints_have_one_length_and_the_mean_of_the_gray_levels(size):
     found = fingerprint(image_u8)
     assert (found.shape, found.dtype) == ((SIZE,), np.uint8)
     assert abs(found.mean() - gray.mean()) < 3
+
+
+@pytest.mark.parametrize("size", [(32, 32), (28, 28), (40, 32), (300, 200)])
+def test_images_of_one_size_have_the_fingerprints_of_each_alone(size):
+    images_u8 = np.random.default_rng(0).integers(0, 256, (5, *size, 3), dtype=np.uint8)
+    images_u8[4] = 255
+    assert np.array_equal(fingerprints_of(images_u8), [fingerprint(image_u8) for image_u8 in images_u8])

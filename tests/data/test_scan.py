@@ -328,6 +328,7 @@ def test_files_are_read_only_a_little_ahead(pets, monkeypatch):
 def test_an_image_holds_its_share_of_the_memory_until_it_is_resized(folder, pets, settings, monkeypatch):
     memory = decoding.Memory(decoding.BYTES_PER_PIXEL * 64)  # one of the 8 x 8 images
     monkeypatch.setattr(decoding, "memory", lambda: memory)
+    monkeypatch.setattr(scan, "SMALL_PIXELS", 63)
     free = []
 
     def shrink(image_u8):
@@ -483,3 +484,20 @@ def test_a_check_shows_the_counts_of_a_delivery_whose_test_split_lacks_a_class(f
     assert [finding.check for finding in found.findings if finding.action == "fail"] == ["rare"]
     assert "`dog`" in next(finding.text for finding in found.findings if finding.check == "rare")
     assert found.counts()["test"] == {"cat": 5, "dog": 0}
+
+
+def test_what_is_measured_does_not_depend_on_the_images_beside(zipped, settings, png, monkeypatch):
+    sizes = ((8, 8), (32, 32), (12, 9))
+    files = {
+        f"{label}/{n}.png": png(n + 90 * len(label), *sizes[n % 3])
+        for label in ("cat", "a dog")
+        for n in range(90)
+    }
+    data, found = zipped(files), []
+    for stack in (1, 7, scan.STACK):
+        monkeypatch.setattr(scan, "STACK", stack)
+        kept: list[np.ndarray] = []
+        result = scan_of(data, settings(), kept.append)
+        statistics = {name: values.tobytes() for name, values in result.statistics.items()}
+        found.append((result.records, statistics, [square_u8.tobytes() for square_u8 in kept]))
+    assert found[0] == found[1] == found[2]

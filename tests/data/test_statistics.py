@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from convoy.data.statistics import STATISTICS, columns, measure
+from convoy.data.statistics import STATISTICS, columns, measure, measure_all
 
 
 def measured(image_u8, file_size=1000):
@@ -100,3 +100,12 @@ def test_columns_hold_the_rows_of_all_images():
     assert found["brightness"].tolist() == pytest.approx([10, 20, 30])
     assert found["file_size"].tolist() == [10, 20, 30]
     assert {len(column) for column in columns(array("f")).values()} == {0}
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (28, 28), (32, 32), (97, 40), (1, 50)])
+def test_images_measured_together_have_the_figures_of_each_alone(size):
+    images_u8 = np.random.default_rng(0).integers(0, 256, (9, *size, 3), dtype=np.uint8)
+    images_u8[3:5] = 7
+    together = measure_all(images_u8, range(1, 10))
+    alone = [measure(image_u8, n) for n, image_u8 in enumerate(images_u8, 1)]
+    assert together.tobytes() == np.stack(alone).tobytes()

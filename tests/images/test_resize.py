@@ -96,3 +96,12 @@ def test_an_extreme_panorama_costs_little_memory():
     wide = np.zeros((1, 2_000_000, 3), np.uint8)
     for fit in FITS:
         assert Geometry(32, fit)(wide).shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_an_image_of_the_packed_size_is_what_the_graph_makes_of_it(fit):
+    image_u8 = noise(16, 16)
+    session = onnxruntime.InferenceSession(graph(16, fit).SerializeToString())
+    (pixels,) = session.run(["pixels"], {"image": image_u8[np.newaxis]})
+    assert np.array_equal(pixels[0].transpose(1, 2, 0), image_u8)
+    assert np.array_equal(Geometry(16, fit)(image_u8), image_u8)

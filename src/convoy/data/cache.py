@@ -9,8 +9,9 @@ import json
 import sqlite3
 import threading
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, cast
@@ -36,12 +37,18 @@ MAX_BYTES = 4 * 2**30
 ROWS = 2048
 """Rows that are written at once."""
 
+LOOKUP = 512
+"""Files that are looked up at once: SQLite takes at most 999 values in a statement before version 3.32."""
+
 WAIT_S = 5.0
 """Longest wait for another process that writes."""
 
+PAGE_BYTES = 2**15
+"""Of the SQLite file: several rows to a page, since a row that fills a part of a second page takes all of it."""
+
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS seen (
-    file BLOB PRIMARY KEY, facts TEXT NOT NULL, arrays BLOB NOT NULL, checksum INTEGER NOT NULL
+CREATE TABLE IF NOT EXISTS image (
+    file BLOB PRIMARY KEY, words TEXT NOT NULL, arrays BLOB NOT NULL, checksum INTEGER NOT NULL
 )
 """
 
@@ -50,11 +57,11 @@ class Seen(NamedTuple):
     """Hold what a file's content gave.
 
     Attributes:
-        facts: plain data.
-        arrays: bytes of the arrays, one after the other.
+        words: plain data, which many files have in common.
+        arrays: bytes of numbers and arrays, one after the other.
     """
 
-    facts: Mapping[str, Any]
+    words: Sequence[Any]
     arrays: bytes
 
 
@@ -71,7 +78,7 @@ def key(params: DataParams) -> bytes:
 class Cache:
     """Look up and add what was seen, in an SQLite file; without one where the file cannot be used, which is reported.
 
-    `get` is safe in any thread; call the other methods in the thread that created the cache.
+    `find` is safe in any thread; call the other methods in the thread that created the cache.
     """
 
     def __init__(self, path: Path, key: bytes) -> None:
@@ -108,29 +115,33 @@ class Cache:
         if self._writer:
             with suppress(sqlite3.Error):
                 if self._size() > MAX_BYTES:
-                    self._writer.execute("DELETE FROM seen WHERE file NOT IN (SELECT file FROM used)")
+                    self._writer.execute("DELETE FROM image WHERE file NOT IN (SELECT file FROM used)")
                     self._writer.commit()
             self._writer.close()
         for reader in self._readers:
             reader.close()
 
-    def get(self, sha256: bytes) -> Seen | None:
-        """Look up a file by the SHA-256 of its content; None if it was not seen, or its row is damaged."""
+    def find(self, files: Iterable[bytes]) -> Mapping[bytes, Seen]:
+        """Look up at most `LOOKUP` files by the SHA-256 of their contents; without those that were not seen, or whose row is damaged."""
         if self._writer is None:
-            return None
+            return {}
+        names = {self._name(sha256): sha256 for sha256 in files}
         try:
             if not hasattr(self._thread, "db"):
                 self._thread.db = sqlite3.connect(self._path, WAIT_S, check_same_thread=False)
                 self._readers.append(self._thread.db)
+            marks = ",".join("?" * len(names))
             found = self._thread.db.execute(
-                "SELECT facts, arrays, checksum FROM seen WHERE file = ?", (self._name(sha256),)
+                f"SELECT file, words, arrays, checksum FROM image WHERE file IN ({marks})",  # noqa: S608 (question marks)
+                list(names),
             )
-            row = found.fetchone()
+            return {
+                names[name]: Seen(_words(words), arrays)
+                for name, words, arrays, checksum in found
+                if zlib.crc32(arrays, zlib.crc32(words.encode())) == checksum
+            }
         except sqlite3.Error:
-            return None
-        if row is None or zlib.crc32(row[1], zlib.crc32(row[0].encode())) != row[2]:
-            return None
-        return Seen(json.loads(row[0]), row[1])
+            return {}
 
     def use(self, sha256: bytes, seen: Seen | None) -> None:
         """Add what was seen of a file; None if it was found here."""
@@ -139,8 +150,8 @@ class Cache:
         name = self._name(sha256)
         self._used.append((name,))
         if seen is not None and not self._full:
-            facts = json.dumps(seen.facts)
-            self._rows.append((name, facts, seen.arrays, zlib.crc32(seen.arrays, zlib.crc32(facts.encode()))))
+            words = json.dumps(seen.words)
+            self._rows.append((name, words, seen.arrays, zlib.crc32(seen.arrays, zlib.crc32(words.encode()))))
         if len(self._used) >= ROWS:
             self._write()
 
@@ -150,6 +161,7 @@ class Cache:
     def _open(self) -> sqlite3.Connection:
         db = sqlite3.connect(self._path, WAIT_S)
         try:
+            db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = OFF")  # a row that a loss of power damages has another checksum
             db.execute(SCHEMA)
@@ -174,7 +186,7 @@ class Cache:
         if self._writer is None:
             return
         try:
-            self._writer.executemany("INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?)", rows)
+            self._writer.executemany("INSERT OR REPLACE INTO image VALUES (?, ?, ?, ?)", rows)
             self._writer.executemany("INSERT OR IGNORE INTO used VALUES (?)", used)
             self._writer.commit()
             self._full = self._size() > MAX_BYTES
@@ -183,3 +195,8 @@ class Cache:
             self._full = True
             with suppress(sqlite3.Error):
                 self._writer.rollback()
+
+
+@lru_cache(maxsize=1024)
+def _words(text: str) -> tuple[Any, ...]:
+    return tuple(json.loads(text))

@@ -35,6 +35,9 @@ SHARP, SOFT, COARSE = 0.7, 1.3, 3.0
 coarser than the last (a white background, a bright sky) is alike in pictures of different things. Half the size and back
 is about the second."""
 
+GRAY_WEIGHTS = (19595, 38470, 7471)
+"""Of red, green and blue, of 65536, as Pillow converts to gray (ITU-R BT.601)."""
+
 TINY = 1e-6
 """Keeps divisions by the contrast of a single colour finite."""
 
@@ -81,6 +84,17 @@ def fingerprint(image_u8: U8) -> U8:
     if gray.size != (PX, PX):
         gray = gray.resize((PX, PX), Image.Resampling.BILINEAR, reducing_gap=2.0)
     return np.asarray(gray).reshape(-1)
+
+
+def fingerprints_of(images_u8: U8) -> U8:
+    """Compute `fingerprint` of (n, H, W, 3) images of one size, as (n, 1024)."""
+    if images_u8.shape[1:3] != (PX, PX):
+        return np.stack([fingerprint(image_u8) for image_u8 in images_u8])
+    red, green, blue = (
+        images_u8[..., channel] * np.uint32(weight) for channel, weight in enumerate(GRAY_WEIGHTS)
+    )
+    gray: U8 = ((red + green + blue + np.uint32(0x8000)) >> 16).astype(np.uint8)
+    return gray.reshape(-1, SIZE)
 
 
 def pairs(fingerprints: U8, eligible: npt.NDArray[np.bool_], limit: float) -> list[Pair]:

@@ -90,9 +90,7 @@ def prepare(
         Cache(out.parent / CACHE, cache.key(params)) as seen,
     ):
         geometry = Geometry(params.image_px, params.fit)
-        result = scan(
-            data, params, geometry, keep=lambda square_u8: spool.write(square_u8.tobytes()), cache=seen
-        )
+        result = scan(data, params, geometry, keep=lambda square_u8: spool.write(square_u8.data), cache=seen)
         changes = class_changes.check(result, before, params)
         refuse_findings(result.delivery, changes)
         spool.flush()

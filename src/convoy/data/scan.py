@@ -1,16 +1,17 @@
 """Check a delivery: decode every file once, assign splits, and refuse what cannot be trained on."""
 
 import hashlib
+import struct
 from array import array
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, NamedTuple, cast
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -36,10 +37,10 @@ from convoy.data.rare import absent_from_delivered
 from convoy.data.records import Finding, Pair, Record, Status
 from convoy.data.settings import DataParams
 from convoy.data.split import assign, pixel_hash
-from convoy.data.statistics import STATISTICS, columns, measure
+from convoy.data.statistics import REDUCED_PX, STATISTICS, columns, measure_all
 from convoy.images import litter
 from convoy.images.decode import Content, Decoded, Note, decode
-from convoy.images.delivery import EXPECTED, Delivery, open_delivery
+from convoy.images.delivery import EXPECTED, Delivery, Place, open_delivery
 from convoy.images.formats import NotAnImageError, starts_as_image
 
 BATCH_FILES = 256
@@ -47,8 +48,16 @@ BATCH_BYTES = 2**21
 """Files passed to a thread at once, until either is reached: thousands of icons together, since
 passing one costs as much as decoding it, but photographs nearly one by one."""
 
-DECODED = ("width", "height", "mode", "format", "size", "pixels")
-"""Fields of a record that decoding fills, beside `sha256`."""
+STACK = 64
+"""Images of one size that are measured at once: numpy takes a quarter of the time, and their arrays fit a processor's cache."""
+
+SMALL_PIXELS = REDUCED_PX**2
+"""Largest image, in pixels, that waits for others of its size; larger ones are measured one by one, while their memory is reserved."""
+
+SIZE_AT = [each.name for each in fields(Record)].index("size")
+
+NUMBERS = struct.Struct("<IIQ32s")
+"""Width, height, size and pixel hash of an image in the cache, before its arrays."""
 
 Square = npt.NDArray[np.uint8]
 Shrink = Callable[[npt.NDArray[np.uint8]], Square]
@@ -59,8 +68,8 @@ Decoding = Callable[[Content, ExitStack | None], Decoded]
 """Decodes a file's bytes: `decode`, with the background and the limit that are used."""
 
 
-Look = Callable[[Record, Content], tuple[Record, "Kept | None"]]
-"""Decodes and measures a file: `_look`, with what it needs."""
+Facts = tuple[Any, ...]
+"""Fields of a `Record` in their order, `index` excepted."""
 
 
 class Kept(NamedTuple):
@@ -84,23 +93,25 @@ class Kept(NamedTuple):
 
     def seen(self, record: Record) -> Seen:
         """Return it, and what its record has from decoding, for the cache."""
-        facts = {name: getattr(record, name) for name in DECODED}
+        words = (record.mode, record.format, self.transparent, self.notes, self.square_u8.shape)
+        numbers = NUMBERS.pack(record.width, record.height, record.size, bytes.fromhex(record.pixels))
         arrays = (self.statistics, self.fingerprint, self.square_u8)
-        return Seen(
-            facts | {"transparent": self.transparent, "notes": self.notes, "square": self.square_u8.shape},
-            b"".join(array.tobytes() for array in arrays),
-        )
+        return Seen(words, b"".join([numbers, *(array.tobytes() for array in arrays)]))
 
     @classmethod
-    def restored(cls, seen: Seen, record: Record) -> tuple[Record, "Kept"]:
+    def restored(cls, name: str, place: Place, sha256: bytes, seen: Seen) -> tuple[Facts, "Kept"]:
         """Undo `seen`."""
-        ends = (4 * len(STATISTICS), 4 * len(STATISTICS) + duplicates.SIZE)
-        square = np.frombuffer(seen.arrays[ends[1] :], np.uint8).reshape(seen.facts["square"])
-        statistics = np.frombuffer(seen.arrays[: ends[0]], np.float32)
-        fingerprint = np.frombuffer(seen.arrays[slice(*ends)], np.uint8)
-        record = replace(record, **{name: seen.facts[name] for name in DECODED})
-        transparent, notes = seen.facts["transparent"], tuple(seen.facts["notes"])
-        return record, cls(square, statistics, transparent, fingerprint, notes, cached=True)
+        mode, format_, transparent, notes, shape = seen.words
+        width, height, size, pixels = NUMBERS.unpack_from(seen.arrays)
+        at = NUMBERS.size
+        statistics = np.frombuffer(seen.arrays, np.float32, len(STATISTICS), at)
+        fingerprint = np.frombuffer(seen.arrays, np.uint8, duplicates.SIZE, at := at + statistics.nbytes)
+        square = np.frombuffer(seen.arrays, np.uint8, -1, at + duplicates.SIZE).reshape(shape)
+        facts = (
+            *(name, place.label, place.split, place.group, "ok", "", sha256.hex()),
+            *(width, height, mode, format_, size, pixels.hex()),
+        )
+        return facts, cls(square, statistics, transparent, fingerprint, tuple(notes), cached=True)
 
 
 @dataclass(frozen=True)
@@ -163,7 +174,6 @@ def scan(
     decoding = partial(decode, background=params.background, max_truncated=params.max_truncated)
     measured, transparent = array("f"), bytearray()
     noted: defaultdict[Note, list[str]] = defaultdict(list)
-    index = 0
     with TemporaryFile() as fingerprints:
         for record, image in track(
             read(delivery.files(), layout, shrink, decoding, cache), "decode images", len(names)
@@ -176,11 +186,10 @@ def scan(
                 keep(image.square_u8)
                 measured.frombytes(image.statistics.tobytes())
                 transparent.append(image.transparent)
-                fingerprints.write(image.fingerprint.tobytes())
+                fingerprints.write(image.fingerprint.data)
                 for note in image.notes:
                     noted[note].append(record.path)
-                records.append(replace(record, index=index))
-                index += 1
+                records.append(record)
         statistics = columns(measured)
         checked = check_images(records, statistics, transparent, params.checks, layout.delivered)
         pairs, alike = _near_duplicates(
@@ -260,15 +269,26 @@ def read(
     Pillow and onnxruntime release Python's lock while they compute. Only what `Kept` describes
     remains, so memory holds one full image per thread; fewer, where large ones would take too much (`decode.memory`).
     """
-    threads, look = usable_cpus(), partial(_look, shrink=shrink, decoding=decoding, cache=cache)
-    pending: deque[Future[list[tuple[Record, Kept | None]]]] = deque()
+    threads, index = usable_cpus(), 0
+    look = partial(_look_at, layout=layout, shrink=shrink, decoding=decoding, cache=cache)
+    pending: deque[Future[list[tuple[Facts, Kept | None]]]] = deque()
+
+    def numbered() -> Iterator[tuple[Record, Kept | None]]:
+        nonlocal index
+        for facts, image in pending.popleft().result():
+            if image is None:
+                yield Record(*facts), None
+            else:
+                yield Record(*(*facts, index)), image
+                index += 1
+
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         for batch in _batches(files):
-            pending.append(pool.submit(lambda files: [_read(*file, layout, look) for file in files], batch))
+            pending.append(pool.submit(look, batch))
             if len(pending) > 2 * threads:
-                yield from pending.popleft().result()
+                yield from numbered()
         while pending:
-            yield from pending.popleft().result()
+            yield from numbered()
 
 
 def _batches(files: Iterable[tuple[str, Content]]) -> Iterator[list[tuple[str, Content]]]:
@@ -284,52 +304,95 @@ def _batches(files: Iterable[tuple[str, Content]]) -> Iterator[list[tuple[str, C
         yield batch
 
 
-def _read(name: str, content: Content, layout: Layout, look: Look) -> tuple[Record, Kept | None]:
-    place = layout.place(name)
-    record = Record(name, place.label, place.split, place.group)
-    if place.passed_over:
-        return replace(record, split=None, status="passed_over", reason=place.passed_over), None
-    if litter.is_preview(name):
-        return _passed_over(record, litter.kind(name)), None
-    try:
-        record, kept = look(record, content)
-    except DataError as error:
-        if not layout.by_image and (word := _no_image(name, content, error)):
-            return _passed_over(record, word), None
-        status: Status = "quarantined" if place.label else "passed_over"
-        return replace(record, split=None, status=status, reason=str(error)), None
-    if kept is None:
-        reason = place.reason or "is not in a class folder"
-        return replace(record, split=None, status="quarantined", reason=reason), None
-    return record, kept
+def _look_at(
+    files: Sequence[tuple[str, Content]],
+    layout: Layout,
+    shrink: Shrink,
+    decoding: Decoding,
+    cache: Cache | None,
+) -> list[tuple[Facts, Kept | None]]:
+    """Decode and measure images, unless the cache has them; an image of no class is only decoded."""
+    digests = [
+        hashlib.sha256(b"" if isinstance(content, DataError) else content).digest() for _, content in files
+    ]
+    seen = cache.find(digests) if cache else {}
+    looks = _Looks(shrink)
+    for (name, content), sha256 in zip(files, digests, strict=True):
+        place = layout.place(name)
+        if place.passed_over:
+            looks.unused(name, place, "passed_over", place.passed_over)
+        elif litter.is_preview(name):
+            looks.unused(name, Place(), "passed_over", litter.kind(name))
+        elif place.label and sha256 in seen:
+            looks.add(*Kept.restored(name, place, sha256, seen[sha256]))
+        else:
+            try:
+                looks.decode(name, content, place, sha256, decoding)
+            except DataError as error:
+                if not layout.by_image and (word := _no_image(name, content, error)):
+                    looks.unused(name, Place(), "passed_over", word)
+                else:
+                    looks.unused(name, place, "quarantined" if place.label else "passed_over", str(error))
+    return looks.finished()
 
 
-def _look(
-    record: Record, content: Content, shrink: Shrink, decoding: Decoding, cache: Cache | None
-) -> tuple[Record, Kept | None]:
-    """Decode and measure an image, unless the cache has it; an image of no class is only decoded."""
-    digest = hashlib.sha256(b"" if isinstance(content, DataError) else content)
-    if cache and record.label and (seen := cache.get(digest.digest())):
-        return Kept.restored(seen, replace(record, sha256=digest.hexdigest()))
-    with ExitStack() as held:
-        image = decoding(content, held)
-        image_u8 = image.image_u8
-        height, width, _ = image_u8.shape
-        size = len(cast("bytes", content))
-        record = replace(
-            record,
-            sha256=digest.hexdigest(),
-            width=width,
-            height=height,
-            mode=image.mode,
-            format=image.format,
-            size=size,
-        )
-        if record.label is None:
-            return record, None
-        statistics, fingerprint = measure(image_u8, size), duplicates.fingerprint(image_u8)
-        kept = Kept(shrink(image_u8), statistics, image.transparent, fingerprint, image.notes)
-        return replace(record, pixels=pixel_hash(image_u8)), kept
+class _Looks:
+    """Collect what is found out about the files of a batch; small images of one size are measured together."""
+
+    def __init__(self, shrink: Shrink) -> None:
+        self._shrink = shrink
+        self._found: list[tuple[Facts, Kept | None]] = []
+        self._waiting: defaultdict[tuple[int, ...], list[tuple[int, Facts, Decoded]]] = defaultdict(list)
+
+    def add(self, facts: Facts, image: Kept | None) -> None:
+        """Add a file."""
+        self._found.append((facts, image))
+
+    def unused(self, name: str, place: Place, status: Status, reason: str, *decoded: object) -> None:
+        """Add a file that is not used."""
+        self.add((name, place.label, None, place.group, status, reason, *decoded), None)
+
+    def decode(self, name: str, content: Content, place: Place, sha256: bytes, decoding: Decoding) -> None:
+        """Decode a file.
+
+        Raises:
+            DataError: it cannot be decoded.
+        """
+        with ExitStack() as held:
+            image = decoding(content, held)
+            height, width, _ = image.image_u8.shape
+            size = len(cast("bytes", content))
+            decoded = (sha256.hex(), width, height, image.mode, image.format, size)
+            if place.label is None:
+                self.unused(name, place, "quarantined", place.reason or "is not in a class folder", *decoded)
+                return
+            stated = (name, place.label, place.split, place.group, "ok", "")
+            facts = (*stated, *decoded, pixel_hash(image.image_u8))
+            waiting = self._waiting[image.image_u8.shape]
+            waiting.append((len(self._found), facts, image))
+            self.add(facts, None)
+            if height * width > SMALL_PIXELS or len(waiting) == STACK:
+                self._measure(waiting)
+
+    def finished(self) -> list[tuple[Facts, Kept | None]]:
+        """Return all files in order."""
+        for waiting in self._waiting.values():
+            if waiting:
+                self._measure(waiting)
+        return self._found
+
+    def _measure(self, waiting: list[tuple[int, Facts, Decoded]]) -> None:
+        if len(waiting) == 1:
+            stack_u8 = waiting[0][2].image_u8[np.newaxis]
+        else:
+            stack_u8 = np.stack([image.image_u8 for _, _, image in waiting])
+        statistics = measure_all(stack_u8, [facts[SIZE_AT] for _, facts, _ in waiting])
+        fingerprints = duplicates.fingerprints_of(stack_u8)
+        for (number, facts, image), *arrays in zip(waiting, statistics, fingerprints, strict=True):
+            square_u8 = np.ascontiguousarray(self._shrink(image.image_u8))
+            kept = Kept(square_u8, arrays[0], image.transparent, arrays[1], image.notes)
+            self._found[number] = facts, kept
+        waiting.clear()
 
 
 def _no_image(name: str, content: Content, error: DataError) -> str:
@@ -338,10 +401,6 @@ def _no_image(name: str, content: Content, error: DataError) -> str:
     if not claims and (not content or isinstance(error, NotAnImageError)):
         return litter.kind(name) or litter.OTHER_FILE
     return litter.kind(name)
-
-
-def _passed_over(record: Record, word: str) -> Record:
-    return replace(record, label=None, split=None, group=None, status="passed_over", reason=word)
 
 
 def _check_names(

@@ -70,6 +70,8 @@ class Geometry:
 
     def __call__(self, image_u8: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Resize one (H, W, 3) uint8 image to (P, P, 3) uint8."""
+        if image_u8.shape[:2] == (self.image_px, self.image_px):
+            return image_u8  # whatever the fit: each output pixel is the input pixel
         (pixels,) = _session(self.image_px, self.fit).run(["pixels"], {"image": image_u8[np.newaxis]})
         square_u8: npt.NDArray[np.uint8] = pixels[0].transpose(1, 2, 0).astype(np.uint8)
         return square_u8
