@@ -203,6 +203,19 @@ def test_classes_with_few_images_are_named_with_their_numbers():
     assert "Classes `owl`, `dog` have fewer than 20 images (7 to 19)" in finding.text
 
 
+@pytest.mark.parametrize(
+    ("others", "fact"),
+    [
+        ([], "Class `owl` has fewer than 20 images (2): it is in train only, and nothing is measured of it. Add more."),
+        (used("fox", 3), "they are in train only, and nothing is measured of them"),
+        (used("cat", 9, "val"), "what is measured of them is based on few images; nothing is measured of `owl`, in train only. Add more."),
+    ],
+)  # fmt: skip
+def test_of_a_class_that_is_only_trained_nothing_is_measured(others, fact):
+    (finding,) = check_dataset(used("owl", 2) + others + used("dog", 30), checks_of())
+    assert fact in finding.text
+
+
 def test_imbalance_names_the_largest_and_the_smallest_class_in_training():
     records = used("normal", 400) + used("defect", 4) + used("defect", 30, "test")
     (finding,) = check_dataset(records, checks_of(imbalance={"action": "fail"}))

@@ -165,7 +165,11 @@ def test_images_that_only_a_list_without_classes_names_wait_for_a_prediction(del
             "test.csv": "image_id\nTest_0\nTest_1\nTest_2\n",
         },
     )
-    assert Counter(places(delivery).values()) == {UNLABELLED: 3, (None, "healthy"): 1, (None, "rust"): 2}
+    assert Counter(places(delivery).values()) == {
+        UNLABELLED: 3,
+        ("train", "healthy"): 1,
+        ("train", "rust"): 2,
+    }
 
 
 def test_lists_named_like_splits_divide_the_images(delivered):
@@ -220,7 +224,7 @@ def test_roboflow_has_a_list_in_each_split(delivered):
         ("path,label\na.jpg,cat|dog\nb.jpg,cat\nc.jpg,dog\nd.jpg,dog\n", ["several labels per image in the column `label` (`cat|dog`)"]),
         ("image_name,tags\na,clear water\nb,clear road\nc,water road\nd,clear water road\n", ["several labels per image in the column `tags`"]),
         ("path,label\na.jpg,cat\na.jpg,dog\nb.jpg,cat\nb.jpg,dog\nc.jpg,dog\nd.jpg,dog\n", ["several labels for 2 of 4 images (a.jpg: cat, dog)"]),
-        ("path,colour,shape\na.jpg,red,x\nb.jpg,red,y\nc.jpg,blue,x\nd.jpg,blue,y\n", ["unclear (`colour`, `shape`)", "name it `label`"]),
+        ("path,colour,shape\na.jpg,red,x\nb.jpg,red,y\nc.jpg,blue,x\nd.jpg,blue,y\n", ["unclear (`colour`, such as red; `shape`, such as x)", "-S data.columns.label=shape"]),
         ("path,label\ne.jpg,cat\nf.jpg,cat\ng.jpg,dog\nd.jpg,dog\n", ["names 4 files, and 3 of them are not delivered or not unique, such as e.jpg"]),
         ("path,label\na.jpg,\0\n", ["contains NUL bytes"]),
         ('path,label\na.jpg,cat\nb.jpg,"' + "x" * 200_000 + '"\n', ["cannot be read", "field larger than field limit"]),

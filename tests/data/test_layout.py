@@ -353,8 +353,10 @@ NFC, NFD = (unicodedata.normalize(form, "Äpfel") for form in ("NFC", "NFD"))
 @pytest.mark.parametrize(
     ("patterns", "labels", "note"),
     [
-        ([f"{NFC}/1.jpg", f"{NFD}/2.jpg", "b/1.jpg"], {NFC, "b"}, None),
-        ([f"train/{{{NFC},b}}/1.jpg", f"test/{{{NFD},b}}/1.jpg"], {NFC, "b"}, None),
+        ([f"{NFC}/1.jpg", f"{NFD}/2.jpg", "b/1.jpg"], {NFC, "b"}, r"several Unicode forms, and are one class each: `Äpfel` ('A\u0308pfel', '\xc4pfel')"),
+        ([f"train/{{{NFC},b}}/1.jpg", f"test/{{{NFD},b}}/1.jpg"], {NFC, "b"}, "several Unicode forms"),
+        ([f"{{{NFD},b}}/1.jpg"], {NFC, "b"}, None),
+        (["{BACKGROUND_Google,Faces,airplanes}/1.jpg"], {"BACKGROUND_Google", "Faces", "airplanes"}, "background pictures, not a class of things: `BACKGROUND_Google`"),
         (["train/{Cat,dog}/1.jpg", "test/{cat,dog}/1.jpg"], {"Cat", "dog"}, "'cat', 'Cat' as `Cat`"),
         (["{A,a,b}/1.jpg"], {"A", "a", "b"}, "differ by upper and lower case or outer spaces only, and are separate classes: `A`, `a`"),
         (["train/{A,a,b}/1.jpg", "test/{A,a,b}/1.jpg"], {"A", "a", "b"}, "separate classes"),

@@ -25,6 +25,8 @@ def test_the_shipped_params_are_valid():
         ({"splits": {"val": 0.0, "test": 0.2}}, "data.splits.val is 0.0: input should be greater than or"),
         ({"splits": {"val": 0.45, "test": 0.4}}, "val + test must be at most 0.8"),
         ({"splits": {"val": 0.1, "tset": 0.2}}, "data.splits.tset; did you mean `data.splits.test`?"),
+        ({"columns": GOOD["columns"] | {"label": 0}}, "data.columns.label"),
+        ({"columns": GOOD["columns"] | {"group": ""}}, "data.columns.group"),
         ({"max_quarantined": 1.5}, "less than or equal to 1"),
     ],
 )

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from convoy.core.dataset import SPLITS, Split
 from convoy.core.errors import listed
 from convoy.data.duplicates import clusters
+from convoy.data.names import natural
 from convoy.data.records import Finding, Pair, Record
 from convoy.data.settings import CheckParams, ImageCheck
 from convoy.data.split import PRECEDENCE
@@ -292,7 +293,7 @@ def settle_near_duplicates(
     records = checks.records
     if alike:
         text = (
-            f"{_classes(alike)}: over {MOST_ALIKE:.0%} of the images resemble another of their class (drawings, digits, or a series), so only "
+            f"{_classes(sorted(alike, key=natural))}: over {MOST_ALIKE:.0%} of the images resemble another of their class (drawings, digits, or a series), so only "
             f"copies, with a correlation above {CERTAIN} and the same colours, count as near-duplicates. State a series, such as the frames of a video, by data.group."
         )
         checks.findings.append(Finding("look_alikes", len(alike), MOST_ALIKE, "report", text))
@@ -355,9 +356,20 @@ def check_dataset(records: Sequence[Record], params: CheckParams) -> list[Findin
     findings = []
     few = sorted((number, label) for label, number in used.items() if number < params.few_images.limit)
     if few:
+        measured = {record.label for record in records if record.split in SPLITS[1:]}
+        only_trained = [label for _, label in few if label not in measured]
+        what = [f"what is measured of {'it' if len(few) == 1 else 'them'} is based on few images"]
+        if len(only_trained) == len(few):
+            what = [
+                f"{'it is' if len(few) == 1 else 'they are'} in train only, and nothing is measured of {'it' if len(few) == 1 else 'them'}"
+            ]
+        elif only_trained:
+            what += [
+                f"nothing is measured of {listed([f'`{label}`' for label in only_trained], EXAMPLES)}, in train only"
+            ]
         text = (
             f"{_classes([label for _, label in few])} {'has' if len(few) == 1 else 'have'} fewer than {params.few_images.limit:g} images "
-            f"({_numbers(few)}): what is measured of {'it' if len(few) == 1 else 'them'} is based on few images. Add more."
+            f"({_numbers(few)}): {'; '.join(what)}. Add more."
         )
         findings.append(
             Finding("few_images", few[0][0], params.few_images.limit, params.few_images.action, text)

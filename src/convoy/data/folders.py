@@ -222,11 +222,9 @@ class _Reader:
         """Read class folders, unless splits lie inside them, or they are only heaps of images."""
         if _mixed(self.node) and self.inside:
             raise self.loose(self.node, "classes")
-        if not self.inside or (
-            names.are_containers(list(self.inside))
-            and not any(child.folders for child in self.inside.values())
-        ):
+        if not self.inside or self.are_heaps(self.inside.values()):
             return Folders(self.places, ())
+        self.check_copy()
         divided = [name for name, child in self.inside.items() if self.divided(child)]
         certain = [
             name for name in divided if len(set(names.splits_among(self.inside[name].folders).values())) > 1
@@ -263,6 +261,27 @@ class _Reader:
                 found, notes=(*found.notes, Finding("class_names", len(below), None, "report", text))
             )
         return found
+
+    def are_heaps(self, nodes: Collection[_Node]) -> bool:
+        """Check whether folders, and those inside, are only heaps of images: `images_001/images`."""
+        return names.are_containers([node.path.rpartition("/")[2] for node in nodes]) and all(
+            not node.folders or self.are_heaps(_inside(node).values()) for node in nodes
+        )
+
+    def check_copy(self) -> None:
+        """Refuse a folder among classes that holds folders of the same names: an archive unpacked into itself.
+
+        Raises:
+            DataError: names the folder.
+        """
+        own = {_alike(name) for name in self.inside}
+        for name, child in self.inside.items():
+            again = [inner for inner in child.folders if _alike(inner) in own - {_alike(name)}]
+            if len(again) > 1 and len(again) > len(child.folders) / 2:
+                raise self.refusal(
+                    f"`{child.path}` holds folders named like those beside it ({self.names(again)}): a copy of the set, or another part of it. "
+                    "Remove or merge it, or, if it is a class: -S data.layout=classes"
+                )
 
     def divided(self, child: _Node) -> bool:
         """Check whether a class folder holds nothing but splits."""

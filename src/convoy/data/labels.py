@@ -22,6 +22,9 @@ from convoy.images.delivery import Place
 
 EXAMPLES = 5
 
+UNREAD = frozenset({"mat", "xls", "xlsx", "ods", "h5", "hdf5", "pkl", "pickle", "sqlite", "db"})
+"""Endings of files that may hold labels."""
+
 PATTERNS = (
     r"^(?P<label>[A-Za-z]+)\.\d",
     r"^(?P<label>[A-Za-z]+)\d+\.",
@@ -59,15 +62,14 @@ def by_lists(path: Path, images: Sequence[str], lists: Lists, folders: Folders) 
     if not labelled:
         raise nothing_states_classes(path, images, folders, lists.problems)
     own_splits = any(lists.rows[name].split for name in labelled)
-    rows = dict(lists.rows)
-    for name, place in lists.rows.items():
-        split = folders.place(name).split
-        if split and place.split and split != place.split:
-            raise DataError(
-                f"{path}: {name} lies in the {split} split's folder, but {listed(lists.read, 2)} states {place.split}. Correct one of "
-                "them, or state that the folders are no splits: -S data.layout=classes"
-            )
-        rows[name] = replace(place, split=place.split or split)
+    rows = _with_folders(path, lists, folders)
+    if own_splits:
+        for name, place in rows.items():
+            if place.label and not place.split:
+                rows[name] = replace(
+                    place, label=None, reason="has no split, unlike other images of the lists"
+                )
+        labelled = [name for name in labelled if rows[name].label]
     delivered = _splits({rows[name].split for name in labelled})
     if delivered and "train" not in delivered:
         raise DataError(
@@ -82,8 +84,30 @@ def by_lists(path: Path, images: Sequence[str], lists: Lists, folders: Folders) 
         final = replace(place, label=used[place.label]) if place.label else place
         rows[name] = known.setdefault(final, final)
     bare = frozenset() if own_splits else frozenset({*folders.delivered} - {*delivered})
-    notes = (*lists.notes, *names.notes_on(used))
+    notes = (*lists.notes, *unused(lists.rejected), *names.notes_on(used))
     return Listed(rows, folders, delivered, bare, frozenset(lists.unlabelled), tuple(lists.read), notes)
+
+
+def _with_folders(path: Path, lists: Lists, folders: Folders) -> dict[str, Place]:
+    """Add the splits that folders state to the rows of lists.
+
+    Raises:
+        DataError: they state different splits.
+    """
+    rows: dict[str, Place] = {}
+    for name, place in lists.rows.items():
+        split = folders.place(name).split
+        if not place.label and not place.reason:
+            if name in lists.unlabelled:
+                continue
+            place = replace(place, reason=f"has no label in {listed(lists.columns, 2)}")  # noqa: PLW2901 (the same row)
+        if split and place.split and split != place.split:
+            raise DataError(
+                f"{path}: {name} lies in the {split} split's folder, but {listed(lists.read, 2)} states {place.split}. Correct one of "
+                "them, or state that the folders are no splits: -S data.layout=classes"
+            )
+        rows[name] = replace(place, split=place.split or split)
+    return rows
 
 
 def beside(path: Path, images: Sequence[str], lists: Lists, folders: Folders) -> "Folders | Listed":
@@ -96,7 +120,7 @@ def beside(path: Path, images: Sequence[str], lists: Lists, folders: Folders) ->
         DataError: folders and list state different classes.
     """
     placed = {name: folders.place(name) for name in lists.rows}
-    pairs = Counter(
+    pairs: Counter[tuple[str, str]] = Counter(
         (placed[name].label or "", row.label)
         for name, row in lists.rows.items()
         if placed[name].label and row.label
@@ -114,19 +138,32 @@ def beside(path: Path, images: Sequence[str], lists: Lists, folders: Folders) ->
         not folders.delivered
         and sum(row.split is not None for name, row in lists.rows.items() if placed[name].label) > inside / 2
     )
+    # Lists may write the number of a class, where folders have its name.
+    meant = {label: label for label in classes}
+    if _agree(pairs):
+        meant |= {label: folder for (folder, label), _ in reversed(pairs.most_common())}
     rows: dict[str, Place] = {}
+    foreign: dict[str, str] = {}
     for name, row in lists.rows.items():
         base = placed[name]
         if base.label and divides:
             rows[name] = replace(base, split=row.split, group=row.group, reason=row.reason)
         elif base.label and row.group:
             rows[name] = replace(base, group=row.group)
-        elif base.passed_over and row.label in classes:
-            rows[name] = replace(row, split=row.split or _named_split(folders, name))
-    if not rows:
-        return folders
-    delivered = _splits({place.split for place in rows.values()} | {*folders.delivered})
+        elif base.passed_over and row.label in meant:
+            rows[name] = replace(row, label=meant[row.label], split=row.split or _named_split(folders, name))
+        elif base.passed_over and row.label:
+            foreign[name] = row.label
     notes = (*lists.notes, *folders.notes)
+    if foreign:
+        text = (
+            f"{listed(lists.read, 3)}: {len(foreign):,} images outside the class folders, such as {next(iter(foreign))}, have classes that no "
+            f"folder has ({_some({*foreign.values()})}), and are passed over. Write the names of the folders in the list."
+        )
+        notes += (Finding("list", len(foreign), None, "report", text, tuple(foreign)),)
+    if not rows:
+        return replace(folders, notes=(*folders.notes, *notes[len(lists.notes) + len(folders.notes) :]))
+    delivered = _splits({place.split for place in rows.values()} | {*folders.delivered})
     return Listed(rows, folders, delivered, frozenset(), frozenset(), tuple(lists.read), notes, divides)
 
 
@@ -172,12 +209,14 @@ class Named:
 
     Attributes:
         pattern: searched in the name of the file.
+        rows: splits and groups that lists state.
         used: label as written to the class.
         bare: split folders in which no name matches.
     """
 
     pattern: re.Pattern[str]
     folders: Folders
+    rows: Mapping[str, Place]
     used: Mapping[str, str]
     delivered: tuple[Split, ...]
     bare: frozenset[Split]
@@ -186,19 +225,30 @@ class Named:
 
     def place(self, name: str) -> Place:
         """Return the class that a delivered path's last part names."""
-        base = self.folders.place(name)
-        if base.passed_over:
+        base = _with_row(self.folders.place(name), self.rows.get(name))
+        if base.passed_over or base.reason:
             return base
         match = self.pattern.search(posixpath.basename(name))
         if match and match["label"]:
-            return Place(base.split, self.used.get(match["label"], match["label"]))
+            if self.rows and self.delivered and not base.split:
+                return Place(reason="is in no list of a split")
+            return Place(base.split, self.used.get(match["label"], match["label"]), base.group)
         if base.split in self.bare:
             return UNLABELLED
         return Place(base.split, reason="has a name that data.label does not match")
 
 
-def by_pattern(path: Path, images: Sequence[str], pattern: re.Pattern[str], folders: Folders) -> Named:
-    """Return the layout in which file names state the classes.
+def _with_row(base: Place, row: Place | None) -> Place:
+    """Add the split and the group that a list states."""
+    if row is None or base.passed_over:
+        return base
+    return replace(base, split=row.split or base.split, group=row.group or base.group, reason=row.reason)
+
+
+def by_pattern(
+    path: Path, images: Sequence[str], pattern: re.Pattern[str], folders: Folders, lists: Lists
+) -> Named:
+    """Return the layout in which file names state the classes, and folders or lists the splits.
 
     Raises:
         DataError: the pattern matches no image of the train split.
@@ -206,7 +256,7 @@ def by_pattern(path: Path, images: Sequence[str], pattern: re.Pattern[str], fold
     found: defaultdict[Split | None, Counter[str]] = defaultdict(Counter)
     unmatched: list[str] = []
     for name in images:
-        base = folders.place(name)
+        base = _with_row(folders.place(name), lists.rows.get(name))
         if base.passed_over:
             continue
         match = pattern.search(posixpath.basename(name))
@@ -226,7 +276,49 @@ def by_pattern(path: Path, images: Sequence[str], pattern: re.Pattern[str], fold
         )
     used = names.merged([sorted(found[split]) for split in (*SPLITS, None) if split in found])
     bare = frozenset(set(folders.delivered) - set(delivered))
-    return Named(pattern, folders, used, delivered, bare, tuple(names.notes_on(used)))
+    notes = (*lists.notes, *unused(lists.rejected), *names.notes_on(used))
+    return Named(pattern, folders, lists.rows, used, delivered, bare, notes)
+
+
+def unused(rejected: Iterable[str]) -> list[Finding]:
+    """Point out lists that were meant and are not used."""
+    return [Finding("list", 1, None, "report", f"{text} It is not used.") for text in rejected]
+
+
+def _in_unread_format(delivered: Iterable[str]) -> list[str]:
+    return [name for name in delivered if name.rpartition(".")[2].lower() in UNREAD]
+
+
+def unread_lists(delivered: Iterable[str]) -> list[Finding]:
+    """Point out lists of splits in formats that are not read, beside class folders: Stanford Dogs' `test_list.mat`."""
+    files = [posixpath.basename(name).lower() for name in _in_unread_format(delivered)]
+    found = [name for name in files if names.split_word(name) or "list" in name or "split" in name]
+    if not found:
+        return []
+    text = f"{listed(found, 3)}: if they state splits, they are not used. Save them as a list of the columns path and split, such as splits.csv."
+    return [Finding("list", len(found), None, "report", text, tuple(found))]
+
+
+def unread(delivered: Iterable[str], images: Sequence[str]) -> list[str]:
+    """Describe files that may state classes in formats that are not read, and annotations of objects."""
+    texts = []
+    if found := _in_unread_format(delivered):
+        texts.append(
+            f"{listed(found, 3)}: files of MATLAB, Excel and the like are not read. Save labels as labels.csv with the columns path and "
+            "label (and split); save arrays of images as x_train.npy and y_train.npy."
+        )
+    stems = {
+        name.rpartition("/")[2].rpartition(".")[0]: name
+        for name in delivered
+        if name.rpartition(".")[2].lower() in ("txt", "xml")
+    }
+    boxes = [own for name in images if (own := stems.get(name.rpartition("/")[2].rpartition(".")[0]))]
+    if stems and len(boxes) > len(images) / 2:
+        texts.append(
+            f"{len(boxes):,} images have a file of their name, such as {boxes[0]}, as annotations of objects have (YOLO, Pascal VOC). They are "
+            "not read, since this is a classifier of one class per image: crop the objects, or sort the images into class folders."
+        )
+    return texts
 
 
 def nothing_states_classes(

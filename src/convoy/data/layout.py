@@ -13,7 +13,7 @@ from convoy.data import labels, names
 from convoy.data.folders import ANNOTATION, Folders, read_folders, splits_only
 from convoy.data.lists import Lists, read_lists
 from convoy.data.records import Finding
-from convoy.data.settings import Arrangement
+from convoy.data.settings import Arrangement, ColumnParams
 from convoy.images import litter
 from convoy.images.delivery import EXPECTED, Delivery, Place
 from convoy.images.formats import starts_as_image
@@ -86,7 +86,11 @@ class Grouped:
 
 
 def recognise(
-    delivery: Delivery, arrangement: Arrangement = "auto", label: str = "auto", group: str = "none"
+    delivery: Delivery,
+    arrangement: Arrangement = "auto",
+    label: str = "auto",
+    group: str = "none",
+    columns: ColumnParams | None = None,
 ) -> Layout:
     """Find where a delivery states splits and classes: in its folders, lists of files, file names or its own containers.
 
@@ -96,11 +100,14 @@ def recognise(
         label: `folder`, `csv` (any list of files), a pattern of file names with the group `label`, or `auto`: folders if
             they are classes, else a list.
         group: a pattern of paths with the group `group`, or `none`.
+        columns: what the columns of lists are.
 
     Raises:
         DataError: nothing states the classes, or two readings are possible; names both, and the param that settles it.
     """
-    layout = _recognise(delivery, arrangement, label)
+    if label == "auto" and columns and columns.label != "auto":
+        label = "csv"
+    layout = _recognise(delivery, arrangement, label, columns)
     return layout if group == "none" else _grouped(delivery, layout, re.compile(group))
 
 
@@ -124,7 +131,9 @@ def _grouped(delivery: Delivery, layout: Layout, pattern: re.Pattern[str]) -> Gr
     return replace(found, notes=(*layout.notes, *notes))
 
 
-def _recognise(delivery: Delivery, arrangement: Arrangement, label: str) -> Layout:
+def _recognise(
+    delivery: Delivery, arrangement: Arrangement, label: str, columns: ColumnParams | None
+) -> Layout:
     if delivery.places is not None:
         params = [
             f"data.{key} ({value})"
@@ -141,25 +150,26 @@ def _recognise(delivery: Delivery, arrangement: Arrangement, label: str) -> Layo
     delivered = delivery.names()
     images = [name for name in delivered if names.may_be_image(name)]
     if not images or not _looks_like_images(delivery, images):
-        raise DataError(f"{delivery.path} contains no images. {delivery.holds()} {EXPECTED}")
+        hints = "".join(f" {text}" for text in labels.unread(delivered, images))
+        raise DataError(f"{delivery.path} contains no images. {delivery.holds()}{hints} {EXPECTED}")
     if label == "folder":
         stated_by_folders = read_folders(delivery.path, images, arrangement)
         if not stated_by_folders.classes:
             raise labels.nothing_states_classes(delivery.path, images, stated_by_folders, [])
         return stated_by_folders
-    if label not in ("auto", "csv"):
-        return labels.by_pattern(
-            delivery.path, images, re.compile(label), splits_only(delivery.path, images, arrangement)
-        )
     base = splits_only(delivery.path, images, arrangement)
     pictures = images
     if ANNOTATION in base.places.values():
         pictures = [name for name in images if base.place(name) != ANNOTATION]
-    lists = read_lists(delivery, delivered, pictures)
+    by_list = label in ("auto", "csv")
+    lists = read_lists(delivery, delivered, pictures, columns, labels=by_list)
+    lists.problems += labels.unread(delivered, pictures)
+    if not by_list:
+        return labels.by_pattern(delivery.path, pictures, re.compile(label), base, lists)
     if label == "auto" and (found := _class_folders(delivery.path, images, arrangement, lists)):
-        unused = (Finding("list", 1, None, "report", f"{text} It is not used.") for text in lists.rejected)
         layout = labels.beside(delivery.path, pictures, lists, found) if lists.rows else found
-        return replace(layout, notes=(*layout.notes, *unused))
+        notes = (*layout.notes, *labels.unused(lists.rejected), *labels.unread_lists(delivered))
+        return replace(layout, notes=notes)
     stated = labels.by_lists(delivery.path, pictures, lists, base)
     delivery.notes.append(f"Classes are read from {listed(lists.columns, 3)}")
     return stated
@@ -191,6 +201,6 @@ def _class_folders(
     if len(found.classes) == 1:
         if listed_all:
             return None
-        if lists.problems or labels.propose([name.rpartition("/")[2] for name in images]):
+        if lists.problems or lists.rows or labels.propose([name.rpartition("/")[2] for name in images]):
             raise labels.nothing_states_classes(path, images, found, lists.problems)
     return found if found.classes else None

@@ -5,7 +5,8 @@ import csv
 import io
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -17,8 +18,15 @@ MAX_JSON_BYTES = 2**26
 EXAMPLES = 5
 
 
-def rows_of(name: str, content: bytes) -> tuple[Callable[[], Iterator[list[str]]], str]:
-    """Return what opens the rows of a list anew, and the code page that it was read in if that was guessed."""
+Rows = Callable[[], Iterator[list[str]]]
+"""Opens the rows of a list anew."""
+
+
+def rows_of(name: str, content: bytes) -> tuple[list[Rows], str]:
+    """Return the rows of a list, and the code page that it was read in if that was guessed.
+
+    Lines of text may be read in several ways: paths and labels may contain spaces.
+    """
     suffix = name.rpartition(".")[2].lower()
     encoding, legacy = _encoding(name, content)
 
@@ -26,15 +34,38 @@ def rows_of(name: str, content: bytes) -> tuple[Callable[[], Iterator[list[str]]
         return io.TextIOWrapper(io.BytesIO(content), encoding, newline="")
 
     if suffix == "json":
-        return _json_rows(name, text()), legacy
+        return [_json_rows(name, text())], legacy
     if suffix in ("jsonl", "ndjson"):
-        return lambda: _object_rows(_json_lines(text())), legacy
+        return [lambda: _object_rows(_json_lines(text()))], legacy
     if suffix == "txt":
-        return lambda: (
-            _words_of(line) for line in text() if line.strip() and not line.startswith("#")
-        ), legacy
-    delimiter = "\t" if suffix == "tsv" else _delimiter([line for line in islice(text(), 20) if line.strip()])
-    return lambda: csv.reader(text(), delimiter=delimiter, skipinitialspace=True), legacy
+        return [partial(_lines, text, split) for split in (_path_and_word, str.split, _word_and_rest)], legacy
+    delimiter = (
+        "\t"
+        if suffix in ("tsv", "tab")
+        else _delimiter([line for line in islice(text(), 20) if line.strip()])
+    )
+    return [lambda: csv.reader(text(), delimiter=delimiter, skipinitialspace=True)], legacy
+
+
+def _lines(text: Callable[[], io.TextIOWrapper], split: Callable[[str], list[str]]) -> Iterator[list[str]]:
+    """Split the lines of a text list: by tabs, commas or semicolons where they occur, else by `split`."""
+    for number, line in enumerate(text()):
+        line = line.strip()  # noqa: PLW2901 (the same line)
+        if not line or line.startswith("#") or (not number and line.isdigit()):  # CelebA begins with a count
+            continue
+        mark = next((mark for mark in "\t,;" if mark in line), None)
+        yield [cell.strip() for cell in line.split(mark)] if mark else split(line)
+
+
+def _path_and_word(line: str) -> list[str]:
+    """Split `my photos/1.jpg cat`."""
+    path, space, last = line.rpartition(" ")
+    return [path.strip(), last] if space else [line]
+
+
+def _word_and_rest(line: str) -> list[str]:
+    """Split `0034309 Boeing 707`."""
+    return line.split(maxsplit=1)
 
 
 def _encoding(name: str, content: bytes) -> tuple[str, str]:
@@ -64,14 +95,38 @@ def _delimiter(lines: Sequence[str]) -> str:
     return max(marks, key=lines[0].count) if marks else ","
 
 
-def _words_of(line: str) -> list[str]:
-    """Split a line of a text list: `cat/1.jpg 3`, or with commas or tabs; a path may contain spaces."""
-    line = line.strip()
-    for mark in ("\t", ",", ";"):
-        if mark in line:
-            return [cell.strip() for cell in line.split(mark)]
-    path, space, last = line.rpartition(" ")
-    return [path.strip(), last] if space else [line]
+NUMBERED = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
+"""Lists that belong together by the number at the start of each line, as in CUB-200-2011 and NABirds."""
+
+
+def numbered_lists(name: str, delivered: Collection[str]) -> list[str]:
+    """List what belongs together with a list of classes or splits of numbered images; empty unless it is the first."""
+    folder = name.rpartition("/")[0]
+    parts = [f"{folder}/{part}" if folder else part for part in NUMBERED]
+    others = [part for part in parts[1:3] if part in delivered]
+    return parts if others[:1] == [name] else []
+
+
+def numbered_rows(contents: Mapping[str, bytes]) -> tuple[list[Rows], str]:
+    """Join `images.txt` (number and path), `image_class_labels.txt`, `train_test_split.txt` (1: train) and `classes.txt`."""
+    images, labels, splits, classes = (
+        {line[0]: line[1] for line in _numbered(contents, own) if len(line) == 2} for own in NUMBERED
+    )
+    header = ["path", *["label"] * bool(labels), *["split"] * bool(splits)]
+    rows = [header]
+    for number, path in images.items():
+        label = labels.get(number, "")
+        split = {"1": "train", "0": "test"}.get(splits.get(number, ""), "")
+        rows.append([path, *[classes.get(label, label)] * bool(labels), *[split] * bool(splits)])
+    return [lambda: iter(rows)], ""
+
+
+def _numbered(contents: Mapping[str, bytes], own: str) -> Iterator[list[str]]:
+    for name, content in contents.items():
+        if name.rpartition("/")[2] == own:
+            encoding, _ = _encoding(name, content)
+            for line in io.TextIOWrapper(io.BytesIO(content), encoding):
+                yield line.strip().split(maxsplit=1)
 
 
 def _json_lines(lines: Iterable[str]) -> Iterator[Any]:
@@ -100,7 +155,7 @@ def _text(value: object) -> str:
 
 
 def _json_rows(name: str, text: io.TextIOWrapper) -> Callable[[], Iterator[list[str]]]:
-    """Read COCO's `annotations.json`, a list of objects, or an object of paths and labels."""
+    """Read COCO's `annotations.json`, a list of objects, or an object of paths with labels or of labels with paths."""
     try:
         content = json.load(text)
     except (ValueError, RecursionError) as error:
@@ -116,7 +171,16 @@ def _json_rows(name: str, text: io.TextIOWrapper) -> Callable[[], Iterator[list[
         and all(isinstance(value, str | int) for value in content.values())
     ):
         return lambda: iter([["path", "label"], *([path, str(label)] for path, label in content.items())])
+    if isinstance(content, dict) and content and all(map(_are_paths, content.values())):
+        # A list of paths per class, as in Food-101's `train.json`.
+        return lambda: iter(
+            [["path", "label"], *([path, str(label)] for label, paths in content.items() for path in paths)]
+        )
     return lambda: iter(())
+
+
+def _are_paths(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(path, str) for path in value)
 
 
 def _coco_rows(name: str, content: Mapping[str, Any]) -> list[list[str]]:

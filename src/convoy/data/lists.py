@@ -8,15 +8,19 @@ import posixpath
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 
-from convoy.core.dataset import Split
+from convoy.core.dataset import SPLITS, Split
 from convoy.core.errors import DataError, listed
 from convoy.data import names
-from convoy.data.list_formats import MAX_JSON_BYTES, rows_of, short
+from convoy.data.list_columns import SPLIT_CODES, SPLIT_FLAGS, SPLIT_LISTS, Columns, find_columns
+from convoy.data.list_formats import MAX_JSON_BYTES, Rows, numbered_lists, numbered_rows, rows_of, short
+from convoy.data.list_paths import Index
 from convoy.data.records import Finding
+from convoy.data.settings import ColumnParams
 from convoy.images.delivery import Delivery, Place
 
 MAX_LISTS = 64
@@ -36,33 +40,20 @@ SAMPLE_ROWS = 200
 
 EXAMPLES = 5
 
+MOST_CONTRADICTIONS = 0.05
+"""Largest share of images that lists may contradict each other about; such images are quarantined by name."""
+
+BOXES = re.compile(r"(?:[^\s\d]\S*(?: \d+){4} ?)+")
+DIGITS = tuple("0123456789")
+ONE_CLASS = (
+    "and this is a classifier of one class per image. Choose one label per image, or deliver class folders."
+)
+
 MISSING = "name files that are not delivered"
 JOINED = "have a label whose words are labels themselves, as if an image had several"
 AMBIGUOUS = "fit several delivered files, and are not used"
 
-PATH_COLUMNS = names.ordered(
-    "path filepath filepaths file_path image_path img_path file_name filename filenames file image_name img_name image img images "
-    "image_index image_id imageid img_id id_code name fname id"
-)
-LABEL_COLUMNS = names.ordered(
-    "label labels class class_name classname class_label label_name classes category category_name target target_name breed species "
-    "variety diagnosis dx y tags class_id label_id category_id"
-)
-SPLIT_COLUMNS = frozenset(names.ordered("split data_set dataset subset set partition part usage phase"))
-SPLIT_FLAGS: Mapping[str, tuple[Split, Split]] = {
-    **dict.fromkeys(("is_valid", "is_val", "is_validation"), ("val", "train")),
-    **dict.fromkeys(("is_test", "is_testing"), ("test", "train")),
-    **dict.fromkeys(("is_train", "is_training"), ("train", "test")),
-}
-"""Columns of yes and no that state the split, with that of each answer."""
-
 TRUE, FALSE = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no")
-
-GROUP_COLUMNS = frozenset(
-    names.ordered(
-        "group group_id patient patient_id patientid subject subject_id lesion_id video_id sequence_id scene_id"
-    )
-)
 
 
 @dataclass
@@ -117,79 +108,161 @@ class Lists:
     sure: bool = False
 
 
-def read_lists(delivery: Delivery, delivered: Sequence[str], images: Sequence[str]) -> Lists:
-    """Read the lists of a delivery that name its images; others are left alone."""
+def read_lists(
+    delivery: Delivery,
+    delivered: Sequence[str],
+    images: Sequence[str],
+    params: ColumnParams | None = None,
+    *,
+    labels: bool = True,
+) -> Lists:
+    """Read the lists of a delivery that name its images; others are left alone.
+
+    Args:
+        delivery: the delivery.
+        delivered: its paths.
+        images: those that may be images of classes.
+        params: columns that are stated.
+        labels: whether classes are read too, beside splits and groups.
+
+    Raises:
+        DataError: no list has a column that is stated.
+    """
     lists = Lists()
     candidates = sorted(
         filter(_may_be_list, delivered), key=lambda name: (name.count("/"), names.natural(name))
     )
-    if not candidates or not images:
-        return lists
-    tables = list(_tables(delivery, candidates[:MAX_LISTS], _Index(images), lists))
-    chosen = [table for table in tables if table.has_labels]
-    of_splits = {table.split_of_list for table in chosen or tables} - {None}
+    tables = (
+        list(_tables(delivery, candidates[:MAX_LISTS], Index(images), lists, params))
+        if candidates and images
+        else []
+    )
+    _check_stated(delivery, tables, params)
+    for table in tables if not labels else ():
+        table.columns.label, table.columns.one_hot = None, []
+    for table in tables:
+        if labels and not table.columns.has_labels:
+            lists.unlabelled.update(table.images())
+            lists.problems += [table.columns.unclear(table.name)] if table.columns.others else []
+    of_splits = {table.split_of_list for table in tables} - {None}
     by_name = "train" in of_splits and len(of_splits) > 1
-    chosen = chosen or [
-        table for table in tables if by_name or table.split is not None or table.group is not None
+    labelled = [table for table in tables if table.columns.has_labels]
+    others = [
+        table
+        for table in tables
+        if not table.columns.has_labels
+        and (table.columns.has_splits or table.columns.group is not None or (by_name and table.split_of_list))
     ]
-    for table in chosen:
-        try:
-            rows, findings = table.read(use_split=by_name)
-        except DataError as error:
-            lists.problems.append(str(error))
-            lists.rejected += [str(error)] if table.sure else []
-            continue
-        for path, place in rows.items():
-            lists.rows[path] = _both(lists.rows.get(path), place)
-        lists.read.append(table.name)
-        lists.columns += [table.source] if table.has_labels else []
-        lists.sure |= table.sure
-        lists.notes.extend(findings)
-    lists.unlabelled -= lists.rows.keys()
+    for chosen in (labelled, others):
+        _join(lists, chosen, use_split=by_name)
+    lists.unlabelled -= {name for name, place in lists.rows.items() if place.label or place.reason}
     return lists
 
 
-def _tables(
-    delivery: Delivery, candidates: Sequence[str], index: "_Index", lists: Lists
-) -> Iterator["_Table"]:
-    for name, content in _contents(delivery, candidates, lists.problems):
+def _join(lists: Lists, tables: Sequence["_Table"], *, use_split: bool) -> None:
+    """Add what tables state, unless they contradict each other for more than a few images."""
+    rows: dict[str, Place] = {}
+    read: list[_Table] = []
+    contradictions: list[str] = []
+    for table in tables:
         try:
-            table = _Table.open(name, content, index)
-            if table is None:
-                continue
-            if not table.has_labels:
-                lists.unlabelled.update(table.images())
-                if table.others:
-                    lists.problems.append(table.unclear())
-            yield table
+            own, findings = table.read(use_split=use_split)
+        except DataError as error:
+            lists.problems.append(str(error))
+            lists.rejected += [str(error)] if table.columns.sure else []
+            continue
+        for path, place in own.items():
+            before = rows.get(path)
+            rows[path] = _both(before, place) if before else place
+            if before and not before.reason and not place.reason and rows[path].reason:
+                contradictions.append(path)
+        read.append(table)
+        lists.notes.extend(findings)
+    if len(contradictions) > MOST_CONTRADICTIONS * len(rows):
+        example = contradictions[0]
+        lists.rejected.append(
+            f"{listed([table.name for table in read], EXAMPLES)} contradict each other about {len(contradictions):,} of {len(rows):,} "
+            f"images: {example} {rows[example].reason}. Remove all but the lists that are meant, such as those of one fold."
+        )
+        lists.problems.append(lists.rejected[-1])
+        return
+    for path, place in rows.items():
+        before = lists.rows.get(path)
+        lists.rows[path] = _both(before, place) if before else place
+    lists.read += [table.name for table in read]
+    lists.columns += [table.source for table in read if table.columns.has_labels]
+    lists.sure |= any(table.columns.sure for table in read)
+
+
+def _check_stated(delivery: Delivery, tables: Sequence["_Table"], params: ColumnParams | None) -> None:
+    """Refuse a column that is stated and that no list has."""
+    for key, column in params or ():
+        if column not in ("auto", "none") and not any(key in table.columns.stated for table in tables):
+            shown = [
+                f"{table.name} ({listed([f'`{title}`' for title in table.columns.header if title], 10) or 'without titles'})"
+                for table in tables
+            ]
+            raise DataError(
+                f"{delivery.path}: no list has the column `{column}` (data.columns.{key}). Lists that name images: "
+                f"{listed(shown, EXAMPLES) or 'none'}."
+            )
+
+
+def _tables(
+    delivery: Delivery, candidates: Sequence[str], index: Index, lists: Lists, params: ColumnParams | None
+) -> Iterator["_Table"]:
+    numbered = [parts for name in candidates if (parts := numbered_lists(name, candidates))]
+    apart = {part for parts in numbered for part in parts}
+    opened = chain(
+        (
+            (name, partial(rows_of, name, content))
+            for name, content in _contents(
+                delivery, [name for name in candidates if name not in apart], lists.problems
+            )
+        ),
+        (
+            (parts[0], partial(numbered_rows, dict(_contents(delivery, parts, lists.problems))))
+            for parts in numbered
+        ),
+    )
+    for name, rows in opened:
+        try:
+            if table := _Table.open(name, *rows(), index, params):
+                yield table
         except DataError as error:
             lists.problems.append(str(error))
 
 
-def _both(before: Place | None, place: Place) -> Place:
+def _both(before: Place, place: Place) -> Place:
     """Join what two lists state about an image."""
-    if before is None:
-        return place
     if before.label and place.label and before.label != place.label:
         return Place(reason=f"has two labels in the lists: {short(before.label)}, {short(place.label)}")
-    if before.split != place.split and place.label == before.label:
+    if before.split and place.split and before.split != place.split:
         return Place(reason=f"is in the lists of two splits: {before.split}, {place.split}")
-    return place if place.label else before
+    reason = before.reason or place.reason
+    label = None if reason else before.label or place.label
+    return Place(before.split or place.split, label, before.group or place.group, reason=reason)
 
 
 def _may_be_list(name: str) -> bool:
     base = posixpath.basename(name).lower()
+    if "." not in base:
+        return "metadata" in base or "labels" in base
     stem, _, suffix = base.rpartition(".")
     if "submission" in base or "submit" in base:
         return False
     if suffix == "txt":
         own = names.split_word(stem)
-        return bool(own) or any(word in stem for word in ("label", "list", "annotation"))
+        return bool(own) or any(
+            word in stem for word in ("label", "list", "annotation", "split", "partition")
+        )
     if suffix == "json":
-        return any(
+        if "map" in names.words(stem) or "." in stem.replace(".coco", ""):
+            return False
+        return bool(names.split_word(stem)) or any(
             word in stem for word in ("annotation", "coco", "instances", "label", "metadata")
-        ) and "." not in stem.replace(".coco", "")
-    return suffix in ("csv", "tsv", "jsonl", "ndjson")
+        )
+    return suffix in ("csv", "tsv", "tab", "jsonl", "ndjson")
 
 
 def _contents(
@@ -207,210 +280,67 @@ def _contents(
         yield name, content
 
 
-class _Index:
-    """Find delivered images by what a list writes for them."""
-
-    def __init__(self, images: Sequence[str]) -> None:
-        self.exact = frozenset(images)
-        self.by_stem: dict[str, list[str] | str] = {}
-        for name in images:
-            key = self.key(posixpath.basename(name))
-            before = self.by_stem.get(key)
-            if before is None:
-                self.by_stem[key] = name
-            elif isinstance(before, str):
-                self.by_stem[key] = [before, name]
-            else:
-                before.append(name)
-
-    @staticmethod
-    def key(base: str) -> str:
-        stem, dot, suffix = base.rpartition(".")
-        plain = stem if dot and suffix.lower() in names.IMAGES else base
-        return unicodedata.normalize("NFC", plain).casefold()
-
-    def find(self, written: str, folder: str, split: Split | None) -> str | None:
-        """Return the one delivered path that is meant, without or with suffix, folders or case; None for none.
-
-        Raises:
-            LookupError: several fit.
-        """
-        text = written.replace("\\", "/")
-        for start in (folder, ""):
-            path = f"{start}/{text.lstrip('/')}" if start else text.lstrip("/")
-            path = posixpath.normpath(path) if "./" in path or "//" in path else path
-            if path in self.exact:
-                return path
-        base = posixpath.basename(text)
-        found = self.by_stem.get(self.key(base)) if base else None
-        if found is None:
-            return None
-        every = [found] if isinstance(found, str) else found
-        has_suffix = base.rpartition(".")[2].lower() in names.IMAGES
-        fits = [name for name in every if not has_suffix or _same(posixpath.basename(name), base)]
-        parts = [part for part in text.split("/")[:-1] if part not in ("", ".", "..")]
-        if parts and not text.startswith("/") and ":" not in parts[0] and ".." not in text.split("/"):
-            # A relative path names its folders: another folder's file of the same name is not meant.
-            fits = [name for name in fits if _ends_with(name, parts)]
-        for narrower in (
-            lambda name: _ends_with(name, parts),
-            lambda name: _ends_with(name, parts[-1:]),
-            lambda name: posixpath.dirname(name) == folder,
-            lambda name: bool(folder) and name.startswith(f"{folder}/"),
-            lambda name: bool(split) and any(names.split_of(part) == split for part in name.split("/")[:-1]),
-        ):
-            if len(fits) > 1:
-                fits = [name for name in fits if narrower(name)] or fits
-        if len(fits) > 1:
-            raise LookupError(written)
-        return fits[0] if fits else None
-
-
-def _same(one: str, other: str) -> bool:
-    return unicodedata.normalize("NFC", one).casefold() == unicodedata.normalize("NFC", other).casefold()
-
-
-def _ends_with(name: str, parts: Sequence[str]) -> bool:
-    own = name.split("/")[:-1]
-    return not parts or [part.casefold() for part in own[-len(parts) :]] == [
-        part.casefold() for part in parts
-    ]
-
-
 @dataclass
 class _Table:
     """Hold one list and the meaning of its columns.
 
     Attributes:
         rows: opens the rows anew, each a list of cells.
-        path: index of the column with the images.
-        label: index of the column with the classes.
-        flag: index of a column of `SPLIT_FLAGS`.
-        one_hot: columns of 0 and 1, each a class; empty without any.
-        others: further columns, if none of them is clearly the class.
+        columns: what its columns are.
         split_of_list: the split that the list's name states.
+        legacy: the code page that it was read in, if that was guessed.
     """
 
     name: str
-    rows: Callable[[], Iterator[list[str]]]
-    index: _Index
-    header: list[str]
-    path: int
-    label: int | None = None
-    split: int | None = None
-    flag: int | None = None
-    group: int | None = None
-    one_hot: list[int] = field(default_factory=list)
-    others: list[int] = field(default_factory=list)
+    rows: Rows
+    index: Index
+    columns: Columns
     split_of_list: Split | None = None
     legacy: str = ""
-    sure: bool = False
 
     @classmethod
-    def open(cls, name: str, content: bytes, index: _Index) -> "_Table | None":
-        """Find the columns of a list by its header and content; None if it names no delivered image.
+    def open(
+        cls, name: str, readings: Sequence[Rows], legacy: str, index: Index, params: ColumnParams | None
+    ) -> "_Table | None":
+        """Find the columns of a list; None if it names no delivered image.
 
         Raises:
             DataError: it is no text, or is broken.
         """
-        rows, legacy = rows_of(name, content)
+        table = cls(name, readings[0], index, Columns([], 0), _split_of_list(name), legacy)
         try:
-            sample = list(islice(rows(), SAMPLE_ROWS + 1))
+            samples = [list(islice(rows(), SAMPLE_ROWS + 1)) for rows in readings]
+            best = max(range(len(readings)), key=lambda n: table.hits(samples[n])) if len(readings) > 1 else 0
+            if not samples[best]:
+                return None
+            if (width := max(map(len, samples[best]))) > MAX_COLUMNS:
+                raise DataError(
+                    f"{name} is not read: a row has {width:,} columns, more than {MAX_COLUMNS:,}."
+                )
+            table.rows = readings[best]
+            columns = find_columns(name, samples[best], table.finds, table.rows, params)
         except (csv.Error, ValueError, RecursionError) as error:
             raise DataError(f"{name} cannot be read: {short(str(error), 200)}") from error
-        if not sample:
+        if columns is None:
             return None
-        width = max(map(len, sample))
-        if width > MAX_COLUMNS:
-            raise DataError(f"{name} is not read: a row has {width:,} columns, more than {MAX_COLUMNS:,}.")
-        table = cls(name, rows, index, [], 0, split_of_list=_split_of_list(name), legacy=legacy)
-        hits = [
-            sum(table.finds(row[column]) for row in sample if column < len(row)) for column in range(width)
-        ]
-        titles = ["_".join(names.words(cell)) for cell in sample[0]] + [""] * (width - len(sample[0]))
-        if not any(hits):
-            if len(sample) > 1 and {*titles} & {*PATH_COLUMNS} and {*titles} & {*LABEL_COLUMNS}:
-                raise DataError(
-                    f"{name} names no delivered image; its first row is {short(', '.join(sample[1]))}."
-                )
-            return None
-        enough = [column for column in range(width) if hits[column] >= 0.9 * max(hits)]
-        table.path = min(enough, key=lambda column: (_rank(titles[column], PATH_COLUMNS), column))
-        headless = (
-            table.path < len(sample[0])
-            and table.finds(sample[0][table.path])
-            and titles[table.path] not in PATH_COLUMNS
-        )
-        table.header = (
-            [] if headless else [cell.strip() for cell in sample[0]] + [""] * (width - len(sample[0]))
-        )
-        body = sample if headless else sample[1:]
-        rest = [column for column in range(width) if column != table.path]
-        values = {
-            column: {row[column].strip() for row in body if column < len(row)} - {""} for column in rest
-        }
-        table.split = next(
-            (
-                column
-                for column in rest
-                if values[column]
-                and (
-                    all(map(names.split_of, values[column]))
-                    if headless or titles[column] not in SPLIT_COLUMNS
-                    else any(map(names.split_of, values[column]))
-                )
-                and (headless or titles[column] in SPLIT_COLUMNS)
-            ),
-            None,
-        )
-        if table.split is None and not headless:
-            table.flag = next((column for column in rest if titles[column] in SPLIT_FLAGS), None)
-        rest = [column for column in rest if column not in (table.split, table.flag)]
-        if not headless:
-            table.group = next((column for column in rest if titles[column] in GROUP_COLUMNS), None)
-            rest = [column for column in rest if column != table.group]
-        rest = [column for column in rest if values[column] or titles[column] in LABEL_COLUMNS]
-        table.choose_label(rest, titles, values, headless=headless)
+        table.columns = columns
+        columns.sure |= columns.has_labels and not columns.header and table.split_of_list is not None
         return table
-
-    @property
-    def has_labels(self) -> bool:
-        """Check whether the list states classes."""
-        return self.label is not None or bool(self.one_hot)
 
     @property
     def source(self) -> str:
         """Name the list, and the column of its classes."""
-        if self.label is None or not (self.header and self.header[self.label]):
-            return self.name
-        return f"{self.name} (column `{short(self.header[self.label])}`)"
+        label = self.columns.label
+        return (
+            self.name
+            if label is None or not self.columns.header
+            else f"{self.name} (column `{self.columns.name(label)}`)"
+        )
 
-    def choose_label(
-        self, rest: list[int], titles: Sequence[str], values: Mapping[int, set[str]], *, headless: bool
-    ) -> None:
-        """Find the column of the classes: by its name, or because it is the only other; or a column for each class."""
-        titled = [
-            column for column in rest if not headless and titles[column] in LABEL_COLUMNS and values[column]
-        ]
-        binary = [
-            column
-            for column in rest
-            if values[column] and values[column] <= {"0", "1", "0.0", "1.0", "true", "false", "True", "False"}
-        ]
-        if titled:
-            self.sure = True
-            # Words before numbers: `labels` beside `class id`.
-            self.label = min(
-                titled, key=lambda c: (all(_number(v) for v in values[c]), _rank(titles[c], LABEL_COLUMNS), c)
-            )
-        elif len(rest) == 1 and (headless or values[rest[0]]):
-            self.label = rest[0]
-        elif headless and len(words := [c for c in rest if not all(map(_number, values[c]))]) == 1:
-            self.label = words[0]  # beside corners of a box, as in Tiny ImageNet
-        elif len(binary) > 1 and len(binary) == len(rest):
-            self.one_hot, self.sure = binary, True
-        else:
-            self.others = rest
+    def hits(self, sample: Sequence[Sequence[str]]) -> int:
+        """Count the rows whose first cell names a delivered image; none if they differ in length, as labels of several words do."""
+        found = [len(row) for row in sample if row and self.finds(row[0])]
+        return 0 if len({*found}) > 1 and max(found) > 2 else len(found)
 
     def finds(self, written: str) -> bool:
         try:
@@ -425,22 +355,15 @@ class _Table:
     def images(self) -> Iterator[str]:
         """Yield the delivered images that the list names."""
         for row in self.rows():
-            if self.path < len(row):
+            if self.columns.path < len(row):
                 try:
                     found = self.index.find(
-                        row[self.path].strip(), posixpath.dirname(self.name), self.split_of_list
+                        row[self.columns.path].strip(), posixpath.dirname(self.name), self.split_of_list
                     )
                 except LookupError:
                     continue
                 if found:
                     yield found
-
-    def unclear(self) -> str:
-        """Describe a list whose column with the classes is not clear."""
-        columns = listed(
-            [f"`{short(self.header[column])}`" for column in self.others if self.header], EXAMPLES
-        ) or len(self.others)
-        return f"{self.name} names images, but which column has the classes is unclear ({columns}): name it `label`."
 
     def read(self, *, use_split: bool) -> tuple[dict[str, Place], list[Finding]]:
         """Read all rows: delivered path to its place, and what is wrong with rows.
@@ -454,8 +377,9 @@ class _Table:
         several: dict[str, tuple[str, str]] = {}
         counts: Counter[str] = Counter()
         total = 0
+        codes: set[Split | None] = set()
         reader = self.rows()
-        if self.header:
+        if self.columns.header:
             next(reader, None)
         for cells in self.checked(reader):
             total += any(cells)
@@ -463,6 +387,7 @@ class _Table:
             if path is None:
                 continue
             place = self.place(cells, self.split_of_list if use_split else None)
+            codes.add(place.split)
             before = rows.get(path)
             if before is None:
                 counts.update([place.label] if place.label else [])
@@ -474,6 +399,11 @@ class _Table:
                 faults.add("repeat a file", path)
                 continue
             rows[path] = known.setdefault(place, place)
+        if self.columns.split is not None and self.columns.coded and not codes >= {*SPLITS}:
+            raise DataError(
+                f"{self.name}: the numbers in the column `{self.columns.name(self.columns.split)}` stand for train, val and test only if 0, 1 "
+                "and 2 all occur. Write the names instead, or pass the column over: -S data.columns.split=none"
+            )
         self.check(total, faults, counts, several, rows)
         if self.legacy:
             faults.add(f"may be garbled: the list is no UTF-8 and was read as {self.legacy}", self.name)
@@ -482,7 +412,7 @@ class _Table:
     def image(self, cells: Sequence[str], number: int, faults: Faults) -> str | None:
         """Find the delivered image of a row; None if there is none."""
         folder = posixpath.dirname(self.name)
-        written = cells[self.path].strip() if self.path < len(cells) else ""
+        written = cells[self.columns.path].strip() if self.columns.path < len(cells) else ""
         if not written:
             faults.add("name no file", f"row {number}")
             return None
@@ -505,20 +435,20 @@ class _Table:
     def place(self, cells: Sequence[str], split: Split | None) -> Place:
         """Return what a row states."""
         label, fault = self.label_of(cells)
-        if self.split is not None:
-            text = cells[self.split].strip() if self.split < len(cells) else ""
-            split = names.split_of(text)
+        if self.columns.split is not None:
+            text = cells[self.columns.split].strip() if self.columns.split < len(cells) else ""
+            split = SPLIT_CODES.get(text) if self.columns.coded else names.split_of(text)
             if split is None and not fault:
                 fault = f"has {f'the unknown split `{short(text)}`' if text else 'no split'} in {self.name}"
-        elif self.flag is not None:
-            text = cells[self.flag].strip().lower() if self.flag < len(cells) else ""
-            yes, no = SPLIT_FLAGS["_".join(names.words(self.header[self.flag]))]
+        elif self.columns.flag is not None:
+            text = cells[self.columns.flag].strip().lower() if self.columns.flag < len(cells) else ""
+            yes, no = SPLIT_FLAGS["_".join(names.words(self.columns.header[self.columns.flag]))]
             split = yes if text in TRUE else no
             if text not in (*TRUE, *FALSE) and not fault:
-                fault = f"has neither yes nor no (`{short(text)}`) in the column `{self.header[self.flag]}` of {self.name}"
+                fault = f"has neither yes nor no (`{short(text)}`) in the column `{self.columns.header[self.columns.flag]}` of {self.name}"
         group = ""
-        if self.group is not None and self.group < len(cells):
-            group = cells[self.group].strip()
+        if self.columns.group is not None and self.columns.group < len(cells):
+            group = cells[self.columns.group].strip()
         return Place(split, None if fault else label, group or None, reason=fault)
 
     def checked(self, reader: Iterator[list[str]]) -> Iterator[list[str]]:
@@ -534,22 +464,19 @@ class _Table:
 
     def label_of(self, cells: Sequence[str]) -> tuple[str | None, str]:
         """Return the class of a row, or why it has none; neither in a list without classes."""
-        if self.one_hot:
-            chosen = [
-                c for c in self.one_hot if c < len(cells) and cells[c].strip().lower() in ("1", "1.0", "true")
-            ]
+        columns = self.columns
+        if columns.one_hot:
+            chosen = [c for c in columns.one_hot if c < len(cells) and cells[c].strip().lower() in TRUE]
             if len(chosen) > 1:
-                both = ", ".join(self.header[column] for column in chosen[:EXAMPLES])
+                both = ", ".join(map(columns.name, chosen[:EXAMPLES]))
                 raise DataError(
-                    f"{self.name} has several labels per image ({short(cells[self.path])}: {both}), and this is a classifier of one "
-                    "class per image. Choose one label per image, or deliver class folders."
+                    f"{self.name} has several labels per image ({short(cells[columns.path])}: {both}), {ONE_CLASS}"
                 )
-            if not chosen:
-                return None, f"has no label in {self.name}"
-            return unicodedata.normalize("NFC", self.header[chosen[0]]) if self.header else str(chosen[0]), ""
-        if self.label is None:
+            return (columns.name(chosen[0]), "") if chosen else (None, f"has no label in {self.name}")
+        if columns.label is None:
             return None, ""
-        label = unicodedata.normalize("NFC", cells[self.label].strip()) if self.label < len(cells) else ""
+        label = cells[columns.label].strip() if columns.label < len(cells) else ""
+        label = unicodedata.normalize("NFC", _without_boxes(label))
         if not label:
             return None, f"has no label in {self.name}"
         if len(label) > MAX_LABEL or "\0" in label:
@@ -574,17 +501,16 @@ class _Table:
         if len(several) > 0.05 * len(rows):
             path, pair = next(iter(several.items()))
             raise DataError(
-                f"{self.name} has several labels for {len(several):,} of {len(rows):,} images ({path}: {', '.join(map(short, pair))}), and "
-                "this is a classifier of one class per image. Choose one label per image, or deliver class folders."
+                f"{self.name} has several labels for {len(several):,} of {len(rows):,} images ({path}: {', '.join(map(short, pair))}), "
+                f"{ONE_CLASS}"
             )
-        if self.label is None:
+        if self.columns.label is None:
             return
-        column = self.header[self.label] if self.header else str(self.label + 1)
+        column = self.columns.name(self.columns.label)
         if mark := _combined(counts, plural=column.lower().endswith("s")):
             example = next(label for label in counts if mark in label)
             raise DataError(
-                f"{self.name} has several labels per image in the column `{column}` (`{short(example)}`), and this is a classifier of "
-                "one class per image. Choose one label per image, or deliver class folders."
+                f"{self.name} has several labels per image in the column `{column}` (`{short(example)}`), {ONE_CLASS}"
             )
         for label, images in counts.items():
             if len(words := label.split()) > 1 and counts.keys() >= {*words}:
@@ -594,6 +520,12 @@ class _Table:
                 f"{self.name}: the column `{column}` holds no classes: {len(counts):,} different values for {len(rows):,} images "
                 f"({listed([short(label) for label in counts], 3)})."
             )
+
+
+def _without_boxes(label: str) -> str:
+    """Return the class of `n01440764 85 1 499 272`, as ImageNet's solutions have it; several are joined by `|`."""
+    found = BOXES.fullmatch(label) if label.endswith(DIGITS) else None
+    return "|".join(dict.fromkeys(label.split()[::5])) if found else label
 
 
 def _combined(counts: Mapping[str, int], *, plural: bool) -> str:
@@ -613,23 +545,9 @@ def _combined(counts: Mapping[str, int], *, plural: bool) -> str:
 
 
 def _split_of_list(name: str) -> Split | None:
-    """Return the split that a list's own name states: train.csv, test_list.txt, trainLabels.csv."""
+    """Return the split that a list's own name states: train.csv, test_list.txt, places365_val.txt."""
     stem = posixpath.basename(name).rpartition(".")[0]
-    kept = [
-        word
-        for word in names.words(stem)
-        if word not in ("label", "labels", "list", "annotation", "annotations", "metadata", "meta", "files")
-    ]
-    return names.split_of(" ".join(kept))
-
-
-def _rank(title: str, order: Sequence[str]) -> int:
-    return order.index(title) if title in order else len(order)
-
-
-def _number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    found = names.split_word(stem)
+    if not found or found[0] == "unlabelled" or SPLIT_LISTS & {*names.words(stem)}:
+        return None
+    return found[0]

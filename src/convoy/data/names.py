@@ -72,6 +72,9 @@ RESERVED = re.compile(
 )
 """What Windows refuses in the name of a folder."""
 
+BACKGROUND = re.compile(r"background_google|\d*\.?clutter", re.IGNORECASE)
+"""Folders of Caltech-101 and Caltech-256 that are no class."""
+
 BLANKS = frozenset({"nan", "<na>", "n/a", "#n/a", "null"})
 """What programs write for a value that is missing, in lower case."""
 
@@ -209,6 +212,9 @@ def notes_on(used: Mapping[str, str]) -> list[Finding]:
             spelled[label].append(name)
     for label in classes:
         by_case[spelling(label).casefold()].append(label)
+    forms: defaultdict[str, list[str]] = defaultdict(list)
+    for name, label in used.items():
+        forms[label] += [ascii(name)] if unicodedata.normalize("NFC", name) == label else []
     cases = [labels for labels in by_case.values() if len(labels) > 1]
     found = [
         (
@@ -217,6 +223,14 @@ def notes_on(used: Mapping[str, str]) -> list[Finding]:
                 f"{listed([repr(n) for n in [*names, label]], 3)} as `{label}`"
                 for label, names in spelled.items()
             ],
+        ),
+        (
+            "are written in several Unicode forms, and are one class each",
+            [f"`{label}` ({', '.join(written)})" for label, written in forms.items() if len(written) > 1],
+        ),
+        (
+            "are named like a heap of background pictures, not a class of things",
+            [_quoted(label) for label in classes if BACKGROUND.fullmatch(label)],
         ),
         (
             "differ by upper and lower case or outer spaces only, and are separate classes",

@@ -168,7 +168,7 @@ def scan(
     """
     delivery = open_delivery(data)
     names = delivery.names()
-    layout = recognise(delivery, params.layout, params.label, params.group)
+    layout = recognise(delivery, params.layout, params.label, params.group, params.columns)
     _check_names(delivery, layout, names, params, refuse=refuse)
     records: list[Record] = []
     decoding = partial(decode, background=params.background, max_truncated=params.max_truncated)

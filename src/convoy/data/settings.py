@@ -36,6 +36,19 @@ def _pattern(named: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+Column = Annotated[str, Field(min_length=1)] | Annotated[int, Field(ge=1)]
+"""A column of a list, by its title or its number from 1; `auto`; `none` where it is optional."""
+
+
+class ColumnParams(Section):
+    """State what the columns of lists are."""
+
+    path: Annotated[Column, Field(description="paths or names of the images")]
+    label: Annotated[Column, Field(description="their classes; stated, it makes data.label: auto mean csv")]
+    split: Annotated[Column, Field(description="their splits; none: the list states no splits")]
+    group: Annotated[Column, Field(description="their groups; none: the list states no groups")]
+
+
 class SplitParams(Section):
     """Shares cut from the delivery, for each split that it lacks."""
 
@@ -128,6 +141,10 @@ class DataParams(Section):
             pattern=r"^(none|.*\(\?P<group>.*)$",
             description="images of one group stay in one split",
         ),
+    ]
+    columns: Annotated[
+        ColumnParams,
+        Field(description="columns of lists: a title, or a number from 1"),
     ]
     splits: Annotated[
         SplitParams, Field(description="shares cut from the delivery for the splits that it lacks")
