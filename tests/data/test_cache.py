@@ -134,3 +134,25 @@ def test_a_refused_delivery_leaves_what_was_decoded(folder, pets, decoded, tmp_p
         (data / f"cat/{n}.jpg").unlink()
     assert "dataset.json" in prepared(data, out)
     assert decoded == []
+
+
+def test_arrays_of_a_step_are_kept_for_the_next_delivery_under_the_same_key(tmp_path):
+    path, arrays = tmp_path / "cache/images.sqlite", {"a": np.arange(5), "b": np.zeros((0, 3), np.float32)}
+    with Cache(path, b"key") as kept:
+        assert kept.earlier("pairs") is None
+        kept.keep("pairs", {"a": np.zeros(1)})
+        kept.keep("pairs", arrays)
+    with Cache(path, b"key") as kept:
+        found = kept.earlier("pairs")
+        assert found is not None
+        assert {name: (array.dtype, array.tolist()) for name, array in found.items()} == {
+            name: (array.dtype, array.tolist()) for name, array in arrays.items()
+        }
+    with Cache(path, b"another key") as kept:
+        assert kept.earlier("pairs") is None
+    db = sqlite3.connect(path)
+    db.execute("UPDATE work SET arrays = x'00'")
+    db.commit()
+    db.close()
+    with Cache(path, b"key") as kept:
+        assert kept.earlier("pairs") is None

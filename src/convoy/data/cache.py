@@ -5,6 +5,7 @@ the code that decodes and measures, and the params. So nothing stale is ever fou
 """
 
 import hashlib
+import io
 import json
 import sqlite3
 import threading
@@ -17,6 +18,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime
 import PIL
 
@@ -49,6 +51,9 @@ PAGE_BYTES = 2**15
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS image (
     file BLOB PRIMARY KEY, words TEXT NOT NULL, arrays BLOB NOT NULL, checksum INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS work (
+    name TEXT PRIMARY KEY, key BLOB NOT NULL, arrays BLOB NOT NULL, checksum INTEGER NOT NULL
 )
 """
 
@@ -155,6 +160,34 @@ class Cache:
         if len(self._used) >= ROWS:
             self._write()
 
+    def earlier(self, name: str) -> Mapping[str, npt.NDArray[np.generic]] | None:
+        """Return arrays of the last delivery, by name, as `keep` took them; None without, of another key, or if they are damaged."""
+        if self._writer is None:
+            return None
+        try:
+            found = self._writer.execute("SELECT key, arrays, checksum FROM work WHERE name = ?", (name,))
+            key, arrays, checksum = found.fetchone() or (b"", b"", 0)
+        except sqlite3.Error:
+            return None
+        if key != self._key or zlib.crc32(arrays) != checksum:
+            return None
+        with np.load(io.BytesIO(arrays), allow_pickle=False) as loaded:
+            return dict(loaded)
+
+    def keep(self, name: str, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """Keep arrays of a step that takes long, for the next delivery; they replace those of its name."""
+        if self._writer is None or self._full:
+            return
+        stream = io.BytesIO()
+        np.savez(stream, **cast("Mapping[str, Any]", arrays))
+        packed = stream.getvalue()
+        with suppress(sqlite3.Error):  # no room, or locked: the next delivery takes longer
+            self._writer.execute(
+                "INSERT OR REPLACE INTO work VALUES (?, ?, ?, ?)",
+                (name, self._key, packed, zlib.crc32(packed)),
+            )
+            self._writer.commit()
+
     def _name(self, sha256: bytes) -> bytes:
         return hashlib.sha256(self._key + sha256).digest()
 
@@ -164,7 +197,7 @@ class Cache:
             db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = OFF")  # a row that a loss of power damages has another checksum
-            db.execute(SCHEMA)
+            db.executescript(SCHEMA)
             db.execute("CREATE TEMP TABLE used (file BLOB PRIMARY KEY)")
             db.commit()
         except sqlite3.Error:

@@ -7,10 +7,9 @@ of the same delivery, and fails on every other picture. Some properties are the 
 
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
@@ -270,11 +269,10 @@ def _binned(values: Floats) -> Ints:
 
 def _frequent(words: Sequence[str]) -> tuple[list[str], Ints]:
     """Number words by their frequency; those beyond the first `BINS` are one category."""
-    distinct, inverse, times = np.unique(words, return_inverse=True, return_counts=True)
-    order = np.argsort(-times, kind="stable")
-    number = np.empty(len(order), np.int64)
-    number[order] = np.minimum(np.arange(len(order)), BINS)
-    return [*map(str, distinct[order[:BINS]]), "others"], number[inverse]
+    times = Counter(words)
+    distinct = sorted(times, key=lambda word: (-times[word], word))
+    number = {word: min(n, BINS) for n, word in enumerate(distinct)}
+    return [*distinct[:BINS], "others"], np.array([number[word] for word in words], np.int64)
 
 
 def _words(used: Sequence[Record], transparent: Sequence[int]) -> Mapping[str, Sequence[str]]:
@@ -290,22 +288,27 @@ def _words(used: Sequence[Record], transparent: Sequence[int]) -> Mapping[str, S
 
 def _source(record: Record) -> str:
     """Return the first word of a file name if cameras or programs give such names."""
-    word = re.match(r"[^\W\d_]*", PurePosixPath(record.path).name.casefold().lstrip("_"))
+    word = re.match(r"[^\W\d_]*", record.path.rpartition("/")[2].casefold().lstrip("_"))
     found = word[0] if word else ""
     return f"{found}…" if found in SOURCES and found != (record.label or "").casefold() else "another name"
 
 
 def _folders(used: Sequence[Record]) -> list[str]:
     """Return the folder of each image inside its class; one name for those that a single class has, which are its own."""
-    folders = [_inside(record) for record in used]
+    places = [(record.path.rpartition("/")[0], record.label) for record in used]
+    inside = {place: _inside(*place) for place in set(places)}
     classes: defaultdict[str, set[str | None]] = defaultdict(set)
-    for folder, record in zip(folders, used, strict=True):
-        classes[folder].add(record.label)
-    return [f"`{folder}`" if folder and len(classes[folder]) > 1 else "none in common" for folder in folders]
+    for (_, label), folder in inside.items():
+        classes[folder].add(label)
+    word = {
+        place: f"`{folder}`" if folder and len(classes[folder]) > 1 else "none in common"
+        for place, folder in inside.items()
+    }
+    return [word[place] for place in places]
 
 
-def _inside(record: Record) -> str:
-    parents = [unicodedata.normalize("NFC", part) for part in PurePosixPath(record.path).parts[:-1]]
-    if record.label in parents:
-        parents = parents[len(parents) - parents[::-1].index(record.label) :]
+def _inside(folder: str, label: str | None) -> str:
+    parents = unicodedata.normalize("NFC", folder).split("/")
+    if label in parents:
+        parents = parents[len(parents) - parents[::-1].index(label) :]
     return "/".join(parents)

@@ -456,14 +456,20 @@ def _listing(mount: Mount, mounts: Iterable[Mount]) -> Iterator[str]:
         yield from (name for name in names if mount.path / name not in mounted) if mounted else names
         return
     for raw, _ in members(mount.path, mount.archive, names_only=True, folders=True):
-        name = posixpath.normpath(raw)  # `./a//b` becomes `a/b`
+        name = _normal(raw)
         if name != ".":
             yield f"{mount.prefix}{name}{'/' * raw.endswith('/')}"
 
 
 def _members(mount: Mount, kind: Kind) -> Iterator[tuple[str, Content]]:
     for raw, content in members(mount.path, kind):
-        yield f"{mount.prefix}{posixpath.normpath(raw)}", content
+        yield f"{mount.prefix}{_normal(raw)}", content
+
+
+def _normal(raw: str) -> str:
+    """Write `./a//b/` as `a/b`."""
+    is_usual = raw and "//" not in raw and "./" not in raw and not raw.endswith(("/", "."))
+    return raw if is_usual else posixpath.normpath(raw)
 
 
 def _is_among(wanted: Collection[str], raw: str) -> bool:

@@ -6,6 +6,7 @@ that are no images (sidecars, videos, documents) are listed, and passed over onc
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Final
 
 SYSTEM_FILE: Final = "system file"
@@ -181,20 +182,33 @@ def litter(path: str) -> str:
     Args:
         path: with `/` between folders.
     """
-    *folders, name = path.split("/")
-    lowered = [folder.lower() for folder in folders]
-    for folder in lowered:
-        if folder in THUMBNAIL_FOLDERS or (folder == "@eadir" and THUMBNAIL_NAME.match(name)):
-            return THUMBNAIL
-    if any(folder in SYSTEM_NAMES or SYSTEM_START.match(folder) for folder in lowered):
+    folder, _, name = path.rpartition("/")
+    thumbnails, synology, system, hidden = _of_folders(folder)
+    is_thumbnail = THUMBNAIL_NAME.match(name)
+    if thumbnails or (synology and is_thumbnail):
+        return THUMBNAIL
+    if system:
         return SYSTEM_FILE
-    if THUMBNAIL_NAME.match(name):
+    if is_thumbnail:
         return THUMBNAIL
     if name.lower() in SYSTEM_NAMES or SYSTEM_START.match(name):
         return SYSTEM_FILE
     if name.startswith("."):
         return HIDDEN_FILE
-    return HIDDEN_FOLDER if any(folder.startswith(".") for folder in folders[:-1]) else ""
+    return HIDDEN_FOLDER if hidden else ""
+
+
+@lru_cache(maxsize=4096)
+def _of_folders(path: str) -> tuple[bool, bool, bool, bool]:
+    """Check whether a folder is in one of thumbnails, in Synology's, in one of a system, and in a hidden one that holds others."""
+    folders = path.split("/")
+    lowered = [folder.lower() for folder in folders]
+    return (
+        any(folder in THUMBNAIL_FOLDERS for folder in lowered),
+        "@eadir" in lowered,
+        any(folder in SYSTEM_NAMES or SYSTEM_START.match(folder) for folder in lowered),
+        any(folder.startswith(".") for folder in folders[:-1]),
+    )
 
 
 def kind(path: str) -> str:
