@@ -72,9 +72,8 @@ def by_lists(path: Path, images: Sequence[str], lists: Lists, folders: Folders) 
         labelled = [name for name in labelled if rows[name].label]
     delivered = _splits({rows[name].split for name in labelled})
     if delivered and "train" not in delivered:
-        raise DataError(
-            f"{path}: {listed(lists.read, 3)} has rows of {', '.join(delivered)}, but none of train."
-        )
+        text = f"{path}: {listed(lists.read, 3)} has rows of {', '.join(delivered)}, but none of train."
+        raise DataError("\n  ".join([text, *lists.problems[:EXAMPLES]]))
     spelled: defaultdict[Split | None, set[str]] = defaultdict(set)
     for name in labelled:
         spelled[rows[name].split].add(rows[name].label or "")
