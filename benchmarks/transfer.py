@@ -33,7 +33,6 @@ from convoy.data.prepare import prepare
 from convoy.data.settings import DataParams
 from convoy.energy.meter import Meter, metered
 from convoy.energy.settings import EnergyParams
-from convoy.evaluation.evaluate import predict_probabilities
 from convoy.models import spec, trained
 from convoy.training.fit import fit
 from convoy.training.pretrained import StartingWeights, WeightFacts
@@ -208,7 +207,7 @@ def beginning(model: Path) -> StartingWeights:
 def accuracy(dataset: Dataset, model: Path) -> float:
     """Give the share of test images that a model classifies correctly."""
     module, _ = trained.load(model)
-    predicted = predict_probabilities(module, dataset.images("test"), 500).argmax(axis=1)
+    predicted = trained.predict_logits(module, dataset.images("test"), 500).argmax(axis=1)
     return float((predicted == dataset.labels("test")).mean())
 
 

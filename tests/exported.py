@@ -76,6 +76,7 @@ class Project:
             background=dataset.background,
             mean=list(dataset.mean),
             std=list(dataset.std),
+            temperature=1.5,
         )
         torch.manual_seed(3)
         trained.save(self.home / "model", trained.make(facts), facts)

@@ -10,7 +10,7 @@ from scipy.stats import binomtest
 from convoy.core import files
 from convoy.core.errors import DataError, NetworkError
 from convoy.core.intervals import wilson
-from convoy.evaluation.evaluate import confusion, evaluate, predict_probabilities, summarise
+from convoy.evaluation.evaluate import confusion, evaluate, summarise
 from convoy.evaluation.settings import EvaluateParams
 from convoy.models import trained
 
@@ -27,6 +27,31 @@ def test_accuracy_and_its_interval_are_measured_on_the_test_split(evaluated):
     assert (metrics["test"]["images"], metrics["test"]["accuracy"]) == (40, 0.9)
     assert metrics["test"]["accuracy_low"] == pytest.approx(0.7695, abs=5e-4)
     assert metrics["test"]["accuracy_high"] == pytest.approx(0.9604, abs=5e-4)
+
+
+def test_a_temperature_changes_probabilities_and_the_calibration_error_and_no_class(
+    evaluated, copied, tmp_path
+):
+    file = copied / "model" / "model.json"
+    files.write_json(file, files.read_json(file) | {"temperature": 3.0})
+    metrics = evaluate(copied / "dataset", copied / "model", PARAMS, tmp_path / "out")["test"]
+    before, after = (
+        pq.read_table(folder / "predictions.parquet").to_pydict()
+        for folder in (evaluated[0], tmp_path / "out")
+    )
+    sharp, soft = (np.array(each["probabilities"]) for each in (before, after))
+    assert after["predicted"] == before["predicted"]
+    assert soft == pytest.approx(
+        np.exp(np.log(sharp) / 3) / np.exp(np.log(sharp) / 3).sum(1, keepdims=True), abs=1e-5
+    )
+    was = evaluated[1]["test"]
+    assert was["ece"] == was["ece_uncalibrated"] == pytest.approx(abs(sharp.max(1).mean() - 0.9), abs=1e-5)
+    assert metrics["ece_uncalibrated"] == pytest.approx(was["ece"], abs=1e-5)
+    assert metrics["ece"] > 0.03 + was["ece"]
+    report = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert f"{metrics['ece']:.4f}" in report
+    assert f"{metrics['ece_uncalibrated']:.4f} before temperature 3" in report
+    assert "before temperature" not in (evaluated[0] / "report.html").read_text(encoding="utf-8")
 
 
 def test_every_prediction_has_the_source_file_of_its_row(evaluated):
@@ -170,22 +195,22 @@ def images_u8():
 
 
 def test_the_batch_size_changes_no_answer_and_no_image_is_left_out(model, images_u8):
-    whole = predict_probabilities(model, images_u8, 10)
+    whole = trained.predict_logits(model, images_u8, 10)
     assert whole.shape == (10, 2)
     assert whole.dtype == np.float32
     for size in (1, 3, 64):
-        np.testing.assert_allclose(predict_probabilities(model, images_u8, size), whole, atol=1e-6)
+        np.testing.assert_allclose(trained.predict_logits(model, images_u8, size), whole, atol=1e-6)
 
 
 def test_what_training_computed_in_does_not_reach_the_measurement(model, images_u8):
-    expected = predict_probabilities(model, images_u8, 10)
+    expected = trained.predict_logits(model, images_u8, 10)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert np.array_equal(predict_probabilities(model, images_u8, 10), expected)
+        assert np.array_equal(trained.predict_logits(model, images_u8, 10), expected)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_gives_the_processors_answers(model, images_u8, monkeypatch):
-    on_gpu = predict_probabilities(model, images_u8, 4)
+    on_gpu = trained.predict_logits(model, images_u8, 4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    np.testing.assert_allclose(predict_probabilities(model, images_u8, 4), on_gpu, atol=1e-5)
+    np.testing.assert_allclose(trained.predict_logits(model, images_u8, 4), on_gpu, atol=1e-5)

@@ -34,6 +34,27 @@ def test_a_loaded_model_gives_the_logits_of_the_saved_one(tmp_path):
     torch.testing.assert_close(loaded(pixels), model.eval()(pixels))  # another memory format, other rounding
 
 
+def test_logits_are_divided_by_the_temperature_in_evaluation_mode_only(tmp_path):
+    model = trained.make(FACTS).eval()
+    trained.save(tmp_path, model, FACTS.model_copy(update={"temperature": 2.5}))
+    loaded = trained.load(tmp_path)[0]
+    pixels = torch.randint(0, 256, (5, 3, 8, 8)).float()
+    torch.testing.assert_close(loaded(pixels) * 2.5, model(pixels))
+    torch.testing.assert_close(loaded.train()(pixels), model.train()(pixels))
+
+
+def test_a_model_of_an_earlier_version_has_the_temperature_1(tmp_path):
+    model = trained.make(FACTS).eval()
+    trained.save(tmp_path, model, FACTS)
+    content = json.loads((tmp_path / trained.FACTS).read_text())
+    del content["temperature"]
+    (tmp_path / trained.FACTS).write_text(json.dumps(content))
+    loaded, facts = trained.load(tmp_path)
+    pixels = torch.randint(0, 256, (5, 3, 8, 8)).float()
+    assert facts.temperature == 1
+    assert torch.equal(loaded(pixels), model(pixels))
+
+
 def test_equal_weights_make_equal_files(tmp_path):
     model = trained.make(FACTS)
     for name in ("one", "two"):

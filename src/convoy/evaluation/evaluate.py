@@ -14,14 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from convoy.core import console, escaping, files
+from convoy.core import escaping, files
 from convoy.core.dataset import MANIFEST_FILE, Dataset
 from convoy.core.errors import DataError, NetworkError
 from convoy.core.intervals import wilson
 from convoy.evaluation import feature_maps, report
+from convoy.evaluation.calibration import calibration_error
 from convoy.evaluation.settings import EvaluateParams
 from convoy.models import trained
-from convoy.models.trained import NormalizedModel, full_float32
+from convoy.models.trained import predict_logits
 
 
 def evaluate(dataset_folder: Path, model_folder: Path, params: EvaluateParams, out: Path) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def evaluate(dataset_folder: Path, model_folder: Path, params: EvaluateParams, o
 
     Returns:
         `{"test": {"accuracy": …, "accuracy_low": …, "accuracy_high": …, "images": …,
-        "macro_f1": …}}`.
+        "macro_f1": …, "ece": …, "ece_uncalibrated": …}}`: the calibration error, and what it would be at temperature 1.
 
     Raises:
         DataError: a test image is missing in the manifest.
@@ -49,7 +50,8 @@ def evaluate(dataset_folder: Path, model_folder: Path, params: EvaluateParams, o
         )
     classes, labels, images_u8 = dataset.classes, np.asarray(dataset.labels("test")), dataset.images("test")
     paths, sha256 = _sources(dataset_folder / MANIFEST_FILE, *dataset.splits["test"])
-    probabilities = predict_probabilities(model, images_u8, params.batch_size)
+    logits = predict_logits(model, images_u8, params.batch_size)
+    probabilities = softmax(logits)
     # Stop before NaN reaches a file: comparisons with NaN are silently false.
     bad = np.flatnonzero(~np.isfinite(probabilities).all(axis=1))
     if len(bad):
@@ -60,6 +62,10 @@ def evaluate(dataset_folder: Path, model_folder: Path, params: EvaluateParams, o
     predicted = probabilities.argmax(axis=1)
     counts = confusion(labels, predicted, len(classes))
     summary = summarise(counts, classes)
+    right = predicted == labels
+    summary["ece"] = calibration_error(probabilities.max(axis=1), right)
+    uncalibrated = softmax(logits * np.float32(facts.temperature))
+    summary["ece_uncalibrated"] = calibration_error(uncalibrated.max(axis=1), right)
 
     out.mkdir(parents=True, exist_ok=True)
     names = np.array(classes, dtype=object)
@@ -82,6 +88,7 @@ def evaluate(dataset_folder: Path, model_folder: Path, params: EvaluateParams, o
         "data_hash": dataset.hash,
         "image_px": dataset.image_px,
         "fit": dataset.fit,
+        "temperature": facts.temperature,
         "counts": dataset.counts,
     }
     files.write_json(out / "summary.json", measured | {"classes": list(classes), "test": summary})
@@ -101,26 +108,10 @@ def evaluate(dataset_folder: Path, model_folder: Path, params: EvaluateParams, o
     return {"test": {name: value for name, value in summary.items() if name != "per_class"}}
 
 
-def predict_probabilities(
-    model: NormalizedModel, images_u8: npt.NDArray[np.uint8], batch_size: int
-) -> npt.NDArray[np.float32]:
-    """Predict on a GPU if there is one, else on the CPU, where the model is left in evaluation mode.
-
-    The (N, P, P, 3) RGB images are read batch by batch, so they may be mapped from a file.
-
-    Returns:
-        (N, K) probabilities; not finite where the network's output is not.
-    """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = model.to(device).eval()
-    batches: list[npt.NDArray[np.float32]] = []
-    starts = range(0, len(images_u8), batch_size)
-    with torch.inference_mode(), full_float32():
-        for start in console.track(starts, "predict batches", len(starts)):
-            batch = torch.from_numpy(np.array(images_u8[start : start + batch_size]))
-            pixels = batch.to(device).permute(0, 3, 1, 2).float()
-            batches.append(model(pixels).softmax(dim=1).cpu().numpy())
-    return np.concatenate(batches)
+def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Turn (N, K) logits into probabilities; not finite where a logit is not."""
+    probabilities: npt.NDArray[np.float32] = torch.from_numpy(logits).softmax(dim=1).numpy()
+    return probabilities
 
 
 def confusion(

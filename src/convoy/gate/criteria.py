@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 
 from convoy.core.errors import listed
+from convoy.evaluation.calibration import calibration_error
 from convoy.gate.evidence import Evidence, ModelUnderTest, UnavailableModel
 from convoy.gate.result import Criterion, Sense, Unit
 from convoy.gate.settings import GateParams
-from convoy.gate.statistics import calibration_error
 from convoy.gate.text import count, interval, number
 
 LIMITED: dict[str, tuple[str, Sense, Unit]] = {

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from convoy.core import contract, files
 from convoy.core.errors import ConvoyError, VerificationError
+from convoy.evaluation.calibration import BINS
 from convoy.export.latency import THREADS, hardware, versions
 from convoy.export.onnx_model import SECONDS_PER_IMAGE, OnnxModel
 from convoy.gate import criteria, statistics, text
@@ -244,7 +245,7 @@ def _result(evidence: Evidence, checked: tuple[Criterion, ...], limits: GatePara
             "on_equal": limits.on_equal,
             "equal_within": limits.equal_within,
             "test": "McNemar, exact, two-sided",
-            "ece_bins": statistics.BINS,
+            "ece_bins": BINS,
             "latency": timed,
             "versions": versions(),
             "hardware": hardware(),

@@ -1,4 +1,4 @@
-"""Statistics of the gate: McNemar's test of two models on the same images, the gain's interval, calibration error.
+"""Statistics of the gate: McNemar's test of two models on the same images, and the gain's interval.
 
 Only images on which a single model is right distinguish them: the discordant pairs, `fixed` and `regressed`
 under the candidate.
@@ -15,7 +15,6 @@ from convoy.core.intervals import wilson
 from convoy.gate.result import Comparison
 
 POWER = 0.8  # probability that a real gain is significant on `images_needed` images
-BINS = 15  # of the calibration error
 
 
 def compare(
@@ -113,15 +112,3 @@ def _score_interval(fixed: int, regressed: int, images: int, confidence: float) 
     low = -1.0 if gain <= -1 else brentq(lambda x: min(score(x), 1e9) - limit, -1.0, gain)
     high = 1.0 if gain >= 1 else brentq(lambda x: max(score(x), -1e9) + limit, gain, 1.0)
     return float(low), float(high)
-
-
-def calibration_error(probability: npt.NDArray[np.floating], correct: npt.NDArray[np.bool_]) -> float:
-    """Compute the expected calibration error, 0..1: mean gap between probability and accuracy of n >= 1 images.
-
-    Of the (n,) probabilities of the predicted class, over 15 equal bins, each weighted with its images (Guo et al.,
-    On Calibration of Modern Neural Networks, ICML 2017).
-    """
-    # Bins include their upper end; what rounding puts above 1 belongs to the last.
-    bins = np.clip(np.ceil(probability.astype(np.float64) * BINS).astype(np.int64) - 1, 0, BINS - 1)
-    confidence, accuracy = np.bincount(bins, probability, BINS), np.bincount(bins, correct, BINS)
-    return float(np.abs(confidence - accuracy).sum() / len(correct))

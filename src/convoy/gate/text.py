@@ -58,7 +58,7 @@ REMEDIES = {
     "accuracy": "Its mistakes are listed in build/evaluation/report.html.",
     "class_recall": "Check that class's images and labels, in train and in test, and deliver more of them.",
     "class_drop": "Check that class's images and labels, in train and in test: are there fewer than before?",
-    "ece": "Its probabilities do not match its accuracy: train.label_smoothing and fewer epochs change that.",
+    "ece": "Its probabilities do not match its accuracy: train.calibrate: true and more validation images change that.",
     "champion_drop": (
         "The champion has not changed, so the data have: check the labels of the test images first. "
         "If the change is intended, override the verdict."

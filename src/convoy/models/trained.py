@@ -9,11 +9,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from convoy.core import files
+from convoy.core import console, files
 from convoy.core.contract import DEFAULT_BACKGROUND, FACTS, WEIGHTS
 from convoy.core.errors import NetworkError, RequestError
 from convoy.models.build import Auxiliary, build
@@ -29,14 +31,17 @@ class NormalizedModel(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, network: nn.Module, mean: Sequence[float], std: Sequence[float], temperature: float = 1.0
+    ) -> None:
         """Wrap a network from (N, 3, H, W) normalised float32 to (N, K) logits.
 
         Mean and std are those of each channel, in 0..1 units; the 0 of a constant channel is raised to 1/255, one step
-        of an 8-bit pixel.
+        of an 8-bit pixel. In evaluation mode, logits are divided by the temperature.
         """
         super().__init__()
         self.network = network
+        self.temperature = temperature
         # Not persistent: model.json holds these values, weights.pt does not repeat them.
         self.register_buffer("mean", _per_channel(mean), persistent=False)
         self.register_buffer("std", _per_channel([max(value, 1 / 255) for value in std]), persistent=False)
@@ -44,7 +49,9 @@ class NormalizedModel(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Map (N, 3, H, W) float32 pixels in 0..255 to (N, K) logits."""
         logits: Tensor = self.network((pixels / 255 - self.mean) / self.std)
-        return logits
+        if self.training or self.temperature == 1:
+            return logits
+        return logits / self.temperature
 
 
 class ModelFacts(BaseModel):
@@ -60,12 +67,13 @@ class ModelFacts(BaseModel):
     background: str = DEFAULT_BACKGROUND  # not in the files of earlier versions
     mean: list[float]  # per channel, 0..1 units
     std: list[float]  # per channel, 0..1 units
+    temperature: float = Field(1.0, gt=0)  # not in the files of earlier versions
 
 
 def make(facts: ModelFacts, *, auxiliary: bool = False) -> NormalizedModel:
     """Build the network with fresh weights; auxiliary heads are for training only."""
     network = build(facts.spec, len(facts.classes), facts.image_px, auxiliary=auxiliary)
-    return NormalizedModel(network, facts.mean, facts.std)
+    return NormalizedModel(network, facts.mean, facts.std, facts.temperature)
 
 
 def save(folder: Path, model: NormalizedModel, facts: ModelFacts) -> None:
@@ -115,6 +123,28 @@ def load(folder: Path) -> tuple[NormalizedModel, ModelFacts]:
             f"Restore both with: dvc checkout {folder}"
         ) from error
     return model.eval(), facts
+
+
+def predict_logits(
+    model: NormalizedModel, images_u8: npt.NDArray[np.uint8], batch_size: int
+) -> npt.NDArray[np.float32]:
+    """Predict in float32, on a GPU if there is one, else on the CPU, where the model is left in evaluation mode.
+
+    The (N, P, P, 3) RGB images are read batch by batch, so they may be mapped from a file.
+
+    Returns:
+        (N, K) logits; not finite where the network's output is not.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = model.to(device).eval()
+    batches: list[npt.NDArray[np.float32]] = []
+    starts = range(0, len(images_u8), batch_size)
+    with torch.inference_mode(), full_float32():
+        for start in console.track(starts, "predict batches", len(starts)):
+            batch = torch.from_numpy(np.array(images_u8[start : start + batch_size]))
+            pixels = batch.to(device).permute(0, 3, 1, 2).float()
+            batches.append(model(pixels).cpu().numpy())
+    return np.concatenate(batches)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from convoy.models import trained
 from convoy.models.spec import Spec
 from convoy.models.trained import ModelFacts, NormalizedModel
 from convoy.training import class_balance
+from convoy.training.calibrate import calibrate
 from convoy.training.callbacks import (
     BestWeights,
     History,
@@ -68,7 +69,7 @@ def fit(
 
     Returns:
         `{"train": {...}, "val": {...}, "best": {...}}`: loss and accuracy of the last epoch, the epochs
-        trained and their seconds, and the validation metrics of the saved epoch.
+        trained and their seconds, and of the saved epoch the validation metrics (at temperature 1) and the temperature.
 
     Raises:
         RequestError: `params.transfer` does not fit the network, or would freeze random weights; a batch has a single
@@ -155,10 +156,11 @@ def fit(
             if saving:
                 saving.finish(trainer)
     model.load_state_dict(best.weights)
-    trained.save(out, model, facts)
+    temperature = _temperature(model, data) if params.calibrate else 1.0
+    trained.save(out, model, facts.model_copy(update={"temperature": temperature}))
     if grafted:
         files.write_json(out / TRANSFER, asdict(grafted) | {"plan": plan})
-    return _metrics(history, best.epoch, timer.seconds)
+    return _metrics(history, best.epoch, temperature, timer.seconds)
 
 
 def _refuse_single_image(model: NormalizedModel, facts: ModelFacts, batch_size: int, images: int) -> None:
@@ -214,14 +216,24 @@ def _run(
         raise
 
 
-def _metrics(history: History, best: int, seconds: float) -> dict[str, Any]:
+def _temperature(model: NormalizedModel, data: DataModule) -> float:
+    """Fit the temperature of the weights that are saved."""
+    validation = data.val_dataloader()
+    logits = trained.predict_logits(model, validation.images_u8, data.params.batch_size)
+    calibration = calibrate(logits, validation.labels)
+    info(calibration.line(len(logits)))
+    return calibration.temperature
+
+
+def _metrics(history: History, best: int, temperature: float, seconds: float) -> dict[str, Any]:
     """Nest the metrics of the last epoch, where the curves end, and those of the saved epoch."""
     last, saved = history.rows[-1], history.rows[best]
     return {
         "train": {"loss": last["train/loss"], "accuracy": last["train/accuracy"]}
         | {"epochs_trained": len(history.rows), "seconds": round(seconds, 2)},
         "val": {"loss": last["val/loss"], "accuracy": last["val/accuracy"]},
-        "best": {"epoch": best + 1, "val_loss": saved["val/loss"], "val_accuracy": saved["val/accuracy"]},
+        "best": {"epoch": best + 1, "val_loss": saved["val/loss"], "val_accuracy": saved["val/accuracy"]}
+        | {"temperature": temperature},
     }
 
 

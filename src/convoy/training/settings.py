@@ -120,6 +120,7 @@ class TrainParams(Section):
         lt=1,
         description="decay of the exponential moving average of the weights, which is then validated and saved",
     )
+    calibrate: bool = Field(description="temperature of the probabilities fitted to validation images")
     precision: Precision = Field(description="number format of convolutions and dense layers")
     transfer: TransferParams = Field(description="how starting weights (network.weights) are adapted")
 
