@@ -80,7 +80,7 @@ def test_no_section_declares_a_second_default():
         ("train.lrr", "1", r"unknown key train\.lrr; did you mean `train\.lr`\?"),
         ("trian.lr", "1", r"unknown key trian\.lr; did you mean `train\.lr`\?"),
         ("train.lr", "-1", r"train\.lr is -1.*greater than 0"),
-        ("train.optimizer", "adam", r"train\.optimizer is 'adam'.*'sgd' or 'adamw'"),
+        ("train.optimizer", "adam", r"train\.optimizer is 'adam'.*'sgd', 'adamw' or 'muon'"),
         ("data.image_px", "4", r"data\.image_px is 4.*greater than or equal to 8"),
         ("data.image_px", "32.5", r"data\.image_px is 32\.5.*valid integer"),
         ("data.splits.test", "0.9", r"data\.splits\.test is 0\.9.*less than or equal to 0\.5"),

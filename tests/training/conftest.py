@@ -79,7 +79,18 @@ def params():
     """Make params; keywords replace single values, those of `transfer` too."""
     usual = {"epochs": 2, "batch_size": 16, "optimizer": "sgd", "lr": 0.1, "weight_decay": 0.0005}
     usual |= {"schedule": "one_cycle", "warmup": 0.2, "label_smoothing": 0.1, "early_stop": 0, "ema": 0.0}
-    usual |= {"best": "val/loss", "calibrate": True}
+    usual |= {"best": "val/loss", "calibrate": True, "momentum": 0.9}
+    usual |= {
+        "muon": {
+            "steps": 3,
+            "normalize": False,
+            "rest": "sgd",
+            "rest_lr": 0.05,
+            "head_lr": 0.05,
+            "rest_momentum": 0.9,
+            "rest_decay": 0.0,
+        }
+    }
     usual |= {"class_weights": "none", "sampler": "shuffle"}
     usual |= {"augment": ["crop", "flip"], "crop_padding": 1, "precision": 32}
     as_is = {"freeze": 0, "release": 0, "lr_factor": 1.0, "batch_norm": "adapt"}

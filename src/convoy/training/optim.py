@@ -1,14 +1,15 @@
 """Learning-rate schedule, optimizer and number format of a training."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from convoy.training.muon import Muon, is_matrix
 from convoy.training.settings import Precision, Schedule, TrainParams
 
 WARMUP_START = 0.1  # share of the highest learning rate that a warm-up starts from
@@ -33,36 +34,65 @@ def lr_schedule(schedule: Schedule, warmup: float, steps: int) -> Callable[[int]
 
 
 def make_optimizer(
-    blocks: Iterable[Mapping[str, nn.Parameter]],
+    blocks: Sequence[Mapping[str, nn.Parameter]],
     block_factors: Sequence[float],
     params: TrainParams,
     schedule: Callable[[int], float],
 ) -> tuple[Optimizer, LambdaLR]:
-    """Make the optimizer and its schedule, with up to two groups per block: with and without weight decay.
+    """Make the optimizer and its schedule, with groups per block: with and without weight decay.
 
     The weights of convolutions and dense layers decay; scales of norms and biases do not. `blocks` are parameters
-    by name, frozen ones too, so that a checkpoint fits in every phase; `block_factors` their learning rates as
-    shares of the head's.
+    by name, from image to head, then those in no block (auxiliary heads); frozen ones too, so that a checkpoint fits in
+    every phase. `block_factors` are their learning rates as shares of the head's.
+
+    With `muon`, Muon trains the matrices between first block and head, and the rest shrinks at every step by the same share,
+    whatever its learning rate.
     """
-    groups: list[dict[str, Any]] = []
-    schedules: list[Callable[[int], float]] = []
-    for parameters, block_factor in zip(blocks, block_factors, strict=True):
-
-        def scaled(step: int, factor: float = block_factor) -> float:
-            return factor * schedule(step)
-
-        decaying = [value for value in parameters.values() if value.ndim > 1]
-        others = [value for value in parameters.values() if value.ndim <= 1]
-        for values, decay in ((decaying, params.weight_decay), (others, 0.0)):
-            if values:
-                groups.append({"params": values, "weight_decay": decay})
-                schedules.append(scaled)
+    muon = params.muon
+    first: list[_Group] = []  # that Muon trains
+    others: list[_Group] = []
+    for index, (parameters, factor) in enumerate(zip(blocks, block_factors, strict=True)):
+        weights = [value for value in parameters.values() if value.ndim > 1]
+        rest = [value for value in parameters.values() if value.ndim <= 1]
+        if params.optimizer != "muon":
+            others.append(_Group(factor, weights, params.lr, params.weight_decay))
+            others.append(_Group(factor, rest, params.lr, 0.0))
+            continue
+        is_inner, is_head = 0 < index < len(blocks) - 2, index == len(blocks) - 2
+        inner = [value for value in weights if is_inner and is_matrix(value)]
+        outer = [value for value in weights if not (is_inner and is_matrix(value))]
+        outer_lr = muon.head_lr if is_head else muon.rest_lr
+        first.append(_Group(factor, inner, params.lr, params.weight_decay))
+        others.append(_Group(factor, outer, outer_lr, muon.rest_decay / outer_lr))
+        others.append(_Group(factor, rest, muon.rest_lr, muon.rest_decay / muon.rest_lr))
+    first, others = ([group for group in groups if group.params] for groups in (first, others))
+    matrices, groups = ([group.options() for group in part] for part in (first, others))
+    momentum = params.momentum
     optimizer: Optimizer
-    if params.optimizer == "sgd":
-        optimizer = SGD(groups, lr=params.lr, momentum=0.9, nesterov=True)
+    if params.optimizer == "muon":
+        optimizer = Muon(matrices, groups, momentum, muon)
+    elif params.optimizer == "sgd":
+        optimizer = SGD(groups, momentum=momentum, nesterov=momentum > 0)
     else:
-        optimizer = AdamW(groups, lr=params.lr)
-    return optimizer, LambdaLR(optimizer, schedules)
+        optimizer = AdamW(groups, betas=(momentum, 0.999))
+    return optimizer, LambdaLR(optimizer, [group.scaled(schedule) for group in (*first, *others)])
+
+
+class _Group(NamedTuple):
+    """Hold parameters that learn alike."""
+
+    factor: float  # learning rate of the block as a share of the head's
+    params: list[nn.Parameter]
+    lr: float
+    weight_decay: float
+
+    def options(self) -> dict[str, Any]:
+        """Write it as torch's optimizers take it."""
+        return {"params": self.params, "lr": self.lr, "weight_decay": self.weight_decay}
+
+    def scaled(self, schedule: Callable[[int], float]) -> Callable[[int], float]:
+        """Make the function from step to the factor on the group's learning rate."""
+        return lambda step: self.factor * schedule(step)
 
 
 def choose_precision(setting: Precision) -> tuple[Literal["32-true", "bf16-mixed"], str]:

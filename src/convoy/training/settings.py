@@ -84,12 +84,34 @@ class TransferParams(Section):
     batch_norm: Literal["adapt", "frozen"] = Field(description="batch norms of all blocks but the head")
 
 
+class MuonParams(Section):
+    """Choose how `optimizer: muon` trains; without effect for others."""
+
+    steps: int = Field(ge=1, le=20, description="Newton-Schulz steps that make an update orthogonal")
+    normalize: bool = Field(
+        description="norm of a layer's weights set to the root of its filters before each step"
+    )
+    rest: Literal["sgd", "adamw"] = Field(
+        description="update rule of the first layer, the head, biases and norms"
+    )
+    rest_lr: float = Field(
+        gt=0, le=100_000, description="highest learning rate of the rest, without the head's weights"
+    )
+    head_lr: float = Field(gt=0, le=100_000, description="highest learning rate of the head's weights")
+    rest_momentum: float = Field(ge=0, lt=1, description="momentum of the rest")
+    rest_decay: float = Field(
+        ge=0, le=0.1, description="share by which a step at the highest learning rate shrinks the rest"
+    )
+
+
 class TrainParams(Section):
     """Choose how a network is trained."""
 
     epochs: int = Field(ge=1, le=10_000, description="passes over the training images")
     batch_size: int = Field(ge=1, le=65_536, description="images per step")
-    optimizer: Literal["sgd", "adamw"] = Field(description="update rule of the weights")
+    optimizer: Literal["sgd", "adamw", "muon"] = Field(description="update rule of the weights")
+    momentum: float = Field(ge=0, lt=1, description="share of the last step's direction that a step keeps")
+    muon: MuonParams = Field(description="what `optimizer: muon` adds")
     lr: float = Field(gt=0, le=100, description="highest learning rate")
     weight_decay: float = Field(ge=0, le=1, description="weight decay; not applied to norms and biases")
     schedule: Schedule = Field(description="learning-rate schedule after the warm-up")
