@@ -5,6 +5,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -12,6 +13,7 @@ from convoy.core.dataset import SPLITS
 from convoy.core.errors import DataError
 from convoy.data import scan
 from convoy.data.folders import read_folders
+from convoy.data.records import Rows
 from convoy.data.statistics import STATISTICS, measure
 from convoy.images import decode as decoding
 from convoy.images.decode import decode
@@ -501,3 +503,24 @@ def test_what_is_measured_does_not_depend_on_the_images_beside(zipped, settings,
         statistics = {name: values.tobytes() for name, values in result.statistics.items()}
         found.append((result.records, statistics, [square_u8.tobytes() for square_u8 in kept]))
     assert found[0] == found[1] == found[2]
+
+
+def test_rows_are_read_from_the_file_as_from_an_array(tmp_path):
+    expected = np.random.default_rng(0).integers(0, 256, (3000, 4, 3), np.uint8)
+    with (tmp_path / "rows").open("w+b") as file:
+        file.write(expected.tobytes())
+        rows = Rows(file, (4, 3))
+    assert (len(rows), rows.shape) == (3000, (3000, 4, 3))
+    for chosen in (7, slice(10, 20), slice(0), np.array([2999, 0, 5, 5])):
+        assert np.array_equal(rows[chosen], expected[chosen])
+
+
+def test_rows_that_were_read_do_not_stay_in_memory(tmp_path):
+    process = psutil.Process()
+    with (tmp_path / "rows").open("w+b") as file:
+        file.write(bytes(2**27))
+        rows = Rows(file, (2**16,))
+    before = process.memory_info().rss
+    for n in range(len(rows)):
+        assert not rows[n].any()
+    assert process.memory_info().rss - before < 2**25

@@ -23,7 +23,7 @@ from convoy.core.dataset import FACTS_FILE, IMAGES_FILE, LABELS_FILE, MANIFEST_F
 from convoy.core.files import write_json
 from convoy.data import cache, class_changes, drift, report, summary
 from convoy.data.cache import Cache
-from convoy.data.records import Record
+from convoy.data.records import Record, Rows
 from convoy.data.scan import Scan, refuse_findings, scan
 from convoy.data.settings import DataParams
 from convoy.images.resize import Geometry
@@ -93,8 +93,7 @@ def prepare(
         result = scan(data, params, geometry, keep=lambda square_u8: spool.write(square_u8.data), cache=seen)
         changes = class_changes.check(result, before, params)
         refuse_findings(result.delivery, changes)
-        spool.flush()
-        squares = np.memmap(spool, dtype=np.uint8, mode="r").reshape(-1, params.image_px, params.image_px, 3)
+        squares = Rows(spool, (params.image_px, params.image_px, 3))
         _write(result, params, squares, scratch)
         write_json(scratch / BASELINE, drift.baseline(result, params.background))
         report.write(scratch / REPORT_FILE, result, params, squares)
@@ -118,7 +117,7 @@ def _replacing(out: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _write(result: Scan, params: DataParams, squares: npt.NDArray[np.uint8], out: Path) -> None:
+def _write(result: Scan, params: DataParams, squares: Rows, out: Path) -> None:
     """Write arrays, facts and manifest into an empty folder."""
     used = sorted(
         (record for record in result.records if record.split is not None),
@@ -162,7 +161,7 @@ def _write(result: Scan, params: DataParams, squares: npt.NDArray[np.uint8], out
 
 
 def _write_images(
-    path: Path, squares: npt.NDArray[np.uint8], order: npt.NDArray[np.int64], train_rows: int
+    path: Path, squares: Rows, order: npt.NDArray[np.int64], train_rows: int
 ) -> tuple[list[float], list[float]]:
     """Write packed images in the given order as one NPY array; return mean and std per channel of the first `train_rows`, 0..1."""
     histogram = np.zeros((3, 256), np.int64)  # exact, whatever the number of images

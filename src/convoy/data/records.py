@@ -1,7 +1,11 @@
 """What `prepare` holds about each delivered file, and what its checks find."""
 
+import mmap
 from dataclasses import dataclass
-from typing import Literal
+from typing import IO, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from convoy.core.dataset import Split
 from convoy.data.settings import Action
@@ -82,3 +86,30 @@ class Finding:
     action: Action
     text: str
     paths: tuple[str, ...] = ()
+
+
+class Rows:
+    """Read arrays of one shape from a file, without keeping in memory what was read, however many there are."""
+
+    def __init__(self, file: IO[bytes], shape: tuple[int, ...]) -> None:
+        """Map a file that holds at least one array of bytes.
+
+        Args:
+            file: what was written so far is read.
+            shape: of each array.
+        """
+        file.flush()
+        self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._rows = np.frombuffer(self._mapped, np.uint8).reshape(-1, *shape)
+        self.shape = self._rows.shape
+
+    def __len__(self) -> int:
+        """Return the number of arrays."""
+        return len(self._rows)
+
+    def __getitem__(self, rows: int | slice | npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
+        """Copy rows, as of an array."""
+        found = np.array(self._rows[rows])
+        if hasattr(mmap, "MADV_DONTNEED"):  # pages of a file that were read count as this process's memory
+            self._mapped.madvise(mmap.MADV_DONTNEED)
+        return found

@@ -17,7 +17,7 @@ from PIL import Image
 from convoy.core import files, templates
 from convoy.core.dataset import SPLITS
 from convoy.data import summary
-from convoy.data.records import Finding, Pair, Record, Status
+from convoy.data.records import Finding, Pair, Record, Rows, Status
 from convoy.data.scan import Scan
 from convoy.data.settings import DataParams
 
@@ -47,7 +47,7 @@ HISTOGRAMS: Mapping[str, tuple[str, str, bool]] = {
 }
 """Statistics that are drawn: title, unit, and whether the axis is logarithmic."""
 
-Squares = npt.NDArray[np.uint8]
+Squares = npt.NDArray[np.uint8] | Rows
 
 
 @dataclass(frozen=True)

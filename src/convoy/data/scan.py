@@ -34,7 +34,7 @@ from convoy.data.checks import (
 )
 from convoy.data.layout import Layout, recognise
 from convoy.data.rare import absent_from_delivered
-from convoy.data.records import Finding, Pair, Record, Status
+from convoy.data.records import Finding, Pair, Record, Rows, Status
 from convoy.data.settings import DataParams
 from convoy.data.split import assign, pixel_hash
 from convoy.data.statistics import REDUCED_PX, STATISTICS, columns, measure_all
@@ -229,8 +229,7 @@ def _near_duplicates(
     images = [n for n, record in enumerate(records) if record.index >= 0]
     if not images:
         return [], []
-    fingerprints.flush()
-    mapped = np.memmap(fingerprints, np.uint8, "r", shape=(len(images), duplicates.SIZE))
+    rows = cast("npt.NDArray[np.uint8]", Rows(fingerprints, (duplicates.SIZE,)))
     first: dict[str, int] = {}
     eligible = np.array(
         [
@@ -244,7 +243,7 @@ def _near_duplicates(
     def above(least: float) -> list[Pair]:
         return [
             replace(pair, first=images[pair.first], second=images[pair.second])
-            for pair in duplicates.pairs(mapped, eligible, least)
+            for pair in duplicates.pairs(rows, eligible, least)
         ]
 
     found = above(limit)

@@ -206,6 +206,8 @@ class Delivery:
             yield from self.arrays.files()
             return
         repeated: set[str] = set()  # files that are no images, in several archives
+        coming = iter(self._names)
+        ahead = next(coming, "")
         for mount in self.mounts:
             if mount.archive is None:
                 names = (name for name in _listing(mount, self.mounts) if not name.endswith("/"))
@@ -217,7 +219,11 @@ class Delivery:
                     continue
                 if len(self.mounts) > 1 and litter.kind(name):
                     repeated.add(name)
-                yield name, content
+                if name == ahead:  # pass on the string that is held already
+                    yield ahead, content
+                    ahead = next(coming, "")
+                else:
+                    yield name, content
 
     def read(self, names: Collection[str], limit: int) -> Iterator[tuple[str, bytes]]:
         """Stream delivered files that are no images, such as lists of labels; of one above `limit` bytes, the first `limit`.
