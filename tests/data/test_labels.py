@@ -1,3 +1,4 @@
+import codecs
 import json
 import re
 import tracemalloc
@@ -227,6 +228,8 @@ def test_roboflow_has_a_list_in_each_split(delivered):
         ("path,colour,shape\na.jpg,red,x\nb.jpg,red,y\nc.jpg,blue,x\nd.jpg,blue,y\n", ["unclear (`colour`, such as red; `shape`, such as x)", "-S data.columns.label=shape"]),
         ("path,label\ne.jpg,cat\nf.jpg,cat\ng.jpg,dog\nd.jpg,dog\n", ["names 4 files, and 3 of them are not delivered or not unique, such as e.jpg"]),
         ("path,label\na.jpg,\0\n", ["contains NUL bytes"]),
+        (codecs.BOM_UTF16_LE + "path,label\na.jpg,cat\n".encode("utf-16-le") + b"x", ["byte order mark of utf-16", "truncated data"]),
+        (codecs.BOM_UTF8 + b"path,label\na.jpg,caf\xe9\n", ["byte order mark of utf-8", "invalid continuation byte"]),
         ('path,label\na.jpg,cat\nb.jpg,"' + "x" * 200_000 + '"\n', ["cannot be read", "field larger than field limit"]),
     ],
 )  # fmt: skip

@@ -320,6 +320,13 @@ def test_odd_numpy_arrays_are_refused(change, reason, tmp_path):
         open_delivery(tmp_path / "x.npz")
 
 
+@pytest.mark.parametrize("header", [b"{'shape': (1,", b"'''", b"(" * 4000, b"\\xff" * 9, b"{'descr': '<u1'}"])
+def test_an_npy_header_that_is_no_dictionary_of_a_shape_is_refused(header, folder):
+    content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
+    with pytest.raises(DataError, match=r"x_train.npy is no NPY file, or its header is damaged"):
+        open_delivery(folder({"x_train.npy": content, "y_train.npy": content}))
+
+
 def test_an_npy_header_that_declares_more_than_it_has_is_refused(folder):
     files = {
         "x_train.npy": b"\x93NUMPY\x01\x00v\x00"

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from convoy.images import resize
 from convoy.images.resize import Geometry, graph
 
 HALF = 0.5 + 1e-3
@@ -90,6 +91,18 @@ def test_the_number_of_images_is_free_and_each_is_treated_alone(fit):
     assert np.array_equal(pixels, np.rint(pixels))
     for image_u8, single in zip(batch, pixels, strict=True):
         assert np.array_equal(Geometry(16, fit)(image_u8), single.transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_a_large_image_is_resized_channel_by_channel_to_the_same_pixels(fit, monkeypatch):
+    image_u8 = noise(137, 211)
+    whole = Geometry(32, fit)(image_u8)
+    monkeypatch.setattr(resize, "LARGE_PIXELS", 100)
+    used = []
+    session = resize._session
+    monkeypatch.setattr(resize, "_session", lambda *options: used.append(options) or session(*options))
+    assert np.array_equal(Geometry(32, fit)(image_u8), whole)
+    assert used == [(32, fit, 1)] * 3
 
 
 def test_an_extreme_panorama_costs_little_memory():

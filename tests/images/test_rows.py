@@ -161,10 +161,35 @@ def test_an_odd_or_damaged_parquet_file_is_refused_with_its_facts(case, folder):
         delivered(folder({"train.parquet": make()}))
 
 
+def varint(number):
+    """A whole number as Thrift's compact protocol writes it, in 5 bytes."""
+    doubled = number << 1
+    return bytes([*(doubled >> shift & 127 | 128 for shift in (0, 7, 14, 21)), doubled >> 28])
+
+
+@pytest.mark.parametrize("field", [1, 2], ids=["unpacked", "packed"])
+@pytest.mark.parametrize("column", ["image.bytes", "label"])
+def test_a_page_that_states_gigabytes_is_refused_before_they_are_allocated(field, column, folder):
+    content = made.parquet(IMAGES[:6], LABELS[:6], use_dictionary=False)
+    group = pq.ParquetFile(io.BytesIO(content)).metadata.row_group(0)
+    chunk = next(group.column(n) for n in range(3) if group.column(n).path_in_schema == column)
+    at = chunk.data_page_offset
+    numbers = content[at : at + 30].split(b"\x15")
+    assert numbers[:2] == [b"", b"\0"], "the kind of the page, then its sizes"
+    numbers[1 + field] = varint(2**30)
+    stated = b"\x15".join(numbers[:4]) + b"\x15"
+    # In place of other bytes: nothing else moves.
+    data = folder({"train.parquet": content[:at] + stated + content[at + len(stated) :]})
+    with pytest.raises(
+        DataError, match=rf"train.parquet has a page of `{column}` that is larger than the column"
+    ):
+        delivered(data)
+
+
 def test_a_column_that_unpacks_to_a_bomb_is_refused(folder, monkeypatch):
     monkeypatch.setattr(parquet, "FREE_BYTES", 2**20)
     bomb = made.parquet([bytes(2**20)] * 30, LABELS, compression="zstd", use_dictionary=False)
-    with pytest.raises(DataError, match=r"31,4\d\d,\d\d\d bytes of images in .* decompression bomb"):
+    with pytest.raises(DataError, match=r"31,4\d\d,\d\d\d bytes of `image.bytes` in .* decompression bomb"):
         delivered(folder({"train.parquet": bomb}))
 
 

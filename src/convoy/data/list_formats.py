@@ -69,24 +69,24 @@ def _word_and_rest(line: str) -> list[str]:
 
 
 def _encoding(name: str, content: bytes) -> tuple[str, str]:
-    for mark, encoding in (
-        (codecs.BOM_UTF8, "utf-8-sig"),
-        (codecs.BOM_UTF16_LE, "utf-16"),
-        (codecs.BOM_UTF16_BE, "utf-16"),
-    ):
-        if content.startswith(mark):
-            return encoding, ""
-    if b"\0" in content:
+    marks = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+    marked = next((encoding for mark, encoding in marks.items() if content.startswith(mark)), "")
+    if not marked and b"\0" in content:
         raise DataError(
             f"{name} contains NUL bytes: it is no text, or UTF-16 without a byte order mark. Save it as UTF-8."
         )
-    decoder = codecs.getincrementaldecoder("utf-8")()
+    decoder = codecs.getincrementaldecoder(marked or "utf-8")()
     try:
         for start in range(0, len(content), 2**20):
             decoder.decode(content[start : start + 2**20])
-    except UnicodeDecodeError:
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        if marked:
+            raise DataError(
+                f"{name} begins with the byte order mark of {marked}, and is no such text ({error.reason}). Save it as UTF-8."
+            ) from error
         return "latin-1", "Latin-1"
-    return "utf-8", ""
+    return marked or "utf-8", ""
 
 
 def _delimiter(lines: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ Formats: IDX, http://yann.lecun.com/exdb/mnist; NPY, https://numpy.org/doc/stabl
 import gzip
 import io
 import re
+import tokenize
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -256,7 +257,7 @@ def _open_npy(file: IO[bytes]) -> _Array:
         is_first = np.lib.format.read_magic(file) == (1, 0)
         read = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
         shape, is_fortran, dtype = read(file)
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError) as error:
         raise DataError("is no NPY file, or its header is damaged") from error
     if dtype.hasobject:
         raise DataError("holds Python objects, a pickle that could run any program; only numbers are read")

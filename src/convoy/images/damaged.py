@@ -370,8 +370,7 @@ def _webp(content: bytes, opened: Opened) -> Rescued | None:
     filling = min(2 * (end - len(content)), MOST_FILLING) + len(NOISE)
     filling += (len(content) + filling) % 2  # chunks have an even length
     whole, other = (
-        _without_decoder(
-            opened,
+        opened(
             b"RIFF"
             + struct.pack("<I", len(content) + filling - 8)
             + content[8 : position + 4]
@@ -382,14 +381,6 @@ def _webp(content: bytes, opened: Opened) -> Rescued | None:
         for data in (bytes(filling), (NOISE * (filling // len(NOISE) + 1))[:filling])
     )
     return Rescued(whole, _lost_from(whole, other, (whole.width, 16), blurred=0))
-
-
-def _without_decoder(opened: Opened, content: bytes) -> Image.Image:
-    """Decode a picture and copy it: it would keep its decoder, with two further copies of its pixels."""
-    picture = opened(content)
-    plain = picture.copy()
-    plain.format = picture.format
-    return plain
 
 
 def _avif(content: bytes, opened: Opened) -> Rescued | None:

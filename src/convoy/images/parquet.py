@@ -7,7 +7,7 @@ https://huggingface.co/docs/hub/datasets-file-names-and-splits
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import IO
 
@@ -41,6 +41,12 @@ FREE_ROWS = 10_000
 
 MAX_METADATA_BYTES = 64 * 2**20
 """Longest schema and row-group metadata that are parsed, in bytes."""
+
+PAGE_HEADER_BYTES = (2**12, 2**24)
+"""Bytes that are read for the header of a page, which may contain its smallest and largest value."""
+
+SLACK_BYTES = 100
+"""Bytes that Parquet's Java writer before 1.2.9 left out of the size of a column (PARQUET-816)."""
 
 BATCH_BYTES = 8 * 2**20
 BATCH_ROWS = 64
@@ -84,6 +90,7 @@ def recognise(raw: RawFiles, first: Sequence[str]) -> ArraySet | None:
             columns = columns or own
             if own != columns:
                 raise _difference(own, columns, names[0])
+            _check_pages(parquet, file, own)
             labels = _labels(parquet, own)
             parts.append(Part(name, labels, parquet.metadata.num_rows))
     if columns is None:
@@ -244,6 +251,93 @@ def _labels(parquet: pq.ParquetFile, columns: _Columns) -> list[int | str] | Non
     return labels
 
 
+def _check_pages(parquet: pq.ParquetFile, file: IO[bytes], columns: _Columns) -> None:
+    """Refuse pages that state more bytes than their column has: pyarrow allocates what they state.
+
+    Raises:
+        DataError: naming the column; the reason only.
+    """
+    for group in range(parquet.metadata.num_row_groups):
+        row_group = parquet.metadata.row_group(group)
+        for index in range(row_group.num_columns):
+            chunk = row_group.column(index)
+            if chunk.path_in_schema.split(".")[0] not in (columns.image, columns.label):
+                continue
+            packed, unpacked = chunk.total_compressed_size, chunk.total_uncompressed_size
+            if unpacked > max(FREE_BYTES, MAX_EXPANSION * packed):
+                raise DataError(
+                    f"declares {unpacked:,} bytes of `{chunk.path_in_schema}` in {packed:,}: a decompression bomb"
+                )
+            starts = [chunk.data_page_offset]
+            if chunk.has_dictionary_page and chunk.dictionary_page_offset:
+                starts.append(chunk.dictionary_page_offset)
+            position, end = min(starts), min(starts) + packed
+            while position < end:
+                header, page_unpacked, page_packed = _page_header(file, position)
+                position += header + page_packed
+                largest = max(unpacked, FREE_BYTES)
+                if not 0 <= page_unpacked <= largest or page_packed < 0 or position > end + SLACK_BYTES:
+                    raise DataError(
+                        f"has a page of `{chunk.path_in_schema}` that is larger than the column: damaged, or a decompression bomb"
+                    )
+
+
+def _page_header(file: IO[bytes], start: int) -> tuple[int, int, int]:
+    """Return the length of a page's header, and the unpacked and packed size that it states, in bytes.
+
+    Format: https://github.com/apache/parquet-format, struct PageHeader, in Thrift's compact protocol.
+    """
+    for size in PAGE_HEADER_BYTES:
+        file.seek(start)
+        fields: dict[int, int] = {}
+        with suppress(IndexError):  # the header goes on behind what was read
+            end = _skip_struct(file.read(size), 0, fields)
+            return end, fields.get(2, -1), fields.get(3, -1)
+    raise DataError("has a page without an end of its header: damaged")
+
+
+def _skip_struct(content: bytes, at: int, fields: dict[int, int], depth: int = 0) -> int:
+    """Return where a struct ends; fill in its whole numbers by field."""
+    number = 0
+    while kind := content[at] & 15:
+        delta, at = content[at] >> 4, at + 1
+        if not delta:
+            number, at = _whole_number(content, at)
+        number += delta
+        if kind in (4, 5, 6):  # i16, i32, i64
+            fields[number], at = _whole_number(content, at)
+        else:
+            at = _skip(content, at, kind, depth)
+    return at + 1
+
+
+def _skip(content: bytes, at: int, kind: int, depth: int) -> int:
+    """Return where a value of any other type ends; of the collections a page's header has none."""
+    if kind in (1, 2):  # true, false
+        return at
+    if kind == 3:  # a byte
+        return at + 1
+    if kind == 7:  # a double
+        return at + 8
+    if kind == 8:  # bytes, behind their number
+        length, at = _whole_number(content, at, signed=False)
+        return at + length
+    if kind == 12 and depth < 3:
+        return _skip_struct(content, at, {}, depth + 1)
+    raise DataError("has a damaged page header")
+
+
+def _whole_number(content: bytes, at: int, *, signed: bool = True) -> tuple[int, int]:
+    """Read a whole number of up to 64 bits, seven at a time; return it and where it ends."""
+    value = shift = 0
+    while shift < 64:
+        value |= (content[at] & 127) << shift
+        at, shift = at + 1, shift + 7
+        if content[at - 1] < 128:
+            return ((value >> 1) ^ -(value & 1) if signed else value), at
+    raise DataError("has a damaged page header")
+
+
 def _images(parquet: pq.ParquetFile, columns: _Columns) -> Iterator[Content]:
     """Stream the column of images, a few rows at a time."""
     largest = 1
@@ -251,14 +345,8 @@ def _images(parquet: pq.ParquetFile, columns: _Columns) -> Iterator[Content]:
         row_group = parquet.metadata.row_group(group)
         for index in range(row_group.num_columns):
             chunk = row_group.column(index)
-            if chunk.path_in_schema.split(".")[0] != columns.image:
-                continue
-            if chunk.total_uncompressed_size > max(FREE_BYTES, MAX_EXPANSION * chunk.total_compressed_size):
-                raise DataError(
-                    f"declares {chunk.total_uncompressed_size:,} bytes of images in {chunk.total_compressed_size:,}: a "
-                    "decompression bomb"
-                )
-            largest = max(largest, chunk.total_uncompressed_size // max(1, chunk.num_values))
+            if chunk.path_in_schema.split(".")[0] == columns.image:
+                largest = max(largest, chunk.total_uncompressed_size // max(1, chunk.num_values))
     leaf = f"{columns.image}.bytes" if columns.in_struct else columns.image
     row = 0
     for batch in parquet.iter_batches(

@@ -25,7 +25,11 @@ IR_VERSION = 10
 """The newest that the oldest supported onnxruntime reads."""
 
 
-def graph(image_px: int, fit: Fit) -> onnx.ModelProto:
+LARGE_PIXELS = 2**22
+"""Pixels above which an image is resized channel by channel: as float32 it would take twelve times its file's pixels."""
+
+
+def graph(image_px: int, fit: Fit, channels: int = 3) -> onnx.ModelProto:
     """Build the graph from `image`, uint8 (N, H, W, 3), to `pixels`, float32 (N, 3, P, P), whole numbers 0..255.
 
     squash resizes both sides to P; crop takes the square in the middle first (cropping
@@ -58,7 +62,7 @@ def graph(image_px: int, fit: Fit) -> onnx.ModelProto:
     build.node("Clip", ["geometry_rounded", "geometry_black", "geometry_white"], whole)
     if fit == "letterbox":
         _padded(build, whole, size)
-    return build.model(image_px)
+    return build.model(image_px, channels)
 
 
 @dataclass(frozen=True)
@@ -69,20 +73,28 @@ class Geometry:
     fit: Fit
 
     def __call__(self, image_u8: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Resize one (H, W, 3) uint8 image to (P, P, 3) uint8."""
+        """Resize one (H, W, 3) uint8 image to (P, P, 3) uint8.
+
+        The channels of a large image are resized after each other, with the same result and a third of the memory.
+        """
         if image_u8.shape[:2] == (self.image_px, self.image_px):
             return image_u8  # whatever the fit: each output pixel is the input pixel
-        (pixels,) = _session(self.image_px, self.fit).run(["pixels"], {"image": image_u8[np.newaxis]})
-        square_u8: npt.NDArray[np.uint8] = pixels[0].transpose(1, 2, 0).astype(np.uint8)
+        height, width, channels = image_u8.shape
+        at_once = 1 if height * width > LARGE_PIXELS else channels
+        square_u8 = np.empty((self.image_px, self.image_px, channels), np.uint8)
+        for first in range(0, channels, at_once):
+            part_u8 = image_u8[np.newaxis, ..., first : first + at_once]
+            (pixels,) = _session(self.image_px, self.fit, at_once).run(["pixels"], {"image": part_u8})
+            square_u8[..., first : first + at_once] = pixels[0].transpose(1, 2, 0)
         return square_u8
 
 
 @lru_cache(maxsize=8)
-def _session(image_px: int, fit: Fit) -> onnxruntime.InferenceSession:
+def _session(image_px: int, fit: Fit, channels: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
     options.intra_op_num_threads = 1  # callers have a thread per image; small ones are slower with more
-    model = graph(image_px, fit).SerializeToString()
+    model = graph(image_px, fit, channels).SerializeToString()
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
@@ -104,10 +116,11 @@ class _Builder:
         self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
         return output
 
-    def model(self, image_px: int) -> onnx.ModelProto:
+    def model(self, image_px: int, channels: int) -> onnx.ModelProto:
         """Return the graph as a model that onnx has checked, shapes included."""
-        image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", "H", "W", 3])
-        pixels = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["N", 3, image_px, image_px])
+        image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", "H", "W", channels])
+        square = ["N", channels, image_px, image_px]
+        pixels = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, square)
         body = helper.make_graph(self.nodes, "geometry", [image], [pixels], self.constants)
         model = helper.make_model(
             body,
