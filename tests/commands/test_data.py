@@ -208,6 +208,22 @@ def test_files_that_dvc_does_not_have_are_not_replaced(repository):
 
 
 @dvc_runs
+def test_after_git_checkout_alone_the_remedy_is_dvc_checkout(repository, pets):
+    small = Small(repository)
+    small.git("add", ".gitignore", "data.dvc")
+    small.git("commit", "-qm", "data")
+    shutil.copytree(repository / "first", repository / "second")
+    shutil.copyfile(repository / "first" / "cat" / "0.png", repository / "second" / "cat" / "more.png")
+    use(str(repository / "second"), repository)
+    small.git("checkout", "-q", "data.dvc")
+    with pytest.raises(DataError, match=r"data/ is not what data\.dvc names.*Type `dvc checkout data\.dvc`"):
+        use(str(repository / "first"), repository)
+    small.dvc("checkout", "data.dvc")
+    untouched(repository, pets)
+    use(str(repository / "second"), repository)
+
+
+@dvc_runs
 def test_a_repository_without_dvc_status_is_left_unchanged(repository, pets):
     (repository / ".dvc" / "config").write_text("[nonsense\n")
     with pytest.raises(DataError, match="`dvc data status --json` failed in"):

@@ -59,6 +59,10 @@ def test_code_and_versions_change_the_key(monkeypatch, tmp_path):
     monkeypatch.setattr("PIL.__version__", "0.0")
     assert cache.key(data_params()) != before
     monkeypatch.undo()
+    assert cache.key(data_params()) == before
+    monkeypatch.setattr(cache, "version", {"pillow-heif": "1.1.0"}.__getitem__)
+    assert cache.key(data_params()) != before
+    monkeypatch.undo()
     edited = tmp_path / "decode.py"
     edited.write_bytes(Path(cache.decode.__file__).read_bytes() + b"#")
     monkeypatch.setattr(cache.decode, "__file__", str(edited))

@@ -359,6 +359,11 @@ def _check_replaceable(root: Path) -> None:
         changed = {path.rstrip("/") for paths in status.get("uncommitted", {}).values() for path in paths}
         if DATA not in changed:
             return
+        if not dvc.Cache.of(root).lacks(dvc.content_md5(root / DATA)):
+            raise DataError(
+                f"{DATA}/ is not what {IMPORT} names, though DVC's cache has its files, as after a `git checkout` alone. Type "
+                f"`dvc checkout {IMPORT}`, and try again."
+            )
         reason = "has changed since DVC fetched it"
     raise DataError(
         f"{DATA}/ {reason}, so its files may exist nowhere else. Move it away and try again: `mv {DATA} my-images`"

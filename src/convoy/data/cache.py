@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, cast
@@ -76,8 +77,17 @@ def key(params: DataParams) -> bytes:
     for path in (*(Path(str(module.__file__)) for module in CODE), Path(__file__).with_name("scan.py")):
         digest.update(path.read_bytes())
     options = {name: getattr(params, name) for name in OPTIONS}
-    digest.update(json.dumps([options, PIL.__version__, onnxruntime.__version__, np.__version__]).encode())
+    versions = (PIL.__version__, onnxruntime.__version__, np.__version__, _version_of_extra("pillow-heif"))
+    digest.update(json.dumps([options, *versions]).encode())
     return digest.digest()
+
+
+def _version_of_extra(package: str) -> str:
+    """Return the version of a package that is not always installed; empty without it."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 class Cache:

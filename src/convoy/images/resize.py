@@ -119,7 +119,7 @@ class _Builder:
     def model(self, image_px: int, channels: int) -> onnx.ModelProto:
         """Return the graph as a model that onnx has checked, shapes included."""
         image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", "H", "W", channels])
-        square = ["N", channels, image_px, image_px]
+        square: list[str | int] = ["N", channels, image_px, image_px]
         pixels = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, square)
         body = helper.make_graph(self.nodes, "geometry", [image], [pixels], self.constants)
         model = helper.make_model(
