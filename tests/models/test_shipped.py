@@ -11,7 +11,7 @@ from convoy.models.build import WithAuxiliary, assemble, build_layers
 from convoy.models.shapes import chain, infer
 from network_specs import SHIPPED, slow_but
 
-WITHOUT_TWIN = {"alexnet_2012", "convnet", "lenet5"}
+WITHOUT_TWIN = {"airbench", "airbench_half", "alexnet_2012", "convnet", "lenet5"}
 TWINS = [name for name in spec.names(SHIPPED) if name not in WITHOUT_TWIN]
 
 HEADER = re.compile(r"# (\d+) px RGB and (\d+) classes: ([\d,]+) parameters(?:, ([\d,]+) with)?")

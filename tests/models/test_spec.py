@@ -68,6 +68,9 @@ def test_a_layer_has_the_location_it_was_read_from(load):
         ("{GroupNorm: 2}", ": unknown layer `GroupNorm`; did you mean `group_norm`?"),
         ("{squeeze_excitation: [relu]}", ": unknown layer `squeeze_excitation`; did you mean `multiply`?"),
         ("group_norm", " (group_norm): `groups` is missing"),
+        ("{group: {layers: [whiten]}}", " (group), layer 1 (whiten): it must be the first layer of the outermost list…"),
+        ("{residual: {body: [whiten]}}", " (residual), body layer 1 (whiten): it must be the first layer…"),
+        ("{whiten: {filters: 3}}", " (whiten): unknown argument `filters`; there are: bias, eps, kernel, padding, stride"),
         ("{scale: {}}", " (scale): `factor` is missing"),
         ("{layer_norm: {groups: 2}}", " (layer_norm): unknown argument `groups`; there are: eps"),
         ("{multiply: }", " (multiply), layers: expected a list … found None"),
@@ -133,6 +136,8 @@ def test_an_invalid_line_is_refused_with_its_location_and_the_alternatives(refus
         ("{norm: layer}", "`over` is 'layer', but should be 'batch'"),
         ("{norm: {eps: 0}}", "`eps` is 0, but should be greater than 0"),
         ("{norm: {eps: .inf}}", "`eps` is inf, but should be a finite number"),
+        ("{whiten: 17}", "`kernel` is 17, but at most 16 pixels are whitened"),
+        ("{whiten: {eps: 0}}", "`eps` is 0, but should be greater than 0"),
         ("{norm: {momentum: 1.5}}", "`momentum` is 1.5, but should be less than or equal to 1"),
         ("{norm: {momentum: 0}}", "`momentum` is 0, but should be greater than 0"),
         ("{norm: {scale: 1}}", "`scale` is 1, but should be a valid boolean"),
@@ -162,6 +167,16 @@ def test_an_invalid_line_is_refused_with_its_location_and_the_alternatives(refus
 def test_a_value_out_of_range_is_refused_with_the_allowed_ones(refusal, layer, message):
     word = layer.strip("{").split(":")[0]
     assert refusal(at_first_line(layer)) == f"{HERE} ({word}): {message}"
+
+
+def test_whitening_behind_another_layer_is_refused(refusal):
+    message = refusal(
+        "blocks: {stem: {layers: [whiten]}}\nlayers:\n  - relu\n  - whiten\n  - flatten\n  - dense: classes\n"
+    )
+    assert message.startswith("networks/mine.yaml:4, layer 2 (whiten): it must be the first layer")
+    assert "layer 1 (stem), layer 1 (whiten)" in refusal(
+        "blocks: {stem: {layers: [whiten]}}\nlayers: [stem, flatten, {dense: classes}]\n"
+    )
 
 
 @pytest.mark.parametrize("layers", ["[]", "relu", "", "{conv: 3}"])
@@ -455,12 +470,12 @@ def test_an_unknown_network_is_refused_with_the_existing_ones(tmp_path, existing
         ("torchvision: resnet18\ntwin: resnet18\n", ":2: `twin` cannot be combined with `torchvision:`, which names a whole network. Keep either `layers:` or `torchvision: NAME`."),
         ("torchvision: resnet_18\n", ":1: torchvision has no classifier `resnet_18`; did you mean `resnet18`?"),
         ("torchvision: fcn_resnet50\n", ":1: torchvision has no classifier `fcn_resnet50`; did you mean `resnet50`?"),
-        (LAYER_LIST + "init: xavier\n", ":2: `init` is 'xavier', but should be 'torch' or 'kaiming'"),
+        (LAYER_LIST + "init: xavier\n", ":2: `init` is 'xavier', but should be 'torch', 'kaiming' or 'dirac'"),
         (LAYER_LIST + "twin: 5\n", ":2: `twin` is 5, but should be a valid string"),
         (LAYER_LIST + "made_for: {image_px: 3}\n", ":2: `made_for.classes` is missing"),
         (LAYER_LIST + "made_for:\n  image_px: 0\n  classes: 2\n", ":3: `made_for.image_px` is 0, but should be greater than or equal to 1"),
         (LAYER_LIST + "made_for:\n  image_px: 8\n  classes: 2\n  clases: 2\n", ":5: unknown key `made_for.clases`; did you mean `classes`?"),
-        (LAYER_LIST + "init: 3\ntwin: 5\n", ":2: `init` is 3, but should be 'torch' or 'kaiming'\nnetworks/mine.yaml:3: `twin` is 5, but should be a valid string"),
+        (LAYER_LIST + "init: 3\ntwin: 5\n", ":2: `init` is 3, but should be 'torch', 'kaiming' or 'dirac'\nnetworks/mine.yaml:3: `twin` is 5, but should be a valid string"),
     ],
 )  # fmt: skip
 def test_an_invalid_key_is_refused_at_its_line(refusal, text, message):

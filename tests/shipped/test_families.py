@@ -25,7 +25,7 @@ from small_networks import miniature
 
 ROOT = Path(__file__).parents[2]
 CLASSES, EACH = ("0", "1", "7"), 24
-SIBLINGS = {"vgg11", "vgg13", "vgg19", "resnet18"}
+SIBLINGS = {"airbench_half", "vgg11", "vgg13", "vgg19", "resnet18"}
 """Networks that differ from a shipped one in the number of layers alone."""
 IDENTITY = {"run_id": "run-7", "git_commit": "c0ffee", "data_hash": "d" * 64, "params_hash": "e" * 64}
 VERIFY = """

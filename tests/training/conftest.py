@@ -52,6 +52,15 @@ def stack():
 
 
 @pytest.fixture(scope="session")
+def whitened():
+    """A network with a whitening layer, norms without scale and stochastic depth."""
+    norm = {"norm": {"scale": False, "momentum": 0.4}}
+    residual = {"residual": {"body": [conv(24, padding="same"), norm], "drop": 0.3}}
+    head = ["global_avg_pool", "flatten", {"dense": "classes"}, {"scale": 0.5}]
+    return Spec.model_validate({"name": "whitened", "layers": ["whiten", "gelu", residual, *head]})
+
+
+@pytest.fixture(scope="session")
 def starting():
     """Make starting weights that fit a network whole, statistics of norms included, from a seed of their own."""
 

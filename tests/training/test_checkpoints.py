@@ -305,6 +305,7 @@ PLANS = {
     "average of weights": {"epochs": 3, "ema": 0.9},
     "cosine, adamw, early stop": COSINE,
     "transfer": {"epochs": 3, "ema": 0.5, "transfer": TRANSFER},
+    "whitening and stochastic depth": {"epochs": 2, "ema": 0.5},
 }
 
 
@@ -326,10 +327,14 @@ def run(dataset, tiny, params, tmp_path, resumable):
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_a_training_that_is_killed_often_ends_with_identical_results(run, stack, starting, tmp_path, plan):
+def test_a_training_that_is_killed_often_ends_with_identical_results(
+    run, stack, whitened, starting, tmp_path, plan
+):
     how = {"plan": PLANS[plan]}
     if plan == "transfer":
         how |= {"spec": stack, "starting": starting(stack)}
+    if plan == "whitening and stochastic depth":
+        how["spec"] = whitened
     whole, broken = Journal(), Journal()
     expected = run("whole", journal=whole, **how)
     for call in [7, 3, 9, 1, 5, 12, 2]:

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from convoy.core.errors import NetworkError, RequestError, TrainingError
 from convoy.models import trained
 from convoy.models.spec import Spec
+from convoy.models.whitening import covariance, whitening_filters
 from convoy.training.data import shuffled
 from convoy.training.fit import fit
 from convoy.training.optim import lr_schedule
@@ -283,6 +284,39 @@ def test_starting_weights_are_where_a_training_starts_and_their_statistics_are_t
     assert model.mean.flatten().tolist() == pytest.approx(weights.facts.mean)
     for name, tensor in weights.tensors.items():
         torch.testing.assert_close(state[name], tensor)
+
+
+@pytest.mark.parametrize("changes", [{"ema": 0.9}, {"optimizer": "adamw", "lr": 0.01, "weight_decay": 0.5}])
+def test_whitening_filters_come_from_the_training_images_and_stay(
+    dataset, whitened, params, out, capsys, changes
+):
+    fit(dataset, whitened, params(epochs=2, **changes), 1, out)
+    model, _ = trained.load(out)
+    filters = model.network.whiten1.weight
+    expected = whitening_filters(covariance(model, dataset.images("train"), (2, 2)), 5e-4)
+    torch.testing.assert_close(filters.flatten(1), expected.float())
+    assert "frozen: 1 tensors unchanged" in capsys.readouterr().out
+    assert model.network.whiten1.bias.abs().min() > 0
+
+
+def test_starting_weights_bring_their_whitening_filters_which_stay_in_every_phase(
+    dataset, whitened, params, out, starting
+):
+    weights = starting(whitened)
+    plan = {"freeze": "whiten1", "release": 1}
+    fit(dataset, whitened, params(epochs=3, transfer=plan), 1, out, starting=weights)
+    state = trained.load(out)[0].network.state_dict()
+    assert torch.equal(state["whiten1.weight"], weights.tensors["whiten1.weight"])
+    assert not torch.equal(state["whiten1.bias"], weights.tensors["whiten1.bias"])
+
+
+def test_whitening_filters_that_something_writes_to_fail_the_training(dataset, whitened, params, out):
+    class Writes(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            pl_module.model.network.whiten1.weight.mul_(1.01)
+
+    with pytest.raises(TrainingError, match=r"frozen tensors changed: whiten1\.weight"):
+        fit(dataset, whitened, params(epochs=1), 1, out, callbacks=[Writes()])
 
 
 def test_starting_weights_of_unknown_statistics_take_the_datasets(dataset, tiny, params, out, starting):

@@ -121,7 +121,9 @@ def find(model: NormalizedModel, images_u8: Sequence[npt.NDArray[np.uint8]]) -> 
             for image_u8 in console.track(images_u8, "compute feature maps", len(images_u8))
         ]
     first = convolutions[0].convolution if convolutions else None
-    weights = model.network.get_submodule(first).get_parameter("weight") if first else None
+    weights = (
+        model.network.state_dict()[f"{first}.weight"] if first else None
+    )  # a buffer in a whitening layer
     return Features(
         first=first,
         filters=None if weights is None else weights.detach().cpu().numpy().transpose(0, 2, 3, 1),

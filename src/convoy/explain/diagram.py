@@ -35,7 +35,14 @@ LETTER, TITLE_LETTER = 0.075, 0.1  # width of a letter of a caption and of the t
 GAP, SMALL_GAP = 0.22, 0.07  # space between boxes, and between equal boxes, which share their caption
 
 FAINT = "#5b6673"
-COLOURS = {"image": "#9aa5b1", "conv": "#4c86c6", "pool": "#d9824a", "dense": "#5a9e6f", "unit": "#8a6fb8"}
+COLOURS = {
+    "image": "#9aa5b1",
+    "conv": "#4c86c6",
+    "whiten": "#4c86c6",
+    "pool": "#d9824a",
+    "dense": "#5a9e6f",
+    "unit": "#8a6fb8",
+}
 
 
 @dataclass(frozen=True)
@@ -109,7 +116,9 @@ def _caption(row: Row) -> str:
 def _colour(row: Row) -> str:
     if row.parts:
         return "unit"
-    return next((kind for kind in ("pool", "dense", "conv") if kind in row.operation.lower()), "unit")
+    return next(
+        (kind for kind in ("pool", "dense", "conv", "whiten") if kind in row.operation.lower()), "unit"
+    )
 
 
 class _Scale:

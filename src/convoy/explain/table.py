@@ -364,7 +364,8 @@ def _storage(tensor: Tensor) -> int:
 
 def _through(step: Step, field: Field) -> Field:
     """Return the field of a plain layer's output from that of its input; most layers do not change it."""
-    layer, whole_image = step.layer, (layer_types.Flatten, layer_types.Dense, layer_types.GlobalAvgPool)
+    layer = step.layer.conv() if isinstance(step.layer, layer_types.Whiten) else step.layer
+    whole_image = (layer_types.Flatten, layer_types.Dense, layer_types.GlobalAvgPool)
     if field is None or isinstance(layer, whole_image):
         return None
     windows: Iterable[tuple[int, Fraction | int, int]]

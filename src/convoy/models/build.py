@@ -3,7 +3,9 @@
 N images, C channels, H height, W width, K classes. A volume is (C, H, W) in code and H×W×C in messages; a flat row is (C,).
 """
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -26,6 +28,7 @@ PADS: dict[str, type[nn.Module]] = {
 
 OVERWRITABLE = (
     layer_types.Conv,
+    layer_types.Whiten,
     layer_types.Norm,
     layer_types.GroupNorm,
     layer_types.LayerNorm,
@@ -101,6 +104,23 @@ class Product(nn.Sequential):
         """Map (N, C, H, W) to the same shape; a (N, C) output of the layers is a factor per channel."""
         gate: Tensor = super().forward(volume)  # type: ignore[no-untyped-call]  # torch has no types here
         return volume * gate.reshape(*gate.shape, *[1] * (volume.dim() - gate.dim()))
+
+
+class Whitening(nn.Conv2d):
+    """Convolve with fixed filters; only the bias is learnt.
+
+    The filters are a buffer: part of the weights, of checkpoints and of transfer, and no optimizer changes them.
+    """
+
+    weight: Tensor
+
+    def __init__(self, *args: Any, eps: float, **kwargs: Any) -> None:  # noqa: ANN401 (as nn.Conv2d takes)
+        """Take the arguments of `nn.Conv2d`, and `eps`, which is added to the variance of each response."""
+        super().__init__(*args, **kwargs)
+        weight = self.weight.detach()
+        del self.weight
+        self.register_buffer("weight", weight)
+        self.eps = eps
 
 
 class BiasedNorm(nn.BatchNorm2d):
@@ -198,11 +218,11 @@ def _activation(layer: layer_types.Activation, _step: Step) -> nn.Module:
     return module
 
 
-def _conv(layer: layer_types.Conv, step: Step) -> nn.Module:
+def _conv(layer: layer_types.Conv, step: Step, kind: Callable[..., nn.Conv2d] = nn.Conv2d) -> nn.Module:
     channels, *sides = step.input
     (top, bottom), (left, right) = padding(layer, tuple(sides))
     even = top == bottom and left == right
-    conv = nn.Conv2d(
+    conv = kind(
         channels,
         layer.filters,
         pair(layer.kernel),
@@ -236,6 +256,7 @@ def _branches(layer: layer_types.Branches, step: Step) -> nn.Module:
 
 _MAKERS: dict[type[layer_types.Layer], Callable[[Any, Step], nn.Module]] = {
     layer_types.Conv: _conv,
+    layer_types.Whiten: lambda layer, step: _conv(layer.conv(), step, partial(Whitening, eps=layer.eps)),
     layer_types.Norm: lambda layer, step: (nn.BatchNorm2d if layer.scale else BiasedNorm)(
         step.input[0], eps=layer.eps, momentum=layer.momentum
     ),
@@ -314,6 +335,18 @@ def _initialise(network: nn.Module, spec: Spec) -> None:
             reset()
         elif any(True for _ in module.parameters(recurse=False)):
             raise AssertionError(f"{type(module).__name__} has weights but no reset_parameters")
+        if spec.init == "dirac":
+            _pass_on(module)
+
+
+def _pass_on(module: nn.Module) -> None:
+    """Let the first filters of a convolution pass its input on; spread a dense layer's weights to a deviation of 1."""
+    with torch.no_grad():
+        if isinstance(module, nn.Conv2d):
+            for part in module.weight.chunk(module.groups):
+                nn.init.dirac_(part[: part.shape[1]])
+        elif isinstance(module, nn.Linear):
+            nn.init.uniform_(module.weight, -math.sqrt(3), math.sqrt(3))
 
 
 def _skeleton(name: str, classes: int, image_px: int) -> nn.Module:

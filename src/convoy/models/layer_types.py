@@ -62,6 +62,7 @@ Epsilon = Annotated[float, Field(gt=0)]  # added to a variance; torch's default 
 Margin = Annotated[int, Field(ge=0)]
 Sides = Count | Annotated[list[Count], Field(min_length=2, max_length=2)]  # one number, or [height, width]
 Margins = Margin | Annotated[list[Margin], Field(min_length=2, max_length=2)]
+WIDEST_WHITENED = 16  # pixels: the covariance of larger patches takes minutes
 NAME = r"^[A-Za-z0-9_]+$"
 Name = Annotated[str, Field(pattern=NAME)]
 
@@ -108,6 +109,37 @@ class Conv(Layer):
     dilation: Sides = 1
     groups: Count = 1
     bias: bool = True
+
+
+class Whiten(Layer):
+    """Convolve the image with fixed filters that whiten its patches, computed from training images.
+
+    Makes 2 x 3 x kernel height x kernel width channels; a bias of each is learnt.
+    """
+
+    kernel: Sides = 2
+    stride: Sides = 1
+    padding: Margins | Literal["same", "valid"] = 0
+    bias: bool = True
+    eps: Annotated[float, Field(gt=0)] = 5e-4  # added to the variance of each response; airbench94's
+
+    @model_validator(mode="after")
+    def _check_kernel(self) -> "Whiten":
+        if max(pair(self.kernel)) > WIDEST_WHITENED:
+            raise ValueError(f"`kernel` is {self.kernel}, but at most {WIDEST_WHITENED} pixels are whitened")
+        return self
+
+    def conv(self) -> Conv:
+        """Return the convolution that has the same shapes."""
+        height, width = pair(self.kernel)
+        return Conv(
+            word="conv",
+            filters=2 * 3 * height * width,
+            kernel=self.kernel,
+            stride=self.stride,
+            padding=self.padding,
+            bias=self.bias,
+        )
 
 
 class Norm(Layer):
@@ -286,6 +318,7 @@ class Auxiliary(Layer):
 
 LAYERS: dict[str, type[Layer]] = {
     "conv": Conv,
+    "whiten": Whiten,
     "norm": Norm,
     "group_norm": GroupNorm,
     "layer_norm": LayerNorm,

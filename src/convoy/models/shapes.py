@@ -319,6 +319,7 @@ _RULES: dict[type[Layer], Callable[[Any, Volume, int, str], _Inferred]] = {
     layer_types.Dropout: lambda _layer, volume, _classes, _label: (volume, ()),
     layer_types.Scale: lambda _layer, volume, _classes, _label: (volume, ()),
     layer_types.Conv: _conv,
+    layer_types.Whiten: lambda layer, volume, classes, label: _conv(layer.conv(), volume, classes, label),
     layer_types.Pool: _pool,
     layer_types.AdaptivePool: lambda layer, volume, _classes, label: (
         (_deep(volume, label)[0], *pair(layer.side)),

@@ -37,6 +37,7 @@ from convoy.models.layer_types import (
     Layer,
     Layers,
     Repeat,
+    Whiten,
     abbreviate,
 )
 
@@ -83,7 +84,9 @@ class Spec(BaseModel):
 
     Attributes:
         init: initial weights. torch: the defaults of torch's layers. kaiming: convolutions from N(0, 2 / fan out),
-            dense layers from N(0, 0.01), biases 0, as in torchvision's VGG: deep networks without norms need it.
+            dense layers from N(0, 0.01), biases 0, as in torchvision's VGG: deep networks without norms need it. dirac:
+            torch's, but the first filters of each convolution pass its input channels on, and dense layers have a standard
+            deviation of 1, to be followed by `scale`, as in Keller Jordan's airbench94: it learns in few epochs.
         twin: torchvision's classifier of exactly this structure, whose weights fit tensor by tensor.
     """
 
@@ -92,7 +95,7 @@ class Spec(BaseModel):
     name: str
     torchvision: str | None = None
     layers: Layers = ()
-    init: Literal["torch", "kaiming"] = "torch"
+    init: Literal["torch", "kaiming", "dirac"] = "torch"
     twin: str | None = None
     made_for: Annotated[MadeFor | None, Field(exclude=True)] = None
 
@@ -259,6 +262,11 @@ class SpecParser:
         location = f"{self._at(line)}{label}"
         if issubclass(kind, Auxiliary) and ", " in label:
             raise RequestError(f"{location}: auxiliary heads belong in the outermost list of layers.")
+        if issubclass(kind, Whiten) and label != f"layer 1 ({word})":
+            raise RequestError(
+                f"{location}: it must be the first layer of the outermost list, since its filters are computed from images. "
+                "Move it there, or use a conv."
+            )
         if issubclass(kind, Branches):
             arguments = self._branches(given, label, line)
         else:

@@ -48,10 +48,14 @@ class NormalizedModel(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Map (N, 3, H, W) float32 pixels in 0..255 to (N, K) logits."""
-        logits: Tensor = self.network((pixels / 255 - self.mean) / self.std)
+        logits: Tensor = self.network(self.normalize(pixels))
         if self.training or self.temperature == 1:
             return logits
         return logits / self.temperature
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Map (N, 3, H, W) float32 pixels in 0..255 to what the network takes."""
+        return (pixels / 255 - self.mean) / self.std
 
 
 class ModelFacts(BaseModel):

@@ -20,7 +20,7 @@ from convoy.core import files
 from convoy.core.console import info
 from convoy.core.dataset import Dataset
 from convoy.core.errors import RequestError
-from convoy.models import trained
+from convoy.models import trained, whitening
 from convoy.models.spec import Spec
 from convoy.models.trained import ModelFacts, NormalizedModel
 from convoy.training import class_balance
@@ -95,6 +95,8 @@ def fit(
     )
     model = trained.make(facts, auxiliary=True)
     grafted = graft(model.network, starting, facts.classes) if starting else None
+    if starting is None:  # else the filters are among the weights, and what follows them fits no others
+        whitening.whiten(model, dataset.images("train"))
     data = DataModule(dataset, params, seed)
     batches = data.train_dataloader()
     steps = len(batches)

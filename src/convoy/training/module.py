@@ -16,7 +16,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from convoy.core.errors import TrainingError
-from convoy.models.build import WithAuxiliary
+from convoy.models.build import Whitening, WithAuxiliary
 from convoy.models.trained import ModelFacts, NormalizedModel
 from convoy.training.data import Batch
 from convoy.training.freezing import Plan, blocks
@@ -84,6 +84,9 @@ class Classifier(pl.LightningModule):
                 tensors |= block.parameters()
         for name, norm in self.frozen_norms.items():
             tensors |= dict([*norm.named_parameters(name), *norm.named_buffers(name)])
+        for name, module in self.model.network.named_modules():
+            if isinstance(module, Whitening):
+                tensors[f"{name}.weight"] = module.weight
         return tensors
 
     def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002 (torch's signature)
