@@ -13,10 +13,10 @@ from torch.nn.functional import cross_entropy
 from convoy.core.errors import NetworkError, RequestError, TrainingError
 from convoy.models import trained
 from convoy.models.spec import Spec
-from convoy.models.whitening import covariance, whitening_filters
 from convoy.training.data import shuffled
 from convoy.training.fit import fit
 from convoy.training.optim import lr_schedule
+from convoy.training.whitening import covariance, whitening_filters
 
 HAS_BF16, HAS_GPU = torch.cpu._is_avx512_bf16_supported(), torch.cuda.is_available()
 BF16 = pytest.param(
@@ -304,7 +304,7 @@ def test_starting_weights_bring_their_whitening_filters_which_stay_in_every_phas
 ):
     weights = starting(whitened)
     plan = {"freeze": "whiten1", "release": 1}
-    fit(dataset, whitened, params(epochs=3, transfer=plan), 1, out, starting=weights)
+    fit(dataset, whitened, params(epochs=3, best="last", transfer=plan), 1, out, starting=weights)
     state = trained.load(out)[0].network.state_dict()
     assert torch.equal(state["whiten1.weight"], weights.tensors["whiten1.weight"])
     assert not torch.equal(state["whiten1.bias"], weights.tensors["whiten1.bias"])

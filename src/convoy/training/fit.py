@@ -20,10 +20,10 @@ from convoy.core import files
 from convoy.core.console import info
 from convoy.core.dataset import Dataset
 from convoy.core.errors import RequestError
-from convoy.models import trained, whitening
+from convoy.models import trained
 from convoy.models.spec import Spec
 from convoy.models.trained import ModelFacts, NormalizedModel
-from convoy.training import class_balance
+from convoy.training import class_balance, whitening
 from convoy.training.calibrate import calibrate
 from convoy.training.callbacks import (
     BestWeights,
