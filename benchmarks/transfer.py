@@ -83,7 +83,8 @@ def main() -> None:
     counts, seeds = chosen.images, SEEDS[: chosen.seeds]
     os.chdir(ROOT)
     country = params.section("energy", EnergyParams).country
-    train = params.section("train", TrainParams).model_copy(update={"augment": ["crop", "flip"]})
+    content = params.read()["train"] | {"augment": [{"shift": {"pixels": 2}}, "flip"]}
+    train = params.check("train", TrainParams, content)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         prepare(archive, params.section("data", DataParams), folder / "dataset")

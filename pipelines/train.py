@@ -40,9 +40,10 @@ def main() -> None:
     stages.start_uploader()  # the uploader starts while the next lines import torch
     from convoy.energy.callback import TrainingEnergy
     from convoy.energy.meter import metered
-    from convoy.explain import diagram, figures
+    from convoy.explain import augmentation, diagram, figures
     from convoy.explain.table import tabulate
     from convoy.training import pretrained
+    from convoy.training.augment import policy
     from convoy.training.checkpoints import CheckpointStore, Resumable, inputs_digest
     from convoy.training.fit import HISTORY, TRANSFER, fit
 
@@ -57,6 +58,8 @@ def main() -> None:
             run.log_dataset(dataset.hash, DATASET)
             picture = PLOTS / "network.png"
             diagram.draw(tabulate(network_spec, len(dataset.classes), dataset.image_px), picture)
+            sheet = augmentation.draw(dataset, train, seed, PLOTS / "augmentation.png")
+            run.log_params({"augmentation": policy.described(train.augment)})
             run_id = run.reference.run_id
             store.begin(run_id)
             resumable = Resumable(store, checkpoint, run_id, run.log_points, tracking.step_interval, STARTED)
@@ -77,6 +80,7 @@ def main() -> None:
             run.log_result(metrics)
             run.log_file(figures.draw_curves(OUT / HISTORY, PLOTS / "curves.png"))
             run.log_file(picture)
+            run.log_file(sheet)
             run.log_file(OUT / WEIGHTS, "weights")
             run.log_file(OUT / FACTS, "weights")
             if starting:

@@ -15,6 +15,7 @@ from convoy.models import shapes, spec
 from convoy.repo.git import untracked
 from convoy.sweep.settings import SweepParams
 from convoy.tracking.settings import TrackingParams
+from convoy.training.augment import policy
 from convoy.training.settings import CheckpointParams, NetworkParams, TrainParams
 
 SECTIONS: dict[str, type[params.Section]] = {
@@ -72,6 +73,9 @@ def check(overrides: Mapping[str, str], path: Path = params.PARAMS_FILE) -> None
     params.check("", params.TopLevel, {"seed": content["seed"]}, path)
     for name, kind in SECTIONS.items():
         params.check(name, kind, content[name], path)
+    image_px = content["data"]["image_px"]
+    train = params.check("train", TrainParams, content["train"], path)
+    policy.check(train.augment, image_px=image_px, store_px=image_px, batch_size=train.batch_size)
     network = spec.load(content["network"]["name"])
     if warning := untracked(spec.FOLDER / f"{network.name}.yaml"):
         info(warning)

@@ -27,7 +27,10 @@ from convoy.sweep.study import Request
         ("train.lr: [0.1, 0.1]", ("sweep.space.train.lr lists 0.1 twice",)),
         ("train.optimizer: [sgd, adam]", ("train.optimizer is 'adam'", "'sgd' or 'adamw'")),
         ("train.batch_size: {low: 8.5, high: 16}", ("train.batch_size is 8.5", "valid integer")),
-        ("train.augment: [[crop], [crop, spin]]", ("train.augment.1 is 'spin'", "'crop' or 'flip'")),
+        ("train.augment: [[flip], [flip, sift]]", ("train.augment.1 is 'sift'", "did you mean `shift`")),
+        ("train.augment: [light, phot]", ("train.augment is 'phot'", "did you mean `photo`")),
+        ("train.augment: [[], [{shift: {pixels: 9}}]]", ("shift.pixels is 9", "8 px", "at most 7")),
+        ("train.crop_padding: {low: 0, high: 4}", ("train.crop_padding", "train.augment: [[{shift: {pixels: 0}}], [{shift: {pixels: 4}}]]")),
         ("seed: [1, -1]", ("seed is -1", "greater than or equal to 0")),
         ("network.name: [tiny, tinny]", ("`tinny`", "`tiny`")),
         ("network.weights: [none, imagenet]", ("tiny",)),
@@ -65,7 +68,7 @@ def test_a_range_has_the_type_of_its_key(project):
         "train.epochs: {low: 1, high: 100, log: true}",
         "train.lr: {low: 1, high: 2}",
         "train.label_smoothing: {low: 0.0, high: 0.25, step: 0.1}",
-        "train.augment: [[], [crop], [crop, flip]]",
+        "train.augment: [[], light, [{shift: {pixels: 2}}, flip]]",
         "train.weight_decay: [0.0, 0.00001]",
     )
     batch, epochs, lr, smoothing, augment, decay = Request.read().space
@@ -76,15 +79,16 @@ def test_a_range_has_the_type_of_its_key(project):
     assert lr.all() is None
     assert smoothing.distribution == FloatDistribution(0.0, 0.2, step=0.1)
     assert list(smoothing.all()) == [0.0, 0.1, 0.2]
-    assert augment.distribution == CategoricalDistribution(["[]", "[crop]", "[crop, flip]"])
-    assert augment.value("[crop]") == ["crop"]
-    assert augment.stored(["crop", "flip"]) == "[crop, flip]"
+    assert augment.distribution == CategoricalDistribution(["[]", "light", "[{shift: {pixels: 2}}, flip]"])
+    assert augment.value("light") == "light"
+    assert augment.value("[{shift: {pixels: 2}}, flip]") == [{"shift": {"pixels": 2}}, "flip"]
+    assert augment.stored([{"shift": {"pixels": 2}}, "flip"]) == "[{shift: {pixels: 2}}, flip]"
     assert augment.stored(["flip"]) is None
     assert decay.ends() == (0.0, 0.00001)
     assert [type(value) for value in decay.ends()] == [float, float]
     assert (batch.stored(12), batch.stored(13), lr.stored(0.5), lr.stored(True)) == (12, None, None, None)
     assert str(lr) == "train.lr 1.0 to 2.0"
-    assert str(augment) == "train.augment [] | [crop] | [crop, flip]"
+    assert str(augment) == "train.augment [] | light | [{shift: {pixels: 2}}, flip]"
 
 
 def test_numbers_are_short_enough_to_be_typed_and_stay_in_their_range(project):
@@ -92,14 +96,14 @@ def test_numbers_are_short_enough_to_be_typed_and_stay_in_their_range(project):
         "train.lr: {low: 0.0123444, high: 0.5, log: true}",
         "train.warmup: {low: 0.1, high: 0.6}",
         "train.label_smoothing: {low: 0.1, high: 0.1003}",
-        "train.crop_padding: {low: 0, high: 4}",
+        "train.early_stop: {low: 0, high: 4}",
         "train.ema: {low: 0.0, high: 0.3, step: 0.1}",
     )
-    lr, warmup, smoothing, padding, ema = Request.read().space
+    lr, warmup, smoothing, stop, ema = Request.read().space
     assert [lr.rounded(value) for value in (0.01234441, 0.04567891, 0.5)] == [0.0123444, 0.0457, 0.5]
     assert warmup.rounded(0.123456) == 0.123
     assert smoothing.rounded(0.10012345) == 0.100123
-    assert padding.rounded(3) == 3
+    assert stop.rounded(3) == 3
     assert ema.rounded(0.1 + 0.2) == 0.3
 
 

@@ -67,8 +67,8 @@ def test_later_proposals_are_nearer_to_good_values(project):
 
 
 def test_no_values_are_tried_twice_and_a_finite_space_is_tried_whole(project):
-    padding = "train.crop_padding: {low: 0, high: 2}"
-    project.space("train.batch_size: [8, 16]", padding, "train.augment: [[], [crop]]")
+    stop = "train.early_stop: {low: 0, high: 2}"
+    project.space("train.batch_size: [8, 16]", stop, "train.augment: [[], [flip]]")
     request = Request.read()
     assert combinations(request.space) == 12
     assert len({tuple(values.values()) for values in proposals(request, 12)}) == 12

@@ -441,7 +441,7 @@ train:
   lr: 0.03
   weight_decay: 0.0005
   label_smoothing: 0.1
-  augment: [crop]
+  augment: [{shift: {pixels: 2}}]
   transfer:
     freeze: 0
 export:
@@ -484,8 +484,8 @@ def change(committed: Path, **replaced: str) -> None:
             "convnet · lr 0.03 · 10 epochs · freeze inception_block_of_layers_4e · seed 2 · weight_decay 2",
         ),
         (
-            {"augment": "[crop, flip, rotate, colour, erase]"},
-            "convnet · lr 0.03 · 10 epochs · augment crop+flip+rotate+colour…",
+            {"augment": "[{resized_crop: {scale: [0.3, 1.0]}}, flip, color_jitter]"},
+            "convnet · lr 0.03 · 10 epochs · augment resized_crop+flip+color…",
         ),
         ({"augment": "[]"}, "convnet · lr 0.03 · 10 epochs · augment none"),
         ({"latency_runs": "10"}, "convnet · lr 0.03 · 10 epochs"),

@@ -101,7 +101,7 @@ def params():
         }
     }
     usual |= {"class_weights": "none", "sampler": "shuffle"}
-    usual |= {"augment": ["crop", "flip"], "crop_padding": 1, "precision": 32}
+    usual |= {"augment": [{"shift": {"pixels": 1}}, "flip"], "precision": 32}
     as_is = {"freeze": 0, "release": 0, "lr_factor": 1.0, "batch_norm": "adapt"}
 
     def make(*, transfer=None, **changes):

@@ -21,7 +21,10 @@ def test_precision_is_written_as_one_would_type_it(precision):
         ({"epochs": 0}, "train.epochs is 0: input should be greater than or equal to 1"),
         ({"batch_size": 2.5}, "train.batch_size is 2.5: input should be a valid integer"),
         ({"optimizer": "adam"}, "train.optimizer is 'adam': input should be 'sgd', 'adamw' or 'muon'"),
-        ({"augment": ["crop", "flop"]}, "train.augment.1 is 'flop': input should be 'crop' or 'flip'"),
+        (
+            {"augment": ["shift", "flop"]},
+            "train.augment.1 is 'flop': unknown transform; did you mean `flip`?",
+        ),
         ({"warmup": 0.95}, "train.warmup is 0.95: input should be less than or equal to 0.9"),
         ({"precision": 16}, "train.precision is 16: input should be 'auto', 32 or 'bf16'"),
         ({"learning_rate": 0.1}, "unknown key train.learning_rate"),

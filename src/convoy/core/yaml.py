@@ -98,6 +98,8 @@ def dump(content: Any, *, flow: bool = False) -> str:  # noqa: ANN401 (as wide a
     """Write plain values as YAML, keys in their order: a document in block style, or `flow`: one line."""
     writer = YAML(typ="safe", pure=True)
     writer.default_flow_style = flow
+    # [{a: 1}] instead of [a: 1], which is the same, but `dvc exp run -S` does not read it
+    writer.brace_single_entry_mapping_in_flow_sequence = True
     writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment] # declared None, read as a flag
     writer.width = 10_000
     stream = io.StringIO()

@@ -32,7 +32,7 @@ from convoy.explain.figures import INK, PAPER
 from convoy.models.build import build
 from convoy.models.spec import Spec
 from convoy.models.trained import NormalizedModel
-from convoy.training.data import augment
+from convoy.training.augment.pixels import shifted
 from convoy.training.optim import lr_schedule
 
 DIGITS = Path("samples/digits/digits.zip")
@@ -261,7 +261,7 @@ def train(spec: Spec, sheets: Sheets, seed: int, *, shuffled: bool) -> float:
     for _ in range(EPOCHS):
         for rows in np.array_split(random.permutation(len(sheets.train_labels)), batches):
             # Shifted before it is shuffled: the image moves, the shuffle of positions stays the same.
-            moved_u8 = augment(sheets.train_u8[rows], ["crop"], sheets.shift, random)
+            moved_u8 = shifted(sheets.train_u8[rows], sheets.shift, random)
             loss = cross_entropy(model(shuffle(moved_u8, order).float()), sheets.train_labels[rows])
             optimizer.zero_grad()
             torch.autograd.backward(loss)
@@ -294,7 +294,7 @@ def _sheets(
         shift,
         _on_black(train[0], image_px, margin),
         torch.from_numpy(train[1]),
-        augment(_on_black(test[0], image_px, margin)[rows], ["crop"], shift, random),
+        shifted(_on_black(test[0], image_px, margin)[rows], shift, random),
         torch.from_numpy(test[1][rows]),
         torch.from_numpy(random.permutation(px * px)),
     )

@@ -11,6 +11,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from convoy.core import params, yaml
 from convoy.core.errors import RequestError
 from convoy.sweep.settings import Range, SweepParams
+from convoy.training.augment import policy
 from convoy.training.settings import NetworkParams, TrainParams
 
 SECTIONS: dict[str, type[params.Section]] = {"network": NetworkParams, "train": TrainParams}
@@ -122,6 +123,11 @@ def leaves(kind: type[params.Section], prefix: str) -> Iterator[str]:
 
 def _check_key(key: str, content: Mapping[str, Any]) -> None:
     """Refuse a key that does not exist, or that a sweep cannot vary."""
+    if key == "train.crop_padding":
+        raise RequestError(
+            f"sweep.space: {key} is now an argument in train.augment, whose choices are whole lists, such as "
+            "train.augment: [[{shift: {pixels: 0}}], [{shift: {pixels: 4}}]]"
+        )
     known = ["seed", *(leaf for name, kind in SECTIONS.items() for leaf in leaves(kind, name))]
     if key in known:
         return
@@ -162,9 +168,15 @@ def _check_value(key: str, value: Any, content: Mapping[str, Any]) -> None:  # n
         if name == "seed":
             params.check("", params.TopLevel, {"seed": value})
         else:
-            params.check(name, SECTIONS[name], yaml.replaced(content, {key: value})[name])
+            checked = params.check(name, SECTIONS[name], yaml.replaced(content, {key: value})[name])
+            if isinstance(checked, TrainParams) and "data" in content:
+                image_px = content["data"]["image_px"]
+                policy.check(
+                    checked.augment, image_px=image_px, store_px=image_px, batch_size=checked.batch_size
+                )
     except RequestError as error:
-        why = str(error).partition("\n")[2].strip()
+        first, _, rest = str(error).partition("\n")
+        why = rest.strip() or first
         raise RequestError(
             f"sweep.space: {why}. Give {key} other choices, or a range within those limits."
         ) from error

@@ -512,8 +512,10 @@ def _short(value: object) -> str:
 
 
 def _text(value: object) -> str:
-    """Format a param's value for a run name."""
-    return "+".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+    """Format a param's value for a run name; of list items with arguments, the word."""
+    if not isinstance(value, list):
+        return str(value)
+    return "+".join("+".join(item) if isinstance(item, Mapping) else str(item) for item in value) or "none"
 
 
 def _continue_or_open(stage: str, data_hash: str, *, begun: bool) -> Run:

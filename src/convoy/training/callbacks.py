@@ -15,7 +15,7 @@ from torch import Tensor
 
 from convoy.core.console import ProgressBar
 from convoy.core.files import write_text
-from convoy.training.data import Batch
+from convoy.training.batch import Batch
 from convoy.training.module import Classifier
 from convoy.training.settings import Best
 

@@ -24,6 +24,7 @@ from convoy.models import trained
 from convoy.models.spec import Spec
 from convoy.models.trained import ModelFacts, NormalizedModel
 from convoy.training import class_balance, whitening
+from convoy.training.augment import policy
 from convoy.training.calibrate import calibrate
 from convoy.training.callbacks import (
     BestWeights,
@@ -110,6 +111,7 @@ def fit(
     info(f"train {spec.name} ({parameters:,} parameters) in {reason}")
     plan = classifier.plan.table([classifier.learning_rate(epoch * steps) for epoch in range(params.epochs)])
     balance = class_balance.effect(facts.classes, labels, params)
+    info(f"augment: {policy.described(params.augment)}")
     info("\n".join([*(grafted.lines() if grafted else []), plan, *filter(None, [balance])]))
     history, best, timer = History(out / HISTORY), BestWeights(classifier, params.best), TrainingTimer()
     all_callbacks: list[pl.Callback] = [

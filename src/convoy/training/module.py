@@ -18,7 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from convoy.core.errors import TrainingError
 from convoy.models.build import Whitening, WithAuxiliary
 from convoy.models.trained import ModelFacts, NormalizedModel
-from convoy.training.data import Batch
+from convoy.training.batch import Batch
 from convoy.training.freezing import Plan, blocks
 from convoy.training.optim import lr_schedule, make_optimizer
 from convoy.training.pretrained import MODEL_FACTS
@@ -117,7 +117,7 @@ class Classifier(pl.LightningModule):
         """Return the smoothed loss of a batch, a scalar; auxiliary heads add theirs, by weight.
 
         `train/loss` is that sum, which the optimizer minimises, class weights included; `train/accuracy` is the main head's,
-        in which each image that was drawn counts alike.
+        in which each image that was drawn counts alike, and a mixed image with the label that counts most.
 
         Raises:
             TrainingError: the loss is NaN or infinite.
@@ -174,12 +174,19 @@ class Classifier(pl.LightningModule):
 
     def _smoothed(self, logits: Tensor, batch: Batch) -> Tensor:
         smoothing = self.params.label_smoothing
+        labels = batch.labels if batch.targets is None else batch.targets
         if self.class_weights is None:
-            return cross_entropy(logits, batch.labels, label_smoothing=smoothing)
+            return cross_entropy(logits, labels, label_smoothing=smoothing)
         # Not by torch's `weight`: it divides by the weights of the batch, so that a batch of frequent classes would count as
         # much as one of rare classes, and it weighs the smoothed share of every other class too.
-        losses = cross_entropy(logits, batch.labels, label_smoothing=smoothing, reduction="none")
-        return (losses * self.class_weights[batch.labels]).mean()
+        if batch.targets is None:
+            losses = cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
+            return (losses * self.class_weights[labels]).mean()
+        # The loss of a mixed image is that of its two labels, by their shares, each with the weight of its class.
+        weighted = batch.targets * self.class_weights
+        logs = logits.log_softmax(dim=1)
+        own = (1 - smoothing) * (weighted * logs).sum(dim=1)
+        return -(own + smoothing * weighted.sum(dim=1) * logs.mean(dim=1)).mean()
 
     def _check(self, loss: Tensor) -> None:
         if not torch.isfinite(loss):

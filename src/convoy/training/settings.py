@@ -15,8 +15,8 @@ from pydantic_core import PydanticCustomError
 from convoy.core.errors import RequestError
 from convoy.core.params import Section
 from convoy.training import weight_pins
+from convoy.training.augment.policy import Augment, without_padding
 
-Augmentation = Literal["crop", "flip"]
 Schedule = Literal["one_cycle", "cosine"]
 Best = Literal["val/loss", "val/accuracy", "last"]
 Precision = Literal["auto", 32, "bf16"]
@@ -127,12 +127,7 @@ class TrainParams(Section):
     sampler: Literal["shuffle", "balanced"] = Field(
         description="how often an epoch shows each training image"
     )
-    augment: list[Augmentation] = Field(description="augmentations of training images")
-    crop_padding: int = Field(
-        ge=0,
-        le=64,
-        description="largest shift of `crop`, in pixels; the gap is filled with the image's reflection",
-    )
+    augment: Augment = Field(description="random changes of training images")
     best: Best = Field(description="epoch whose weights become the model")
     early_stop: int = Field(
         ge=0, le=10_000, description="epochs that are not better by `best` before training stops"
@@ -145,6 +140,17 @@ class TrainParams(Section):
     calibrate: bool = Field(description="temperature of the probabilities fitted to validation images")
     precision: Precision = Field(description="number format of convolutions and dense layers")
     transfer: TransferParams = Field(description="how starting weights (network.weights) are adapted")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former_keys(cls, content: Any) -> Any:  # noqa: ANN401 (as pydantic declares it)
+        if isinstance(content, dict) and "crop_padding" in content:
+            line = without_padding(content.get("augment"), content["crop_padding"])
+            raise ValueError(
+                "crop_padding is now an argument in augment, where `crop` is called `shift`. Replace the lines `augment` and "
+                f"`crop_padding` by this one, which does the same:\n    augment: {line}"
+            )
+        return content
 
     @model_validator(mode="after")
     def _balance_once(self) -> Self:
