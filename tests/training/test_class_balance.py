@@ -12,8 +12,9 @@ from convoy.core.dataset import Dataset
 from convoy.core.errors import RequestError
 from convoy.models import trained
 from convoy.models.trained import ModelFacts
+from convoy.training.batch import Batch
 from convoy.training.class_balance import balanced_order, effect, weights
-from convoy.training.data import Batch, DataModule
+from convoy.training.data import DataModule
 from convoy.training.fit import fit
 from convoy.training.module import Classifier
 from convoy.training.settings import TrainParams
@@ -92,7 +93,7 @@ def test_the_loss_of_a_batch_is_the_mean_of_weighted_losses(imbalanced, tiny, pa
     classifier = Classifier(trained.make(facts, auxiliary=True), chosen, facts, 3, factors).eval()
     classifier.log = lambda *_, **__: None
     pixels_u8 = torch.from_numpy(imbalanced.images("train")[[0, 30, 40, 41]].copy()).permute(0, 3, 1, 2)
-    batch = Batch(pixels_u8, torch.tensor([0, 1, 2, 2]), 0)
+    batch = Batch(pixels_u8, torch.tensor([0, 1, 2, 2]), 0, np.arange(4))
     logp = log_softmax(classifier.model(pixels_u8.float()), dim=1)
     own = -logp[range(4), batch.labels]
     each = (1 - smoothing) * own - smoothing * logp.mean(dim=1)

@@ -1,10 +1,12 @@
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, one_hot
 
 from convoy.models.spec import Spec
-from convoy.training.data import Batch, DataModule
+from convoy.training.batch import Batch
+from convoy.training.data import DataModule
 from convoy.training.fit import fit
 
 STACK = ["conv1", "residual1", "conv2", "dense1"]
@@ -158,10 +160,40 @@ def test_the_training_loss_weighs_each_image_alike(dataset, stack, params, class
     made.log = lambda name, value, **_: logged.update({name: value})
     pixels_u8 = torch.from_numpy(dataset.images("val").copy()).permute(0, 3, 1, 2)
     labels = torch.from_numpy(dataset.labels("val").copy())
-    batches = [Batch(pixels_u8[rows], labels[rows], 0) for rows in (labels == 0, labels > 0)]
+    parts = (np.flatnonzero(labels == 0), np.flatnonzero(labels > 0))
+    batches = [Batch(pixels_u8[rows], labels[rows], 0, rows) for rows in parts]
     first, others = (made.training_step(batch, 0).item() for batch in batches)
     assert others > 2 * first
     assert float(logged["train/loss"].compute()) == pytest.approx((4 * first + 8 * others) / 12)
+
+
+@pytest.mark.parametrize("weights", [None, [0.5, 1.0, 3.0]])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_loss_of_a_mixed_image_is_that_of_its_labels_by_their_shares(
+    dataset, stack, params, classifier, weights, smoothing
+):
+    made = classifier(stack, params(label_smoothing=smoothing))
+    made.class_weights = None if weights is None else torch.tensor(weights)
+    made.log = lambda *args, **more: None
+    made.eval()
+    pixels_u8 = torch.from_numpy(dataset.images("val").copy()).permute(0, 3, 1, 2)
+    labels, rows = torch.from_numpy(dataset.labels("val").copy()), np.arange(12)
+    share = torch.linspace(0.5, 1, 12)[:, None]
+    partner = (labels + 1) % 3
+    targets = share * one_hot(labels, 3) + (1 - share) * one_hot(partner, 3)
+
+    def losses(of):
+        logits = made.model(pixels_u8.float())
+        per_image = cross_entropy(logits, of, label_smoothing=smoothing, reduction="none")
+        return per_image if weights is None else per_image * made.class_weights[of]
+
+    loss = made.training_step(Batch(pixels_u8, labels, 0, rows, targets), 0)
+    expected = (share[:, 0] * losses(labels) + (1 - share[:, 0]) * losses(partner)).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    sharp = made.training_step(Batch(pixels_u8, labels, 0, rows, one_hot(labels, 3).float()), 0)
+    assert sharp.item() == pytest.approx(
+        made.training_step(Batch(pixels_u8, labels, 0, rows), 0).item(), rel=1e-5
+    )
 
 
 def test_auxiliary_heads_train_at_the_heads_rate_however_much_is_frozen(params, classifier, train, aside):

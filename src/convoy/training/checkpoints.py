@@ -28,8 +28,8 @@ from convoy.core.errors import TrainingError, TrainingPaused
 from convoy.core.inputs import watch
 from convoy.models.spec import Spec
 from convoy.repo import locks
-from convoy.training.callbacks import MetricBuffer, Publish
 from convoy.training.batch import Batch
+from convoy.training.callbacks import MetricBuffer, Publish
 from convoy.training.data import DataModule
 from convoy.training.pretrained import StartingWeights
 from convoy.training.settings import CheckpointParams, TrainParams
