@@ -65,6 +65,9 @@ def test_the_ui_opens_on_training_runs_with_the_columns_that_matter_first(
         wanted = [ui.RUN_NAME, *(name for name in ui.COLUMNS_PX if name in columns)]
         assert columns == wanted
         assert wanted[1:3] == ["metrics.`test/accuracy`", "metrics.`deploy/accuracy`"]
+        page.locator("[col-id='tags.`convoy.data`'][role=columnheader]").scroll_into_view_if_needed()
+        data = page.locator("[role=gridcell][col-id='tags.`convoy.data`']")
+        assert set(data.all_inner_texts()) == {run.data.tags["convoy.data"] for run in stored}
         assert len({run.data.tags[ui.COLOUR] for run in stored}) == len(stored)
         for run in stored:
             for metric in ("test/accuracy", "deploy/accuracy", "best/val_loss"):
@@ -168,6 +171,12 @@ def test_a_run_shows_its_figures_pictures_and_report(served):
             assert picture.evaluate("picture => picture.naturalWidth") > 300, name
         page.get_by_text("report.html", exact=True).first.click()
         check_report(page.frame_locator("iframe"), run)
+        keep(page, "mlflow-evaluation-report")
+        page.get_by_text("evaluation", exact=True).click()  # closes the folder
+        page.get_by_text("dataset", exact=True).click()
+        page.get_by_text("report.html", exact=True).first.click()
+        check_data_report(page.frame_locator("iframe"), run)
+        keep(page, "mlflow-data-report")
 
 
 def check_report(report: FrameLocator, run: Run) -> None:
@@ -176,3 +185,8 @@ def check_report(report: FrameLocator, run: Run) -> None:
     expect(report.locator("body")).to_contain_text(f"of {images:,.0f} images classified")
     expect(report.locator("body")).to_contain_text(f"{100 * accuracy:.2f}")
     assert report.locator("img").first.evaluate("picture => picture.naturalWidth") > 300
+
+
+def check_data_report(report: FrameLocator, run: Run) -> None:
+    """Look for the number of images and the classes in the report of the data that the run was trained on."""
+    expect(report.locator("body")).to_contain_text("1,797")
