@@ -35,7 +35,7 @@ from convoy.data.prepare import prepare
 from convoy.data.settings import DataParams
 from convoy.models import spec
 from convoy.tracking import outbox, stages
-from convoy.tracking.stages import Run
+from convoy.tracking.run import Run
 from convoy.training.checkpoints import CheckpointStore, Resumable
 from convoy.training.fit import fit
 from convoy.training.settings import CheckpointParams, TrainParams

@@ -16,7 +16,7 @@ from convoy.registry.alias import Entry
 from convoy.registry.client import CANDIDATE, CHAMPION, Version
 from convoy.registry.promote import Judged
 from convoy.retraining import outcome, round, worktree  # noqa: A004 (the module's name)
-from convoy.tracking.stages import now_ms
+from convoy.tracking.run import now_ms
 from gate_results import gate_result
 from small_pipeline import FILES, Small
 

@@ -22,7 +22,7 @@ import fixed_models
 from convoy.core import files
 from convoy.tracking import journal, outbox, stages, uploader
 from convoy.tracking.migration import Report, migrate
-from convoy.tracking.stages import Run
+from convoy.tracking.run import Run
 
 POINTS = 2300  # of one curve: more than MLflow takes or gives at once
 ODD = (math.nan, math.inf, -math.inf, 0.1 + 0.2)

@@ -20,8 +20,9 @@ from chaos.scene import Scene
 from convoy.core import contract, params, pipeline, yaml
 from convoy.core.errors import RequestError
 from convoy.repo import dvc
-from convoy.tracking import outbox, stages
+from convoy.tracking import outbox
 from convoy.tracking.journal import FILE
+from convoy.tracking.run import flatten_metrics
 from convoy.tracking.sync import sync
 
 RECORDED = ("train", "evaluate", "export")
@@ -131,7 +132,7 @@ def _stage(scene: Scene, lock: dict[str, Any], stage: str, run_id: str, run: Run
             yield f"{key} of {stage} is {value} in dvc.lock, {logged.get(key)} in run {run_id}"
     if run is None or journal.exists():
         return  # metrics are compared when all of it has been delivered
-    measured = stages.flatten_metrics(_json(scene, lock, stage, f"build/metrics/{stage}.json") or {})
+    measured = flatten_metrics(_json(scene, lock, stage, f"build/metrics/{stage}.json") or {})
     for name, value in measured.items():
         if run.data.metrics.get(name) != value:
             yield f"{name} is {value} in build/metrics/{stage}.json, {run.data.metrics.get(name)} in run {run_id}"

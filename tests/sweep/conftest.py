@@ -16,7 +16,7 @@ from convoy.sweep.results import Progress, Results
 from convoy.sweep.study import Request, open_study, read_trials
 from convoy.sweep.worker import Outcome, Reporter
 from convoy.tracking import outbox
-from convoy.tracking.stages import Reference
+from convoy.tracking.run import Reference
 from squares import write_squares
 
 LAYERS = ["conv: {filters: 8, kernel: 3}", "norm", "relu", "global_avg_pool", "flatten", "dense: classes"]

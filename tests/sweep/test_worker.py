@@ -20,7 +20,7 @@ from convoy.sweep.results import Results
 from convoy.sweep.study import JOURNAL, Request, read_trials, recover
 from convoy.sweep.worker import WorkerDied, Workers
 from convoy.tracking import outbox
-from convoy.tracking.stages import Reference
+from convoy.tracking.run import Reference
 
 PARENT = Reference("parent", "parent")
 VALUES = {"train.lr": 0.1, "train.batch_size": 16}

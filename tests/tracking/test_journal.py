@@ -9,7 +9,7 @@ import pytest
 
 from convoy.tracking import journal
 from convoy.tracking.journal import FILE, SENT, Journal, Sent, State, read, state
-from convoy.tracking.stages import Reference, Run
+from convoy.tracking.run import Reference, Run
 
 OPEN = {"kind": "open", "resumed": False, "tags": {"convoy.run_id": "a"}, "writer": "1:2.00"}
 

@@ -17,7 +17,7 @@ from convoy.core import params, yaml
 from convoy.tracking import mlflow_writer, outbox, stages, store
 from convoy.tracking.journal import Sent
 from convoy.tracking.mlflow_writer import usable_name
-from convoy.tracking.stages import Run, now_ms
+from convoy.tracking.run import Run, now_ms
 from tracking_store import assert_whole, contents, journal_folder, stored, trained, wait, write_run
 
 ORDER = {

@@ -20,7 +20,8 @@ from convoy.core.inputs import InputsChanged, watch
 from convoy.repo import identity
 from convoy.tracking import journal, outbox, settings, stages
 from convoy.tracking.journal import FILE, read, state
-from convoy.tracking.stages import Reference, Run, flatten_metrics, run_name
+from convoy.tracking.run import Reference, Run, flatten_metrics
+from convoy.tracking.stages import run_name
 from tracking_store import journal_folder, journal_state, trained
 
 pytestmark = pytest.mark.usefixtures("workplace")

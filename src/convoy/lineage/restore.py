@@ -21,7 +21,7 @@ from convoy.lineage.runs import Record
 from convoy.lineage.trace import DIFF, UNFINISHED, Sources, beside, is_code, unknown_commit
 from convoy.repo import dvc, git
 from convoy.repo.dvc import RestoreError, fill_cache
-from convoy.tracking import stages
+from convoy.tracking.run import flatten_metrics
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -300,7 +300,7 @@ def verify(clone: Path, record: Record) -> Report:
         _repro(clone)
         metrics: dict[str, float] = {}
         for path in sorted((clone / METRICS).glob("*.json")):
-            metrics |= stages.flatten_metrics(files.read_json(path))
+            metrics |= flatten_metrics(files.read_json(path))
         total, tensors = compare_weights(weights, clone / WEIGHTS)
         now = files.read_json(clone / VERIFICATION)
         shutil.copyfile(lock, clone / "dvc.lock")

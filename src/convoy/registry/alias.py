@@ -44,7 +44,7 @@ from convoy.registry.client import (
 )
 from convoy.repo import identity
 from convoy.tracking import settings, store
-from convoy.tracking.stages import now_ms
+from convoy.tracking.run import now_ms
 
 SUFFIX = " promotions"
 

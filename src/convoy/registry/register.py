@@ -33,6 +33,8 @@ from convoy.registry.client import (
 from convoy.repo import identity
 from convoy.tracking import mlflow_writer, outbox, settings, stages, store
 from convoy.tracking.journal import FILE, Journal, state
+from convoy.tracking.run import Reference, now_ms
+from convoy.tracking.run import Run as JournaledRun
 
 ACCURACY = ("accuracy", "accuracy_low", "accuracy_high")
 
@@ -281,7 +283,7 @@ def _rewrite_journal(model: VerifiedModel) -> None:
     reference = stages.latest(list(stages.STAGE_PARAMS))
     is_workspace = reference.run_id == model.run_id
     if not is_workspace:
-        reference = stages.Reference(model.run_id, model.run_id)
+        reference = Reference(model.run_id, model.run_id)
     tags = identity.process_tags() | {
         contract.RUN_ID: model.run_id,
         contract.TRAINING: reference.training,
@@ -292,7 +294,7 @@ def _rewrite_journal(model: VerifiedModel) -> None:
     }
     entry = {
         "kind": "open",
-        "time_ms": stages.now_ms(),
+        "time_ms": now_ms(),
         "uri": settings.uri(),
         "experiment": settings.experiment(),
         "name": stages.run_name(*stages.STAGE_PARAMS) if same_params else f"restored {model.run_id}",
@@ -305,7 +307,7 @@ def _rewrite_journal(model: VerifiedModel) -> None:
     with outbox.locked(where):
         journal = Journal(where / model.run_id)
         journal.append(entry, sync=True)
-    run = stages.Run(reference, journal)
+    run = JournaledRun(reference, journal)
     for name, sections in stages.STAGE_PARAMS.items():
         if same_params:
             run.log_params({key: content[key] for key in sections})

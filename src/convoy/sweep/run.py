@@ -38,7 +38,7 @@ from convoy.sweep.study import (
 )
 from convoy.sweep.worker import WorkerDied, Workers
 from convoy.tracking import outbox, stages
-from convoy.tracking.stages import Run
+from convoy.tracking.run import Run
 
 LOCK = "sweep.lock"
 METRICS = Path("build/metrics/train.json")

@@ -28,7 +28,7 @@ from convoy.models.spec import Spec
 from convoy.sweep.space import describe
 from convoy.sweep.study import DATASET, EPOCHS, REQUEST, RUN, WORKER, Request, code
 from convoy.tracking import stages
-from convoy.tracking.stages import Reference, Run
+from convoy.tracking.run import Reference, Run
 from convoy.training import pretrained
 from convoy.training.fit import fit
 
