@@ -1,14 +1,16 @@
 """`convoy explain`, as typed: output, files, exit codes and errors."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 from typer.testing import CliRunner
 
 from convoy.commands.explain import CONVOLUTION, POSITION, explain
+from convoy.core import files
 from convoy.core.errors import DataError, NetworkError, RequestError
 from convoy.explain import position as experiment
 from convoy.explain.convolution import NAMED
@@ -50,6 +52,16 @@ def test_each_filter_makes_one_map_and_a_picture_is_drawn_on_request_with_json_t
     done = run("convolution", "--filter", "edge", "--filter", "blur", "--json", "--picture", "mine.svg")
     assert json.loads(done.stdout)["activation"]["shape"] == [5, 5, 2]
     assert (tmp_path / "mine.svg").exists()
+
+
+@pytest.mark.parametrize("background", ["white", "black", "#4080ff"])
+def test_transparent_pixels_of_a_convolution_have_the_background_of_the_dataset(run, background):
+    Image.new("RGBA", (4, 4)).save("clear.png")
+    files.write_json(Path("build/dataset/dataset.json"), {"background": background})
+    done = run("convolution", "clear.png", "--filter", "1", "--json")
+    colour = ImageColor.getrgb(background)
+    expected = sum(colour) if len(set(colour)) > 1 else colour[0]
+    assert json.loads(done.stdout)["activation"]["values"][0][0] == [expected]
 
 
 def test_the_help_names_every_filter_and_has_an_example(run):

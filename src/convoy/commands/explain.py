@@ -7,12 +7,15 @@ import typer
 
 from convoy.commands.options import AsJson
 from convoy.core.console import info, print_json, track
+from convoy.core.contract import DEFAULT_BACKGROUND
 from convoy.core.errors import DataError, RequestError
+from convoy.core.files import read_json
 
 if TYPE_CHECKING:
     from convoy.core.dataset import Fit
     from convoy.evaluation.feature_maps import Features
 
+DATASET = Path("build/dataset")
 CONVOLUTION = Path("build/explain/convolution.png")
 FEATURES = Path("build/explain/features.html")
 POSITION = Path("build/explain/position.png")
@@ -69,7 +72,7 @@ def convolution(
 
     if picture:
         figures.check_name(picture)
-    given = worked.read_image(image), worked.read_filters(filters or ["vertical"])
+    given = worked.read_image(image, _background()), worked.read_filters(filters or ["vertical"])
     result = worked.work_out(*given, padding, padding_mode, stride)
     out = picture if as_json else picture or CONVOLUTION
     if out:
@@ -203,6 +206,16 @@ def position(
         info(f"Picture: {out}")
     if not result.holds:
         raise typer.Exit(1)
+
+
+def _background() -> str:
+    """Return the colour that the dataset has behind transparent pixels; without a dataset, the default."""
+    from convoy.core.dataset import FACTS_FILE
+
+    facts = DATASET / FACTS_FILE
+    return (
+        str(read_json(facts).get("background", DEFAULT_BACKGROUND)) if facts.exists() else DEFAULT_BACKGROUND
+    )
 
 
 def _features_as_json(features: "Features") -> dict[str, Any]:

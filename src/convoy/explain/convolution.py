@@ -20,6 +20,7 @@ from matplotlib.patches import Rectangle
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
+from convoy.core.contract import DEFAULT_BACKGROUND
 from convoy.core.errors import DataError, RequestError
 from convoy.core.params import did_you_mean
 from convoy.explain import figures
@@ -213,8 +214,8 @@ def largest(volume: Volume) -> tuple[int, int, int]:
     return int(row), int(column), int(channel)
 
 
-def read_image(text: str | None) -> GivenImage:
-    """Read an image from a file or a typed matrix; None is the built-in example.
+def read_image(text: str | None, background: str = DEFAULT_BACKGROUND) -> GivenImage:
+    """Read an image from a file, transparent pixels over `background`, or a typed matrix; None is the built-in example.
 
     Raises:
         RequestError: the file does not exist, or the matrix cannot be read.
@@ -226,7 +227,7 @@ def read_image(text: str | None) -> GivenImage:
         return GivenImage(matrix(text, "The image"), "typed")
     path = Path(text)
     try:
-        image_u8 = decode(path.read_bytes()).image_u8
+        image_u8 = decode(path.read_bytes(), background=background).image_u8
     except OSError as error:
         raise RequestError(
             f"{path} cannot be read as an image file: {error.strerror}. Name another file. {HOW_TO_TYPE}."
