@@ -47,7 +47,7 @@ def opened(address: str) -> Iterator[Page]:
     assert not complaints, "\n".join(complaints)
 
 
-def keep(page: Page, name: str, height_px: int = HEIGHT_PX) -> None:
+def keep(page: Page, name: str, height_px: int = HEIGHT_PX, width_px: int = WIDTH_PX) -> None:
     """Take a picture of a page that has settled, where `CONVOY_SCREENSHOTS` names a folder for it."""
     folder = os.environ.get("CONVOY_SCREENSHOTS")
     if not folder:
@@ -55,8 +55,8 @@ def keep(page: Page, name: str, height_px: int = HEIGHT_PX) -> None:
     for title in ("Hide banner", "Close"):  # MLflow's notice of the shared view, and its assistant
         if (button := page.get_by_role("button", name=title, exact=True)).count():
             button.click()
-    page.set_viewport_size({"width": WIDTH_PX, "height": height_px})
-    page.mouse.move(WIDTH_PX - 200, 20)  # nothing is hovered over
+    page.set_viewport_size({"width": width_px, "height": height_px})
+    page.mouse.move(width_px - 200, 20)  # nothing is hovered over
     page.wait_for_timeout(1500)  # charts grow into their places
     Path(folder).mkdir(parents=True, exist_ok=True)
     page.screenshot(path=Path(folder) / f"{name}.png")
