@@ -11,6 +11,15 @@ from convoy.evaluation import feature_maps, report
 from convoy.evaluation.evaluate import summarise
 from feature_networks import HEAD, conv, features_of, from_layers, noise
 
+NONE = {
+    "checked": 9,
+    "suspected": 0,
+    "accuracy": 1.0,
+    "lowest_accuracy": 0.85,
+    "is_meaningful": True,
+    "shown": [],
+}
+
 
 def page_of(model, tmp_path, px=32, classes=("cat", "dog"), **subject):
     image_u8, features = features_of(model, px)
@@ -95,7 +104,12 @@ def test_of_many_classes_the_page_lists_the_worst_first_in_a_box_that_scrolls(tm
     for chosen, many in ((slice(None), True), (slice(report.MOST_NAMES), False)):
         part = counts[chosen, chosen]
         report.write_report(
-            tmp_path / "report.html", facts, summarise(part, classes[chosen]), part, mistakes=[]
+            tmp_path / "report.html",
+            facts,
+            summarise(part, classes[chosen]),
+            part,
+            mistakes=[],
+            suspects=NONE,
         )
         page = (tmp_path / "report.html").read_text(encoding="utf-8")
         rows = re.findall(r'scope="row">(\w+)<', page)

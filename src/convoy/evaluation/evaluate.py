@@ -5,6 +5,7 @@ N images, K classes; labels and predictions are class numbers in 0..K-1.
 
 import csv
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +16,34 @@ import pyarrow.parquet as pq
 import torch
 
 from convoy.core import escaping, files
-from convoy.core.dataset import MANIFEST_FILE, Dataset
+from convoy.core.dataset import MANIFEST_FILE, Dataset, Split
 from convoy.core.errors import DataError, NetworkError
 from convoy.core.intervals import wilson
-from convoy.evaluation import feature_maps, report
+from convoy.evaluation import feature_maps, label_errors, report
 from convoy.evaluation.calibration import calibration_error
 from convoy.evaluation.settings import EvaluateParams
 from convoy.models import trained
-from convoy.models.trained import predict_logits
+from convoy.models.trained import NormalizedModel, predict_logits
 
 
 def evaluate(dataset_folder: Path, model_folder: Path, params: EvaluateParams, out: Path) -> dict[str, Any]:
     """Predict the test split in float32; write predictions, metrics and reports.
 
+    Labels of the test and the validation split, of which no image was trained on, are checked as well (`label_errors`).
+
     Writes `predictions.parquet` (a row per test image: row, path, sha256, label, predicted,
     probabilities in class order), `summary.json` (classes, counts, metrics, also per class),
-    `confusion.csv` (a line per image, for DVC's confusion plot), `confusion.png`, `report.html` and
-    `features.html` (feature maps of the first test image of each class).
+    `confusion.csv` (a line per image, for DVC's confusion plot), `confusion.png`, `label_errors.csv` (a line per image whose
+    label is probably wrong, the clearest first), `report.html` and `features.html` (feature maps of the first test image of
+    each class).
 
     Returns:
         `{"test": {"accuracy": …, "accuracy_low": …, "accuracy_high": …, "images": …,
-        "macro_f1": …, "ece": …, "ece_uncalibrated": …}}`: the calibration error, and what it would be at temperature 1.
+        "macro_f1": …, "ece": …, "ece_uncalibrated": …}, "labels": {"checked": …, "suspected": …}}`: ECE is the calibration error,
+        and what it would be at temperature 1; without `suspected` if the network is too weak to check labels.
 
     Raises:
-        DataError: a test image is missing in the manifest.
+        DataError: an image of the two splits is missing in the manifest.
         NetworkError: the classes of the model and of the dataset differ, or the model outputs NaN.
     """
     dataset = Dataset.load(dataset_folder)
@@ -48,23 +53,17 @@ def evaluate(dataset_folder: Path, model_folder: Path, params: EvaluateParams, o
             f"{model_folder} was trained for the classes {', '.join(facts.classes)}; {dataset_folder} has "
             f"{', '.join(dataset.classes)}. Train on this dataset: dvc repro train"
         )
-    classes, labels, images_u8 = dataset.classes, np.asarray(dataset.labels("test")), dataset.images("test")
-    paths, sha256 = _sources(dataset_folder / MANIFEST_FILE, *dataset.splits["test"])
-    logits = predict_logits(model, images_u8, params.batch_size)
-    probabilities = softmax(logits)
-    # Stop before NaN reaches a file: comparisons with NaN are silently false.
-    bad = np.flatnonzero(~np.isfinite(probabilities).all(axis=1))
-    if len(bad):
-        raise NetworkError(
-            f"network {facts.network} outputs NaN for {len(bad)} of {len(probabilities)} test images, the first is "
-            f"{paths[bad[0]]}: its weights have diverged. Train with a lower rate: dvc exp run -S train.lr=0.01"
-        )
+    classes = dataset.classes
+    test, val = (
+        _predict(dataset, split, model, facts.network, params.batch_size) for split in ("test", "val")
+    )
+    labels, images_u8, probabilities, paths = test.labels, test.images_u8, test.probabilities, test.paths
     predicted = probabilities.argmax(axis=1)
     counts = confusion(labels, predicted, len(classes))
     summary = summarise(counts, classes)
     right = predicted == labels
     summary["ece"] = calibration_error(probabilities.max(axis=1), right)
-    uncalibrated = softmax(logits * np.float32(facts.temperature))
+    uncalibrated = softmax(test.logits * np.float32(facts.temperature))
     summary["ece_uncalibrated"] = calibration_error(uncalibrated.max(axis=1), right)
 
     out.mkdir(parents=True, exist_ok=True)
@@ -73,7 +72,7 @@ def evaluate(dataset_folder: Path, model_folder: Path, params: EvaluateParams, o
     predictions = {
         "row": pa.array(np.arange(len(labels))),
         "path": paths,
-        "sha256": sha256,
+        "sha256": test.sha256,
         "label": pa.array(names[labels], pa.string()),
         "predicted": pa.array(names[predicted], pa.string()),
         "probabilities": per_class.cast(pa.list_(pa.float32())),
@@ -95,7 +94,8 @@ def evaluate(dataset_folder: Path, model_folder: Path, params: EvaluateParams, o
     mistakes = report.most_confident_mistakes(
         images_u8, labels, probabilities, paths, classes, most=params.worst_images
     )
-    report.write_report(out / "report.html", measured, summary, counts, mistakes)
+    suspects = _check_labels([val, test], classes, out / "label_errors.csv", params.worst_images)
+    report.write_report(out / "report.html", measured, summary, counts, mistakes=mistakes, suspects=suspects)
     if params.feature_classes:
         _, first = np.unique(labels, return_index=True)
         subjects = [
@@ -105,7 +105,9 @@ def evaluate(dataset_folder: Path, model_folder: Path, params: EvaluateParams, o
         features = feature_maps.find(model, [subject.image_u8 for subject in subjects])
         report.write_features(out / "features.html", facts.network, classes, subjects, features)
     # A hundred classes would fill `dvc exp show` with columns; summary.json and the report have them.
-    return {"test": {name: value for name, value in summary.items() if name != "per_class"}}
+    test_metrics = {name: value for name, value in summary.items() if name != "per_class"}
+    numbers = ("checked", "suspected") if suspects["is_meaningful"] else ("checked",)
+    return {"test": test_metrics, "labels": {name: suspects[name] for name in numbers}}
 
 
 def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -151,7 +153,72 @@ def summarise(counts: npt.NDArray[np.int64], classes: Sequence[str]) -> dict[str
     }
 
 
-def _sources(manifest: Path, start: int, stop: int) -> tuple[list[str], list[str]]:
+@dataclass(frozen=True)
+class _HeldOut:
+    """Hold the predictions of a split that was not trained on, in row order."""
+
+    split: Split
+    images_u8: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+    logits: npt.NDArray[np.float32]
+    probabilities: npt.NDArray[np.float32]
+    paths: list[str]
+    sha256: list[str]
+
+
+def _predict(
+    dataset: Dataset, split: Split, model: NormalizedModel, network: str, batch_size: int
+) -> _HeldOut:
+    images_u8 = dataset.images(split)
+    paths, sha256 = _sources(dataset.folder / MANIFEST_FILE, split, *dataset.splits[split])
+    logits = predict_logits(model, images_u8, batch_size)
+    probabilities = softmax(logits)
+    # Stop before NaN reaches a file: comparisons with NaN are silently false.
+    bad = np.flatnonzero(~np.isfinite(probabilities).all(axis=1))
+    if len(bad):
+        raise NetworkError(
+            f"network {network} outputs NaN for {len(bad)} of {len(probabilities)} {split} images, the first is "
+            f"{paths[bad[0]]}: its weights have diverged. Train with a lower rate: dvc exp run -S train.lr=0.01"
+        )
+    labels = np.asarray(dataset.labels(split))
+    return _HeldOut(split, images_u8, labels, logits, probabilities, paths, sha256)
+
+
+def _check_labels(parts: Sequence[_HeldOut], classes: Sequence[str], out: Path, most: int) -> dict[str, Any]:
+    """Write a line per image whose label is probably wrong; return what the report shows of at most `most` of them."""
+    labels = np.concatenate([part.labels for part in parts])
+    found = label_errors.find(labels, np.concatenate([part.probabilities for part in parts]))
+    ends = np.cumsum([len(part.labels) for part in parts])
+    lines, shown = [("split", "path", "label", "likely", "probability_of_label", "probability_of_likely")], []
+    for row, likely in zip(found.rows.tolist(), found.likely.tolist(), strict=True):
+        at = int(np.searchsorted(ends, row, side="right"))
+        part, n = parts[at], row - (int(ends[at]) - len(parts[at].labels))
+        own, other = (f"{part.probabilities[n, k]:.4f}" for k in (part.labels[n], likely))
+        lines.append((part.split, part.paths[n], classes[part.labels[n]], classes[likely], own, other))
+        if found.is_meaningful and len(shown) < most:
+            described = report.describe(
+                n,
+                likely,
+                part.images_u8,
+                labels=part.labels,
+                probabilities=part.probabilities,
+                paths=part.paths,
+                classes=classes,
+            )
+            shown.append(described | {"split": part.split})
+    with out.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(map(escaping.csv_row, lines))
+    return {
+        "checked": len(labels),
+        "suspected": len(found.rows),
+        "accuracy": found.accuracy,
+        "lowest_accuracy": label_errors.LOWEST_ACCURACY,
+        "is_meaningful": found.is_meaningful,
+        "shown": shown,
+    }
+
+
+def _sources(manifest: Path, split: Split, start: int, stop: int) -> tuple[list[str], list[str]]:
     """Look up path and SHA-256 of the delivered file behind each packed row of a split, in row order."""
     rows = [("row", ">=", start), ("row", "<", stop)]
     table = (
@@ -161,6 +228,6 @@ def _sources(manifest: Path, start: int, stop: int) -> tuple[list[str], list[str
     if missing:
         raise DataError(
             f"{manifest} has no delivered file for row {missing[0]} and {len(missing) - 1} other rows of the "
-            "test split. Prepare again: dvc repro --force prepare"
+            f"{split} split. Prepare again: dvc repro --force prepare"
         )
     return table["path"], table["sha256"]

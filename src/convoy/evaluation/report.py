@@ -69,16 +69,38 @@ def most_confident_mistakes(
     confidence = probabilities[wrong, predicted[wrong]]
     selected = wrong[np.argsort(-confidence, kind="stable")][:most]
     return [
-        {
-            "path": paths[n],
-            "actual": classes[labels[n]],
-            "predicted": classes[predicted[n]],
-            "probability": float(probabilities[n, predicted[n]]),
-            "probability_of_actual": float(probabilities[n, labels[n]]),
-            "image": _png(images_u8[n], THUMBNAIL_PX, Image.Resampling.BICUBIC),
-        }
+        describe(
+            n,
+            predicted[n],
+            images_u8,
+            labels=labels,
+            probabilities=probabilities,
+            paths=paths,
+            classes=classes,
+        )
         for n in selected
     ]
+
+
+def describe(
+    n: int,
+    predicted: int,
+    images_u8: npt.NDArray[np.uint8],
+    *,
+    labels: npt.NDArray[np.int64],
+    probabilities: npt.NDArray[np.float32],
+    paths: Sequence[str],
+    classes: Sequence[str],
+) -> dict[str, Any]:
+    """Return what the report lists of image `n` of a split beside another class than its label's; `image` is a data URI."""
+    return {
+        "path": paths[n],
+        "actual": classes[labels[n]],
+        "predicted": classes[predicted],
+        "probability": float(probabilities[n, predicted]),
+        "probability_of_actual": float(probabilities[n, labels[n]]),
+        "image": _png(images_u8[n], THUMBNAIL_PX, Image.Resampling.BICUBIC),
+    }
 
 
 def write_report(
@@ -86,12 +108,14 @@ def write_report(
     facts: Mapping[str, Any],
     summary: Mapping[str, Any],
     counts: npt.NDArray[np.int64],
+    *,
     mistakes: Sequence[Mapping[str, Any]],
+    suspects: Mapping[str, Any],
 ) -> None:
     """Write the evaluation report, and `confusion.png` beside it.
 
     `facts` describe what was measured: network, data_hash, image_px, fit, counts per split and class. `summary` is
-    that of `evaluate.summarise`, `counts` the (K, K) confusion matrix.
+    that of `evaluate.summarise`, `counts` the (K, K) confusion matrix, `suspects` that of `evaluate.check_labels`.
     """
     classes = list(summary["per_class"])
     figure = draw_confusion(counts, classes)
@@ -108,6 +132,7 @@ def write_report(
         "wrong": round(summary["images"] * (1 - summary["accuracy"])),
         "confused": _most_confused(counts, classes),
         "mistakes": mistakes,
+        "suspects": suspects,
         "confusion": _data_uri(figure),
     }
     files.write_text(path, templates.render("convoy.evaluation", "report.html.j2", context))

@@ -12,7 +12,12 @@ class EvaluateParams(Section):
 
     batch_size: Annotated[int, Field(ge=1, le=65536, description="images per forward pass")]
     worst_images: Annotated[
-        int, Field(ge=0, le=200, description="most confident mistakes shown in the report")
+        int,
+        Field(
+            ge=0,
+            le=200,
+            description="most confident mistakes, and suspected label errors, shown in the report",
+        ),
     ]
     feature_classes: Annotated[
         int,
