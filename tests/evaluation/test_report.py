@@ -43,7 +43,7 @@ def page(evaluated):
 
 def test_the_report_is_self_contained_and_escapes_class_names(page):
     assert "90.00" in page
-    assert len(links(page)) == 1 + 3
+    assert len(links(page)) == 1 + 3 + 3  # confusion, mistakes, suspected labels
     assert all(link.startswith("data:image/png;base64,") for link in links(page))
     assert "<script" not in page
     assert "<b>dark</b>" not in page
@@ -64,7 +64,7 @@ def test_pages_are_readable_in_light_and_dark(evaluated, page):
 
 
 def test_the_report_shows_no_more_mistakes_than_configured(page):
-    assert page.count("<figure>") == 3
+    assert page.count("<figure>") == 3 + 3  # mistakes and suspected labels
 
 
 def test_the_most_confident_mistakes_come_first():
@@ -100,13 +100,20 @@ def test_of_many_classes_the_page_lists_the_worst_first_in_a_box_that_scrolls(tm
     counts = np.eye(len(classes), dtype=np.int64) * 3
     counts[7] = np.roll(counts[7], 1)
     counts[3, 3] = 0  # only trained on
-    facts = {"network": "tiny", "counts": {}, "image_px": 8, "fit": "squash", "data_hash": "0"}
+    facts = {
+        "network": "tiny",
+        "counts": {},
+        "image_px": 8,
+        "fit": "squash",
+        "data_hash": "0",
+        "temperature": 1.0,
+    }
     for chosen, many in ((slice(None), True), (slice(report.MOST_NAMES), False)):
         part = counts[chosen, chosen]
         report.write_report(
             tmp_path / "report.html",
             facts,
-            summarise(part, classes[chosen]),
+            summarise(part, classes[chosen]) | {"ece": 0.1},
             part,
             mistakes=[],
             suspects=NONE,

@@ -189,7 +189,8 @@ def _check_labels(parts: Sequence[_HeldOut], classes: Sequence[str], out: Path, 
     labels = np.concatenate([part.labels for part in parts])
     found = label_errors.find(labels, np.concatenate([part.probabilities for part in parts]))
     ends = np.cumsum([len(part.labels) for part in parts])
-    lines, shown = [("split", "path", "label", "likely", "probability_of_label", "probability_of_likely")], []
+    lines = [("split", "path", "label", "likely", "probability_of_label", "probability_of_likely")]
+    shown: list[dict[str, Any]] = []
     for row, likely in zip(found.rows.tolist(), found.likely.tolist(), strict=True):
         at = int(np.searchsorted(ends, row, side="right"))
         part, n = parts[at], row - (int(ends[at]) - len(parts[at].labels))
