@@ -3,6 +3,7 @@ import dataclasses
 import json
 import os
 import signal
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from convoy.core.errors import NetworkError, RequestError, TrainingError
 from convoy.models import trained
 from convoy.models.spec import Spec
-from convoy.training.data import shuffled
+from convoy.training.data import DataModule, shuffled
 from convoy.training.fit import fit
 from convoy.training.optim import lr_schedule
 from convoy.training.whitening import covariance, whitening_filters
@@ -110,6 +111,31 @@ def test_every_epoch_shows_the_images_in_the_order_of_its_seed_and_number(datase
 def test_the_validation_loss_is_taken_without_smoothing(finished_training):
     recorder = finished_training[2]
     assert [epoch["val/loss"] for epoch in recorder.metrics] == pytest.approx(recorder.val_losses, rel=1e-4)
+
+
+@CPU
+def test_the_shipped_defaults_train_as_a_plain_loop_of_torch_does_bit_for_bit(dataset, tiny, params, out, on):
+    """No setting that is off may change a bit: momentum, schedule, loss, clipping, accumulation and the rest."""
+    batches = []
+    collect = on("on_train_batch_start", lambda _trainer, _module, batch, _index: batches.append(batch))
+    fit(dataset, tiny, params(epochs=3), 7, out, callbacks=[collect])
+    torch.manual_seed(7)
+    same = {name: getattr(dataset, name) for name in ("classes", "image_px", "fit", "mean", "std")}
+    model = trained.make(trained.ModelFacts(network="tiny", spec=tiny, **same))
+    model = model.to(memory_format=torch.channels_last).train()
+    decaying = [value for value in model.parameters() if value.ndim > 1]
+    others = [value for value in model.parameters() if value.ndim <= 1]
+    groups = [{"params": decaying, "weight_decay": 0.0005}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_schedule("one_cycle", 0.2, 9))
+    for batch in batches:
+        optimizer.zero_grad()
+        loss = cross_entropy(model(batch.pixels_u8.float()), batch.labels, label_smoothing=0.1)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    for name, value in trained.load(out)[0].network.state_dict().items():
+        assert torch.equal(value, model.network.state_dict()[name]), name
 
 
 def head(module):
@@ -261,6 +287,102 @@ def test_a_single_image_in_a_batch_is_refused_where_a_norm_needs_more(
 def test_single_images_train_where_norms_see_more_than_a_value(dataset, tiny, params, out):
     metrics = fit(dataset, tiny, params(batch_size=1, epochs=1), 1, out)
     assert metrics["train"]["epochs_trained"] == 1
+
+
+@CPU
+def test_accumulated_batches_make_the_steps_of_one_large_batch(dataset, params, out, on):
+    layers = [
+        {"conv": {"filters": 4, "kernel": 3}},
+        "relu",
+        "global_avg_pool",
+        "flatten",
+        {"dense": "classes"},
+    ]
+    plain = Spec.model_validate(
+        {"name": "plain", "layers": layers}
+    )  # no norm, whose statistics are of a batch
+    steps, lost, states = [], [], []
+    count = on("on_before_optimizer_step", lambda trainer, *_: steps.append(trainer.global_step))
+    points = on("on_train_end", lambda _trainer, module: states.append(module.model.network.state_dict()))
+    for size, batches in ((24, 1), (8, 3)):
+        chosen = params(batch_size=size, accumulate=batches, augment=[], epochs=4)
+        fit(dataset, plain, chosen, 1, out, callbacks=[count, points])
+        lost.append([float(row["train/loss"]) for row in history(out)])
+    assert steps == [*range(8), *range(8)]
+    assert lost[0] == pytest.approx(lost[1], rel=1e-4)
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("images", "size", "batches", "sizes"), [(47, 8, 3, {7, 8}), (40, 8, 4, {5}), (5, 8, 4, {1, 2})]
+)
+def test_every_step_gets_its_batches_also_at_the_end_of_an_epoch(
+    dataset, params, images, size, batches, sizes
+):
+    cut = dataclasses.replace(dataset, splits=dataset.splits | {"train": (0, images)})
+    loader = DataModule(cut, params(batch_size=size, accumulate=batches), 1).train_dataloader()
+    seen = [len(batch.labels) for batch in loader]
+    assert len(seen) % batches == 0
+    assert (sum(seen), set(seen)) == (images, sizes)
+
+
+def test_fewer_images_than_batches_of_a_step_are_refused(dataset, tiny, params, out):
+    with pytest.raises(
+        RequestError, match=r"accumulate 64 .*only 48 training images.*accumulate to 48 or less"
+    ):
+        fit(dataset, tiny, params(accumulate=64), 1, out)
+    assert not out.exists()
+
+
+@CPU
+def test_a_training_that_accumulates_and_clips_is_killed_at_every_batch_and_resumes_bit_for_bit(
+    dataset, tiny, params, out, on, resumable
+):
+    chosen = params(batch_size=6, accumulate=3, clip_norm=0.5, loss="focal", schedule="linear", lr_end=0.1)
+    points = []
+    expected = fit(dataset, tiny, chosen, 1, out)
+    whole, rows = (out / "weights.pt").read_bytes(), history(out)
+    for number in range(1, 19):  # two epochs of nine batches
+        seen = []
+
+        def kill(*_, seen=seen, number=number):
+            seen.append(0)
+            if len(seen) == min(number, 4):
+                raise InterruptedError
+
+        with suppress(InterruptedError):
+            fit(
+                dataset,
+                tiny,
+                chosen,
+                1,
+                out,
+                resumable=resumable(points.extend),
+                callbacks=[on("on_train_batch_end", kill)],
+            )
+            break
+    metrics = fit(dataset, tiny, chosen, 1, out, resumable=resumable(points.extend))
+    assert (out / "weights.pt").read_bytes() == whole
+    assert history(out) == rows
+    assert metrics["best"] == expected["best"]
+    losses = {point.step: point.value for point in points if point.name == "step/loss"}
+    assert sorted(losses) == [1, 2, 3, 4, 5, 6]
+    mean = sum(float(row["train/loss"]) for row in rows) / 2
+    assert 0.6 * mean < sum(losses.values()) / 6 < 1.6 * mean
+
+
+@CPU
+def test_gradients_longer_than_clip_norm_are_shortened_to_it(dataset, tiny, params, out, on):
+    norms = []
+
+    def measure(_trainer, module, *_):
+        squares = [value.grad.square().sum() for value in module.parameters() if value.grad is not None]
+        norms.extend([float(torch.stack(squares).sum().sqrt())] if squares else [])
+
+    look = on("on_before_zero_grad", measure)
+    fit(dataset, tiny, params(epochs=1, clip_norm=0.05), 1, out, callbacks=[look])
+    assert max(norms) == pytest.approx(0.05, rel=1e-3)
 
 
 def test_a_torchvision_network_trains(dataset, params, out):

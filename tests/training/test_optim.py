@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from convoy.training.optim import WARMUP_START, choose_precision, lr_schedule, make_optimizer
+from convoy.training.optim import WARMUP_START, choose_precision, lr_schedule, make_optimizer, schedule_of
 
 
 @pytest.mark.parametrize("schedule", ["one_cycle", "cosine"])
@@ -21,6 +21,32 @@ def test_one_cycle_falls_in_a_straight_line_and_cosine_along_a_wave():
     quarter = 0.2 * 100 + 0.25 * 80
     assert lr_schedule("one_cycle", 0.2, 100)(int(quarter)) == pytest.approx(0.75)
     assert lr_schedule("cosine", 0.2, 100)(int(quarter)) == pytest.approx((1 + 2**-0.5) / 2)
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.25])
+def test_linear_and_cosine_end_at_a_share_and_constant_stays(params, warmup):
+    how = {"epochs": 4, "warmup": warmup, "lr_end": 0.2}
+    for schedule, half in (("linear", 0.6), ("cosine", 0.6)):
+        factor = schedule_of(params(schedule=schedule, **how), 10)
+        top = round(warmup * 40)
+        assert factor(0) == (WARMUP_START if warmup else 1)
+        assert factor(top) == 1
+        assert factor((top + 40) // 2) == pytest.approx(half)
+        assert factor(40) == pytest.approx(0.2)
+    constant = schedule_of(params(schedule="constant", **how | {"lr_end": 0.0}), 10)
+    assert [constant(step) for step in (round(warmup * 40), 39)] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("step_epochs", "expected"),
+    [(2, [1, 1, 0.5, 0.5, 0.25, 0.25, 0.125]), ([1, 4, 6], [1, 0.5, 0.5, 0.5, 0.25, 0.25, 0.125])],
+)
+def test_step_falls_by_its_factor_after_so_many_epochs_or_after_those_listed(params, step_epochs, expected):
+    how = {"epochs": 7, "schedule": "step", "step_epochs": step_epochs, "step_factor": 0.5}
+    plain, warm = (schedule_of(params(warmup=share, **how), 10) for share in (0.0, 0.1))
+    for epoch, factor in enumerate(expected):
+        assert plain(10 * epoch) == plain(10 * epoch + 9) == warm(10 * epoch + 9) == factor
+    assert warm(0) == WARMUP_START
 
 
 @pytest.fixture

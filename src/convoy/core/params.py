@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -26,6 +26,9 @@ class Section(BaseModel):
     """Describe one section of params.yaml: types, ranges, and no key beyond those declared."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    other_names: ClassVar[Mapping[str, str]] = {}
+    """Keys of other tools, and the key that does the same here."""
 
 
 class TopLevel(Section):
@@ -137,6 +140,8 @@ def _explain(name: str, kind: type[Section], detail: ErrorDetails) -> str:
     key = ".".join(path)
     if detail["type"] == "extra_forbidden":
         siblings = [".".join([*path[:-1], sibling]) for sibling in _keys_at(kind, where[:-1])]
+        if len(where) == 1 and (meant := kind.other_names.get(where[0])):
+            return f"unknown key {key}; did you mean `{name}.{meant}`?"
         return f"unknown key {key}{did_you_mean(key, siblings)}"
     if detail["type"] == "value_error" and not where:  # a rule about several keys
         return f"{name}: {detail['ctx']['error']}"

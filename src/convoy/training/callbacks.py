@@ -154,13 +154,17 @@ class MetricBuffer(pl.Callback):
         # A loss stays a tensor until it is needed: reading it would make a GPU wait.
         self._pending: list[tuple[str, float | Tensor, int, int]] = []
 
-    def on_train_batch_end(self, trainer: pl.Trainer, _module: object, outputs: object, *_: object) -> None:
-        """Collect loss and learning rate of the step."""
-        step = trainer.global_step
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, _module: object, outputs: object, batch: Batch, *_: object
+    ) -> None:
+        """Collect loss and learning rate of a step, after its last batch."""
+        step, batches = trainer.global_step, trainer.accumulate_grad_batches
+        if (batch.step + 1) % batches:
+            return
         if self.step_interval and step % self.step_interval == 0 and isinstance(outputs, dict):
             rate, now_ms = self.classifier.learning_rate(step - 1), int(time.time() * 1000)
             self._pending += [
-                ("step/loss", outputs["loss"].detach(), step, now_ms),
+                ("step/loss", outputs["loss"].detach() * batches, step, now_ms),
                 ("step/lr", rate, step, now_ms),
             ]
 
@@ -205,7 +209,8 @@ class TrainingProgress(pl.Callback):
         epochs = trainer.max_epochs or 1
         # Lightning announces no start of a resumed epoch.
         self._started = self._epoch_started = time.monotonic()
-        self._share_before = trainer.global_step / (trainer.num_training_batches * epochs)
+        steps = trainer.num_training_batches // trainer.accumulate_grad_batches * epochs
+        self._share_before = trainer.global_step / steps
         images = self.images * epochs
         done = round(images * self._share_before)
         self._bar = self._stack.enter_context(ProgressBar("train", images, done=done, plain_seconds=math.inf))

@@ -292,8 +292,9 @@ class CheckpointCallback(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, _module: object, _outputs: object, batch: Batch, *_: object
     ) -> None:
-        """Save between two steps; after an epoch's last step validation comes first."""
-        if batch.step + 1 < trainer.num_training_batches:
+        """Save between two steps, when no gradients are pending; after an epoch's last step validation comes first."""
+        done = batch.step + 1
+        if done < trainer.num_training_batches and done % trainer.accumulate_grad_batches == 0:
             self._save_if_due(trainer, (trainer.current_epoch, batch.step + 1), self.store.params.every_s)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, *_: object) -> None:

@@ -30,13 +30,18 @@ class Batches:
         batch_size: int,
         order: Callable[[], npt.NDArray[np.int64]],
         start: Callable[[], int] = lambda: 0,
+        *,
+        accumulate: int = 1,
     ) -> None:
-        """Take memory-mapped arrays; each pass calls `order` for the rows and `start` for its first batch."""
+        """Take memory-mapped arrays; each pass calls `order` for the rows and `start` for its first batch.
+
+        The number of batches is a multiple of `accumulate`, so that no step of the optimizer gets fewer.
+        """
         self.images_u8 = images_u8
         self.labels = labels
         self.order = order
         self.start = start
-        self.steps = -(-len(labels) // batch_size)
+        self.steps = -(-len(labels) // (batch_size * accumulate)) * accumulate
 
     def __len__(self) -> int:
         return self.steps
@@ -93,6 +98,7 @@ class DataModule(pl.LightningDataModule):
             self.params.batch_size,
             lambda: self._order(labels),
             lambda: self.position[1] if self.position[0] == self._epoch() else 0,
+            accumulate=self.params.accumulate,
         )
 
     def val_dataloader(self) -> Batches:

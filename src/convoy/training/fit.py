@@ -100,12 +100,17 @@ def fit(
         whitening.whiten(model, dataset.images("train"))
     data = DataModule(dataset, params, seed)
     batches = data.train_dataloader()
-    steps = len(batches)
+    if not batches.smallest:
+        raise RequestError(
+            f"train.accumulate {params.accumulate} needs as many batches for a step, but there are only "
+            f"{len(batches.labels):,} training images. Set train.accumulate to {len(batches.labels)} or less."
+        )
+    steps = len(batches) // params.accumulate
     labels = dataset.labels("train")
     weights = class_balance.weights(np.bincount(labels, minlength=len(facts.classes)), params.class_weights)
     classifier = Classifier(model.to(memory_format=torch.channels_last), params, facts, steps, weights)
     if batches.smallest == 1:
-        _refuse_single_image(model, facts, params.batch_size, len(labels))
+        _refuse_single_image(model, facts, params, len(labels))
     precision, reason = choose_precision(params.precision)
     parameters = sum(value.numel() for value in model.parameters())
     info(f"train {spec.name} ({parameters:,} parameters) in {reason}")
@@ -138,6 +143,8 @@ def fit(
             # Not True: that refuses networks with an operation that has no exact form on CUDA, such as AlexNet's pooling.
             deterministic="warn",
             benchmark=False,
+            gradient_clip_val=params.clip_norm or None,
+            accumulate_grad_batches=params.accumulate,
             logger=False,
             enable_checkpointing=False,  # `CheckpointCallback` does it
             enable_progress_bar=False,
@@ -167,7 +174,7 @@ def fit(
     return _metrics(history, best.epoch, temperature, timer.seconds)
 
 
-def _refuse_single_image(model: NormalizedModel, facts: ModelFacts, batch_size: int, images: int) -> None:
+def _refuse_single_image(model: NormalizedModel, facts: ModelFacts, params: TrainParams, images: int) -> None:
     """Refuse batches of one image if a norm, in the mode that it trains in, then has a single value per channel.
 
     Shapes alone are computed, on torch's meta device, so weights and statistics stay as they are.
@@ -193,11 +200,14 @@ def _refuse_single_image(model: NormalizedModel, facts: ModelFacts, batch_size: 
         with torch.no_grad():
             functional_call(model, tensors, (pixels,))
     except ValueError as error:  # of torch's norms
-        least = "2" if batch_size == 1 else "3"  # an odd number of images in batches of 2 leaves a single one
+        batch_size = params.batch_size
+        remedy = f"train.batch_size to {2 if batch_size == 1 else 3} or more"  # an odd number in batches of 2 leaves one
+        if params.accumulate > 1:
+            remedy = f"train.accumulate to 1, or {remedy}"
         raise RequestError(
             f"train.batch_size {batch_size} makes a batch of a single image of the {images:,} training images, and layer "
             f"{running[-1]} of {facts.network} would have to normalise a single value per channel ({facts.image_px} px "
-            f"images are 1×1 there). Set train.batch_size to {least} or more."
+            f"images are 1×1 there). Set {remedy}."
         ) from error
     finally:
         for handle in handles:

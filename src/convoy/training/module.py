@@ -20,7 +20,8 @@ from convoy.models.build import Whitening, WithAuxiliary
 from convoy.models.trained import ModelFacts, NormalizedModel
 from convoy.training.batch import Batch
 from convoy.training.freezing import Plan, blocks
-from convoy.training.optim import lr_schedule, make_optimizer
+from convoy.training.losses import classification_loss
+from convoy.training.optim import make_optimizer, schedule_of
 from convoy.training.pretrained import MODEL_FACTS
 from convoy.training.settings import TrainParams
 
@@ -55,7 +56,7 @@ class Classifier(pl.LightningModule):
         self.params = params
         self.facts = facts
         self.steps_per_epoch = steps_per_epoch
-        self.lr_schedule = lr_schedule(params.schedule, params.warmup, steps_per_epoch * params.epochs)
+        self.lr_schedule = schedule_of(params, steps_per_epoch)
         self.blocks = blocks(model.network)
         self.plan = Plan.of([block.name for block in self.blocks], params, facts.network)
         self.train_loss = MeanMetric()
@@ -114,7 +115,7 @@ class Classifier(pl.LightningModule):
         checkpoint[MODEL_FACTS] = self.facts.model_dump_json()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the smoothed loss of a batch, a scalar; auxiliary heads add theirs, by weight.
+        """Return the training loss of a batch, a scalar; auxiliary heads add theirs, by weight.
 
         `train/loss` is that sum, which the optimizer minimises, class weights included; `train/accuracy` is the main head's,
         in which each image that was drawn counts alike, and a mixed image with the label that counts most.
@@ -123,9 +124,9 @@ class Classifier(pl.LightningModule):
             TrainingError: the loss is NaN or infinite.
         """
         logits, auxiliary = self._predict(batch)
-        loss = self._smoothed(logits, batch)
+        loss = self._loss(logits, batch)
         for weight, aside in auxiliary:
-            loss = loss + weight * self._smoothed(aside, batch)
+            loss = loss + weight * self._loss(aside, batch)
         if batch_idx % CHECK_STEPS == 0:
             self._check(loss)
         self.train_loss.update(loss.detach(), weight=len(batch.labels))
@@ -135,7 +136,7 @@ class Classifier(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch) -> None:
-        """Log the main head's loss without smoothing and class weights, which compares between values of them."""
+        """Log the main head's cross-entropy, without what changes the training loss, so that it compares between params."""
         logits = self._predict(batch).logits
         self.val_accuracy.update(logits, batch.labels)
         self.log("val/loss", cross_entropy(logits, batch.labels), batch_size=len(batch.labels))
@@ -172,21 +173,14 @@ class Classifier(pl.LightningModule):
         logits, auxiliary = (output, ()) if isinstance(output, Tensor) else output
         return WithAuxiliary(logits.float(), tuple((weight, aside.float()) for weight, aside in auxiliary))
 
-    def _smoothed(self, logits: Tensor, batch: Batch) -> Tensor:
-        smoothing = self.params.label_smoothing
-        labels = batch.labels if batch.targets is None else batch.targets
-        if self.class_weights is None:
-            return cross_entropy(logits, labels, label_smoothing=smoothing)
-        # Not by torch's `weight`: it divides by the weights of the batch, so that a batch of frequent classes would count as
-        # much as one of rare classes, and it weighs the smoothed share of every other class too.
-        if batch.targets is None:
-            losses = cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
-            return (losses * self.class_weights[labels]).mean()
-        # The loss of a mixed image is that of its two labels, by their shares, each with the weight of its class.
-        weighted = batch.targets * self.class_weights
-        logs = logits.log_softmax(dim=1)
-        own = (1 - smoothing) * (weighted * logs).sum(dim=1)
-        return -(own + smoothing * weighted.sum(dim=1) * logs.mean(dim=1)).mean()
+    def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        return classification_loss(
+            logits,
+            batch.labels if batch.targets is None else batch.targets,
+            smoothing=self.params.label_smoothing,
+            class_weights=self.class_weights,
+            gamma=self.params.focal_gamma if self.params.loss == "focal" else None,
+        )
 
     def _check(self, loss: Tensor) -> None:
         if not torch.isfinite(loss):

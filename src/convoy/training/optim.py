@@ -15,22 +15,50 @@ from convoy.training.settings import Precision, Schedule, TrainParams
 WARMUP_START = 0.1  # share of the highest learning rate that a warm-up starts from
 
 
-def lr_schedule(schedule: Schedule, warmup: float, steps: int) -> Callable[[int], float]:
+def lr_schedule(
+    schedule: Schedule,
+    warmup: float,
+    steps: int,
+    *,
+    end: float = 0.0,
+    falls: Sequence[int] = (),
+    fall_factor: float = 1.0,
+) -> Callable[[int], float]:
     """Make the function from step (0 for the first) to the factor on the highest learning rate, 0 to 1.
 
     A pure function of the step, so that a resumed run continues the curve. It rises linearly over the
-    share `warmup` of all steps; then `one_cycle` falls linearly and `cosine` along half a wave, both to
-    zero after the last step.
+    share `warmup` of all steps. Then `one_cycle` falls linearly to zero after the last step; `linear` in the same way, and
+    `cosine` along half a wave, to the share `end`; `constant` stays. `step` is multiplied by `fall_factor` from each
+    of the steps `falls` on.
     """
     rising = warmup * steps
 
     def factor(step: int) -> float:
-        if step < rising:
-            return WARMUP_START + (1 - WARMUP_START) * step / rising
+        warm = WARMUP_START + (1 - WARMUP_START) * step / rising if step < rising else 1.0
+        if schedule == "step":
+            return warm * fall_factor ** sum(step >= fall for fall in falls)
+        if step < rising or schedule == "constant":
+            return warm
         left = max(0.0, (steps - step) / (steps - rising))
-        return left if schedule == "one_cycle" else (1 - math.cos(math.pi * left)) / 2
+        if schedule == "cosine":
+            left = (1 - math.cos(math.pi * left)) / 2
+        return end + (1 - end) * left
 
     return factor
+
+
+def schedule_of(params: TrainParams, steps_per_epoch: int) -> Callable[[int], float]:
+    """Make the schedule that params describe."""
+    each = params.step_epochs
+    epochs = range(each, params.epochs, each) if isinstance(each, int) else each
+    return lr_schedule(
+        params.schedule,
+        params.warmup,
+        steps_per_epoch * params.epochs,
+        end=params.lr_end,
+        falls=[steps_per_epoch * epoch for epoch in epochs],
+        fall_factor=params.step_factor,
+    )
 
 
 def make_optimizer(

@@ -1,6 +1,9 @@
 """The sections `network`, `train` and `checkpoints` of params.yaml."""
 
-from typing import Annotated, Any, Literal, LiteralString, Self
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any, ClassVar, Literal, LiteralString, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -17,7 +20,7 @@ from convoy.core.params import Section
 from convoy.training import weight_pins
 from convoy.training.augment.policy import Augment, without_padding
 
-Schedule = Literal["one_cycle", "cosine"]
+Schedule = Literal["one_cycle", "cosine", "linear", "step", "constant"]
 Best = Literal["val/loss", "val/accuracy", "last"]
 Precision = Literal["auto", 32, "bf16"]
 ClassWeights = Literal["none", "balanced", "effective"]
@@ -30,6 +33,57 @@ def _known_source(source: str) -> str:
     except RequestError as error:
         raise PydanticCustomError("weights", "{reason}", {"reason": str(error)}) from error
     return source
+
+
+SCHEDULES = {
+    **dict.fromkeys(("onecycle", "fitonecycle", "cyclic", "triangular"), "one_cycle"),
+    **dict.fromkeys(
+        ("cosine", "cosineannealing", "cosineannealingwarmrestarts", "cos", "flatcos", "sgdr"), "cosine"
+    ),
+    **dict.fromkeys(("linear", "lrf", "poly", "polynomial"), "linear` with lr_end: `0.01"),
+    **dict.fromkeys(("step", "multistep", "piecewiseconstant"), "step` with step_epochs: `[60, 80]"),
+    "exponential": "step` with step_epochs: `1",
+    **dict.fromkeys(("constant", "none", "fixed"), "constant"),
+    **dict.fromkeys(
+        ("plateau", "reducelronplateau", "reducelr"),
+        "one_cycle`? A rate that waits for a plateau is not offered, since the rate is a function of the step: `cosine",
+    ),
+}
+"""Schedules of torch, timm, fastai, Ultralytics and keras, as `_plain` spells them, and what does the same here."""
+
+OPTIMIZERS = {
+    **dict.fromkeys(
+        ("adam", "nadam", "radam", "adamax", "lamb", "lion", "rmsprop", "ranger", "adan"), "adamw"
+    ),
+    **dict.fromkeys(("nesterov", "momentum", "nag", "sgdw", "lars"), "sgd"),
+    "normuon": "muon",
+}
+
+
+def _plain(word: str) -> str:
+    """Spell a name without case, separators and endings such as `LR` and `Scheduler`."""
+    plain = re.sub(r"[^a-z0-9]", "", word.lower())
+    return re.sub(r"(lr|scheduler|schedule|decay)+$", "", plain) or plain
+
+
+def _hinted(names: Mapping[str, str], *allowed: str) -> WrapValidator:
+    """Add the word that is meant to the message about one that is not offered."""
+
+    def validate(value: object, handler: ValidatorFunctionWrapHandler) -> Any:  # noqa: ANN401 (as pydantic declares it)
+        try:
+            return handler(value)
+        except ValidationError as error:
+            near = names.get(_plain(str(value))) or next(
+                iter(get_close_matches(str(value), allowed, n=1)), ""
+            )
+            if not near:
+                raise
+            expected = error.errors()[0]["msg"]
+            raise PydanticCustomError(
+                "word", "{expected}; did you mean `{near}`?", {"expected": expected, "near": near}
+            ) from error
+
+    return WrapValidator(validate)
 
 
 def _one_message(allowed: LiteralString) -> WrapValidator:
@@ -107,16 +161,59 @@ class MuonParams(Section):
 class TrainParams(Section):
     """Choose how a network is trained."""
 
+    other_names: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("lr0", "max_lr", "lr_max", "learning_rate", "base_lr"), "lr"),
+        **dict.fromkeys(("lrf", "min_lr", "eta_min", "end_lr"), "lr_end"),
+        **dict.fromkeys(("cos_lr", "sched", "lr_scheduler", "scheduler"), "schedule"),
+        **dict.fromkeys(("milestones", "decay_epochs", "step_size"), "step_epochs"),
+        **dict.fromkeys(("gamma", "decay_rate"), "step_factor"),
+        **dict.fromkeys(("warmup_epochs", "pct_start", "warmup_steps"), "warmup"),
+        **dict.fromkeys(("opt", "opt_func"), "optimizer"),
+        **dict.fromkeys(("gradient_clip_val", "clip_grad", "max_norm", "grad_clip"), "clip_norm"),
+        **dict.fromkeys(
+            ("accumulate_grad_batches", "grad_accum_steps", "nbs", "gradient_accumulation_steps"),
+            "accumulate",
+        ),
+        **dict.fromkeys(("batch", "bs"), "batch_size"),
+        **dict.fromkeys(("patience", "early_stopping"), "early_stop"),
+        **dict.fromkeys(("model_ema", "model_ema_decay", "ema_decay"), "ema"),
+        **dict.fromkeys(("smoothing", "label_smoothing_eps"), "label_smoothing"),
+        **dict.fromkeys(("monitor", "save_best", "eval_metric"), "best"),
+        **dict.fromkeys(("amp", "dtype"), "precision"),
+        **dict.fromkeys(("wd", "decay"), "weight_decay"),
+    }
+
     epochs: int = Field(ge=1, le=10_000, description="passes over the training images")
-    batch_size: int = Field(ge=1, le=65_536, description="images per step")
-    optimizer: Literal["sgd", "adamw", "muon"] = Field(description="update rule of the weights")
+    batch_size: int = Field(ge=1, le=65_536, description="images per batch")
+    accumulate: int = Field(ge=1, le=1024, description="batches whose gradients are averaged for a step")
+    optimizer: Annotated[Literal["sgd", "adamw", "muon"], _hinted(OPTIMIZERS, "sgd", "adamw", "muon")] = (
+        Field(description="update rule of the weights")
+    )
     momentum: float = Field(ge=0, lt=1, description="share of the last step's direction that a step keeps")
     muon: MuonParams = Field(description="what `optimizer: muon` adds")
     lr: float = Field(gt=0, le=100, description="highest learning rate")
     weight_decay: float = Field(ge=0, le=1, description="weight decay; not applied to norms and biases")
-    schedule: Schedule = Field(description="learning-rate schedule after the warm-up")
+    schedule: Annotated[Schedule, _hinted(SCHEDULES, *get_args(Schedule))] = Field(
+        description="learning-rate schedule after the warm-up"
+    )
     warmup: float = Field(
         ge=0, le=0.9, description="share of all steps in which the learning rate rises to lr"
+    )
+    lr_end: float = Field(
+        ge=0, le=1, description="learning rate at the end of `linear` and `cosine`, as a share of lr"
+    )
+    step_epochs: Annotated[
+        Annotated[int, Field(ge=1, le=10_000)]
+        | Annotated[list[Annotated[int, Field(ge=1, le=10_000)]], Field(min_length=1)],
+        _one_message("Input should be a number of epochs from 1 to 10000, or a list of them"),
+    ] = Field(description="epochs between two falls of `step`")
+    step_factor: float = Field(gt=0, lt=1, description="factor on the learning rate at each fall of `step`")
+    clip_norm: float = Field(
+        ge=0, le=10_000, description="largest norm of a step's gradients; longer ones are shortened to it"
+    )
+    loss: Literal["cross_entropy", "focal"] = Field(description="training loss")
+    focal_gamma: float = Field(
+        ge=0, le=10, description="how little images count in `focal` that are already classified surely"
     )
     label_smoothing: float = Field(
         ge=0,
@@ -158,6 +255,20 @@ class TrainParams(Section):
             raise ValueError(
                 f"class_weights: {self.class_weights} and sampler: balanced would correct the same imbalance twice. "
                 "Set class_weights: none or sampler: shuffle"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_arguments(self) -> Self:
+        if self.lr_end and self.schedule not in {"linear", "cosine"}:
+            raise ValueError(
+                f"lr_end: {self.lr_end:g} has no effect with schedule: {self.schedule}. Set lr_end: 0.0, or schedule: linear or cosine"
+            )
+        first = self.step_epochs if isinstance(self.step_epochs, int) else min(self.step_epochs)
+        if self.schedule == "step" and first >= self.epochs:
+            raise ValueError(
+                f"schedule: step would first fall after {first} epochs (step_epochs), but epochs is {self.epochs}. Set step_epochs "
+                f"to {max(self.epochs - 1, 1)} or less, or schedule: constant"
             )
         return self
 
