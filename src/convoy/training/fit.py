@@ -34,7 +34,7 @@ from convoy.training.callbacks import (
     TrainingTimer,
 )
 from convoy.training.checkpoints import CheckpointCallback, DirectIO, LoadedCheckpoint, Resumable
-from convoy.training.data import DataModule
+from convoy.training.data import Batches, DataModule
 from convoy.training.freezing import FrozenLayersCheck, refuse_without_weights
 from convoy.training.module import Classifier
 from convoy.training.optim import choose_precision
@@ -100,17 +100,11 @@ def fit(
         whitening.whiten(model, dataset.images("train"))
     data = DataModule(dataset, params, seed)
     batches = data.train_dataloader()
-    if not batches.smallest:
-        raise RequestError(
-            f"train.accumulate {params.accumulate} needs as many batches for a step, but there are only "
-            f"{len(batches.labels):,} training images. Set train.accumulate to {len(batches.labels)} or less."
-        )
     steps = len(batches) // params.accumulate
     labels = dataset.labels("train")
     weights = class_balance.weights(np.bincount(labels, minlength=len(facts.classes)), params.class_weights)
     classifier = Classifier(model.to(memory_format=torch.channels_last), params, facts, steps, weights)
-    if batches.smallest == 1:
-        _refuse_single_image(model, facts, params, len(labels))
+    _check_batches(model, facts, params, batches)
     precision, reason = choose_precision(params.precision)
     parameters = sum(value.numel() for value in model.parameters())
     info(f"train {spec.name} ({parameters:,} parameters) in {reason}")
@@ -172,6 +166,22 @@ def fit(
     if grafted:
         files.write_json(out / TRANSFER, asdict(grafted) | {"plan": plan})
     return _metrics(history, best.epoch, temperature, timer.seconds)
+
+
+def _check_batches(model: NormalizedModel, facts: ModelFacts, params: TrainParams, batches: Batches) -> None:
+    """Refuse batches without an image, and those of one that a norm cannot take.
+
+    Raises:
+        RequestError: naming what to set.
+    """
+    images = len(batches.labels)
+    if not batches.smallest:
+        raise RequestError(
+            f"train.accumulate {params.accumulate} needs as many batches for a step, but there are only "
+            f"{images:,} training images. Set train.accumulate to {images} or less."
+        )
+    if batches.smallest == 1:
+        _refuse_single_image(model, facts, params, images)
 
 
 def _refuse_single_image(model: NormalizedModel, facts: ModelFacts, params: TrainParams, images: int) -> None:
