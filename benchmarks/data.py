@@ -19,8 +19,9 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
@@ -41,8 +42,8 @@ SIZES = (15_000, 30_000, 60_000, 120_000)
 PLANTED, PLANTED_LARGE = 500, 110
 """Copies of each kind, of 32 px and of larger images; each of another image, so that no copy is found through another."""
 
-SHARED_IMAGES = 6_000
-"""Images that all three programs compare."""
+SHARED_FILES, SHARED_IMAGES = (3_000, 15_000), (3_000, 15_000, 60_000)
+"""Files, and images already decoded, that the programs compare."""
 
 ADDED = 600
 """Images of a later delivery."""
@@ -67,16 +68,28 @@ print("MEASURED", time.perf_counter() - began, sum(each.ru_utime + each.ru_stime
 U8 = npt.NDArray[np.uint8]
 Result = TypeVar("Result")
 
-OTHERS = {
+FILES = {
     "imagededup PHash": (
         "from imagededup.methods import PHash\n"
-        "PHash(verbose=False).find_duplicates(image_dir=FOLDER, num_enc_workers=0, num_dist_workers=0)\n"
+        "PHash(verbose=False).find_duplicates(image_dir=GIVEN, num_enc_workers=0, num_dist_workers=0)\n"
     ),
     "cleanvision": (
         "from cleanvision import Imagelab\n"
-        "Imagelab(data_path=FOLDER).find_issues({'near_duplicates': {}}, n_jobs=1, verbose=False)\n"
+        "Imagelab(data_path=GIVEN).find_issues({'near_duplicates': {}}, n_jobs=1, verbose=False)\n"
     ),
 }
+"""What other programs run on a folder of files."""
+
+IMAGES = {
+    "imagededup PHash": (
+        "from imagededup.methods import PHash\n"
+        "method = PHash(verbose=False)\n"
+        "hashes = {str(n): method.encode_image(image_array=image_u8) for n, image_u8 in enumerate(np.load(GIVEN))}\n"
+        "began_search = spent()\n"
+        "method.find_duplicates(encoding_map=hashes, num_dist_workers=0)\n"
+    ),
+}
+"""What they run on an array of images; cleanvision reads files only."""
 
 
 def jpeg(image_u8: U8) -> U8:
@@ -146,7 +159,7 @@ def main() -> None:
     images = [decode(content).image_u8 for content in files]
     write("Near-duplicates", near_duplicates(names, images, chosen.trials))
     if chosen.others:
-        lines = beside(chosen.others, files[:: len(files) // SHARED_IMAGES], chosen.trials)
+        lines = beside(chosen.others, files, images, chosen.trials)
         write("Near-duplicates, other programs", lines)
 
 
@@ -285,16 +298,17 @@ def near_duplicates(names: Sequence[str], images: Sequence[U8], trials: int) -> 
             f"The search, median of {trials} run(s) (lowest to highest); beyond CIFAR-10's 60,000 images, the same upside down:"
         ),
         "",
-        "| images | processor, s | wall clock, s | pairs |",
-        "|---|---|---|---|",
+        f"| images | processor, s | wall clock, s | {ADDED} of them new, processor, s | pairs |",
+        "|---|---|---|---|---|",
     ]
     upside_down = prints.reshape(-1, duplicates.PX, duplicates.PX)[:, ::-1].reshape(prints.shape)
     both = np.concatenate([prints, upside_down])
     for size in SIZES:
         chosen = both[:size] if size >= len(prints) else prints[:: len(prints) // size]
         runs = [timed(lambda chosen=chosen: search(chosen, limit)) for _ in range(trials)]
+        more = [grown(chosen, limit, runs[0][2]) for _ in range(trials)]
         lines.append(
-            f"| {size:,} | {spread([run[0] for run in runs])} | {spread([run[1] for run in runs])} | {len(runs[0][2]):,} |"
+            f"| {size:,} | {spread([run[0] for run in runs])} | {spread([run[1] for run in runs])} | {spread(more)} | {len(runs[0][2]):,} |"
         )
         print(lines[-1], flush=True)
         if size == len(prints):
@@ -310,6 +324,18 @@ def the_limit() -> float:
 def search(prints: U8, limit: float) -> list[Pair]:
     """Search all images."""
     return duplicates.pairs(prints, np.ones(len(prints), bool), limit)
+
+
+def grown(prints: U8, limit: float, expected: list[Pair]) -> float:
+    """Return the processor seconds of a search that continues that of all but a few images, and finds what a fresh one does."""
+    eligible = np.ones(len(prints), bool)
+    older = eligible.copy()
+    older[np.random.default_rng(0).permutation(len(prints))[:ADDED]] = False
+    _, earlier = duplicates.search(prints, older, limit)
+    spent, _, (found, _) = timed(lambda: duplicates.search(prints, eligible, limit, earlier))
+    if found != expected:
+        raise RuntimeError("A search that continues an earlier one finds other pairs.")
+    return spent
 
 
 def timed(call: Callable[[], Result]) -> tuple[float, float, Result]:
@@ -382,53 +408,91 @@ def cifar(names: Sequence[str], pairs: list[Pair]) -> list[str]:
     ]
 
 
-def beside(python: str, files: Sequence[bytes], trials: int) -> list[str]:
-    """Time Convoy, imagededup and cleanvision on the same files."""
+def beside(python: str, files: Sequence[bytes], images: Sequence[U8], trials: int) -> list[str]:
+    """Time Convoy, imagededup and cleanvision on the same files, and on the same images already decoded."""
     limit = the_limit()
     lines = [
-        f"Side by side on {len(files):,} of the files, decoding included, one thread each, median of {trials} run(s) by turns (lowest to highest):",
+        (
+            f"One thread each, median of {trials} run(s) by turns (lowest to highest). Files: decoding included, of which none can do "
+            "without. Decoded: from an array of images to pairs, hashes or fingerprints included; cleanvision reads files only."
+        ),
         "",
-        "| program | images per processor second | slower than Convoy by |",
-        "|---|---|---|",
+        "| given | program | processor, s | images per processor second | slower than Convoy by | of it search, s |",
+        "|---|---|---|---|---|---|",
     ]
     with tempfile.TemporaryDirectory() as folder:
-        for number, content in enumerate(files):
-            (Path(folder) / f"{number:05}.jpg").write_bytes(content)
-        runs: dict[str, list[float]] = {"Convoy": [], **{name: [] for name in OTHERS}}
-        for _ in range(trials):
-            runs["Convoy"].append(timed(lambda: ours(Path(folder), limit))[0])
-            for name, code in OTHERS.items():
-                runs[name].append(theirs(python, f"FOLDER = {folder!r}\n{code}"))
-                print(name, runs[name][-1], flush=True)
-    ours_s = statistics.median(runs["Convoy"])
-    for name, seconds in runs.items():
-        rates = sorted(len(files) / second for second in seconds)
-        lines.append(
-            f"| {name} | {statistics.median(rates):,.0f} ({rates[0]:,.0f} to {rates[-1]:,.0f}) | {statistics.median(seconds) / ours_s:.1f} |"
-        )
+        for count in SHARED_FILES:
+            some = Path(folder, str(count))
+            some.mkdir()
+            for number, content in enumerate(files[:: len(files) // count]):
+                (some / f"{number:05}.jpg").write_bytes(content)
+            programs = {"Convoy": partial(ours, some, limit)}
+            programs |= {name: partial(theirs, python, some, code) for name, code in FILES.items()}
+            lines += compared(f"{count:,} files", count, programs, trials)
+        for count in SHARED_IMAGES:
+            array = Path(folder, f"{count}.npy")
+            np.save(array, np.stack(images[:: len(images) // count]))
+            programs = {"Convoy": partial(ours_decoded, array, limit)}
+            programs |= {name: partial(theirs, python, array, code) for name, code in IMAGES.items()}
+            lines += compared(f"{count:,} decoded", count, programs, trials)
     return lines
 
 
-def ours(folder: Path, limit: float) -> None:
+Spent = tuple[float, float]
+"""Processor seconds, and those of the search among them; NaN where that is not measured."""
+
+
+def compared(given: str, count: int, programs: Mapping[str, Callable[[], Spent]], trials: int) -> list[str]:
+    """Time programs by turns."""
+    runs: dict[str, list[Spent]] = {name: [] for name in programs}
+    for _ in range(trials):
+        for name, program in programs.items():
+            runs[name].append(program())
+    lines = []
+    middle = {name: statistics.median(run[0] for run in each) for name, each in runs.items()}
+    for name, each in runs.items():
+        found = "-" if np.isnan(each[0][1]) else f"{statistics.median(run[1] for run in each):.2f}"
+        lines.append(
+            f"| {given} | {name} | {spread([run[0] for run in each])} | {count / middle[name]:,.0f} "
+            f"| {middle[name] / middle['Convoy']:.1f} | {found} |"
+        )
+        print(lines[-1], flush=True)
+    return lines
+
+
+def ours(folder: Path, limit: float) -> Spent:
     """Decode and compare the files of a folder."""
+    began = time.process_time()
     prints = [duplicates.fingerprint(decode(path.read_bytes()).image_u8) for path in sorted(folder.iterdir())]
-    search(np.stack(prints), limit)
+    of_search = timed(lambda: search(np.stack(prints), limit))[0]
+    return time.process_time() - began, of_search
 
 
-def theirs(python: str, code: str) -> float:
-    """Run code in another environment; return its processor seconds, those of its imports subtracted."""
-    imports = code.split("\n")[1]
+def ours_decoded(array: Path, limit: float) -> Spent:
+    """Compare the images of an array."""
+    began = time.process_time()
+    images = np.load(array)
+    prints = [duplicates.fingerprints_of(images[start : start + 256]) for start in range(0, len(images), 256)]
+    of_search = timed(lambda: search(np.concatenate(prints), limit))[0]
+    return time.process_time() - began, of_search
+
+
+def theirs(python: str, given: Path, code: str) -> Spent:
+    """Run code in another environment, and time it without its imports."""
+    imports = code.split("\n", maxsplit=1)[0]
     measure = (
-        "import resource\n"
+        "import resource\nimport numpy as np\n"
         "def spent():\n"
         "    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))\n"
-        f"{imports}\nbegan = spent()\nimport warnings; warnings.simplefilter('ignore')\n{code}print('SECONDS', spent() - began)\n"
+        f"GIVEN = {str(given)!r}\n{imports}\nbegan = spent()\nbegan_search = np.nan\nimport warnings; warnings.simplefilter('ignore')\n{code}"
+        "print('SECONDS', spent() - began, spent() - began_search)\n"
     )
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [python, "-c", measure], env=environment, capture_output=True, text=True, check=True
     )
-    return float(done.stdout.rsplit("SECONDS", 1)[1])
+    whole, of_search = (float(word) for word in done.stdout.rsplit("SECONDS", 1)[1].split()[:2])
+    return whole, of_search
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
+import io
 import sqlite3
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from convoy.core.errors import DataError
-from convoy.data import cache, prepare, scan
+from convoy.data import cache, duplicates, prepare, scan
 from convoy.data.cache import Cache, Seen
 from convoy.images.decode import decode
 from deliveries import data_params
@@ -22,6 +24,15 @@ def decoded(monkeypatch):
 
     monkeypatch.setattr(scan, "decode", counted)
     return found
+
+
+def photo(seed: int, brighter: int = 0) -> bytes:
+    """Draw 40 x 40 pixels of soft shapes."""
+    cells = np.random.default_rng(seed).integers(40, 200, (6, 6, 3), dtype=np.uint8)
+    image = Image.fromarray(cells).resize((40, 40), Image.Resampling.BICUBIC)
+    stream = io.BytesIO()
+    Image.fromarray(np.asarray(image) + np.uint8(brighter)).save(stream, "PNG")
+    return stream.getvalue()
 
 
 def prepared(data: Path, out: Path, **params):
@@ -160,3 +171,33 @@ def test_arrays_of_a_step_are_kept_for_the_next_delivery_under_the_same_key(tmp_
     db.close()
     with Cache(path, b"key") as kept:
         assert kept.earlier("pairs") is None
+
+
+def test_near_duplicates_are_those_of_a_search_without_a_cache(folder, tmp_path, monkeypatch):
+    """Images come, go and move to another class after a search that the cache has."""
+    searched = []
+    search = duplicates.search
+
+    def noted(fingerprints, eligible, limit, earlier=None):
+        searched.append(earlier)
+        return search(fingerprints, eligible, limit, earlier)
+
+    monkeypatch.setattr(scan.duplicates, "search", noted)
+    photos = {
+        f"{label}/{n}.png": photo(n + 50 * (label == "dog")) for label in ("cat", "dog") for n in range(20)
+    }
+    copies = {f"dog/copy-{n}.png": photo(n, brighter=9) for n in range(3)}
+    data, out = folder(photos | copies), tmp_path / "build/dataset"
+    prepared(data, out)
+    for n, name in enumerate((f"cat/{n}.png" for n in (0, 7, 9)), 90):
+        (data / name).unlink()
+        (data / f"cat/{n}.png").write_bytes(photo(n))
+        (data / f"cat/copy-{n}.png").write_bytes(photo(n, brighter=9))
+    (data / "cat/5.png").rename(data / "dog/5.png")
+    searched.clear()
+    continued = prepared(data, out)
+    assert searched[0] is not None
+    searched.clear()
+    assert continued == prepared(data, tmp_path / "other/dataset")
+    assert searched[0] is None
+    assert continued["report.html"].count(b"copy-9") > 0

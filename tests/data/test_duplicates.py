@@ -6,8 +6,18 @@ import pytest
 from PIL import Image, ImageDraw
 
 from convoy.data import duplicates
-from convoy.data.duplicates import SIZE, clusters, fingerprint, fingerprints_of, pairs
+from convoy.data.correlation import correlation
+from convoy.data.duplicates import (
+    SIZE,
+    Compared,
+    clusters,
+    fingerprint,
+    fingerprints_of,
+    pairs,
+    search,
+)
 from convoy.data.records import Pair
+from convoy.data.sketches import misfit, sketch
 
 LIMIT = 0.92
 
@@ -142,6 +152,89 @@ def test_a_thousand_copies_are_connected_by_as_few_pairs_as_possible(pictures, m
     assert len(found) == 1000
     assert set(clusters(found, 1050)[50:].tolist()) == {0}
     assert sum(compared) < 20_000  # of half a million
+
+
+def test_images_that_look_alike_are_compared_with_the_nearest_only(monkeypatch):
+    """Icons: one shape at one place, each with details of its own."""
+    compared = []
+    monkeypatch.setattr(duplicates, "misfit", lambda *sides: compared.append(len(sides[0])) or misfit(*sides))
+    random = np.random.default_rng(0)
+    icons = np.full((400, 32, 32), 255)
+    icons[:, 8:24, 8:24] = 40
+    icons[:, 10:22, 10:22] += random.integers(-30, 90, (400, 4, 4)).repeat(3, 1).repeat(3, 2)
+    fingerprints = icons.clip(0, 255).astype(np.uint8).reshape(-1, SIZE)
+    found, kept = search(fingerprints, np.ones(400, bool), LIMIT)
+    assert kept.crowded.sum() > 350
+    assert len(kept.first) == sum(compared) < 13_000  # of 80,000
+    assert len(found) < 400
+    assert found == find(fingerprints)
+
+
+@pytest.fixture(scope="module")
+def varied(pictures):
+    """Fingerprints of pictures and copies, identical ones, blank ones, and 150 frames of one scene."""
+    random = np.random.default_rng(0)
+    frames = prints(pictures[:1]).astype(int) + random.integers(-6, 7, (150, SIZE))
+    copies = [
+        copy(image_u8) for copy, image_u8 in zip(itertools.cycle(COPIES.values()), pictures, strict=False)
+    ]
+    blank = np.full((3, SIZE), 9, np.uint8)
+    parts = [prints([*pictures, *copies, *pictures[:20]]), blank, frames.clip(0, 255).astype(np.uint8)]
+    return np.concatenate(parts)[random.permutation(sum(map(len, parts)))]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_search_continues_any_earlier_one_with_the_same_result(varied, seed):
+    """Images come, go, change places and become eligible; the limit changes too."""
+    random = np.random.default_rng(seed)
+    kept = None
+    for share in random.permutation([0.02, 0.4, 0.97, 1.0]):
+        chosen = np.flatnonzero(random.random(len(varied)) < share)
+        if seed % 2:
+            random.shuffle(chosen)
+        eligible = random.random(len(chosen)) < 0.95
+        limit = float(random.choice([0.9, LIMIT, 0.985]))
+        found, fresh = search(varied[chosen], eligible, limit)
+        again, kept = search(varied[chosen], eligible, limit, kept)
+        assert again == found
+        for name, array in fresh.arrays().items():
+            np.testing.assert_array_equal(kept.arrays()[name], array)
+        kept = Compared.restored(kept.arrays())
+
+
+def test_an_added_image_is_compared_with_the_others_only_once(varied, monkeypatch):
+    everything = np.ones(len(varied), bool)
+    found, kept = search(varied, everything, LIMIT)
+    monkeypatch.setattr(duplicates, "misfit", lambda *_: pytest.fail("compared again"))
+    assert search(varied, everything, LIMIT, kept)[0] == found
+    monkeypatch.undo()
+    compared = []
+    monkeypatch.setattr(duplicates, "misfit", lambda *sides: compared.append(len(sides[0])) or misfit(*sides))
+    _, kept = search(varied, np.arange(len(varied)) > 0, LIMIT)
+    before = sum(compared)
+    assert search(varied, everything, LIMIT, kept)[0] == found
+    assert sum(compared) - before < before / 5
+
+
+def test_an_image_is_connected_to_a_pair_whatever_else_there_is(pictures):
+    """A result must not hang on the images between, except in a crowd."""
+    together = find(prints([*pictures, *map(jpeg, pictures), *map(shifted(1, -1), pictures)]))
+    assert {(pair.first, pair.second, pair.correlation) for pair in together if pair.second < 400} <= {
+        (pair.first, pair.second, pair.correlation)
+        for pair in find(prints([*pictures, *map(jpeg, pictures)]))
+    }
+
+
+def test_sketches_and_correlations_are_the_same_bits_in_any_batch(pictures):
+    first, second = prints(pictures), prints(map(jpeg, pictures))
+    mirrored = np.arange(200) % 2 == 1
+    for measure in (correlation, misfit):
+        alone = [measure(first[[n]], second[[n]], mirrored[[n]]) for n in range(200)]
+        np.testing.assert_array_equal(np.concatenate(alone), measure(first, second, mirrored))
+    together = sketch(first).points
+    np.testing.assert_array_equal(
+        np.concatenate([sketch(first[n : n + 3]).points for n in range(0, 200, 3)]), together
+    )
 
 
 @pytest.mark.parametrize("level", [0, 128, 255])

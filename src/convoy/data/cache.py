@@ -22,13 +22,14 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import PIL
+import scipy
 
 from convoy.core.console import info
-from convoy.data import duplicates, split, statistics
+from convoy.data import correlation, duplicates, sketches, split, statistics
 from convoy.data.settings import DataParams
 from convoy.images import damaged, decode, formats, profiles, resize
 
-CODE = (damaged, decode, formats, profiles, resize, duplicates, split, statistics)
+CODE = (damaged, decode, formats, profiles, resize, correlation, duplicates, sketches, split, statistics)
 """Modules whose code decides what is kept, beside scan.py, which imports this one and lays the rows out."""
 
 OPTIONS = ("image_px", "fit", "background", "max_truncated")
@@ -77,8 +78,8 @@ def key(params: DataParams) -> bytes:
     for path in (*(Path(str(module.__file__)) for module in CODE), Path(__file__).with_name("scan.py")):
         digest.update(path.read_bytes())
     options = {name: getattr(params, name) for name in OPTIONS}
-    versions = (PIL.__version__, onnxruntime.__version__, np.__version__, _version_of_extra("pillow-heif"))
-    digest.update(json.dumps([options, *versions]).encode())
+    versions = [each.__version__ for each in (PIL, onnxruntime, np, scipy)]
+    digest.update(json.dumps([options, *versions, _version_of_extra("pillow-heif")]).encode())
     return digest.digest()
 
 

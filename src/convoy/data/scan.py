@@ -32,6 +32,7 @@ from convoy.data.checks import (
     same_colours,
     settle_near_duplicates,
 )
+from convoy.data.duplicates import Compared
 from convoy.data.layout import Layout, recognise
 from convoy.data.rare import absent_from_delivered
 from convoy.data.records import Finding, Pair, Record, Rows, Status
@@ -193,7 +194,7 @@ def scan(
         statistics = columns(measured)
         checked = check_images(records, statistics, transparent, params.checks, layout.delivered)
         pairs, alike = _near_duplicates(
-            checked.records, statistics, fingerprints, params.checks.near_duplicates.limit
+            checked.records, statistics, fingerprints, params.checks.near_duplicates.limit, cache
         )
     settle_near_duplicates(checked, pairs, alike, params.checks.near_duplicates)
     records, of_splits = assign(checked.records, params, layout.delivered, pairs)
@@ -220,6 +221,7 @@ def _near_duplicates(
     statistics: Mapping[str, npt.NDArray[np.float32]],
     fingerprints: IO[bytes],
     limit: float,
+    cache: Cache | None,
 ) -> tuple[list[Pair], list[str]]:
     """Compare the usable images that are large enough, the first of those with the same pixels.
 
@@ -240,13 +242,17 @@ def _near_duplicates(
         ]
     )
 
+    kept = cache.earlier("near_duplicates") if cache else None
+    compared = Compared.restored(kept) if kept else None
+
     def above(least: float) -> list[Pair]:
-        return [
-            replace(pair, first=images[pair.first], second=images[pair.second])
-            for pair in duplicates.pairs(rows, eligible, least)
-        ]
+        nonlocal compared
+        found, compared = duplicates.search(rows, eligible, least, compared)
+        return [replace(pair, first=images[pair.first], second=images[pair.second]) for pair in found]
 
     found = above(limit)
+    if cache and compared:
+        cache.keep("near_duplicates", compared.arrays())
     alike = look_alikes(records, found)
     if not alike or limit >= CERTAIN:
         return found, []
