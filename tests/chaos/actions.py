@@ -14,7 +14,7 @@ from pathlib import Path
 from chaos.scene import Scene
 from chaos.states import OTHER
 from clones import Clone, kill_uploaders
-from convoy.core import pipeline
+from convoy.core import files, pipeline
 from convoy.core.errors import RequestError
 
 STAGES = ("prepare", "train", "evaluate", "export", "between")
@@ -132,11 +132,14 @@ def make_repro(scene: Scene) -> list[tuple[str, ...]]:
     return [("python", "pipelines/repro.py", "--until", target)] if target else []
 
 
-def restored_lock(scene: Scene) -> list[tuple[str, ...]]:
-    """Return `make repro` where dvc.lock was cut: DVC refuses every command with it."""
+def repaired(scene: Scene) -> list[tuple[str, ...]]:
+    """Return `make repro` where dvc.lock or a file of locks was cut: DVC refuses every command with it."""
     try:
         pipeline.locked(scene.folder)
-    except RequestError:
+        for name in ("rwlock", "exps/rwlock"):
+            if (path := scene.folder / ".dvc/tmp" / name).exists():
+                files.read_json(path)
+    except (RequestError, ValueError):
         return make_repro(scene) or [("python", "pipelines/repro.py")]
     return []
 
@@ -278,9 +281,9 @@ ACTIONS = (
         at=edit_spec,
         undo=restore_or_keep,
     ),
-    Action("kill-stage", at=killed(group=False), remedy=restored_lock),
-    Action("kill-all", at=killed(group=True), remedy=restored_lock),
-    Action("power-loss", at=killed(group=True, uploader=True), remedy=restored_lock),
+    Action("kill-stage", at=killed(group=False), remedy=repaired),
+    Action("kill-all", at=killed(group=True), remedy=repaired),
+    Action("power-loss", at=killed(group=True, uploader=True), remedy=repaired),
     Action("ctrl-c", after=signalled(signal.SIGINT)),
     Action("sigterm", after=signalled(signal.SIGTERM)),
     Action("clock-back", at=clock(-2, -3600, -90000)),

@@ -23,7 +23,7 @@ GUARD_SECONDS = 3.0  # longest wait for the guard of DVC's file of locks, as lon
 
 
 def repair(root: Path) -> None:
-    """Repair what a full disk or a loss of power has cut, since DVC refuses every command because of it.
+    """Repair what a kill, a full disk or a loss of power has cut, since DVC refuses every command because of it.
 
     DVC's files of locks are removed. A dvc.lock that was cut, since DVC empties it before it writes, is restored as
     committed: DVC finds newer results in its run cache. A conflict of a merge stays for its owner.
@@ -35,7 +35,9 @@ def repair(root: Path) -> None:
                 files.read_json(path)
             except ValueError:
                 path.unlink()
-                info(f"Removed {path.relative_to(root)}, which was cut by a full disk or a loss of power.")
+                info(
+                    f"Removed {path.relative_to(root)}, which was cut when DVC was killed, the disk was full or the power failed."
+                )
     lock = root / pipeline.LOCK
     try:
         pipeline.locked(root)
@@ -48,7 +50,8 @@ def repair(root: Path) -> None:
             lock.write_bytes(content)
         state = "restored as committed" if committed else "removed"
         info(
-            f"{pipeline.LOCK} was cut by a full disk or a loss of power; it is {state}. DVC takes newer results from its run cache."
+            f"{pipeline.LOCK} was cut when DVC was killed, the disk was full or the power failed; it is {state}. DVC takes newer results "
+            "from its run cache."
         )
 
 
