@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from convoy.core.errors import RequestError
 from convoy.repo import identity
 from convoy.tracking import store
 from convoy.tracking.journal import FILE, read
@@ -208,19 +207,3 @@ def test_files_whose_names_are_no_utf_8_are_part_of_the_diff(git, tmp_path, monk
     git("clone", "-q", str(tmp_path), str(clone))
     git("-C", str(clone), "apply", str(tmp_path / "outbox.diff"))
     assert (clone / name).read_text() == "new\n" * 10
-
-
-@pytest.mark.parametrize(
-    ("content", "md5"),
-    [(None, ""), ("outs:\n- path: data\n", ""), ("outs:\n- md5: 12.dir\n  path: data\n", "12.dir")],
-)
-def test_the_hash_of_the_delivery_is_that_of_data_dvc(tmp_path, content, md5):
-    if content:
-        (tmp_path / "data.dvc").write_text(content)
-    assert identity.data_md5(tmp_path / "data.dvc") == md5
-
-
-def test_a_data_file_that_is_not_utf_8_is_named(workplace):
-    (workplace / "data.dvc").write_bytes("deps: [{path: Köln}]\n".encode("latin-1"))
-    with pytest.raises(RequestError, match=r"data\.dvc:1 is not UTF-8(.|\n)*iconv"):
-        identity.data_md5(workplace / "data.dvc")

@@ -328,14 +328,14 @@ def _accepted(delivered: Path, params: "DataParams") -> list[str]:
 
 def _check_complete(source: Path, root: Path) -> None:
     """Refuse an import of which DVC holds less than the source has: it leaves out what a .dvcignore names."""
-    from convoy.core import yaml
+    from convoy.core import pipeline
     from convoy.images.delivery import folder_names
     from convoy.images.litter import is_litter
     from convoy.repo import dvc
 
     if not source.is_dir():
         return
-    held = dvc.Cache.of(root).members(yaml.read(root / IMPORT)["outs"][0]["md5"])
+    held = dvc.Cache.of(root).members(pipeline.data_import(root).md5)
     files = (name for name in folder_names(source) if not name.endswith("/") and not is_litter(name))
     if lacks := [name for name in files if name not in held]:
         raise DataError(
@@ -372,10 +372,9 @@ def _check_replaceable(root: Path) -> None:
 
 def _current_source(root: Path) -> str:
     """Read the source in data.dvc; empty if there is none."""
-    from convoy.core import yaml
+    from convoy.core import pipeline
 
     try:
-        content = yaml.read(root / IMPORT)
-        return without_credentials(str(content["deps"][0]["path"]))
-    except (RequestError, KeyError, IndexError, TypeError):
+        return without_credentials(pipeline.data_import(root).address)
+    except RequestError:
         return ""

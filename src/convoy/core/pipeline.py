@@ -1,8 +1,9 @@
-"""Read dvc.yaml, which declares the stages, and dvc.lock, which records what their last runs read and made."""
+"""Read dvc.yaml, which declares the stages, dvc.lock, which records what their last runs read and made, and data.dvc."""
 
 import hashlib
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from convoy.core.errors import RequestError
 
 PIPELINE = Path("dvc.yaml")
 LOCK = Path("dvc.lock")
+DATA_IMPORT = Path("data.dvc")
 TEMPLATE = re.compile(r"\$\{([^}]+)\}")
 """How dvc.yaml refers to a param, such as `${network.name}`."""
 
@@ -18,6 +20,57 @@ FOR_PEOPLE = ("desc", "meta")
 """Fields of a stage that DVC does not compare."""
 
 Read = Callable[[Path], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class DataImport:
+    """What data.dvc records.
+
+    Attributes:
+        source: DVC's fields of the source, such as `path`, `md5`, `size`; empty for data that were added, not imported.
+        data: DVC's fields of data/ as it was imported; without `md5` until then.
+        frozen: whether DVC leaves the source alone.
+    """
+
+    source: Mapping[str, Any]
+    data: Mapping[str, Any]
+    frozen: bool = False
+
+    @property
+    def address(self) -> str:
+        """Return the source's path or URL; empty if there is none."""
+        return str(self.source.get("path", ""))
+
+    @property
+    def md5(self) -> str:
+        """Return DVC's hash of data/; empty if it is not fetched yet."""
+        return str(self.data.get("md5", ""))
+
+
+def data_import(root: Path = Path()) -> DataImport:
+    """Read data.dvc; all is empty if it does not exist.
+
+    Raises:
+        RequestError: it is not valid YAML, or not as DVC writes it.
+    """
+    path = root / DATA_IMPORT
+    return _import_of(yaml.read(path)) if path.exists() else DataImport({}, {})
+
+
+def parse_import(text: str) -> DataImport:
+    """Read the content of a data.dvc, as `data_import` does."""
+    return _import_of(yaml.load(text, str(DATA_IMPORT)) or {})
+
+
+def _import_of(content: Any) -> DataImport:  # noqa: ANN401 (as wide as YAML)
+    try:
+        source, data = ((content.get(key) or [{}])[0] for key in ("deps", "outs"))
+        return DataImport(dict(source), dict(data), bool(content.get("frozen")))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RequestError(
+            f"{DATA_IMPORT} is not as DVC writes it. Restore it: git checkout {DATA_IMPORT}, or choose the data again: "
+            "convoy data use SOURCE"
+        ) from error
 
 
 def stages(root: Path = Path()) -> dict[str, dict[str, Any]]:

@@ -89,16 +89,13 @@ def explain(root: Path, stage: str = "") -> dict[str, Any]:
         raise RequestError(f"DVC cannot read the pipeline in {root}: {error}") from error
     packed = packing.of(root)
     if packed and packing.has_changed(packed):  # DVC sees the change once the folder is packed again
-        status.setdefault(packing.IMPORT, []).append(
+        status.setdefault(str(pipeline.DATA_IMPORT), []).append(
             {"changed deps": {str(packed.archive): "update available"}}
         )
-    if (
-        imported.is_ahead(root)
-        and imported.IMPORT not in status
-        and not yaml.read(root / imported.IMPORT).get("frozen")
-    ):
-        source = str(yaml.read(root / imported.IMPORT)["deps"][0]["path"])
-        status[imported.IMPORT] = [{"changed deps": {source: "update available"}}]
+    if imported.is_ahead(root) and str(pipeline.DATA_IMPORT) not in status:
+        recorded = pipeline.data_import(root)
+        if not recorded.frozen:
+            status[str(pipeline.DATA_IMPORT)] = [{"changed deps": {recorded.address: "update available"}}]
     stages = _read_stages(root, status)
     if stage and stage not in stages:
         raise RequestError(f"stage `{stage}` does not exist{did_you_mean(stage, stages)}")

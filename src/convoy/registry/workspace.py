@@ -10,11 +10,10 @@ from pathlib import Path
 from convoy.core import files, pipeline
 from convoy.core.dataset import FACTS_FILE
 from convoy.core.errors import RequestError, listed
-from convoy.core.pipeline import LOCK, recorded
+from convoy.core.pipeline import DATA_IMPORT, LOCK, data_import, recorded
 from convoy.repo import dvc
-from convoy.repo.identity import data_md5
 
-DATA, DATASET = Path("data.dvc"), Path("build/dataset")
+DATASET = Path("build/dataset")
 
 
 def check(deploy: Path, run_id: str, data_hash: str) -> None:
@@ -41,10 +40,10 @@ def check(deploy: Path, run_id: str, data_hash: str) -> None:
                 f"cache is damaged as well: make it again by `dvc repro --force`"
             )
     others = []
-    used, now = recorded("deps", Path("data")), data_md5(DATA)
-    if used and DATA.exists() and now != used:
+    used, now = recorded("deps", Path("data")), data_import().md5
+    if used and DATA_IMPORT.exists() and now != used:
         others.append(
-            f"the model was made of data {used[:10]}, {DATA} has {now[:10] or 'data that are not fetched yet'}"
+            f"the model was made of data {used[:10]}, {DATA_IMPORT} has {now[:10] or 'data that are not fetched yet'}"
         )
     facts = DATASET / FACTS_FILE
     packed = str(files.read_json(facts)["hash"]) if facts.is_file() else data_hash

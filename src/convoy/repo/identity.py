@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from convoy import __version__
-from convoy.core import contract, escaping, params, pipeline, yaml
+from convoy.core import contract, escaping, params, pipeline
 from convoy.core.errors import ConvoyError, listed
 from convoy.repo import git
 
@@ -75,7 +75,7 @@ def workspace_tags() -> dict[str, str]:
     tags = {**git_state(), contract.PARAMS_HASH: params.digest(params.read())}
     if contract.GIT_COMMIT in tags and (names := left_out()):
         tags[contract.NEW_FILES] = escaping.visible(listed(names, NAMED_FILES))
-    if data := data_md5(Path("data.dvc")):
+    if data := pipeline.data_import().md5:
         tags[contract.DATA_MD5] = data
     return tags
 
@@ -97,14 +97,6 @@ def git_state() -> dict[str, str]:
     except git.GitError:  # the diff fails for the same reason, which the run then has
         dirty = True
     return {contract.GIT_COMMIT: commit, contract.GIT_DIRTY: str(dirty).lower()}
-
-
-def data_md5(path: Path) -> str:
-    """Read DVC's hash of the delivery from data.dvc; empty if an import is not fetched yet."""
-    if not path.exists():
-        return ""
-    content = yaml.read(path)
-    return str(next((out["md5"] for out in content.get("outs", []) if "md5" in out), ""))
 
 
 def write_diff(target: Path) -> str:

@@ -5,17 +5,13 @@ so that data.dvc names the source as it is now, beside data/ as it was imported.
 `dvc repro` would see that the source has changed, and the run would name data that it was not trained on.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from convoy.core import yaml
+from convoy.core import pipeline
 from convoy.core.console import info
 from convoy.core.errors import RequestError, without_credentials
 from convoy.core.stage import repository
 from convoy.repo import dvc
-
-IMPORT = "data.dvc"
 
 
 def is_ahead(root: Path) -> bool:
@@ -25,7 +21,11 @@ def is_ahead(root: Path) -> bool:
     A source may have files that DVC hashes there but not in data/, such as `.git` and `.DS_Store`: then the hash of
     all files in data/ decides, in the repository too that a queued experiment is a copy of.
     """
-    source, data = _recorded(root)
+    try:
+        recorded = pipeline.data_import(root)
+    except RequestError:  # DVC, which runs next, refuses it with its reason
+        return False
+    source, data = recorded.source, recorded.data
     if "md5" in source and "md5" in data:
         folders = [place / str(data.get("path")) for place in dict.fromkeys((root.resolve(), repository()))]
         return source["md5"] != data["md5"] and source["md5"] not in map(dvc.content_md5, folders)
@@ -44,20 +44,11 @@ def correct(root: Path) -> None:
     """
     if not is_ahead(root):
         return
-    dvc.rewind_import(root, IMPORT)
-    content = yaml.read(root / IMPORT)
-    if not content.get("frozen"):
-        source = without_credentials(str(content["deps"][0]["path"]))
+    dvc.rewind_import(root, str(pipeline.DATA_IMPORT))
+    now = pipeline.data_import(root)
+    if not now.frozen:
+        source = without_credentials(now.address)
         info(
             f"Warning: {source} has changed since data/ was imported, and `dvc exp run` imports nothing: the imported images "
             "are used. Type `dvc repro` to import the change."
         )
-
-
-def _recorded(root: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Read what data.dvc records of the source and of data/; empty if it is no import."""
-    try:
-        content = yaml.read(root / IMPORT)
-        return dict(content["deps"][0]), dict(content["outs"][0])
-    except (RequestError, OSError, KeyError, IndexError, TypeError, ValueError):
-        return {}, {}

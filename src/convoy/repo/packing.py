@@ -15,15 +15,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from convoy.core import files, yaml
+from convoy.core import files, pipeline
 from convoy.core.console import track
 from convoy.core.errors import DataError, RequestError
 
 FOLDER = "packed"
 MANY_FILES = 10_000
 """Number of files from which a folder is packed unless `--no-pack` is given."""
-
-IMPORT = "data.dvc"
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def pack(source: Path, root: Path) -> Packed:
 def of(root: Path) -> Packed | None:
     """Read which folder the archive that data.dvc imports was made of; None if it imports anything else."""
     try:
-        archive = Path(str(yaml.read(root / IMPORT)["deps"][0]["path"]))
+        archive = Path(pipeline.data_import(root).address)
         if archive.parent.name != FOLDER:
             return None
         found = files.read_json(facts_file(archive))

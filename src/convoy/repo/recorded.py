@@ -1,17 +1,16 @@
 """Find what dvc.lock recorded last of the dataset, in DVC's cache: DVC removes a stage's outputs before it runs the stage."""
 
-from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from convoy.core import pipeline, yaml
+from convoy.core import pipeline
 from convoy.core.errors import RequestError
+from convoy.core.pipeline import DATA_IMPORT
 from convoy.repo import git
 from convoy.repo.dvc import Cache
 
 DATA = Path("data")
 DATASET = Path("build/dataset")
-IMPORT = "data.dvc"
 
 VERSIONS = 20
 """Commits of data.dvc among which the one of the recorded data is looked for."""
@@ -32,28 +31,14 @@ def dataset(root: Path = Path()) -> dict[str, Path]:
 
 def _is_of_other_source(root: Path, md5: str) -> bool:
     """Check whether the data with this md5 are known to come from another source than data.dvc names now."""
-    now = _content((root / IMPORT).read_text(encoding="utf-8")) if (root / IMPORT).is_file() else {}
-    if not now or _md5(now) == md5:
+    if not (root / DATA_IMPORT).is_file():
         return False
-    commits = git.query(root, "log", f"-{VERSIONS}", "--format=%H", "--", IMPORT).split()
-    for commit in commits:
-        then = _content(git.query(root, "show", f"{commit}:./{IMPORT}"))
-        if _md5(then) == md5:
-            return _source(then) != _source(now)
+    now = pipeline.data_import(root)
+    if now.md5 == md5:
+        return False
+    for commit in git.query(root, "log", f"-{VERSIONS}", "--format=%H", "--", str(DATA_IMPORT)).split():
+        with suppress(RequestError):
+            then = pipeline.parse_import(git.query(root, "show", f"{commit}:./{DATA_IMPORT}"))
+            if then.md5 == md5:
+                return then.address != now.address
     return False
-
-
-def _content(text: str) -> Mapping[str, Any]:
-    try:
-        content = yaml.load(text)
-    except RequestError:
-        return {}
-    return content if isinstance(content, Mapping) else {}
-
-
-def _md5(content: Mapping[str, Any]) -> str:
-    return str((content.get("outs") or [{}])[0].get("md5", ""))
-
-
-def _source(content: Mapping[str, Any]) -> str:
-    return str((content.get("deps") or [{}])[0].get("path", ""))

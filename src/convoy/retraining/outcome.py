@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from convoy.core import contract, files, params, yaml
+from convoy.core import contract, files, params, pipeline, yaml
 from convoy.core.console import info
 from convoy.core.dataset import MANIFEST_FILE, Dataset
 from convoy.core.errors import DataError
@@ -23,10 +23,8 @@ from convoy.export.image_index import Images
 from convoy.gate import page
 from convoy.gate.result import GateResult, Verdict
 from convoy.registry.client import ArtifactMissing, ModelArtifacts, Registry, Version
-from convoy.repo.identity import data_md5
 from convoy.retraining import data_diff
 from convoy.retraining.data_diff import Changes
-from convoy.retraining.worktree import DATA
 from convoy.tracking import store
 
 Outcome = Literal["promoted", "kept", "refused", "nothing-new", "skipped", "paused", "failed"]
@@ -124,7 +122,7 @@ def describe(record: RoundRecord, candidate: Version, worktree: Path) -> None:
         record.energy |= files.read_json(path).get("energy", {}) if path.exists() else {}
     record.identity = replace(
         record.identity,
-        data_md5=data_md5(worktree / DATA),
+        data_md5=pipeline.data_import(worktree).md5,
         data_hash=str(files.read_json(worktree / "build/dataset/dataset.json")["hash"]),
         params_hash=params.digest(yaml.read(worktree / params.PARAMS_FILE)),
         lock_sha256=files.sha256(worktree / "dvc.lock"),

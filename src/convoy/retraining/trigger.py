@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convoy.core import contract, params, yaml
+from convoy.core import contract, params, pipeline, yaml
 from convoy.core.errors import RequestError, without_credentials
 from convoy.gate.settings import TRIGGER
 from convoy.registry.client import Version
@@ -58,9 +58,8 @@ def look(tree: Path) -> Upstream:
             f"{DATA} does not exist, so the source of the data is unknown. Run `convoy data use PATH-OR-URL`, then commit "
             f"{DATA}."
         )
-    content = yaml.read(tree / DATA)
-    deps = content.get("deps") or [{}]
-    address, hint = without_credentials(str(deps[0].get("path", ""))), ""
+    data = pipeline.data_import(tree)
+    address, hint = without_credentials(data.address), ""
     if follows_source(tree / DATA):
         try:
             source = dvc.import_source(tree, DATA)
@@ -77,12 +76,12 @@ def look(tree: Path) -> Upstream:
                 "the server to send ETags, or import from a bucket or a folder."
             )
     else:
-        recorded = now = ";".join(str(out.get("md5")) for out in content["outs"])
+        recorded = now = data.md5
         hint = (
             f"`{DATA}` has no source, so new data come only with a commit of it. To give it a source: "
             "`convoy data use PATH-OR-URL`"
         )
-        if content.get("frozen"):
+        if data.frozen:
             hint = f"`{DATA}` is frozen, so its source is not checked. To change that: `dvc unfreeze {DATA}`, then commit it."
     # Changed limits may give another verdict on the same model.
     gate: dict[str, Any] = yaml.read(tree / params.PARAMS_FILE).get("gate") or {}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from convoy.core import escaping, stage, yaml
+from convoy.core import escaping, pipeline, stage, yaml
 from convoy.core.console import info
 from convoy.core.errors import ConvoyError, without_credentials
 from convoy.repo import dvc, git
@@ -150,15 +150,13 @@ def absolute(uri: str, root: Path) -> str:
 
 def _link_source(root: Path, tree: Path) -> None:
     """Link a source inside the repository that git does not track, such as a folder of images."""
-    content = yaml.read(tree / DATA) if (tree / DATA).exists() else {}
-    for dep in content.get("deps", []):
-        path = str(dep.get("path", ""))
-        if "://" in path or not path or Path(path).is_absolute():
-            continue
-        source, link = root / path, tree / path
-        if source.exists() and not link.exists():
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(source, target_is_directory=source.is_dir())
+    path = pipeline.data_import(tree).address
+    if "://" in path or not path or Path(path).is_absolute():
+        return
+    source, link = root / path, tree / path
+    if source.exists() and not link.exists():
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(source, target_is_directory=source.is_dir())
 
 
 def _absent(names: list[str], error: Exception, where: str) -> str:

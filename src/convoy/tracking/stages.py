@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from convoy.core import contract, files, params, yaml
+from convoy.core import contract, files, params, pipeline, yaml
 from convoy.core.console import info
 from convoy.core.dataset import FACTS_FILE
 from convoy.core.errors import RequestError, TrainingPaused
@@ -51,8 +51,7 @@ NAME_CHARACTERS = 24  # longest value of a param in a name
 NAME_LENGTH = 250  # of MLflow's column
 GENERATED = re.compile(r"[a-z]{5}-[a-z]{4}")  # names such as `oaken-pots`, by which DVC calls an experiment
 OFFERED = "offered.txt"  # file of the outbox: ids of `mlflow run`'s runs that a pipeline has joined
-DATA = Path("data.dvc")
-PIPELINE = (params.PARAMS_FILE, Path("dvc.yaml"), DATA)  # what a run was made of
+PIPELINE = (params.PARAMS_FILE, pipeline.PIPELINE, pipeline.DATA_IMPORT)  # what a run was made of
 DIFF = "workspace.diff"
 
 
@@ -86,8 +85,9 @@ def open_run(
         contract.TRAINING: reference.training,
         **tags,
     }
-    if DATA.exists() and (data := _imported(yaml.load(DATA.read_text(encoding="utf-8")))) != ("", ""):
-        all_tags[contract.DATA] = " ".join(filter(None, (data[0], data[1][:7])))
+    source, md5 = _imported(pipeline.data_import())
+    if source or md5:
+        all_tags[contract.DATA] = " ".join(filter(None, (source, md5[:7])))
     if os.environ.get("DVC_EXP_NAME"):
         all_tags[contract.DVC_EXPERIMENT] = os.environ["DVC_EXP_NAME"]
     if stage:
@@ -297,21 +297,18 @@ def run_name(*stages: str) -> str:
 
 def _delivery() -> str:
     """Name the delivery if it is another than the commit's: by its source or, if that is the same, by its hash."""
-    old = git.query(Path.cwd(), "show", f"HEAD:./{DATA}")
-    if not (old and DATA.exists()):
+    old = git.query(Path.cwd(), "show", f"HEAD:./{pipeline.DATA_IMPORT}")
+    if not (old and pipeline.DATA_IMPORT.exists()):
         return ""
-    before, now = yaml.load(old), yaml.read(DATA)
-    source, md5 = _imported(now)
-    if (source, md5) == _imported(before):
+    before, (source, md5) = _imported(pipeline.parse_import(old)), _imported(pipeline.data_import())
+    if (source, md5) == before:
         return ""
-    return f"data {source if source != _imported(before)[0] else md5[:7]}"
+    return f"data {source if source != before[0] else md5[:7]}"
 
 
-def _imported(content: Mapping[str, Any]) -> tuple[str, str]:
+def _imported(data: pipeline.DataImport) -> tuple[str, str]:
     """Return the last part of a source's address, and the hash of the data; empty if there is none."""
-    sources = [str(dep.get("path", "")) for dep in content.get("deps") or ()]
-    md5s = [str(out["md5"]) for out in content.get("outs") or () if "md5" in out]
-    return "".join(Path(urlsplit(path).path).name for path in sources[:1]), "".join(md5s[:1])
+    return Path(urlsplit(data.address).path).name, data.md5
 
 
 def _committed_params() -> Mapping[str, Any]:
