@@ -54,7 +54,7 @@ MODERN = [
 
 def test_layers_of_modern_networks_are_exported_for_any_number_of_images(built, tmp_path):
     _, facts = trained.load(built.home / "model")
-    facts = facts.model_copy(update={"spec": network(*MODERN)})
+    facts = facts.model_copy(update={"spec": network(*MODERN), "tta": "views"})
     model = trained.make(facts)
     with torch.no_grad():
         for value in (*model.parameters(), *model.buffers()):

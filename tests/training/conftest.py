@@ -88,7 +88,7 @@ def params():
     """Make params; keywords replace single values, those of `transfer` too."""
     usual = {"epochs": 2, "batch_size": 16, "optimizer": "sgd", "lr": 0.1, "weight_decay": 0.0005}
     usual |= {"schedule": "one_cycle", "warmup": 0.2, "label_smoothing": 0.1, "early_stop": 0, "ema": 0.0}
-    usual |= {"best": "val/loss", "calibrate": True, "momentum": 0.9}
+    usual |= {"best": "val/loss", "calibrate": True, "tta": "none", "momentum": 0.9}
     usual |= {"accumulate": 1, "clip_norm": 0.0, "loss": "cross_entropy", "focal_gamma": 2.0}
     usual |= {"lr_end": 0.0, "step_epochs": 30, "step_factor": 0.1}
     usual |= {

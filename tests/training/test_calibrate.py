@@ -6,7 +6,7 @@ from scipy.optimize import minimize_scalar
 from convoy.core.dataset import Dataset
 from convoy.evaluation.calibration import calibration_error
 from convoy.models import trained
-from convoy.training.calibrate import BOUNDS, LEAST_IMAGES, calibrate
+from convoy.training.calibrate import BOUNDS, LEAST_IMAGES, calibrate, mean_loss
 from convoy.training.fit import fit
 from squares import write_packed
 
@@ -90,6 +90,22 @@ def noisy(tmp_path):
     splits = {"train": [0, 60], "val": [60, 120], "test": [120, 180]}
     write_packed(tmp_path / "noisy", images_u8, labels, splits, ["blue", "green", "red"])
     return Dataset.load(tmp_path / "noisy")
+
+
+def test_the_saved_model_is_measured_with_its_views(noisy, tiny, params, tmp_path):
+    plain = fit(noisy, tiny, params(epochs=2, augment=["flip"]), 1, tmp_path / "plain")
+    metrics = fit(noisy, tiny, params(epochs=2, augment=["flip"], tta="views"), 1, tmp_path / "views")
+    assert (tmp_path / "plain/weights.pt").read_bytes() == (tmp_path / "views/weights.pt").read_bytes()
+    model, facts = trained.load(tmp_path / "views")
+    logits = trained.predict_logits(model, noisy.images("val"), 16)
+    labels = noisy.labels("val")
+    assert facts.tta == "views"
+    assert metrics["best"]["val_loss"] != plain["best"]["val_loss"]
+    assert metrics["best"]["val_loss"] == pytest.approx(
+        mean_loss(logits * facts.temperature, labels), rel=1e-4
+    )
+    assert metrics["best"]["val_accuracy"] == (logits.argmax(1) == labels).mean()
+    assert metrics["val"] == plain["val"]
 
 
 def test_a_training_fits_the_temperature_of_its_best_weights_and_changes_no_class(

@@ -84,3 +84,6 @@ RETRAIN_SOURCE = "convoy.retrain_source"
 WEIGHTS = "weights.pt"
 FACTS = "model.json"
 """File beside the weights: everything else that rebuilds a trained network."""
+
+Tta = Literal["none", "flip", "views"]
+"""Views of an image that a model averages; `views` are those of models/views.py."""

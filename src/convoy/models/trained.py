@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from convoy.core import console, files
-from convoy.core.contract import DEFAULT_BACKGROUND, FACTS, WEIGHTS
+from convoy.core.contract import DEFAULT_BACKGROUND, FACTS, WEIGHTS, Tta
 from convoy.core.errors import NetworkError, RequestError
+from convoy.models import views
 from convoy.models.build import Auxiliary, build
 from convoy.models.spec import Spec
 
@@ -32,23 +33,35 @@ class NormalizedModel(nn.Module):
     std: Tensor
 
     def __init__(
-        self, network: nn.Module, mean: Sequence[float], std: Sequence[float], temperature: float = 1.0
+        self,
+        network: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        temperature: float = 1.0,
+        tta: Tta = "none",
     ) -> None:
         """Wrap a network from (N, 3, H, W) normalised float32 to (N, K) logits.
 
         Mean and std are those of each channel, in 0..1 units; the 0 of a constant channel is raised to 1/255, one step
-        of an 8-bit pixel. In evaluation mode, logits are divided by the temperature.
+        of an 8-bit pixel. In evaluation mode, logits are the mean of the image's `views`, divided by the temperature.
         """
         super().__init__()
         self.network = network
         self.temperature = temperature
+        self.tta = tta
         # Not persistent: model.json holds these values, weights.pt does not repeat them.
         self.register_buffer("mean", _per_channel(mean), persistent=False)
         self.register_buffer("std", _per_channel([max(value, 1 / 255) for value in std]), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Map (N, 3, H, W) float32 pixels in 0..255 to (N, K) logits."""
+        has_views = self.tta != "none" and not self.training
+        if has_views:
+            pixels = views.of(pixels, self.tta)
         logits: Tensor = self.network(self.normalize(pixels))
+        if has_views:
+            logits = views.mean(logits, self.tta)
         if self.training or self.temperature == 1:
             return logits
         return logits / self.temperature
@@ -72,12 +85,13 @@ class ModelFacts(BaseModel):
     mean: list[float]  # per channel, 0..1 units
     std: list[float]  # per channel, 0..1 units
     temperature: float = Field(1.0, gt=0)  # not in the files of earlier versions
+    tta: Tta = "none"  # likewise
 
 
 def make(facts: ModelFacts, *, auxiliary: bool = False) -> NormalizedModel:
     """Build the network with fresh weights; auxiliary heads are for training only."""
     network = build(facts.spec, len(facts.classes), facts.image_px, auxiliary=auxiliary)
-    return NormalizedModel(network, facts.mean, facts.std, facts.temperature)
+    return NormalizedModel(network, facts.mean, facts.std, temperature=facts.temperature, tta=facts.tta)
 
 
 def save(folder: Path, model: NormalizedModel, facts: ModelFacts) -> None:
@@ -134,7 +148,8 @@ def predict_logits(
 ) -> npt.NDArray[np.float32]:
     """Predict in float32, on a GPU if there is one, else on the CPU, where the model is left in evaluation mode.
 
-    The (N, P, P, 3) RGB images are read batch by batch, so they may be mapped from a file.
+    The (N, P, P, 3) RGB images are read batch by batch, so they may be mapped from a file. The network sees at most
+    `batch_size` images at once, views included, or the views of a single image.
 
     Returns:
         (N, K) logits; not finite where the network's output is not.
@@ -142,6 +157,7 @@ def predict_logits(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device).eval()
     batches: list[npt.NDArray[np.float32]] = []
+    batch_size = max(1, batch_size // len(views.WEIGHTS[model.tta]))
     starts = range(0, len(images_u8), batch_size)
     with torch.inference_mode(), full_float32():
         for start in console.track(starts, "predict batches", len(starts)):

@@ -49,7 +49,7 @@ def calibrate(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) ->
     """
     if not np.isfinite(logits).all():
         return Calibration(1.0, np.nan, np.nan, "since some logits of validation images are not finite")
-    before = _loss(logits, labels, 1.0)
+    before = mean_loss(logits, labels)
     if len(labels) < LEAST_IMAGES:
         few = f"since {len(labels)} validation images are too few to fit it; {LEAST_IMAGES} would do"
         return Calibration(1.0, before, before, few)
@@ -68,11 +68,13 @@ def calibrate(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) ->
         expected = float(((weights * scores).sum(axis=1) / weights.sum(axis=1)).mean())
         low, high = (middle, high) if expected < target else (low, middle)
     temperature = round(2 / (low + high), 6)
-    return Calibration(temperature, before, _loss(logits, labels, temperature))
+    return Calibration(temperature, before, mean_loss(logits, labels, temperature))
 
 
-def _loss(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], temperature: float) -> float:
-    """Compute the mean cross-entropy."""
+def mean_loss(
+    logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], temperature: float = 1.0
+) -> float:
+    """Compute the mean cross-entropy of (N, K) logits, divided by a temperature."""
     scores = logits.astype(np.float64) / temperature
     top = scores.max(axis=1)
     sums = np.log(np.exp(scores - top[:, None]).sum(axis=1)) + top

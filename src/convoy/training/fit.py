@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import chain
@@ -25,7 +25,7 @@ from convoy.models.spec import Spec
 from convoy.models.trained import ModelFacts, NormalizedModel
 from convoy.training import class_balance, whitening
 from convoy.training.augment import policy
-from convoy.training.calibrate import calibrate
+from convoy.training.calibrate import calibrate, mean_loss
 from convoy.training.callbacks import (
     BestWeights,
     History,
@@ -161,11 +161,12 @@ def fit(
             if saving:
                 saving.finish(trainer)
     model.load_state_dict(best.weights)
-    temperature = _temperature(model, data) if params.calibrate else 1.0
-    trained.save(out, model, facts.model_copy(update={"temperature": temperature}))
+    served = _measure_served(model, data)
+    facts = facts.model_copy(update={"temperature": served["temperature"], "tta": params.tta})
+    trained.save(out, model, facts)
     if grafted:
         files.write_json(out / TRANSFER, asdict(grafted) | {"plan": plan})
-    return _metrics(history, best.epoch, temperature, timer.seconds)
+    return _metrics(history, best.epoch, served, timer.seconds)
 
 
 def _check_batches(model: NormalizedModel, facts: ModelFacts, params: TrainParams, batches: Batches) -> None:
@@ -240,16 +241,31 @@ def _run(
         raise
 
 
-def _temperature(model: NormalizedModel, data: DataModule) -> float:
-    """Fit the temperature of the weights that are saved."""
-    validation = data.val_dataloader()
-    logits = trained.predict_logits(model, validation.images_u8, data.params.batch_size)
-    calibration = calibrate(logits, validation.labels)
-    info(calibration.line(len(logits)))
-    return calibration.temperature
+def _measure_served(model: NormalizedModel, data: DataModule) -> dict[str, float]:
+    """Measure the weights that are saved on validation images, with the views and the temperature that they are served with.
+
+    Returns:
+        `temperature`; with `train.tta` also `val_loss`, at temperature 1, and `val_accuracy`.
+    """
+    params, validation = data.params, data.val_dataloader()
+    measured = {"temperature": 1.0}
+    if not params.calibrate and params.tta == "none":
+        return measured
+    model.tta = params.tta
+    logits = trained.predict_logits(model, validation.images_u8, params.batch_size)
+    if params.calibrate:
+        calibration = calibrate(logits, validation.labels)
+        info(calibration.line(len(logits)))
+        measured["temperature"] = calibration.temperature
+    if params.tta != "none":
+        accuracy = float((logits.argmax(axis=1) == validation.labels).mean())
+        loss = mean_loss(logits, validation.labels)
+        info(f"tta: {params.tta}, val loss {loss:.4f}, val accuracy {accuracy:.4f}")
+        measured |= {"val_loss": loss, "val_accuracy": accuracy}
+    return measured
 
 
-def _metrics(history: History, best: int, temperature: float, seconds: float) -> dict[str, Any]:
+def _metrics(history: History, best: int, served: Mapping[str, float], seconds: float) -> dict[str, Any]:
     """Nest the metrics of the last epoch, where the curves end, and those of the saved epoch."""
     last, saved = history.rows[-1], history.rows[best]
     return {
@@ -257,7 +273,7 @@ def _metrics(history: History, best: int, temperature: float, seconds: float) ->
         | {"epochs_trained": len(history.rows), "seconds": round(seconds, 2)},
         "val": {"loss": last["val/loss"], "accuracy": last["val/accuracy"]},
         "best": {"epoch": best + 1, "val_loss": saved["val/loss"], "val_accuracy": saved["val/accuracy"]}
-        | {"temperature": temperature},
+        | dict(served),
     }
 
 

@@ -15,9 +15,11 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from convoy.core.contract import Tta
 from convoy.core.errors import RequestError
 from convoy.core.params import Section
 from convoy.training import weight_pins
+from convoy.training.augment.geometry import AlternatingFlip, Flip
 from convoy.training.augment.policy import Augment, without_padding
 
 Schedule = Literal["one_cycle", "cosine", "linear", "step", "constant"]
@@ -234,6 +236,9 @@ class TrainParams(Section):
         lt=1,
         description="decay of the exponential moving average of the weights, which is then validated and saved",
     )
+    tta: Tta = Field(
+        description="views of an image whose mean answers, in evaluation and in the exported graph"
+    )
     calibrate: bool = Field(description="temperature of the probabilities fitted to validation images")
     precision: Precision = Field(description="number format of convolutions and dense layers")
     transfer: TransferParams = Field(description="how starting weights (network.weights) are adapted")
@@ -269,6 +274,19 @@ class TrainParams(Section):
             raise ValueError(
                 f"schedule: step would first fall after {first} epochs (step_epochs), but epochs is {self.epochs}. Set step_epochs "
                 f"to {max(self.epochs - 1, 1)} or less, or schedule: constant"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _mirrored_views(self) -> Self:
+        flips = (
+            isinstance(each, AlternatingFlip) or (isinstance(each, Flip) and each.axis != "vertical")
+            for each in self.augment
+        )
+        if self.tta != "none" and not any(flips):
+            raise ValueError(
+                f"tta: {self.tta} averages an image with its mirror image, which training never shows (augment has no flip). Add "
+                "flip to augment if mirrored images keep their class, or set tta: none"
             )
         return self
 
