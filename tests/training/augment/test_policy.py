@@ -1,6 +1,9 @@
 """What `train.augment` may hold, and how it is refused."""
 
+from pathlib import Path
+
 import pytest
+from dvc.utils.hydra import apply_overrides
 
 from convoy.core import params as core_params
 from convoy.core import yaml
@@ -223,3 +226,22 @@ def test_mixing_needs_two_images_in_each_batch(read, word):
         policy.check(read(f"[{word}]"), **sides, batch_size=2, smallest=1)
     policy.check(read(f"[{word}]"), **sides, batch_size=2, smallest=2)
     policy.check(read("[flip]"), **sides, batch_size=1)
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("train.augment=photo", ["resized_crop", "flip", "color_jitter"]),
+        ("train.augment=[flip]", ["flip"]),
+        ("train.augment=[]", []),
+        ("train.augment=[{shift:{pixels:4}},flip]", ["shift", "flip"]),
+    ],
+)
+def test_what_dvc_writes_for_an_experiment_is_read(repository, tmp_path, typed, words):
+    path = tmp_path / "params.yaml"
+    path.write_bytes((repository / "params.yaml").read_bytes())
+    apply_overrides(path, [typed])
+    read = core_params.section("train", TrainParams, path)
+    assert [policy.WORDS[type(transform)] for transform in read.augment] == words
+    again = core_params.section("train", TrainParams, Path(repository / "params.yaml"))
+    assert policy.described(again.augment) == "[{shift: {pixels: 2, fill: reflect}}]"
