@@ -169,6 +169,7 @@ def test_prepare_writes_the_page_with_what_was_delivered(folder, pets, settings,
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "80 images of 2 classes" in page
     assert "is empty (0 bytes): <code>cat/x.png</code>" in " ".join(page.split())
+    assert "(1: damaged 1)" in page
     assert len(images_in(page)) >= 2 * report.PER_CLASS
 
 

@@ -17,6 +17,7 @@ from convoy.data.records import Rows
 from convoy.data.statistics import STATISTICS, measure
 from convoy.images import decode as decoding
 from convoy.images.decode import decode
+from deliveries import png_of
 
 
 def scan_of(data, params, keep=lambda _: None):
@@ -27,6 +28,12 @@ def refusal(data, params) -> str:
     with pytest.raises(DataError) as caught:
         scan_of(data, params)
     return str(caught.value)
+
+
+def float_tiff():
+    stream = io.BytesIO()
+    Image.new("F", (8, 8)).save(stream, format="TIFF")
+    return stream.getvalue()
 
 
 def unused(result):
@@ -93,21 +100,34 @@ def test_each_usable_image_is_measured_by_the_index_of_its_record(folder, pets, 
 
 
 @pytest.mark.parametrize(
-    ("path", "content", "label", "reason"),
+    ("path", "content", "label", "fault", "reason"),
     [
-        ("cat/empty.png", b"", "cat", "is empty (0 bytes)"),
-        ("cat/404.jpg", b"<!DOCTYPE html>", "cat", "is a web page"),
-        ("dog/noending", b"\x89PNG\r\n\x1a\n", "dog", "is not an image"),
-        ("stray.png", None, None, "is not in a class folder"),
+        ("cat/empty.png", b"", "cat", "damaged", "is empty (0 bytes)"),
+        ("cat/404.jpg", b"<!DOCTYPE html>", "cat", "not_an_image", "is a web page"),
+        ("dog/noending", b"\x89PNG\r\n\x1a\n", "dog", "not_an_image", "is not an image"),
+        ("dog/a.jpg", b"8BPS\0\1" + bytes(99), "dog", "unsupported", "is a Photoshop image"),
+        ("dog/a.bmp", png_of(1)[:150], "dog", "truncated", "is truncated"),
+        ("dog/a.tif", float_tiff(), "dog", "unsupported", "has floating-point samples"),
+        ("stray.png", None, None, "outside_a_class", "is not in a class folder"),
     ],
 )
-def test_an_unusable_file_is_quarantined_with_its_reason(
-    folder, pets, settings, png, path, content, label, reason
+def test_an_unusable_file_is_quarantined_with_its_reason_and_the_kind_of_it(
+    folder, pets, settings, png, path, content, label, fault, reason
 ):
     files = pets | {path: png(9) if content is None else content}
     (record,) = unused(scan_of(folder(files), settings())).values()
     assert (record.path, record.status, record.label) == (path, "quarantined", label)
+    assert record.fault == fault
     assert record.reason.startswith(reason)
+
+
+def test_files_of_contradicting_labels_are_counted_as_such(folder, pets, settings):
+    two_rows = "".join(f"{path},{path[:3]}\n" for path in pets) + "cat/0.png,dog\n"
+    listed = scan_of(folder(pets | {"list.csv": two_rows.encode()}), settings(label="csv"))
+    twice = scan_of(folder(pets | {"dog/x.png": pets["cat/1.png"]}, "twice"), settings())
+    faults = [{path: record.fault for path, record in unused(result).items()} for result in (listed, twice)]
+    assert faults[0] == {"cat/0.png": "two_labels", "list.csv": None}
+    assert faults[1] == {"cat/1.png": "two_labels", "dog/x.png": "two_labels"}
 
 
 @pytest.mark.parametrize(

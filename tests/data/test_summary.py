@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -12,6 +13,7 @@ from convoy.data import summary
 from convoy.data.records import Finding, Pair, Record
 from convoy.data.scan import Scan
 from convoy.images.delivery import Delivery
+from convoy.images.formats import Fault
 from deliveries import data_params
 
 DELIVERY = Delivery(Path("photos"))
@@ -116,6 +118,20 @@ def test_files_with_the_same_reason_share_a_line():
     assert "  z.png: is empty\n" in text
 
 
+def test_quarantined_files_are_counted_by_the_kind_of_their_reason():
+    others = [replace(unused(f"{n}.png", "quarantined", f"reason {n}"), fault="truncated") for n in range(3)]
+    others += [replace(unused("x.png", "quarantined", "has two"), fault="two_labels")]
+    scan = scan_of({"cat": (1, 1, 1), "dog": (1, 1, 1)}, *others, unused("y.png", "left_out", "blank"))
+    figures = summary.metrics(scan)["quarantined"]
+    assert set(figures) == set(get_args(Fault))
+    assert {fault: number for fault, number in figures.items() if number} == {"truncated": 3, "two_labels": 1}
+    assert ": 4 (truncated 3, two_labels 1)\n" in text_of(scan)
+    found = summary.facts(scan)
+    assert found["quarantined_by_kind"] == figures
+    assert found["quarantined"][-1] == {"path": "x.png", "reason": "has two", "kind": "two_labels"}
+    assert found["left_out"] == [{"path": "y.png", "reason": "blank"}]
+
+
 def test_findings_come_with_figure_limit_and_action_the_most_severe_first():
     findings = [
         Finding("few_images", 4, 20, "report", "class rare has 4 images"),
@@ -184,6 +200,7 @@ def test_programs_get_all_that_people_see():
         "counts": {"train": {"a": 2, "b": 1}, "val": {"a": 1, "b": 1}, "test": {"a": 1, "b": 1}},
         "cut": [],
         "notes": ["cp437 names"],
+        "quarantined_by_kind": dict.fromkeys(get_args(Fault), 0),
         "passed_over_by_kind": {"sidecar": 9},
         "litter_by_kind": {},
         "findings": [{"check": "blank", "figure": 2, "limit": 1, "action": "report",
@@ -205,4 +222,4 @@ def test_metrics_have_every_check_and_fewer_than_40_keys():
     assert "class_names" not in found["checks"]
     assert found["data"]["near_duplicate_pairs"] == 1
     assert all(isinstance(figure, (int, float)) for figure in flatten(found).values())
-    assert len(flatten(found)) < 34  # prepare.json has six of energy besides
+    assert len(flatten(found)) + summary.METRIC_KINDS < 34  # prepare.json has six of energy besides

@@ -165,6 +165,29 @@ def test_several_sets_of_idx_files_are_refused_by_name(zipped):
         open_delivery(zipped(files))
 
 
+@pytest.mark.parametrize("below", ["", "data/", "a/b/"])
+def test_a_folder_that_holds_only_a_set_is_read_as_the_set_alone_is(below, folder, tarred):
+    packed = tarred(made.cifar_pickles(TRAIN, TEST)).read_bytes()
+    row = [made.png(image_u8) for image_u8 in TRAIN[0]]
+    arrays = {f"{below}{name}": content for name, content in made.mnist(*GRAY).items()}
+    assert found(folder({f"{below}mnist.npz": made.npz(*GRAY)}, "npz")) == expected(*GRAY, names="012")
+    assert found(folder({f"{below}cifar.tar.gz": packed}, "cifar")) == expected(TRAIN, TEST)
+    assert found(folder(arrays, "idx")) == expected(*GRAY, names="012")
+    rows = decoded(folder({f"{below}x.parquet": made.parquet(row, TRAIN[1])}, "rows"))
+    assert [digest(image_u8) for _, image_u8 in rows.values()] == [digest(image_u8) for image_u8 in TRAIN[0]]
+    tar = made.webdataset({f"{n}": {"png": png, "cls": b"%d" % TRAIN[1][n]} for n, png in enumerate(row)})
+    assert len(decoded(folder({f"{below}shard.tar": tar}, "shards"))) == len(row)
+
+
+def test_several_npz_files_in_a_folder_are_refused_with_the_path_of_the_first(folder, pets):
+    sets = {f"sets/{name}.npz": made.npz(*GRAY) for name in ("a", "b")}
+    with pytest.raises(
+        DataError, match=r"2 sets of NumPy arrays.*sets/a\.npz, sets/b\.npz.*data/sets/a\.npz$"
+    ):
+        open_delivery(folder(sets))
+    assert open_delivery(folder(pets | sets, "beside")).kind == "folder"
+
+
 def test_arrays_of_an_npz_file_are_read(tmp_path):
     (tmp_path / "mnist.npz").write_bytes(made.npz(*GRAY))
     assert found(tmp_path / "mnist.npz") == expected(*GRAY, names="012")

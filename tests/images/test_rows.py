@@ -186,6 +186,15 @@ def test_a_page_that_states_gigabytes_is_refused_before_they_are_allocated(field
         delivered(data)
 
 
+def test_row_groups_without_rows_are_no_damage(tmp_path):
+    table = pa.table({"image": IMAGES[:6], "label": [str(label) for label in LABELS[:6]]})
+    with pq.ParquetWriter(tmp_path / "x.parquet", table.schema) as writer:
+        for part in (table.slice(0, 0), table.slice(0, 3), table.slice(0, 0), table.slice(3)):
+            writer.write_table(part)
+    assert pq.ParquetFile(tmp_path / "x.parquet").metadata.num_row_groups == 4
+    assert [content for _, content in open_delivery(tmp_path / "x.parquet").files()] == IMAGES[:6]
+
+
 def test_a_column_that_unpacks_to_a_bomb_is_refused(folder, monkeypatch):
     monkeypatch.setattr(parquet, "FREE_BYTES", 2**20)
     bomb = made.parquet([bytes(2**20)] * 30, LABELS, compression="zstd", use_dictionary=False)

@@ -11,6 +11,8 @@ NAMES = [
     "live_out",  # codecarbon
     "PagedList",  # named in a quoted annotation
     "list_commands",  # click
+    "readinto",  # io
+    "load_prepare",  # Pillow
     "on_*", "setup", "*_step", "configure_*", "*_dataloader", "*state_dict", "transfer_batch_to_device",  # Lightning
     "save_checkpoint", "remove_checkpoint",  # Lightning's CheckpointIO
 ]  # fmt: skip

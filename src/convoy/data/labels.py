@@ -146,7 +146,7 @@ def beside(path: Path, images: Sequence[str], lists: Lists, folders: Folders) ->
     for name, row in lists.rows.items():
         base = placed[name]
         if base.label and divides:
-            rows[name] = replace(base, split=row.split, group=row.group, reason=row.reason)
+            rows[name] = replace(base, split=row.split, group=row.group, reason=row.reason, fault=row.fault)
         elif base.label and row.group:
             rows[name] = replace(base, group=row.group)
         elif base.passed_over and row.label in meant:
@@ -241,7 +241,8 @@ def _with_row(base: Place, row: Place | None) -> Place:
     """Add the split and the group that a list states."""
     if row is None or base.passed_over:
         return base
-    return replace(base, split=row.split or base.split, group=row.group or base.group, reason=row.reason)
+    split, group = row.split or base.split, row.group or base.group
+    return replace(base, split=split, group=group, reason=row.reason, fault=row.fault)
 
 
 def by_pattern(

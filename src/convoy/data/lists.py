@@ -236,12 +236,15 @@ def _tables(
 def _both(before: Place, place: Place) -> Place:
     """Join what two lists state about an image."""
     if before.label and place.label and before.label != place.label:
-        return Place(reason=f"has two labels in the lists: {short(before.label)}, {short(place.label)}")
+        both = f"{short(before.label)}, {short(place.label)}"
+        return Place(reason=f"has two labels in the lists: {both}", fault="two_labels")
     if before.split and place.split and before.split != place.split:
-        return Place(reason=f"is in the lists of two splits: {before.split}, {place.split}")
-    reason = before.reason or place.reason
-    label = None if reason else before.label or place.label
-    return Place(before.split or place.split, label, before.group or place.group, reason=reason)
+        splits = f"{before.split}, {place.split}"
+        return Place(reason=f"is in the lists of two splits: {splits}", fault="two_labels")
+    stated = before if before.reason else place
+    label = None if stated.reason else before.label or place.label
+    split, group = before.split or place.split, before.group or place.group
+    return Place(split, label, group, reason=stated.reason, fault=stated.fault)
 
 
 def _may_be_list(name: str) -> bool:
@@ -394,7 +397,8 @@ class _Table:
             elif before.label and place.label and before.label != place.label:
                 several[path] = before.label, place.label
                 both = f"{short(before.label)}, {short(place.label)}"
-                place = Place(place.split, reason=f"has two labels in {self.name}: {both}")
+                reason = f"has two labels in {self.name}: {both}"
+                place = Place(place.split, reason=reason, fault="two_labels")
             else:
                 faults.add("repeat a file", path)
                 continue

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from convoy.core.dataset import Split
 from convoy.data.settings import Action
+from convoy.images.formats import Fault
 
 Status = Literal["ok", "quarantined", "left_out", "passed_over"]
 """Use of a delivered file. Quarantined: it should be an image of a class and cannot be used. Left out: a check or the
@@ -25,6 +26,7 @@ class Record:
         split: the delivered split; after `split.assign` the split that uses it; None for neither.
         group: images of one group stay in one split; None for an image of its own.
         reason: why the file is not used, or the kind of a file passed over; empty for status `ok`.
+        fault: kind of the reason of a file that is quarantined; None for any other.
         sha256: of the file; empty if it was not decoded.
         width: in pixels, upright; 0 if it was not decoded, as height.
         mode: Pillow's mode of the file; empty if it was not decoded, as format.
@@ -40,6 +42,7 @@ class Record:
     group: str | None = None
     status: Status = "ok"
     reason: str = ""
+    fault: Fault | None = None
     sha256: str = ""
     width: int = 0
     height: int = 0

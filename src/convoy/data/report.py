@@ -242,11 +242,13 @@ def _between(rest: Sequence[str], totals: Mapping[str, int]) -> str:
     return f"and {len(rest):,} more classes of {images} images each"
 
 
-def _unused(records: Iterable[Record], status: Status) -> dict[str, Any]:
+def _unused(records: Sequence[Record], status: Status) -> dict[str, Any]:
     reasons = summary.by_reason(records, status)
     shown = list(reasons.items())[:MOST_REASONS]
+    faults = summary.by_fault(records) if status == "quarantined" else {}
     return {
         "count": sum(map(len, reasons.values())),
+        "kinds": ", ".join(f"{fault} {number:,}" for fault, number in faults.items() if number),
         "reasons": [(reason, paths[:PER_REASON], len(paths)) for reason, paths in shown],
         "others": sum(len(paths) for paths in list(reasons.values())[MOST_REASONS:]),
     }

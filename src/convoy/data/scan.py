@@ -42,7 +42,7 @@ from convoy.data.statistics import REDUCED_PX, STATISTICS, columns, measure_all
 from convoy.images import litter
 from convoy.images.decode import Content, Decoded, Note, decode
 from convoy.images.delivery import EXPECTED, Delivery, Place, open_delivery
-from convoy.images.formats import NotAnImageError, starts_as_image
+from convoy.images.formats import Fault, NotAnImageError, UnusableError, starts_as_image
 
 BATCH_FILES = 256
 BATCH_BYTES = 2**21
@@ -109,7 +109,7 @@ class Kept(NamedTuple):
         fingerprint = np.frombuffer(seen.arrays, np.uint8, duplicates.SIZE, at := at + statistics.nbytes)
         square = np.frombuffer(seen.arrays, np.uint8, -1, at + duplicates.SIZE).reshape(shape)
         facts = (
-            *(name, place.label, place.split, place.group, "ok", "", sha256.hex()),
+            *(name, place.label, place.split, place.group, "ok", "", None, sha256.hex()),
             *(width, height, mode, format_, size, pixels.hex()),
         )
         return facts, cls(square, statistics, transparent, fingerprint, tuple(notes), cached=True)
@@ -337,7 +337,7 @@ def _look_at(
                 if not layout.by_image and (word := _no_image(name, content, error)):
                     looks.unused(name, Place(), "passed_over", word)
                 else:
-                    looks.unused(name, place, "quarantined" if place.label else "passed_over", str(error))
+                    looks.unusable(name, place, error)
     return looks.finished()
 
 
@@ -353,9 +353,25 @@ class _Looks:
         """Add a file."""
         self._found.append((facts, image))
 
-    def unused(self, name: str, place: Place, status: Status, reason: str, *decoded: object) -> None:
+    def unused(
+        self,
+        name: str,
+        place: Place,
+        status: Status,
+        reason: str,
+        fault: Fault | None = None,
+        decoded: tuple[object, ...] = (),
+    ) -> None:
         """Add a file that is not used."""
-        self.add((name, place.label, None, place.group, status, reason, *decoded), None)
+        self.add((name, place.label, None, place.group, status, reason, fault, *decoded), None)
+
+    def unusable(self, name: str, place: Place, error: DataError) -> None:
+        """Add a file that cannot be decoded."""
+        if place.label:
+            fault = error.fault if isinstance(error, UnusableError) else UnusableError.fault
+            self.unused(name, place, "quarantined", str(error), fault)
+        else:
+            self.unused(name, place, "passed_over", str(error))
 
     def decode(self, name: str, content: Content, place: Place, sha256: bytes, decoding: Decoding) -> None:
         """Decode a file.
@@ -369,9 +385,10 @@ class _Looks:
             size = len(cast("bytes", content))
             decoded = (sha256.hex(), width, height, image.mode, image.format, size)
             if place.label is None:
-                self.unused(name, place, "quarantined", place.reason or "is not in a class folder", *decoded)
+                reason = place.reason or "is not in a class folder"
+                self.unused(name, place, "quarantined", reason, place.fault, decoded)
                 return
-            stated = (name, place.label, place.split, place.group, "ok", "")
+            stated = (name, place.label, place.split, place.group, "ok", "", None)
             facts = (*stated, *decoded, pixel_hash(image.image_u8))
             waiting = self._waiting[image.image_u8.shape]
             waiting.append((len(self._found), facts, image))

@@ -97,7 +97,7 @@ def _resolve(record: Record, same: Sequence[Record]) -> Record:
     for other in same:
         if other.label != record.label:
             reason = f"has the pixels of {other.path}, with another label ({record.label}, {other.label})"
-            return replace(record, split=None, status="quarantined", reason=reason)
+            return replace(record, split=None, status="quarantined", reason=reason, fault="two_labels")
     for split in PRECEDENCE[: PRECEDENCE.index(record.split or "train")]:
         for other in same:
             if other.split == split:

@@ -3,9 +3,9 @@
 import re
 import textwrap
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, get_args
 
 from convoy.core import escaping
 from convoy.core.console import table
@@ -15,6 +15,7 @@ from convoy.data.names import natural
 from convoy.data.records import Finding, Record, Status
 from convoy.data.scan import Scan
 from convoy.data.settings import CheckParams, DataParams
+from convoy.images.formats import Fault
 
 COLUMNS = 100
 """Longest line, in characters."""
@@ -23,7 +24,7 @@ SHOWN_CLASSES = 20
 SHOWN_REASONS = 5
 SHOWN_FILES = 5
 SHOWN_KINDS = 10
-METRIC_KINDS = 6  # the most frequent ones: metrics stay few
+METRIC_KINDS = 5  # the most frequent ones: metrics stay few
 LONGEST_CLASS = 40
 LONGEST_PATH = 60
 
@@ -133,12 +134,19 @@ def by_reason(records: Iterable[Record], status: Status) -> dict[str, list[str]]
     return dict(sorted(reasons.items(), key=lambda reason: -len(reason[1])))
 
 
+def by_fault(records: Iterable[Record]) -> dict[str, int]:
+    """Count the quarantined files by the kind of the reason, zeros included."""
+    counts = Counter(record.fault for record in records if record.status == "quarantined")
+    return {fault: counts[fault] for fault in get_args(Fault)}
+
+
 def facts(scan: Scan) -> dict[str, Any]:
     """Return all that `lines` describes, and every file that is not used, for programs (`--json`)."""
     unused: dict[str, list[dict[str, str]]] = {status: [] for status in UNUSED}
     for record in scan.records:
         if record.status != "ok":
-            unused[record.status].append({"path": record.path, "reason": record.reason})
+            kind = {"kind": record.fault} if record.fault else {}
+            unused[record.status].append({"path": record.path, "reason": record.reason, **kind})
     kinds = passed_over_by_kind(scan)
     return {
         **metrics(scan),
@@ -146,6 +154,7 @@ def facts(scan: Scan) -> dict[str, Any]:
         "counts": scan.counts(),
         "cut": list(scan.cut),
         "notes": list(scan.delivery.notes),
+        "quarantined_by_kind": by_fault(scan.records),
         "passed_over_by_kind": {kind: number for kind, (number, _) in kinds.items()},
         "litter_by_kind": {kind: number for kind, (number, _) in scan.delivery.litter.items()},
         "findings": [asdict(found) for found in ranked(scan.findings)],
@@ -156,7 +165,7 @@ def facts(scan: Scan) -> dict[str, Any]:
 def metrics(scan: Scan) -> dict[str, Any]:
     """Count images, files and findings, for build/metrics/prepare.json, where `dvc metrics diff` shows a change of the data.
 
-    `checks` has the figure of every check in `data.checks`; 0 where it found nothing.
+    `checks` has the figure of every check in `data.checks`, `quarantined` every kind of reason; 0 where there is nothing.
     """
     statuses = Counter(record.status for record in scan.records)
     kinds = passed_over_by_kind(scan)
@@ -175,6 +184,7 @@ def metrics(scan: Scan) -> dict[str, Any]:
             "near_duplicate_pairs": len(scan.pairs),
         },
         "checks": {check: int(figure) if figure % 1 == 0 else figure for check, figure in figures.items()},
+        "quarantined": by_fault(scan.records),
         "passed_over": {
             kind.replace(" ", "_"): number for kind, (number, _) in list(kinds.items())[:METRIC_KINDS]
         },
@@ -195,11 +205,13 @@ def _passed_over(scan: Scan) -> list[str]:
     return ["", table(("Passed over", "Files", "Such as"), rows, right=(1,))]
 
 
-def _unused(records: Iterable[Record], status: Status, title: str) -> list[str]:
+def _unused(records: Sequence[Record], status: Status, title: str) -> list[str]:
     reasons = by_reason(records, status)
     if not reasons:
         return []
-    found = ["", f"{title}: {sum(map(len, reasons.values())):,}"]
+    faults = [f"{fault} {number:,}" for fault, number in by_fault(records).items() if number]
+    kinds = f" ({', '.join(faults)})" if faults and status == "quarantined" else ""
+    found = ["", f"{title}: {sum(map(len, reasons.values())):,}{kinds}"]
     for reason, paths in list(reasons.items())[:SHOWN_REASONS]:
         shown = [escaping.short(path, LONGEST_PATH) for path in paths]
         found.append(_wrapped(f"{listed(shown, SHOWN_FILES)}: {reason}"))

@@ -24,7 +24,15 @@ from PIL import Image, ImageCms, TiffImagePlugin, UnidentifiedImageError, WebPIm
 
 from convoy.core.errors import DataError
 from convoy.images.damaged import lacks_its_end, png_chunks, rescue
-from convoy.images.formats import HEAD_BYTES, starts_as_image, supported, unsupported
+from convoy.images.formats import (
+    HEAD_BYTES,
+    TruncatedError,
+    UnsupportedError,
+    UnusableError,
+    starts_as_image,
+    supported,
+    unsupported,
+)
 from convoy.images.profiles import BadProfileError, transform
 
 MAX_PIXELS = 89_478_485
@@ -84,7 +92,7 @@ its alpha is 0 throughout and was ignored.
 """
 
 
-class TooLargeError(DataError):
+class TooLargeError(UnsupportedError):
     """The file is larger than any image that is read."""
 
 
@@ -166,7 +174,7 @@ def decode(
     if isinstance(content, DataError):
         raise content
     if not content:
-        raise DataError("is empty (0 bytes)")
+        raise UnusableError("is empty (0 bytes)")
     content = lacks_its_end(content)
     try:
         loaded, lost, notes = _loaded(content, _Opener(held))
@@ -177,9 +185,9 @@ def decode(
     except UnidentifiedImageError as error:
         raise unsupported(content) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(_too_large("too many pixels")) from error
+        raise TooLargeError(_too_large("too many pixels")) from error
     except Exception as error:  # as in `_loaded`
-        raise DataError(
+        raise UnusableError(
             f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}"
         ) from error
 
@@ -228,7 +236,7 @@ class _Opener:
         picture = Image.open(io.BytesIO(content), formats=supported())
         pixels = picture.width * picture.height
         if pixels > MAX_PIXELS:
-            raise DataError(_too_large(f"{picture.width} x {picture.height} pixels"))
+            raise TooLargeError(_too_large(f"{picture.width} x {picture.height} pixels"))
         if self._held is not None:
             self._held.enter_context(memory().reserved(BYTES_PER_PIXEL * pixels))
             self._held = None
@@ -288,7 +296,7 @@ def _refuse_lost(lost: float, most: float) -> None:
         DataError: naming both shares.
     """
     if lost > most:
-        raise DataError(
+        raise TruncatedError(
             f"is truncated or damaged: {lost:.1%} of its pixels are missing (data.max_truncated allows {most:.1%})"
         )
 
@@ -362,7 +370,7 @@ class _Conversion:
             picture = self._to_srgb(Image.fromarray(gray_u8))
         elif picture.mode in ("I", "F"):
             kind = "floating-point" if picture.mode == "F" else "signed or 32-bit"
-            raise DataError(
+            raise UnsupportedError(
                 f"has {kind} samples (mode {picture.mode}), which have no agreed black and white; "
                 "convert it to 8 or 16 bits"
             )
@@ -439,7 +447,9 @@ def _refuse_preview(picture: Image.Image) -> None:
     """
     tags = picture.tag_v2 if isinstance(picture, TiffImagePlugin.TiffImageFile) else {}
     if DNG_VERSION in tags or tags.get(NEW_SUBFILE_TYPE, 0) == 1:
-        raise DataError("is a camera RAW image, not an image that is decoded; export it as JPEG or PNG")
+        raise UnsupportedError(
+            "is a camera RAW image, not an image that is decoded; export it as JPEG or PNG"
+        )
 
 
 def _orientation(picture: Image.Image) -> int:

@@ -26,7 +26,7 @@ from convoy.core.escaping import visible
 from convoy.images import code_pages, litter
 from convoy.images.archive import REPACK, Kind, code_page, is_archive, kind_of, members
 from convoy.images.decode import Content, decode, read
-from convoy.images.formats import HEAD_BYTES, starts_as_image, unsupported
+from convoy.images.formats import HEAD_BYTES, Fault, starts_as_image, unsupported
 
 if TYPE_CHECKING:
     from convoy.images.containers import ArraySet
@@ -37,6 +37,9 @@ EXPECTED = (
 
 LISTS = frozenset({"csv", "tsv", "jsonl", "ndjson", "json"})
 """Ends of the names of files that may state classes."""
+
+SAVED_ARRAYS = "npz"
+"""Suffix of NumPy's zips of arrays."""
 
 SHOWN = 5
 """Names in a message."""
@@ -65,6 +68,7 @@ class Place:
         group: images of one group, such as the frames of a video, stay in one split; None for an image of its own.
         passed_over: kind of the file if it is not read as an image, such as `unlabelled image`; else empty.
         reason: why an image that should have a class has none; empty if it only lies outside the classes.
+        fault: kind of the reason.
     """
 
     split: Split | None = None
@@ -72,6 +76,7 @@ class Place:
     group: str | None = None
     passed_over: str = ""
     reason: str = ""
+    fault: Fault = "outside_a_class"
 
 
 @dataclass(frozen=True)
@@ -360,7 +365,7 @@ def _archives(data: Path) -> dict[str, Kind]:
         DataError: the folder holds archives that are not supported or damaged, instead of images.
     """
     paths = (name for name in folder_names(data) if not name.endswith("/") and not litter.is_litter(name))
-    suspects = []
+    suspects, saved = [], []
     for name in paths:
         what, is_piece = litter.kind(name), PIECE.search(name)
         is_unknown = not (what or is_piece or is_archive(data / name))
@@ -368,7 +373,14 @@ def _archives(data: Path) -> dict[str, Kind]:
             return {}
         if not is_unknown and (is_piece or what in ("", litter.ARCHIVE, litter.COMPRESSED)):
             suspects.append(name)
-    return _recognised(data, suspects)
+        elif litter.suffix_of(name) == SAVED_ARRAYS and is_archive(data / name):
+            saved.append(name)
+    if len(saved) > 1 and not suspects:
+        raise DataError(
+            f"{data} contains {len(saved)} sets of NumPy arrays instead of images ({visible(listed(saved, SHOWN))}). Deliver the file of "
+            f"the set to train on: {visible(str(data / saved[0]))}"
+        )
+    return _recognised(data, suspects or saved)
 
 
 def _recognised(data: Path, suspects: Iterable[str]) -> dict[str, Kind]:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from functools import cache
+from typing import Literal
 
 from PIL import Image
 
@@ -58,8 +59,37 @@ OTHER: tuple[tuple[str, bytes], ...] = (
 """Other files that turn up among images."""
 
 
-class NotAnImageError(DataError):
+Fault = Literal["truncated", "damaged", "unsupported", "not_an_image", "outside_a_class", "two_labels"]
+"""Why a file that should be an image of a class cannot be used, counted by kind; its reason names the details.
+
+truncated: too many of its pixels are missing. damaged: empty, or it cannot be decoded. unsupported: an image of a format, a size or
+samples that are not decoded. not_an_image: a file of another kind, or its first bytes are damaged. outside_a_class: no folder,
+list or pattern gives it a class (or a split). two_labels: two lists, or two files with the same pixels, contradict each other.
+"""
+
+
+class UnusableError(DataError):
+    """The file cannot be used as an image."""
+
+    fault: Fault = "damaged"
+
+
+class TruncatedError(UnusableError):
+    """Too many of its pixels are missing."""
+
+    fault = "truncated"
+
+
+class UnsupportedError(UnusableError):
+    """It is an image of a format, a size or samples that are not decoded."""
+
+    fault = "unsupported"
+
+
+class NotAnImageError(UnusableError):
     """The content is of another kind, or its first bytes are damaged."""
+
+    fault = "not_an_image"
 
 
 @cache
@@ -91,10 +121,10 @@ def unsupported(content: bytes) -> DataError:
     """Name what a file is that no supported format fits, by its first bytes, and what to do about it."""
     head = content[:HEAD_BYTES]
     if _is_heic(head):
-        return DataError(f"is a HEIC image, which is not decoded; {REMEDY['HEIC']}")
+        return UnsupportedError(f"is a HEIC image, which is not decoded; {REMEDY['HEIC']}")
     for name, start in UNREAD:
         if re.match(start, head, re.DOTALL):
-            return DataError(f"is {_article(name)} {name}, which is not decoded; {EXPORT}")
+            return UnsupportedError(f"is {_article(name)} {name}, which is not decoded; {EXPORT}")
     for name, start in OTHER:
         if re.match(start, head, re.DOTALL):
             remedy = f"; {REMEDY[name]}" if name in REMEDY else ""

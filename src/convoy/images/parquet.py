@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from convoy.core.errors import DataError, listed
 from convoy.images.archive import FREE_BYTES, MAX_EXPANSION, MAX_MEMBERS
 from convoy.images.containers import WORDS, ArraySet, Part, RawFiles, assemble, has_image, suffix_of
-from convoy.images.decode import MAX_FILE_BYTES, Content
+from convoy.images.decode import MAX_FILE_BYTES, Content, TooLargeError
 
 MAGIC = b"PAR1"
 LFS_POINTER = b"version https://git-lfs"
@@ -261,7 +261,10 @@ def _check_pages(parquet: pq.ParquetFile, file: IO[bytes], columns: _Columns) ->
         row_group = parquet.metadata.row_group(group)
         for index in range(row_group.num_columns):
             chunk = row_group.column(index)
-            if chunk.path_in_schema.split(".")[0] not in (columns.image, columns.label):
+            is_read = chunk.path_in_schema.split(".")[0] in (columns.image, columns.label)
+            if (
+                not is_read or not chunk.num_values
+            ):  # of no values pyarrow reads no page, and writes the offset 0
                 continue
             packed, unpacked = chunk.total_compressed_size, chunk.total_uncompressed_size
             if unpacked > max(FREE_BYTES, MAX_EXPANSION * packed):
@@ -362,7 +365,7 @@ def _images(parquet: pq.ParquetFile, columns: _Columns) -> Iterator[Content]:
             yield (
                 content
                 if len(content) <= MAX_FILE_BYTES
-                else DataError(f"is too large: more than {MAX_FILE_BYTES:,} bytes")
+                else TooLargeError(f"is too large: more than {MAX_FILE_BYTES:,} bytes")
             )
             row += 1
 
