@@ -359,6 +359,7 @@ class _Looks:
         place: Place,
         status: Status,
         reason: str,
+        *,
         fault: Fault | None = None,
         decoded: tuple[object, ...] = (),
     ) -> None:
@@ -369,7 +370,7 @@ class _Looks:
         """Add a file that cannot be decoded."""
         if place.label:
             fault = error.fault if isinstance(error, UnusableError) else UnusableError.fault
-            self.unused(name, place, "quarantined", str(error), fault)
+            self.unused(name, place, "quarantined", str(error), fault=fault)
         else:
             self.unused(name, place, "passed_over", str(error))
 
@@ -386,7 +387,7 @@ class _Looks:
             decoded = (sha256.hex(), width, height, image.mode, image.format, size)
             if place.label is None:
                 reason = place.reason or "is not in a class folder"
-                self.unused(name, place, "quarantined", reason, place.fault, decoded)
+                self.unused(name, place, "quarantined", reason, fault=place.fault, decoded=decoded)
                 return
             stated = (name, place.label, place.split, place.group, "ok", "", None)
             facts = (*stated, *decoded, pixel_hash(image.image_u8))
