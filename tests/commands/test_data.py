@@ -282,7 +282,7 @@ def test_a_source_of_a_remote_that_only_this_machine_can_open_is_imported(reposi
 def test_a_source_inside_that_git_does_not_track_gets_a_warning_that_names_the_ways_out(repository):
     shutil.copytree(repository / "first", repository / "my photos")
     [warning] = [line for line in use(str(repository / "my photos"), repository) if "Warning" in line]
-    for fact in ("my photos is in the repository, but git does not track all of it", "dvc exp run --queue", "make retrain",
+    for fact in ("my photos is in the repository, but git does not track all of it", "dvc exp run --queue", "dvc freeze data.dvc", "dvc update data.dvc",
                  "`git add 'my photos'`", "`mv 'my photos' ../`", "`convoy data use ../'my photos'`"):  # fmt: skip
         assert fact in warning
     (repository / ".gitignore").write_text("*.png\n")

@@ -210,6 +210,15 @@ def test_a_missing_model_is_reported_before_any_image_is_read(tmp_path):
         predict(tmp_path / "model.onnx", [tmp_path])
 
 
+@pytest.mark.parametrize("name", ["my cat.JPG", "photos"])
+def test_a_left_out_model_is_named_with_the_command(name, tmp_path):
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(RequestError) as caught:
+        predict(tmp_path / name, [Path("b.png")])
+    for fact in ("MODEL comes first", name, "convoy predict build/deploy/model.onnx", "b.png"):
+        assert fact in str(caught.value)
+
+
 def test_the_exit_code_is_1_if_a_file_has_no_prediction(built, folder, capsys):
     assert show(predict(built.unverified, [folder / "b.png"]), as_json=False) == 0
     path, label, probability = capsys.readouterr().out.split(" ")

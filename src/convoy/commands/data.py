@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 DATA = "data"
 IMPORT = "data.dvc"
 SHOWN = 5
+QUEUED = (
+    f"Queued experiments (`dvc exp run --queue`, `--temp`) fail in {IMPORT} unless they take the images from DVC's cache: "
+    f"`dvc freeze {IMPORT} && git commit -m Freeze {IMPORT}`, and `dvc update {IMPORT}` after each change of the source."
+)
+"""What to type where the source is in the repository but not in git, so that the workspaces of experiments lack it."""
 
 data = typer.Typer(
     no_args_is_help=True,
@@ -197,16 +202,15 @@ def use(
         )
         lines.append(
             "Warning: the archive is on this machine only; another, such as CI or a colleague's, cannot fetch it. For them use a URL or a "
-            "bucket."
+            f"bucket. {QUEUED}"
         )
     elif "://" not in address and Path(address).is_absolute():
         lines.append(dvc.unreachable(address))
     elif "://" not in address and git.query(root, "ls-files", "--others", "--directory", "--", address):
         lines.append(
-            f"Warning: {address} is in the repository, but git does not track all of it, so other copies of the repository lack it: "
-            "queued experiments (`dvc exp run --queue`, `--temp`), `make retrain`, clones and CI fail in data.dvc. Move it out "
-            f"and import it from there (`mv {shlex.quote(address)} ../` and `convoy data use ../{shlex.quote(Path(address).name)}`), or "
-            f"add it to git: `git add {shlex.quote(address)}`"
+            f"Warning: {address} is in the repository, but git does not track all of it: clones and CI cannot fetch it. {QUEUED} "
+            f"Or move it out and import it from there (`mv {shlex.quote(address)} ../` and `convoy data use "
+            f"../{shlex.quote(Path(address).name)}`), or add it to git: `git add {shlex.quote(address)}`"
         )
     return [
         *lines,

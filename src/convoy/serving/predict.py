@@ -1,6 +1,7 @@
 """Classify image files with an exported model: numpy, Pillow and onnxruntime, no torch."""
 
 import os
+import shlex
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,8 @@ from PIL import Image
 
 from convoy.core import escaping
 from convoy.core.console import info, print_json
-from convoy.core.errors import DataError
+from convoy.core.contract import VERIFIED
+from convoy.core.errors import DataError, RequestError
 from convoy.export.onnx_model import SECONDS_PER_IMAGE, OnnxModel, chunks
 from convoy.images.decode import decode, read
 from convoy.images.formats import NotAnImageError, supported
@@ -56,10 +58,15 @@ def predict(model: Path, paths: Sequence[Path]) -> Iterator[Prediction]:
     followed; every other link, and what cannot be read, gets a reason.
 
     Raises:
-        RequestError: the model does not exist.
+        RequestError: the model does not exist, or is a folder or an image: the argument was left out.
         VerificationError: the model is not valid ONNX, or was not exported by Convoy.
     """
     # Not a generator itself: a missing model is reported at once.
+    if model.is_dir() or Image.registered_extensions().get(model.suffix.lower()) in supported():
+        raise RequestError(
+            f"MODEL comes first, and {model} is {'a folder' if model.is_dir() else 'an image'}. Type: "
+            f"convoy predict build/deploy/{VERIFIED} {shlex.join(map(str, [model, *paths]))}"
+        )
     return _predictions(OnnxModel(model, seconds_per_image=SECONDS_PER_IMAGE), paths)
 
 
