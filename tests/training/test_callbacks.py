@@ -18,8 +18,8 @@ def test_a_log_gets_one_plain_line_per_epoch_with_rate_and_time_left(dataset, ti
         r"[\d,]+ images/s(  ETA [\d,]+ s)?"
     )
     assert lines[0].startswith("train tiny (267 parameters) in float32")
-    assert "all 2 blocks (conv1 to dense1)" in lines[1]
-    matches = [re.fullmatch(epoch, line) for line in lines[2:]]
+    assert "all 2 blocks (conv1 to dense1)" in lines[2]
+    matches = [re.fullmatch(epoch, line) for line in lines[3:]]
     assert [match and match[1] for match in matches] == ["1", "2", "3"]
     assert [bool(match and match[2]) for match in matches] == [True, True, False]
 
