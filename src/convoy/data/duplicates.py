@@ -371,6 +371,9 @@ def _near(sketches: Sketches, fresh: Bools, near: I64) -> Iterator[_Entries]:
                 first, second = row + start, some[column]
                 later = second > first
                 first, second = first[later], second[later]
+                one, other = ordered.number[first], ordered.number[second]
+                undecided = (near[one] <= CROWD) | (near[other] <= CROWD)  # most of a crowd's pairs are not
+                first, second = first[undecided], second[undecided]
                 kept = (np.abs(plain[:, first] - numbers[:, second]) <= reach).all(axis=0)
                 first, second = first[kept], second[kept]
                 kept = (
