@@ -79,5 +79,5 @@ def check(overrides: Mapping[str, str], path: Path = params.PARAMS_FILE) -> None
     network = spec.load(content["network"]["name"])
     if warning := untracked(spec.FOLDER / f"{network.name}.yaml"):
         info(warning)
-    if network.torchvision is None:  # the shapes of torchvision's networks would cost the import of torch
+    if network.classifier is None:  # the shapes of a library's networks would cost the import of torch
         shapes.infer(network, ANY_CLASSES, content["data"]["image_px"])

@@ -72,6 +72,15 @@ def test_show_accepts_torchvisions_classifiers(typed):
     assert "parameters  1,235,496" in out
 
 
+def test_show_accepts_timms_classifiers(typed):
+    code, out, _ = typed("show", "timm:resnet18d", "--image-px", "64", "--classes", "1000", "--units")
+    assert code == 0
+    assert "parameters  11,708,328" in out
+    code, _, err = typed("show", "timm:resnet18e")
+    assert code == 2
+    assert "no network `resnet18e`; did you mean `resnet18d`" in err
+
+
 def test_show_draws_a_picture(typed, tmp_path):
     code, out, _ = typed("show", "lenet5", "--picture", str(tmp_path / "lenet5.svg"))
     assert code == 0

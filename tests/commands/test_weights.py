@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from mlflow.tracking import MlflowClient
+from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
 
@@ -198,6 +199,36 @@ def test_a_fresh_clone_fetches_an_import_by_plain_repro(pinned, tmp_path):
     Small(pinned).git("clone", "-q", str(pinned), str(tmp_path / "clone"))
     Small(tmp_path / "clone").dvc("repro")
     assert "imagenet-resnet18.pth" in (tmp_path / "clone" / "out").read_text()
+
+
+def test_weights_of_timm_are_imported_from_the_hub_as_safetensors_and_bring_their_mean(
+    root, served, monkeypatch
+):
+    address, folder = served
+    hub = folder / "timm/mixer_b16_224.goog_in21k/resolve/main"
+    hub.mkdir(parents=True)
+    save_file(tensors(), hub / "model.safetensors")
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    (root / "networks" / "modern.yaml").write_text("timm: mixer_b16_224.goog_in21k\n")
+    lines = pin("imagenet", "modern", root)
+    name = "imagenet-timm-mixer_b16_224.goog_in21k.safetensors"
+    assert imported(root, name) == f"{address}/timm/mixer_b16_224.goog_in21k/resolve/main/model.safetensors"
+    assert meta(root, name) == {
+        "source": "imagenet",
+        "resolved": "mixer_b16_224.goog_in21k",
+        "timm": "mixer_b16_224.goog_in21k",
+        "sha256": {name: files.sha256(hub / "model.safetensors")},
+    }
+    assert "2 tensors" in lines[0]
+    assert any("data.image_px: 224" in line for line in lines)
+    assert any(line.startswith("Licence of the weights: apache-2.0") for line in lines)
+    starting = load("imagenet", Spec(name="modern", timm="mixer_b16_224.goog_in21k"))
+    assert starting.facts.mean == [0.5] * 3
+    assert torch.equal(starting.tensors["0.weight"], tensors()["0.weight"])
+    with pytest.raises(
+        NetworkError, match=r"no pin of it for resnet18 .*imagenet \(mixer_b16_224\.goog_in21k\)"
+    ):
+        load("imagenet", Spec(name="resnet18", torchvision="resnet18"))
 
 
 def test_a_server_that_is_down_leaves_an_earlier_pin_as_it_was(pinned, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 
 from convoy.explain import network_list
 from convoy.explain.network_list import Cache, Entry
-from convoy.models import spec, torchvision
+from convoy.models import spec, timm, torchvision
 from network_specs import SHIPPED
 
 LARGE = {"image_px": 224, "classes": 1000, "auxiliary_parameters": 0}
@@ -33,12 +33,13 @@ def only_resnet(monkeypatch):
         return RESNET
 
     monkeypatch.setattr(torchvision, "names", lambda: ["resnet18"])
+    monkeypatch.setattr(timm, "names", list)
     monkeypatch.setattr(network_list, "_measure_classifier", measure)
     return measured
 
 
-def described(folder, *, everything=False):
-    return network_list.entries(folder, 32, 10, everything=everything, quiet=True)
+def described(folder, *, everything=False, pattern=""):
+    return network_list.entries(folder, 32, 10, everything=everything, quiet=True, pattern=pattern)
 
 
 def test_every_shipped_network_is_listed_with_its_numbers_and_from_then_on_without_torch():
@@ -141,6 +142,59 @@ def test_progress_is_shown_unless_quiet(home, only_resnet, capsys):
     network_list.cache_file().unlink()
     Cache.read(network_list.cache_file()).all_of_torchvision(quiet=False)
     assert "measuring torchvision's classifiers" in capsys.readouterr().out
+
+
+@pytest.fixture
+def three_of_timm(only_resnet, monkeypatch):
+    """A timm of three networks, of which at most two are measured for a list, and what was measured of them."""
+    measured = []
+
+    def measure(zoo, name, image_px, classes):
+        measured.append((zoo, name, image_px, classes))
+        return Entry(name=name, parameters=5, macs=7, smallest_px=1, **LARGE)
+
+    monkeypatch.setattr(timm, "names", lambda: ["big_a", "small_a", "small_b"])
+    monkeypatch.setattr(timm, "made_for", lambda name: (256, 1000))
+    monkeypatch.setattr(network_list, "_measure_of_library", measure)
+    monkeypatch.setattr(network_list, "MEASURED", 2)
+    return measured
+
+
+def test_many_networks_of_timm_are_listed_by_name_and_few_are_measured_once(home, three_of_timm, monkeypatch):
+    listed = described(home, everything=True)
+    assert [entry.name for entry in listed[1:]] == ["timm:big_a", "timm:small_a", "timm:small_b"]
+    assert [entry.parameters for entry in listed[1:]] == [None] * 3
+    assert three_of_timm == []
+    text = network_list.lines(listed)
+    assert any(line.startswith("3 networks of timm ") and "--filter" in line for line in text)
+    assert text[-1] == "timm:big_a  timm:small_a  timm:small_b"
+    for _ in range(2):
+        assert [entry.parameters for entry in described(home, everything=True, pattern="small")] == [5, 5]
+        monkeypatch.setattr(timm, "names", None)  # from then on without timm
+    assert three_of_timm == [("timm", "small_a", 256, 1000), ("timm", "small_b", 256, 1000)]
+    content = json.loads(network_list.cache_file().read_text(encoding="utf-8"))
+    network_list.cache_file().write_text(json.dumps(content | {"timm_version": "0.1"}), encoding="utf-8")
+    monkeypatch.setattr(timm, "names", lambda: ["new"])
+    assert [entry.name for entry in described(home, everything=True, pattern="timm:")] == ["timm:new"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [("small", ["timm:small_a", "timm:small_b"]), ("timm:*_a", ["timm:big_a", "timm:small_a"]),
+     ("resnet", ["torchvision:resnet18"]), ("mine", ["mine"]), ("nothing", []), ("*18", ["torchvision:resnet18"])],
+)  # fmt: skip
+def test_a_filter_selects_by_a_part_of_the_name_or_a_pattern(home, three_of_timm, pattern, names):
+    (home / "mine.yaml").write_text("layers: [flatten, {dense: classes}]\n", encoding="utf-8")
+    assert [entry.name for entry in described(home, everything=True, pattern=pattern)] == names
+    assert network_list.lines(described(home, everything=True, pattern=pattern))
+
+
+def test_a_network_of_timm_is_measured_for_its_own_images(home):
+    (home / "mine.yaml").write_text("timm: mobilenetv4_conv_small\n", encoding="utf-8")
+    [entry] = described(home)
+    assert entry.problem is None
+    assert (entry.name, entry.image_px, entry.classes, entry.smallest_px) == ("mine", 224, 1000, 1)
+    assert entry.parameters == 3_774_024
 
 
 def test_measuring_gives_torchvisions_own_numbers_and_the_smallest_side():

@@ -464,8 +464,8 @@ def test_an_unknown_network_is_refused_with_the_existing_ones(tmp_path, existing
     ("text", "message"),
     [
         ("layer: [relu]\n", ":1: unknown key `layer`; did you mean `layers`?"),
-        (LAYER_LIST + "extras: 3\n", ":2: unknown key `extras`; there are: blocks, init, layers, made_for, torchvision, twin"),
-        ("init: torch\n", " must have either `layers:` or `torchvision: NAME`."),
+        (LAYER_LIST + "extras: 3\n", ":2: unknown key `extras`; there are: blocks, init, layers, made_for, timm, torchvision, twin"),
+        ("init: torch\n", " must have either `layers:`, `torchvision: NAME` or `timm: NAME`."),
         ("torchvision: resnet18\n" + LAYER_LIST, ":2: `layers` cannot be combined with `torchvision:`, which names a whole network. Keep either `layers:` or `torchvision: NAME`."),
         ("torchvision: resnet18\ntwin: resnet18\n", ":2: `twin` cannot be combined with `torchvision:`, which names a whole network. Keep either `layers:` or `torchvision: NAME`."),
         ("torchvision: resnet_18\n", ":1: torchvision has no classifier `resnet_18`; did you mean `resnet18`?"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from convoy.core.errors import NetworkError
@@ -112,16 +113,33 @@ def test_a_file_that_is_not_one_of_weights_is_refused(tmp_path, content):
         read_file(path)
 
 
-def test_a_safetensors_file_is_called_so_with_the_conversion(tmp_path):
-    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
-    for padding in (0, 0x80 - len(header) % 256):  # 0x80 is the first byte of a pickle
-        path = tmp_path / f"w{padding}.safetensors"
-        padded = header + b" " * (padding % 256)
-        path.write_bytes(len(padded).to_bytes(8, "little") + padded + bytes(4))
-        with pytest.raises(
-            NetworkError, match=r"is a safetensors file.*\n.*load_file.*torch\.save|torch\.save.*load_file"
-        ):
-            read_file(path)
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_a_safetensors_file_is_read_whatever_its_name(tmp_path, suffix):
+    tensors = {"head.weight": torch.rand(2, 3), "half": torch.ones(3, dtype=torch.bfloat16)}
+    path = tmp_path / f"w.{suffix}"
+    save_file({f"model.{name}": value for name, value in tensors.items()}, path, metadata={"format": "pt"})
+    read, facts = read_file(path)
+    assert facts is None
+    assert read.keys() == tensors.keys()
+    assert all(torch.equal(read[name], value) for name, value in tensors.items())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:-1],
+        lambda content: content[:40],
+        lambda content: content.replace(b"F32", b"F99"),
+        lambda content: content.replace(b'"shape":[2,3]', b'"shape":[9,9]'),
+    ],
+)
+def test_a_damaged_safetensors_file_is_refused_with_the_remedy(tmp_path, damage):
+    path = tmp_path / "w.safetensors"
+    save_file({"weight": torch.rand(2, 3)}, path)
+    content = damage(path.read_bytes())
+    path.write_bytes(content)
+    with pytest.raises(NetworkError, match=r"w\.safetensors is (damaged|not a file of weights)(.|\n)*"):
+        read_file(path)
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -11,7 +11,6 @@ from convoy.core.console import info, print_json
 if TYPE_CHECKING:
     from convoy.models.spec import Spec
 
-TORCHVISION = "torchvision:"
 CLASSES = 10  # classes of a network whose spec has no `made_for`
 
 network = typer.Typer(no_args_is_help=True, help="Inspect networks before they are trained.")
@@ -22,7 +21,7 @@ def network_show(
     name: Annotated[
         str,
         typer.Argument(
-            help="A file in networks/, without .yaml; or torchvision:NAME, such as torchvision:resnet34."
+            help="A file in networks/, without .yaml; or torchvision:NAME or timm:NAME, such as timm:efficientnet_b0."
         ),
     ],
     image_px: Annotated[
@@ -97,13 +96,23 @@ def network_list(
     *,
     everything: Annotated[
         bool,
-        typer.Option("--all", help="List torchvision's classifiers too; measured once, then cached."),
+        typer.Option("--all", help="List torchvision's classifiers too, measured once, and timm's."),
     ] = False,
+    pattern: Annotated[
+        str,
+        typer.Option(
+            "--filter",
+            help="List only names that contain this, or match it, such as 'timm:mobilenetv4*'. With --all, timm's are measured if "
+            "at most 30 match.",
+        ),
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """List the networks in networks/: parameters, MACs, the smallest images that they take.
 
     Example: convoy network list
+
+    Example: convoy network list --all --filter efficientnet_b
     """
     from convoy.core import params
     from convoy.data.settings import DataParams
@@ -112,7 +121,9 @@ def network_list(
     from convoy.repo.git import untracked
 
     otherwise = params.section("data", DataParams).image_px
-    entries = network_list.entries(FOLDER, otherwise, CLASSES, everything=everything, quiet=as_json)
+    entries = network_list.entries(
+        FOLDER, otherwise, CLASSES, everything=everything, quiet=as_json, pattern=pattern
+    )
     if as_json:
         print_json({"networks": [entry.model_dump() for entry in entries]})
         return
@@ -123,14 +134,14 @@ def network_list(
 
 
 def _load(name: str) -> "Spec":
-    """Read a spec, or make a spec for a torchvision classifier."""
-    from convoy.models import spec, torchvision
+    """Read a spec, or make a spec for a classifier of a library."""
+    from convoy.models import spec
 
-    if not name.startswith(TORCHVISION):
+    key, colon, classifier = name.partition(":")
+    if not colon or key not in spec.ZOOS:
         return spec.load(name)
-    classifier = name.removeprefix(TORCHVISION)
-    torchvision.check(classifier, name)
-    return spec.Spec(name=classifier, torchvision=classifier)
+    spec.ZOOS[key].check(classifier, name)
+    return spec.Spec.model_validate({"name": classifier, key: classifier})
 
 
 def _images(spec: "Spec", image_px: int | None, classes: int | None) -> tuple[int, int, str]:

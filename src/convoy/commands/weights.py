@@ -36,7 +36,7 @@ def use(
     source: Annotated[
         str,
         typer.Argument(
-            help="imagenet (torchvision's), a checkpoint file, a model's folder, a URL, runs:/RUN_ID, "
+            help="imagenet (torchvision's or timm's), a checkpoint file, a model's folder, a URL, runs:/RUN_ID, "
             "models:/NAME@ALIAS or models:/NAME/VERSION."
         ),
     ],
@@ -78,7 +78,8 @@ class Source:
     stem: str  # name in weights/, without suffix
     suffix: str = ""  # empty for the folder of a model
     digits: str = ""  # first digits that the sha256 must have
-    torchvision: str | None = None  # for `imagenet`, the classifier
+    classifier: tuple[str, str] | None = None  # for `imagenet`, its library and its name there
+    notes: tuple[str, ...] = ()  # on `imagenet`'s weights
     copy: Callable[[Path], None] | None = None  # makes file or folder at a path, if an import is impossible
     copy_reason: str = ""  # why an import is not even tried
 
@@ -98,8 +99,7 @@ def pin(source: str, network: str, root: Path, name: str = "") -> list[str]:
     located = _locate(source, network, root)
     pins = weight_pins.read_all(root / weight_pins.FOLDER)
     is_same = {
-        path: (pin.source, pin.torchvision) == (located.name, located.torchvision)
-        for path, pin in pins.items()
+        path: (pin.source, pin.classifier) == (located.name, located.classifier) for path, pin in pins.items()
     }
     before = next((pin for path, pin in pins.items() if is_same[path]), None)
     name = _out(name, located, before)
@@ -130,6 +130,7 @@ def pin(source: str, network: str, root: Path, name: str = "") -> list[str]:
     return [
         f"{file} pins {new.source}{resolved}{was}: {tensors} tensors, sha256 {new.weights_sha256[:16]}…",
         *notes,
+        *located.notes,
         f"Next: git add {weight_pins.FOLDER}",
         f"Then: dvc exp run -S network.weights={new.source} (or set it in params.yaml)",
     ]
@@ -137,18 +138,24 @@ def pin(source: str, network: str, root: Path, name: str = "") -> list[str]:
 
 def _locate(source: str, network: str, root: Path) -> Source:
     """Find where a source is, and what it stands for now; nothing is fetched."""
-    from convoy.models import spec, torchvision
+    from convoy.models import spec
     from convoy.training import weight_pins
 
     kind = weight_pins.kind(source)
     if kind == "none":
         raise RequestError("`none` needs no pin: set network.weights: none in params.yaml.")
     if kind == "imagenet":
-        classifier = weight_pins.imagenet_classifier(spec.load(network, root / spec.FOLDER))
-        published = torchvision.pretrained(classifier)
-        stem = f"imagenet-{classifier}"
+        zoo, classifier = weight_pins.imagenet_classifier(spec.load(network, root / spec.FOLDER))
+        published = spec.ZOOS[zoo].pretrained(classifier)
         return Source(
-            source, published.label, published.url, stem, ".pth", published.sha256, torchvision=classifier
+            source,
+            published.label,
+            published.url,
+            stem=f"imagenet-{classifier}" if zoo == "torchvision" else f"imagenet-{zoo}-{classifier}",
+            suffix=Path(urlsplit(published.url).path).suffix,
+            digits=published.sha256,
+            classifier=(zoo, classifier),
+            notes=published.notes,
         )
     if kind == "path":
         return _locate_path(source, root)
@@ -287,5 +294,6 @@ def _inspect(source: Source, root: Path, name: str) -> "tuple[Pin, int]":
     if not source.suffix:
         facts = path.with_name(FACTS)
         pretrained.parse_facts(facts.read_text(encoding="utf-8"), facts)
-    new = Pin(source=source.name, resolved=source.resolved, torchvision=source.torchvision, sha256=hashes)
+    names_of_library = dict([source.classifier]) if source.classifier else {}
+    new = Pin(source=source.name, resolved=source.resolved, sha256=hashes, **names_of_library)
     return new, len(pretrained.read_file(path)[0])

@@ -122,7 +122,7 @@ class Table:
 def tabulate(spec: Spec, classes: int, image_px: int) -> Table:
     """List a network's layers with shapes and costs.
 
-    A torchvision classifier is listed by its innermost modules. Modules whose code reads weights of others, such
+    A classifier of torchvision's or timm's is listed by its innermost modules. Modules whose code reads weights of others, such
     as attention, have a row with everything inside. A module that is called again has another row, without its
     parameters. Operations between modules, such as the sum of a residual block, have no row.
 
@@ -131,11 +131,15 @@ def tabulate(spec: Spec, classes: int, image_px: int) -> Table:
     """
     network = assemble(spec, classes, image_px, auxiliary=True)
     units: dict[str, _Unit] = {}
-    if spec.torchvision is None:
+    if spec.classifier is None:
         _describe(infer(spec, classes, image_px), "", (Axis(), Axis()), units)
         modules = {name: network.get_submodule(name) for name in units}
     else:
-        modules = {name: module for name, module in network.named_modules() if name}
+        modules = {
+            name: module
+            for name, module in network.named_modules()
+            if name and not isinstance(module, nn.Identity)
+        }
     calls, macs, saved = _train_one_step(network, modules, image_px)
     parameters = {
         name: sum(value.numel() for value in module.parameters()) for name, module in modules.items()

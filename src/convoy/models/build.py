@@ -1,4 +1,4 @@
-"""Build the torch module of a spec: the modules of its layers, their first weights, torchvision's networks.
+"""Build the torch module of a spec: the modules of its layers, their first weights, networks of torchvision and timm.
 
 N images, C channels, H height, W width, K classes. A volume is (C, H, W) in code and H×W×C in messages; a flat row is (C,).
 """
@@ -14,10 +14,10 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from convoy.core.errors import NetworkError
-from convoy.models import layer_types, torchvision
+from convoy.models import layer_types
 from convoy.models.layer_types import ACTIVATIONS, OVER_CHANNELS, pair
 from convoy.models.shapes import LARGEST_PX, Step, TooSmallError, Volume, describe, infer, padding, too_small
-from convoy.models.spec import Spec
+from convoy.models.spec import ZOOS, Spec
 
 PADS: dict[str, type[nn.Module]] = {
     "zeros": nn.ZeroPad2d,
@@ -295,8 +295,9 @@ def build(spec: Spec, classes: int, image_px: int, *, auxiliary: bool = False) -
         NetworkError: as `shapes.infer` does.
     """
     network = assemble(spec, classes, image_px, auxiliary=auxiliary)
-    if spec.torchvision is not None:
-        return torchvision.make(spec.torchvision, classes, image_px)
+    if spec.classifier:
+        zoo, name = spec.classifier
+        return ZOOS[zoo].make(name, classes, image_px)
     network.to_empty(device=torch.get_default_device())
     _initialise(network, spec)
     return network.train()
@@ -306,18 +307,24 @@ def assemble(spec: Spec, classes: int, image_px: int, *, auxiliary: bool = False
     """Build a network on the meta device, without allocating weights.
 
     Raises:
-        NetworkError: as `shapes.infer` does.
+        NetworkError: as `shapes.infer` does; a network of a library that gives something else than logits.
     """
-    if spec.torchvision is None:
+    if spec.classifier is None:
         steps = infer(spec, classes, image_px)
         with torch.device("meta"):
             return build_layers(steps, auxiliary=auxiliary).eval()
+    zoo, name = spec.classifier
     try:
-        network = _skeleton(spec.torchvision, classes, image_px)
-        _run_named(network, (3, image_px, image_px))
+        network = _skeleton(zoo, name, classes, image_px)
+        output = _run_named(network, (3, image_px, image_px))
     except TooSmallError as error:
-        works = smallest_px_of_torchvision(spec.torchvision, classes, image_px + 1)
+        works = smallest_px_of_classifier(zoo, name, classes, image_px + 1)
         raise too_small(spec, image_px, error, works) from error
+    if output != (classes,):
+        raise NetworkError(
+            f"{zoo}'s {name} gives {describe(output)} per image, not one number for each of the {classes} classes. "
+            "Choose another network.name."
+        )
     return network
 
 
@@ -349,13 +356,16 @@ def _pass_on(module: nn.Module) -> None:
             nn.init.uniform_(module.weight, -math.sqrt(3), math.sqrt(3))
 
 
-def _skeleton(name: str, classes: int, image_px: int) -> nn.Module:
-    """Make a torchvision network on the meta device."""
+def _skeleton(zoo: str, name: str, classes: int, image_px: int) -> nn.Module:
+    """Make a network of a library on the meta device."""
     try:
-        with _WeightlessMode():
-            return torchvision.make(name, classes, image_px).to("meta").eval()
+        try:
+            with _WeightlessMode():
+                return ZOOS[zoo].make(name, classes, image_px).to("meta").eval()
+        except RuntimeError:  # perhaps because its constructor computes with values of tensors
+            return ZOOS[zoo].make(name, classes, image_px).to("meta").eval()
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise TooSmallError(f"torchvision's {name}: {_reason(error)}") from error
+        raise TooSmallError(f"{zoo}'s {name}: {_reason(error)}") from error
 
 
 class _WeightlessMode(TorchFunctionMode):
@@ -370,7 +380,7 @@ class _WeightlessMode(TorchFunctionMode):
 
 
 def _run_named(network: nn.Module, volume: Volume) -> Volume:
-    """Run a torchvision network; name the layer that fails and its input."""
+    """Run a network of a library; name the layer that fails and its input."""
     running: list[tuple[str, Volume]] = []
 
     def enter(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -383,21 +393,22 @@ def _run_named(network: nn.Module, volume: Volume) -> Volume:
     ]
     try:
         with torch.no_grad():
-            return tuple(network(torch.empty((2, *volume), device="meta")).shape[1:])
+            output = network(torch.empty((2, *volume), device="meta"))
     except (RuntimeError, ValueError, AssertionError) as error:
         name, given = running[-1] if running else ("its first layer", volume)
         raise TooSmallError(f"{name} cannot take the volume {describe(given)} ({_reason(error)})") from error
     finally:
         for handle in handles:
             handle.remove()
+    return tuple(output.shape[1:]) if isinstance(output, Tensor) else ()
 
 
-def smallest_px_of_torchvision(name: str, classes: int, start: int) -> int | None:
-    """Find the smallest image side from `start` on, up to LARGEST_PX, that a torchvision network accepts."""
-    network = None if torchvision.fixes_side(name) else _skeleton(name, classes, start)
+def smallest_px_of_classifier(zoo: str, name: str, classes: int, start: int) -> int | None:
+    """Find the smallest image side from `start` on, up to LARGEST_PX, that a library's network accepts."""
+    network = None if ZOOS[zoo].fixes_side(name) else _skeleton(zoo, name, classes, start)
     for side in range(start, LARGEST_PX + 1):
         try:
-            _run_named(network or _skeleton(name, classes, side), (3, side, side))
+            _run_named(network or _skeleton(zoo, name, classes, side), (3, side, side))
         except TooSmallError:
             continue
         return side

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol
 
 from pydantic import (
     BaseModel,
@@ -25,7 +25,7 @@ from convoy.core import yaml
 from convoy.core.errors import RequestError
 from convoy.core.params import did_you_mean
 from convoy.core.yaml import LocatedDict, LocatedList, line_of
-from convoy.models import torchvision
+from convoy.models import timm, torchvision
 from convoy.models.layer_types import (
     ACTIVATIONS,
     LAYERS,
@@ -41,8 +41,11 @@ from convoy.models.layer_types import (
     abbreviate,
 )
 
+if TYPE_CHECKING:
+    from torch import nn
+
 FOLDER = Path("networks")
-KEYS = ("layers", "blocks", "init", "twin", "made_for", "torchvision")
+KEYS = ("layers", "blocks", "init", "twin", "made_for", "torchvision", "timm")
 
 MAX_LAYERS = 10_000  # of a network: far above any that trains, far below what blocks within blocks could make
 MAX_DEPTH = 32  # of lists of layers; Python's recursion limit, a few times higher, reports no line
@@ -70,6 +73,29 @@ SYNONYMS = {
 _ARGUMENT_MARK = "$"
 
 
+class Zoo(Protocol):
+    """A library of classifiers that a spec can name in one line."""
+
+    def names(self) -> list[str]:
+        """List its classifiers."""
+
+    def check(self, name: str, where: str) -> None:
+        """Refuse an unknown classifier with the nearest spelling."""
+
+    def fixes_side(self, name: str) -> bool:
+        """Return whether a classifier is built for one image side only."""
+
+    def make(self, name: str, classes: int, image_px: int) -> "nn.Module":
+        """Build a classifier with fresh weights."""
+
+    def pretrained(self, name: str, label: str | None = None) -> torchvision.Pretrained:
+        """Look up a classifier's published weights."""
+
+
+ZOOS: dict[str, Zoo] = {"torchvision": torchvision, "timm": timm}
+"""Libraries by the key of a spec that names one of their classifiers."""
+
+
 class MadeFor(BaseModel):
     """The images and classes that a network was published for: the defaults of `convoy network show`."""
 
@@ -80,7 +106,7 @@ class MadeFor(BaseModel):
 
 
 class Spec(BaseModel):
-    """A network: either layers, or the name of a torchvision classifier.
+    """A network: either layers, or the name of a classifier of torchvision's or timm's.
 
     Attributes:
         init: initial weights. torch: the defaults of torch's layers. kaiming: convolutions from N(0, 2 / fan out),
@@ -94,10 +120,16 @@ class Spec(BaseModel):
 
     name: str
     torchvision: str | None = None
+    timm: str | None = None
     layers: Layers = ()
     init: Literal["torch", "kaiming", "dirac"] = "torch"
     twin: str | None = None
     made_for: Annotated[MadeFor | None, Field(exclude=True)] = None
+
+    @property
+    def classifier(self) -> tuple[str, str] | None:
+        """The library that makes the whole network, a key of `ZOOS`, and its name there; None if it has layers."""
+        return next(((zoo, name) for zoo in ZOOS if (name := getattr(self, zoo))), None)
 
     @field_validator("layers", mode="before")
     @classmethod
@@ -115,7 +147,7 @@ def load(name: str, folder: Path = FOLDER) -> Spec:
 
     Raises:
         RequestError: the file does not exist; an unknown word or argument, or an invalid value, naming
-            file and line; an unknown torchvision classifier.
+            file and line; an unknown classifier.
     """
     path = folder / f"{name}.yaml"
     if not path.is_file():
@@ -131,9 +163,10 @@ def load(name: str, folder: Path = FOLDER) -> Spec:
         )
     content = yaml.read_located(path)
     _check_keys(content, path)
-    if "torchvision" in content:
-        torchvision.check(str(content["torchvision"]), f"{path}:{line_of(content, 'torchvision')}")
-        return Spec(name=name, torchvision=str(content["torchvision"]))
+    for key, zoo in ZOOS.items():
+        if key in content:
+            zoo.check(str(content[key]), f"{path}:{line_of(content, key)}")
+            return Spec.model_validate({"name": name, key: str(content[key])})
     parser = SpecParser(str(path))
     if "blocks" in content:
         parser.define_blocks(content["blocks"], line_of(content, "blocks"))
@@ -171,14 +204,15 @@ def _check_keys(content: LocatedDict, path: Path) -> None:
             raise RequestError(
                 f"{path}:{line_of(content, key)}: unknown key `{key}`{did_you_mean(key, KEYS)}"
             )
-    if "torchvision" in content and len(content) > 1:
-        other = next(key for key in content if key != "torchvision")
+    zoo = next((key for key in content if key in ZOOS), None)
+    if zoo and len(content) > 1:
+        other = next(key for key in content if key != zoo)
         raise RequestError(
-            f"{path}:{line_of(content, other)}: `{other}` cannot be combined with `torchvision:`, which names "
-            "a whole network. Keep either `layers:` or `torchvision: NAME`."
+            f"{path}:{line_of(content, other)}: `{other}` cannot be combined with `{zoo}:`, which names "
+            f"a whole network. Keep either `layers:` or `{zoo}: NAME`."
         )
-    if "torchvision" not in content and "layers" not in content:
-        raise RequestError(f"{path} must have either `layers:` or `torchvision: NAME`.")
+    if not zoo and "layers" not in content:
+        raise RequestError(f"{path} must have either `layers:`, `torchvision: NAME` or `timm: NAME`.")
 
 
 class Block(NamedTuple):

@@ -26,6 +26,7 @@ class Pretrained(NamedTuple):
     mean: list[float]  # per channel, 0..1 units: how the input is normalised
     std: list[float]
     classes: list[str]  # in the order of the logits
+    notes: tuple[str, ...] = ()  # sentences for those who pin the weights
 
 
 def _models() -> Any:  # noqa: ANN401 (torchvision has no types)

@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from convoy.core.contract import FACTS
 from convoy.core.errors import NetworkError
-from convoy.models import torchvision
 from convoy.models.build import Auxiliary
-from convoy.models.spec import Spec
+from convoy.models.spec import ZOOS, Spec
 from convoy.training import weight_pins
 
 NESTED = ("state_dict", "model_state_dict", "model")
@@ -83,8 +84,9 @@ def load(source: str, spec: Spec, folder: Path = weight_pins.FOLDER) -> Starting
     if len(pin.sha256) > 1:
         file = path.with_name(FACTS)
         facts = parse_facts(file.read_text(encoding="utf-8"), file)
-    if pin.torchvision:
-        published = torchvision.pretrained(pin.torchvision, pin.resolved)
+    if pin.classifier:
+        zoo, name = pin.classifier
+        published = ZOOS[zoo].pretrained(name, pin.resolved)
         facts = WeightFacts(classes=published.classes, mean=published.mean, std=published.std)
     return StartingWeights(source, pin.resolved, path, spec.name, tensors, facts, pin.weights_sha256)
 
@@ -97,7 +99,7 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], WeightFacts | None]:
     Raises:
         NetworkError: the file holds pickled code, is damaged, or holds no tensors.
     """
-    content = _unpickle(path)
+    content = _read_tensors(path) if _is_safetensors(path) else _unpickle(path)
     if not isinstance(content, Mapping):
         raise NetworkError(f"{path} holds a {type(content).__name__}, not tensors by name. {_REMEDY}")
     nested: Mapping[Any, Any] = next(
@@ -126,12 +128,18 @@ def parse_facts(text: str, path: Path) -> WeightFacts:
         ) from error
 
 
-def _unpickle(path: Path) -> object:
-    if _is_safetensors(path):
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file, which cannot hold code."""
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, KeyError) as error:  # KeyError: a dtype that torch does not have
         raise NetworkError(
-            f"{path} is a safetensors file, which is not supported. Convert it (pip install safetensors), then use the result:\n"
-            f"""python -c 'import torch, safetensors.torch as s; torch.save(s.load_file("FILE.safetensors"), "FILE.pt")'"""
-        )
+            f"{path} is damaged or not a safetensors file: {error}\n"
+            "Fetch it again from its source: convoy weights use SOURCE"
+        ) from error
+
+
+def _unpickle(path: Path) -> object:
     try:
         # Files older than torch 1.6 are no zip archives, and those cannot be mapped into memory.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))

@@ -16,7 +16,7 @@ from convoy.core.contract import FACTS
 from convoy.core.errors import NetworkError, RequestError
 from convoy.core.params import did_you_mean
 from convoy.models.spec import FOLDER as NETWORKS
-from convoy.models.spec import Spec
+from convoy.models.spec import ZOOS, Spec
 
 FOLDER = Path("weights")
 META = "convoy"  # key of a DVC file's `meta` that holds the pin
@@ -85,7 +85,13 @@ class Pin(BaseModel):
     source: str  # as `network.weights` names it
     resolved: str  # what it stood for: a version for an alias, torchvision's label for `imagenet`
     torchvision: str | None = None  # for `imagenet`, the classifier that the weights belong to
+    timm: str | None = None  # likewise
     sha256: dict[str, str]  # by path relative to weights/: the file of weights first, then a model.json
+
+    @property
+    def classifier(self) -> tuple[str, str] | None:
+        """Library and name of the classifier of `imagenet`."""
+        return next(((zoo, name) for zoo in ZOOS if (name := getattr(self, zoo))), None)
 
     @property
     def file(self) -> str:
@@ -174,28 +180,30 @@ def find(source: str, spec: Spec, folder: Path = FOLDER) -> Pin:
     classifier = imagenet_classifier(spec) if name == IMAGENET else None
     pins = read_all(folder).values()
     for pin in pins:
-        if (pin.source, pin.torchvision) == (name, classifier):
+        if (pin.source, pin.classifier) == (name, classifier):
             return pin
-    pinned = ", ".join(f"{pin.source}{f' ({pin.torchvision})' if pin.torchvision else ''}" for pin in pins)
+    pinned = ", ".join(f"{pin.source}{f' ({pin.classifier[1]})' if pin.classifier else ''}" for pin in pins)
     network = f" --network {spec.name}" if classifier else ""
     raise NetworkError(
-        f"network.weights is `{source}`, but {folder}/ has no pin of it{f' for {classifier}' if classifier else ''} "
+        f"network.weights is `{source}`, but {folder}/ has no pin of it{f' for {classifier[1]}' if classifier else ''} "
         f"(pinned: {pinned or 'nothing'}). Pin it: convoy weights use {source}{network}"
     )
 
 
-def imagenet_classifier(spec: Spec) -> str:
-    """Name the classifier of torchvision whose ImageNet weights fit a network.
+def imagenet_classifier(spec: Spec) -> tuple[str, str]:
+    """Name the library, a key of `ZOOS`, and its classifier whose ImageNet weights fit a network.
 
     Raises:
-        RequestError: torchvision has none.
+        RequestError: there is none.
     """
-    if name := spec.torchvision or spec.twin:
-        return name
-    key = re.compile(r"^(twin|torchvision):", re.MULTILINE)
+    if spec.classifier:
+        return spec.classifier
+    if spec.twin:
+        return "torchvision", spec.twin
+    key = re.compile(r"^(twin|torchvision|timm):", re.MULTILINE)
     fitting = [path.stem for path in sorted(NETWORKS.glob("*.yaml")) if key.search(path.read_text("utf-8"))]
     raise RequestError(
         f"torchvision has no ImageNet weights for the structure of {spec.name}. It has weights for: "
-        f"{', '.join(fitting)}, and for any file in {NETWORKS}/ with the single line `torchvision: NAME`. "
+        f"{', '.join(fitting)}, and for any file in {NETWORKS}/ with the single line `torchvision: NAME` or `timm: NAME`. "
         "Set network.name to one of these, or network.weights to none."
     )
