@@ -75,7 +75,7 @@ def test_show_accepts_torchvisions_classifiers(typed):
 def test_show_accepts_timms_classifiers(typed):
     code, out, _ = typed("show", "timm:resnet18d", "--image-px", "64", "--classes", "1000", "--units")
     assert code == 0
-    assert "parameters  11,708,328" in out
+    assert "parameters  11,708,744" in out
     code, _, err = typed("show", "timm:resnet18e")
     assert code == 2
     assert "no network `resnet18e`; did you mean `resnet18d`" in err
