@@ -78,7 +78,7 @@ def test_show_accepts_timms_classifiers(typed):
     assert "parameters  11,708,744" in out
     code, _, err = typed("show", "timm:resnet18e")
     assert code == 2
-    assert "no network `resnet18e`; did you mean `resnet18d`" in err
+    assert "no network `resnet18e`; did you mean `resnet18` or `resnet18d`" in err
 
 
 def test_show_draws_a_picture(typed, tmp_path):
