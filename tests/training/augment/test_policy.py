@@ -112,7 +112,7 @@ def test_every_answer_is_valid_in_params(read, line):
     assert read(line if line in policy.SHORTHANDS else f"[{{{line}}}]" if ":" in line else f"[{line}]")
 
 
-@pytest.mark.parametrize("name", names.COUNTERPARTS.keys() | names.REASONS.keys())
+@pytest.mark.parametrize("name", sorted(names.COUNTERPARTS.keys() | names.REASONS.keys()))
 def test_no_word_is_taken_for_one_of_another_library(name):
     assert name not in {names.normal(word) for word in [*policy.TRANSFORMS, *policy.SHORTHANDS]}
 
