@@ -47,7 +47,7 @@ packages: ## install the Chromium and PostgreSQL that tests need (apt or brew)
 	@.ci/packages
 
 # Hashes of folders, energy and timings would make the table several screens wide.
-OTHER_COLUMNS := .*/|data$$|.*loss|best|energy|deploy|test\.(accuracy_|macro)|train\.(acc|epochs_|sec)
+OTHER_COLUMNS := .*/|data$$|.*loss|best|energy|deploy|test\.(accuracy_|macro|ece)|labels|train\.(acc|epochs_|sec)
 
 experiments: $(READY) ## compare DVC experiments: accuracy, and the params that differ
 	@dvc exp show --only-changed --drop '$(OTHER_COLUMNS)'

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from convoy.core import files, params
-from convoy.core.contract import FACTS, WEIGHTS
+from convoy.core.contract import AUGMENTATION, FACTS, WEIGHTS
 from convoy.core.dataset import Dataset
 from convoy.energy.settings import EnergyParams
 from convoy.models import spec
@@ -59,7 +59,7 @@ def main() -> None:
             picture = PLOTS / "network.png"
             diagram.draw(tabulate(network_spec, len(dataset.classes), dataset.image_px), picture)
             sheet = augmentation.draw(dataset, train, seed, PLOTS / "augmentation.png")
-            run.log_params({"augmentation": policy.described(train.augment)})
+            run.set_tags({AUGMENTATION: policy.described(train.augment)})
             run_id = run.reference.run_id
             store.begin(run_id)
             resumable = Resumable(store, checkpoint, run_id, run.log_points, tracking.step_interval, STARTED)

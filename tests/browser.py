@@ -47,14 +47,19 @@ def opened(address: str) -> Iterator[Page]:
     assert not complaints, "\n".join(complaints)
 
 
+def close_notices(page: Page) -> None:
+    """Close MLflow's notice of the shared view, and its assistant, which takes a quarter of the window."""
+    for title in ("Hide banner", "Close"):
+        if (button := page.get_by_role("button", name=title, exact=True)).count():
+            button.click()
+
+
 def keep(page: Page, name: str, height_px: int = HEIGHT_PX, width_px: int = WIDTH_PX) -> None:
     """Take a picture of a page that has settled, where `CONVOY_SCREENSHOTS` names a folder for it."""
     folder = os.environ.get("CONVOY_SCREENSHOTS")
     if not folder:
         return
-    for title in ("Hide banner", "Close"):  # MLflow's notice of the shared view, and its assistant
-        if (button := page.get_by_role("button", name=title, exact=True)).count():
-            button.click()
+    close_notices(page)
     page.set_viewport_size({"width": width_px, "height": height_px})
     page.mouse.move(width_px - 200, 20)  # nothing is hovered over
     page.wait_for_timeout(1500)  # charts grow into their places

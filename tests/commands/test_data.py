@@ -310,7 +310,9 @@ def test_a_check_reports_classes_splits_and_unused_files_writing_nothing(folder,
     assert found["classes"] == ["cat", "dog"]
     assert found["counts"]["train"] == {"cat": 5, "dog": 5}
     assert found["cut"] == []
-    assert found["quarantined"] == [{"path": "train/cat/x.png", "reason": "is empty (0 bytes)"}]
+    assert found["quarantined"] == [
+        {"path": "train/cat/x.png", "reason": "is empty (0 bytes)", "kind": "damaged"}
+    ]
     reason = "its pixels are in test too: test/dog/0.png"
     assert found["left_out"] == [{"path": "train/dog/copy.png", "reason": reason}]
     assert found["passed_over"][0]["path"] == "README.md"

@@ -70,7 +70,7 @@ def test_dvc_metrics_show_and_diff_give_the_figures_of_the_runs(compared):
         key.replace(".", "/"): change
         for path in MEASURED
         for key, change in files[path].items()
-        if isinstance(change["new"], (int, float))
+        if isinstance(change["new"], (int, float)) and isinstance(change["old"], (int, float))
     }
     assert {"test/accuracy", "val/loss", "deploy/accuracy"} <= changes.keys()
     for key, change in changes.items():

@@ -10,7 +10,7 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from playwright.sync_api import FrameLocator, Page, expect
 
-from browser import keep, opened
+from browser import close_notices, keep, opened
 from clones import Clone, free_port, runs
 from convoy.tracking import ui
 
@@ -59,6 +59,7 @@ def test_the_ui_opens_on_training_runs_with_the_columns_that_matter_first(
         expect(page.get_by_role("link", name=BASELINE)).to_be_visible()
         assert tuple(page.locator("[col-id='attributes.`Run Name`'] a").all_inner_texts()) == NAMES
         expect(page.get_by_text(TRAINING_SIDE)).to_be_visible()
+        close_notices(page)
         page.set_viewport_size({"width": TABLE_PX, "height": 460})
         data = page.locator("[role=gridcell][col-id='tags.`convoy.data`']")
         expect(data).to_have_text([run.data.tags["convoy.data"] for run in stored])
