@@ -77,8 +77,8 @@ Bools = npt.NDArray[np.bool_]
 class Compared:
     """Hold what a search compared, for a search of other images, many of them the same.
 
-    What keeps it must key it by the code of
-    duplicates.py, sketches.py and correlation.py and the versions of numpy and scipy; the limit is no part of the key.
+    A cache must key it by the code of duplicates.py, sketches.py and correlation.py and by the versions of numpy and scipy. It
+    does not depend on the limit.
 
     Attributes:
         digests: (n,) sorted 16-byte hashes of the fingerprints.

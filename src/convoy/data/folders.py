@@ -75,7 +75,7 @@ def read_folders(path: Path, images: Iterable[str], arrangement: Arrangement = "
         arrangement: what the folders are; `auto` decides, and refuses what can be read in two ways.
 
     Raises:
-        DataError: two readings are possible, two folders are the same split, or there is no train split.
+        DataError: the layout is ambiguous, two folders are the same split, or the train split is missing.
     """
     through_splits = arrangement in ("classes", "classes_then_splits")
     node, annotations = _unwrap(_tree(images), through_splits=through_splits)
@@ -408,7 +408,7 @@ class _Reader:
                 )
                 raise self.refusal(
                     f"the splits have different classes: {ours}, but {theirs}. Lay the classes out alike in every split, rename "
-                    f"the folder if it is no split, or take the folders in {self.where} for classes: -S data.layout=classes"
+                    f"the folder if it is not a split, or treat the folders in {self.where} as classes: -S data.layout=classes"
                 )
         if not trained and any(chosen.values()):
             train = listed([self.inside[name].path for name, part in parts.items() if part == "train"], 3)
@@ -417,7 +417,7 @@ class _Reader:
                 self.refusal(
                     f"{train or 'The train split'} holds images without class folders, but {self.inside[other].path} has the classes "
                     f"{self.names(sorted(chosen[other]))}. Sort the training images into class folders too, deliver a list of files "
-                    f"with their classes, or take the folders in {self.where} for classes: -S data.layout=classes"
+                    f"with their classes, or take the folders in {self.where} as classes: -S data.layout=classes"
                 )
                 if train
                 else self.no_train(parts)

@@ -126,7 +126,7 @@ def _grouped(delivery: Delivery, layout: Layout, pattern: re.Pattern[str]) -> Gr
             f"{delivery.path}: {text} none of {len(images):,} paths, such as {listed(alone, 3)}. Correct it, or leave every image for "
             "itself: -S data.group=none"
         )
-    unmatched = f"{text} not the paths of {len(alone):,} of {len(images):,} images, each then a group of its own: {listed(alone, 3)}"
+    unmatched = f"{text} not the paths of {len(alone):,} of {len(images):,} images, so each of these forms its own group: {listed(alone, 3)}"
     notes = [Finding("group_pattern", len(alone), None, "report", unmatched, tuple(alone))] if alone else []
     return replace(found, notes=(*layout.notes, *notes))
 

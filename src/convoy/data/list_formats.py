@@ -73,7 +73,7 @@ def _encoding(name: str, content: bytes) -> tuple[str, str]:
     marked = next((encoding for mark, encoding in marks.items() if content.startswith(mark)), "")
     if not marked and b"\0" in content:
         raise DataError(
-            f"{name} contains NUL bytes: it is no text, or UTF-16 without a byte order mark. Save it as UTF-8."
+            f"{name} contains NUL bytes: it is not text, or UTF-16 without a byte order mark. Save it as UTF-8."
         )
     decoder = codecs.getincrementaldecoder(marked or "utf-8")()
     try:
@@ -83,7 +83,7 @@ def _encoding(name: str, content: bytes) -> tuple[str, str]:
     except UnicodeDecodeError as error:
         if marked:
             raise DataError(
-                f"{name} begins with the byte order mark of {marked}, and is no such text ({error.reason}). Save it as UTF-8."
+                f"{name} begins with the byte order mark of {marked}, but is not valid {marked} ({error.reason}). Save it as UTF-8."
             ) from error
         return "latin-1", "Latin-1"
     return marked or "utf-8", ""

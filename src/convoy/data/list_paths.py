@@ -26,7 +26,7 @@ class Index:
 
     @staticmethod
     def key(base: str) -> str:
-        """Return what is compared of a file's name: without the suffix of an image, case and Unicode form."""
+        """Normalise a file name for comparison: no image suffix, one case, one Unicode form."""
         stem, dot, suffix = base.rpartition(".")
         plain = stem if dot and suffix.lower() in names.IMAGES else base
         return unicodedata.normalize("NFC", plain).casefold()

@@ -200,7 +200,7 @@ def litter(path: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _of_folders(path: str) -> tuple[bool, bool, bool, bool]:
-    """Check whether a folder is in one of thumbnails, in Synology's, in one of a system, and in a hidden one that holds others."""
+    """Check whether a folder lies in one for thumbnails, in Synology's, in a system's, and in a hidden folder with other content."""
     folders = path.split("/")
     lowered = [folder.lower() for folder in folders]
     return (

@@ -1,4 +1,4 @@
-"""Train a network on a packed dataset, and save the weights of the epoch that was best on the validation split."""
+"""Train a network on a packed dataset, and save the weights of the epoch that `train.best` chooses."""
 
 import logging
 import warnings
@@ -170,7 +170,7 @@ def fit(
 
 
 def _check_batches(model: NormalizedModel, facts: ModelFacts, params: TrainParams, batches: Batches) -> None:
-    """Refuse batches without an image, and those of one that a norm cannot take.
+    """Refuse empty batches, and batches of one image where a norm needs more.
 
     Raises:
         RequestError: naming what to set.

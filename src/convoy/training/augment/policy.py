@@ -140,7 +140,7 @@ def _read(item: object) -> Transform:
         )
     if word in SHORTHANDS:
         raise _error(
-            f"`{word}` is a list of its own: augment: {word}, or write it out: {yaml.inline(SHORTHANDS[word])}"
+            f"`{word}` stands for a whole list and cannot be an item: write augment: {word}, or its items: {yaml.inline(SHORTHANDS[word])}"
         )
     if word not in TRANSFORMS:
         raise _error(_unknown(str(word), "transform", TRANSFORMS))
