@@ -10,7 +10,7 @@ stage.stop_quietly()
 import time
 from pathlib import Path
 
-from convoy.core import files, params
+from convoy.core import console, files, params
 from convoy.core.contract import AUGMENTATION, FACTS, WEIGHTS
 from convoy.core.dataset import Dataset
 from convoy.energy.settings import EnergyParams
@@ -38,27 +38,32 @@ def main() -> None:
     energy = params.section("energy", EnergyParams)
     network_spec = spec.load(network.name)
     stages.start_uploader()  # the uploader starts while the next lines import torch
-    from convoy.energy.callback import TrainingEnergy
-    from convoy.energy.meter import metered
-    from convoy.explain import augmentation, diagram, figures
-    from convoy.explain.table import tabulate
-    from convoy.training import pretrained
-    from convoy.training.augment import policy
-    from convoy.training.checkpoints import CheckpointStore, Resumable, inputs_digest
-    from convoy.training.fit import HISTORY, TRANSFER, fit
+    with console.slow("importing torch and Lightning"):
+        from convoy.energy.callback import TrainingEnergy
+        from convoy.energy.meter import metered
+        from convoy.explain import augmentation, diagram, figures
+        from convoy.explain.table import tabulate
+        from convoy.training import pretrained
+        from convoy.training.augment import policy
+        from convoy.training.checkpoints import CheckpointStore, Resumable, inputs_digest
+        from convoy.training.fit import HISTORY, TRANSFER, fit
 
-    starting = pretrained.load(network.weights, network_spec)
-    dataset = Dataset.load(DATASET)
-    inputs = inputs_digest(dataset, network_spec, starting, train, seed)
+    with console.slow("opening dataset and starting weights"):
+        starting = pretrained.load(network.weights, network_spec)
+        dataset = Dataset.load(DATASET)
+        inputs = inputs_digest(dataset, network_spec, starting, train, seed)
     store = CheckpointStore(stage.repository() / "checkpoints", inputs, checkpoints)
     with store.exclusive():
-        checkpoint = store.resume(REFERENCE)
-        resumed_run = checkpoint.facts.run_id if checkpoint else None
-        with stages.training(dataset.hash, resumed_run) as run:
+        with console.slow("looking for checkpoints"):
+            checkpoint = store.resume(REFERENCE)
+        with stages.training(dataset.hash, checkpoint.facts.run_id if checkpoint else None) as run:
             run.log_dataset(dataset.hash, DATASET)
-            picture = PLOTS / "network.png"
-            diagram.draw(tabulate(network_spec, len(dataset.classes), dataset.image_px), picture)
-            sheet = augmentation.draw(dataset, train, seed, PLOTS / "augmentation.png")
+            with console.slow("drawing the network and augmented images"):
+                layers = tabulate(network_spec, len(dataset.classes), dataset.image_px)
+                pictures = [
+                    diagram.draw(layers, PLOTS / "network.png"),
+                    augmentation.draw(dataset, train, seed, PLOTS / "augmentation.png"),
+                ]
             run.set_tags({AUGMENTATION: policy.described(train.augment)})
             run_id = run.reference.run_id
             store.begin(run_id)
@@ -78,9 +83,8 @@ def main() -> None:
             run.set_tags(meter.tags())
             files.write_json(Path("build/metrics/train.json"), metrics)
             run.log_result(metrics)
-            run.log_file(figures.draw_curves(OUT / HISTORY, PLOTS / "curves.png"))
-            run.log_file(picture)
-            run.log_file(sheet)
+            for picture in (figures.draw_curves(OUT / HISTORY, PLOTS / "curves.png"), *pictures):
+                run.log_file(picture)
             run.log_file(OUT / WEIGHTS, "weights")
             run.log_file(OUT / FACTS, "weights")
             if starting:

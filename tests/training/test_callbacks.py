@@ -1,9 +1,12 @@
 import logging
 import re
 import sys
+import threading
 import time
 from contextlib import suppress
 from types import SimpleNamespace
+
+import pytest
 
 from convoy.training import callbacks
 from convoy.training.fit import fit
@@ -30,8 +33,55 @@ def test_a_terminal_gets_a_bar_below_the_lines(dataset, tiny, params, out, capsy
     fit(dataset, tiny, params(), 1, out)
     printed = capsys.readouterr().out
     assert "train: epoch 2/2" in printed
+    assert "train: epoch 1/2, validation" in printed
+    assert "images/s" in printed
     assert "━" in printed
     assert "epoch 2/2  train loss" in printed
+
+
+@pytest.fixture
+def until_printed(monkeypatch, capsys):
+    """Let a plain line be due after 10 ms, and make a callback's hook wait until one is printed that matches."""
+    monkeypatch.setattr(callbacks, "STEADY_SECONDS", 0.01)
+    seen = []
+
+    def make(pattern, when=lambda trainer: True):
+        def wait(trainer, *_):
+            until = time.monotonic() + 30
+            while when(trainer) and not re.search(pattern, "".join(seen)):
+                assert time.monotonic() < until, (pattern, "".join(seen))
+                time.sleep(0.005)
+                seen.append(capsys.readouterr().out)
+
+        return wait
+
+    return make
+
+
+def test_a_log_gets_lines_within_an_epoch_and_its_validation_with_rate_and_time_left(
+    dataset, tiny, params, out, on, until_printed
+):
+    rate = r"[\d,.]+ images/s, ETA \d+ s\n"
+    second = until_printed(rf"epoch 2/3: 16 of 48 images, {rate}", lambda trainer: trainer.current_epoch == 1)
+    validation = until_printed(rf"epoch 1/3: validation, 12 of 12 images, {rate}")
+    stops = [on("on_train_batch_end", second), on("on_validation_batch_end", validation)]
+    fit(dataset, tiny, params(epochs=3), 1, out, callbacks=stops)
+
+
+def test_the_first_step_may_take_long_and_a_resumed_epoch_continues_its_count(
+    dataset, tiny, params, out, on, until_printed, resumable
+):
+    def kill(_trainer, _module, _outputs, batch, *_):
+        if batch.step == 1:
+            raise InterruptedError
+
+    first = on("on_train_batch_start", until_printed(r"epoch 1/2: 0 of 48 images\n"))
+    stops = [first, on("on_train_batch_end", kill)]
+    with pytest.raises(InterruptedError):
+        fit(dataset, tiny, params(), 1, out, callbacks=stops, resumable=resumable())
+    assert "heartbeat" not in {thread.name for thread in threading.enumerate()}
+    again = on("on_train_batch_start", until_printed(r"epoch 1/2: 16 of 48 images\n"))
+    fit(dataset, tiny, params(), 1, out, callbacks=[again], resumable=resumable())
 
 
 def test_the_rate_of_a_resumed_epoch_counts_from_the_start_of_the_process(

@@ -2,8 +2,9 @@
 
 import io
 import sys
+import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -27,10 +28,17 @@ T = TypeVar("T")
 PLAIN_SECONDS = 5.0
 """Shortest time between two plain progress lines, in seconds, so that a log stays readable."""
 
+SLOW_SECONDS = 2.0
+"""Time after which silent work is stated, in seconds."""
+
+STEADY_SECONDS = 10.0
+"""Longest time between two plain lines of a `Heartbeat`, in seconds."""
+
 
 def info(text: str, *, stderr: bool = False) -> None:
     """Print a status line and flush, so that a log file has it at once; names in it are inert (`escaping.lines`)."""
-    print(escaping.lines(text), file=sys.stderr if stderr else sys.stdout, flush=True)
+    # A single write: a `Heartbeat` prints from a thread of its own.
+    print(f"{escaping.lines(text)}\n", end="", file=sys.stderr if stderr else sys.stdout, flush=True)
 
 
 def print_json(content: Any) -> None:  # noqa: ANN401 (as wide as JSON)
@@ -38,12 +46,62 @@ def print_json(content: Any) -> None:  # noqa: ANN401 (as wide as JSON)
     print(escaping.json_line(content), flush=True)
 
 
+class Heartbeat:
+    """Print a line whenever nothing was printed for a while: work that stays silent looks like work that hangs.
+
+    Example:
+        with slow("import torch"):
+            import torch
+    """
+
+    def __init__(self, describe: Callable[[float], str], first_s: float, every_s: float) -> None:
+        """Print `describe(seconds since the start)` after `first_s` seconds without a line, then after `every_s` each."""
+        self.describe = describe
+        self.first_s = first_s
+        self.every_s = every_s
+        self._restarted, self._ended = threading.Event(), False
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> Self:
+        """Start waiting."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the thread."""
+        self._ended = True
+        self._restarted.set()
+        self._thread.join()
+
+    def restart(self) -> None:
+        """Wait from now on, since a line was printed."""
+        self._restarted.set()
+
+    def _beat(self) -> None:
+        began, wait_s = time.monotonic(), self.first_s
+        while not self._ended:
+            if self._restarted.wait(wait_s):
+                self._restarted.clear()
+            else:
+                info(self.describe(time.monotonic() - began))
+            wait_s = self.every_s
+
+
+def slow(what: str) -> Heartbeat:
+    """State what is happening if it takes more than two seconds, and again every ten."""
+    return Heartbeat(lambda seconds: f"{what} … {seconds:.0f} s", SLOW_SECONDS, STEADY_SECONDS)
+
+
 class RateColumn(ProgressColumn):
     """Show items per second."""
 
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
     def render(self, task: Task) -> Text:
         """Render the current rate; empty until it is known."""
-        return Text(rate(task.speed) if task.speed else "")
+        return Text(rate(task.speed, self.unit) if task.speed else "")
 
 
 class ProgressBar:
@@ -65,6 +123,7 @@ class ProgressBar:
         done: int = 0,
         stderr: bool = False,
         plain_seconds: float = PLAIN_SECONDS,
+        unit: str = "",
     ) -> None:
         """Prepare a display.
 
@@ -74,12 +133,14 @@ class ProgressBar:
             done: items done before; they do not count in the rate.
             stderr: print to standard error, where standard output holds JSON.
             plain_seconds: interval of plain lines, in seconds; infinity: none.
+            unit: of the items, such as `images`, shown with the rate.
         """
         self.description = description
         self.total = total
         self.done = done
         self._before = done
         self._stderr = stderr
+        self._unit = unit
         self._plain_seconds = plain_seconds
         self._started = self._printed = time.monotonic()
         self._bar: Progress | None = None
@@ -92,7 +153,7 @@ class ProgressBar:
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                RateColumn(),
+                RateColumn(self._unit),
                 TimeRemainingColumn(compact=True),
                 console=Console(
                     stderr=self._stderr, highlight=False, markup=False, emoji=False, soft_wrap=True
@@ -128,6 +189,11 @@ class ProgressBar:
             self.print(self._plain())
 
     @property
+    def in_terminal(self) -> bool:
+        """Whether a bar is shown."""
+        return self._bar is not None
+
+    @property
     def remaining_s(self) -> float | None:
         """Estimate the seconds that are left, from the rate so far; None without a total or a rate."""
         speed = self._per_second()
@@ -138,7 +204,7 @@ class ProgressBar:
         if self._bar:
             self._bar.console.print(escaping.lines(line))
         else:
-            print(escaping.lines(line), file=sys.stderr if self._stderr else sys.stdout, flush=True)
+            info(line, stderr=self._stderr)
 
     def _per_second(self) -> float:
         elapsed_s = time.monotonic() - self._started
@@ -148,7 +214,9 @@ class ProgressBar:
         total = f" of {self.total:,}" if self.total else ""
         speed = self._per_second()
         left = f", {(self.total - self.done) / speed:,.0f} s left" if self.total and speed else ""
-        return f"{self.description}: {self.done:,}{total}{left}" + (f" ({rate(speed)})" if speed else "")
+        return f"{self.description}: {self.done:,}{total}{left}" + (
+            f" ({rate(speed, self._unit)})" if speed else ""
+        )
 
 
 def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
@@ -165,9 +233,10 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
             bar.advance()
 
 
-def rate(per_second: float) -> str:
+def rate(per_second: float, unit: str = "") -> str:
     """Format a rate: whole numbers, with decimals below 10 so that slow work does not read as 0/s."""
-    return f"{per_second:,.0f}/s" if per_second >= 10 else f"{per_second:.2g}/s"
+    number = f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"
+    return f"{number} {unit}/s" if unit else f"{number}/s"
 
 
 def table(

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytorch_lightning as pl
 from torch import Tensor
 
-from convoy.core.console import ProgressBar
+from convoy.core.console import STEADY_SECONDS, Heartbeat, ProgressBar, rate
 from convoy.core.files import write_text
 from convoy.training.batch import Batch
 from convoy.training.module import Classifier
@@ -192,58 +192,86 @@ class MetricBuffer(pl.Callback):
         return [Point(name, float(value), step, when) for name, value, step, when in self._pending]
 
 
-class TrainingProgress(pl.Callback):
-    """Print a line per epoch (losses, accuracy, images per second, time left); in a terminal, a bar below them."""
+TRAINED = 3
+"""Work of training on an image as a multiple of that of validating it: the gradients cost as much as two predictions."""
 
-    def __init__(self, images: int) -> None:
-        """Take the number of training images of an epoch."""
+
+class TrainingProgress(pl.Callback):
+    """Show how far a training is: a bar in a terminal, elsewhere a line at least every ten seconds; and a line per epoch.
+
+    The time left follows from the work that this process has done, validation included.
+    """
+
+    def __init__(self, images: int, val_images: int) -> None:
+        """Take the numbers of training and of validation images of an epoch."""
         self.images = images
+        self.val_images = val_images
         self._stack = ExitStack()
         self._bar = ProgressBar("train")
+        self._heartbeat: Heartbeat | None = None  # None: a terminal has the bar
+        self._epoch = ""  # such as `epoch 2/10`
         self._started = self._epoch_started = self._epoch_trained = 0.0
-        self._epoch_images = 0  # trained on in this process
-        self._share_before = 0.0  # of the whole training, done by earlier processes
+        self._resumed = 0  # images of the epoch that earlier processes trained on
+        self._trained = self._validated = 0  # images of the epoch in this process
+        self._work = self._total_work = (
+            0  # in validated images: what this process has done, and has to do in all
+        )
 
     def on_train_start(self, trainer: pl.Trainer, *_: object) -> None:
-        """Start the bar where the training resumes."""
-        epochs = trainer.max_epochs or 1
-        # Lightning announces no start of a resumed epoch.
-        self._started = self._epoch_started = time.monotonic()
-        steps = trainer.num_training_batches // trainer.accumulate_grad_batches * epochs
-        self._share_before = trainer.global_step / steps
-        images = self.images * epochs
-        done = round(images * self._share_before)
-        self._bar = self._stack.enter_context(ProgressBar("train", images, done=done, plain_seconds=math.inf))
+        """Start the bar where the training resumes; Lightning announces no start of a resumed epoch."""
+        epochs, epoch = trainer.max_epochs or 1, trainer.current_epoch
+        steps = trainer.num_training_batches // trainer.accumulate_grad_batches
+        self._resumed = round(self.images * (trainer.global_step / steps - epoch))
+        self._total_work = (TRAINED * self.images + self.val_images) * (
+            epochs - epoch
+        ) - TRAINED * self._resumed
+        done, total = self.images * epoch + self._resumed, self.images * epochs
+        bar = ProgressBar("train", total, done=done, plain_seconds=math.inf, unit="images")
+        self._bar = self._stack.enter_context(bar)
+        if not self._bar.in_terminal:
+            beat = Heartbeat(lambda _: self._line(), STEADY_SECONDS, STEADY_SECONDS)
+            self._heartbeat = self._stack.enter_context(beat)
+        self._started = time.monotonic()
+        self._begin(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *_: object) -> None:
         """Show the epoch."""
-        self._epoch_started, self._epoch_images = time.monotonic(), 0
-        self._bar.update(description=f"train: epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
+        if self._trained:  # else this is the first of the process
+            self._resumed = 0
+            self._begin(trainer)
 
     def on_train_batch_end(
         self, _trainer: object, _module: object, _outputs: object, batch: Batch, *_: object
     ) -> None:
         """Count the images of the batch."""
-        self._epoch_images += len(batch.labels)
+        self._trained += len(batch.labels)
+        self._work += TRAINED * len(batch.labels)
         self._bar.advance(len(batch.labels))
 
     def on_validation_start(self, *_: object) -> None:
         """Note the end of the epoch's steps, so that the rate leaves validation out."""
         self._epoch_trained = time.monotonic()
+        self._bar.update(description=f"train: {self._epoch}, validation")
+
+    def on_validation_batch_end(
+        self, _trainer: object, _module: object, _outputs: object, batch: Batch, *_: object
+    ) -> None:
+        """Count the images of the batch."""
+        self._validated += len(batch.labels)
+        self._work += len(batch.labels)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, *_: object) -> None:
         """Print the epoch's line."""
-        done, total = trainer.current_epoch + 1, trainer.max_epochs or 1
         metrics = trainer.callback_metrics
-        rate = self._epoch_images / (self._epoch_trained - self._epoch_started)
         line = (
-            f"epoch {done}/{total}  train loss {metrics['train/loss']:.4f}  val loss {metrics['val/loss']:.4f}  "
-            f"val accuracy {metrics['val/accuracy']:.4f}  {rate:,.0f} images/s"
+            f"{self._epoch}  train loss {metrics['train/loss']:.4f}  val loss {metrics['val/loss']:.4f}  "
+            f"val accuracy {metrics['val/accuracy']:.4f}  {self._rate()}"
         )
-        if done < total:
-            elapsed = time.monotonic() - self._started
-            line += f"  ETA {elapsed / (done / total - self._share_before) * (1 - done / total):,.0f} s"
+        if trainer.current_epoch + 1 < (trainer.max_epochs or 1):
+            line += f"  ETA {self._seconds_left():,.0f} s"
         self._bar.print(line)
+        if self._heartbeat:
+            self._heartbeat.restart()
 
     def on_train_end(self, *_: object) -> None:
         """Remove the bar."""
@@ -252,3 +280,28 @@ class TrainingProgress(pl.Callback):
     def on_exception(self, *_: object) -> None:
         """Remove the bar, so that the error stands alone."""
         self._stack.close()
+
+    def _begin(self, trainer: pl.Trainer) -> None:
+        """Begin an epoch."""
+        self._trained = self._validated = 0
+        self._epoch_started = self._epoch_trained = time.monotonic()
+        self._epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        self._bar.update(description=f"train: {self._epoch}")
+
+    def _line(self) -> str:
+        """Describe where the training is, within an epoch."""
+        if self._validated or self._epoch_trained > self._epoch_started:
+            done = f"validation, {self._validated:,} of {self.val_images:,} images"
+        else:
+            done = f"{self._resumed + self._trained:,} of {self.images:,} images"
+        known = f", {self._rate()}, ETA {self._seconds_left():,.0f} s" if self._work else ""
+        return f"{self._epoch}: {done}{known}"
+
+    def _rate(self) -> str:
+        """Compute the rate of the epoch's steps."""
+        until = self._epoch_trained if self._epoch_trained > self._epoch_started else time.monotonic()
+        return rate(self._trained / (until - self._epoch_started), "images")
+
+    def _seconds_left(self) -> float:
+        elapsed_s = time.monotonic() - self._started
+        return elapsed_s / self._work * (self._total_work - self._work)

@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import EarlyStopping, WeightAveraging
 from torch.func import functional_call
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from convoy.core import files
+from convoy.core import console, files
 from convoy.core.console import info
 from convoy.core.dataset import Dataset
 from convoy.core.errors import RequestError
@@ -94,28 +94,33 @@ def fit(
         mean=list(normalisation.mean),
         std=list(normalisation.std),
     )
-    model = trained.make(facts, auxiliary=True)
-    grafted = graft(model.network, starting, facts.classes) if starting else None
-    if starting is None:  # else the filters are among the weights, and what follows them fits no others
-        whitening.whiten(model, dataset.images("train"))
-    data = DataModule(dataset, params, seed)
-    batches = data.train_dataloader()
-    steps = len(batches) // params.accumulate
-    labels = dataset.labels("train")
-    weights = class_balance.weights(np.bincount(labels, minlength=len(facts.classes)), params.class_weights)
-    classifier = Classifier(model.to(memory_format=torch.channels_last), params, facts, steps, weights)
-    _check_batches(model, facts, params, batches)
+    with console.slow(f"building {spec.name}"):
+        model = trained.make(facts, auxiliary=True)
+        grafted = graft(model.network, starting, facts.classes) if starting else None
+        if starting is None:  # else the filters are among the weights, and what follows them fits no others
+            whitening.whiten(model, dataset.images("train"))
+        data = DataModule(dataset, params, seed)
+        batches = data.train_dataloader()
+        steps = len(batches) // params.accumulate
+        labels = dataset.labels("train")
+        weights = class_balance.weights(
+            np.bincount(labels, minlength=len(facts.classes)), params.class_weights
+        )
+        classifier = Classifier(model.to(memory_format=torch.channels_last), params, facts, steps, weights)
+        _check_batches(model, facts, params, batches)
     precision, reason = choose_precision(params.precision)
     parameters = sum(value.numel() for value in model.parameters())
-    info(f"train {spec.name} ({parameters:,} parameters) in {reason}")
     plan = classifier.plan.table([classifier.learning_rate(epoch * steps) for epoch in range(params.epochs)])
     balance = class_balance.effect(facts.classes, labels, params)
-    info(f"augment: {policy.described(params.augment)}")
-    info("\n".join([*(grafted.lines() if grafted else []), plan, *filter(None, [balance])]))
+    head = [
+        f"train {spec.name} ({parameters:,} parameters) in {reason}",
+        f"augment: {policy.described(params.augment)}",
+    ]
+    info("\n".join([*head, *(grafted.lines() if grafted else []), plan, *filter(None, [balance])]))
     history, best, timer = History(out / HISTORY), BestWeights(classifier, params.best), TrainingTimer()
     all_callbacks: list[pl.Callback] = [
         history,
-        TrainingProgress(len(labels)),
+        TrainingProgress(len(labels), len(dataset.labels("val"))),
         FrozenLayersCheck(model.network, classifier.frozen),
         best,
         *_optional_callbacks(params),
