@@ -11,6 +11,7 @@ from convoy.core.errors import DataError
 from convoy.data import lists
 from convoy.data.labels import PATTERNS, propose
 from convoy.data.layout import recognise
+from convoy.data.list_paths import Index
 from convoy.images.delivery import open_delivery
 
 
@@ -128,6 +129,13 @@ def test_files_are_found_from_the_folder_of_the_list_or_by_their_unique_name(
         == absolute
     )
     assert any("lead out of the delivery" in text for text in notes(delivery)) == written.startswith("../../")
+
+
+@pytest.mark.parametrize(
+    "suffix", ["jpe", "jfif", "tiff", "hif", "heic", "jpc", "j2c", "jpf", "avifs", "dcm"]
+)
+def test_a_list_may_leave_out_any_suffix_of_an_image(suffix):
+    assert Index([f"images/0123.{suffix}"]).find("0123", "", None) == f"images/0123.{suffix}"
 
 
 def test_splits_and_groups_are_columns_and_folders_fill_in_what_they_lack(delivered):

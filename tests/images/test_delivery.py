@@ -109,7 +109,19 @@ def test_an_archive_of_archives_is_refused_with_the_remedy(zipped, pets):
     assert "old.zip" in open_delivery(zipped(pets | {"old.zip": content})).names()
 
 
-@pytest.mark.parametrize("name", ["photos.zip.001", "photos.z01", "photos.tar.gz.02", "photos.part2.rar"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "photos.zip.001",
+        "photos.z01",
+        "photos.tar.gz.02",
+        "photos.tgz.001",
+        "photos.tbz2.001",
+        "photos.txz.001",
+        "photos.tzst.001",
+        "photos.part2.rar",
+    ],
+)
 def test_a_piece_of_a_split_archive_is_refused_with_the_command_that_joins_it(folder, name):
     with pytest.raises(
         DataError, match=rf"{name} is a piece of a split archive.*cat photos.zip.\* > photos.zip"
@@ -338,7 +350,8 @@ def test_a_licence_beside_an_archive_is_no_image(folder, zipped, pets):
     assert sorted(delivery.names()) == sorted(pets)
 
 
-def test_a_list_beside_an_archive_is_listed_with_its_images(folder, zipped, png):
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "tab", "json", "jsonl", "ndjson"])
+def test_a_list_beside_an_archive_is_listed_with_its_images(suffix, folder, zipped, png):
     archive = zipped({"1.png": png(1)}).read_bytes()
-    delivery = open_delivery(folder({"train.csv": b"id,label\n1,cat\n", "train.zip": archive}))
-    assert delivery.names() == ["train.csv", "train/1.png"]
+    delivery = open_delivery(folder({f"train.{suffix}": b"id,label\n1,cat\n", "train.zip": archive}))
+    assert sorted(delivery.names()) == [f"train.{suffix}", "train/1.png"]

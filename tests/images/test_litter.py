@@ -1,6 +1,16 @@
 import pytest
+from PIL import Image
 
-from convoy.images.litter import claims_to_be_image, is_litter, kind, litter, small_copies
+from convoy.images.formats import FORMATS
+from convoy.images.litter import (
+    DECODED_SUFFIXES,
+    IMAGE_SUFFIXES,
+    claims_to_be_image,
+    is_litter,
+    kind,
+    litter,
+    small_copies,
+)
 
 
 @pytest.mark.parametrize(
@@ -28,11 +38,11 @@ def test_a_name_with_spaces_is_litter():
 @pytest.mark.parametrize(
     ("expected", "suffixes"),
     [
-        ("sidecar", "json xml txt csv aae xmp psd XMP supplemental-metadata.json"),
+        ("sidecar", "json jsonl ndjson xml txt csv tsv tab aae xmp psd XMP supplemental-metadata.json"),
         ("video", "mp4 MOV m4v avi mkv mts 3gp webm"),
         ("audio", "mp3 wav m4a"),
         ("document", "pdf docx md html ipynb url.webloc"),
-        ("archive", "zip tar tar.gz tgz 7z rar tar.zst"),
+        ("archive", "zip tar tar.gz tgz taz tar.bz2 tbz tbz2 tb2 tz2 tar.xz txz tlz tar.zst tzst 7z rar"),
         ("compressed file", "gz json.gz"),
         ("raw photo", "cr2 NEF dng arw"),
         ("unfinished download", "crdownload part"),
@@ -45,7 +55,18 @@ def test_files_that_are_no_images_have_a_word_for_their_kind(expected, suffixes)
     assert kind("README") == kind(".txt") == kind("folder.json/1") == ""
 
 
+SUFFIXES = """jpg jpeg jpe jfif jif png apng gif bmp dib tif tiff webp pbm pgm ppm pnm pfm jp2 j2k j2c jpc jpf jpx avif avifs heic heics
+heif heifs hif"""
+
+
+def test_every_suffix_of_a_decoded_format_claims_to_be_an_image():
+    Image.init()
+    own = {suffix[1:] for suffix, format_ in Image.registered_extensions().items() if format_ in FORMATS}
+    assert own <= DECODED_SUFFIXES < IMAGE_SUFFIXES
+
+
 def test_names_that_claim_to_be_images():
+    assert all(claims_to_be_image(f"a.{suffix}") for suffix in SUFFIXES.split())
     names = ("a.JPG", "a.heic", "a.tif", "a.svg", "a", "jpg", ".jpg", "a.jpg.txt", "a.jpg/b")
     assert list(filter(claims_to_be_image, names)) == ["a.JPG", "a.heic", "a.tif", "a.svg"]
 

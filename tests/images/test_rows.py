@@ -1,8 +1,10 @@
 """Deliveries whose members are rows or samples with the image files themselves: Parquet and WebDataset."""
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import tracemalloc
 
 import pyarrow as pa
@@ -29,6 +31,9 @@ def delivered(path):
     return [(content, delivery.places[name].split, delivery.places[name].label) for name, content in files]
 
 
+SUFFIXES = ["parquet", "parq", "pq", "PARQ", "snappy.pq"]
+
+
 def rows(split, start, stop, names=NAMES):
     return [(IMAGES[n], split, names[LABELS[n]]) for n in range(start, stop)]
 
@@ -51,6 +56,15 @@ def test_a_folder_of_parquet_files_has_splits_classes_and_the_files_themselves(c
     assert open_delivery(data).places["train/cat%2Fdog/train-00001-of-00002-00007"] == Place(
         "train", "cat/dog"
     )
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_parquet_files_in_a_folder_may_have_any_of_their_suffixes(suffix, folder):
+    files = {
+        f"train-0.{suffix}": made.parquet(IMAGES[:24], LABELS[:24]),
+        f"test-0.{suffix}": made.parquet(IMAGES[24:], LABELS[24:]),
+    }
+    assert sorted(delivered(folder(files))) == sorted(rows("train", 0, 24) + rows("test", 24, 30))
 
 
 def test_one_parquet_file_without_a_suffix_is_recognised_by_content(tmp_path):
@@ -294,11 +308,34 @@ def test_shards_in_a_folder_have_splits_and_class_names(folder):
     assert "train/1/pets-train-000001-000013.png" in open_delivery(data).places
 
 
-def test_compressed_shards_are_read(folder):
+SHARDS = {
+    "tar.gz": gzip,
+    "tgz": gzip,
+    "tar.bz2": bz2,
+    "tbz": bz2,
+    "tbz2": bz2,
+    "tar.xz": lzma,
+    "txz": lzma,
+    "TXZ": lzma,
+}
+
+
+@pytest.mark.parametrize("suffix", SHARDS)
+def test_compressed_shards_are_read(suffix, folder):
     files = {
-        f"train-{n}.tar.gz": gzip.compress(made.webdataset(samples(10 * n, 10 * n + 10))) for n in range(3)
+        f"train-{n}.{suffix}": SHARDS[suffix].compress(made.webdataset(samples(10 * n, 10 * n + 10)))
+        for n in range(3)
     }
     assert sorted(delivered(folder(files))) == sorted(rows("train", 0, 30, "012"))
+
+
+@pytest.mark.parametrize("kind", ["jpe", "jfif", "tif", "tiff", "pbm", "heic", "hif", "jp2", "JPEG"])
+def test_a_sample_has_its_image_whatever_the_suffix(kind, tmp_path):
+    """The content decides how it is decoded."""
+    (tmp_path / "data").write_bytes(
+        made.webdataset({f"{n}": {kind: IMAGES[n], "cls": b"0"} for n in range(3)})
+    )
+    assert [content for content, *_ in delivered(tmp_path / "data")] == IMAGES[:3]
 
 
 def test_text_labels_are_class_names(folder):

@@ -41,6 +41,15 @@ def test_a_folder_is_walked_by_content_and_one_bad_file_does_not_stop_the_rest(b
     assert {answers["b.png"], answers["deeper/no_suffix"]} <= {"Bär", "cat|dog", "x"}
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "jif", "dib", "hif", "jxl", "heic", "svg"])
+def test_a_file_of_a_folder_that_is_called_an_image_and_is_none_is_listed(built, folder, suffix):
+    (folder / f"page.{suffix}").write_text("<html>")
+    reasons = {prediction.path.name: prediction.reason for prediction in predict(built.unverified, [folder])}
+    assert "web page" in reasons[f"page.{suffix}"]
+    with pytest.raises(RequestError):
+        list(predict(folder / f"page.{suffix}", [folder]))
+
+
 def test_a_prediction_is_the_most_probable_class_of_the_model(built, folder):
     (prediction,) = predict(built.unverified, [folder / "b.png"])
     model = OnnxModel(built.unverified)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from convoy.core.dataset import Split
 from convoy.data import names
+from convoy.images.litter import IMAGE_SUFFIXES
 
 
 class Index:
@@ -28,7 +29,7 @@ class Index:
     def key(base: str) -> str:
         """Normalise a file name for comparison: no image suffix, one case, one Unicode form."""
         stem, dot, suffix = base.rpartition(".")
-        plain = stem if dot and suffix.lower() in names.IMAGES else base
+        plain = stem if dot and suffix.lower() in IMAGE_SUFFIXES else base
         return unicodedata.normalize("NFC", plain).casefold()
 
     def find(self, written: str, folder: str, split: Split | None) -> str | None:
@@ -48,7 +49,7 @@ class Index:
         if found is None:
             return None
         every = [found] if isinstance(found, str) else found
-        has_suffix = base.rpartition(".")[2].lower() in names.IMAGES
+        has_suffix = base.rpartition(".")[2].lower() in IMAGE_SUFFIXES
         fits = [name for name in every if not has_suffix or _same(posixpath.basename(name), base)]
         parts = [part for part in text.split("/")[:-1] if part not in ("", ".", "..")]
         if parts and not text.startswith("/") and ":" not in parts[0] and ".." not in text.split("/"):

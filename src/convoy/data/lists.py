@@ -21,7 +21,7 @@ from convoy.data.list_formats import MAX_JSON_BYTES, Rows, numbered_lists, numbe
 from convoy.data.list_paths import Index
 from convoy.data.records import Finding
 from convoy.data.settings import ColumnParams
-from convoy.images.delivery import Delivery, Place
+from convoy.images.delivery import LISTS, Delivery, Place
 
 MAX_LISTS = 64
 """Lists of a delivery that are read, those nearest to its top first."""
@@ -265,7 +265,7 @@ def _may_be_list(name: str) -> bool:
         return bool(names.split_word(stem)) or any(
             word in stem for word in ("annotation", "coco", "instances", "label", "metadata")
         )
-    return suffix in ("csv", "tsv", "tab", "jsonl", "ndjson")
+    return suffix in LISTS
 
 
 def _contents(

@@ -60,11 +60,6 @@ ANNOTATIONS = _words(
 )
 """Folders beside `images` whose pictures describe others."""
 
-IMAGES = _words(
-    "jpg jpeg jpe jfif jif png apng gif bmp dib tif tiff webp ppm pgm pbm pnm jp2 j2k jpx avif heic heif mpo"
-)
-"""Endings that a list may leave out."""
-
 SPACE = re.compile(r"\s+")
 INVISIBLE = re.compile(r"[\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff\u00ad]")
 RESERVED = re.compile(

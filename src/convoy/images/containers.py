@@ -20,7 +20,7 @@ from convoy.core.errors import DataError
 from convoy.images.archive import MAX_MEMBERS, Kind, members
 from convoy.images.decode import Content
 from convoy.images.delivery import Place
-from convoy.images.litter import is_litter
+from convoy.images.litter import DECODED_SUFFIXES, is_litter, suffix_of
 
 WORDS: Mapping[str, Split] = {
     "train": "train",
@@ -37,10 +37,6 @@ WORDS: Mapping[str, Split] = {
     "holdout": "test",
 }
 """Words in names of files and folders that state a split."""
-
-IMAGE_SUFFIXES = frozenset(
-    {"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "jp2", "avif"}
-)
 
 UNLABELLED = "unlabelled image"
 
@@ -254,13 +250,8 @@ def _split(name: str) -> Split | None:
 
 
 def has_image(names: Sequence[str]) -> str:
-    """Return the first name that claims to be an image file; empty if none does."""
-    return next((name for name in names if suffix_of(name) in IMAGE_SUFFIXES), "")
-
-
-def suffix_of(name: str) -> str:
-    """Return what follows the last dot, in lower case; empty without a dot."""
-    return name.rpartition("/")[2].rpartition(".")[2].lower() if "." in name.rpartition("/")[2] else ""
+    """Return the first name of an image file that is decoded; empty if none is."""
+    return next((name for name in names if suffix_of(name) in DECODED_SUFFIXES), "")
 
 
 def clean(name: str) -> str:

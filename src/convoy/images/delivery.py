@@ -35,7 +35,7 @@ EXPECTED = (
     "Expected: one folder per class with its images inside, or train|val|test folders of such class folders."
 )
 
-LISTS = frozenset({"csv", "tsv", "jsonl", "ndjson", "json"})
+LISTS = frozenset({"csv", "tsv", "tab", "jsonl", "ndjson", "json"})
 """Ends of the names of files that may state classes."""
 
 SAVED_ARRAYS = "npz"
@@ -54,7 +54,9 @@ PART = re.compile(
 )
 """Name of a numbered part of an archive, such as `takeout-20240101T000000Z-001` or `images_01`."""
 
-PIECE = re.compile(r"\.(z\d\d|(zip|7z|rar|tar|tgz|tar\.[a-z0-9]+)\.\d{2,}|part\d+\.rar)$", re.IGNORECASE)
+PIECE = re.compile(
+    r"\.(z\d\d|(zip|7z|rar|tar|t(gz|bz2?|xz|zst)|tar\.[a-z0-9]+)\.\d{2,}|part\d+\.rar)$", re.IGNORECASE
+)
 """End of the name of a piece of a split archive, which is no archive on its own."""
 
 

@@ -55,104 +55,37 @@ SMALL_COPY = re.compile(
 )
 """How programs name the small copy of an image: `1_thumb.jpg`, `thumb_1.jpg`, `1-150x150.jpg`."""
 
-IMAGE_SUFFIXES = frozenset(
-    [
-        "jpg",
-        "jpeg",
-        "jpe",
-        "jfif",
-        "jif",
-        "jpg_large",
-        "png",
-        "apng",
-        "gif",
-        "bmp",
-        "dib",
-        "tif",
-        "tiff",
-        "webp",
-        "ppm",
-        "pgm",
-        "pbm",
-        "pnm",
-        "pam",
-        "jp2",
-        "j2k",
-        "j2c",
-        "jpc",
-        "jpf",
-        "jpx",
-        "jxl",
-        "avif",
-        "avifs",
-        "heic",
-        "heif",
-        "hif",
-        "ico",
-        "cur",
-        "tga",
-        "svg",
-        "svgz",
-        "mpo",
-        "pcx",
-        "sgi",
-        "ras",
-        "xbm",
-        "xpm",
-        "exr",
-        "hdr",
-        "dcm",
-        "dicom",
-        "nii",
-        "jxr",
-        "wmf",
-        "emf",
-    ]
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+DECODED_SUFFIXES = _words(
+    "jpg jpeg jpe jfif jif jpg_large mpo png apng gif bmp dib tif tiff webp ppm pgm pbm pnm pfm jp2 j2k j2c jpc jpf jpx "
+    "avif avifs heic heics heif heifs hif"
+)
+"""Ends of the names of files in a format that is decoded; HEIC where its extra is installed."""
+
+IMAGE_SUFFIXES = DECODED_SUFFIXES | _words(
+    "pam jxl ico cur tga svg svgz pcx sgi ras xbm xpm exr hdr dcm dicom nii jxr wmf emf"
 )
 """Ends of the names of files that claim to be images, whether the decoder reads them or not."""
 
-RAW_SUFFIXES = frozenset(
-    [
-        "3fr",
-        "arw",
-        "cr2",
-        "cr3",
-        "crw",
-        "dcr",
-        "dng",
-        "erf",
-        "fff",
-        "iiq",
-        "kdc",
-        "mef",
-        "mos",
-        "mrw",
-        "nef",
-        "nrw",
-        "orf",
-        "pef",
-        "raf",
-        "raw",
-        "rw2",
-        "rwl",
-        "sr2",
-        "srf",
-        "srw",
-        "x3f",
-    ]
+RAW_SUFFIXES = _words(
+    "3fr arw cr2 cr3 crw dcr dng erf fff iiq kdc mef mos mrw nef nrw orf pef raf raw rw2 rwl sr2 srf srw x3f"
 )
 
 KINDS: Mapping[str, str] = (
     {
         suffix: kind
         for kind, suffixes in {
-            "sidecar": "json jsonl ndjson xml txt csv tsv yaml yml toml ini cfg aae xmp pp3 dop on1 cos url log md5 sha1 sha256 "
+            "sidecar": "json jsonl ndjson xml txt csv tsv tab yaml yml toml ini cfg aae xmp pp3 dop on1 cos url log md5 sha1 sha256 "
             "sfv tags names cls lst idx mat psd psb xcf ai eps lrcat db sqlite done pto kml gpx",
             "video": "mp4 mov m4v avi mkv webm wmv mpg mpeg mpe mts m2ts ts 3gp 3g2 flv f4v lrv ogv vob insv mxf asf rm rmvb divx",
             "audio": "mp3 wav m4a aac flac ogg oga opus wma aif aiff amr mid midi",
             "document": "pdf doc docx odt rtf md rst html htm mht mhtml xls xlsx ods ppt pptx odp key pages numbers tex epub ipynb py js "
             "css sh bat lnk webloc",
-            ARCHIVE: "zip tar tgz tbz tbz2 txz tzst 7z rar iso dmg z01",
+            ARCHIVE: "zip tar tgz taz tbz tbz2 tb2 tz2 txz tlz tzst 7z rar iso dmg z01",
             ARRAY_FILE: "h5 hdf5 he5 tfrecord tfrecords arrow feather npy npz pkl pickle pt pth safetensors lmdb mdb",
             COMPRESSED: "gz bz2 xz zst lz4 z",
             "unfinished download": "crdownload part partial download !ut",

@@ -16,10 +16,12 @@ import pyarrow.parquet as pq
 
 from convoy.core.errors import DataError, listed
 from convoy.images.archive import FREE_BYTES, MAX_EXPANSION, MAX_MEMBERS
-from convoy.images.containers import WORDS, ArraySet, Part, RawFiles, assemble, has_image, suffix_of
+from convoy.images.containers import WORDS, ArraySet, Part, RawFiles, assemble, has_image
 from convoy.images.decode import MAX_FILE_BYTES, Content, TooLargeError
+from convoy.images.litter import suffix_of
 
 MAGIC = b"PAR1"
+SUFFIXES = ("parquet", "parq", "pq")
 LFS_POINTER = b"version https://git-lfs"
 LABELS = (
     "label",
@@ -74,10 +76,10 @@ def recognise(raw: RawFiles, first: Sequence[str]) -> ArraySet | None:
             if start.read(4) != MAGIC:
                 return None
         names = list(first)
-    elif not any(suffix_of(name) == "parquet" for name in first):
+    elif not any(suffix_of(name) in SUFFIXES for name in first):
         return None
     else:
-        names = sorted(name for name in raw.names() if suffix_of(name) == "parquet")
+        names = sorted(name for name in raw.names() if suffix_of(name) in SUFFIXES)
     _check_folders(raw, names)
     parts: list[Part] = []
     columns: _Columns | None = None

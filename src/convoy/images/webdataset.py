@@ -14,11 +14,11 @@ from pathlib import Path
 
 from convoy.core.errors import DataError
 from convoy.images.archive import Kind, kind_of, members
-from convoy.images.containers import IMAGE_SUFFIXES, ArraySet, Part, RawFiles, assemble, clean
+from convoy.images.containers import ArraySet, Part, RawFiles, assemble, clean
 from convoy.images.decode import Content
-from convoy.images.litter import is_litter
+from convoy.images.litter import DECODED_SUFFIXES, is_litter
 
-SHARD = re.compile(r"\.(tar|tgz|tar\.(gz|bz2|xz|zst))$", re.IGNORECASE)
+SHARD = re.compile(r"\.(tar|t(gz|az|bz2?|b2|z2|xz|zst)|tar\.(gz|bz2|xz|zst))$", re.IGNORECASE)
 CLASS_NAMES = ("classnames.txt", "classes.txt", "class_names.txt")
 LABEL_KEYS = ("label", "class", "cls")
 LABEL_KINDS = ("cls", "cls.txt", "json")
@@ -53,14 +53,14 @@ def recognise(raw: RawFiles, first: Sequence[str]) -> ArraySet | None:
     def stream(names: Collection[str]) -> Iterator[tuple[str, Iterator[Content]]]:
         for name in names:
             path, kind = shards[name]
-            yield name, (content for _, kind_, content in _samples(path, kind) if kind_ in IMAGE_SUFFIXES)
+            yield name, (content for _, kind_, content in _samples(path, kind) if kind_ in DECODED_SUFFIXES)
 
     return assemble("WebDataset", raw, parts, classes, stream)
 
 
 def _samples(path: Path, kind: Kind) -> Iterator[tuple[str, str, bytes]]:
     """Stream the files of an archive as key, kind of file and content."""
-    wanted = {*IMAGE_SUFFIXES, *LABEL_KINDS}
+    wanted = {*DECODED_SUFFIXES, *LABEL_KINDS}
     for raw, content in members(path, kind, whole=lambda raw: _key(raw)[1] in wanted):
         if not is_litter(name := clean(raw)):
             yield *_key(name), content
@@ -75,7 +75,7 @@ def _key(name: str) -> tuple[str, str]:
 def _pairs(names: Sequence[str]) -> bool:
     """Check whether some sample has both an image and a label."""
     keys = [_key(name) for name in names]
-    images = {key for key, kind in keys if kind in IMAGE_SUFFIXES}
+    images = {key for key, kind in keys if kind in DECODED_SUFFIXES}
     return any(key in images for key, kind in keys if kind in LABEL_KINDS)
 
 
@@ -86,9 +86,9 @@ def _has_labels(path: Path, kind: Kind) -> bool:
     for number, (_, kind_, content) in enumerate(_samples(path, kind)):
         kinds.add(kind_)
         has_label = has_label or _label(kind_, content) is not None
-        if has_label and kinds & IMAGE_SUFFIXES:
+        if has_label and kinds & DECODED_SUFFIXES:
             return True
-        if number == len(LABEL_KINDS) + len(IMAGE_SUFFIXES):
+        if number == len(LABEL_KINDS) + len(DECODED_SUFFIXES):
             break
     return False
 
@@ -127,7 +127,7 @@ def _part(name: str, path: Path, kind: Kind) -> Part:
         images: list[str] = []
         label: int | str | None = None
         for _, kind_, content in files:
-            if kind_ in IMAGE_SUFFIXES:
+            if kind_ in DECODED_SUFFIXES:
                 images.append(kind_)
             elif label is None:
                 label = _label(kind_, content)

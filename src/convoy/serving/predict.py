@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from convoy.core import escaping
 from convoy.core.console import info, print_json
@@ -18,8 +17,8 @@ from convoy.core.contract import VERIFIED
 from convoy.core.errors import DataError, RequestError
 from convoy.export.onnx_model import SECONDS_PER_IMAGE, OnnxModel, chunks
 from convoy.images.decode import decode, read
-from convoy.images.formats import NotAnImageError, supported
-from convoy.images.litter import is_litter
+from convoy.images.formats import NotAnImageError
+from convoy.images.litter import claims_to_be_image, is_litter
 
 Item = tuple[Path, npt.NDArray[np.uint8] | None, str | None]
 """A file with its decoded image, or with the reason why it has none."""
@@ -62,7 +61,7 @@ def predict(model: Path, paths: Sequence[Path]) -> Iterator[Prediction]:
         VerificationError: the model is not valid ONNX, or was not exported by Convoy.
     """
     # Not a generator itself: a missing model is reported at once.
-    if model.is_dir() or Image.registered_extensions().get(model.suffix.lower()) in supported():
+    if model.is_dir() or claims_to_be_image(model.name):
         raise RequestError(
             f"MODEL comes first, and {model} is {'a folder' if model.is_dir() else 'an image'}. Type: "
             f"convoy predict build/deploy/{VERIFIED} {shlex.join(map(str, [model, *paths]))}"
@@ -154,7 +153,7 @@ def _decoded(path: Path, background: str, *, images_only: bool = False) -> Itera
     try:
         yield path, decode(read(path), background=background).image_u8, None
     except NotAnImageError as error:
-        if not images_only or Image.registered_extensions().get(path.suffix.lower()) in supported():
+        if not images_only or claims_to_be_image(path.name):
             yield path, None, str(error)
     except DataError as error:
         yield path, None, str(error)
