@@ -73,6 +73,7 @@ class Project:
             classes=list(dataset.classes),
             image_px=PX,
             fit=fit,
+            crop_share=dataset.crop_share,
             background=dataset.background,
             mean=list(dataset.mean),
             std=list(dataset.std),

@@ -113,6 +113,7 @@ def save(folder, layers):
         classes=["cat", "dog", "bird"],
         image_px=16,
         fit="crop",
+        crop_share=0.75,
         mean=[0.5, 0.4, 0.3],
         std=[0.2, 0.2, 0.1],
     )
@@ -174,11 +175,15 @@ def test_the_image_reaches_the_network_as_it_is_served(here, run):
     wide = np.zeros((16, 40, 3), np.uint8)
     wide[:, 12:28] = np.asarray(Image.open("photo.png"))[:16, :16]
     Image.fromarray(wide).save("wide.png")
-    Image.fromarray(wide[:, 12:28]).save("square.png")
-    wide, square = (
-        json.loads(run("features", f"{name}.png", "--json").stdout) for name in ("wide", "square")
+    square = wide[:, 12:28].copy()
+    Image.fromarray(square).save("square.png")
+    square[:2] = square[:, 14:] = 255
+    Image.fromarray(square).save("framed.png")
+    wide, square, framed = (
+        json.loads(run("features", f"{name}.png", "--json").stdout) for name in ("wide", "square", "framed")
     )
     assert wide["predictions"] == square["predictions"]  # fit: crop
+    assert framed["predictions"] == square["predictions"]  # crop_share: 0.75, 12 of 16 pixels
 
 
 def test_a_network_without_convolutions_has_no_features(here, run):

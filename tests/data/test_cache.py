@@ -56,7 +56,13 @@ def test_only_new_files_are_decoded_and_the_dataset_is_the_same(folder, pets, pn
 
 @pytest.mark.parametrize(
     "change",
-    [{"image_px": 16}, {"fit": "crop"}, {"background": "black"}, {"max_truncated": 0.5}],
+    [
+        {"image_px": 16},
+        {"fit": "crop"},
+        {"fit": "crop", "crop_share": 0.9},
+        {"background": "black"},
+        {"max_truncated": 0.5},
+    ],
     ids=lambda change: next(iter(change)),
 )
 def test_every_option_that_decides_what_is_kept_changes_the_key(change):

@@ -113,11 +113,20 @@ def test_a_folder_and_any_archive_of_it_give_equal_arrays(folder, zipped, tarred
         assert len({(out / name).read_bytes() for out in outs}) == 1
 
 
-@pytest.mark.parametrize("change", [{"image_px": 9}, {"fit": "crop"}, {"splits": {"val": 0.3, "test": 0.2}}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image_px": 9},
+        {"fit": "crop"},
+        {"fit": "crop", "crop_share": 0.9},
+        {"splits": {"val": 0.3, "test": 0.2}},
+    ],
+)
 def test_the_hash_changes_with_what_is_packed(folder, pets, settings, tmp_path, change):
     prepare(folder(pets), settings(), tmp_path / "a")
     changed = DataParams.model_validate(settings().model_dump() | change)
     prepare(tmp_path / "data", changed, tmp_path / "b")
+    assert Dataset.load(tmp_path / "b").crop_share == change.get("crop_share", 1)
     assert Dataset.load(tmp_path / "a").hash != Dataset.load(tmp_path / "b").hash
 
 

@@ -22,6 +22,19 @@ def test_the_shipped_params_are_valid():
         ({"image_px": 1025}, "data.image_px is 1025: input should be less than or equal to 1024"),
         ({"image_px": 32.5}, "data.image_px is 32.5: "),
         ({"fit": "stretch"}, "'squash', 'crop' or 'letterbox'"),
+        (
+            {"crop_share": 0.875},
+            "crop_share: 0.875 has no effect with fit: squash, which shows the whole image. Set crop_share: 1.0",
+        ),
+        (
+            {"crop_share": 0, "fit": "crop"},
+            "data.crop_share is 0: input should be greater than or equal to 0.1",
+        ),
+        (
+            {"crop_share": 1.5, "fit": "crop"},
+            "data.crop_share is 1.5: input should be less than or equal to 1",
+        ),
+        ({"crop_pct": 0.9}, "did you mean `data.crop_share`"),
         ({"splits": {"val": 0.0, "test": 0.2}}, "data.splits.val is 0.0: input should be greater than or"),
         ({"splits": {"val": 0.45, "test": 0.4}}, "val + test must be at most 0.8"),
         ({"splits": {"val": 0.1, "tset": 0.2}}, "data.splits.tset; did you mean `data.splits.test`?"),

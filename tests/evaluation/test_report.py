@@ -105,6 +105,7 @@ def test_of_many_classes_the_page_lists_the_worst_first_in_a_box_that_scrolls(tm
         "counts": {},
         "image_px": 8,
         "fit": "squash",
+        "crop_share": 1.0,
         "data_hash": "0",
         "temperature": 1.0,
     }

@@ -293,6 +293,26 @@ def test_letterboxed_gray_and_cropped_images_are_verified(empty, error_of, fit, 
     assert error_of(empty.export(images, fit=fit, checks=ONE_COLOUR)) == ""
 
 
+def test_a_graph_that_keeps_a_share_of_the_middle_is_verified(empty, error_of):
+    images = {name: exported.Project.noisy(seed, 15) for seed, name in enumerate("ab")}
+    project = empty.export(images, fit="crop", crop_share=0.75)
+    assert json.loads((project.home / "dataset" / "dataset.json").read_text())["crop_share"] == 0.75
+    assert error_of(project) == ""
+    assert "12 x 12 pixels (crop to the middle 75 % of the shorter side" in (
+        project.home / "deploy" / "model_card.md"
+    ).read_text(encoding="utf-8")
+    assert "75&#8239;% of the shorter side" in (project.home / "evaluation" / "report.html").read_text(
+        encoding="utf-8"
+    )
+    served = onnx.load(project.model)
+    assert {entry.key: entry.value for entry in served.metadata_props}["convoy.crop_share"] == "0.75"
+    (share,) = [constant for constant in served.graph.initializer if constant.name == "geometry_crop_share"]
+    share.CopyFrom(onnx.numpy_helper.from_array(np.array(0.8), share.name))
+    onnx.save(served, project.unverified)
+    project.model.unlink()
+    assert "does not reproduce the measured predictions" in error_of(project)
+
+
 def test_transparent_images_are_verified_over_the_background_that_they_were_trained_with(empty, error_of):
     """Noise behind a drawn alpha channel: over another background these are other images."""
     rng = np.random.default_rng(0)

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from convoy.core.dataset import cropped_side
 from convoy.images import resize
 from convoy.images.resize import Geometry, graph
 
@@ -47,6 +48,49 @@ def test_crop_is_the_middle_square_resized(height, width):
     top, left = (height - side) // 2, (width - side) // 2
     square = image_u8[top : top + side, left : left + side]
     assert np.abs(Geometry(16, "crop")(image_u8).astype(int) - by_torch(square, 16, 16)).max() <= HALF
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "share", "side"),
+    [
+        (20, 30, 0.875, 18),
+        (30, 21, 0.875, 18),
+        (16, 16, 0.9, 14),
+        (8, 9, 0.1, 1),
+        (256, 300, 0.875, 224),
+        (7, 7, 0.5, 4),
+    ],
+)
+def test_a_crop_share_keeps_the_middle_of_the_shorter_side(height, width, share, side):
+    image_u8 = noise(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = image_u8[top : top + side, left : left + side]
+    assert np.abs(Geometry(16, "crop", share)(image_u8).astype(int) - by_torch(square, 16, 16)).max() <= HALF
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(8, 40), st.floats(0.1, 1))
+@settings(max_examples=60, deadline=None)
+def test_the_graph_crops_to_the_side_that_training_crops_to(height, width, image_px, share):
+    image_u8, side = noise(height, width), cropped_side(min(height, width), share)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = image_u8[top : top + side, left : left + side]
+    whole = Geometry(image_px, "crop")(square)
+    assert np.array_equal(Geometry(image_px, "crop", share)(image_u8), whole)
+
+
+@given(st.integers(8, 40), st.floats(0.1, 1))
+@settings(max_examples=60, deadline=None)
+def test_a_packed_square_can_be_given_to_the_graph_that_crops(image_px, share):
+    squares_u8 = np.stack([noise(image_px, image_px, seed) for seed in range(2)])
+    geometry = Geometry(image_px, "crop", share)
+    for square_u8, served_u8 in zip(squares_u8, geometry.uncropped(squares_u8), strict=True):
+        assert np.array_equal(geometry(served_u8), square_u8)
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_a_crop_share_of_1_adds_nothing_to_the_graph(fit):
+    assert graph(16, fit, 1.0) == graph(16, fit)
+    assert not [node for node in graph(16, fit).graph.node if node.op_type == "Mul" and fit == "crop"]
 
 
 @pytest.mark.parametrize(
@@ -102,7 +146,7 @@ def test_a_large_image_is_resized_channel_by_channel_to_the_same_pixels(fit, mon
     session = resize._session
     monkeypatch.setattr(resize, "_session", lambda *options: used.append(options) or session(*options))
     assert np.array_equal(Geometry(32, fit)(image_u8), whole)
-    assert used == [(32, fit, 1)] * 3
+    assert used == [(32, fit, 1.0, 1)] * 3
 
 
 def test_an_extreme_panorama_costs_little_memory():

@@ -123,7 +123,7 @@ def features(
         decoded_u8 = decode(content, background=facts.background).image_u8
     except DataError as error:
         raise DataError(f"{image} {error}. Name another image.") from error
-    image_u8 = Geometry(facts.image_px, cast("Fit", facts.fit))(decoded_u8)
+    image_u8 = Geometry(facts.image_px, cast("Fit", facts.fit), facts.crop_share)(decoded_u8)
     seen = find(network, [image_u8])
     if page:
         try:

@@ -21,6 +21,8 @@ BESIDE = (VERIFICATION, MODEL_CARD, IMAGES, BASELINE)
 CLASSES = "convoy.classes"
 IMAGE_PX = "convoy.image_px"
 FIT = "convoy.fit"
+CROP_SHARE = "convoy.crop_share"
+"""Share of the centre square's side that `fit: crop` keeps; absent where it is all of it."""
 VERSION = "convoy.version"
 INPUT = "convoy.input"
 

@@ -26,6 +26,11 @@ MANIFEST_FILE = "manifest.parquet"
 REPORT_FILE = "report.html"
 
 
+def cropped_side(side: int, crop_share: float) -> int:
+    """Compute the side, in pixels, of the centre square that `data.crop_share` keeps of a square."""
+    return max(1, round(side * crop_share))  # the double and the rounding of the exported graph
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Images and labels by split, as slices of memory-mapped files.
@@ -33,6 +38,7 @@ class Dataset:
     Attributes:
         classes: names, sorted; a label is an index into them.
         image_px: side of every packed square, in pixels.
+        crop_share: share of the centre square's side that `fit: crop` keeps, > 0 to 1.
         background: colour behind transparent pixels.
         mean: of the train split per channel (RGB), 0..1.
         std: of the train split per channel (RGB), 0..1.
@@ -46,6 +52,7 @@ class Dataset:
     classes: tuple[str, ...]
     image_px: int
     fit: Fit
+    crop_share: float
     background: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -75,7 +82,8 @@ class Dataset:
                 classes=tuple(facts["classes"]),
                 image_px=facts["image_px"],
                 fit=facts["fit"],
-                background=facts.get("background", DEFAULT_BACKGROUND),  # not in those of earlier versions
+                crop_share=facts.get("crop_share", 1.0),  # not in those of earlier versions
+                background=facts.get("background", DEFAULT_BACKGROUND),  # likewise
                 mean=(mean_r, mean_g, mean_b),
                 std=(std_r, std_g, std_b),
                 hash=facts["hash"],

@@ -32,7 +32,7 @@ from convoy.images import damaged, decode, formats, profiles, resize
 CODE = (damaged, decode, formats, profiles, resize, correlation, duplicates, sketches, split, statistics)
 """Modules whose code decides what is kept, beside scan.py, which imports this one and lays the rows out."""
 
-OPTIONS = ("image_px", "fit", "background", "max_truncated")
+OPTIONS = ("image_px", "fit", "crop_share", "background", "max_truncated")
 """Params that decide what is kept."""
 
 MAX_BYTES = 4 * 2**30

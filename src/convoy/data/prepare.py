@@ -89,7 +89,7 @@ def prepare(
         _replacing(out) as scratch,
         Cache(out.parent / CACHE, cache.key(params)) as seen,
     ):
-        geometry = Geometry(params.image_px, params.fit)
+        geometry = Geometry(params.image_px, params.fit, params.crop_share)
         result = scan(data, params, geometry, keep=lambda square_u8: spool.write(square_u8.data), cache=seen)
         changes = class_changes.check(result, before, params)
         refuse_findings(result.delivery, changes)
@@ -130,6 +130,8 @@ def _write(result: Scan, params: DataParams, squares: Rows, out: Path) -> None:
     order = np.array([record.index for record in used], np.int64)
     mean, std = _write_images(out / IMAGES_FILE, squares, order, train_rows=stops[0])
     facts: dict[str, object] = {"classes": result.classes, "image_px": params.image_px, "fit": params.fit}
+    if params.crop_share < 1:  # else the hash is that of earlier versions
+        facts["crop_share"] = params.crop_share
     # The hash is of the content, whatever files it came in.
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for record in used:

@@ -1,7 +1,8 @@
 """The `data` section of params.yaml."""
 
 import re
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -122,10 +123,19 @@ class CheckParams(Section):
 class DataParams(Section):
     """Configure how `prepare` reads, checks, splits and packs a delivery."""
 
+    other_names: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("crop_pct", "crop_ratio", "center_crop", "central_fraction"), "crop_share"),
+        **dict.fromkeys(("img_size", "imgsz", "image_size", "input_size", "size"), "image_px"),
+    }
+
     image_px: Annotated[
         int, Field(ge=8, le=1024, description="side of the square that the network sees, in pixels")
     ]
     fit: Annotated[Fit, Field(description="how an image becomes that square")]
+    crop_share: Annotated[
+        float,
+        Field(ge=0.1, le=1, description="share of the shorter side that `fit: crop` keeps in the middle"),
+    ]
     layout: Annotated[Arrangement, Field(description="what the folders of a delivery are")]
     label: Annotated[
         str,
@@ -170,3 +180,12 @@ class DataParams(Section):
         float, Field(ge=0, le=1, description="largest share of files that may be unusable")
     ]
     checks: Annotated[CheckParams, Field(description="what is looked for in readable images")]
+
+    @model_validator(mode="after")
+    def _crop_to_keep_a_share_of(self) -> Self:
+        if self.crop_share < 1 and self.fit != "crop":
+            raise ValueError(
+                f"crop_share: {self.crop_share:g} has no effect with fit: {self.fit}, which shows the whole image. Set "
+                "crop_share: 1.0, or fit: crop"
+            )
+        return self

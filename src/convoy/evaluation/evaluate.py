@@ -87,6 +87,7 @@ def evaluate(dataset_folder: Path, model_folder: Path, params: EvaluateParams, o
         "data_hash": dataset.hash,
         "image_px": dataset.image_px,
         "fit": dataset.fit,
+        "crop_share": dataset.crop_share,
         "temperature": facts.temperature,
         "counts": dataset.counts,
     }

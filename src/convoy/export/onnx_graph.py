@@ -58,7 +58,7 @@ def build(model: Path, out: Path, identity: Mapping[str, str]) -> None:
         (out / name).unlink(missing_ok=True)
     network = _export(deployable, facts.image_px, facts.network)
     joined: onnx.ModelProto = compose.merge_models(
-        resize.graph(facts.image_px, cast("Fit", facts.fit)),
+        resize.graph(facts.image_px, cast("Fit", facts.fit), facts.crop_share),
         network,
         io_map=[("pixels", "pixels")],
         name="convoy",
@@ -78,6 +78,8 @@ def build(model: Path, out: Path, identity: Mapping[str, str]) -> None:
         contract.INPUT: contract.input_in_words(facts.background),
         **{f"convoy.{key}": identity[key] for key in contract.IDENTITY},
     }
+    if facts.crop_share < 1:
+        properties[contract.CROP_SHARE] = str(facts.crop_share)
     helper.set_model_props(joined, properties)
     size = joined.ByteSize()
     if size > LARGEST_BYTES:

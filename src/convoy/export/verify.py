@@ -67,7 +67,11 @@ def verify(deploy: Path, data: Path, evaluation: Path, params: ExportParams) -> 
             f"{unverified} has the classes {', '.join(model.classes)}; {evaluation} was measured with "
             f"{', '.join(reference.classes)}. Bring both up to date: dvc repro"
         )
-    geometry = Geometry(int(model.properties[contract.IMAGE_PX]), cast("Fit", model.properties[contract.FIT]))
+    geometry = Geometry(
+        int(model.properties[contract.IMAGE_PX]),
+        cast("Fit", model.properties[contract.FIT]),
+        float(model.properties.get(contract.CROP_SHARE, 1)),
+    )
 
     whole, correct, sample = compare_from_files(model, data, reference, geometry, params)
     comparisons = [whole, *compare_batches(model, sample, params), compare_odd_sizes(model, geometry, params)]
@@ -247,6 +251,7 @@ class Sample:
     paths: list[str]
     squares_u8: npt.NDArray[np.uint8]  # (n, P, P, 3)
     probabilities: npt.NDArray[np.float32]  # (n, K)
+    geometry: Geometry
 
 
 def compare_from_files(
@@ -269,7 +274,9 @@ def compare_from_files(
         background=model.background,
     )
     # Test rows are sorted by a hash of their pixels, so the first are a fair sample.
-    most = min(SAMPLE_IMAGES, max(1, SAMPLE_BYTES // (3 * geometry.image_px**2)))
+    most = min(
+        SAMPLE_IMAGES, max(1, int(SAMPLE_BYTES // (3 * (geometry.image_px / geometry.crop_share) ** 2)))
+    )
     sample: dict[int, npt.NDArray[np.uint8]] = {}
     correct = 0
     for chunk in chunks(images, lambda item: item[1].nbytes):
@@ -280,7 +287,7 @@ def compare_from_files(
         sample |= {row_of[path]: geometry(image_u8) for path, image_u8 in chunk if row_of[path] < most}
     squares_u8 = np.stack([sample[row] for row in range(len(sample))])
     measured = reference.probabilities[: len(sample)]
-    return comparison, correct, Sample(reference.paths[: len(sample)], squares_u8, measured)
+    return comparison, correct, Sample(reference.paths[: len(sample)], squares_u8, measured, geometry)
 
 
 def compare_batches(model: OnnxModel, sample: Sample, limits: ExportParams) -> list[Comparison]:
@@ -297,7 +304,11 @@ def compare_odd_sizes(model: OnnxModel, geometry: Geometry, limits: ExportParams
     for height, width in sizes:
         images_u8 = noise.integers(0, 256, (2, height, width, 3), dtype=np.uint8)
         packed_u8 = np.stack([geometry(image_u8) for image_u8 in images_u8])
-        comparison.add([f"noise of {height} x {width} pixels"] * 2, model(packed_u8), model(images_u8))
+        comparison.add(
+            [f"noise of {height} x {width} pixels"] * 2,
+            model(geometry.uncropped(packed_u8)),
+            model(images_u8),
+        )
     return comparison
 
 
@@ -335,7 +346,8 @@ def _compare_sample(
     comparison = Comparison(name, limits)
     for start in range(0, len(sample.paths), size):
         part = slice(start, start + size)
-        comparison.add(sample.paths[part], sample.probabilities[part], model(sample.squares_u8[part]))
+        served_u8 = sample.geometry.uncropped(sample.squares_u8[part])
+        comparison.add(sample.paths[part], sample.probabilities[part], model(served_u8))
     return comparison
 
 

@@ -18,7 +18,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from convoy.core.dataset import Fit
+from convoy.core.dataset import Fit, cropped_side
 
 OPSET = 20
 IR_VERSION = 10
@@ -29,18 +29,18 @@ LARGE_PIXELS = 2**22
 """Pixels above which an image is resized channel by channel: as float32 it would take twelve times its file's pixels."""
 
 
-def graph(image_px: int, fit: Fit, channels: int = 3) -> onnx.ModelProto:
+def graph(image_px: int, fit: Fit, crop_share: float = 1.0, channels: int = 3) -> onnx.ModelProto:
     """Build the graph from `image`, uint8 (N, H, W, 3), to `pixels`, float32 (N, 3, P, P), whole numbers 0..255.
 
-    squash resizes both sides to P; crop takes the square in the middle first (cropping
-    afterwards would resize a 1 x 100,000 panorama to P x 100,000 P); letterbox resizes the
+    squash resizes both sides to P; crop takes the square in the middle first, whose side is `crop_share` of the shorter
+    one (cropping afterwards would resize a 1 x 100,000 panorama to P x 100,000 P); letterbox resizes the
     longer side to P and pads with black, evenly, the odd pixel going right and below.
     """
     build = _Builder()
     planes = build.node("Transpose", ["image"], "geometry_planes", perm=[0, 3, 1, 2])
     size = build.constant("geometry_square", [image_px, image_px])
     if fit == "crop":
-        planes = _central_square(build, planes)
+        planes = _central_square(build, planes, crop_share)
     elif fit == "letterbox":
         build.constant("geometry_side", [image_px])
         size = _size_inside(build, planes)
@@ -71,30 +71,40 @@ class Geometry:
 
     image_px: int
     fit: Fit
+    crop_share: float = 1.0
 
     def __call__(self, image_u8: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Resize one (H, W, 3) uint8 image to (P, P, 3) uint8.
 
         The channels of a large image are resized after each other, with the same result and a third of the memory.
         """
-        if image_u8.shape[:2] == (self.image_px, self.image_px):
+        if image_u8.shape[:2] == (self.image_px, self.image_px) and self.crop_share == 1:
             return image_u8  # whatever the fit: each output pixel is the input pixel
         height, width, channels = image_u8.shape
         at_once = 1 if height * width > LARGE_PIXELS else channels
         square_u8 = np.empty((self.image_px, self.image_px, channels), np.uint8)
         for first in range(0, channels, at_once):
             part_u8 = image_u8[np.newaxis, ..., first : first + at_once]
-            (pixels,) = _session(self.image_px, self.fit, at_once).run(["pixels"], {"image": part_u8})
+            session = _session(self.image_px, self.fit, self.crop_share, at_once)
+            (pixels,) = session.run(["pixels"], {"image": part_u8})
             square_u8[..., first : first + at_once] = pixels[0].transpose(1, 2, 0)
         return square_u8
 
+    def uncropped(self, squares_u8: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Surround (n, P, P, 3) packed squares with black, so that the graph makes exactly them of the result."""
+        side = int(self.image_px / self.crop_share)
+        side += cropped_side(side, self.crop_share) < self.image_px
+        before = (side - self.image_px) // 2
+        around = (before, side - self.image_px - before)
+        return np.pad(squares_u8, ((0, 0), around, around, (0, 0)))
+
 
 @lru_cache(maxsize=8)
-def _session(image_px: int, fit: Fit, channels: int) -> onnxruntime.InferenceSession:
+def _session(image_px: int, fit: Fit, crop_share: float, channels: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
     options.intra_op_num_threads = 1  # callers have a thread per image; small ones are slower with more
-    model = graph(image_px, fit, channels).SerializeToString()
+    model = graph(image_px, fit, crop_share, channels).SerializeToString()
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
@@ -105,9 +115,9 @@ class _Builder:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
 
-    def constant(self, name: str, value: float | list[int]) -> str:
-        """Add int64 numbers or one float32."""
-        array = np.array(value, dtype=np.float32 if isinstance(value, float) else np.int64)
+    def constant(self, name: str, value: float | list[int], kind: type[np.generic] | None = None) -> str:
+        """Add int64 numbers, one float32, or what is of another kind."""
+        array = np.array(value, dtype=kind or (np.float32 if isinstance(value, float) else np.int64))
         self.constants.append(numpy_helper.from_array(array, name))
         return name
 
@@ -132,13 +142,23 @@ class _Builder:
         return model
 
 
-def _central_square(build: _Builder, planes: str) -> str:
-    """Crop the largest square in the middle first, so that nothing is computed on the rest."""
+def _central_square(build: _Builder, planes: str, crop_share: float) -> str:
+    """Crop the square in the middle first, so that nothing is computed on the rest; its side is `cropped_side` of the shorter one."""
     build.node("Shape", [planes], "geometry_size", start=2)  # [H, W]
     build.node("ReduceMin", ["geometry_size"], "geometry_short", keepdims=1)  # [min(H, W)]
-    build.node("Sub", ["geometry_size", "geometry_short"], "geometry_spare")
+    side = "geometry_short"
+    if crop_share < 1:
+        share = build.constant("geometry_crop_share", crop_share, np.float64)
+        build.node("Cast", [side], "geometry_short_double", to=TensorProto.DOUBLE)
+        build.node("Mul", ["geometry_short_double", share], "geometry_share")
+        build.node("Round", ["geometry_share"], "geometry_share_rounded")
+        build.node("Cast", ["geometry_share_rounded"], "geometry_side_or_zero", to=TensorProto.INT64)
+        side = build.node(
+            "Max", ["geometry_side_or_zero", build.constant("geometry_one", [1])], "geometry_side"
+        )
+    build.node("Sub", ["geometry_size", side], "geometry_spare")
     build.node("Div", ["geometry_spare", build.constant("geometry_two", [2])], "geometry_from")
-    build.node("Add", ["geometry_from", "geometry_short"], "geometry_to")
+    build.node("Add", ["geometry_from", side], "geometry_to")
     axes = build.constant("geometry_axes", [2, 3])
     return build.node("Slice", [planes, "geometry_from", "geometry_to", axes], "geometry_cropped")
 

@@ -86,6 +86,7 @@ class ModelFacts(BaseModel):
     std: list[float]  # per channel, 0..1 units
     temperature: float = Field(1.0, gt=0)  # not in the files of earlier versions
     tta: Tta = "none"  # likewise
+    crop_share: float = Field(1.0, gt=0, le=1)  # likewise
 
 
 def make(facts: ModelFacts, *, auxiliary: bool = False) -> NormalizedModel:

@@ -90,6 +90,7 @@ def fit(
         classes=list(dataset.classes),
         image_px=dataset.image_px,
         fit=dataset.fit,
+        crop_share=dataset.crop_share,
         background=dataset.background,
         mean=list(normalisation.mean),
         std=list(normalisation.std),

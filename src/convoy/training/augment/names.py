@@ -33,8 +33,8 @@ _NONE = {
     "elastic, elastic_transform, grid_distortion, optical_distortion, thin_plate_spline, fisheye": "no transform bends images",
     "jpeg, image_compression, downscale, rain, fog, snow, sun_flare, shadow, clahe, gamma, plasma": "no transform imitates "
     "weather or cameras",
-    "resize, resize_shorter, longest_max_size, smallest_max_size, letter_box, pad, center_crop, presizing": "data.image_px and "
-    "data.fit decide how images become squares, in training and in serving alike",
+    "resize, resize_shorter, longest_max_size, smallest_max_size, letter_box, pad, center_crop, presizing": "data.image_px, "
+    "data.fit and data.crop_share decide how images become squares, in training and in serving alike",
     "normalize, to_tensor, to_image, to_dtype, to_pil_image, int_to_float_tensor": "Convoy does it, in training and in "
     "the exported graph alike",
     "compose, sequential, random_apply, random_choice, one_of, some_of, random_order, no_op": "the list is the composition",
