@@ -530,9 +530,9 @@ def test_rows_are_read_from_the_file_as_from_an_array(tmp_path):
     with (tmp_path / "rows").open("w+b") as file:
         file.write(expected.tobytes())
         rows = Rows(file, (4, 3))
-    assert (len(rows), rows.shape) == (3000, (3000, 4, 3))
-    for chosen in (7, slice(10, 20), slice(0), np.array([2999, 0, 5, 5])):
-        assert np.array_equal(rows[chosen], expected[chosen])
+        assert (len(rows), rows.shape) == (3000, (3000, 4, 3))
+        for chosen in (7, slice(10, 20), slice(0), np.array([2999, 0, 5, 5, 6, 7]), np.array([0])):
+            assert np.array_equal(rows[chosen], expected[chosen])
 
 
 def test_rows_that_were_read_do_not_stay_in_memory(tmp_path):
@@ -540,7 +540,7 @@ def test_rows_that_were_read_do_not_stay_in_memory(tmp_path):
     with (tmp_path / "rows").open("w+b") as file:
         file.write(bytes(2**27))
         rows = Rows(file, (2**16,))
-    before = process.memory_info().rss
-    for n in range(len(rows)):
-        assert not rows[n].any()
-    assert process.memory_info().rss - before < 2**25
+        before = process.memory_info().rss
+        for n in range(len(rows)):
+            assert not rows[n].any()
+        assert process.memory_info().rss - before < 2**25

@@ -20,9 +20,6 @@ from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
-import PIL
-import scipy
 
 from convoy.core.console import info
 from convoy.data import correlation, duplicates, sketches, split, statistics
@@ -31,6 +28,9 @@ from convoy.images import damaged, decode, formats, profiles, resize
 
 CODE = (damaged, decode, formats, profiles, resize, correlation, duplicates, sketches, split, statistics)
 """Modules whose code decides what is kept, beside scan.py, which imports this one and lays the rows out."""
+
+PACKAGES = ("pillow", "onnxruntime", "numpy", "scipy", "pillow-heif")
+"""Libraries that decode and measure; the last is an extra."""
 
 OPTIONS = ("image_px", "fit", "crop_share", "background", "max_truncated")
 """Params that decide what is kept."""
@@ -43,6 +43,8 @@ ROWS = 2048
 
 LOOKUP = 512
 """Files that are looked up at once: SQLite takes at most 999 values in a statement before version 3.32."""
+
+NAME_BYTES = hashlib.sha256().digest_size
 
 WAIT_S = 5.0
 """Longest wait for another process that writes."""
@@ -78,13 +80,12 @@ def key(params: DataParams) -> bytes:
     for path in (*(Path(str(module.__file__)) for module in CODE), Path(__file__).with_name("scan.py")):
         digest.update(path.read_bytes())
     options = {name: getattr(params, name) for name in OPTIONS}
-    versions = [each.__version__ for each in (PIL, onnxruntime, np, scipy)]
-    digest.update(json.dumps([options, *versions, _version_of_extra("pillow-heif")]).encode())
+    digest.update(json.dumps([options, *map(_version, PACKAGES)]).encode())
     return digest.digest()
 
 
-def _version_of_extra(package: str) -> str:
-    """Return the version of a package that is not always installed; empty without it."""
+def _version(package: str) -> str:
+    """Return the version of a package without importing it; empty if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -100,7 +101,7 @@ class Cache:
     def __init__(self, path: Path, key: bytes) -> None:
         self._path, self._key = path, key
         self._rows: list[tuple[bytes, str, bytes, int]] = []
-        self._used: list[tuple[bytes]] = []
+        self._used = bytearray()  # names, one after the other
         self._thread = threading.local()
         self._readers: list[sqlite3.Connection] = []
         self._writer: sqlite3.Connection | None = None
@@ -131,8 +132,7 @@ class Cache:
         if self._writer:
             with suppress(sqlite3.Error):
                 if self._size() > MAX_BYTES:
-                    self._writer.execute("DELETE FROM image WHERE file NOT IN (SELECT file FROM used)")
-                    self._writer.commit()
+                    self._remove_unused(self._writer)
             self._writer.close()
         for reader in self._readers:
             reader.close()
@@ -164,11 +164,11 @@ class Cache:
         if self._writer is None:
             return
         name = self._name(sha256)
-        self._used.append((name,))
+        self._used += name
         if seen is not None and not self._full:
             words = json.dumps(seen.words)
             self._rows.append((name, words, seen.arrays, zlib.crc32(seen.arrays, zlib.crc32(words.encode()))))
-        if len(self._used) >= ROWS:
+        if len(self._rows) >= ROWS:
             self._write()
 
     def earlier(self, name: str) -> Mapping[str, npt.NDArray[np.generic]] | None:
@@ -209,7 +209,6 @@ class Cache:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = OFF")  # a row that a loss of power damages has another checksum
             db.executescript(SCHEMA)
-            db.execute("CREATE TEMP TABLE used (file BLOB PRIMARY KEY)")
             db.commit()
         except sqlite3.Error:
             db.close()
@@ -224,14 +223,19 @@ class Cache:
         )
         return int((pages - free) * size)
 
+    def _remove_unused(self, db: sqlite3.Connection) -> None:
+        db.execute("CREATE TEMP TABLE used (file BLOB PRIMARY KEY)")
+        names = ((self._used[at : at + NAME_BYTES],) for at in range(0, len(self._used), NAME_BYTES))
+        db.executemany("INSERT OR IGNORE INTO used VALUES (?)", names)
+        db.execute("DELETE FROM image WHERE file NOT IN (SELECT file FROM used)")
+        db.commit()
+
     def _write(self) -> None:
         rows, self._rows = self._rows, []
-        used, self._used = self._used, []
-        if self._writer is None:
+        if self._writer is None or not rows:
             return
         try:
             self._writer.executemany("INSERT OR REPLACE INTO image VALUES (?, ?, ?, ?)", rows)
-            self._writer.executemany("INSERT OR IGNORE INTO used VALUES (?)", used)
             self._writer.commit()
             self._full = self._size() > MAX_BYTES
         except sqlite3.Error as error:

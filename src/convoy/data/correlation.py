@@ -9,7 +9,6 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
-from scipy.ndimage import gaussian_filter1d
 
 PX = 32
 """Side of a gray thumbnail."""
@@ -91,8 +90,11 @@ def bands(thumbnails: U8) -> tuple[F64, F64]:
 
 @cache
 def blur(sigma: float) -> F64:
-    """Matrix that blurs a row of the thumbnail, in whole numbers; each of its rows adds up to `ONE`."""
-    rows = gaussian_filter1d(np.eye(PX), sigma, axis=0, mode="nearest") * ONE
+    """Matrix that blurs a row of the thumbnail, repeated beyond its ends, in whole numbers; each of its rows adds up to `ONE`."""
+    offsets = np.arange(-int(4 * sigma + 0.5), int(4 * sigma + 0.5) + 1)
+    weights = np.exp(-0.5 / sigma**2 * offsets**2)
+    rows, at = np.zeros((PX, PX)), np.arange(PX)[:, np.newaxis]
+    np.add.at(rows, (at, np.clip(at + offsets, 0, PX - 1)), weights / weights.sum() * ONE)
     whole: F64 = np.rint(rows)
     whole[np.diag_indices(PX)] += ONE - whole.sum(axis=1)
     return whole

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from convoy.core.console import info
 from convoy.core.contract import BASELINE
@@ -23,7 +24,7 @@ from convoy.core.dataset import FACTS_FILE, IMAGES_FILE, LABELS_FILE, MANIFEST_F
 from convoy.core.files import write_json
 from convoy.data import cache, class_changes, drift, report, summary
 from convoy.data.cache import Cache
-from convoy.data.records import Record, Rows
+from convoy.data.records import SPOOL_BYTES, Record, Rows
 from convoy.data.scan import Scan, refuse_findings, scan
 from convoy.data.settings import DataParams
 from convoy.images.resize import Geometry
@@ -85,7 +86,7 @@ def prepare(
     out.parent.mkdir(parents=True, exist_ok=True)
     # The packed images wait in an unnamed file until all are checked; it is gone whatever ends the process.
     with (
-        tempfile.TemporaryFile(dir=out.parent) as spool,
+        tempfile.TemporaryFile(dir=out.parent, buffering=SPOOL_BYTES) as spool,
         _replacing(out) as scratch,
         Cache(out.parent / CACHE, cache.key(params)) as seen,
     ):
@@ -167,15 +168,16 @@ def _write_images(
 ) -> tuple[list[float], list[float]]:
     """Write packed images in the given order as one NPY array; return mean and std per channel of the first `train_rows`, 0..1."""
     histogram = np.zeros((3, 256), np.int64)  # exact, whatever the number of images
+    side = squares.shape[1]
     with path.open("wb") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": (len(order), *squares.shape[1:])}
         np.lib.format.write_array_header_1_0(file, header)
         for start in range(0, len(order), CHUNK_ROWS):
             chunk_u8 = squares[order[start : start + CHUNK_ROWS]]
-            file.write(chunk_u8.tobytes())
-            for channel in range(3):
-                values = chunk_u8[: max(train_rows - start, 0), ..., channel].ravel()
-                histogram[channel] += np.bincount(values, minlength=256)
+            file.write(chunk_u8.data)
+            if (count := min(len(chunk_u8), train_rows - start)) > 0:
+                strip = Image.frombuffer("RGB", (side, count * side), chunk_u8[:count], "raw", "RGB", 0, 1)
+                histogram += np.reshape(strip.histogram(), (3, 256))
     levels = np.arange(256) / 255
     shares = histogram / histogram.sum(axis=1, keepdims=True)
     mean = (shares * levels).sum(axis=1)

@@ -1,6 +1,7 @@
 """What `prepare` holds about each delivered file, and what its checks find."""
 
-import mmap
+import math
+import os
 from dataclasses import dataclass
 from typing import IO, Literal
 
@@ -10,6 +11,9 @@ import numpy.typing as npt
 from convoy.core.dataset import Split
 from convoy.data.settings import Action
 from convoy.images.formats import Fault
+
+SPOOL_BYTES = 2**20
+"""Bytes that are written at once to a file of arrays: of few, the kernel makes small pages, and takes a multiple of the time."""
 
 Status = Literal["ok", "quarantined", "left_out", "passed_over"]
 """Use of a delivered file. Quarantined: it should be an image of a class and cannot be used. Left out: a check or the
@@ -92,27 +96,32 @@ class Finding:
 
 
 class Rows:
-    """Read arrays of one shape from a file, without keeping in memory what was read, however many there are."""
+    """Read arrays of one shape from an open file, of which nothing stays in memory, however many there are.
+
+    A mapped file would be slower by a multiple where it was written in small pieces, for which the kernel maps each page by itself.
+    """
 
     def __init__(self, file: IO[bytes], shape: tuple[int, ...]) -> None:
-        """Map a file that holds at least one array of bytes.
+        """Look at a file of arrays of bytes.
 
         Args:
-            file: what was written so far is read.
+            file: what was written so far is read; must stay open.
             shape: of each array.
         """
         file.flush()
-        self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._rows = np.frombuffer(self._mapped, np.uint8).reshape(-1, *shape)
-        self.shape = self._rows.shape
+        self._file, self._each = file.fileno(), math.prod(shape)
+        self.shape = (os.fstat(self._file).st_size // self._each, *shape)
 
     def __len__(self) -> int:
         """Return the number of arrays."""
-        return len(self._rows)
+        return self.shape[0]
 
     def __getitem__(self, rows: int | slice | npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
-        """Copy rows, as of an array."""
-        found = np.array(self._rows[rows])
-        if hasattr(mmap, "MADV_DONTNEED"):  # pages of a file that were read count as this process's memory
-            self._mapped.madvise(mmap.MADV_DONTNEED)
-        return found
+        """Read rows, as of an array that cannot be written."""
+        numbers = np.arange(len(self))[rows]
+        chosen = np.atleast_1d(numbers)
+        first = np.flatnonzero(np.diff(chosen, prepend=-2) != 1)  # of each run of neighbours in the file
+        counts = np.diff(first, append=len(chosen))
+        runs = zip(chosen[first].tolist(), counts.tolist(), strict=True)
+        content = [os.pread(self._file, count * self._each, start * self._each) for start, count in runs]
+        return np.frombuffer(b"".join(content), np.uint8).reshape(*numbers.shape, *self.shape[1:])

@@ -35,7 +35,7 @@ from convoy.data.checks import (
 from convoy.data.duplicates import Compared
 from convoy.data.layout import Layout, recognise
 from convoy.data.rare import absent_from_delivered
-from convoy.data.records import Finding, Pair, Record, Rows, Status
+from convoy.data.records import SPOOL_BYTES, Finding, Pair, Record, Rows, Status
 from convoy.data.settings import DataParams
 from convoy.data.split import assign, pixel_hash
 from convoy.data.statistics import REDUCED_PX, STATISTICS, columns, measure_all
@@ -175,7 +175,7 @@ def scan(
     decoding = partial(decode, background=params.background, max_truncated=params.max_truncated)
     measured, transparent = array("f"), bytearray()
     noted: defaultdict[Note, list[str]] = defaultdict(list)
-    with TemporaryFile() as fingerprints:
+    with TemporaryFile(buffering=SPOOL_BYTES) as fingerprints:
         for record, image in track(
             read(delivery.files(), layout, shrink, decoding, cache), "decode images", len(names)
         ):
