@@ -30,6 +30,11 @@ ODD = [
 ]
 
 
+CUT = """selector => [...document.querySelectorAll(selector)].filter(e =>
+    e.scrollHeight > e.clientHeight + 1 || e.scrollWidth > e.clientWidth + 1).map(e => e.textContent)"""
+"""Elements whose text is cut off."""
+
+
 def scan_of(labels, per_split=(3, 1, 1), px=8, findings=(), pairs=(), extra=()):
     """A scan of noise with as many images per class and split, and the packed images."""
     records = [
@@ -130,7 +135,7 @@ def test_reasons_and_kinds_are_counted_with_examples(tmp_path):
     extra = [Record(f"cat/{n}.jpg", "cat", None, status="quarantined", reason="is empty") for n in range(9)]
     extra += [Record(f"{n}.json", None, None, status="passed_over", reason="sidecar") for n in range(4)]
     page = page_of(tmp_path, *scan_of(["cat", "dog"], extra=extra))
-    assert re.search(r"is empty <b>\(9\)</b>:(\s+<code>cat/\d\.jpg</code>,?){5} …", page)
+    assert re.search(r"is empty <b>\(9\)</b>:(<br><code>cat/\d\.jpg</code>){5}<br>.*and 4 more", page)
     assert re.search(r"sidecar</td><td>4</td>.*<code>0\.json", page)
 
 
@@ -168,7 +173,7 @@ def test_prepare_writes_the_page_with_what_was_delivered(folder, pets, settings,
     prepare(folder(pets | {"cat/x.png": b""}), settings(), tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "80 images of 2 classes" in page
-    assert "is empty (0 bytes): <code>cat/x.png</code>" in " ".join(page.split())
+    assert "is empty (0 bytes):<br><code>cat/x.png</code>" in " ".join(page.split())
     assert "(1: damaged 1)" in page
     assert len(images_in(page)) >= 2 * report.PER_CLASS
 
@@ -186,6 +191,13 @@ def test_no_name_makes_the_page_wider_than_its_window(tmp_path):
             for width in (375, 1200):
                 page.set_viewport_size({"width": width, "height": 800})
                 assert page.evaluate("document.documentElement.scrollWidth") <= width
+                # Long names end with a whole line above the split; a phone, which shows no titles, shows the names of classes in full.
+                assert page.evaluate(CUT, "figcaption, .class .name" if width == 375 else "figcaption") == []
+                assert (
+                    page.locator("figcaption", has_text=ODD[2])
+                    .get_by_text("train", exact=True)
+                    .first.is_visible()
+                )
             colours = (
                 "getComputedStyle(document.body).backgroundColor + getComputedStyle(document.body).color"
             )
