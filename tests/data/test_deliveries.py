@@ -262,6 +262,9 @@ REFUSED: Mapping[str, tuple[dict[str, bytes], Mapping[str, object], Facts]] = {
         {}, ("train (60), test1 (20) hold images without class folders", "cat.0.jpg, dog.0.jpg", r"`label: '^(?P<label>[A-Za-z]+)\.\d'`"),
     ),
     "lists of several labels per image": (one_hot(both="train/1.png"), {}, ("train/_classes.csv has several labels per image (1.png: circle, square)", "one class per image")),
+    "a list of several labels per image in the test split": (
+        one_hot(both="test/1.png"), {}, ("12 images, such as test/0.png, have no class", "test/_classes.csv has several labels per image (1.png: circle, square)", "remove the list"),
+    ),
     "a class absent from a delivered split": (
         folders(*(f"{part}/{label}" for part in ("train", "valid", "test") for label in SHAPES)) | shots("train/cross", 8),
         {}, ("val split has no usable image of class `cross`", "data.rare: train_only"),

@@ -498,6 +498,52 @@ def test_a_list_above_the_limit_is_not_read(delivered, monkeypatch):
     assert "labels.csv is not read: it has more than 20 bytes" in refusal(delivery)
 
 
+PARTS = [f"{part}/{n}.jpg" for part in ("train", "test") for n in range(4)]
+ONE_HOT = "filename,cat,dog\n0.jpg,1,0\n1.jpg,0,1\n2.jpg,1,0\n3.jpg,0,1\n"
+LONG = "file\n" + "0.jpg\n" * 300 + "x" * 200_000 + "\n"
+
+
+@pytest.mark.parametrize("train", [ONE_HOT, None])
+@pytest.mark.parametrize(
+    ("test", "reason"),
+    [
+        (ONE_HOT.replace("1,0\n", "1,1\n"), "has several labels per image (0.jpg: cat, dog)"),
+        (LONG.replace("\n", ",cat\n").replace("file,cat", "file,label"), "cannot be read after row 30"),
+        (LONG, "cannot be read after row 30"),
+    ],
+)
+def test_a_split_whose_list_is_unusable_is_refused_and_not_passed_over_as_unlabelled(
+    delivered, train, test, reason
+):
+    images = PARTS if train else [name.replace("train/", f"train/{n % 2}/") for n, name in enumerate(PARTS)]
+    texts = {"test/_classes.csv": test} | ({"train/_classes.csv": train} if train else {})
+    message = refusal(delivered(images, texts))
+    assert (
+        f"such as test/0.jpg, have no class, since the list that names them is not usable: test/_classes.csv {reason}"
+        in message
+    )
+    assert "remove the list" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("path,label\na.jpg,\0\n", "test/labels.csv contains NUL bytes"),
+        ("path,label\n" + "a.jpg,cat\n" * 7, "test/labels.csv is not read: it has more than"),
+    ],
+)
+def test_a_list_that_is_not_read_is_pointed_out_beside_others(delivered, monkeypatch, text, reason):
+    monkeypatch.setattr(lists, "MAX_LIST_BYTES", 80)
+    found = notes(delivered(PARTS, {"train/_classes.csv": ONE_HOT, "test/labels.csv": text}))
+    assert [note for note in found if note.startswith(reason)], found
+
+
+def test_lists_beyond_the_limit_are_pointed_out(delivered, monkeypatch):
+    monkeypatch.setattr(lists, "MAX_LISTS", 1)
+    delivery = delivered(PARTS, {f"{part}/_classes.csv": ONE_HOT for part in ("train", "test")})
+    assert "Of 2 lists the 1 nearest to the top are read; train/_classes.csv is beyond" in refusal(delivery)
+
+
 def test_the_column_of_the_classes_is_stated(delivered):
     delivery = delivered(ABCD, {"labels.csv": "path,sex,species\na,m,cat\nb,f,cat\nc,m,dog\nd,m,dog\n"})
     assert places(delivery) == CATS_AND_DOGS

@@ -228,6 +228,12 @@ def test_a_left_out_model_is_named_with_the_command(name, tmp_path):
         assert fact in str(caught.value)
 
 
+def test_a_models_folder_is_no_model_and_its_file_is_named(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"")
+    with pytest.raises(RequestError, match=f"convoy predict {tmp_path}/model.onnx b.png$"):
+        predict(tmp_path, [Path("b.png")])
+
+
 def test_the_exit_code_is_1_if_a_file_has_no_prediction(built, folder, capsys):
     assert show(predict(built.unverified, [folder / "b.png"]), as_json=False) == 0
     path, label, probability = capsys.readouterr().out.split(" ")

@@ -280,6 +280,21 @@ def by_pattern(
     return Named(pattern, folders, lists.rows, used, delivered, bare, notes)
 
 
+def check_refused(path: Path, lists: Lists, layout: "Folders | Listed") -> None:
+    """Refuse a delivery in which a split's images would be passed over because the list that labels them is unusable.
+
+    Raises:
+        DataError: with the list and the reason.
+    """
+    refused = {name: why for name, why in lists.refused.items() if layout.place(name) == UNLABELLED}
+    if refused:
+        name, why = next(iter(refused.items()))
+        raise DataError(
+            f"{path}: {len(refused):,} images, such as {name}, have no class, since the list that names them is not usable: {why} "
+            "To pass these images over as unlabelled, remove the list."
+        )
+
+
 def unused(rejected: Iterable[str]) -> list[Finding]:
     """Point out lists that were meant and are not used."""
     return [Finding("list", 1, None, "report", f"{text} It is not used.") for text in rejected]

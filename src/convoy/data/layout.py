@@ -168,9 +168,11 @@ def _recognise(
         return labels.by_pattern(delivery.path, pictures, re.compile(label), base, lists)
     if label == "auto" and (found := _class_folders(delivery.path, images, arrangement, lists)):
         layout = labels.beside(delivery.path, pictures, lists, found) if lists.rows else found
+        labels.check_refused(delivery.path, lists, layout)
         notes = (*layout.notes, *labels.unused(lists.rejected), *labels.unread_lists(delivered))
         return replace(layout, notes=notes)
     stated = labels.by_lists(delivery.path, pictures, lists, base)
+    labels.check_refused(delivery.path, lists, stated)
     delivery.notes.append(f"Classes are read from {listed(lists.columns, 3)}")
     return stated
 

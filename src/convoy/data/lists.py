@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
@@ -95,6 +96,7 @@ class Lists:
         notes: what is wrong with the rows.
         problems: why lists that may have been meant are not used.
         rejected: of these, those whose columns are named so that they state classes.
+        refused: images that rejected lists name, with the reason.
         sure: whether the columns of the classes are named so, not only the sole other column.
     """
 
@@ -105,7 +107,20 @@ class Lists:
     notes: list[Finding] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     rejected: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
     sure: bool = False
+
+    def set_aside(self, reason: str) -> None:
+        """Keep why a list that was meant is not used."""
+        self.problems.append(reason)
+        self.rejected.append(reason)
+
+    def refuse(self, table: "_Table", reason: str) -> None:
+        """Keep why a list that was meant is not used, with the images that it names."""
+        self.set_aside(reason)
+        with suppress(DataError):  # those before the damage
+            for name in table.images():
+                self.refused[name] = reason
 
 
 def read_lists(
@@ -132,6 +147,10 @@ def read_lists(
     candidates = sorted(
         filter(_may_be_list, delivered), key=lambda name: (name.count("/"), names.natural(name))
     )
+    if len(candidates) > MAX_LISTS:
+        lists.set_aside(
+            f"Of {len(candidates):,} lists the {MAX_LISTS} nearest to the top are read; {candidates[MAX_LISTS]} is beyond them."
+        )
     tables = (
         list(_tables(delivery, candidates[:MAX_LISTS], Index(images), lists, params))
         if candidates and images
@@ -142,7 +161,10 @@ def read_lists(
         table.columns.label, table.columns.one_hot = None, []
     for table in tables:
         if labels and not table.columns.has_labels:
-            lists.unlabelled.update(table.images())
+            try:
+                lists.unlabelled.update({*table.images()})
+            except DataError as error:
+                lists.refuse(table, str(error))
             lists.problems += [table.columns.unclear(table.name)] if table.columns.others else []
     of_splits = {table.split_of_list for table in tables} - {None}
     by_name = "train" in of_splits and len(of_splits) > 1
@@ -168,8 +190,10 @@ def _join(lists: Lists, tables: Sequence["_Table"], *, use_split: bool) -> None:
         try:
             own, findings = table.read(use_split=use_split)
         except DataError as error:
-            lists.problems.append(str(error))
-            lists.rejected += [str(error)] if table.columns.sure else []
+            if table.columns.sure:
+                lists.refuse(table, str(error))
+            else:
+                lists.problems.append(str(error))
             continue
         for path, place in own.items():
             before = rows.get(path)
@@ -180,11 +204,10 @@ def _join(lists: Lists, tables: Sequence["_Table"], *, use_split: bool) -> None:
         lists.notes.extend(findings)
     if len(contradictions) > MOST_CONTRADICTIONS * len(rows):
         example = contradictions[0]
-        lists.rejected.append(
+        lists.set_aside(
             f"{listed([table.name for table in read], EXAMPLES)} contradict each other about {len(contradictions):,} of {len(rows):,} "
             f"images: {example} {rows[example].reason}. Remove all but the lists that are meant, such as those of one fold."
         )
-        lists.problems.append(lists.rejected[-1])
         return
     for path, place in rows.items():
         before = lists.rows.get(path)
@@ -217,20 +240,17 @@ def _tables(
         (
             (name, partial(rows_of, name, content))
             for name, content in _contents(
-                delivery, [name for name in candidates if name not in apart], lists.problems
+                delivery, [name for name in candidates if name not in apart], lists
             )
         ),
-        (
-            (parts[0], partial(numbered_rows, dict(_contents(delivery, parts, lists.problems))))
-            for parts in numbered
-        ),
+        ((parts[0], partial(numbered_rows, dict(_contents(delivery, parts, lists)))) for parts in numbered),
     )
     for name, rows in opened:
         try:
             if table := _Table.open(name, *rows(), index, params):
                 yield table
         except DataError as error:
-            lists.problems.append(str(error))
+            lists.set_aside(str(error))
 
 
 def _both(before: Place, place: Place) -> Place:
@@ -268,14 +288,12 @@ def _may_be_list(name: str) -> bool:
     return suffix in LISTS
 
 
-def _contents(
-    delivery: Delivery, candidates: Sequence[str], problems: list[str]
-) -> Iterator[tuple[str, bytes]]:
+def _contents(delivery: Delivery, candidates: Sequence[str], lists: Lists) -> Iterator[tuple[str, bytes]]:
     left = MAX_LIST_BYTES
     for name, content in delivery.read(candidates, MAX_LIST_BYTES + 1):
         limit = min(left, MAX_JSON_BYTES) if name.lower().endswith(".json") else left
         if len(content) > limit:
-            problems.append(
+            lists.set_aside(
                 f"{name} is not read: it has more than {limit:,} bytes{' left for lists' * (left < MAX_LIST_BYTES)}."
             )
             continue
@@ -356,8 +374,12 @@ class _Table:
             return True
 
     def images(self) -> Iterator[str]:
-        """Yield the delivered images that the list names."""
-        for row in self.rows():
+        """Yield the delivered images that the list names.
+
+        Raises:
+            DataError: its rows are damaged.
+        """
+        for row in self.checked(self.rows()):
             if self.columns.path < len(row):
                 try:
                     found = self.index.find(
