@@ -62,7 +62,9 @@ def predict(model: Path, paths: Sequence[Path]) -> Iterator[Prediction]:
     """
     # Not a generator itself: a missing model is reported at once.
     if model.is_dir() or claims_to_be_image(model.name):
-        meant = [model / VERIFIED] if (model / VERIFIED).is_file() else [Path("build/deploy") / VERIFIED, model]
+        meant = (
+            [model / VERIFIED] if (model / VERIFIED).is_file() else [Path("build/deploy") / VERIFIED, model]
+        )
         raise RequestError(
             f"MODEL comes first, and {model} is {'a folder' if model.is_dir() else 'an image'}. Type: "
             f"convoy predict {shlex.join(map(str, [*meant, *paths]))}"
