@@ -32,9 +32,7 @@ def test_a_terminal_gets_a_bar_below_the_lines(dataset, tiny, params, out, capsy
     monkeypatch.setenv("FORCE_COLOR", "1")
     fit(dataset, tiny, params(), 1, out)
     printed = capsys.readouterr().out
-    assert "train: epoch 2/2" in printed
-    assert "train: epoch 1/2, validation" in printed
-    assert "images/s" in printed
+    assert "train: epoch 2/2, validation" in printed
     assert "━" in printed
     assert "epoch 2/2  train loss" in printed
 

@@ -18,7 +18,7 @@ import torch
 from convoy.core import files
 from convoy.core.errors import TrainingError, TrainingPaused
 from convoy.core.inputs import InputsChanged, watch
-from convoy.training import checkpoints
+from convoy.training import checkpoints, prefetch
 from convoy.training.checkpoints import (
     COST,
     CheckpointCallback,
@@ -350,9 +350,12 @@ def test_a_training_that_is_killed_often_ends_with_identical_results(
     assert len(whole.offered) == len(set(whole.offered)), "no point twice"
 
 
-def test_a_training_killed_at_any_call_ends_with_identical_results(run, tmp_path):
+def test_a_training_killed_at_any_call_ends_with_identical_results(run, tmp_path, monkeypatch):
     plan, whole = {"epochs": 2, "ema": 0.9, "batch_size": 24}, Journal()
     run("whole", journal=whole, plan=plan)
+    monkeypatch.setattr(
+        prefetch, "THREADED", frozenset({"cpu", "cuda"})
+    )  # batches were prepared in turn before
     for call in itertools.count():
         broken, name = Journal(), f"killed-{call}"
         try:

@@ -1,4 +1,4 @@
-"""Batches of training and validation images, cut from the packed arrays as whole tensors and augmented as such.
+"""Batches of training and validation images, cut from the packed arrays as whole tensors and augmented as such on the device.
 
 No code runs per image. N images of a batch, H height, W width.
 """
@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 
 from convoy.core.dataset import Dataset
+from convoy.training import prefetch
 from convoy.training.augment import policy
 from convoy.training.augment.augmenter import Augmenter
 from convoy.training.batch import Batch
@@ -38,6 +40,9 @@ class Batches:
         The number of batches is a multiple of `accumulate`, so that no step of the optimizer gets fewer.
         """
         self.images_u8 = images_u8
+        self.source: npt.NDArray[np.uint8] | Tensor = (
+            images_u8  # that batches are cut from, such as a copy on a GPU
+        )
         self.labels = labels
         self.order = order
         self.start = start
@@ -55,8 +60,28 @@ class Batches:
         start = self.start()
         for step, rows in enumerate(np.array_split(self.order(), self.steps)[start:], start=start):
             rows.sort()  # the order inside a batch changes nothing, and a sorted read is sequential on disk
-            pixels_u8 = torch.from_numpy(self.images_u8[rows]).permute(0, 3, 1, 2)
+            pixels_u8 = torch.as_tensor(self.source[rows]).permute(0, 3, 1, 2)
             yield Batch(pixels_u8, torch.from_numpy(self.labels[rows]), step, rows)
+
+
+class Loader:
+    """Serve batches on a device, prepared for the network; on a GPU ahead of their use."""
+
+    def __init__(
+        self, batches: Batches, device: torch.device, prepare: Callable[[Batch], Batch] = lambda batch: batch
+    ) -> None:
+        """Take batches and what is to be done with each on the device."""
+        self.batches = batches
+        self.batches.source = prefetch.resident(batches.images_u8, device)
+        self.device = device
+        self.prepare = prepare
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        left = len(self.batches) - self.batches.start()
+        return prefetch.on_device(self.batches, left, self.device, self.prepare)
 
 
 class DataModule(pl.LightningDataModule):
@@ -77,7 +102,7 @@ class DataModule(pl.LightningDataModule):
             image_px=dataset.image_px,
             store_px=dataset.image_px,
             batch_size=params.batch_size,
-            smallest=self.train_dataloader().smallest,
+            smallest=self.train_batches().smallest,
         )
         self.augmenter = Augmenter(
             params.augment,
@@ -89,8 +114,8 @@ class DataModule(pl.LightningDataModule):
         self.position = (0, 0)
         """Epoch, and batch in it, that training starts with; a checkpoint restores it."""
 
-    def train_dataloader(self) -> Batches:
-        """Serve the training split in an order that depends only on seed, epoch and `train.sampler`."""
+    def train_batches(self) -> Batches:
+        """Cut the training split in an order that depends only on seed, epoch and `train.sampler`."""
         images_u8, labels = self.dataset.images("train"), self.dataset.labels("train")
         return Batches(
             images_u8,
@@ -101,21 +126,28 @@ class DataModule(pl.LightningDataModule):
             accumulate=self.params.accumulate,
         )
 
-    def val_dataloader(self) -> Batches:
-        """Serve the validation split in its stored order."""
+    def val_batches(self) -> Batches:
+        """Cut the validation split in its stored order."""
         images_u8, labels = self.dataset.images("val"), self.dataset.labels("val")
         return Batches(images_u8, labels, self.params.batch_size, lambda: np.arange(len(labels)))
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:  # noqa: ARG002 (Lightning's signature)
-        """Augment a training batch on its device."""
-        if self.trainer is None or not self.trainer.training:
-            return batch
-        return self.augmenter.apply(batch, self._epoch())
+    def train_dataloader(self) -> Loader:
+        """Serve the training batches, augmented."""
+        return Loader(
+            self.train_batches(), self._device(), lambda batch: self.augmenter.apply(batch, self._epoch())
+        )
+
+    def val_dataloader(self) -> Loader:
+        """Serve the validation batches."""
+        return Loader(self.val_batches(), self._device())
 
     def _order(self, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         if self.params.sampler == "balanced":
             return balanced_order(labels, np.random.default_rng([self.seed, self._epoch(), ORDER]))
         return shuffled(len(labels), self.seed, self._epoch())
+
+    def _device(self) -> torch.device:
+        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
     def _epoch(self) -> int:
         return self.trainer.current_epoch if self.trainer else 0

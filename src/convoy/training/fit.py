@@ -101,7 +101,7 @@ def fit(
         if starting is None:  # else the filters are among the weights, and what follows them fits no others
             whitening.whiten(model, dataset.images("train"))
         data = DataModule(dataset, params, seed)
-        batches = data.train_dataloader()
+        batches = data.train_batches()
         steps = len(batches) // params.accumulate
         labels = dataset.labels("train")
         weights = class_balance.weights(
@@ -253,7 +253,7 @@ def _measure_served(model: NormalizedModel, data: DataModule) -> dict[str, float
     Returns:
         `temperature`; with `train.tta` also `val_loss`, at temperature 1, and `val_accuracy`.
     """
-    params, validation = data.params, data.val_dataloader()
+    params, validation = data.params, data.val_batches()
     measured = {"temperature": 1.0}
     if not params.calibrate and params.tta == "none":
         return measured
