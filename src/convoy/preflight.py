@@ -15,6 +15,7 @@ from convoy.models import shapes, spec
 from convoy.repo.git import untracked
 from convoy.sweep.settings import SweepParams
 from convoy.tracking.settings import TrackingParams
+from convoy.training import progressive
 from convoy.training.augment import policy
 from convoy.training.settings import CheckpointParams, NetworkParams, TrainParams
 
@@ -80,4 +81,5 @@ def check(overrides: Mapping[str, str], path: Path = params.PARAMS_FILE) -> None
     if warning := untracked(spec.FOLDER / f"{network.name}.yaml"):
         info(warning)
     if network.classifier is None:  # the shapes of a library's networks would cost the import of torch
-        shapes.infer(network, ANY_CLASSES, content["data"]["image_px"])
+        shapes.infer(network, ANY_CLASSES, image_px)
+        progressive.check(network, ANY_CLASSES, image_px, train)

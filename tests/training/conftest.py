@@ -104,6 +104,7 @@ def params():
     }
     usual |= {"class_weights": "none", "sampler": "shuffle"}
     usual |= {"augment": [{"shift": {"pixels": 1}}, "flip"], "precision": 32}
+    usual |= {"progressive": {"start": 1.0, "full": 0.6}}
     as_is = {"freeze": 0, "release": 0, "lr_factor": 1.0, "batch_norm": "adapt"}
 
     def make(*, transfer=None, **changes):

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from convoy.core.dataset import Dataset
 from convoy.training import prefetch
-from convoy.training.augment import policy
+from convoy.training.augment import pixels, policy
 from convoy.training.augment.augmenter import Augmenter
 from convoy.training.batch import Batch
 from convoy.training.class_balance import balanced_order
+from convoy.training.progressive import side_px
 from convoy.training.settings import TrainParams
 
 ORDER = 0  # stream of random numbers; augmentation draws from another
@@ -132,14 +133,17 @@ class DataModule(pl.LightningDataModule):
         return Batches(images_u8, labels, self.params.batch_size, lambda: np.arange(len(labels)))
 
     def train_dataloader(self) -> Loader:
-        """Serve the training batches, augmented."""
-        return Loader(
-            self.train_batches(), self._device(), lambda batch: self.augmenter.apply(batch, self._epoch())
-        )
+        """Serve the training batches, augmented, and in the first epochs of `train.progressive` smaller."""
+        return Loader(self.train_batches(), self._device(), self._prepared)
 
     def val_dataloader(self) -> Loader:
         """Serve the validation batches."""
         return Loader(self.val_batches(), self._device())
+
+    def _prepared(self, batch: Batch) -> Batch:
+        batch = self.augmenter.apply(batch, self._epoch())
+        side = side_px(self.params, self.dataset.image_px, self._epoch())
+        return batch._replace(pixels_u8=pixels.shrunk(batch.pixels_u8, side))
 
     def _order(self, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         if self.params.sampler == "balanced":

@@ -23,7 +23,7 @@ from convoy.core.errors import RequestError
 from convoy.models import trained
 from convoy.models.spec import Spec
 from convoy.models.trained import ModelFacts, NormalizedModel
-from convoy.training import class_balance, whitening
+from convoy.training import class_balance, progressive, whitening
 from convoy.training.augment import policy
 from convoy.training.calibrate import calibrate, mean_loss
 from convoy.training.callbacks import (
@@ -176,7 +176,7 @@ def fit(
 
 
 def _check_batches(model: NormalizedModel, facts: ModelFacts, params: TrainParams, batches: Batches) -> None:
-    """Refuse empty batches, and batches of one image where a norm needs more.
+    """Refuse empty batches, batches of one image where a norm needs more, and images too small for the network.
 
     Raises:
         RequestError: naming what to set.
@@ -189,12 +189,39 @@ def _check_batches(model: NormalizedModel, facts: ModelFacts, params: TrainParam
         )
     if batches.smallest == 1:
         _refuse_single_image(model, facts, params, images)
+    _check_first_size(model, facts, params)
+
+
+def _check_first_size(model: NormalizedModel, facts: ModelFacts, params: TrainParams) -> None:
+    """Refuse a network that does not take the smaller images of `train.progressive`.
+
+    Raises:
+        RequestError: naming what to set.
+    """
+    progressive.check(facts.spec, len(facts.classes), facts.image_px, params)
+    side = progressive.side_px(params, facts.image_px, 0)
+    if facts.spec.classifier is None or side == facts.image_px:
+        return
+    try:
+        _run_on_meta(model, (2, 3, side, side))
+    except (RuntimeError, ValueError) as error:
+        raise RequestError(
+            f"train.progressive.start {params.progressive.start} trains {facts.network} on {side} px images first, which it does not "
+            f"take ({error}). Set it to 1.0, or higher."
+        ) from error
+
+
+def _run_on_meta(model: NormalizedModel, shape: tuple[int, ...]) -> None:
+    """Compute the shapes of a pass alone, on torch's meta device, so that weights and statistics stay as they are."""
+    tensors = {
+        name: value.to("meta") for name, value in chain(model.named_parameters(), model.named_buffers())
+    }
+    with torch.no_grad():
+        functional_call(model, tensors, (torch.empty(shape, device="meta"),))
 
 
 def _refuse_single_image(model: NormalizedModel, facts: ModelFacts, params: TrainParams, images: int) -> None:
     """Refuse batches of one image if a norm, in the mode that it trains in, then has a single value per channel.
-
-    Shapes alone are computed, on torch's meta device, so weights and statistics stay as they are.
 
     Raises:
         RequestError: naming the norm and the batch sizes that work.
@@ -209,13 +236,8 @@ def _refuse_single_image(model: NormalizedModel, facts: ModelFacts, params: Trai
         for name, module in model.network.named_modules()
         if not any(module.children())
     ]
-    tensors = {
-        name: value.to("meta") for name, value in chain(model.named_parameters(), model.named_buffers())
-    }
-    pixels = torch.empty((1, 3, facts.image_px, facts.image_px), device="meta")
     try:
-        with torch.no_grad():
-            functional_call(model, tensors, (pixels,))
+        _run_on_meta(model, (1, 3, facts.image_px, facts.image_px))
     except ValueError as error:  # of torch's norms
         batch_size = params.batch_size
         remedy = f"train.batch_size to {2 if batch_size == 1 else 3} or more"  # an odd number in batches of 2 leaves one

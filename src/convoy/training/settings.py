@@ -160,6 +160,17 @@ class MuonParams(Section):
     )
 
 
+class ProgressiveParams(Section):
+    """Choose the size of the images of the first epochs."""
+
+    start: float = Field(
+        ge=0.25, le=1, description="side of the first epoch's images as a share of data.image_px"
+    )
+    full: float = Field(
+        gt=0, le=1, description="share of the epochs in which the side grows to data.image_px"
+    )
+
+
 class TrainParams(Section):
     """Choose how a network is trained."""
 
@@ -241,6 +252,9 @@ class TrainParams(Section):
     )
     calibrate: bool = Field(description="temperature of the probabilities fitted to validation images")
     precision: Precision = Field(description="number format of convolutions and dense layers")
+    progressive: ProgressiveParams = Field(
+        description="smaller images in the first epochs, whose steps cost less"
+    )
     transfer: TransferParams = Field(description="how starting weights (network.weights) are adapted")
 
     @model_validator(mode="before")
