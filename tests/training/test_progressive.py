@@ -73,7 +73,15 @@ def test_a_training_killed_in_a_small_epoch_resumes_exactly(dataset, tiny, param
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit(dataset, tiny, chosen, 1, tmp_path / "killed", resumable=resumable(), callbacks=[on("on_train_batch_end", stop)])
+        fit(
+            dataset,
+            tiny,
+            chosen,
+            1,
+            tmp_path / "killed",
+            resumable=resumable(),
+            callbacks=[on("on_train_batch_end", stop)],
+        )
     fit(dataset, tiny, chosen, 1, tmp_path / "killed", resumable=resumable())
     whole, killed = (torch.load(tmp_path / name / "weights.pt") for name in ("whole", "killed"))
     assert whole.keys() == killed.keys()
@@ -82,19 +90,29 @@ def test_a_training_killed_in_a_small_epoch_resumes_exactly(dataset, tiny, param
 
 def test_a_head_made_for_one_size_is_refused_with_its_name(repository, params):
     chosen = params(progressive={"start": 0.75, "full": 0.5})
-    with pytest.raises(RequestError, match=r"lenet5 on 24 px .* dense1 has weights for 400 values.*global_avg_pool"):
+    with pytest.raises(
+        RequestError, match=r"lenet5 on 24 px .* dense1 has weights for 400 values.*global_avg_pool"
+    ):
         check(spec.load("lenet5", repository / "networks"), 10, 32, chosen)
 
 
 def test_images_that_are_too_small_are_refused(repository, params):
     chosen = params(progressive={"start": 0.25, "full": 0.5})
-    with pytest.raises(RequestError, match=r"airbench on 8 px images .*too small.*start|start.*8 px.*too small"):
+    with pytest.raises(
+        RequestError, match=r"airbench on 8 px images .*too small.*start|start.*8 px.*too small"
+    ):
         check(spec.load("airbench", repository / "networks"), 10, 32, chosen)
 
 
 def test_a_network_of_a_library_that_does_not_take_them_is_refused_before_training(tmp_path, params, out):
     images_u8 = np.random.default_rng(1).integers(0, 256, (30, 64, 64, 3), np.uint8)
-    write_packed(tmp_path, images_u8, np.arange(30) % 3, {"train": (0, 10), "val": (10, 20), "test": (20, 30)}, list("abc"))
+    write_packed(
+        tmp_path,
+        images_u8,
+        np.arange(30) % 3,
+        {"train": (0, 10), "val": (10, 20), "test": (20, 30)},
+        list("abc"),
+    )
     squeezenet = Spec.model_validate({"name": "squeezenet", "torchvision": "squeezenet1_1"})
     chosen = params(progressive={"start": 0.25, "full": 0.5})
     with pytest.raises(RequestError, match="squeezenet on 16 px images first, which it does not take"):
