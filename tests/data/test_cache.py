@@ -116,10 +116,58 @@ def test_a_damaged_row_and_a_damaged_file_are_not_used(tmp_path, capsys):
     with Cache(path, b"key") as kept:
         assert not kept.find([b"1"])
         assert kept.find([b"2"])
+
+
+def old_layout(path: Path) -> None:
+    """Write the tables of the first version, which had no number, one of which is gone."""
+    db = sqlite3.connect(path)
+    db.executescript("CREATE TABLE seen (file BLOB PRIMARY KEY); CREATE TABLE image (file BLOB, arrays BLOB)")
+    db.close()
+
+
+def newer_layout(path: Path) -> None:
+    """Write a file as of a later version."""
+    Cache(path, b"key").__enter__().__exit__(None, None, None)
+    db = sqlite3.connect(path)
+    db.execute(f"PRAGMA user_version = {cache.LAYOUT + 1}")
+    db.close()
+
+
+def corrupt(path: Path) -> None:
+    """Write no database, and the log of another one."""
     path.write_bytes(b"not a database, but long enough to be refused as such" * 100)
+    path.with_name(f"{path.name}-wal").write_bytes(b"a log")
+
+
+def cut_short(path: Path) -> None:
+    """Write the first part of a database."""
+    newer_layout(path)
+    path.write_bytes(path.read_bytes()[: cache.PAGE_BYTES // 2])
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (old_layout, "another version"),
+        (newer_layout, "another version"),
+        (corrupt, "not a database"),
+        (cut_short, ""),
+    ],
+)
+def test_a_file_of_another_version_or_a_damaged_one_is_replaced_and_reported(tmp_path, capsys, make, reason):
+    path, seen = tmp_path / "cache/images.sqlite", Seen(("L",), b"abc")
+    path.parent.mkdir()
+    make(path)
     with Cache(path, b"key") as kept:
-        assert not kept.find([b"2"])
         kept.use(b"1", seen)
+    out = " ".join(capsys.readouterr().out.split())
+    assert all(word in out for word in ("images.sqlite", "replaced", reason, "every file is decoded"))
+    db = sqlite3.connect(path)
+    assert {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")} == {
+        "image",
+        "work",
+    }
+    db.close()
     with Cache(path, b"key") as kept:
         assert kept.find([b"1"]) == {b"1": seen}
     assert capsys.readouterr().out == ""

@@ -61,6 +61,9 @@ CREATE TABLE IF NOT EXISTS work (
 )
 """
 
+LAYOUT = zlib.crc32(SCHEMA.encode()) >> 1
+"""SQLite's `user_version` of a file with these tables, which is a positive int32; files before it have 0."""
+
 
 class Seen(NamedTuple):
     """Hold what a file's content gave.
@@ -111,13 +114,7 @@ class Cache:
         """Open the file, or make it."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                self._writer = self._open()
-            except sqlite3.DatabaseError as error:
-                if isinstance(error, sqlite3.OperationalError):  # locked, read-only, or without room
-                    raise
-                self._path.unlink()  # damaged
-                self._writer = self._open()
+            self._writer = self._open() or self._replaced()
         except (OSError, sqlite3.Error) as error:
             info(
                 f"{self._path} cannot be used ({error}): every file is decoded. `rm {self._path}` makes a new one."
@@ -202,17 +199,24 @@ class Cache:
     def _name(self, sha256: bytes) -> bytes:
         return hashlib.sha256(self._key + sha256).digest()
 
-    def _open(self) -> sqlite3.Connection:
+    def _replaced(self) -> sqlite3.Connection | None:
+        """Begin a new file."""
+        for end in ("", "-wal", "-shm"):  # SQLite would write what a log of another file holds into this one
+            Path(f"{self._path}{end}").unlink(missing_ok=True)
+        return self._open()
+
+    def _open(self) -> sqlite3.Connection | None:
+        """Open the file, or make it; None if it must be replaced, which is reported."""
         db = sqlite3.connect(self._path, WAIT_S)
         try:
-            db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = OFF")  # a row that a loss of power damages has another checksum
-            db.executescript(SCHEMA)
-            db.commit()
-        except sqlite3.Error:
+            _set_up(db)
+        except sqlite3.OperationalError:  # locked, read-only, or without room
             db.close()
             raise
+        except sqlite3.DatabaseError as error:
+            db.close()
+            info(f"{self._path} is replaced by an empty one ({error}); every file is decoded once more.")
+            return None
         return db
 
     def _size(self) -> int:
@@ -243,6 +247,22 @@ class Cache:
             self._full = True
             with suppress(sqlite3.Error):
                 self._writer.rollback()
+
+
+def _set_up(db: sqlite3.Connection) -> None:
+    """Make the tables of a new file.
+
+    Raises:
+        sqlite3.DatabaseError: it has tables of another layout, or is damaged.
+    """
+    has_tables = db.execute("SELECT 1 FROM sqlite_master").fetchone()
+    if has_tables and db.execute("PRAGMA user_version").fetchone() != (LAYOUT,):
+        raise sqlite3.DatabaseError("written by another version of Convoy")
+    db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = OFF")  # a row that a loss of power damages has another checksum
+    if not has_tables:
+        db.executescript(f"BEGIN; {SCHEMA}; PRAGMA user_version = {LAYOUT}; COMMIT")
 
 
 @lru_cache(maxsize=1024)

@@ -4,7 +4,9 @@ Levels, and the weights of the blurs, are integers, so every sum below is exact:
 whatever other pairs it is computed with.
 """
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +37,26 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
 
+Compare = Callable[[U8, U8, npt.NDArray[np.bool_]], npt.NDArray[Any]]
+"""Computes a number for each pair of (n, 1024) thumbnails, the second of which is mirrored first or not."""
+
+
+def in_blocks(pairs: int) -> Callable[[Compare], Compare]:
+    """Decorate a function of any number of pairs, to compute so many at once."""
+
+    def decorate(compare: Compare) -> Compare:
+        @wraps(compare)
+        def of_all(first: U8, second: U8, mirrored: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+            blocks = [slice(start, start + pairs) for start in range(0, len(first), pairs)]
+            found = [compare(first[block], second[block], mirrored[block]) for block in blocks]
+            return np.concatenate(found) if found else np.empty(0, np.float32)
+
+        return of_all
+
+    return decorate
+
+
+@in_blocks(BLOCK)
 def correlation(first: U8, second: U8, mirrored: npt.NDArray[np.bool_]) -> F32:
     """Correlate gray levels at the best of all shifts up to `SHIFT`, once the sharper image is blurred like the other.
 
@@ -46,12 +68,6 @@ def correlation(first: U8, second: U8, mirrored: npt.NDArray[np.bool_]) -> F32:
         second: (n, 1024) thumbnails that they are compared with.
         mirrored: (n,) whether the second image is mirrored first.
     """
-    blocks = [slice(start, start + BLOCK) for start in range(0, len(first), BLOCK)]
-    similar = [_correlation(first[block], second[block], mirrored[block]) for block in blocks]
-    return np.concatenate([np.empty(0, np.float32), *similar])
-
-
-def _correlation(first: U8, second: U8, mirrored: npt.NDArray[np.bool_]) -> F32:
     sharp_a, soft_a = bands(first)
     sharp_b, soft_b = bands(second)
     for band in (sharp_b, soft_b):

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import eigh
 
-from convoy.data.correlation import COARSE, ONE, PX, SOFT, U8, blur
+from convoy.data.correlation import COARSE, ONE, PX, SOFT, U8, blur, in_blocks
 
 CYCLES = 3.5
 """Highest frequency of a sketch, in cycles per window."""
@@ -113,6 +113,7 @@ def sketch(thumbnails: U8) -> Sketches:
     return Sketches(points, mirrored, contrasted)
 
 
+@in_blocks(BLOCK)
 def misfit(first: U8, second: U8, mirrored: Bools) -> F64:
     """Measure how far apart two sketches are, in standard deviations, at the best shift up to `LARGEST_SHIFT`.
 
@@ -123,12 +124,6 @@ def misfit(first: U8, second: U8, mirrored: Bools) -> F64:
         second: (n, 1024) thumbnails that they are compared with.
         mirrored: (n,) whether the second image is mirrored first.
     """
-    blocks = [slice(start, start + BLOCK) for start in range(0, len(first), BLOCK)]
-    found = [_misfit(first[block], second[block], mirrored[block]) for block in blocks]
-    return np.concatenate([np.empty(0), *found])
-
-
-def _misfit(first: U8, second: U8, mirrored: Bools) -> F64:
     odd = model().odd
     a, down_a, across_a = _tangents(first)
     b, down_b, across_b = _tangents(second)
