@@ -185,8 +185,9 @@ def subset(whole: Dataset, classes: Any, count: int | None, seed: int, out: Path
         "splits": splits,
         "counts": counts,
     }
-    out.mkdir()
-    np.save(out / "images.npy", pixels_u8)
+    (out / "images").mkdir(parents=True)
+    for split, (begin, end) in splits.items():
+        np.save(out / "images" / f"{split}.npy", pixels_u8[begin:end])
     np.save(out / "labels.npy", numbers)
     (out / "dataset.json").write_text(json.dumps(facts), encoding="utf-8")
     return Dataset.load(out)

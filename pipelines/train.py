@@ -46,11 +46,13 @@ def main() -> None:
         from convoy.training import pretrained
         from convoy.training.augment import policy
         from convoy.training.checkpoints import CheckpointStore, Resumable, inputs_digest
+        from convoy.training.data import check_augment
         from convoy.training.fit import HISTORY, TRANSFER, fit
 
     with console.slow("opening dataset and starting weights"):
         starting = pretrained.load(network.weights, network_spec)
         dataset = Dataset.load(DATASET)
+        check_augment(dataset, train)  # before a run is opened
         inputs = inputs_digest(dataset, network_spec, starting, train, seed)
     store = CheckpointStore(stage.repository() / "checkpoints", inputs, checkpoints)
     with store.exclusive():

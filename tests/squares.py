@@ -20,7 +20,9 @@ def write_packed(folder, images_u8, labels, splits, classes) -> None:
     facts = {"classes": classes, "image_px": images_u8.shape[1], "fit": "squash", "hash": "0" * 64}
     facts |= {name: getattr(pixels, name)(axis=(0, 1, 2)).tolist() for name in ("mean", "std")}
     files.write_json(folder / "dataset.json", facts | {"splits": splits, "counts": counts})
-    np.save(folder / "images.npy", images_u8)
+    (folder / "images").mkdir(exist_ok=True)
+    for split, (start, stop) in splits.items():
+        np.save(folder / "images" / f"{split}.npy", images_u8[start:stop])
     np.save(folder / "labels.npy", labels.astype(np.int64))
 
 

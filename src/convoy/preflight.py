@@ -74,12 +74,12 @@ def check(overrides: Mapping[str, str], path: Path = params.PARAMS_FILE) -> None
     params.check("", params.TopLevel, {"seed": content["seed"]}, path)
     for name, kind in SECTIONS.items():
         params.check(name, kind, content[name], path)
-    image_px = content["data"]["image_px"]
+    data = params.check("data", DataParams, content["data"], path)
     train = params.check("train", TrainParams, content["train"], path)
-    policy.check(train.augment, image_px=image_px, store_px=image_px, batch_size=train.batch_size)
+    policy.check(train.augment, image_px=data.image_px, store_px=data.train_px, batch_size=train.batch_size)
     network = spec.load(content["network"]["name"])
     if warning := untracked(spec.FOLDER / f"{network.name}.yaml"):
         info(warning)
     if network.classifier is None:  # the shapes of a library's networks would cost the import of torch
-        shapes.infer(network, ANY_CLASSES, image_px)
-        progressive.check(network, ANY_CLASSES, image_px, train)
+        shapes.infer(network, ANY_CLASSES, data.image_px)
+        progressive.check(network, ANY_CLASSES, data.image_px, train)

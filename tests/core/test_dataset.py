@@ -27,7 +27,7 @@ def test_images_and_labels_are_read_only_slices_of_mapped_files(packed):
     assert (images_u8.shape, images_u8.dtype) == ((10, 8, 8, 3), np.uint8)
     assert (labels.shape, labels.dtype) == ((10,), np.int64)
     assert not images_u8.flags.writeable
-    assert np.array_equal(images_u8, np.load(packed / "images.npy")[slice(*dataset.splits["val"])])
+    assert np.array_equal(images_u8, np.load(packed / "images" / "val.npy"))
 
 
 def test_facts_are_those_of_the_file(packed):
@@ -37,7 +37,7 @@ def test_facts_are_those_of_the_file(packed):
     assert (list(dataset.mean), list(dataset.std)) == (facts["mean"], facts["std"])
 
 
-@pytest.mark.parametrize("name", ["dataset.json", "images.npy", "labels.npy"])
+@pytest.mark.parametrize("name", ["dataset.json", "images/train.npy", "images/test.npy", "labels.npy"])
 def test_a_folder_without_one_of_the_files_is_refused(packed, name):
     (packed / name).unlink()
     with pytest.raises(DataError, match=rf"{name} is missing.*`dvc repro prepare`"):
@@ -49,7 +49,7 @@ def test_a_folder_without_one_of_the_files_is_refused(packed, name):
     [
         ("dataset.json", b"{}"),
         ("dataset.json", b"nonsense"),
-        ("images.npy", b"nonsense"),
+        ("images/val.npy", b"nonsense"),
         ("labels.npy", b""),
     ],
 )
@@ -62,7 +62,8 @@ def test_a_folder_with_a_broken_file_is_refused(packed, name, content):
 def test_a_folder_whose_files_disagree_is_refused(packed):
     np.save(packed / "labels.npy", np.zeros(3, np.int64))
     with pytest.raises(
-        DataError, match=r"dataset.json describes 30 images of 8 px.*dvc repro --force prepare"
+        DataError,
+        match=r"describes an array of \(30,\) in labels\.npy, which holds \(3,\)\..*dvc repro --force prepare",
     ):
         Dataset.load(packed)
 

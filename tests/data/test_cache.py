@@ -37,7 +37,7 @@ def photo(seed: int, brighter: int = 0) -> bytes:
 
 def prepared(data: Path, out: Path, **params):
     prepare.prepare(data, data_params(image_px=8, max_quarantined=0.1, **params), out)
-    return {path.name: path.read_bytes() for path in out.iterdir()}
+    return {path.name: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
 def test_only_new_files_are_decoded_and_the_dataset_is_the_same(folder, pets, png, decoded, tmp_path):
@@ -60,6 +60,7 @@ def test_only_new_files_are_decoded_and_the_dataset_is_the_same(folder, pets, pn
         {"image_px": 16},
         {"fit": "crop"},
         {"fit": "crop", "crop_share": 0.9},
+        {"store_px": 64},
         {"background": "black"},
         {"max_truncated": 0.5},
     ],

@@ -30,7 +30,9 @@ def out(tmp_path):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
 
 
 def test_the_sample_digits_are_packed(out, capsys):
@@ -51,7 +53,7 @@ def test_packed_pixels_are_those_of_the_resize_graph_and_the_manifest_has_their_
 ):
     prepare(folder(pets | {"cat/x.png": b""}), settings(image_px=16, fit="letterbox"), out)
     dataset, geometry = Dataset.load(out), Geometry(16, "letterbox")
-    images_u8 = np.load(out / "images.npy")
+    images_u8 = np.concatenate([np.load(out / "images" / f"{split}.npy") for split in SPLITS])
     labels = np.load(out / "labels.npy")
     rows = pq.read_table(out / "manifest.parquet").to_pylist()
     assert [row["path"] for row in rows] == sorted(pets.keys() | {"cat/x.png"})
@@ -72,9 +74,9 @@ def test_packed_pixels_are_those_of_the_resize_graph_and_the_manifest_has_their_
         assert all(row[name] == measured[name] for name in ("brightness", "contrast", "sharpness"))
 
 
-@pytest.mark.parametrize("rows", [512, 10, 3])
+@pytest.mark.parametrize("rows", [512, 10, 3, 0])
 def test_mean_and_std_are_those_of_the_train_split(folder, parts, settings, out, monkeypatch, rows):
-    monkeypatch.setattr("convoy.data.prepare.CHUNK_ROWS", rows)
+    monkeypatch.setattr("convoy.data.pack.CHUNK_BYTES", rows * 8 * 8 * 3)
     prepare(folder(parts), settings(), out)
     dataset = Dataset.load(out)
     pixels = dataset.images("train").reshape(-1, 3) / 255
@@ -109,7 +111,7 @@ def test_a_folder_and_any_archive_of_it_give_equal_arrays(folder, zipped, tarred
     for index, data in enumerate((folder(pets), zipped(pets), tarred(renamed, "xz"))):
         outs.append(tmp_path / f"out{index}")
         prepare(data, settings(), outs[-1])
-    for name in ("images.npy", "labels.npy", "dataset.json"):
+    for name in ("images/train.npy", "images/val.npy", "images/test.npy", "labels.npy", "dataset.json"):
         assert len({(out / name).read_bytes() for out in outs}) == 1
 
 
@@ -164,7 +166,9 @@ def test_a_new_dataset_replaces_the_earlier_completely(folder, pets, settings, o
     prepare(folder(pets), settings(image_px=9), out)
     assert contents(out).keys() == {
         "dataset.json",
-        "images.npy",
+        "images/test.npy",
+        "images/train.npy",
+        "images/val.npy",
         "labels.npy",
         "manifest.parquet",
         "report.html",

@@ -34,6 +34,12 @@ def test_the_shipped_params_are_valid():
             {"crop_share": 1.5, "fit": "crop"},
             "data.crop_share is 1.5: input should be less than or equal to 1",
         ),
+        (
+            {"store_px": 16},
+            "store_px: 16 is less than image_px: 32, the side that the network sees. Set store_px: 0",
+        ),
+        ({"store_px": 4096}, "data.store_px is 4096: input should be less than or equal to 2048"),
+        ({"resize_size": 256}, "did you mean `data.store_px`"),
         ({"crop_pct": 0.9}, "did you mean `data.crop_share`"),
         ({"splits": {"val": 0.0, "test": 0.2}}, "data.splits.val is 0.0: input should be greater than or"),
         ({"splits": {"val": 0.45, "test": 0.4}}, "val + test must be at most 0.8"),

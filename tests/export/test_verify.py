@@ -332,7 +332,7 @@ def test_transparent_images_are_verified_over_the_background_that_they_were_trai
 
 
 def test_the_sample_holds_test_images_as_they_were_packed(built, sample, reference):
-    images_u8 = np.load(built.home / "dataset" / "images.npy")[-len(reference.paths) :]
+    images_u8 = np.load(built.home / "dataset" / "images" / "test.npy")
     assert sample.paths == reference.paths
     assert np.array_equal(sample.squares_u8, images_u8)
     assert np.array_equal(sample.probabilities, reference.probabilities)

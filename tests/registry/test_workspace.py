@@ -20,7 +20,8 @@ def set_data(project, md5):
 
 def set_dataset(project, data_hash=DATA_HASH, images=b"images"):
     files.write_json(project.folder / "build/dataset/dataset.json", {"hash": data_hash})
-    (project.folder / "build/dataset/images.npy").write_bytes(images)
+    (project.folder / "build/dataset/images").mkdir(exist_ok=True)
+    (project.folder / "build/dataset/images/test.npy").write_bytes(images)
 
 
 def refusal(project):

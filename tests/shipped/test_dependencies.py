@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from convoy.core import contract, yaml
-from convoy.core.dataset import FACTS_FILE, IMAGES_FILE, LABELS_FILE, MANIFEST_FILE
+from convoy.core.dataset import FACTS_FILE, IMAGES, LABELS_FILE, MANIFEST_FILE
 
 SOURCE = "src/convoy"
 # Code that changes no result: an edit of it reruns no stage.
@@ -156,7 +156,7 @@ def test_an_edit_of_a_page_changes_nothing_that_a_training_depends_on(repository
     """What `prepare` draws lies in its folder, so `train` names the files that it reads instead of the folder."""
     deps = yaml.load((repository / "dvc.yaml").read_text())["stages"]["train"]["deps"]
     data = [dep for dep in deps if dep.startswith("build/")]
-    assert data == [f"build/dataset/{name}" for name in (FACTS_FILE, IMAGES_FILE, LABELS_FILE)]
+    assert data == [f"build/dataset/{name}" for name in (FACTS_FILE, IMAGES, LABELS_FILE)]
     files = closure(repository, "pipelines/train.py")
     assert not [file for file in files if file.endswith(".j2")]
 
@@ -165,13 +165,13 @@ def test_an_edit_of_a_page_changes_nothing_that_a_training_depends_on(repository
 def test_a_stage_names_each_file_of_the_dataset_that_it_reads(repository, stage):
     stages = yaml.load((repository / "dvc.yaml").read_text())["stages"]
     declared = {Path(dep).name for dep in stages[stage]["deps"] if dep.startswith("build/dataset")}
-    names = {FACTS_FILE, IMAGES_FILE, LABELS_FILE, MANIFEST_FILE, contract.BASELINE}
+    names = {FACTS_FILE, IMAGES, LABELS_FILE, MANIFEST_FILE, contract.BASELINE}
     code = "".join(
         (repository / file).read_text(encoding="utf-8")
         for file in closure(repository, f"pipelines/{stage}.py")
         if not file.startswith(SHARED)
     )
-    assert declared >= {FACTS_FILE, IMAGES_FILE, LABELS_FILE}, "`Dataset.load` reads them"
+    assert declared >= {FACTS_FILE, IMAGES, LABELS_FILE}, "`Dataset.load` reads them"
     assert declared <= names
     assert (MANIFEST_FILE in declared) == ("MANIFEST_FILE" in code)
     assert (contract.BASELINE in declared) == ("contract.BASELINE" in code)

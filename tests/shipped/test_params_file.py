@@ -99,6 +99,15 @@ def test_a_wrong_value_is_refused_by_name_with_what_is_allowed(here, key, value,
     assert caught.value.exit_code == 2
 
 
+def test_augmentation_is_checked_against_the_stored_size(here):
+    crops = {"data.image_px": "12", "train.augment": "[{resized_crop: {scale: [0.1, 1.0]}}]"}
+    with pytest.raises(
+        RequestError, match=r"resized_crop\.scale starts at 0\.1.*of the 12 × 12 stored pixels"
+    ):
+        preflight.check(crops)
+    preflight.check(crops | {"data.store_px": "16"})
+
+
 @pytest.mark.parametrize("typed", ["0.00005", "5e-05", "5e-5", "1e-5", "0", "1E-4"])
 def test_a_number_in_any_notation_is_a_number(here, typed):
     preflight.check({"train.weight_decay": typed})

@@ -19,7 +19,8 @@ Fit = Literal["squash", "crop", "letterbox"]
 Split = Literal["train", "val", "test"]
 
 SPLITS: tuple[Split, ...] = get_args(Split)
-IMAGES_FILE = "images.npy"
+IMAGES = "images"
+"""Folder with an array for each split: `train.npy`, `val.npy`, `test.npy`."""
 LABELS_FILE = "labels.npy"
 FACTS_FILE = "dataset.json"
 MANIFEST_FILE = "manifest.parquet"
@@ -33,24 +34,26 @@ def cropped_side(side: int, crop_share: float) -> int:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images and labels by split, as slices of memory-mapped files.
+    """Images and labels by split, mapped from files.
 
     Attributes:
         classes: names, sorted; a label is an index into them.
-        image_px: side of every packed square, in pixels.
+        image_px: side of the square that the network sees, in pixels.
+        store_px: side of the images of train, at least `image_px`; those of val and test have `image_px`.
         crop_share: share of the centre square's side that `fit: crop` keeps, > 0 to 1.
         background: colour behind transparent pixels.
         mean: of the train split per channel (RGB), 0..1.
         std: of the train split per channel (RGB), 0..1.
         hash: sha256 of the content: pixels, labels, splits, classes, size and fit; the same
             for a folder and a zip of it.
-        splits: rows `[start, stop)` of each split.
+        splits: rows `[start, stop)` of each split in labels and manifest.
         counts: images per split and class.
     """
 
     folder: Path
     classes: tuple[str, ...]
     image_px: int
+    store_px: int
     fit: Fit
     crop_share: float
     background: str
@@ -67,7 +70,7 @@ class Dataset:
         Raises:
             DataError: the folder is missing, incomplete, or not a dataset.
         """
-        for name in (FACTS_FILE, IMAGES_FILE, LABELS_FILE):
+        for name in (FACTS_FILE, *_images_files().values(), LABELS_FILE):
             if not (folder / name).is_file():
                 raise DataError(
                     f"{folder} is not a packed dataset: {name} is missing. "
@@ -81,6 +84,7 @@ class Dataset:
                 folder=folder,
                 classes=tuple(facts["classes"]),
                 image_px=facts["image_px"],
+                store_px=facts.get("store_px", facts["image_px"]),  # absent where the two are equal
                 fit=facts["fit"],
                 crop_share=facts.get("crop_share", 1.0),  # not in those of earlier versions
                 background=facts.get("background", DEFAULT_BACKGROUND),  # likewise
@@ -90,25 +94,30 @@ class Dataset:
                 splits={split: (facts["splits"][split][0], facts["splits"][split][1]) for split in SPLITS},
                 counts={split: facts["counts"][split] for split in SPLITS},
             )
-            images, labels = dataset._mapped(IMAGES_FILE), dataset._mapped(LABELS_FILE)
+            shapes = {name: dataset._mapped(name).shape for name in (*_images_files().values(), LABELS_FILE)}
         except (ValueError, KeyError, IndexError, TypeError, EOFError) as error:
             raise DataError(
                 f"{folder} is not a packed dataset of this version ({type(error).__name__}: {error}). "
                 "Recreate it with `dvc repro --force prepare`."
             ) from error
-        rows = max(stop for _, stop in dataset.splits.values())
-        if images.shape != (rows, dataset.image_px, dataset.image_px, 3) or labels.shape != (rows,):
-            raise DataError(
-                f"{folder} is inconsistent: {FACTS_FILE} describes {rows:,} images of {dataset.image_px} px, "
-                f"{IMAGES_FILE} holds {images.shape}, {LABELS_FILE} {labels.shape}. "
-                "Recreate it with `dvc repro --force prepare`."
-            )
+        expected: dict[str, tuple[int, ...]] = {
+            LABELS_FILE: (max(stop for _, stop in dataset.splits.values()),)
+        }
+        for split, name in _images_files().items():
+            start, stop = dataset.splits[split]
+            px = dataset.store_px if split == "train" else dataset.image_px
+            expected[name] = (stop - start, px, px, 3)
+        for name, shape in expected.items():
+            if shapes[name] != shape:
+                raise DataError(
+                    f"{folder} is inconsistent: {FACTS_FILE} describes an array of {shape} in {name}, which holds {shapes[name]}. "
+                    "Recreate it with `dvc repro --force prepare`."
+                )
         return dataset
 
     def images(self, split: Split) -> npt.NDArray[np.uint8]:
-        """Map the images of a split: (n, image_px, image_px, 3) uint8 RGB, read-only."""
-        start, stop = self.splits[split]
-        images_u8: npt.NDArray[np.uint8] = self._mapped(IMAGES_FILE)[start:stop]
+        """Map the images of a split: (n, P, P, 3) uint8 RGB, read-only; P is `image_px`, of train `store_px`."""
+        images_u8: npt.NDArray[np.uint8] = self._mapped(_images_files()[split])
         return images_u8
 
     def labels(self, split: Split) -> npt.NDArray[np.int64]:
@@ -120,3 +129,7 @@ class Dataset:
     def _mapped(self, name: str) -> npt.NDArray[Any]:
         array: npt.NDArray[Any] = np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
         return array
+
+
+def _images_files() -> dict[Split, str]:
+    return {split: f"{IMAGES}/{split}.npy" for split in SPLITS}

@@ -32,7 +32,7 @@ CODE = (damaged, decode, formats, profiles, resize, correlation, duplicates, ske
 PACKAGES = ("pillow", "onnxruntime", "numpy", "scipy", "pillow-heif")
 """Libraries that decode and measure; the last is an extra."""
 
-OPTIONS = ("image_px", "fit", "crop_share", "background", "max_truncated")
+OPTIONS = ("image_px", "fit", "crop_share", "train_px", "background", "max_truncated")
 """Params that decide what is kept."""
 
 MAX_BYTES = 4 * 2**30

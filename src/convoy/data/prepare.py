@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,30 +12,22 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from convoy.core.console import info
 from convoy.core.contract import BASELINE
-from convoy.core.dataset import FACTS_FILE, IMAGES_FILE, LABELS_FILE, MANIFEST_FILE, REPORT_FILE, SPLITS
+from convoy.core.dataset import FACTS_FILE, LABELS_FILE, MANIFEST_FILE, REPORT_FILE, SPLITS
 from convoy.core.files import write_json
-from convoy.data import cache, class_changes, drift, report, summary
+from convoy.data import cache, class_changes, drift, pack, report, summary
 from convoy.data.cache import Cache
-from convoy.data.records import SPOOL_BYTES, Record, Rows
+from convoy.data.pack import Spool
+from convoy.data.records import Record
 from convoy.data.scan import Scan, refuse_findings, scan
 from convoy.data.settings import DataParams
-from convoy.images.resize import Geometry
 
 CACHE = Path("cache", "images.sqlite")
 """Beside the dataset: DVC removes the stage's outputs before it runs."""
-
-CHUNK_ROWS = 512
-"""Images copied at once: 100 MB at 256 px."""
-
-LEAST_STD = 1 / 255
-"""Smallest standard deviation written: a constant channel must not cause a division by zero."""
 
 MEASURED = ("brightness", "contrast", "sharpness")
 """Statistics of each image that the manifest has."""
@@ -52,7 +43,7 @@ MANIFEST = pa.schema(
         ("label", pa.string()),  # null outside class folders
         ("split", pa.string()),  # null for a file that is not used
         ("verdict", pa.string()),  # `ok`, or why it is not used
-        ("row", pa.int64()),  # index into images.npy, or -1
+        ("row", pa.int64()),  # index into labels.npy, or -1; less the first of its split, into its images
         ("group", pa.string()),  # null for an image of its own
         ("format", pa.string()),  # Pillow's, such as JPEG; empty if it was not decoded
         ("bytes", pa.int64()),  # size of the file; 0 if it was not decoded
@@ -84,20 +75,17 @@ def prepare(
         DataError: see `scan`; or the classes differ from those before, and `data.classes` is `fail`.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    # The packed images wait in an unnamed file until all are checked; it is gone whatever ends the process.
     with (
-        tempfile.TemporaryFile(dir=out.parent, buffering=SPOOL_BYTES) as spool,
+        pack.spool(out.parent, params) as spool,
         _replacing(out) as scratch,
         Cache(out.parent / CACHE, cache.key(params)) as seen,
     ):
-        geometry = Geometry(params.image_px, params.fit, params.crop_share)
-        result = scan(data, params, geometry, keep=lambda square_u8: spool.write(square_u8.data), cache=seen)
+        result = scan(data, params, spool.shrink, spool.keep, cache=seen)
         changes = class_changes.check(result, before, params)
         refuse_findings(result.delivery, changes)
-        squares = Rows(spool, (params.image_px, params.image_px, 3))
-        _write(result, params, squares, scratch)
+        _write(result, params, spool, scratch)
         write_json(scratch / BASELINE, drift.baseline(result, params.background))
-        report.write(scratch / REPORT_FILE, result, params, squares)
+        report.write(scratch / REPORT_FILE, result, params, spool.served)
     for line in summary.lines(replace(result, findings=[*result.findings, *changes]), params):
         info(line)
     return summary.metrics(result)
@@ -118,7 +106,7 @@ def _replacing(out: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _write(result: Scan, params: DataParams, squares: Rows, out: Path) -> None:
+def _write(result: Scan, params: DataParams, spool: Spool, out: Path) -> None:
     """Write arrays, facts and manifest into an empty folder."""
     used = sorted(
         (record for record in result.records if record.split is not None),
@@ -129,17 +117,19 @@ def _write(result: Scan, params: DataParams, squares: Rows, out: Path) -> None:
     counts = result.counts()
     stops = np.cumsum([sum(counts[split].values()) for split in SPLITS]).tolist()
     order = np.array([record.index for record in used], np.int64)
-    mean, std = _write_images(out / IMAGES_FILE, squares, order, train_rows=stops[0])
+    splits = dict(zip(SPLITS, zip([0, *stops], stops, strict=False), strict=True))
+    mean, std = spool.write(out, {split: order[start:stop] for split, (start, stop) in splits.items()})
     facts: dict[str, object] = {"classes": result.classes, "image_px": params.image_px, "fit": params.fit}
-    if params.crop_share < 1:  # else the hash is that of earlier versions
-        facts["crop_share"] = params.crop_share
+    # Without these the hash is that of earlier versions.
+    facts |= {"crop_share": params.crop_share} if params.crop_share < 1 else {}
+    facts |= {"store_px": params.train_px} if params.train_px > params.image_px else {}
     # The hash is of the content, whatever files it came in.
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for record in used:
         digest.update(f"{record.split}\n{record.label}\n{record.pixels}".encode() + b"\0")
     measured = {
         "background": params.background,
-        "splits": dict(zip(SPLITS, zip([0, *stops], stops, strict=False), strict=True)),
+        "splits": splits,
         "counts": counts,
         "mean": mean,
         "std": std,
@@ -161,28 +151,6 @@ def _write(result: Scan, params: DataParams, squares: Rows, out: Path) -> None:
         if name not in columns:
             columns[name] = [getattr(record, name) for record in records]
     pq.write_table(pa.table(columns, schema=MANIFEST), out / MANIFEST_FILE)
-
-
-def _write_images(
-    path: Path, squares: Rows, order: npt.NDArray[np.int64], train_rows: int
-) -> tuple[list[float], list[float]]:
-    """Write packed images in the given order as one NPY array; return mean and std per channel of the first `train_rows`, 0..1."""
-    histogram = np.zeros((3, 256), np.int64)  # exact, whatever the number of images
-    side = squares.shape[1]
-    with path.open("wb") as file:
-        header = {"descr": "|u1", "fortran_order": False, "shape": (len(order), *squares.shape[1:])}
-        np.lib.format.write_array_header_1_0(file, header)
-        for start in range(0, len(order), CHUNK_ROWS):
-            chunk_u8 = squares[order[start : start + CHUNK_ROWS]]
-            file.write(chunk_u8.data)
-            if (count := min(len(chunk_u8), train_rows - start)) > 0:
-                strip = Image.frombuffer("RGB", (side, count * side), chunk_u8[:count], "raw", "RGB", 0, 1)
-                histogram += np.reshape(strip.histogram(), (3, 256))
-    levels = np.arange(256) / 255
-    shares = histogram / histogram.sum(axis=1, keepdims=True)
-    mean = (shares * levels).sum(axis=1)
-    std = np.sqrt((shares * (levels - mean[:, np.newaxis]) ** 2).sum(axis=1))
-    return mean.tolist(), np.maximum(std, LEAST_STD).tolist()
 
 
 def _verdict(record: Record) -> str:

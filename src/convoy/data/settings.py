@@ -125,6 +125,7 @@ class DataParams(Section):
 
     other_names: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(("crop_pct", "crop_ratio", "center_crop", "central_fraction"), "crop_share"),
+        **dict.fromkeys(("resize_size", "store_size", "resize"), "store_px"),
         **dict.fromkeys(("img_size", "imgsz", "image_size", "input_size", "size"), "image_px"),
     }
 
@@ -135,6 +136,9 @@ class DataParams(Section):
     crop_share: Annotated[
         float,
         Field(ge=0.1, le=1, description="share of the shorter side that `fit: crop` keeps in the middle"),
+    ]
+    store_px: Annotated[
+        int, Field(ge=0, le=2048, description="side at which training images are stored, in pixels")
     ]
     layout: Annotated[Arrangement, Field(description="what the folders of a delivery are")]
     label: Annotated[
@@ -180,6 +184,20 @@ class DataParams(Section):
         float, Field(ge=0, le=1, description="largest share of files that may be unusable")
     ]
     checks: Annotated[CheckParams, Field(description="what is looked for in readable images")]
+
+    @property
+    def train_px(self) -> int:
+        """Return the side at which training images are stored."""
+        return self.store_px or self.image_px
+
+    @model_validator(mode="after")
+    def _store_no_less_than_is_shown(self) -> Self:
+        if 0 < self.store_px < self.image_px:
+            raise ValueError(
+                f"store_px: {self.store_px} is less than image_px: {self.image_px}, the side that the network sees. Set store_px: 0, "
+                f"which stores that, or more for resized_crop to cut from, such as {min(self.image_px * 8 // 7, 2048)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _crop_to_keep_a_share_of(self) -> Self:

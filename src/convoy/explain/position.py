@@ -203,13 +203,16 @@ def packed(folder: Path, seed: int) -> Sheets:
     Raises:
         DataError: the folder holds no dataset that `prepare` wrote.
     """
+    from convoy.training.data import served_train_images  # noqa: PLC0415 (imports Lightning, which digits do not need)
+
     dataset = Dataset.load(folder)
     random = np.random.default_rng(seed)
 
     def sample(split: Split, most: int) -> _Labelled:
         labels = dataset.labels(split)
         rows = np.sort(random.permutation(len(labels))[:most])
-        return dataset.images(split)[rows], labels[rows]
+        images_u8 = served_train_images(dataset) if split == "train" else dataset.images(split)
+        return images_u8[rows], labels[rows]
 
     train, val = sample("train", TRAIN_IMAGES), sample("val", TEST_SHEETS)
     source = (

@@ -170,9 +170,12 @@ def _check_value(key: str, value: Any, content: Mapping[str, Any]) -> None:  # n
         else:
             checked = params.check(name, SECTIONS[name], yaml.replaced(content, {key: value})[name])
             if isinstance(checked, TrainParams) and "data" in content:
-                image_px = content["data"]["image_px"]
+                image_px, store_px = (content["data"].get(key, 0) for key in ("image_px", "store_px"))
                 policy.check(
-                    checked.augment, image_px=image_px, store_px=image_px, batch_size=checked.batch_size
+                    checked.augment,
+                    image_px=image_px,
+                    store_px=store_px or image_px,
+                    batch_size=checked.batch_size,
                 )
     except RequestError as error:
         first, _, rest = str(error).partition("\n")

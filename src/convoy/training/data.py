@@ -4,6 +4,8 @@ No code runs per image. N images of a batch, H height, W width.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +13,11 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from convoy.core.dataset import Dataset
+from convoy.core.dataset import Dataset, cropped_side
 from convoy.training import prefetch
 from convoy.training.augment import pixels, policy
 from convoy.training.augment.augmenter import Augmenter
+from convoy.training.augment.draws import Frame
 from convoy.training.batch import Batch
 from convoy.training.class_balance import balanced_order
 from convoy.training.progressive import side_px
@@ -36,10 +39,7 @@ class Batches:
         *,
         accumulate: int = 1,
     ) -> None:
-        """Take memory-mapped arrays; each pass calls `order` for the rows and `start` for its first batch.
-
-        The number of batches is a multiple of `accumulate`, so that no step of the optimizer gets fewer.
-        """
+        """Take memory-mapped arrays; each pass calls `order` for the rows and `start` for its first batch."""
         self.images_u8 = images_u8
         self.source: npt.NDArray[np.uint8] | Tensor = (
             images_u8  # that batches are cut from, such as a copy on a GPU
@@ -47,7 +47,7 @@ class Batches:
         self.labels = labels
         self.order = order
         self.start = start
-        self.steps = -(-len(labels) // (batch_size * accumulate)) * accumulate
+        self.steps = steps_of(len(labels), batch_size, accumulate)
 
     def __len__(self) -> int:
         return self.steps
@@ -85,6 +85,73 @@ class Loader:
         return prefetch.on_device(self.batches, left, self.device, self.prepare)
 
 
+class Images(Protocol):
+    """Images of a split, such as a mapped array of (n, P, P, 3) uint8 RGB: indexing with rows reads them."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...  # noqa: D102 (as of an array)
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: npt.NDArray[np.int64], /) -> npt.NDArray[np.uint8]: ...
+
+
+@dataclass(frozen=True)
+class Served:
+    """Show larger stored images as serving shows them: the middle, resized to (image_px, image_px)."""
+
+    stored_u8: Images
+    image_px: int
+    crop_share: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of the array that this stands for."""
+        return len(self), self.image_px, self.image_px, 3
+
+    def __len__(self) -> int:
+        return len(self.stored_u8)
+
+    def __getitem__(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Read rows: (n, image_px, image_px, 3)."""
+        pixels_u8 = torch.from_numpy(self.stored_u8[rows]).permute(0, 3, 1, 2)
+        px = pixels_u8.shape[-1]
+        middle = Frame.centered(len(pixels_u8), px, cropped_side(px, self.crop_share))
+        shown_u8: npt.NDArray[np.uint8] = (
+            pixels.framed(pixels_u8, middle, self.image_px).permute(0, 2, 3, 1).numpy()
+        )
+        return shown_u8
+
+
+def served_train_images(dataset: Dataset) -> Images:
+    """Open the training images as arrays of `image_px`, whatever they are stored at."""
+    images_u8 = dataset.images("train")
+    if dataset.store_px == dataset.image_px:
+        return images_u8
+    return Served(images_u8, dataset.image_px, dataset.crop_share)
+
+
+def check_augment(dataset: Dataset, params: TrainParams) -> None:
+    """Refuse a `train.augment` that cannot apply to the images or batches of a dataset.
+
+    Raises:
+        RequestError: with the argument, the limit, and what to set.
+    """
+    images = len(dataset.labels("train"))
+    policy.check(
+        params.augment,
+        image_px=dataset.image_px,
+        store_px=dataset.store_px,
+        batch_size=params.batch_size,
+        smallest=images // steps_of(images, params.batch_size, params.accumulate),
+    )
+
+
+def steps_of(images: int, batch_size: int, accumulate: int) -> int:
+    """Count the batches of an epoch: a multiple of `accumulate`, so that no step of the optimizer gets fewer."""
+    return -(-images // (batch_size * accumulate)) * accumulate
+
+
 class DataModule(pl.LightningDataModule):
     """Serve training batches, augmented on the device, and validation batches unchanged."""
 
@@ -98,19 +165,14 @@ class DataModule(pl.LightningDataModule):
         self.dataset = dataset
         self.params = params
         self.seed = seed
-        policy.check(
-            params.augment,
-            image_px=dataset.image_px,
-            store_px=dataset.image_px,
-            batch_size=params.batch_size,
-            smallest=self.train_batches().smallest,
-        )
+        check_augment(dataset, params)
         self.augmenter = Augmenter(
             params.augment,
             seed=seed,
             image_px=dataset.image_px,
             classes=len(dataset.classes),
             mean=dataset.mean,
+            crop_share=dataset.crop_share,
         )
         self.position = (0, 0)
         """Epoch, and batch in it, that training starts with; a checkpoint restores it."""

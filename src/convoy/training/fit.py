@@ -34,7 +34,7 @@ from convoy.training.callbacks import (
     TrainingTimer,
 )
 from convoy.training.checkpoints import CheckpointCallback, DirectIO, LoadedCheckpoint, Resumable
-from convoy.training.data import Batches, DataModule
+from convoy.training.data import Batches, DataModule, served_train_images
 from convoy.training.freezing import FrozenLayersCheck, refuse_without_weights
 from convoy.training.module import Classifier
 from convoy.training.optim import choose_precision
@@ -99,7 +99,7 @@ def fit(
         model = trained.make(facts, auxiliary=True)
         grafted = graft(model.network, starting, facts.classes) if starting else None
         if starting is None:  # else the filters are among the weights, and what follows them fits no others
-            whitening.whiten(model, dataset.images("train"))
+            whitening.whiten(model, served_train_images(dataset))
         data = DataModule(dataset, params, seed)
         batches = data.train_batches()
         steps = len(batches) // params.accumulate

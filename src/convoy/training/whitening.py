@@ -8,20 +8,20 @@ N images, C channels, P the side of an image, KH and KW of a patch, D = C x KH x
 """
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from convoy.models.build import Whitening
 from convoy.models.trained import NormalizedModel
+from convoy.training.data import Images
 
 MOST_IMAGES = 5_000  # airbench94's; spread evenly over the training images
 MOST_PIXELS = 2**25  # of all these images together: about 670 images of 224 px, a few seconds
 CHUNK_VALUES = 2**23  # of the patches that are in memory at a time, as float64
 
 
-def whiten(model: NormalizedModel, images_u8: npt.NDArray[np.uint8]) -> None:
+def whiten(model: NormalizedModel, images_u8: Images) -> None:
     """Compute the filters of a network's whitening layer, if it has one, from (N, P, P, 3) training images.
 
     A pure function of the images and of the model's mean and std.
@@ -34,7 +34,7 @@ def whiten(model: NormalizedModel, images_u8: npt.NDArray[np.uint8]) -> None:
                 layer.weight.copy_(filters.view_as(layer.weight))
 
 
-def covariance(model: NormalizedModel, images_u8: npt.NDArray[np.uint8], kernel: tuple[int, int]) -> Tensor:
+def covariance(model: NormalizedModel, images_u8: Images, kernel: tuple[int, int]) -> Tensor:
     """Average the outer product of every patch of the normalised images with itself: (D, D) float64.
 
     The mean of the patches is not subtracted, as in airbench94: normalised images have a mean of about 0.

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch.nn.functional import one_hot
 
+from convoy.core.dataset import cropped_side
 from convoy.training.augment import mix, pixels
 from convoy.training.augment.color import ColorJitter
 from convoy.training.augment.draws import Draw, Floats, Frame, Framing, Ints, Lottery, Transform, Warp
@@ -94,7 +95,7 @@ class Augmenter:
         """Apply all transforms that move pixels: frames first, then the product of all matrices."""
         store_px = pixels_u8.shape[-1]
         share = self.crop_share if store_px != self.image_px else 1.0
-        frame = Frame.centered(len(draw), store_px, round(share * store_px))
+        frame = Frame.centered(len(draw), store_px, cropped_side(store_px, share))
         for framing in (one for one in self.transforms if isinstance(one, Framing)):
             framing.place(frame, draw, store_px)
         pixels_u8 = pixels.framed(pixels_u8, frame, self.image_px)
