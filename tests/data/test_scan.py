@@ -1,5 +1,6 @@
 import io
 import os
+import sys
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -544,3 +545,30 @@ def test_rows_that_were_read_do_not_stay_in_memory(tmp_path):
         for n in range(len(rows)):
             assert not rows[n].any()
         assert process.memory_info().rss - before < 2**25
+
+
+def test_a_class_takes_the_same_work_however_many_there_are(tmp_path, settings, png):
+    """Calls are counted, not time."""
+
+    def calls(classes: int) -> int:
+        data, count = tmp_path / str(classes), 0
+        for n in range(classes):
+            (data / f"class{n}").mkdir(parents=True)
+            (data / f"class{n}/image.png").write_bytes(png(n))
+
+        def note(_frame: object, event: str, _argument: object) -> None:
+            nonlocal count
+            count += event in ("call", "c_call")
+
+        sys.setprofile(note)
+        try:
+            message = refusal(data, settings())
+        finally:
+            sys.setprofile(None)
+        assert "`class0`" in message
+        return count
+
+    calls(5)  # imports, and what is computed once
+    few, more, most = map(calls, (100, 300, 700))
+    assert (most - more) / 400 < 1.1 * (more - few) / 200
+    assert (most - more) / 400 < 800

@@ -260,7 +260,8 @@ def clean(name: str) -> str:
 
 
 def _walk(folder: Path, above: str) -> Iterator[str]:
-    entries = sorted(path for path in folder.iterdir() if not is_litter(path.name))
+    inside = (path for path in folder.iterdir() if not is_litter(path.name))
+    entries = sorted(inside, key=lambda path: path.name)  # paths compare slowly
     for path in entries:
         if path.is_file():
             yield f"{above}{path.name}"
