@@ -161,12 +161,11 @@ def pretending(on, losses, accuracies):
     """Make a callback that lets each epoch's validation log given metrics."""
 
     def replace(_trainer, module):
-        def step(batch):
+        def compute():
             epoch = module.current_epoch
-            module.log("val/loss", torch.tensor(losses[epoch]), batch_size=len(batch.labels))
-            module.log("val/accuracy", torch.tensor(accuracies[epoch]), batch_size=len(batch.labels))
+            return {"loss": torch.tensor(losses[epoch]), "accuracy": torch.tensor(accuracies[epoch])}
 
-        module.validation_step = step
+        module.val_sums.compute = compute
 
     return on("on_fit_start", replace)
 

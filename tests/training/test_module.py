@@ -3,6 +3,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch.nn.functional import cross_entropy, one_hot
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from convoy.models.spec import Spec
 from convoy.training.batch import Batch
@@ -139,32 +140,63 @@ def aside():
 
 def test_auxiliary_heads_add_their_smoothed_losses_by_weight(dataset, params, classifier, aside):
     made = classifier(aside, params(label_smoothing=0.2))
-    logged = {}
-    made.log = lambda name, value, **_: logged.update({name: value})
     batch = next(iter(DataModule(dataset, params(), 1).val_dataloader()))
     loss = made.training_step(batch, 0)
     answer = made.model(batch.pixels_u8.float())
     (first, early), (second, late) = answer.auxiliary
     assert (first, second) == (0.3, 0.5)
     of = [cross_entropy(logits, batch.labels, label_smoothing=0.2) for logits in (answer.logits, early, late)]
-    assert torch.allclose(logged["train/loss"].compute(), loss)
+    assert torch.allclose(made.train_sums.compute()["loss"], loss)
     torch.testing.assert_close(loss, of[0] + 0.3 * of[1] + 0.5 * of[2])
     right = (answer.logits.argmax(1) == batch.labels).float().mean()
-    assert float(logged["train/accuracy"].compute()) == pytest.approx(float(right))
+    assert float(made.train_sums.compute()["accuracy"]) == pytest.approx(float(right))
+
+
+class Reads(TorchDispatchMode):
+    """Note the operations that read a number of a tensor, for which a GPU would wait."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in {
+            "_local_scalar_dense",
+            "nonzero",
+            "_unique2",
+            "equal",
+            "is_nonzero",
+        }:
+            self.names.append(func.overloadpacket.__name__)
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("changes", [{}, {"class_weights": "balanced", "schedule": "cosine"}])
+def test_steps_and_validation_read_nothing_back_from_the_device(dataset, tiny, params, out, on, changes):
+    """The loss of the first step is checked, then that of every fiftieth, and the figures of the epoch are read at its end."""
+    reads, counts = Reads(), []
+    look = [
+        on(hook, lambda *_: counts.append(len(reads.names)))
+        for hook in ("on_train_batch_start", "on_train_batch_end", "on_validation_batch_end")
+    ]
+    with reads:
+        fit(dataset, tiny, params(batch_size=4, epochs=1, **changes), 1, out, callbacks=look)
+    first, steps = counts[1] - counts[0], counts[1:-1]
+    assert first == 1
+    assert len(steps) == 2 * 12 - 1 + 2
+    assert len(set(steps)) == 1
 
 
 def test_the_training_loss_weighs_each_image_alike(dataset, stack, params, classifier):
     made = classifier(stack, params())
     torch.nn.init.constant_(made.model.network.dense1.bias[:1], 5.0)  # certain of the first class
-    logged = {}
-    made.log = lambda name, value, **_: logged.update({name: value})
     pixels_u8 = torch.from_numpy(dataset.images("val").copy()).permute(0, 3, 1, 2)
     labels = torch.from_numpy(dataset.labels("val").copy())
     parts = (np.flatnonzero(labels == 0), np.flatnonzero(labels > 0))
     batches = [Batch(pixels_u8[rows], labels[rows], 0, rows) for rows in parts]
     first, others = (made.training_step(batch, 0).item() for batch in batches)
     assert others > 2 * first
-    assert float(logged["train/loss"].compute()) == pytest.approx((4 * first + 8 * others) / 12)
+    assert float(made.train_sums.compute()["loss"]) == pytest.approx((4 * first + 8 * others) / 12)
 
 
 @pytest.mark.parametrize("weights", [None, [0.5, 1.0, 3.0]])
@@ -174,7 +206,6 @@ def test_the_loss_of_a_mixed_image_is_that_of_its_labels_by_their_shares(
 ):
     made = classifier(stack, params(label_smoothing=smoothing))
     made.class_weights = None if weights is None else torch.tensor(weights)
-    made.log = lambda *args, **more: None
     made.eval()
     pixels_u8 = torch.from_numpy(dataset.images("val").copy()).permute(0, 3, 1, 2)
     labels, rows = torch.from_numpy(dataset.labels("val").copy()), np.arange(12)
