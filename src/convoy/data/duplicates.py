@@ -62,11 +62,14 @@ WIDTH = 4096
 BLOCK = 4096
 """Images or pairs that are computed at once."""
 
+PACKED = 1024
+"""Blocks of pairs that are joined at once."""
+
 UNLIKE = -2.0
 """Stands for the correlation of a pair whose sketches do not fit."""
 
 U8 = npt.NDArray[np.uint8]
-I8 = npt.NDArray[np.int8]
+I16 = npt.NDArray[np.int16]
 I32 = npt.NDArray[np.int32]
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -159,16 +162,16 @@ def search(
     fresh, known = images.known(earlier)
     kept = known.where(~(fresh[known.first] | fresh[known.second]))
     near = np.bincount(np.concatenate([kept.first, kept.second]), minlength=n)
-    blocks = [kept, *_near(images.sketches, fresh, near)]  # which counts further images near
+    blocks = [kept, *_packed(_near(images.sketches, fresh, near))]  # which counts further images near
     crowded = near > CROWD
     candidates = _joined(blocks)
+    del blocks, kept  # as large as what they were joined to
     candidates = candidates.where(~(crowded[candidates.first] & crowded[candidates.second]))
     compared = images.compare(candidates, known)
     for more in _in_crowds(images, crowded, compared, known, limit):
         compared = _joined([compared, more])
     compared = compared.sorted()
-    arrays = (compared.first.astype(np.int32), compared.second.astype(np.int32), compared.mirrored)
-    return _forest(images, compared, limit), Compared(images.digests, crowded, *arrays, compared.similar)
+    return _forest(images, compared, limit), Compared(images.digests, crowded, *compared)
 
 
 def clusters(pairs: Sequence[Pair], n: int) -> I64:
@@ -183,10 +186,13 @@ def clusters(pairs: Sequence[Pair], n: int) -> I64:
 
 
 class _Entries(NamedTuple):
-    """Hold pairs of images: first and second index, whether the second is mirrored, and their correlation."""
+    """Hold pairs of images: first and second index, whether the second is mirrored, and their correlation.
 
-    first: I64
-    second: I64
+    There may be `CROWD` for each image, so their numbers decide how much memory a search takes.
+    """
+
+    first: I32
+    second: I32
     mirrored: Bools
     similar: F32
 
@@ -200,20 +206,30 @@ class _Entries(NamedTuple):
 
     def codes(self, n: int) -> I64:
         """Number all that pairs of n images may be."""
-        return (self.first * n + self.second) * 2 + self.mirrored
+        found = self.first.astype(np.int64)
+        found *= n
+        found += self.second
+        found *= 2
+        found += self.mirrored
+        return found
 
 
 def _joined(blocks: Sequence[_Entries]) -> _Entries:
-    none = _Entries(
-        np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.bool_), np.empty(0, np.float32)
-    )
+    none = _entries(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.bool_))
     return _Entries(*(np.concatenate(columns) for columns in zip(none, *blocks, strict=True)))
+
+
+def _packed(blocks: Iterator[_Entries]) -> Iterator[_Entries]:
+    """Join small blocks, of which each takes more memory than its pairs."""
+    while some := list(itertools.islice(blocks, PACKED)):
+        yield _joined(some)
 
 
 def _entries(first: I64, second: I64, mirrored: Bools) -> _Entries:
     """Put the lower index first; nothing is known of the correlation."""
     unknown = np.full(len(first), np.nan, np.float32)
-    return _Entries(np.minimum(first, second), np.maximum(first, second), mirrored, unknown)
+    lower, higher = np.minimum(first, second), np.maximum(first, second)
+    return _Entries(lower.astype(np.int32), higher.astype(np.int32), mirrored, unknown)
 
 
 class _Images(NamedTuple):
@@ -236,7 +252,7 @@ class _Images(NamedTuple):
     @classmethod
     def of(cls, fingerprints: U8, rows: I64) -> "_Images":
         """Sketch images, and leave out those that are nearly blank."""
-        digests: list[bytes] = []
+        digests = bytearray()
         sketches = [sketch(fingerprints[:0])]
         kept = [rows[:0]]
         for start in range(0, len(rows), BLOCK):
@@ -244,9 +260,11 @@ class _Images(NamedTuple):
             found = sketch(block)
             kept.append(rows[start : start + BLOCK][found.contrasted])
             sketches.append(found.where(found.contrasted))
-            digests += [hashlib.sha256(row).digest()[:16] for row in block[found.contrasted]]
+            for row in block[found.contrasted]:
+                digests += hashlib.sha256(row).digest()[:16]
         rows = np.concatenate(kept)
-        names, first, which = np.unique(np.array(digests, "S16"), return_index=True, return_inverse=True)
+        hashes = np.frombuffer(digests, "S16")
+        names, first, which = np.unique(hashes, return_index=True, return_inverse=True)
         copies = np.stack([rows[first[which]], rows], axis=1)
         together = Sketches(*(np.concatenate(parts)[first] for parts in zip(*sketches, strict=True)))
         return cls(fingerprints, rows[first], names, together, copies[copies[:, 0] < copies[:, 1]])
@@ -260,6 +278,7 @@ class _Images(NamedTuple):
         here = self.digests[number] == earlier.digests
         fresh[number[here & ~earlier.crowded]] = False
         both = np.flatnonzero(here[earlier.first] & here[earlier.second])
+        number = number.astype(np.int32)
         first, second = number[earlier.first[both]], number[earlier.second[both]]
         return fresh, _Entries(first, second, earlier.mirrored[both], earlier.similar[both]).sorted()
 
@@ -302,7 +321,7 @@ class _Ordered(NamedTuple):
         """Order the images of each part."""
         leaves = [leaf for part in parts for leaf in _leaves(sketches.points, part)]
         number = np.concatenate([np.empty(0, np.int64), *leaves])
-        points = sketches.points[number, :FIRST]
+        points = sketches.points[number, :FIRST].astype(np.float32)
         squares = np.einsum("ij,ij->i", points, points)[:, np.newaxis]
         columns = np.concatenate([points, np.ones_like(squares), squares], axis=1)
         starts = np.cumsum([0, *map(len, leaves)])
@@ -323,7 +342,7 @@ class _Ordered(NamedTuple):
         return _entries(self.number[first], self.number[second], mirrored)
 
 
-def _leaves(points: F32, chosen: I64) -> list[I64]:
+def _leaves(points: I16, chosen: I64) -> list[I64]:
     """Halve a set of sketches along the widest of the first numbers, again and again, until at most `LEAF` are together."""
     reach = model().reach
     boxed = points[:, :BOXED] / reach
@@ -386,9 +405,9 @@ def _near(sketches: Sketches, fresh: Bools, near: I64) -> Iterator[_Entries]:
                 yield entries.where((near[entries.first] <= CROWD) | (near[entries.second] <= CROWD))
 
 
-def _apart(points: F32, first: I64, second: I64, *, flip: bool) -> F32:
+def _apart(points: I16, first: I64, second: I64, *, flip: bool) -> F32:
     """Compute squared distances of whole sketches."""
-    other = points[second]
+    other = points[second].astype(np.float32)
     if flip:
         other[:, model().odd] *= -1
     other -= points[first]
@@ -454,7 +473,7 @@ def _nearest(ordered: _Ordered, rows: slice, around: slice, component: I32, trie
     return chosen
 
 
-def _components(first: I64, second: I64, n: int) -> I32:
+def _components(first: I32 | I64, second: I32 | I64, n: int) -> I32:
     """Number the components of n images by the pairs that connect them, in (n,)."""
     links = coo_array((np.ones(len(first), np.int8), (first, second)), shape=(n, n))
     _, component = connected_components(links, directed=False)

@@ -81,12 +81,12 @@ class Sketches(NamedTuple):
     """Hold sketches of n images, each turned so that its first odd number is not negative.
 
     Attributes:
-        points: (n, 44) float32 whole numbers.
+        points: (n, 44) int16, below 2**12, since their squares add up to less than 2**24.
         mirrored: (n,) whether the image was mirrored for that.
         contrasted: (n,) False for nearly blank images (`MIN_CONTRAST`).
     """
 
-    points: F32
+    points: npt.NDArray[np.int16]
     mirrored: Bools
     contrasted: Bools
 
@@ -99,7 +99,7 @@ def sketch(thumbnails: U8) -> Sketches:
     """Sketch (n, 1024) thumbnails."""
     waves = model()
     first = int(np.flatnonzero(waves.odd)[0])
-    points = np.empty((len(thumbnails), len(waves.odd)), np.float32)
+    points = np.empty((len(thumbnails), len(waves.odd)), np.int16)
     mirrored, contrasted = np.empty((2, len(thumbnails)), np.bool_)
     both = np.concatenate([waves.project, waves.contrast], axis=1)
     for start in range(0, len(thumbnails), BLOCK):
