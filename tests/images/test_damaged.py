@@ -4,6 +4,7 @@ import io
 import struct
 import tracemalloc
 import zlib
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -143,6 +144,124 @@ def test_a_jpeg_may_lack_its_end_marker_or_have_zeros_in_its_place(ending):
     assert decoded.lost == 0
     assert np.array_equal(decoded.image_u8, decode(content).image_u8)
     assert decode(content[: len(content) * 2 // 3] + b"\0" * 5000, max_truncated=1).lost > 0.2
+
+
+LARGE = photo(300, 260)
+ONE_SCAN = {
+    "4:2:0": encoded(LARGE, "JPEG", quality=90),
+    "4:4:4": encoded(LARGE, "JPEG", quality=95, subsampling=0),
+    "optimised": encoded(LARGE, "JPEG", optimize=True),
+    "gray": encoded(LARGE.convert("L"), "JPEG", quality=90),
+    "cmyk": encoded(LARGE.convert("CMYK"), "JPEG", quality=80),
+    "rgb": encoded(LARGE, "JPEG", keep_rgb=True),
+}
+LOST_PARTS = {
+    "cut out": lambda content, at, size: content[:at] + content[at + size :],
+    "zeros": lambda content, at, size: content[:at] + bytes(size) + content[at + size :],
+    "erased flash": lambda content, at, size: content[:at] + b"\xff" * size + content[at + size :],
+}
+
+
+@pytest.mark.parametrize("what", LOST_PARTS)
+@pytest.mark.parametrize("name", ONE_SCAN)
+def test_a_lost_sector_inside_a_jpeg_is_found_wherever_it_lies(name, what):
+    content = ONE_SCAN[name]
+    scan, lost = content.index(b"\xff\xda") + 2, []
+    start = scan + int.from_bytes(content[scan : scan + 2])
+    for number in range(16):
+        at = start + (len(content) - 2 - damaged.SECTOR - start) * number // 15
+        try:
+            decoded = decode(LOST_PARTS[what](content, at, damaged.SECTOR), max_truncated=1)
+        except DataError:
+            assert what == "erased flash", "markers that no decoder accepts"
+            continue
+        assert decoded.notes == ("truncated",)
+        lost.append(decoded.lost)
+    assert min(lost) > 0
+    assert len(lost) == 16 or what == "erased flash"
+    if what == "zeros":  # lost from there on; of what was cut out the place is not known
+        assert lost[0] > 0.97
+        assert lost == sorted(lost, reverse=True)
+    with pytest.raises(
+        DataError, match=r"is truncated or damaged: \d+\.\d% of its pixels are missing|cannot be decoded"
+    ):
+        decode(LOST_PARTS[what](content, start + 1000, 2 * damaged.SECTOR), max_truncated=0.001)
+
+
+RESTARTS = encoded(LARGE, "JPEG", quality=90, restart_marker_rows=1)
+MARKERS = [n for n in range(len(RESTARTS) - 1) if RESTARTS[n] == 255 and 0xD0 <= RESTARTS[n + 1] <= 0xD7]
+
+
+def test_the_intervals_before_a_missing_restart_marker_are_sound():
+    at = MARKERS
+    total = len(at) + 1
+    assert decode(RESTARTS[: at[3]] + RESTARTS[at[4] :], max_truncated=1).lost == pytest.approx(1 - 3 / total)
+    assert decode(RESTARTS[: at[1]] + RESTARTS[at[9] :], max_truncated=1).lost == pytest.approx(1 - 8 / total)
+    exchanged = RESTARTS[: at[5]] + RESTARTS[at[6] : at[7]] + RESTARTS[at[5] : at[6]] + RESTARTS[at[7] :]
+    assert decode(exchanged, max_truncated=1).lost == pytest.approx(1 - 5 / total)
+    zeros = RESTARTS[: at[7] + 2] + bytes(600) + RESTARTS[at[7] + 602 :]
+    assert decode(zeros, max_truncated=1).lost == pytest.approx(1 - 8 / total)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_a_jpeg_that_is_cut_at_a_restart_marker_lacks_all_that_follows(kept):
+    for number, at in enumerate(MARKERS, 1):
+        lost = decode(RESTARTS[: at + kept], max_truncated=1).lost
+        least = 1 - 16 * number / LARGE.height
+        assert least - 1e-6 <= lost <= 1.001 - (number - 1) / (len(MARKERS) + 1), (
+            "at most an interval more, whose end is not seen"
+        )
+
+
+def test_a_progressive_jpeg_that_lacks_a_restart_marker_or_has_zeros_in_a_scan_lacks_detail_everywhere():
+    content = encoded(LARGE, "JPEG", progressive=True, restart_marker_rows=1)
+    at = [n for n in range(len(content) - 1) if content[n] == 255 and 0xD0 <= content[n + 1] <= 0xD7]
+    assert decode(content[: at[20]] + content[at[21] :], max_truncated=1).lost == 1
+    content = encoded(LARGE, "JPEG", quality=98, progressive=True)
+    scans = [n for n in range(len(content)) if content.startswith(b"\xff\xda", n)]
+    start, end = max(pairwise(scans), key=lambda pair: pair[1] - pair[0])
+    middle = (start + end) // 2
+    assert decode(content[:middle] + bytes(600) + content[middle + 600 :], max_truncated=1).lost == 1
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("optimize", [False, True])
+def test_no_encoder_writes_what_counts_as_damage(progressive, optimize):
+    """Mid-gray and blank images look most like damaged files: their data are zeros, or their last block is as if it were missing."""
+    pictures = [photo(50, 40), Image.linear_gradient("L"), Image.new("RGB", (2000, 300), "#808080"), Image.new("L", (999, 999)),
+                Image.effect_noise((64, 48), 50), photo(17, 9).convert("CMYK"), Image.new("CMYK", (40, 40), (127,) * 4)]  # fmt: skip
+    options = [{"quality": 1}, {"quality": 75}, {"quality": 100, "subsampling": 0}, {"subsampling": "4:2:2"},
+               {"restart_marker_rows": 1}, {"restart_marker_blocks": 1}, {"exif": b"Exif\0\0" + bytes(5000)}]  # fmt: skip
+    zeros = 0
+    for picture in pictures:
+        for more in options:
+            content = encoded(picture, "JPEG", progressive=progressive, optimize=optimize, **more)
+            zeros += bytes(damaged.SECTOR) in content
+            for after in (b"", bytes(5), b"trailer" + bytes(900)):
+                decoded = decode(content + after, max_truncated=0)
+                assert (decoded.lost, decoded.notes) == (0, ()), (picture, more, after)
+    assert zeros > len(pictures) if optimize or progressive else zeros == len(pictures), (
+        "blank ones too where codes are optimised"
+    )
+
+
+def test_an_odd_but_whole_jpeg_is_not_damaged():
+    content = ONE_SCAN["4:2:0"]
+    filled = content[:-2] + b"\xff" * 700 + b"\xff\xd9"
+    extra = RESTARTS[:-2] + RESTARTS[MARKERS[0] : MARKERS[0] + 2] + b"\xff\xd9"
+    before_restart = RESTARTS[: MARKERS[4]] + b"\xff\xff" + RESTARTS[MARKERS[4] :]
+    for odd in (filled, extra, before_restart):
+        assert decode(odd, max_truncated=0).lost == 0
+
+
+def test_an_ordinary_jpeg_is_decoded_once():
+    def opened(content):
+        raise AssertionError
+
+    for content in (*ONE_SCAN.values(), RESTARTS):
+        picture = Image.open(io.BytesIO(content))
+        picture.load()
+        assert damaged.inner_damage(content, picture, opened) is None
 
 
 def test_more_than_the_allowed_share_is_refused_with_both_shares():

@@ -60,7 +60,7 @@ MOST_ALIKE = 0.2
 """Share of the images of a class with a near-duplicate in it, beyond which its images are alike by nature: drawn shapes, digits."""
 
 NOTES: Mapping[Note, str] = {
-    "truncated": "The file ends early and lacks a few pixels (data.max_truncated)",
+    "truncated": "The file ends early, or lacks a part inside: a few pixels are missing (data.max_truncated)",
     "bad_metadata": "Metadata are damaged and not used",
     "bad_profile": "The colour profile cannot be used, so the colours count as sRGB",
     "low_bits": "At most 12 of 16 bits are used, so the image is nearly black; multiply its values before you deliver it",

@@ -3,6 +3,7 @@
 Pillow's own switch, `ImageFile.LOAD_TRUNCATED_IMAGES`, is global to the process, hides damage inside an image as well, and
 does not state how much is lost. Here the lost share is always determined, per format:
 
+- JPEG: of one with an end marker, whose decoder fills gaps in silence, `inner_damage` looks for what no encoder writes.
 - JPEG and WebP are decoded twice, with different data in place of the missing end. The first pixel that differs is the
   first that is lost. Of a progressive JPEG that lacks whole scans no pixel has all its detail, so all of it is lost.
 - PNG: the compressed rows are counted. GIF: its pixels are decoded over two different backgrounds.
@@ -33,8 +34,22 @@ COMPARED_ROWS = 256
 """Rows compared at once, to bound the memory."""
 
 JPEG_MARKER = re.compile(rb"\xff+([\x01-\xfe])")
-JPEG_DATA_END = re.compile(rb"\xff+[^\0\xd0-\xd7\xff]")
+JPEG_DATA_END = re.compile(rb"\xff[^\0\xd0-\xd7\xff]")
 """What ends the data of a scan: a marker that is neither an escaped byte nor a restart."""
+
+RESTART = re.compile(rb"\xff([\xd0-\xd7])")
+RESTART_INTERVAL = b"\xff\xdd\0\4"
+IN_DATA = re.compile(rb"\xff[^\0]")
+EIGHT_RESTARTS = b"".join(bytes([0xFF, 0xD0 + n]) for n in range(8))
+
+MID_GRAY = (128, (128, 128, 128), (127, 127, 127, 127), (128, 128, 128, 128))
+"""Pixels of a block without data: gray, RGB, and CMYK of both polarities."""
+
+SECTOR = 512
+"""Smallest part of a file that a disk or a download loses, in bytes."""
+
+ZEROS, ERASED = bytes(SECTOR), b"\xff" * SECTOR + b"\0"
+"""What lies in place of a lost part: zeros; or the state of erased flash memory, which no data of a scan contains."""
 
 ADAM7 = ((0, 8, 0, 8), (4, 8, 0, 8), (0, 4, 4, 8), (2, 4, 0, 4), (0, 2, 2, 4), (1, 2, 0, 2), (0, 1, 1, 2))
 """First column, step of columns, first row and step of rows of each pass of an interlaced PNG (ISO 15948, 8.2)."""
@@ -125,12 +140,16 @@ def _jpeg(content: bytes, opened: Opened) -> Rescued | None:
     whole = opened(scans.essential + end)
     whole.load()
     if scans.ended:
-        return Rescued(whole, 0.0)  # its metadata was damaged
+        # Metadata was damaged, or what looks like it lies inside.
+        return inner_damage(scans.essential + end, whole, opened) or Rescued(whole, 0.0)
     if not scans.complete:
         return Rescued(whole, 1.0)
     other = opened(scans.essential + NOISE + end)
     other.load()
-    return Rescued(whole, _lost_from(whole, other, scans.unit, blurred=1))
+    lost = _lost_from(whole, other, scans.unit, blurred=1)
+    # Beyond a restart marker that is missing as well, no data is used.
+    interrupted = _interrupted(scans.essential + end, whole, opened)
+    return Rescued(whole, max(lost, interrupted.lost if interrupted else 0.0))
 
 
 def _jpeg_scans(content: bytes) -> _Scans | None:
@@ -141,7 +160,7 @@ def _jpeg_scans(content: bytes) -> _Scans | None:
     essential = bytearray(b"\xff\xd8")
     missing_bits: dict[tuple[int, int], int] = {}  # by component and coefficient
     unit, ended, scanned = (8, 8), False, False
-    for marker, body, segment in _jpeg_segments(content):
+    for marker, body, segment, _ in _jpeg_segments(content):
         if marker == 0xD9:
             ended = True
             break
@@ -150,7 +169,7 @@ def _jpeg_scans(content: bytes) -> _Scans | None:
             essential += segment
         if marker in (0xC0, 0xC1, 0xC2) and len(body) >= 6 + 3 * body[5]:
             parts = [body[6 + 3 * n : 9 + 3 * n] for n in range(body[5])]
-            unit = 8 * max(part[1] >> 4 for part in parts), 8 * max(part[1] & 15 for part in parts)
+            unit = _unit(body)
             missing_bits |= dict.fromkeys(((part[0], k) for part in parts for k in range(64)), 99)
         if marker == 0xDA and body and len(body) == 4 + 2 * body[0]:
             scanned = True
@@ -162,13 +181,13 @@ def _jpeg_scans(content: bytes) -> _Scans | None:
     return _Scans(bytes(essential), ended, unit, complete=not any(missing_bits.values()))
 
 
-def _jpeg_segments(content: bytes) -> Iterator[tuple[int, bytes, bytes]]:
-    """Yield the marker, the body, and all bytes of each segment, a scan's with its data; none that is cut, but a scan."""
+def _jpeg_segments(content: bytes) -> Iterator[tuple[int, bytes, bytes, int]]:
+    """Yield the marker, the body, all bytes and the end of each segment, a scan's with its data; none that is cut, but a scan."""
     position = 2
     while found := JPEG_MARKER.search(content, position):
         marker, start = found[1][0], found.end()
         if marker == 0xD9:
-            yield marker, b"", b""
+            yield marker, b"", b"", start
             return
         if 0xD0 <= marker <= 0xD8 or marker == 0x01:  # without a body
             position = start
@@ -179,8 +198,128 @@ def _jpeg_segments(content: bytes) -> Iterator[tuple[int, bytes, bytes]]:
         position = end
         if marker == 0xDA:
             after = JPEG_DATA_END.search(content, end)
-            position = after.start() if after else len(content.rstrip(b"\xff"))
-        yield marker, content[start + 2 : end], b"\xff" + found[1] + content[start:position]
+            position = len(content[: after.start() if after else None].rstrip(b"\xff"))
+        yield marker, content[start + 2 : end], b"\xff" + found[1] + content[start:position], position
+
+
+def inner_damage(content: bytes, picture: Image.Image, opened: Opened) -> Rescued | None:
+    """Find the signs of missing or overwritten data inside a JPEG that was decoded; None if there are none.
+
+    Found are a lost part in whose place are zeros or ones, restart markers that are missing or out of order, and, unless the JPEG
+    is progressive, data that ends before the last pixel: its decoder makes the rest mid-gray. Not found is a part
+    that was replaced by other data, or is missing from a progressive JPEG, from one of several scans, or between two restart markers.
+
+    Args:
+        content: the file.
+        picture: the decoded file.
+        opened: as for `rescue`.
+    """
+    if _may_be_interrupted(content) and (found := _interrupted(content, picture, opened)):
+        return found
+    width, height = picture.size
+    if picture.im.getpixel((width - 1, height - 1)) not in MID_GRAY:
+        return None
+    components = interval = 0
+    for marker, body, segment, end in _jpeg_segments(content):
+        if marker in (0xC0, 0xC1) and len(body) >= 6 + 3 * body[5]:
+            components, unit = body[5], _unit(body)
+        elif marker == 0xDD:
+            interval = int.from_bytes(body)
+        elif marker == 0xDA:
+            if not body or body[0] != components:
+                return None
+            stray = None if interval else RESTART.search(segment, 4 + len(body))
+            sound = content[: end - len(segment) + stray.start()] if stray else content[:end]
+            other = opened(sound + NOISE + b"\xff\xd9")
+            other.load()
+            lost = _lost_from(picture, other, unit, blurred=1)
+            return Rescued(picture, lost) if lost else None
+    return None
+
+
+def _unit(frame: bytes) -> tuple[int, int]:
+    """Return width and height of the smallest group of blocks, in pixels."""
+    sampling = frame[7 : 6 + 3 * frame[5] : 3]
+    return 8 * max(factors >> 4 for factors in sampling), 8 * max(factors & 15 for factors in sampling)
+
+
+def _may_be_interrupted(content: bytes) -> bool:
+    """Check quickly whether there are a lost part anywhere, or restart markers that may be out of order."""
+    samples = content[:: SECTOR // 4]
+    if b"\0\0\0\0" in samples or b"\xff\xff\xff\xff" in samples:
+        return True
+    if len(content) < 2**16 and RESTART_INTERVAL not in content:  # of a small file the fastest answer
+        return False
+    at, interval, frame = 2, 0, b""
+    while at + 4 < len(content) and content[at] == 0xFF and (marker := content[at + 1]) != 0xDA:
+        end = at + 2 + (content[at + 2] << 8 | content[at + 3])
+        if marker == 0xDD:
+            interval = int.from_bytes(content[at + 4 : end])
+        elif 0xC0 <= marker <= 0xC2:
+            frame = content[at + 1 : at + 2] + content[at + 4 : end]
+        at = end
+    if not interval:
+        return False
+    if len(frame) < 7 or frame[0] == 0xC2:
+        return True
+    markers = (_groups(frame[7::3], frame) - 1) // interval
+    expected = (EIGHT_RESTARTS * (markers // 8 + 1))[: 2 * markers]
+    return not b"".join(IN_DATA.findall(content, at + 2)).startswith(expected)
+
+
+def _interrupted(content: bytes, picture: Image.Image, opened: Opened) -> Rescued | None:
+    """Find the first scan whose data contains a lost part, or has other restart markers than its size requires."""
+    first_symbols: dict[int, int] = {}
+    interval, frame = 0, b""
+    for marker, body, segment, end in _jpeg_segments(content):
+        if marker in (0xC0, 0xC1, 0xC2) and len(body) >= 6 + 3 * body[5]:
+            frame = bytes([marker]) + body
+        elif marker == 0xC4:
+            first_symbols |= _first_symbols(body)
+        elif marker == 0xDD:
+            interval = int.from_bytes(body)
+        elif marker == 0xDA and frame and body and len(body) == 4 + 2 * body[0]:
+            data = segment[4 + len(body) :]
+            # Zeros may be blocks like the one before, unless they mean coefficients of -1.
+            tables = body[2:-3:2] if body[-2] else b""
+            zeros = any(first_symbols.get(16 + table % 16, 0) % 16 for table in tables)
+            lost = [at for at in (data.find(ERASED), data.find(ZEROS) if zeros else -1) if at >= 0]
+            if not interval and lost:
+                return _jpeg(content[: end - len(data) + min(lost)], opened)
+            groups = _groups(body[1:-3:2], frame)
+            if interval and groups:
+                intervals = -(-groups // interval)
+                sound = _sound_intervals(data[: min(lost, default=len(data))], intervals)
+                if lost or sound < intervals:
+                    return Rescued(picture, 1.0 if frame[0] == 0xC2 else 1.0 - sound * interval / groups)
+    return None
+
+
+def _first_symbols(tables: bytes) -> dict[int, int]:
+    """Return the symbol whose code is zeros of each Huffman table of a segment, by 16 times its class plus its number (T.81, B.2.4.2)."""
+    found, at = {}, 0
+    while at + 17 < len(tables):
+        found[tables[at]] = tables[at + 17]
+        at += 17 + sum(tables[at + 1 : at + 17])
+    return found
+
+
+def _groups(components: bytes, frame: bytes) -> int:
+    """Count the groups of blocks of a scan (MCUs; ITU-T T.81, A.2); 0 if a component is unknown."""
+    height, width = struct.unpack_from(">HH", frame, 2)
+    sampling = {frame[n]: (frame[n + 1] >> 4, frame[n + 1] & 15) for n in range(7, 7 + 3 * frame[6], 3)}
+    if not all(all(sampling.get(component, (0,))) for component in components):
+        return 0
+    across, down = (8 * max(factors[n] for factors in sampling.values()) for n in (0, 1))
+    own = sampling[components[0]] if len(components) == 1 else (1, 1)
+    return int(-(-width * own[0] // across) * -(-height * own[1] // down))
+
+
+def _sound_intervals(data: bytes, intervals: int) -> int:
+    """Count the intervals of a scan before the first restart marker that is out of order, or missing."""
+    markers = [found[1][0] - 0xD0 for found in RESTART.finditer(data)]
+    wrong = next((n for n, number in enumerate(markers[: intervals - 1]) if number != n % 8), len(markers))
+    return intervals if wrong >= intervals - 1 else wrong
 
 
 def _lost_from(whole: Image.Image, other: Image.Image, unit: tuple[int, int], blurred: int) -> float:

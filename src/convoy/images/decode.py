@@ -23,7 +23,7 @@ import numpy.typing as npt
 from PIL import Image, ImageCms, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
 
 from convoy.core.errors import DataError
-from convoy.images.damaged import lacks_its_end, png_chunks, rescue
+from convoy.images.damaged import inner_damage, lacks_its_end, png_chunks, rescue
 from convoy.images.formats import (
     HEAD_BYTES,
     TruncatedError,
@@ -85,7 +85,7 @@ Note = Literal[
 ]
 """What was unusual about a file that was decoded.
 
-truncated: pixels are missing at its end. bad_metadata: it was damaged and is not used. bad_profile: its ICC profile cannot
+truncated: pixels are missing, at its end or inside. bad_metadata: it was damaged and is not used. bad_profile: its ICC profile cannot
 be used, so its numbers count as sRGB. profile: its colours were converted by its ICC profile. low_bits: of its 16 bits at
 most 12 are used, so that it is nearly black. scaled_bits: its 9 to 15 bits were scaled, as the file states. empty_alpha:
 its alpha is 0 throughout and was ignored.
@@ -286,6 +286,8 @@ def _loaded(content: bytes, open_: "_Opener") -> tuple[list[Image.Image], float,
             if rescued is None:
                 raise
             return [rescued.picture], rescued.lost, ("truncated" if rescued.lost else "bad_metadata",)
+        if picture.format in ("JPEG", "MPO") and (rescued := inner_damage(content, picture, open_)):
+            return [rescued.picture], rescued.lost, ("truncated",)
     return [picture], 0.0, ()
 
 
