@@ -32,3 +32,11 @@ def write_squares(folder) -> None:
     images_u8 = random.integers(0, 160, size=(len(labels), PX, PX, 3), dtype=np.uint8)
     images_u8[np.arange(len(labels)), :, :, 2 - labels] += 60
     write_packed(folder, images_u8, labels, SPLITS, CLASSES)
+
+
+def write_small_images(folder, px) -> dict[str, tuple[int, int]]:
+    """Write 50 random images of 3 classes, 30 of them for training; return the rows of the splits."""
+    splits = {"train": (0, 30), "val": (30, 40), "test": (40, 50)}
+    images_u8 = np.random.default_rng(1).integers(0, 256, (50, px, px, 3), np.uint8)
+    write_packed(folder, images_u8, np.arange(50) % 3, splits, CLASSES)
+    return splits

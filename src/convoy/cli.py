@@ -15,6 +15,7 @@ from convoy.commands.data import data
 from convoy.commands.explain import explain
 from convoy.commands.lineage import trace, why
 from convoy.commands.network import network
+from convoy.commands.recipe import recipe
 from convoy.commands.registry import promote, register, rollback
 from convoy.commands.runs import migrate, sweep, sync, ui
 from convoy.commands.weights import weights
@@ -113,7 +114,7 @@ def predict(
 COMMANDS: dict[str, dict[str, typer.Typer | Callable[..., None]]] = {
     "Data": {"data": data, "weights": weights},
     "Network": {"network": network, "explain": explain},
-    "Run": {"sweep": sweep, "sync": sync},
+    "Run": {"recipe": recipe, "sweep": sweep, "sync": sync},
     "Compare": {"ui": ui, "trace": trace, "why": why},
     "Promote": {"register": register, "promote": promote, "rollback": rollback},
     "Serve": {"predict": predict},

@@ -49,6 +49,7 @@ VERBS = (
         "network list",
         "network show",
         "explain convolution",
+        "recipe suggest",
     ),
     *("register", "promote", "predict", "sync", "weights use", "migrate"),
 )
@@ -80,6 +81,9 @@ def test_every_bash_line_of_the_readme_works(clone, tmp_path):
         command += f" VENV={sys.prefix}" if line.startswith("make ") else ""
         said = clone.run("bash", "-c", command)
         assert "Traceback" not in said, f"{line}:\n{said}"
+        if line.startswith("convoy recipe suggest"):
+            for name, value in QUICK:
+                clone.set_param(name, value)
         if line == "make experiments":
             assert {"test.accuracy", "val.accuracy", "train.lr", "train.epochs"} <= set(said.split())
             # The column network.name, empty here, takes 15.

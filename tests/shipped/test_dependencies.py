@@ -130,6 +130,7 @@ LEVELS = (
     {"registry"},
     {"retraining"},
     {"preflight"},
+    {"recipes"},
     {"commands"},
     {"cli"},
     {"__main__"},

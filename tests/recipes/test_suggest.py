@@ -1,0 +1,109 @@
+"""What is suggested for a dataset, and that params.yaml takes it."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from convoy import preflight
+from convoy.core import yaml
+from convoy.core.errors import DataError
+from convoy.recipes import recipe, suggest
+from convoy.recipes.suggest import Situation
+from squares import write_small_images
+
+
+def situation(**changes):
+    usual = {"classes": 10, "train": 50_000, "smallest": 5000, "largest": 5000, "shorter_px": 32}
+    usual |= {"symbols": False, "pinned": "", "gpu": "", "cpus": 2}
+    return Situation(**usual | changes)
+
+
+def suggested(monkeypatch, **changes):
+    """Suggest for a situation, untimed; check that params.yaml takes the values."""
+    monkeypatch.setattr(suggest, "look", lambda folder: situation(**changes))
+    monkeypatch.setattr(suggest, "images_per_s", lambda values, seen: 100.0)
+    found = suggest.suggest(None)
+    preflight.check({key: yaml.inline(value) for key, value in found.values.items()})
+    return found
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "cifar10-4min"),
+        ({"train": 1200, "smallest": 100, "largest": 130}, "digits"),
+        ({"shorter_px": 480, "train": 600, "smallest": 60, "largest": 60}, "photos-from-scratch"),
+        (
+            {"shorter_px": 480, "train": 600, "smallest": 60, "largest": 60, "pinned": "resnet50"},
+            "small-photos",
+        ),
+    ],
+)
+def test_size_and_number_of_images_choose_the_recipe(project, monkeypatch, changes, expected):
+    assert suggested(monkeypatch, **changes).recipe == expected
+
+
+def test_photos_without_pinned_weights_come_with_the_command_that_pins_them(project, monkeypatch):
+    assert "convoy weights use imagenet" in suggested(monkeypatch, shorter_px=480, train=600).reason
+
+
+def test_the_network_is_that_whose_weights_are_pinned(project, monkeypatch):
+    found = suggested(monkeypatch, shorter_px=480, train=600, pinned="resnet50")
+    assert found.values["network.name"] == "resnet50"
+
+
+def test_letters_and_numbers_are_not_mirrored(project, monkeypatch):
+    found = suggested(monkeypatch, symbols=True)
+    assert "flip" not in str(found.values["train.augment"])
+    assert found.values["train.tta"] == "none"
+    assert any("mirror" in change.reason for change in found.changes)
+
+
+def test_few_images_are_shown_more_often(project, monkeypatch):
+    usual = recipe.load("digits").values()["train.epochs"]
+    found = suggested(monkeypatch, train=120, smallest=60, largest=60, classes=2)
+    assert usual < found.values["train.epochs"] <= 100
+    assert found.values["train.batch_size"] == 8
+
+
+def test_imbalanced_classes_are_weighted(project, monkeypatch):
+    assert suggested(monkeypatch, smallest=100).values["train.class_weights"] == "effective"
+    assert suggested(monkeypatch, smallest=2000).values["train.class_weights"] == "none"
+
+
+def test_the_minutes_follow_from_the_measured_speed(project, monkeypatch):
+    found = suggested(monkeypatch)
+    assert found.train_min == pytest.approx(50_000 * found.values["train.epochs"] / 100 / 60)
+
+
+def prepared(folder):
+    """Write a dataset of small images and the columns of its manifest that are read."""
+    splits = write_small_images(folder, 32)
+    names = [name for name, (start, stop) in splits.items() for _ in range(start, stop)]
+    table = {"width": [40] * len(names), "height": [28] * len(names), "split": names}
+    pq.write_table(pa.table(table), folder / "manifest.parquet")
+
+
+def test_a_prepared_dataset_is_looked_at_and_timed(project, run):
+    prepared(project / "build/dataset")
+    found = json.loads(run("suggest", "--json"))
+    assert found["recipe"] == "digits"
+    assert found["situation"]["shorter_px"] == 28
+    assert found["situation"]["train"] == 30
+    assert found["images_per_s"] > 0
+    assert found["values"]["network.name"] == "convnet"
+
+
+def test_apply_writes_the_values(project, run):
+    prepared(project / "build/dataset")
+    output = run("suggest", "--apply")
+    assert "min of training" in output
+    assert yaml.read(project / "params.yaml")["train"]["batch_size"] == 8
+    assert "already" in run("suggest", "--apply")
+
+
+def test_a_dataset_that_is_not_prepared_is_named_with_the_command(project, run):
+    with pytest.raises(DataError, match="dvc repro prepare"):
+        run("suggest")
