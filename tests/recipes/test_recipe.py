@@ -18,7 +18,14 @@ from squares import write_small_images
 
 ROOT = Path(__file__).parents[2]
 
-ALWAYS = {"data.image_px", "data.fit", "network.name", "network.weights"} | {
+ALWAYS = {
+    "data.image_px",
+    "data.fit",
+    "data.crop_share",
+    "data.store_px",
+    "network.name",
+    "network.weights",
+} | {
     f"train.{key}"
     for key in [
         "epochs",
