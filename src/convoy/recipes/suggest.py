@@ -208,4 +208,4 @@ def images_per_s(values: dict[str, Any], seen: Situation) -> float:
         loss.backward()  # type: ignore[no-untyped-call] # torch has no types here
         if seen.gpu:
             torch.cuda.synchronize()
-    return TIMED_STEPS * batch / (time.monotonic() - began)
+    return float(TIMED_STEPS * batch / (time.monotonic() - began))
