@@ -38,7 +38,7 @@ def check(images, params, delivered=(), transparent=None):
     for index, (path, changes) in enumerate(images.items()):
         *split, label, _ = path.split("/")
         pixels = str(changes.get("pixels", path))
-        records.append(Record(path, label, split[0] if split else None, pixels=pixels, index=index))
+        records.append(Record(path, label, split[0] if split else None, pixels=pixels, kept=index))
         values = ORDINARY | {"aspect": changes.get("width", 64) / changes.get("height", 64)} | changes
         for name, column in columns.items():
             column.append(values.get(name, 1.0))
@@ -316,7 +316,7 @@ def test_a_class_of_which_many_images_are_paired_is_one_of_look_alikes():
 
 
 def test_copies_have_the_same_colours():
-    records = [Record(f"train/cat/{n}", "cat", "train", index=n) for n in range(4)]
+    records = [Record(f"train/cat/{n}", "cat", "train", kept=n) for n in range(4)]
     statistics = {name: np.array([100, 110, 150, 100], np.float32) for name in ("red", "green", "contrast")}
     statistics["blue"] = np.array([100, 110, 150, 20], np.float32)
     pairs = [Pair(0, 1, 0.99), Pair(0, 2, 0.99), Pair(0, 3, 0.99)]

@@ -28,7 +28,7 @@ def findings(classes, action="report", limit=0.95):
             path = image.get("path", f"{label}/{number}.jpg")
             words = {key: image[key] for key in ("format", "mode") if key in image}
             pixels = hashlib.sha256(path.encode()).hexdigest()
-            records.append(Record(path, label, "train", pixels=pixels, index=len(records), **words))
+            records.append(Record(path, label, "train", pixels=pixels, kept=len(records), **words))
             transparent.append(image.get("transparent", False))
             for name, column in columns.items():
                 column.append(image.get(name, rng.normal(100, SPREAD.get(name, 0))))

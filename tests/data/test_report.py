@@ -43,7 +43,7 @@ def scan_of(labels, per_split=(3, 1, 1), px=8, findings=(), pairs=(), extra=()):
         for split, number in zip(SPLITS, per_split, strict=True)
         for n in range(number)
     ]
-    kept = [replace(record, index=n) for n, record in enumerate(records)]
+    kept = [record._replace(kept=n) for n, record in enumerate(records)]
     rng = np.random.default_rng(1)
     squares = rng.integers(0, 256, (len(kept), px, px, 3), dtype=np.uint8)
     statistics = {
@@ -97,7 +97,7 @@ def test_images_of_findings_come_first_the_most_severe_before_all_others(tmp_pat
     ]
     scan, squares = scan_of(["cat", "dog"], findings=findings)
     page = page_of(tmp_path, scan, squares)
-    indices = [record.index for path in ("dog/train/2.png", "cat/train/1.png") for record in scan.records if record.path == path]  # fmt: skip
+    indices = [record.kept for path in ("dog/train/2.png", "cat/train/1.png") for record in scan.records if record.path == path]  # fmt: skip
     for uri, index in zip(images_in(page), indices, strict=False):
         shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))))
         np.testing.assert_array_equal(shown, squares[index])

@@ -79,9 +79,9 @@ def test_usable_images_are_kept_once_in_the_order_of_the_records(zipped, pets, s
     assert len(kept) == len(pets)
     for record in records:
         if record.path == "cat/x.png":
-            assert record.index == -1
+            assert record.kept == -1
         else:
-            assert (kept[record.index] == decode(pets[record.path]).image_u8).all()
+            assert (kept[record.kept] == decode(pets[record.path]).image_u8).all()
 
 
 def test_each_usable_image_is_measured_by_the_index_of_its_record(folder, pets, settings, png):
@@ -89,7 +89,7 @@ def test_each_usable_image_is_measured_by_the_index_of_its_record(folder, pets, 
     result = scan_of(folder(pets | {"cat/broken.png": b"", "cat/wide.png": wide}), settings())
     assert {len(column) for column in result.statistics.values()} == {len(pets) + 1}
     (record,) = (record for record in result.records if record.path == "cat/wide.png")
-    found = {name: column[record.index] for name, column in result.statistics.items()}
+    found = {name: column[record.kept] for name, column in result.statistics.items()}
     expected = dict(zip(STATISTICS, measure(decode(wide).image_u8, len(wide)), strict=True))
     assert found == expected
     assert (found["width"], found["height"], found["file_size"], record.size) == (

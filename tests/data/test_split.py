@@ -1,6 +1,5 @@
 import hashlib
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -132,7 +131,7 @@ def test_the_order_of_delivery_does_not_matter(images, links, random):
 @given(labelled, st.lists(st.tuples(st.integers(0, 79), st.integers(0, 79)), max_size=40), st.integers(1, 9))
 def test_near_duplicates_and_groups_stay_together(images, links, size):
     records = [
-        replace(record, group=f"g{n // size}" if n % 2 else None) for n, record in enumerate(named(images))
+        record._replace(group=f"g{n // size}" if n % 2 else None) for n, record in enumerate(named(images))
     ]
     pairs = [Pair(a, b, 1.0) for a, b in links if a < b < len(records)]
     assigned, _ = assign(records, pairs=pairs)
@@ -161,7 +160,7 @@ def test_the_shares_are_kept():
 def test_units_of_several_images_fall_into_the_splits_by_the_same_shares():
     records = [image(n, label="cat") for n in range(9000)]
     by_pairs = splits(records, pairs=[Pair(n, n + 1, 1.0) for n in range(8999) if n % 3 != 2])
-    by_group = splits([replace(record, group=str(n // 3)) for n, record in enumerate(records)])
+    by_group = splits([record._replace(group=str(n // 3)) for n, record in enumerate(records)])
     for units in (by_pairs[::3], by_group[::3]):
         assert abs(units.count("val") / 3000 - 0.15) < 0.03
         assert abs(units.count("test") / 3000 - 0.2) < 0.03
@@ -210,7 +209,7 @@ def test_identical_pixels_under_two_labels_are_used_under_neither():
 
 
 def test_unusable_files_are_left_as_they_are():
-    broken = replace(image(1, "dog"), status="quarantined", reason="is empty", split=None)
+    broken = image(1, "dog")._replace(status="quarantined", reason="is empty", split=None)
     (first, second), _ = assign([broken, image(1)])
     assert first is broken
     assert second.status == "ok"
@@ -279,11 +278,11 @@ def test_a_move_takes_no_class_out_of_a_split():
 
 def test_one_hash_decides_the_split_of_near_duplicates():
     records = [
-        replace(image(0.1), pixels=at(0.1, tail=5)),
-        replace(image(0.5), pixels=at(0.5, tail=3)),
+        image(0.1)._replace(pixels=at(0.1, tail=5)),
+        image(0.5)._replace(pixels=at(0.5, tail=3)),
         image(0.99),
     ]
-    records[2] = replace(records[2], pixels=at(0.99, tail=9))
+    records[2] = records[2]._replace(pixels=at(0.99, tail=9))
     chain = [Pair(0, 1, 0.98), Pair(1, 2, 0.98)]
     others = [image(n) for n in range(40)]
     assert splits([*records, *others], pairs=chain)[:3] == ["train"] * 3

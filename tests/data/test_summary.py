@@ -119,8 +119,8 @@ def test_files_with_the_same_reason_share_a_line():
 
 
 def test_quarantined_files_are_counted_by_the_kind_of_their_reason():
-    others = [replace(unused(f"{n}.png", "quarantined", f"reason {n}"), fault="truncated") for n in range(3)]
-    others += [replace(unused("x.png", "quarantined", "has two"), fault="two_labels")]
+    others = [unused(f"{n}.png", "quarantined", f"reason {n}")._replace(fault="truncated") for n in range(3)]
+    others += [unused("x.png", "quarantined", "has two")._replace(fault="two_labels")]
     scan = scan_of({"cat": (1, 1, 1), "dog": (1, 1, 1)}, *others, unused("y.png", "left_out", "blank"))
     figures = summary.metrics(scan)["quarantined"]
     assert set(figures) == set(get_args(Fault))

@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -131,7 +131,7 @@ class ImageChecks:
             for suspect in suspects:
                 record = self.records[suspect.number]
                 reason = f"{name}: {suspect.figure} (data.checks.{name})"
-                self.records[suspect.number] = replace(record, split=None, status="left_out", reason=reason)
+                self.records[suspect.number] = record._replace(split=None, status="left_out", reason=reason)
         paths = tuple(self.records[suspect.number].path for suspect in suspects)
         self.findings.append(Finding(name, len(suspects), check.limit, action, text, paths))
 
@@ -169,8 +169,8 @@ def check_images(
 
     Args:
         records: of every delivered file, with the delivered splits.
-        statistics: of the images, by `Record.index`.
-        transparent: whether each image has transparent pixels, by `Record.index`.
+        statistics: of the images, by `Record.kept`.
+        transparent: whether each image has transparent pixels, by `Record.kept`.
         params: limits and actions.
         delivered: splits that are delivered.
     """
@@ -178,7 +178,7 @@ def check_images(
     numbers = [number for number, record in enumerate(records) if record.status == "ok"]
     if not numbers:
         return checks
-    rows = np.array([records[number].index for number in numbers])
+    rows = np.array([records[number].kept for number in numbers])
     column = {name: values[rows] for name, values in statistics.items()}
     see_through = np.frombuffer(bytes(transparent), bool)[rows]
     shorter = np.minimum(column["width"], column["height"])
@@ -265,7 +265,7 @@ def same_colours(
     if not pairs:
         return []
     first, second = (
-        np.array([records[number].index for number in numbers])
+        np.array([records[number].kept for number in numbers])
         for numbers in zip(*((pair.first, pair.second) for pair in pairs), strict=True)
     )
     equal = np.ones(len(pairs), bool)
@@ -407,7 +407,7 @@ def _outliers(records: Sequence[Record], statistics: Mapping[str, Column], limit
     for label, numbers in of_class.items():
         if len(numbers) < LEAST_OF_CLASS:
             continue
-        rows = np.array([records[number].index for number in numbers])
+        rows = np.array([records[number].kept for number in numbers])
         for name, (logarithm, least) in SPREADS.items():
             values = statistics[name][rows].astype(float)
             scale = np.log(np.maximum(values, 1e-3)) if logarithm else values

@@ -118,7 +118,7 @@ def baseline(scan: Scan, background: str) -> dict[str, Any]:
         `images`, `classes` (share of each), `background` (behind transparent pixels) and `statistics` (a `Distribution` each).
     """
     train = [record for record in scan.records if record.split == "train"]
-    rows = [record.index for record in train]
+    rows = [record.kept for record in train]
     labels = Counter(record.label or "" for record in train)
     return {
         "images": len(train),

@@ -114,8 +114,8 @@ def check(
 
     Args:
         records: of every delivered file.
-        statistics: of the images, by `Record.index`.
-        transparent: whether each image has transparent pixels, by `Record.index`.
+        statistics: of the images, by `Record.kept`.
+        transparent: whether each image has transparent pixels, by `Record.kept`.
         params: `data.checks.giveaway`.
 
     Returns:
@@ -160,7 +160,7 @@ def giveaways(
     sizes = np.bincount(of_image)
     large = lower_bound(np.ones(len(sizes)), sizes, len(used) - sizes) > limit
     labels, of_image = labels[large], np.where(large, np.cumsum(large) - 1, large.sum())[of_image]
-    rows = np.array([record.index for record in used])
+    rows = np.array([record.kept for record in used])
     half = np.array(
         [int(record.pixels[-1:] or "0", 16) % 2 for record in used]
     )  # identical images are in the same
@@ -280,7 +280,7 @@ def _words(used: Sequence[Record], transparent: Sequence[int]) -> Mapping[str, S
     return {
         "file type": [record.format for record in used],
         "mode": [record.mode for record in used],
-        "transparency": ["transparent" if transparent[record.index] else "opaque" for record in used],
+        "transparency": ["transparent" if transparent[record.kept] else "opaque" for record in used],
         "file name": [_source(record) for record in used],
         "folder": _folders(used),
     }

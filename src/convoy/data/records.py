@@ -3,7 +3,7 @@
 import math
 import os
 from dataclasses import dataclass
-from typing import IO, Literal
+from typing import IO, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,7 @@ Status = Literal["ok", "quarantined", "left_out", "passed_over"]
 splits have no use for it. Passed over: it is not an image, or nothing states its class."""
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """Describe one delivered file.
 
     Attributes:
@@ -37,7 +36,7 @@ class Record:
         format: Pillow's format, such as `JPEG`.
         size: of the file, in bytes; 0 if it was not decoded.
         pixels: `split.pixel_hash`; empty if it was not decoded.
-        index: number of its image among those kept, in the order of the records; -1 if none was kept.
+        kept: number of its image among those kept, in the order of the records; -1 if none was kept.
     """
 
     path: str
@@ -54,7 +53,7 @@ class Record:
     format: str = ""
     size: int = 0
     pixels: str = ""
-    index: int = -1
+    kept: int = -1
 
 
 @dataclass(frozen=True, slots=True)

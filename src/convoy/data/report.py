@@ -78,7 +78,7 @@ def write(path: Path, scan: Scan, params: DataParams, squares: Squares) -> None:
         path: of the file.
         scan: the outcome of the check.
         params: the `data` section.
-        squares: (n, image_px, image_px, 3) uint8, the images by `Record.index`; may be mapped from a file.
+        squares: (n, image_px, image_px, 3) uint8, the images by `Record.kept`; may be mapped from a file.
     """
     draw = _Thumbnails(squares)
     counts = scan.counts()
@@ -121,7 +121,7 @@ def write(path: Path, scan: Scan, params: DataParams, squares: Squares) -> None:
 
 def histograms(scan: Scan) -> Iterable[Histogram]:
     """Count the statistics of the images used in bins between the 0.5th and the 99.5th percentile; the ends take the rest."""
-    used = [record.index for record in scan.records if record.status == "ok"]
+    used = [record.kept for record in scan.records if record.status == "ok"]
     if not used:
         return
     for name, (title, unit, logarithmic) in HISTOGRAMS.items():
@@ -148,9 +148,9 @@ class _Thumbnails:
 
     def __call__(self, record: Record) -> str:
         """Return an image as data URI; empty where none was kept."""
-        if record.index < 0:
+        if record.kept < 0:
             return ""
-        picture = Image.fromarray(np.array(self._squares[record.index]))
+        picture = Image.fromarray(np.array(self._squares[record.kept]))
         stream = io.BytesIO()
         picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BOX)
         if picture.width <= LOSSLESS_PX:

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -55,7 +55,7 @@ STACK = 64
 SMALL_PIXELS = REDUCED_PX**2
 """Largest image, in pixels, that waits for others of its size; larger ones are measured one by one, while their memory is reserved."""
 
-SIZE_AT = [each.name for each in fields(Record)].index("size")
+SIZE_AT = Record._fields.index("size")
 
 NUMBERS = struct.Struct("<IIQ32s")
 """Width, height, size and pixel hash of an image in the cache, before its arrays."""
@@ -125,7 +125,7 @@ class Scan:
         cut: the splits that the delivery lacks.
         findings: what the checks found.
         pairs: images that show nearly the same, whether they are used or not.
-        statistics: name in `STATISTICS` to (n,) float32, by `Record.index`.
+        statistics: name in `STATISTICS` to (n,) float32, by `Record.kept`.
     """
 
     delivery: Delivery
@@ -228,7 +228,7 @@ def _near_duplicates(
     Returns:
         Pairs by index in `records`, and the classes of look-alikes, of which only copies count.
     """
-    images = [n for n, record in enumerate(records) if record.index >= 0]
+    images = [n for n, record in enumerate(records) if record.kept >= 0]
     if not images:
         return [], []
     rows = cast("npt.NDArray[np.uint8]", Rows(fingerprints, (duplicates.SIZE,)))

@@ -7,7 +7,6 @@ that no test image is trained on. Near-duplicates and the images of a group are 
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -75,7 +74,7 @@ def assign(
     missing = tuple(split for split in SPLITS[1:] if split not in delivered)
     units = _Units(assigned, pairs, params.splits, missing)
     for index in units.pool:
-        assigned[index] = replace(assigned[index], split=units.split[units.root(index)])
+        assigned[index] = assigned[index]._replace(split=units.split[units.root(index)])
     counts = units.counts()
     return assigned, [*findings, *units.findings(), *rare.check(assigned, params, delivered, counts)]
 
@@ -97,12 +96,12 @@ def _resolve(record: Record, same: Sequence[Record]) -> Record:
     for other in same:
         if other.label != record.label:
             reason = f"has the pixels of {other.path}, with another label ({record.label}, {other.label})"
-            return replace(record, split=None, status="quarantined", reason=reason, fault="two_labels")
+            return record._replace(split=None, status="quarantined", reason=reason, fault="two_labels")
     for split in PRECEDENCE[: PRECEDENCE.index(record.split or "train")]:
         for other in same:
             if other.split == split:
                 reason = f"its pixels are in {split} too: {other.path}"
-                return replace(record, split=None, status="left_out", reason=reason)
+                return record._replace(split=None, status="left_out", reason=reason)
     return record
 
 
@@ -156,7 +155,7 @@ def _dropped(record: Record, straddling: Mapping[str, Mapping[Split, str]], most
     if (record.split or "train") in kept:
         return record
     reason = f"its group `{record.group}` is in {kept[0]} too: {found[kept[0]]}"
-    return replace(record, split=None, status="left_out", reason=reason)
+    return record._replace(split=None, status="left_out", reason=reason)
 
 
 class _Units:
