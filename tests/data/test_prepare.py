@@ -153,7 +153,9 @@ def test_a_refused_delivery_writes_nothing_and_an_earlier_dataset_stays(folder, 
 def test_a_failure_while_writing_leaves_the_earlier_dataset(folder, pets, settings, out, monkeypatch):
     prepare(folder(pets), settings(), out)
     before = contents(out)
-    monkeypatch.setattr("convoy.data.prepare.pq.ParquetWriter.write_table", Mock(side_effect=OSError(28, "No space left")))
+    monkeypatch.setattr(
+        "convoy.data.prepare.pq.ParquetWriter.write_table", Mock(side_effect=OSError(28, "No space left"))
+    )
     with pytest.raises(OSError, match="No space left"):
         prepare(folder(pets), settings(image_px=9), out)
     assert contents(out) == before
