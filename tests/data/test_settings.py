@@ -38,6 +38,7 @@ def test_the_shipped_params_are_valid():
             {"store_px": 16},
             "store_px: 16 is less than image_px: 32, the side that the network sees. Set store_px: 0",
         ),
+        ({"store": "jpeg"}, "input should be 'auto', 'pixels' or 'encoded'"),
         ({"store_px": 4096}, "data.store_px is 4096: input should be less than or equal to 2048"),
         ({"resize_size": 256}, "did you mean `data.store_px`"),
         ({"crop_pct": 0.9}, "did you mean `data.crop_share`"),

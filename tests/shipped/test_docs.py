@@ -115,7 +115,7 @@ def test_every_page_is_looked_at(repository):
 
 def test_the_readme_is_short(repository):
     assert len((repository / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
-    assert len((repository / "dvc.yaml").read_text(encoding="utf-8").splitlines()) <= 115
+    assert len((repository / "dvc.yaml").read_text(encoding="utf-8").splitlines()) <= 120
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -17,10 +17,12 @@ from convoy.core.files import read_json
 
 Fit = Literal["squash", "crop", "letterbox"]
 Split = Literal["train", "val", "test"]
+Store = Literal["pixels", "encoded"]
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 IMAGES = "images"
-"""Folder with an array for each split: `train.npy`, `val.npy`, `test.npy`."""
+"""Folder with an array for each split: `train.npy`, `val.npy`, `test.npy`; for `store: encoded` an index of shards in place of the first."""
+INDEX_FILE = "train-index.npy"
 LABELS_FILE = "labels.npy"
 FACTS_FILE = "dataset.json"
 MANIFEST_FILE = "manifest.parquet"
@@ -41,6 +43,7 @@ class Dataset:
         image_px: side of the square that the network sees, in pixels.
         store_px: side of the images of train, at least `image_px`; those of val and test have `image_px`.
         crop_share: share of the centre square's side that `fit: crop` keeps, > 0 to 1.
+        store: whether images of train are stored as pixels, or as the delivered files (`convoy.core.shards`).
         background: colour behind transparent pixels.
         mean: of the train split per channel (RGB), 0..1.
         std: of the train split per channel (RGB), 0..1.
@@ -56,6 +59,7 @@ class Dataset:
     store_px: int
     fit: Fit
     crop_share: float
+    store: Store
     background: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -70,12 +74,7 @@ class Dataset:
         Raises:
             DataError: the folder is missing, incomplete, or not a dataset.
         """
-        for name in (FACTS_FILE, *_images_files().values(), LABELS_FILE):
-            if not (folder / name).is_file():
-                raise DataError(
-                    f"{folder} is not a packed dataset: {name} is missing. "
-                    "Create it with `dvc repro prepare`, or restore it with `dvc checkout`."
-                )
+        _refuse_missing(folder, FACTS_FILE, LABELS_FILE)
         try:
             facts: dict[str, Any] = read_json(folder / FACTS_FILE)
             mean_r, mean_g, mean_b = facts["mean"]
@@ -87,6 +86,7 @@ class Dataset:
                 store_px=facts.get("store_px", facts["image_px"]),  # absent where the two are equal
                 fit=facts["fit"],
                 crop_share=facts.get("crop_share", 1.0),  # not in those of earlier versions
+                store=facts.get("store", "pixels"),  # absent where it is
                 background=facts.get("background", DEFAULT_BACKGROUND),  # likewise
                 mean=(mean_r, mean_g, mean_b),
                 std=(std_r, std_g, std_b),
@@ -94,7 +94,9 @@ class Dataset:
                 splits={split: (facts["splits"][split][0], facts["splits"][split][1]) for split in SPLITS},
                 counts={split: facts["counts"][split] for split in SPLITS},
             )
-            shapes = {name: dataset._mapped(name).shape for name in (*_images_files().values(), LABELS_FILE)}
+            names = [LABELS_FILE, *map(dataset._images_file, SPLITS)]
+            _refuse_missing(folder, *names)
+            shapes = {name: dataset._mapped(name).shape for name in names}
         except (ValueError, KeyError, IndexError, TypeError, EOFError) as error:
             raise DataError(
                 f"{folder} is not a packed dataset of this version ({type(error).__name__}: {error}). "
@@ -103,10 +105,11 @@ class Dataset:
         expected: dict[str, tuple[int, ...]] = {
             LABELS_FILE: (max(stop for _, stop in dataset.splits.values()),)
         }
-        for split, name in _images_files().items():
-            start, stop = dataset.splits[split]
+        for split, (start, stop) in dataset.splits.items():
             px = dataset.store_px if split == "train" else dataset.image_px
-            expected[name] = (stop - start, px, px, 3)
+            expected[dataset._images_file(split)] = (stop - start, px, px, 3)
+        if dataset.store == "encoded":
+            expected[dataset._images_file("train")] = (dataset.splits["train"][1], 4)
         for name, shape in expected.items():
             if shapes[name] != shape:
                 raise DataError(
@@ -116,8 +119,11 @@ class Dataset:
         return dataset
 
     def images(self, split: Split) -> npt.NDArray[np.uint8]:
-        """Map the images of a split: (n, P, P, 3) uint8 RGB, read-only; P is `image_px`, of train `store_px`."""
-        images_u8: npt.NDArray[np.uint8] = self._mapped(_images_files()[split])
+        """Map the images of a split: (n, P, P, 3) uint8 RGB, read-only; P is `image_px`, of train `store_px`.
+
+        Those of train are here only if they are stored as pixels: `convoy.training.stored.train_images` opens either.
+        """
+        images_u8: npt.NDArray[np.uint8] = self._mapped(f"{IMAGES}/{split}.npy")
         return images_u8
 
     def labels(self, split: Split) -> npt.NDArray[np.int64]:
@@ -130,6 +136,14 @@ class Dataset:
         array: npt.NDArray[Any] = np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
         return array
 
+    def _images_file(self, split: Split) -> str:
+        return f"{IMAGES}/{INDEX_FILE if split == 'train' and self.store == 'encoded' else f'{split}.npy'}"
 
-def _images_files() -> dict[Split, str]:
-    return {split: f"{IMAGES}/{split}.npy" for split in SPLITS}
+
+def _refuse_missing(folder: Path, *names: str) -> None:
+    for name in names:
+        if not (folder / name).is_file():
+            raise DataError(
+                f"{folder} is not a packed dataset: {name} is missing. "
+                "Create it with `dvc repro prepare`, or restore it with `dvc checkout`."
+            )

@@ -26,6 +26,7 @@ from convoy.data.pack import Spool
 from convoy.data.records import Record
 from convoy.data.scan import Scan, refuse_findings, scan
 from convoy.data.settings import DataParams
+from convoy.images.delivery import open_delivery
 
 CACHE = Path("cache", "images.sqlite")
 """Beside the dataset: DVC removes the stage's outputs before it runs."""
@@ -81,12 +82,15 @@ def prepare(
         DataError: see `scan`; or the classes differ from those before, and `data.classes` is `fail`.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
+    delivery = open_delivery(data)
+    store = pack.chosen_store(params, delivery)
+    kept = params if store == "pixels" else params.model_copy(update={"store_px": 0})
     with (
-        pack.spool(out.parent, params) as spool,
+        pack.spool(out.parent, params, store) as spool,
         _replacing(out) as scratch,
-        Cache(out.parent / CACHE, cache.key(params)) as seen,
+        Cache(out.parent / CACHE, cache.key(kept)) as seen,
     ):
-        result = scan(data, params, spool.shrink, spool.keep, cache=seen)
+        result = scan(delivery, params, spool.shrink, spool.keep, cache=seen)
         changes = class_changes.check(result, before, params)
         refuse_findings(result.delivery, changes)
         _write(result, params, spool, scratch)
@@ -125,14 +129,18 @@ def _write(result: Scan, params: DataParams, spool: Spool, out: Path) -> None:
     order = np.array([record.kept for record in used], np.int64)
     splits = dict(zip(SPLITS, zip([0, *stops], stops, strict=False), strict=True))
     mean, std = spool.write(out, {split: order[start:stop] for split, (start, stop) in splits.items()})
+    if spool.store == "encoded":
+        pack.write_files(result.delivery, used[: stops[0]], out)
     facts: dict[str, object] = {"classes": result.classes, "image_px": params.image_px, "fit": params.fit}
     # Without these the hash is that of earlier versions.
     facts |= {"crop_share": params.crop_share} if params.crop_share < 1 else {}
     facts |= {"store_px": params.train_px} if params.train_px > params.image_px else {}
-    # The hash is of the content, whatever files it came in.
+    facts |= {"store": spool.store} if spool.store == "encoded" else {}
+    # The hash is of the content, whatever files it came in; files that are stored decide the pixels that training decodes.
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for record in used:
-        digest.update(f"{record.split}\n{record.label}\n{record.pixels}".encode() + b"\0")
+        file = f"\n{record.sha256}" if record.split == "train" and spool.store == "encoded" else ""
+        digest.update(f"{record.split}\n{record.label}\n{record.pixels}{file}".encode() + b"\0")
     measured = {
         "background": params.background,
         "splits": splits,

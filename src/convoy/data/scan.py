@@ -143,7 +143,7 @@ class Scan:
 
 
 def scan(
-    data: Path,
+    data: Path | Delivery,
     params: DataParams,
     shrink: Shrink,
     keep: Callable[[Square], object],
@@ -156,7 +156,7 @@ def scan(
     What the names alone reveal is checked before the first image is decoded.
 
     Args:
-        data: folder or archive.
+        data: folder or archive, or an open one.
         params: the `data` section.
         shrink: converts each usable image to the square that is packed; called from several threads.
         keep: called with each square, in the order of the records, so that no image is decoded twice.
@@ -167,7 +167,7 @@ def scan(
         DataError: no images, a single class, a class missing in a split, an unsafe or damaged archive; more unusable
             files than `data.max_quarantined` allows, or what `data.checks` refuses.
     """
-    delivery = open_delivery(data)
+    delivery = data if isinstance(data, Delivery) else open_delivery(data)
     names = delivery.names()
     layout = recognise(delivery, params.layout, params.label, params.group, params.columns)
     _check_names(delivery, layout, names, params, refuse=refuse)

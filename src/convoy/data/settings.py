@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from convoy.core.contract import BACKGROUND_PATTERN
-from convoy.core.dataset import Fit
+from convoy.core.dataset import Fit, Store
 from convoy.core.params import Section
 
 LARGEST_CUT = 0.8
@@ -140,6 +140,7 @@ class DataParams(Section):
     store_px: Annotated[
         int, Field(ge=0, le=2048, description="side at which training images are stored, in pixels")
     ]
+    store: Annotated[Literal["auto", Store], Field(description="what training images are stored as")]
     layout: Annotated[Arrangement, Field(description="what the folders of a delivery are")]
     label: Annotated[
         str,

@@ -14,6 +14,7 @@ from convoy.training.augment import policy
 from convoy.training.batch import Batch
 from convoy.training.data import DataModule
 from convoy.training.settings import TrainParams
+from convoy.training.stored import train_images
 
 IMAGES = 6
 VERSIONS = 7
@@ -30,7 +31,7 @@ def draw(dataset: Dataset, params: TrainParams, seed: int, path: Path) -> Path:
     augmenter = DataModule(dataset, params, seed).augmenter
     labels = dataset.labels("train")
     rows = _examples(labels)
-    stored = torch.from_numpy(dataset.images("train")[rows]).permute(0, 3, 1, 2)
+    stored = torch.from_numpy(train_images(dataset)[rows]).permute(0, 3, 1, 2)
     batch = Batch(stored, torch.from_numpy(labels[rows]), 0, rows)
     columns = [(stored, [dataset.classes[label] for label in labels[rows]])]
     for epoch in range(VERSIONS if params.augment else 0):

@@ -255,7 +255,21 @@ class Delivery:
     def images(
         self, sha256: Mapping[str, str], activity: str, total: int, *, background: str = DEFAULT_BACKGROUND
     ) -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
-        """Decode files that were prepared earlier: yield each path with its (H, W, 3) uint8 image.
+        """Decode files that were prepared earlier: yield each path with its (H, W, 3) uint8 image, as `originals` yields its bytes.
+
+        Raises:
+            DataError: a file cannot be decoded; or as `originals`.
+        """
+        for path, content in self.originals(sha256, activity, total):
+            try:
+                yield path, decode(content, background=background, max_truncated=1.0).image_u8
+            except DataError as error:
+                raise DataError(
+                    f"{self.path}: {path} was prepared, but now it {error}. Prepare again: dvc repro --force prepare"
+                ) from error
+
+    def originals(self, sha256: Mapping[str, str], activity: str, total: int) -> Iterator[tuple[str, bytes]]:
+        """Read files that were prepared earlier: yield each path with its bytes.
 
         Of a folder only these files are read, in the order given; an archive is read from its start, in its own order.
 
@@ -263,10 +277,9 @@ class Delivery:
             sha256: delivered paths with the SHA-256 that their bytes had when they were prepared.
             activity: for the progress display.
             total: number of files in the delivery, for the progress through an archive.
-            background: colour behind transparent pixels.
 
         Raises:
-            DataError: a file cannot be decoded; or, after the last image, some are missing or have changed.
+            DataError: after the last file, some are missing or have changed.
         """
         if not sha256:
             return
@@ -282,12 +295,7 @@ class Delivery:
             if isinstance(content, DataError) or hashlib.sha256(content).hexdigest() != prepared:
                 changed.append(path)
                 continue
-            try:
-                yield path, decode(content, background=background, max_truncated=1.0).image_u8
-            except DataError as error:
-                raise DataError(
-                    f"{self.path}: {path} was prepared, but now it {error}. Prepare again: dvc repro --force prepare"
-                ) from error
+            yield path, content
             if not missing:
                 break
         for paths, problem in ((list(missing), "are no longer delivered"), (changed, "have changed")):

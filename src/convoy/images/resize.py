@@ -8,6 +8,7 @@ border is off by up to 15/255.
 N: images in a batch, H and W: their size, P: side of the square, all in pixels.
 """
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -89,6 +90,14 @@ class Geometry:
             (pixels,) = session.run(["pixels"], {"image": part_u8})
             square_u8[..., first : first + at_once] = pixels[0].transpose(1, 2, 0)
         return square_u8
+
+    def enough(self, width: int, height: int) -> tuple[int, int]:
+        """Return the smallest size of an image of these proportions that loses nothing which the square would show."""
+        longest = max(width, height)
+        if self.fit == "letterbox":
+            return -(-width * self.image_px // longest), -(-height * self.image_px // longest)
+        side = math.ceil(self.image_px / self.crop_share)
+        return side, side
 
     def uncropped(self, squares_u8: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Surround (n, P, P, 3) packed squares with black, so that the graph makes exactly them of the result."""

@@ -26,6 +26,7 @@ from convoy.registry.client import ArtifactMissing, ModelArtifacts, Registry, Ve
 from convoy.retraining import data_diff
 from convoy.retraining.data_diff import Changes
 from convoy.tracking import store
+from convoy.training.stored import train_images
 
 Outcome = Literal["promoted", "kept", "refused", "nothing-new", "skipped", "paused", "failed"]
 """How a round ends. `paused`: stopped by its time budget or a signal, and continued by the next round."""
@@ -171,9 +172,12 @@ def _packed(pixels: list[str], dataset_folder: Path) -> dict[str, npt.NDArray[np
     dataset = Dataset.load(dataset_folder)
     columns, wanted = ["pixels", "split", "row"], [("pixels", "in", pixels), ("row", ">=", 0)]
     rows = pq.read_table(dataset_folder / MANIFEST_FILE, columns=columns, filters=wanted).to_pylist()
-    images_u8 = {split: dataset.images(split) for split in dataset.splits}
+    images_u8 = {
+        split: train_images(dataset) if split == "train" else dataset.images(split)
+        for split in dataset.splits
+    }
     return {
-        row["pixels"]: np.asarray(images_u8[row["split"]][row["row"] - dataset.splits[row["split"]][0]])
+        row["pixels"]: images_u8[row["split"]][np.array([row["row"] - dataset.splits[row["split"]][0]])][0]
         for row in rows
         if row["split"] in images_u8
     }

@@ -5,7 +5,6 @@ No code runs per image. N images of a batch, H height, W width.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +21,7 @@ from convoy.training.batch import Batch
 from convoy.training.class_balance import balanced_order
 from convoy.training.progressive import side_px
 from convoy.training.settings import TrainParams
+from convoy.training.stored import Images, train_images
 
 ORDER = 0  # stream of random numbers; augmentation draws from another
 
@@ -31,7 +31,7 @@ class Batches:
 
     def __init__(
         self,
-        images_u8: npt.NDArray[np.uint8],
+        images_u8: Images,
         labels: npt.NDArray[np.int64],
         batch_size: int,
         order: Callable[[], npt.NDArray[np.int64]],
@@ -41,9 +41,7 @@ class Batches:
     ) -> None:
         """Take memory-mapped arrays; each pass calls `order` for the rows and `start` for its first batch."""
         self.images_u8 = images_u8
-        self.source: npt.NDArray[np.uint8] | Tensor = (
-            images_u8  # that batches are cut from, such as a copy on a GPU
-        )
+        self.source: Images | Tensor = images_u8  # that batches are cut from, such as a copy on a GPU
         self.labels = labels
         self.order = order
         self.start = start
@@ -85,17 +83,6 @@ class Loader:
         return prefetch.on_device(self.batches, left, self.device, self.prepare)
 
 
-class Images(Protocol):
-    """Images of a split, such as a mapped array of (n, P, P, 3) uint8 RGB: indexing with rows reads them."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...  # noqa: D102 (as of an array)
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, rows: npt.NDArray[np.int64], /) -> npt.NDArray[np.uint8]: ...
-
-
 @dataclass(frozen=True)
 class Served:
     """Show larger stored images as serving shows them: the middle, resized to (image_px, image_px)."""
@@ -125,7 +112,7 @@ class Served:
 
 def served_train_images(dataset: Dataset) -> Images:
     """Open the training images as arrays of `image_px`, whatever they are stored at."""
-    images_u8 = dataset.images("train")
+    images_u8 = train_images(dataset)
     if dataset.store_px == dataset.image_px:
         return images_u8
     return Served(images_u8, dataset.image_px, dataset.crop_share)
@@ -163,6 +150,7 @@ class DataModule(pl.LightningDataModule):
         """
         super().__init__()
         self.dataset = dataset
+        self.train_images = train_images(dataset)
         self.params = params
         self.seed = seed
         check_augment(dataset, params)
@@ -179,9 +167,9 @@ class DataModule(pl.LightningDataModule):
 
     def train_batches(self) -> Batches:
         """Cut the training split in an order that depends only on seed, epoch and `train.sampler`."""
-        images_u8, labels = self.dataset.images("train"), self.dataset.labels("train")
+        labels = self.dataset.labels("train")
         return Batches(
-            images_u8,
+            self.train_images,
             labels,
             self.params.batch_size,
             lambda: self._order(labels),

@@ -280,7 +280,7 @@ def _measure_served(model: NormalizedModel, data: DataModule) -> dict[str, float
     if not params.calibrate and params.tta == "none":
         return measured
     model.tta = params.tta
-    logits = trained.predict_logits(model, validation.images_u8, params.batch_size)
+    logits = trained.predict_logits(model, data.dataset.images("val"), params.batch_size)
     if params.calibrate:
         calibration = calibrate(logits, validation.labels)
         info(calibration.line(len(logits)))

@@ -10,11 +10,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from convoy.training.batch import Batch
+from convoy.training.stored import Images
 
 T = TypeVar("T")
 
@@ -70,9 +70,11 @@ def on_device(
         yield batch
 
 
-def resident(images_u8: npt.NDArray[np.uint8], device: torch.device) -> npt.NDArray[np.uint8] | Tensor:
+def resident(images_u8: Images, device: torch.device) -> Images | Tensor:
     """Copy (N, P, P, 3) images into the memory of a GPU, if they fit beside a network, else return them as they are."""
-    if device.type != "cuda" or images_u8.nbytes > RESIDENT * torch.cuda.mem_get_info(device)[0]:
+    if device.type != "cuda" or not isinstance(images_u8, np.ndarray):
+        return images_u8
+    if images_u8.nbytes > RESIDENT * torch.cuda.mem_get_info(device)[0]:
         return images_u8
     return torch.from_numpy(images_u8.copy()).to(device)
 

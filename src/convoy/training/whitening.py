@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from convoy.models.build import Whitening
 from convoy.models.trained import NormalizedModel
-from convoy.training.data import Images
+from convoy.training.stored import Images
 
 MOST_IMAGES = 5_000  # airbench94's; spread evenly over the training images
 MOST_PIXELS = 2**25  # of all these images together: about 670 images of 224 px, a few seconds
