@@ -8,9 +8,11 @@ import urllib.request
 import zipfile
 
 import pytest
+import typer
 from mlflow.tracking import MlflowClient
 
 from clones import Clone, free_port
+from convoy import cli
 from watched import Watched
 
 pytestmark = pytest.mark.pipeline
@@ -36,6 +38,11 @@ OTHERS = (
     "git add -A && git commit -q -m 'as it is' && python pipelines/retrain.py",  # whose stages are all cached
     "convoy sync",
     *("convoy weights use build/model", "convoy migrate sqlite:///$PWD/copy.db"),
+    "convoy data drift samples/digits",
+    "convoy explain features $(find ~/photos -name '*.png' | head -1)",
+    "convoy rollback || test $? = 2",  # there is no earlier champion
+    # A single epoch instead of 40, which need not show the effect.
+    """python -c "from convoy import cli; from convoy.explain import position as p; p.EPOCHS = 1; import sys; sys.argv = 'convoy explain position'.split(); cli.main()" || test $? = 1""",
 )
 """Entry points that start no training and that the README does not show as it stands."""
 
@@ -51,7 +58,8 @@ VERBS = (
         "explain convolution",
         "recipe suggest",
     ),
-    *("register", "promote", "predict", "sync", "weights use", "migrate"),
+    *("explain features", "explain position", "data drift"),
+    *("register", "promote", "rollback", "predict", "sync", "weights use", "migrate"),
 )
 
 
@@ -98,6 +106,17 @@ def test_every_bash_line_of_the_readme_works(clone, tmp_path):
         *("pipelines/evaluate.py", "pipelines/export.py build", "pipelines/export.py verify"),
         *("convoy.tracking.uploader", "-m dvc", *(f"convoy {words}" for words in VERBS)),
     )
+
+
+def test_every_command_is_watched():
+    """`convoy ui` below."""
+    commands = typer.main.get_command(cli.app).commands
+    known = [
+        f"{name} {inner}".strip()
+        for name, one in commands.items()
+        for inner in getattr(one, "commands", [""])
+    ]
+    assert sorted([*VERBS, "ui"]) == sorted(known)
 
 
 def test_the_readmes_python_answers_for_an_image(finished, tmp_path):

@@ -109,6 +109,30 @@ def test_every_change_of_the_folder_is_seen_and_packed_again(change, photos, roo
     assert content(imported.archive) == left
 
 
+def test_a_rounds_worktree_that_links_the_archive_packs_the_folder_again(photos, root, imported, tmp_path):
+    tree = tmp_path / "tree"
+    (tree / "packed").mkdir(parents=True)
+    path = imported.archive.relative_to(root)
+    (tree / "data.dvc").write_text(f"deps:\n- path: {path}\n", encoding="utf-8")
+    (tree / path).symlink_to(imported.archive)
+    assert packing.of(tree) == imported
+    (photos / "cat" / "new.png").write_bytes(b"new")
+    (line,) = packing.refresh(tree)
+    assert "packed again" in line
+    assert content(tree / path)["cat/new.png"] == b"new"
+    assert (tree / path).is_symlink()
+    assert packing.refresh(root) == []
+
+
+def test_the_change_of_a_frozen_import_is_packed_and_needs_dvc_update(photos, root, imported):
+    with (root / "data.dvc").open("a") as file:
+        file.write("frozen: true\n")
+    (photos / "cat" / "new.png").write_bytes(b"new")
+    (_, line) = packing.refresh(root)
+    for fact in ("data.dvc is frozen", "data/ stays as it is", "dvc update data.dvc"):
+        assert fact in line
+
+
 def test_a_touched_file_is_packed_again_to_the_same_bytes(photos, root, imported):
     before = digest(imported.archive)
     os.utime(photos / "cat/1.png", (1, 1))
@@ -188,10 +212,16 @@ def test_data_use_packs_a_folder_and_why_sees_its_change(tmp_path, root, pets, f
     assert (root / "data").is_dir()
     monkeypatch.setattr(packing, "MANY_FILES", len(pets) - 1)
     lines = "\n".join(use(str(photos), root, params=params))
-    for fact in (f"{len(pets)} files of {photos}", "--no-pack", "make repro", "Warning: "):
+    for fact in (
+        f"{len(pets)} files of {photos}",
+        "--no-pack",
+        "make repro",
+        "Warning: ",
+        f"`convoy data use --pack {photos} && dvc freeze data.dvc`",
+    ):
         assert fact in lines
     packed = packing.of(root)
-    assert yaml.read(root / "data.dvc")["deps"][0]["path"] == str(packed.archive)
+    assert root / yaml.read(root / "data.dvc")["deps"][0]["path"] == packed.archive
     assert dict(open_delivery(root / "data").files()) == pets
     assert Small(root).dvc("status", "--json").strip() == "{}"
     assert why.explain(root)["nothing_to_do"]

@@ -24,7 +24,7 @@ IMPORT = "data.dvc"
 SHOWN = 5
 QUEUED = (
     f"Queued experiments (`dvc exp run --queue`, `--temp`) fail in {IMPORT} unless they take the images from DVC's cache: "
-    f"`dvc freeze {IMPORT} && git commit -m Freeze {IMPORT}`, and `dvc update {IMPORT}` after each change of the source."
+    f"`dvc freeze {IMPORT} && git commit -m Freeze {IMPORT}`, and after each change of the source"
 )
 """What to type where the source is in the repository but not in git, so that the workspaces of experiments lack it."""
 
@@ -198,17 +198,17 @@ def use(
     if packed := packing.of(root):
         lines.append(
             f"It holds the {packed.files:,} files of {packed.source}. `make repro`, `make retrain` and `convoy why` compare the two first, and pack "
-            "again; plain `dvc repro` and `dvc status` check the archive only. For an import file by file: --no-pack"
+            "again; plain `dvc repro`, `dvc status` and `dvc update` see the archive only. For an import file by file: --no-pack"
         )
         lines.append(
             "Warning: the archive is on this machine only; another, such as CI or a colleague's, cannot fetch it. For them use a URL or a "
-            f"bucket. {QUEUED}"
+            f"bucket. {QUEUED} `convoy data use --pack {shlex.quote(source)} && dvc freeze {IMPORT}`."
         )
     elif "://" not in address and Path(address).is_absolute():
         lines.append(dvc.unreachable(address))
     elif "://" not in address and git.query(root, "ls-files", "--others", "--directory", "--", address):
         lines.append(
-            f"Warning: {address} is in the repository, but git does not track all of it: clones and CI cannot fetch it. {QUEUED} "
+            f"Warning: {address} is in the repository, but git does not track all of it: clones and CI cannot fetch it. {QUEUED} `dvc update {IMPORT}`. "
             f"Or move it out and import it from there (`mv {shlex.quote(address)} ../` and `convoy data use "
             f"../{shlex.quote(Path(address).name)}`), or add it to git: `git add {shlex.quote(address)}`"
         )

@@ -90,7 +90,7 @@ def explain(root: Path, stage: str = "") -> dict[str, Any]:
     packed = packing.of(root)
     if packed and packing.has_changed(packed):  # DVC sees the change once the folder is packed again
         status.setdefault(str(pipeline.DATA_IMPORT), []).append(
-            {"changed deps": {str(packed.archive): "update available"}}
+            {"changed deps": {pipeline.data_import(root).address: "update available"}}
         )
     if imported.is_ahead(root) and str(pipeline.DATA_IMPORT) not in status:
         recorded = pipeline.data_import(root)

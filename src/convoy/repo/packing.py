@@ -94,7 +94,8 @@ def pack(source: Path, root: Path) -> Packed:
 def of(root: Path) -> Packed | None:
     """Read which folder the archive that data.dvc imports was made of; None if it imports anything else."""
     try:
-        archive = Path(pipeline.data_import(root).address)
+        # The worktree of a round links the archive, not what lies beside it.
+        archive = (root / pipeline.data_import(root).address).resolve()
         if archive.parent.name != FOLDER:
             return None
         found = files.read_json(facts_file(archive))
@@ -125,7 +126,12 @@ def refresh(root: Path) -> list[str]:
     if not has_changed(packed):
         return []
     now = _write(packed.source, packed.archive)
-    return [f"{packed.source} has changed ({packed.files:,} → {now.files:,} files): packed again"]
+    lines = [f"{packed.source} has changed ({packed.files:,} → {now.files:,} files): packed again"]
+    if pipeline.data_import(root).frozen:
+        lines.append(
+            f"Warning: {pipeline.DATA_IMPORT} is frozen, so data/ stays as it is until you type: dvc update {pipeline.DATA_IMPORT}"
+        )
+    return lines
 
 
 def _write(source: Path, archive: Path) -> Packed:
