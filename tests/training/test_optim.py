@@ -1,7 +1,25 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from convoy.training.optim import WARMUP_START, choose_precision, lr_schedule, make_optimizer, schedule_of
+from convoy.training.optim import (
+    WARMUP_START,
+    choose_precision,
+    in_one_kernel,
+    lr_schedule,
+    make_optimizer,
+    schedule_of,
+)
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "clip_norm", "expected"),
+    [([True, True], 0.0, True), ([True, False], 0.0, None), ([True, True], 1.0, None)],
+)
+def test_a_single_kernel_steps_on_a_gpu_where_nothing_is_clipped(params, on_gpu, clip_norm, expected):
+    values = [SimpleNamespace(is_cuda=each) for each in on_gpu]
+    assert in_one_kernel(values, params(clip_norm=clip_norm)) is expected
 
 
 @pytest.mark.parametrize("schedule", ["one_cycle", "cosine"])
