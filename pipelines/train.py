@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from convoy.core import console, files, params
-from convoy.core.contract import AUGMENTATION, FACTS, WEIGHTS
+from convoy.core.contract import AUGMENTATION, FACTS, THREADS, WEIGHTS
 from convoy.core.dataset import Dataset
 from convoy.energy.settings import EnergyParams
 from convoy.models import spec
@@ -43,7 +43,7 @@ def main() -> None:
         from convoy.energy.meter import metered
         from convoy.explain import augmentation, diagram, figures
         from convoy.explain.table import tabulate
-        from convoy.training import pretrained
+        from convoy.training import pretrained, threads
         from convoy.training.augment import policy
         from convoy.training.checkpoints import CheckpointStore, Resumable, inputs_digest
         from convoy.training.data import check_augment
@@ -66,9 +66,9 @@ def main() -> None:
                     diagram.draw(layers, PLOTS / "network.png"),
                     augmentation.draw(dataset, train, seed, PLOTS / "augmentation.png"),
                 ]
-            run.set_tags({AUGMENTATION: policy.described(train.augment)})
-            run_id = run.reference.run_id
-            store.begin(run_id)
+            used = threads.choose(checkpoint.facts.threads if checkpoint else None).line()
+            run.set_tags({AUGMENTATION: policy.described(train.augment), THREADS: used})
+            store.begin(run_id := run.reference.run_id)
             resumable = Resumable(store, checkpoint, run_id, run.log_points, tracking.step_interval, STARTED)
             with metered("train", energy.country) as meter, run.system_metrics():
                 metrics = fit(

@@ -55,6 +55,7 @@ def test_the_newest_checkpoint_is_loaded_with_its_description(tmp_path):
     checkpoint = store(tmp_path).newest()
     assert checkpoint.content["step"] == 12
     assert (checkpoint.facts.step, checkpoint.facts.run_id, checkpoint.facts.inputs) == (12, "run", INPUTS)
+    assert checkpoint.facts.threads == torch.get_num_threads()
     assert store(tmp_path, "cd" * 32).newest() is None
 
 

@@ -77,6 +77,7 @@ class CheckpointFacts:
     epoch: int  # that the next step belongs to, 1 for the first; of a finished training, the last epoch
     step: int  # optimizer steps done
     finished: bool  # whether the training is complete
+    threads: int  # that the training computes with, on a CPU
     torch: str  # version that wrote it
     saved: str  # UTC time
 
@@ -183,7 +184,15 @@ class CheckpointStore:
             _sync(scratch)
             saved = datetime.now(UTC).isoformat(timespec="seconds")
             facts = CheckpointFacts(
-                files.sha256(scratch), self.inputs, run_id, epoch, step, finished, torch.__version__, saved
+                files.sha256(scratch),
+                self.inputs,
+                run_id,
+                epoch,
+                step,
+                finished,
+                torch.get_num_threads(),
+                torch.__version__,
+                saved,
             )
             scratch.replace(path)
             files.write_json(path.with_suffix(".json"), asdict(facts))

@@ -1,0 +1,120 @@
+"""The number of threads: all cores, fewer where other work takes some of them, and that of its start for a resumed training."""
+
+import pytest
+import torch
+
+from convoy.training import threads
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch):
+    """A machine of eight CPUs without a GPU, on which torch takes eight threads and nothing is measured."""
+    before = torch.get_num_threads()
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(threads, "usable_cpus", lambda: 8)
+    monkeypatch.setattr(threads, "seconds", lambda number: 1 / number)
+    torch.set_num_threads(8)
+    yield
+    torch.set_num_threads(before)
+
+
+class Machine:
+    """Compute with so many free cores, from one measurement of all threads to the next; waiting takes no time here."""
+
+    def __init__(self, monkeypatch, *free):
+        self.free, self.seen, self.now = list(free), [], 0.0
+        monkeypatch.setattr(threads.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(threads.time, "sleep", self.sleep)
+
+    def sleep(self, seconds):
+        self.now += seconds
+        self.free = self.free[1:] or self.free
+
+    def seconds(self, number):
+        """Threads beyond the free cores stop all others for a time slice."""
+        self.seen.append(number)
+        return 1 / number if number <= self.free[0] else 1.0 + 2 * (number - self.free[0])
+
+
+@pytest.mark.parametrize("limit", [2, 8, 64])
+def test_a_quiet_machine_computes_with_all_threads_after_a_single_look(monkeypatch, limit):
+    machine = Machine(monkeypatch, limit)
+    assert threads.on_busy_machine(limit, machine.seconds) == (limit, "")
+    assert machine.seen == [limit, limit - 1]
+
+
+@pytest.mark.parametrize(
+    ("limit", "free", "number"), [(2, 1, 1), (8, 7, 7), (8, 4, 4), (8, 1, 1), (6, 3, 3), (64, 20, 16)]
+)
+def test_a_machine_that_stays_busy_computes_with_the_fastest_number(monkeypatch, limit, free, number):
+    machine = Machine(monkeypatch, free)
+    chosen = threads.on_busy_machine(limit, machine.seconds)
+    assert chosen.number == number
+    assert "busy" in chosen.reason
+    assert "OMP_NUM_THREADS" in chosen.reason
+    assert machine.now >= threads.PATIENCE_S
+
+
+def test_work_that_ends_soon_costs_no_thread(monkeypatch):
+    machine = Machine(monkeypatch, 1, 1, 2)
+    assert threads.on_busy_machine(2, machine.seconds) == (2, "")
+    assert machine.now == 2 * threads.PAUSE_S
+
+
+def test_a_machine_that_is_a_little_slower_with_all_threads_keeps_them(monkeypatch):
+    assert threads.on_busy_machine(2, {2: 1.4, 1: 1.0}.get).number == 2
+
+
+@pytest.mark.parametrize(
+    ("usable", "env", "started_with", "number", "reason"),
+    [
+        (8, {}, None, 8, ""),
+        (3, {}, None, 3, ""),
+        (1, {}, None, 1, ""),
+        (3, {"OMP_NUM_THREADS": "8"}, None, 8, "OMP_NUM_THREADS is set"),
+        (3, {"MKL_NUM_THREADS": "8"}, None, 8, "MKL_NUM_THREADS is set"),
+        (8, {}, 8, 8, ""),
+        (8, {}, 1, 1, "as this training began with; now it would be 8"),
+        (8, {"OMP_NUM_THREADS": "8"}, 2, 2, "as this training began with; now it would be 8"),
+        (2, {}, 4, 2, "this training began with 4, so results may differ in the last bits"),
+    ],
+)
+def test_the_number_follows_the_variables_the_cpus_and_the_start_of_the_training(
+    monkeypatch, usable, env, started_with, number, reason
+):
+    monkeypatch.setattr(threads, "usable_cpus", lambda: usable)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert threads.choose(started_with) == (number, reason)
+    assert torch.get_num_threads() == number
+
+
+@pytest.mark.parametrize(
+    ("env", "gpu", "started_with"),
+    [({"OMP_NUM_THREADS": "8"}, False, None), ({}, True, None), ({}, False, 8)],
+)
+def test_nothing_is_measured_where_the_number_is_given_or_a_gpu_computes(monkeypatch, env, gpu, started_with):
+    monkeypatch.setattr(threads, "seconds", lambda number: pytest.fail("measured"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert threads.choose(started_with).number == 8
+
+
+def test_a_busy_machine_is_described_with_the_number_that_is_set(monkeypatch, capsys):
+    monkeypatch.setattr(threads, "seconds", Machine(monkeypatch, 1).seconds)
+    assert threads.choose().number == 1
+    assert capsys.readouterr().out.startswith(
+        "1 thread: this machine is busy with other work, and 8 would be"
+    )
+    assert torch.get_num_threads() == 1
+    assert threads.Threads(2).line() == "2 threads"
+
+
+def test_a_measurement_takes_the_time_of_a_convolution_with_so_many_threads(monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(threads, "REPEATS", 1)
+    assert threads.seconds(2) > 0
+    assert torch.get_num_threads() == 2
