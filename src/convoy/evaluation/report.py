@@ -2,7 +2,6 @@
 
 import base64
 import io
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from PIL import Image
 
-from convoy.core import files, templates
+from convoy.core import files, lettering, templates
 from convoy.evaluation.feature_maps import ActivationMap, Features, ImageFeatures
 
 THUMBNAIL_PX = (
@@ -166,11 +165,9 @@ def draw_confusion(counts: npt.NDArray[np.int64], classes: Sequence[str]) -> byt
             count = f"{counts[actual, predicted]}"
             axes.text(predicted, actual, count, ha="center", va="center", color=color, fontsize=9)
     content = io.BytesIO()
-    with warnings.catch_warnings():
-        # Letters that matplotlib's font lacks become boxes; the table of classes has them in the reader's fonts.
-        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font", category=UserWarning)
-        # Without the metadata, the file would name the matplotlib that drew it and change with it.
-        figure.savefig(content, format="png", transparent=True, metadata={"Software": None})
+    lettering.fit(figure)
+    # Without the metadata, the file would name the matplotlib that drew it and change with it.
+    figure.savefig(content, format="png", transparent=True, metadata={"Software": None})
     return content.getvalue()
 
 

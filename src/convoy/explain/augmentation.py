@@ -1,6 +1,5 @@
 """Draw training images beside their augmented versions: what the network sees."""
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -69,10 +68,7 @@ def draw(dataset: Dataset, params: TrainParams, seed: int, path: Path) -> Path:
             )
     axes.set(xlim=(0, width), ylim=(0, height))
     axes.set_aspect("auto")
-    with warnings.catch_warnings():
-        # Letters that matplotlib's font lacks become boxes; a warning for each would add nothing.
-        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font", category=UserWarning)
-        return figures.write(figure, path)
+    return figures.write(figure, path)
 
 
 def _examples(labels: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from convoy.core import lettering
 from convoy.core.errors import RequestError
 
 FORMATS = (".png", ".svg")
@@ -31,6 +32,7 @@ def write(figure: Figure, out: Path) -> Path:
     Raises:
         RequestError: the file cannot be written.
     """
+    lettering.fit(figure)
     metadata = {"Software": None} if out.suffix.lower() == ".png" else {"Date": None}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

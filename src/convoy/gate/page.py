@@ -2,7 +2,6 @@
 
 import base64
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -72,10 +71,7 @@ def save(path: Path, figure: Figure | None) -> Path | None:
     if figure is None:
         path.unlink(missing_ok=True)
         return None
-    with warnings.catch_warnings():
-        # Letters that matplotlib's font lacks become boxes; a warning for each would add nothing.
-        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font", category=UserWarning)
-        return figures.write(figure, path)
+    return figures.write(figure, path)
 
 
 # Bars and dots
