@@ -38,3 +38,31 @@ def icc(space, gamma, primaries=None):
 
 DISPLAY_P3, ADOBE_RGB = icc(b"RGB ", 2.2, P3), icc(b"RGB ", 2.2, ADOBE)
 GRAY = icc(b"GRAY", 1.0)
+
+
+def _cmyk():
+    """A printer's profile (ICC.1:2001-04) with a table (lut8) from the 16 corners of CMYK to Lab."""
+    corners = [(c, m, y, k) for c in (0, 1) for m in (0, 1) for y in (0, 1) for k in (0, 1)]
+    lab = [
+        (
+            (0 if k else 255 - 60 * (c + m + y)),
+            128 + (40 * (m - c) if not k else 0),
+            128 + (60 * y if not k else 0),
+        )
+        for c, m, y, k in corners
+    ]
+    identity = b"".join(number(n) for n in (1, 0, 0, 0, 1, 0, 0, 0, 1))
+    table = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + identity
+    table += (
+        bytes(range(256)) * 4 + bytes(value for colour in lab for value in colour) + bytes(range(256)) * 3
+    )
+    profile = bytearray(icc(b"CMYK", 1.0))
+    profile[12:16], profile[20:24] = b"prtr", b"Lab "
+    at = profile.index(b"kTRC")
+    profile[at : at + 12] = b"A2B0" + struct.pack(">II", len(profile), len(table))
+    profile += table
+    profile[:4] = struct.pack(">I", len(profile))
+    return bytes(profile)
+
+
+CMYK = _cmyk()

@@ -10,7 +10,7 @@ from PIL import Image, ImageCms
 from convoy.images import profiles
 from convoy.images.decode import decode
 from convoy.images.profiles import BadProfileError, transform
-from icc import ADOBE_RGB, DISPLAY_P3, GRAY, P3, icc
+from icc import ADOBE_RGB, CMYK, DISPLAY_P3, GRAY, P3, icc
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 LAB = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
@@ -63,6 +63,18 @@ def test_gray_is_converted_by_a_gray_profile(mode):
     )
 
 
+@pytest.mark.parametrize("format_", ["TIFF", "JPEG"])
+def test_cmyk_is_converted_by_the_table_of_its_profile(format_):
+    ink = Image.new("CMYK", (16, 16), (0, 255, 0, 0))
+    decoded = decode(encoded(ink, format_, icc_profile=CMYK))
+    assert decoded.notes == ("profile",)
+    expected = ImageCms.applyTransform(
+        ink, ImageCms.buildTransform(io.BytesIO(CMYK), ImageCms.createProfile("sRGB"), "CMYK", "RGB")
+    )
+    assert np.abs(decoded.image_u8.astype(int) - np.asarray(expected)).max() <= 4
+    assert np.abs(decoded.image_u8.astype(int) - decode(encoded(ink, format_)).image_u8).max() > 40
+
+
 def test_a_palette_is_converted():
     picture = Image.new("RGB", (2, 2), GREEN).quantize(2)
     plain = decode(encoded(Image.new("RGB", (2, 2), GREEN), icc_profile=ADOBE_RGB))
@@ -79,7 +91,8 @@ def test_the_profile_of_srgb_changes_nothing():
 @pytest.mark.parametrize(
     ("mode", "profile"),
     [
-        ("RGB", b"junk"), ("RGB", DISPLAY_P3[:200]), ("RGB", GRAY), ("L", DISPLAY_P3), ("CMYK", DISPLAY_P3), ("RGB", LAB),
+        ("RGB", b"junk"), ("RGB", DISPLAY_P3[:200]), ("RGB", GRAY), ("L", DISPLAY_P3), ("CMYK", DISPLAY_P3), ("RGB", LAB), ("RGB", CMYK), ("L", CMYK), ("LA", CMYK),
+        ("CMYK", GRAY), ("CMYK", CMYK[:300]), ("CMYK", CMYK + bytes(profiles.MAX_PROFILE_BYTES)),
         ("RGBA", GRAY), ("LA", DISPLAY_P3), ("RGB", DISPLAY_P3[:128]), ("RGB", bytes(5000)),
     ],
 )  # fmt: skip
