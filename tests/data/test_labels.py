@@ -498,6 +498,62 @@ def test_a_list_above_the_limit_is_not_read(delivered, monkeypatch):
     assert "labels.csv is not read: it has more than 20 bytes" in refusal(delivery)
 
 
+def sheet(header, rows):
+    return f"{header}\n" + "".join(f"{row}\n" for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "facts"),
+    [
+        (
+            "file,breed,category",
+            ["a,pug,dog", "b,tabby,cat", "c,pug,dog", "d,boxer,dog"],
+            ["`breed`, such as pug", "`category`, such as dog"],
+        ),
+        (
+            "file,category,breed",
+            ["a,dog,pug", "b,cat,tabby", "c,dog,pug", "d,dog,boxer"],
+            ["`breed`, such as pug", "`category`, such as dog"],
+        ),
+        (
+            "file,cat,dog,width",
+            ["a,1,0,20", "b,0,1,30", "c,1,0,20", "d,0,1,40"],
+            ["`cat`, such as 1", "`width`, such as 20"],
+        ),
+    ],
+)
+def test_columns_that_state_different_things_are_named(delivered, header, rows, facts):
+    message = refusal(delivered(ABCD, {"labels.csv": sheet(header, rows)}))
+    assert [fact for fact in [*facts, "-S data.columns.label="] if fact not in message] == [], message
+
+
+def test_a_header_may_lack_the_title_of_the_first_column(delivered):
+    text = sheet("label,split", ["a.jpg,cat,train", "b.jpg,cat,train", "c.jpg,dog,train", "d.jpg,dog,test"])
+    assert set(places(delivered(ABCD, {"labels.csv": text})).values()) == {
+        ("train", "cat"),
+        ("train", "dog"),
+        ("test", "dog"),
+    }
+
+
+def test_a_mark_in_labels_joins_them_only_if_the_parts_are_labels(delivered):
+    text = sheet("file,label", ['a,"Smith, J"', 'b,"Smith, J"', 'c,"Jones, K"', 'd,"Jones, K"'])
+    assert set(places(delivered(ABCD, {"labels.csv": text})).values()) == {
+        (None, "Smith, J"),
+        (None, "Jones, K"),
+    }
+
+
+def test_the_column_of_the_images_is_the_column_with_the_most_of_them(delivered):
+    """A number of the row may be the name of some image, too."""
+    images = [f"{n}.jpg" for n in range(9, 19)]
+    text = sheet("image,picture,label", [f"{n - 8},{n}.jpg,{'ab'[n % 2]}" for n in range(9, 19)])
+    assert Counter(places(delivered(images, {"labels.csv": text})).values()) == {
+        (None, "a"): 5,
+        (None, "b"): 5,
+    }
+
+
 PARTS = [f"{part}/{n}.jpg" for part in ("train", "test") for n in range(4)]
 ONE_HOT = "filename,cat,dog\n0.jpg,1,0\n1.jpg,0,1\n2.jpg,1,0\n3.jpg,0,1\n"
 LONG = "file\n" + "0.jpg\n" * 300 + "x" * 200_000 + "\n"

@@ -234,6 +234,14 @@ AMBIGUOUS = {
         ["{train,val,test,extra}/[5].jpg"],
         ["named like splits (`test`, `train`, `val`) beside others (`extra`)", "-S data.layout=classes"],
     ),
+    "two splits beside as many and more others": (
+        ["{train,test,bus,car,van}/[5].jpg"],
+        ["named like splits (`test`, `train`) beside others (`bus`, `car`, `van`)", "-S data.layout=splits"],
+    ),
+    "two short names of splits beside two others": (
+        ["{tr,val,cat,dog}/[5].jpg"],
+        ["named like splits (`tr`, `val`) beside others (`cat`, `dog`)", "-S data.layout=classes"],
+    ),
     "different classes in the splits": (
         ["train/{cat,dog}/[5].jpg", "test/{2020,2021}/[5].jpg"],
         ["train holds `cat`, `dog`, but test holds `2020`, `2021`", "-S data.layout=classes"],
@@ -254,6 +262,7 @@ AMBIGUOUS = {
         ["{train_cat,train_dog,test_cat,test_dog}/[5].jpg"],
         ["test_cat and test_dog are both the test split", "-S data.layout=classes"],
     ),
+    "no train and no classes": (["{test,val}/[5].jpg"], ["has test, val but no train folder"]),
     "no train": (["{test,val}/{cat,dog}/[5].jpg"], ["has test, val but no train folder"]),
     "train without classes": (
         ["train/[5].jpg", "test/{cat,dog}/[5].jpg"],
