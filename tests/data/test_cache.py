@@ -1,5 +1,6 @@
 import io
 import sqlite3
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -184,16 +185,17 @@ def test_a_cache_that_cannot_be_made_is_reported_and_stops_nothing(folder, pets,
 
 def test_a_cache_that_has_grown_too_large_keeps_what_the_last_delivery_had(tmp_path, monkeypatch):
     path, large = tmp_path / "cache/images.sqlite", Seen((), np.zeros(10_000, np.uint8).tobytes())
+    old, used, used_too = (sha256(name).digest() for name in (b"old", b"used", b"used too"))
     with Cache(path, b"key") as kept:
-        for name in (b"old", b"used"):
+        for name in (old, used, used_too):
             kept.use(name, large)
     monkeypatch.setattr(cache, "MAX_BYTES", 1)
     with Cache(path, b"key") as kept:
-        assert kept.find([b"used"]) == {b"used": large}
-        kept.use(b"used", None)
+        assert kept.find([used]) == {used: large}
+        kept.use(used, None)
+        kept.use(used_too, None)
     with Cache(path, b"key") as kept:
-        assert kept.find([b"used"]) == {b"used": large}
-        assert not kept.find([b"old"])
+        assert kept.find([used, used_too, old]) == {used: large, used_too: large}
 
 
 def test_a_refused_delivery_leaves_what_was_decoded(folder, pets, decoded, tmp_path):

@@ -240,7 +240,7 @@ def test_a_class_may_be_absent_from_a_delivered_split_by_data_rare(folder, parts
     files = {name: content for name, content in parts.items() if not name.startswith(f"{split}/dog")}
     result = scan_of(folder(files), settings(rare="train_only"))
     assert result.classes == ["cat", "dog"]
-    assert result.counts()[split] == {"cat": 5, "dog": 0}
+    assert result.counts[split] == {"cat": 5, "dog": 0}
     (finding,) = (found for found in result.findings if found.check == "rare")
     assert (finding.check, finding.action) == ("rare", "report")
     for fact in ("`dog`", f"delivered {split} split", f"averages of {split}"):
@@ -261,7 +261,7 @@ def test_a_delivered_split_whose_images_are_broken_is_not_cut_again(
 ):
     files = {name: b"broken" if name.startswith(broken) else content for name, content in parts.items()}
     if of and rare == "train_only":
-        assert scan_of(folder(files), settings(max_quarantined=0.5, rare=rare)).counts()["val"] == {
+        assert scan_of(folder(files), settings(max_quarantined=0.5, rare=rare)).counts["val"] == {
             "cat": 5,
             "dog": 0,
         }
@@ -286,7 +286,7 @@ def test_a_class_with_fewer_than_three_images_is_only_trained_by_data_rare(folde
     owls = {"owl/1.png": png(5007), "owl/2.png": png(5008)}
     result = scan_of(folder(pets | owls), settings(rare="train_only"))
     assert result.classes == ["cat", "dog", "owl"]
-    assert [result.counts()[split]["owl"] for split in SPLITS] == [2, 0, 0]
+    assert [result.counts[split]["owl"] for split in SPLITS] == [2, 0, 0]
     (finding,) = (found for found in result.findings if found.check == "rare")
     assert (finding.action, set(finding.paths)) == ("report", set(owls))
     assert "averages of val and test" in finding.text
@@ -301,7 +301,7 @@ def test_three_images_in_delivered_splits_need_one_in_train_for_each_that_is_cut
     }
     assert "train and val, which takes 2: class `dog` (1 image)" in refusal(folder(files), settings())
     result = scan_of(folder(files), settings(rare="train_only"))
-    assert [result.counts()[split]["dog"] for split in SPLITS] == [1, 0, 5]
+    assert [result.counts[split]["dog"] for split in SPLITS] == [1, 0, 5]
 
 
 @pytest.mark.parametrize("rare", ["fail", "train_only"])
@@ -506,7 +506,7 @@ def test_a_check_shows_the_counts_of_a_delivery_whose_test_split_lacks_a_class(f
     found = scan.scan(folder(files), settings(), lambda image_u8: image_u8, lambda _: None, refuse=False)
     assert [finding.check for finding in found.findings if finding.action == "fail"] == ["rare"]
     assert "`dog`" in next(finding.text for finding in found.findings if finding.check == "rare")
-    assert found.counts()["test"] == {"cat": 5, "dog": 0}
+    assert found.counts["test"] == {"cat": 5, "dog": 0}
 
 
 def test_what_is_measured_does_not_depend_on_the_images_beside(zipped, settings, png, monkeypatch):

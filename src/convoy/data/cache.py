@@ -44,7 +44,7 @@ ROWS = 2048
 LOOKUP = 512
 """Files that are looked up at once: SQLite takes at most 999 values in a statement before version 3.32."""
 
-NAME_BYTES = hashlib.sha256().digest_size
+HASH_BYTES = hashlib.sha256().digest_size
 
 WAIT_S = 5.0
 """Longest wait for another process that writes."""
@@ -104,7 +104,7 @@ class Cache:
     def __init__(self, path: Path, key: bytes) -> None:
         self._path, self._key = path, key
         self._rows: list[tuple[bytes, str, bytes, int]] = []
-        self._used = bytearray()  # names, one after the other
+        self._used = bytearray()  # SHA-256 of the files, one after the other
         self._thread = threading.local()
         self._readers: list[sqlite3.Connection] = []
         self._writer: sqlite3.Connection | None = None
@@ -160,11 +160,11 @@ class Cache:
         """Add what was seen of a file; None if it was found here."""
         if self._writer is None:
             return
-        name = self._name(sha256)
-        self._used += name
+        self._used += sha256
         if seen is not None and not self._full:
             words = json.dumps(seen.words)
-            self._rows.append((name, words, seen.arrays, zlib.crc32(seen.arrays, zlib.crc32(words.encode()))))
+            checksum = zlib.crc32(seen.arrays, zlib.crc32(words.encode()))
+            self._rows.append((self._name(sha256), words, seen.arrays, checksum))
         if len(self._rows) >= ROWS:
             self._write()
 
@@ -229,8 +229,8 @@ class Cache:
 
     def _remove_unused(self, db: sqlite3.Connection) -> None:
         db.execute("CREATE TEMP TABLE used (file BLOB PRIMARY KEY)")
-        names = ((self._used[at : at + NAME_BYTES],) for at in range(0, len(self._used), NAME_BYTES))
-        db.executemany("INSERT OR IGNORE INTO used VALUES (?)", names)
+        files = (bytes(self._used[at : at + HASH_BYTES]) for at in range(0, len(self._used), HASH_BYTES))
+        db.executemany("INSERT OR IGNORE INTO used VALUES (?)", ((self._name(file),) for file in files))
         db.execute("DELETE FROM image WHERE file NOT IN (SELECT file FROM used)")
         db.commit()
 

@@ -81,6 +81,8 @@ SOURCES = frozenset(
 """First words of file names that cameras, telephones, programs and photo agencies give. Other names are the deliverer's own, and
 are mostly those of the class (`cat.17.jpg`, `n01440764_10026.JPEG`)."""
 
+FIRST_WORD = re.compile(r"[^\W\d_]*")
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
@@ -288,7 +290,7 @@ def _words(used: Sequence[Record], transparent: Sequence[int]) -> Mapping[str, S
 
 def _source(record: Record) -> str:
     """Return the first word of a file name if cameras or programs give such names."""
-    word = re.match(r"[^\W\d_]*", record.path.rpartition("/")[2].casefold().lstrip("_"))
+    word = FIRST_WORD.match(record.path.rpartition("/")[2].casefold().lstrip("_"))
     found = word[0] if word else ""
     return f"{found}…" if found in SOURCES and found != (record.label or "").casefold() else "another name"
 

@@ -124,7 +124,7 @@ def _write(result: Scan, params: DataParams, spool: Spool, out: Path) -> None:
     )
     label_index = {label: number for number, label in enumerate(result.classes)}
     np.save(out / LABELS_FILE, np.array([label_index[record.label or ""] for record in used], np.int64))
-    counts = result.counts()
+    counts = result.counts
     stops = np.cumsum([sum(counts[split].values()) for split in SPLITS]).tolist()
     order = np.array([record.kept for record in used], np.int64)
     splits = dict(zip(SPLITS, zip([0, *stops], stops, strict=False), strict=True))

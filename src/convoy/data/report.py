@@ -81,7 +81,7 @@ def write(path: Path, scan: Scan, params: DataParams, squares: Squares) -> None:
         squares: (n, image_px, image_px, 3) uint8, the images by `Record.kept`; may be mapped from a file.
     """
     draw = _Thumbnails(squares)
-    counts = scan.counts()
+    counts = scan.counts
     totals = {label: sum(counts[split][label] for split in SPLITS) for label in scan.classes}
     first, rest, last = summary.extremes(totals, MOST_CLASSES)
     most = max(totals.values(), default=0)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, NamedTuple, cast
@@ -136,6 +136,7 @@ class Scan:
     pairs: Sequence[Pair] = ()
     statistics: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
+    @cached_property
     def counts(self) -> dict[Split, dict[str, int]]:
         """Count usable images per split and class, zeros included."""
         counts = Counter((record.split, record.label) for record in self.records)

@@ -53,7 +53,7 @@ def lines(scan: Scan, params: DataParams) -> list[str]:
 
 def class_table(scan: Scan) -> str:
     """Lay out the number of images of each class in each split; of many classes, those with the most and the fewest."""
-    counts = scan.counts()
+    counts = scan.counts
     totals = {label: sum(counts[split][label] for split in SPLITS) for label in scan.classes}
     first, rest, last = extremes(totals, SHOWN_CLASSES)
 
@@ -151,7 +151,7 @@ def facts(scan: Scan) -> dict[str, Any]:
     return {
         **metrics(scan),
         "classes": scan.classes,
-        "counts": scan.counts(),
+        "counts": scan.counts,
         "cut": list(scan.cut),
         "notes": list(scan.delivery.notes),
         "quarantined_by_kind": by_fault(scan.records),
@@ -180,7 +180,7 @@ def metrics(scan: Scan) -> dict[str, Any]:
             "quarantined": statuses["quarantined"],
             "left_out": statuses["left_out"],
             "passed_over": sum(number for number, _ in kinds.values()),
-            **{split: sum(images.values()) for split, images in scan.counts().items()},
+            **{split: sum(images.values()) for split, images in scan.counts.items()},
             "near_duplicate_pairs": len(scan.pairs),
         },
         "checks": {check: int(figure) if figure % 1 == 0 else figure for check, figure in figures.items()},

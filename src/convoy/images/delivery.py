@@ -222,11 +222,14 @@ class Delivery:
             else:
                 files = _members(mount, mount.archive)
             for name, content in files:
-                if name in skipped or name in repeated or (mount.archive and litter.is_litter(name)):
+                is_next = name == ahead
+                if not is_next and (
+                    name in skipped or name in repeated or (mount.archive and litter.is_litter(name))
+                ):
                     continue
                 if len(self.mounts) > 1 and litter.kind(name):
                     repeated.add(name)
-                if name == ahead:  # pass on the string that is held already
+                if is_next:  # pass on the string that is held already
                     yield ahead, content
                     ahead = next(coming, "")
                 else:
