@@ -59,7 +59,7 @@ LEAF = 128
 WIDTH = 4096
 """Others that are compared at once: 2 MB of distances."""
 
-BLOCK = 4096
+BLOCK = 1024
 """Images or pairs that are computed at once."""
 
 PACKED = 1024

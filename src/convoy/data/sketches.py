@@ -47,7 +47,8 @@ LARGEST_SHIFT = 1.3
 """Largest shift that `misfit` makes up for, in pixels; larger ones are far from linear."""
 
 CELLS = PX // 2
-BLOCK = 4096
+BLOCK = 1024
+"""Thumbnails that are sketched at once: 2 MB each for a few arrays. More take no less time."""
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
