@@ -28,13 +28,14 @@ CLASSES = ["Bär", "cat", "x"]
 COMMIT = "c0ffee" + "0" * 34
 
 
-def write_verified(folder, run_id, *, accuracy=0.9, classes=CLASSES, params_hash="e" * 64):
+def write_verified(folder, run_id, *, accuracy=0.9, classes=CLASSES, params_hash="e" * 64, split="test"):
     """Write what `export` leaves in build/deploy: a model with its verification, card and images; return its sha256."""
     identity = {"run_id": run_id, "git_commit": COMMIT, "data_hash": "d" * 64, "params_hash": params_hash}
     path = fixed_models.write_onnx(folder / "model.onnx", classes, classes, identity=identity)
     sha256 = files.sha256(path)
     verification = {
         "model": {"file": "model.onnx", "sha256": sha256, "version": "0.1.0", "identity": identity},
+        "split": split,
         "accuracy": accuracy,
         "accuracy_low": accuracy - 0.05,
         "accuracy_high": accuracy + 0.05,

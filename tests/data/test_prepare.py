@@ -244,3 +244,21 @@ def test_preparing_small_squares_imports_no_library_that_it_does_not_need(folder
     command = [sys.executable, "-c", code, str(folder(pets)), str(out)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.endswith("IMPORTED set()\n")
+
+
+@pytest.mark.parametrize("test", ["val", 0])
+def test_a_dataset_without_test_images_is_measured_on_val_and_says_so(
+    folder, pets, settings, out, capsys, test
+):
+    prepare(folder(pets), settings(splits={"val": 0.3, "test": test}), out)
+    dataset = Dataset.load(out)
+    assert dataset.measured == "val"
+    assert dataset.images("test").shape == (0, 8, 8, 3)
+    assert set(dataset.counts["test"].values()) == {0}
+    output = capsys.readouterr().out
+    assert "Cut from all images by pixel hash (data.splits): val 0.3" in output
+    assert re.search(r"train \(cut\) +val \(cut\) +test \(none\)", output)
+    assert "No test images" in output
+    report = (out / "report.html").read_text(encoding="utf-8")
+    assert "test (none)" in report
+    assert "No test images" in report

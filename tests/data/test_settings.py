@@ -43,6 +43,11 @@ def test_the_shipped_params_are_valid():
         ({"resize_size": 256}, "did you mean `data.store_px`"),
         ({"crop_pct": 0.9}, "did you mean `data.crop_share`"),
         ({"splits": {"val": 0.0, "test": 0.2}}, "data.splits.val is 0.0: input should be greater than or"),
+        ({"splits": {"val": 0.1, "test": 0.005}}, "input should be at least 0.01, or 0 for no test split"),
+        (
+            {"splits": {"val": 0.1, "test": "none"}},
+            "data.splits.test is 'none': input should be a valid number",
+        ),
         ({"splits": {"val": 0.45, "test": 0.4}}, "val + test must be at most 0.8"),
         ({"splits": {"val": 0.1, "tset": 0.2}}, "data.splits.tset; did you mean `data.splits.test`?"),
         ({"columns": GOOD["columns"] | {"label": 0}}, "data.columns.label"),
@@ -54,3 +59,10 @@ def test_a_value_out_of_range_is_refused_with_its_key_and_the_range(change, mess
     with pytest.raises(RequestError) as caught:
         check("data", DataParams, GOOD | change)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("test", ["val", 0, 0.0])
+def test_no_test_split_is_cut_where_results_are_measured_on_val(test):
+    params = check("data", DataParams, GOOD | {"splits": {"val": 0.2, "test": test}})
+    assert (params.splits.test, params.cut(()), params.cut(("train", "test"))) == (0, ("val",), ("val",))
+    assert check("data", DataParams, GOOD).cut(()) == ("val", "test")

@@ -377,3 +377,39 @@ def test_groups_fail_above_their_largest_share_and_pass_below_their_limit():
     assert "`c`" not in found(findings, "groups").text
     _, findings = splitting.assign(straddling(), groups("fail", limit=3), PARTS, [])
     assert not [finding for finding in findings if finding.check == "groups"]
+
+
+NO_TEST = {"splits": {"val": 0.15, "test": 0.0}}
+
+
+def test_without_a_test_split_val_stays_as_it_is_and_the_rest_is_trained_on():
+    images = [image(n, label="cat" if n % 2 else "dog") for n in range(2000)]
+    usual, without = (assign(images, (), **changes)[0] for changes in ({}, NO_TEST))
+    for before, after in zip(usual, without, strict=True):
+        assert after.split == ("train" if before.split == "test" else before.split)
+    (finding,) = [each for each in assign(images, (), **NO_TEST)[1] if each.check == "no_test"]
+    assert finding.action == "report"
+    assert "measured on the validation images" in finding.text
+    assert not [each for each in assign(images, ())[1] if each.check == "no_test"]
+
+
+def test_a_delivered_test_split_is_used_whatever_share_is_cut():
+    images = [image(n, delivered="test" if n % 2 else "train") for n in range(400)]
+    assigned, findings = assign(images, ("train", "test"), **NO_TEST)
+    assert {record.split for record in assigned[1::2]} == {"test"}
+    assert not [each for each in findings if each.check == "no_test"]
+
+
+@pytest.mark.parametrize(
+    ("count", "shares", "reported"),
+    [(400, {}, True), (600, {}, False), (400, {"splits": {"val": 0.1, "test": 0.0}}, False)],
+)
+def test_a_cut_of_more_than_a_fifth_of_few_images_is_reported(count, shares, reported):
+    images = [image(n, label="cat" if n % 2 else "dog") for n in range(count)]
+    assigned, findings = assign(images, (), **shares)
+    found = [each for each in findings if each.check == "held_out"]
+    assert bool(found) == reported
+    if reported:
+        held_out = sum(record.split != "train" for record in assigned)
+        assert f"val and test take {held_out} of 400 images" in found[0].text
+        assert "data.splits.val and data.splits.test" in found[0].text

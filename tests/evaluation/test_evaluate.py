@@ -95,7 +95,7 @@ def test_features_are_drawn_for_the_first_test_image_of_each_class_in_the_order_
     page = (evaluated[0] / "features.html").read_text(encoding="utf-8")
     assert re.findall(r'title="(.*?)"', page) == ["class/13.png", "class/12.png"]
     assert page.index("class/13.png") > page.index("<h2>&lt;b&gt;dark&lt;/b&gt;</h2>")
-    assert "the first test image of 2 of 2 classes" in page
+    assert "the first image that was measured, of 2 of 2 classes" in page
 
 
 @pytest.mark.parametrize(("classes", "paths"), [(1, ["class/13.png"]), (0, None)])
@@ -187,6 +187,24 @@ def test_rows_of_the_confusion_are_actual_and_columns_predicted_whichever_classe
 @pytest.fixture
 def model(measured_things):
     return trained.load(measured_things / "model")[0]
+
+
+def test_without_test_images_the_validation_images_are_measured_under_another_name(copied, tmp_path):
+    dataset = copied / "dataset"
+    images_u8 = [np.load(dataset / "images" / f"{split}.npy") for split in ("val", "test")]
+    np.save(dataset / "images" / "val.npy", np.concatenate(images_u8))
+    np.save(dataset / "images" / "test.npy", images_u8[1][:0])
+    facts = files.read_json(dataset / "dataset.json")
+    facts["splits"] |= {"val": [8, 52], "test": [52, 52]}
+    files.write_json(dataset / "dataset.json", facts)
+    metrics = evaluate(dataset, copied / "model", PARAMS, tmp_path / "out")
+    assert set(metrics) == {"measured_on_val", "labels"}
+    assert metrics["measured_on_val"]["images"] == metrics["labels"]["checked"] == 44
+    summary = files.read_json(tmp_path / "out" / "summary.json")
+    assert (summary["split"], summary["val"]["images"]) == ("val", 44)
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "There are no test images" in page
+    assert "validation and test split" not in page
 
 
 @pytest.fixture

@@ -102,6 +102,7 @@ def test_of_many_classes_the_page_lists_the_worst_first_in_a_box_that_scrolls(tm
     counts[3, 3] = 0  # only trained on
     facts = {
         "network": "tiny",
+        "split": "test",
         "counts": {},
         "image_px": 8,
         "fit": "squash",

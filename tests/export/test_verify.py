@@ -313,6 +313,30 @@ def test_a_graph_that_keeps_a_share_of_the_middle_is_verified(empty, error_of):
     assert "does not reproduce the measured predictions" in error_of(project)
 
 
+@pytest.mark.usefixtures("error_of")
+def test_what_was_measured_on_validation_images_is_marked(empty):
+    images = {name: exported.Project.noisy(seed, 20) for seed, name in enumerate("ab")}
+    project = empty.export(images, splits={"val": 0.4, "test": "val"})
+    evaluation = project.home / "evaluation"
+    summary = files.read_json(evaluation / "summary.json")
+    assert summary["split"] == "val"
+    assert "test" not in summary
+    assert summary["val"]["images"] == sum(summary["counts"]["val"].values()) > 5
+    page = (evaluation / "report.html").read_text(encoding="utf-8")
+    assert "on the val split" in page
+    assert "There are no test images" in page
+    deploy = verify_in(project.home)["deploy"]
+    assert deploy["accuracy_on_val"] == summary["val"]["accuracy"]
+    assert "accuracy" not in deploy
+    verification = files.read_json(project.home / "deploy" / "verification.json")
+    assert verification["split"] == "val"
+    assert verification["checks"][0]["check"] == "whole val split from delivered files"
+    card = (project.home / "deploy" / "model_card.md").read_text(encoding="utf-8")
+    assert "validation images are classified correctly" in card
+    assert "There are no test images" in card
+    assert "test images are classified" not in card
+
+
 def test_transparent_images_are_verified_over_the_background_that_they_were_trained_with(empty, error_of):
     """Noise behind a drawn alpha channel: over another background these are other images."""
     rng = np.random.default_rng(0)

@@ -5,7 +5,11 @@ from dataclasses import replace
 import pytest
 
 from convoy.core.errors import RequestError
+from convoy.data.prepare import prepare
 from convoy.gate.criteria import LIMITED
+from convoy.gate.judge import judge
+from convoy.gate.test_images import TestImages
+from deliveries import data_params, png_of
 from gate_project import breaches, criterion, deliver
 
 
@@ -131,3 +135,19 @@ def test_a_class_that_the_test_split_lacks_is_not_measured_and_named(tmp_path):
     assert breaches(unseen) == ["class_recall"]
     assert "`bee`" in criterion(unseen, "class_recall").note
     assert "`cat`" not in criterion(unseen, "class_recall").note
+
+
+def test_without_test_images_nothing_is_compared(tmp_path, champion, project):
+    for label in ("a", "b"):
+        for n in range(20):
+            path = tmp_path / "data" / label / f"{n}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(png_of(100 * ord(label) + n))
+    prepare(
+        tmp_path / "data", data_params(image_px=8, splits={"val": 0.3, "test": "val"}), tmp_path / "dataset"
+    )
+    untested = TestImages.load(tmp_path / "dataset", tmp_path / "data")
+    assert untested.paths == ()
+    result = judge(project.model("convoy/7"), champion, untested, project.limits())
+    assert result.verdict == "refuse"
+    assert "no test images (data.splits.test)" in criterion(result, "images").note

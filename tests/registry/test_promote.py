@@ -13,7 +13,7 @@ from convoy.registry.alias import move
 from convoy.registry.client import CANDIDATE, CHAMPION, RegistryError, Version
 from convoy.registry.promote import Judged
 from convoy.retraining import outcome
-from gate_project import LIMITS, breaches, deliver_three_classes
+from gate_project import LIMITS, breaches, criterion, deliver_three_classes
 from registry_project import set_params
 
 FEW = range(12)
@@ -99,6 +99,17 @@ def test_a_missing_or_damaged_champion_does_not_block_candidates(here, gate_proj
     assert judged.judgement.champion_sha256 is None
     assert promote.carry_out(judged)
     assert here.champion() == candidate.number
+
+
+def test_an_accuracy_on_validation_images_is_not_compared_with_one_on_test_images(
+    here, gate_project, tmp_path
+):
+    champion = here.version(gate_project.model(wrong=MANY), CHAMPION)
+    here.client.set_model_version_tag(champion.model, champion.number, "convoy.measured_on", "val")
+    here.version(gate_project.model("convoy/8", wrong=FEW), CANDIDATE)
+    drop = criterion(promote.judge(tmp_path).judgement, "champion_drop")
+    assert drop.figure is None
+    assert "no accuracy on test images is recorded" in drop.note
 
 
 def test_a_round_finds_the_champions_images_from_its_worktree(project, gate_project, tmp_path, monkeypatch):

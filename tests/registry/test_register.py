@@ -55,6 +55,13 @@ def test_the_workspace_s_model_becomes_a_version_with_its_provenance(any_project
     assert {name: (tmp_path / "back" / name).read_bytes() for name in kept} == kept
 
 
+def test_an_accuracy_on_validation_images_is_marked(project, capsys):
+    project.train(split="val")
+    version = register()
+    assert version.tags["convoy.measured_on"] == "val"
+    assert "accuracy 90.00% (85.00% to 95.00%) on validation images" in capsys.readouterr().out
+
+
 def test_a_second_time_registers_nothing_and_moves_the_candidate_back(project, capsys):
     project.train()
     first = register()

@@ -118,6 +118,12 @@ class Dataset:
                 )
         return dataset
 
+    @property
+    def measured(self) -> Split:
+        """Return the split that results are measured on: test, or val where there are no test images."""
+        start, stop = self.splits["test"]
+        return "test" if stop > start else "val"
+
     def images(self, split: Split) -> npt.NDArray[np.uint8]:
         """Map the images of a split: (n, P, P, 3) uint8 RGB, read-only; P is `image_px`, of train `store_px`.
 

@@ -39,8 +39,8 @@ def check(
     ]
     cut = [
         split
-        for split in SPLITS
-        if split not in delivered or (split == "train" and len(delivered) < len(SPLITS))
+        for split in ("train", *params.cut(delivered))
+        if split != "train" or len(delivered) < len(SPLITS)
     ]
     lacking = {label for split in cut for label in absent[split] if units.get(label)}
     images = Counter(record.label for record in records if record.status == "ok" and record.split in cut)

@@ -103,7 +103,7 @@ def write(path: Path, scan: Scan, params: DataParams, squares: Squares) -> None:
         "delivery": str(scan.delivery.path),
         "kind": scan.delivery.kind,
         "data": summary.metrics(scan)["data"],
-        "splits": [{"name": split, "cut": summary.is_cut(split, scan)} for split in SPLITS],
+        "splits": [{"name": split, "origin": summary.origin(split, scan)} for split in SPLITS],
         "shares": params.splits.model_dump(),
         "findings": _findings(scan, draw),
         "pairs": _pairs(scan, draw),

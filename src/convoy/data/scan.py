@@ -203,8 +203,9 @@ def scan(
     if refuse:
         refuse_findings(delivery, findings)
     classes = sorted({record.label for record in records if record.label})
-    missing: tuple[Split, ...] = tuple(split for split in SPLITS[1:] if split not in layout.delivered)
-    result = Scan(delivery, records, classes, missing, pairs=pairs, statistics=statistics)
+    result = Scan(
+        delivery, records, classes, params.cut(layout.delivered), pairs=pairs, statistics=statistics
+    )
     try:
         _check_classes(result)
     except DataError:  # the findings are its causes

@@ -1,17 +1,20 @@
 """The `data` section of params.yaml."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from convoy.core.contract import BACKGROUND_PATTERN
-from convoy.core.dataset import Fit, Store
+from convoy.core.dataset import SPLITS, Fit, Split, Store
 from convoy.core.params import Section
 
 LARGEST_CUT = 0.8
 """Largest share of validation and test together: at least a fifth is left for training."""
+
+LEAST_CUT = 0.01
+"""Smallest share that is cut: less measures nothing."""
 
 Arrangement = Literal["auto", "classes", "splits", "classes_then_splits"]
 """What the folders of a delivery are."""
@@ -50,11 +53,27 @@ class ColumnParams(Section):
     group: Annotated[Column, Field(description="their groups; none: the list states no groups")]
 
 
+def _share_of(value: object) -> object:
+    """Read `val` as no share: what a test split would measure is measured on val."""
+    return 0.0 if value == "val" else value
+
+
+def _none_or_enough(value: float) -> float:
+    if 0 < value < LEAST_CUT:
+        raise ValueError(f"input should be at least {LEAST_CUT}, or 0 for no test split")
+    return value
+
+
 class SplitParams(Section):
     """Shares cut from the delivery, for each split that it lacks."""
 
-    val: Annotated[float, Field(ge=0.01, le=0.5, description="chooses the best epoch")]
-    test: Annotated[float, Field(ge=0.01, le=0.5, description="measures the result, used for nothing else")]
+    val: Annotated[float, Field(ge=LEAST_CUT, le=0.5, description="chooses the best epoch")]
+    test: Annotated[
+        float,
+        BeforeValidator(_share_of),
+        AfterValidator(_none_or_enough),
+        Field(ge=0, le=0.5, description="measures the result, used for nothing else"),
+    ]
 
     @model_validator(mode="after")
     def _leave_images_to_train_on(self) -> Self:
@@ -185,6 +204,12 @@ class DataParams(Section):
         float, Field(ge=0, le=1, description="largest share of files that may be unusable")
     ]
     checks: Annotated[CheckParams, Field(description="what is looked for in readable images")]
+
+    def cut(self, delivered: Collection[Split]) -> tuple[Split, ...]:
+        """Return the splits that are cut from train, if these are delivered."""
+        return tuple(
+            split for split in SPLITS[1:] if split not in delivered and (split == "val" or self.splits.test)
+        )
 
     @property
     def train_px(self) -> int:

@@ -26,6 +26,12 @@ HEAD = 13
 NAMED = 5
 """Classes or groups that a sentence names."""
 
+SMALL = 500
+"""Images that are cut below which each that is not trained on counts."""
+
+MUCH = 0.2
+"""Share of a small train part whose loss is reported."""
+
 FAR = 2.0
 """Factor between a share that was cut and its param beyond which the share is reported."""
 
@@ -67,16 +73,23 @@ def assign(
         pairs: near-duplicates, by index in `records`; those of two classes bind nothing, since both may be what they are named.
 
     Returns:
-        The records with their splits, and the findings `groups`, `moved`, `shares` and `rare`; one with the action
+        The records with their splits, and the findings `groups`, `moved`, `held_out`, `shares`, `rare` and `no_test`; one with the action
         `fail` refuses the delivery.
     """
     assigned, findings = _whole_groups(_used_once(records), params, delivered)
-    missing = tuple(split for split in SPLITS[1:] if split not in delivered)
+    missing = params.cut(delivered)
     units = _Units(assigned, pairs, params.splits, missing)
     for index in units.pool:
         assigned[index] = assigned[index]._replace(split=units.split[units.root(index)])
     counts = units.counts()
-    return assigned, [*findings, *units.findings(), *rare.check(assigned, params, delivered, counts)]
+    findings += [*units.findings(), *rare.check(assigned, params, delivered, counts)]
+    if "test" not in (*delivered, *missing):
+        text = (
+            "No test images: what is measured is measured on the validation images, which choose the epoch and the temperature, so "
+            "it is too good. The gate compares no such models. Deliver test images, or set data.splits.test to a share."
+        )
+        findings.append(Finding("no_test", 0, None, "report", text))
+    return assigned, findings
 
 
 def _used_once(records: Sequence[Record]) -> list[Record]:
@@ -216,6 +229,14 @@ class _Units:
                 f"{listed(named, NAMED)}."
             )
             yield Finding("moved", len(images), None, "report", text, images)
+        held_out = sum(self.split[self.root(index)] != "train" for index in self.pool)
+        if len(self.pool) < SMALL and held_out > MUCH * len(self.pool):
+            lower = " and ".join(f"data.splits.{split}" for split in self.missing)
+            text = (
+                f"{' and '.join(self.missing)} take {held_out:,} of {len(self.pool):,} images ({held_out / len(self.pool):.0%}), which are then "
+                f"not trained on. Of so few, each counts: deliver more, or lower {lower}; results are then measured less precisely."
+            )
+            yield Finding("held_out", held_out / len(self.pool), None, "report", text)
         sizes = Counter(self.root(index) for index in self.pool)
         together = [size for size in sizes.values() if size > 1]
         for split in self.missing if together else ():

@@ -42,7 +42,7 @@ def lines(scan: Scan, params: DataParams) -> list[str]:
     found = [f"{scan.delivery.path} ({scan.delivery.kind}): {data['classes']:,} classes, {images}"]
     if scan.cut:
         shares = ", ".join(f"{split} {getattr(params.splits, split):g}" for split in scan.cut)
-        source = "the train split" if len(scan.cut) == 1 else "all images"
+        source = "all images" if is_cut("train", scan) else "the train split"
         found.append(f"Cut from {source} by pixel hash (data.splits): {shares}")
     found += [_wrapped(note) for note in scan.delivery.notes]
     found += ["", class_table(scan), *_passed_over(scan)]
@@ -71,7 +71,7 @@ def class_table(scan: Scan) -> str:
         between = [(f"and {len(rest):,} more", "", "", "", f"{images} each")]
     sums = [sum(counts[split].values()) for split in SPLITS]
     return table(
-        ("Class", *(f"{split} ({'cut' if is_cut(split, scan) else 'delivered'})" for split in SPLITS), "All"),
+        ("Class", *(f"{split} ({origin(split, scan)})" for split in SPLITS), "All"),
         [
             *map(row, first),
             *between,
@@ -84,7 +84,15 @@ def class_table(scan: Scan) -> str:
 
 def is_cut(split: Split, scan: Scan) -> bool:
     """Check whether the images of a split were chosen by their hash; train is what the others leave if both are cut."""
-    return split in scan.cut or (split == "train" and len(scan.cut) == len(SPLITS) - 1)
+    measured = [part for part in SPLITS[1:] if part in scan.cut or any(scan.counts[part].values())]
+    return split in scan.cut or (split == "train" and len(scan.cut) == len(measured))
+
+
+def origin(split: Split, scan: Scan) -> str:
+    """State where a split comes from: `cut`, `delivered`, or `none` of a test split that is neither."""
+    if is_cut(split, scan):
+        return "cut"
+    return "delivered" if any(scan.counts[split].values()) else "none"
 
 
 def extremes(totals: Mapping[str, int], most: int) -> tuple[list[str], list[str], list[str]]:

@@ -1,4 +1,4 @@
-"""Measure a trained model on the test split, which is used for nothing else.
+"""Measure a trained model on the test split, which is used for nothing else; on the validation split if there is no test image.
 
 N images, K classes; labels and predictions are class numbers in 0..K-1.
 """
@@ -54,9 +54,12 @@ def evaluate(dataset_folder: Path, model_folder: Path, params: EvaluateParams, o
             f"{', '.join(dataset.classes)}. Train on this dataset: dvc repro train"
         )
     classes = dataset.classes
-    test, val = (
-        _predict(dataset, split, model, facts.network, params.batch_size) for split in ("test", "val")
-    )
+    measured_split = dataset.measured
+    parts = [
+        _predict(dataset, split, model, facts.network, params.batch_size)
+        for split in dict.fromkeys((measured_split, "val"))
+    ]
+    test = parts[0]
     labels, images_u8, probabilities, paths = test.labels, test.images_u8, test.probabilities, test.paths
     predicted = probabilities.argmax(axis=1)
     counts = confusion(labels, predicted, len(classes))
@@ -91,12 +94,20 @@ def evaluate(dataset_folder: Path, model_folder: Path, params: EvaluateParams, o
         "temperature": facts.temperature,
         "counts": dataset.counts,
     }
-    files.write_json(out / "summary.json", measured | {"classes": list(classes), "test": summary})
+    content = {"classes": list(classes), "split": measured_split, measured_split: summary}
+    files.write_json(out / "summary.json", measured | content)
     mistakes = report.most_confident_mistakes(
         images_u8, labels, probabilities, paths, classes, most=params.worst_images
     )
-    suspects = _check_labels([val, test], classes, out / "label_errors.csv", params.worst_images)
-    report.write_report(out / "report.html", measured, summary, counts, mistakes=mistakes, suspects=suspects)
+    suspects = _check_labels(parts[::-1], classes, out / "label_errors.csv", params.worst_images)
+    report.write_report(
+        out / "report.html",
+        measured | {"split": measured_split},
+        summary,
+        counts,
+        mistakes=mistakes,
+        suspects=suspects,
+    )
     if params.feature_classes:
         _, first = np.unique(labels, return_index=True)
         subjects = [
@@ -108,7 +119,9 @@ def evaluate(dataset_folder: Path, model_folder: Path, params: EvaluateParams, o
     # A hundred classes would fill `dvc exp show` with columns; summary.json and the report have them.
     test_metrics = {name: value for name, value in summary.items() if name != "per_class"}
     numbers = ("checked", "suspected") if suspects["is_meaningful"] else ("checked",)
-    return {"test": test_metrics, "labels": {name: suspects[name] for name in numbers}}
+    # Of another name than val/accuracy, the curve of the training, and test/accuracy, with which it must not be compared.
+    name = "test" if measured_split == "test" else "measured_on_val"
+    return {name: test_metrics, "labels": {number: suspects[number] for number in numbers}}
 
 
 def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -113,7 +113,7 @@ def write_report(
 ) -> None:
     """Write the evaluation report, and `confusion.png` beside it.
 
-    `facts` describe what was measured: network, data_hash, image_px, fit, crop_share, counts per split and class. `summary` is
+    `facts` describe what was measured: network, data_hash, split, image_px, fit, crop_share, counts per split and class. `summary` is
     that of `evaluate.summarise`, `counts` the (K, K) confusion matrix, `suspects` that of `evaluate.check_labels`.
     """
     classes = list(summary["per_class"])

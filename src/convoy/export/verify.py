@@ -42,7 +42,7 @@ The smallest error that the comparison detects is its sensitivity."""
 
 
 def verify(deploy: Path, data: Path, evaluation: Path, params: ExportParams) -> dict[str, Any]:
-    """Check `model.unverified.onnx` over the whole test split and rename it to `model.onnx`.
+    """Check `model.unverified.onnx` over all images that evaluation measured, and rename it to `model.onnx`.
 
     Writes `verification.json` and `model_card.md` beside it. On failure there is no
     `model.onnx`, and the unverified graph stays for inspection.
@@ -97,6 +97,7 @@ def verify(deploy: Path, data: Path, evaluation: Path, params: ExportParams) -> 
             "version": model.properties[contract.VERSION],
             "identity": {key: model.properties[f"convoy.{key}"] for key in contract.IDENTITY},
         },
+        "split": reference.split,
         "accuracy": accuracy,
         "accuracy_low": low,
         "accuracy_high": high,
@@ -112,7 +113,7 @@ def verify(deploy: Path, data: Path, evaluation: Path, params: ExportParams) -> 
     verified = unverified.rename(deploy / contract.VERIFIED)
     return {
         "deploy": {
-            "accuracy": accuracy,
+            "accuracy" if reference.split == "test" else "accuracy_on_val": accuracy,
             "label_flips": whole.flips,
             "max_probability_gap": max(comparison.gap for comparison in comparisons),
             **timed["onnx"],
@@ -213,6 +214,11 @@ class ReferencePredictions:
     classes: tuple[str, ...]
     summary: dict[str, Any]
 
+    @property
+    def split(self) -> str:
+        """Return the split that was measured: test, or val where there are no test images."""
+        return str(self.summary["split"])
+
     @classmethod
     def load(cls, folder: Path) -> "ReferencePredictions":
         """Read a folder that evaluation wrote.
@@ -264,12 +270,12 @@ def compare_from_files(
     Raises:
         DataError: a delivered file is missing or has changed since it was prepared.
     """
-    comparison = Comparison("whole test split from delivered files", limits)
+    comparison = Comparison(f"whole {reference.split} split from delivered files", limits)
     row_of = {path: row for row, path in enumerate(reference.paths)}
     delivered = sum(sum(images.values()) for images in reference.summary["counts"].values())
     images = open_delivery(data).images(
         dict(zip(reference.paths, reference.sha256, strict=True)),
-        "verify test images",
+        f"verify {reference.split} images",
         delivered,
         background=model.background,
     )

@@ -26,6 +26,7 @@ LIMITED: dict[str, tuple[str, Sense, Unit]] = {
 """Title, sense and unit of each criterion with a limit."""
 
 NO_IMAGE = "no unseen test image is left"
+NO_TEST = "the dataset has no test images (data.splits.test), and validation images, which chose the epoch, are not compared"
 
 ROUNDING = 1e-9
 """0.8 - 0.6 is a little more than 0.2 in floating point, and no breach."""
@@ -111,7 +112,11 @@ def _images(evidence: Evidence, limits: GateParams) -> Criterion:
     if len(evidence.labels):
         return _limited("images", len(evidence.labels), limits, note)
     # Without an image nothing can be judged, whatever the limits are.
-    return replace(_limited("images", 0, limits), held=False, note=_join(NO_IMAGE, note))
+    return replace(
+        _limited("images", 0, limits),
+        held=False,
+        note=_join(NO_IMAGE if evidence.test_images.paths else NO_TEST, note),
+    )
 
 
 def _accuracy(evidence: Evidence, limits: GateParams) -> Criterion:
@@ -173,7 +178,7 @@ def _champion_drop(evidence: Evidence, limits: GateParams) -> Criterion:
     known = np.array([label in classes for label in evidence.labels], np.bool_)
     drop = None
     if recorded is None:
-        note = _join(note, "its recorded accuracy is unknown")
+        note = _join(note, "no accuracy on test images is recorded for it")
     elif not known.any():
         note = _join(note, NO_IMAGE)
     else:

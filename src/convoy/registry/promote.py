@@ -166,6 +166,9 @@ def _fetched(registry: Registry, version: Version, folder: Path) -> ModelUnderTe
 
 
 def _accuracy(tags: Mapping[str, str]) -> float | None:
+    """Read the accuracy on test images; None where it is unknown, or of validation images."""
+    if tags.get(contract.MEASURED_ON, "test") != "test":
+        return None
     try:
         return float(tags["convoy.accuracy"])
     except (KeyError, ValueError):

@@ -79,6 +79,11 @@ class VerifiedModel:
         return dict(self.verification["model"]["identity"])
 
     @property
+    def split(self) -> str:
+        """The split that was measured."""
+        return str(self.verification.get("split", "test"))  # absent in those of earlier versions
+
+    @property
     def run_id(self) -> str:
         """Convoy's id of the run that exported it."""
         return self.identity["run_id"]
@@ -93,6 +98,7 @@ class VerifiedModel:
             "convoy.label_flips": str(self.verification["checks"][0]["label_flips"]),
         }
         tags |= {f"convoy.{name}": str(self.verification[name]) for name in ACCURACY}
+        tags |= {contract.MEASURED_ON: self.split} if self.split != "test" else {}
         classes = json.dumps(self.classes, ensure_ascii=False)
         return tags | ({contract.CLASSES: classes} if len(classes) <= TAG_CHARACTERS else {})
 
@@ -139,7 +145,8 @@ def register(query: str = "") -> Version:
     if registry.aliases().get(CANDIDATE) != version.number:
         registry.point(CANDIDATE, version)
     accuracy, low, high = (model.verification[name] for name in ACCURACY)
-    info(f"{CANDIDATE} is {version}, accuracy {accuracy:.2%} ({low:.2%} to {high:.2%})")
+    on_val = " on validation images, since there are no test images" if model.split == "val" else ""
+    info(f"{CANDIDATE} is {version}, accuracy {accuracy:.2%} ({low:.2%} to {high:.2%}){on_val}")
     return version
 
 
