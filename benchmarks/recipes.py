@@ -1,0 +1,109 @@
+"""Measure recipes on CIFAR-10, and write what they reached into recipes/.
+
+    python benchmarks/recipes.py cifar10.tar.gz cifar10-2min cifar10-4min                 five seeds each
+    python benchmarks/recipes.py cifar10.tar.gz cifar10-2min --seeds 1 --dry-run          a look, printed only
+
+Each seed is a process of its own, from its start to the saved model; accuracy is of the saved weights on the test
+images, with temperature and test-time views, in float32. Leave the machine alone meanwhile: minutes are wall-clock time.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from convoy.core import cpus, files, params, yaml
+from convoy.core.dataset import Dataset
+from convoy.data.prepare import prepare
+from convoy.data.settings import DataParams
+from convoy.models import spec, trained
+from convoy.recipes import recipe
+from convoy.training.fit import fit
+from convoy.training.settings import TrainParams
+
+ROOT = Path(__file__).parents[1]
+BATCH = 500  # test images at a time
+
+
+def main() -> None:
+    """Measure every recipe that is named."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("archive", type=Path, help="CIFAR-10: train/ and test/ folders of ten class folders")
+    parser.add_argument("names", nargs="+", metavar="NAME", help="recipes")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--dry-run", action="store_true", help="print, and leave recipes/ as it is")
+    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)  # the file for the result of one training
+    chosen = parser.parse_args()
+    archive = chosen.archive.resolve()
+    os.chdir(ROOT)
+    if chosen.one:
+        train(archive, chosen.names[0], chosen.seeds[0], chosen.one)
+        return
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in chosen.names:
+            content = settings(name)
+            dataset = Path(scratch) / hashlib.sha256(json.dumps(content["data"]).encode()).hexdigest()[:16]
+            if not dataset.exists():
+                prepare(archive, params.check("data", DataParams, content["data"]), dataset)
+            results = [one(dataset, name, seed, Path(scratch)) for seed in chosen.seeds]
+            accuracies = [result["accuracy"] for result in results]
+            measured = {
+                "accuracy": round(statistics.mean(accuracies), 4),
+                "spread": round(statistics.stdev(accuracies), 4) if len(accuracies) > 1 else 0.0,
+                "seeds": len(accuracies),
+                "train_min": round(statistics.median(result["minutes"] for result in results), 2),
+                "hardware": f"{cpus.usable_cpus()} cores of {platform.machine()}, load before {load:.1f}",
+                "date": datetime.now(UTC).date().isoformat(),
+                "torch": version("torch"),
+            }
+            print(f"{name}: {recipe.Measured.model_validate(measured).line()}", flush=True)
+            if not chosen.dry_run:
+                yaml.update(recipe.FOLDER / f"{name}.yaml", {"measured": measured})
+
+
+def settings(name: str) -> dict[str, Any]:
+    """Return params.yaml with a recipe's values."""
+    return yaml.replaced(params.read(), recipe.load(name).values())
+
+
+def one(dataset: Path, name: str, seed: int, scratch: Path) -> dict[str, float]:
+    """Train once, in a process of its own."""
+    out = scratch / "result.json"
+    words = [str(dataset), name, "--seeds", str(seed), "--one", str(out)]
+    with (scratch / "log.txt").open("a", encoding="utf-8") as log:
+        began = time.monotonic()  # which counts from the start of the machine, in every process
+        subprocess.run([sys.executable, __file__, *words], check=True, stdout=log)
+    content = files.read_json(out)
+    result = {"accuracy": content["accuracy"], "minutes": (content["saved"] - began) / 60}
+    print(f"{name}, seed {seed}: {result['accuracy']:.2%}, {result['minutes']:.2f} min", flush=True)
+    return result
+
+
+def train(dataset: Path, name: str, seed: int, out: Path) -> None:
+    """Train on a prepared dataset; write the accuracy, and the time at which the model was saved."""
+    content, data = settings(name), Dataset.load(dataset)
+    network = spec.load(content["network"]["name"])
+    chosen = params.check("train", TrainParams, content["train"])
+    fit(data, network, chosen, seed, out.parent / "model")
+    saved = time.monotonic()
+    model, _ = trained.load(out.parent / "model")
+    logits = trained.predict_logits(model, data.images("test"), BATCH)
+    accuracy = float((logits.argmax(axis=1) == data.labels("test")).mean())
+    files.write_json(out, {"accuracy": accuracy, "saved": saved})
+
+
+if __name__ == "__main__":
+    main()
