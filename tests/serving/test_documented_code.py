@@ -8,15 +8,16 @@ import shutil
 import numpy as np
 import onnx
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageCms, ImageFile
 
 from convoy.core import contract
 from convoy.serving.predict import predict
-from icc import ADOBE_RGB, DISPLAY_P3, GRAY
+from icc import ADOBE_RGB, CMYK, DISPLAY_P3, GRAY
 
 PAGES = ("docs/deployment.md", "model_card.md")
-WITHOUT_CONVOY = {"io", "json", "numpy", "onnxruntime", "PIL"}
+WITHOUT_CONVOY = {"contextlib", "io", "json", "numpy", "onnxruntime", "PIL"}
 PX = 24
+LAB = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
 
 
 def noise(channels, dtype=np.uint8):
@@ -77,6 +78,11 @@ FILES = {
     "adobe_rgb_transparent.png": (rgba, {"icc_profile": ADOBE_RGB}),
     "adobe_rgb_palette.png": (lambda: rgb().quantize(16), {"icc_profile": ADOBE_RGB}),
     "linear_gray.png": (lambda: Image.fromarray(noise(1)), {"icc_profile": GRAY}),
+    "linear_gray_transparent.png": (lambda: rgba().convert("LA"), {"icc_profile": GRAY}),
+    "cmyk_profile.jpg": (lambda: rgb().convert("CMYK"), {"icc_profile": CMYK}),
+    "cmyk_profile.tif": (lambda: Image.fromarray(noise(4), "CMYK"), {"icc_profile": CMYK}),
+    "lab_profile.tif": (lambda: Image.fromarray(noise(3), "LAB"), {"icc_profile": LAB}),
+    "profile_of_another_space.png": (rgb, {"icc_profile": CMYK}),
 }
 
 
