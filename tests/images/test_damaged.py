@@ -423,3 +423,23 @@ def test_a_compression_bomb_takes_no_memory():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2**20
+
+
+def half(width, height):
+    return width // 2, height // 2
+
+
+def test_a_scaled_jpeg_whose_last_pixel_is_mid_gray_is_whole():
+    picture = photo(96, 128)
+    picture.paste((128, 128, 128), (64, 96, 96, 128))
+    scaled = decode(encoded(picture, "JPEG", quality=90), enough=half)
+    assert (scaled.image_u8.shape, scaled.lost, scaled.notes) == ((64, 48, 3), 0.0, ())
+
+
+def test_a_jpeg_that_lacks_a_part_is_not_scaled_so_that_it_gives_the_same_picture():
+    content = encoded(photo(960, 640), "JPEG", quality=95)
+    at = len(content) * 3 // 4
+    content = content[:at] + bytes(2000) + content[at + 2000 :]
+    whole, enough = decode(content, max_truncated=1), decode(content, max_truncated=1, enough=half)
+    assert whole.lost == enough.lost > 0
+    assert np.array_equal(whole.image_u8, enough.image_u8)

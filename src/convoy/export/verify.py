@@ -231,7 +231,7 @@ class ReferencePredictions:
                 raise VerificationError(
                     f"{folder / name} does not exist. Measure the model first: dvc repro evaluate"
                 )
-        summary = files.read_json(folder / SUMMARY)
+        summary = {"split": "test"} | files.read_json(folder / SUMMARY)  # absent in those of earlier versions
         classes = tuple(summary["classes"])
         table = pq.read_table(folder / PREDICTIONS)
         paths, sha256, labels, predicted = (

@@ -214,7 +214,7 @@ def inner_damage(content: bytes, picture: Image.Image, opened: Opened) -> Rescue
         picture: the decoded file.
         opened: as for `rescue`.
     """
-    if _may_be_interrupted(content) and (found := _interrupted(content, picture, opened)):
+    if may_be_interrupted(content) and (found := _interrupted(content, picture, opened)):
         return found
     width, height = picture.size
     if picture.im.getpixel((width - 1, height - 1)) not in MID_GRAY:
@@ -243,7 +243,7 @@ def _unit(frame: bytes) -> tuple[int, int]:
     return 8 * max(factors >> 4 for factors in sampling), 8 * max(factors & 15 for factors in sampling)
 
 
-def _may_be_interrupted(content: bytes) -> bool:
+def may_be_interrupted(content: bytes) -> bool:
     """Check quickly whether there are a lost part anywhere, or restart markers that may be out of order."""
     samples = content[:: SECTOR // 4]
     if b"\0\0\0\0" in samples or b"\xff\xff\xff\xff" in samples:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from PIL import Image, ImageCms, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
 
 from convoy.core.errors import DataError
-from convoy.images.damaged import inner_damage, lacks_its_end, png_chunks, rescue
+from convoy.images.damaged import inner_damage, lacks_its_end, may_be_interrupted, png_chunks, rescue
 from convoy.images.formats import (
     HEAD_BYTES,
     TruncatedError,
@@ -285,8 +285,9 @@ def _loaded(
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             picture = open_(content)
-            if enough:
-                picture.draft(None, enough(*picture.size))
+            size = picture.size
+            if enough and not may_be_interrupted(content):  # else what is damaged is found in all pixels
+                picture.draft(None, enough(*size))
             picture.load()
         except (DataError, Image.DecompressionBombError, Image.DecompressionBombWarning):
             raise
@@ -295,7 +296,8 @@ def _loaded(
             if rescued is None:
                 raise
             return [rescued.picture], rescued.lost, ("truncated" if rescued.lost else "bad_metadata",)
-        if picture.format in ("JPEG", "MPO") and (rescued := inner_damage(content, picture, open_)):
+        is_whole_jpeg = picture.format in ("JPEG", "MPO") and picture.size == size
+        if is_whole_jpeg and (rescued := inner_damage(content, picture, open_)):
             return [rescued.picture], rescued.lost, ("truncated",)
     return [picture], 0.0, ()
 
