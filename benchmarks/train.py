@@ -1,11 +1,11 @@
 """Time training side by side with other loops on the same images and write benchmarks/TRAIN.md.
 
     python benchmarks/train.py cifar10-jpeg.tar.gz                     about 25 minutes on 2 cores, quiet otherwise
-    python benchmarks/train.py cifar10-jpeg.tar.gz --others PYTHON      beside fastai and Ultralytics, 10 minutes more
+    python benchmarks/train.py cifar10-jpeg.tar.gz --others PYTHON      beside fastai, 5 minutes more
     python benchmarks/train.py cifar10-jpeg.tar.gz --quick              one short trial, printed and not written
 
 The archive holds CIFAR-10 as JPEG files, `train/CLASS/…` and `test/CLASS/…`. PYTHON is the interpreter of another environment, in
-which fastai and ultralytics are installed. Each measurement is a process of its own; the contenders take turns. Images per second of
+which fastai is installed (Ultralytics trains its own networks only, so its rates would be of others). Each measurement is a process of its own; the contenders take turns. Images per second of
 training steps count, after a few steps that warm up, without start, validation and checkpoints.
 """
 
@@ -114,13 +114,6 @@ class Watch(Callback):
         if self.training: tick()
 Learner(loaders, getattr(models, network)(num_classes=10), loss_func=CrossEntropyLossFlat(), cbs=[Watch()]).fit_one_cycle(100, 0.01)
 """,
-    "Ultralytics": """
-from ultralytics.models.yolo.classify import ClassificationTrainer
-trainer = ClassificationTrainer(overrides=dict(model=network, data=folder, imgsz=px, batch=batch, epochs=100,
-    device="cpu", workers=2, val=False, plots=False, save=False, pretrained=False, project=folder, exist_ok=True))
-trainer.add_callback("on_train_batch_end", lambda _: tick())
-trainer.train()
-""",
 }
 """What other programs run; `tick` counts the steps and ends the process."""
 
@@ -144,7 +137,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("archive", type=Path)
-    parser.add_argument("--others", metavar="PYTHON", help="interpreter that has fastai and ultralytics")
+    parser.add_argument("--others", metavar="PYTHON", help="interpreter that has fastai")
     parser.add_argument("--trials", type=int, default=3, help="runs of each measurement")
     parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
     parser.add_argument("--quick", action="store_true", help="one short trial, printed and not written")
