@@ -14,6 +14,7 @@ from convoy import __version__
 from convoy.commands.data import data
 from convoy.commands.explain import explain
 from convoy.commands.lineage import trace, why
+from convoy.commands.lr_find import lr_find
 from convoy.commands.network import network
 from convoy.commands.recipe import recipe
 from convoy.commands.registry import promote, register, rollback
@@ -114,7 +115,7 @@ def predict(
 COMMANDS: dict[str, dict[str, typer.Typer | Callable[..., None]]] = {
     "Data": {"data": data, "weights": weights},
     "Network": {"network": network, "explain": explain},
-    "Run": {"recipe": recipe, "sweep": sweep, "sync": sync},
+    "Run": {"recipe": recipe, "lr-find": lr_find, "sweep": sweep, "sync": sync},
     "Compare": {"ui": ui, "trace": trace, "why": why},
     "Promote": {"register": register, "promote": promote, "rollback": rollback},
     "Serve": {"predict": predict},

@@ -3,6 +3,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from convoy.core.errors import RequestError
 from convoy.training.optim import (
     WARMUP_START,
     choose_precision,
@@ -128,3 +129,9 @@ def test_the_optimizer_is_torchs_and_sgd_has_nesterov_momentum(params, name, kin
     optimizer, _ = make_optimizer([block], [1.0], params(optimizer=name), lambda _: 1.0)
     assert type(optimizer) is kind
     assert name == "adamw" or (optimizer.defaults["momentum"], optimizer.defaults["nesterov"]) == (0.9, True)
+
+
+def test_muon_without_inner_matrices_is_refused_with_what_to_set(classifier, tiny, params):
+    chosen = params(optimizer="muon")
+    with pytest.raises(RequestError, match=r"muon.* none.*optimizer: sgd or adamw"):
+        classifier(tiny, chosen).configure_optimizers()

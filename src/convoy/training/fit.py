@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
@@ -38,7 +38,7 @@ from convoy.training.data import Batches, DataModule, served_train_images
 from convoy.training.freezing import FrozenLayersCheck, refuse_without_weights
 from convoy.training.module import Classifier
 from convoy.training.optim import choose_precision
-from convoy.training.pretrained import StartingWeights, graft
+from convoy.training.pretrained import Grafted, StartingWeights, graft
 from convoy.training.settings import TrainParams
 
 HISTORY = "history.csv"
@@ -80,35 +80,10 @@ def fit(
         TrainingPaused: the time budget is spent; a checkpoint is saved.
         KeyboardInterrupt: Ctrl-C. SIGTERM arrives as what its handler raises, or as Lightning's SystemExit.
     """
-    if starting is None:
-        refuse_without_weights(params.transfer)
-    pl.seed_everything(seed, verbose=False)
-    normalisation = starting.facts if starting and starting.facts else dataset
-    facts = ModelFacts(
-        network=spec.name,
-        spec=spec,
-        classes=list(dataset.classes),
-        image_px=dataset.image_px,
-        fit=dataset.fit,
-        crop_share=dataset.crop_share,
-        background=dataset.background,
-        mean=list(normalisation.mean),
-        std=list(normalisation.std),
-    )
     with console.slow(f"building {spec.name}"):
-        model = trained.make(facts, auxiliary=True)
-        grafted = graft(model.network, starting, facts.classes) if starting else None
-        if starting is None:  # else the filters are among the weights, and what follows them fits no others
-            whitening.whiten(model, served_train_images(dataset))
-        data = DataModule(dataset, params, seed)
-        batches = data.train_batches()
-        steps = len(batches) // params.accumulate
-        labels = dataset.labels("train")
-        weights = class_balance.weights(
-            np.bincount(labels, minlength=len(facts.classes)), params.class_weights
-        )
-        classifier = Classifier(model.to(memory_format=torch.channels_last), params, facts, steps, weights)
-        _check_batches(model, facts, params, batches)
+        model, facts, grafted, data, classifier = assemble(dataset, spec, params, seed, starting)
+    steps = classifier.steps_per_epoch
+    labels = dataset.labels("train")
     precision, reason = choose_precision(params.precision)
     parameters = sum(value.numel() for value in model.parameters())
     plan = classifier.plan.table([classifier.learning_rate(epoch * steps) for epoch in range(params.epochs)])
@@ -134,22 +109,11 @@ def fit(
         saving = CheckpointCallback(resumable, data, points)
         all_callbacks += [points, saving]
     checkpoint = resumable.checkpoint if resumable else None
-    with _quiet():
-        trainer = pl.Trainer(
-            accelerator="auto",
-            devices=1,
-            precision=precision,
+    with quiet():
+        trainer = make_trainer(
+            params,
             max_epochs=params.epochs,
-            # Not True: that refuses networks with an operation that has no exact form on CUDA, such as AlexNet's pooling.
-            deterministic="warn",
-            benchmark=False,
-            gradient_clip_val=params.clip_norm or None,
-            accumulate_grad_batches=params.accumulate,
-            logger=False,
-            enable_checkpointing=False,  # `CheckpointCallback` does it
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
+            precision=precision,
             plugins=[DirectIO()],
             callbacks=all_callbacks,
         )
@@ -162,7 +126,7 @@ def fit(
                 if callback.state_key in states:
                     callback.load_state_dict(states[callback.state_key])
         else:
-            _run(trainer, classifier, data, checkpoint)
+            run_trainer(trainer, classifier, data, checkpoint)
             timer.stop()
             if saving:
                 saving.finish(trainer)
@@ -173,6 +137,73 @@ def fit(
     if grafted:
         files.write_json(out / TRANSFER, asdict(grafted) | {"plan": plan})
     return _metrics(history, best.epoch, served, timer.seconds)
+
+
+class Assembled(NamedTuple):
+    """Hold what a training consists of before its first step."""
+
+    model: NormalizedModel
+    facts: ModelFacts
+    grafted: Grafted | None  # what became of the starting weights
+    data: DataModule
+    classifier: Classifier
+
+
+def assemble(
+    dataset: Dataset, spec: Spec, params: TrainParams, seed: int, starting: StartingWeights | None
+) -> Assembled:
+    """Build the network with the weights that training starts from, and cut the batches.
+
+    Raises:
+        RequestError: as `fit` does.
+        NetworkError: likewise.
+    """
+    if starting is None:
+        refuse_without_weights(params.transfer)
+    pl.seed_everything(seed, verbose=False)
+    normalisation = starting.facts if starting and starting.facts else dataset
+    facts = ModelFacts(
+        network=spec.name,
+        spec=spec,
+        classes=list(dataset.classes),
+        image_px=dataset.image_px,
+        fit=dataset.fit,
+        crop_share=dataset.crop_share,
+        background=dataset.background,
+        mean=list(normalisation.mean),
+        std=list(normalisation.std),
+    )
+    model = trained.make(facts, auxiliary=True)
+    grafted = graft(model.network, starting, facts.classes) if starting else None
+    if starting is None:  # else the filters are among the weights, and what follows them fits no others
+        whitening.whiten(model, served_train_images(dataset))
+    data = DataModule(dataset, params, seed)
+    batches = data.train_batches()
+    counts = np.bincount(dataset.labels("train"), minlength=len(facts.classes))
+    weights = class_balance.weights(counts, params.class_weights)
+    steps = len(batches) // params.accumulate
+    classifier = Classifier(model.to(memory_format=torch.channels_last), params, facts, steps, weights)
+    _check_batches(model, facts, params, batches)
+    return Assembled(model, facts, grafted, data, classifier)
+
+
+def make_trainer(params: TrainParams, **options: Any) -> pl.Trainer:  # noqa: ANN401 (Lightning's arguments)
+    """Make a trainer that steps as `params` state and writes nothing; `options` are further arguments of Lightning's."""
+    return pl.Trainer(
+        accelerator="auto",
+        devices=1,
+        # Not True: that refuses networks with an operation that has no exact form on CUDA, such as AlexNet's pooling.
+        deterministic="warn",
+        benchmark=False,
+        gradient_clip_val=params.clip_norm or None,
+        accumulate_grad_batches=params.accumulate,
+        logger=False,
+        enable_checkpointing=False,  # `CheckpointCallback` does it
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **options,
+    )
 
 
 def _check_batches(model: NormalizedModel, facts: ModelFacts, params: TrainParams, batches: Batches) -> None:
@@ -253,8 +284,8 @@ def _refuse_single_image(model: NormalizedModel, facts: ModelFacts, params: Trai
             handle.remove()
 
 
-def _run(
-    trainer: pl.Trainer, classifier: Classifier, data: DataModule, checkpoint: LoadedCheckpoint | None
+def run_trainer(
+    trainer: pl.Trainer, classifier: Classifier, data: DataModule, checkpoint: LoadedCheckpoint | None = None
 ) -> None:
     """Fit, passing Ctrl-C on: Lightning would turn it into an exit that a caller takes for the end."""
     path = None
@@ -320,7 +351,7 @@ def _optional_callbacks(params: TrainParams) -> list[pl.Callback]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence Lightning's messages about itself and about usual data loaders; all other warnings are shown."""
     log = logging.getLogger("pytorch_lightning")
     level = log.level

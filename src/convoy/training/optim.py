@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from convoy.core.errors import RequestError
 from convoy.training.muon import Muon, is_matrix
 from convoy.training.settings import Precision, Schedule, TrainParams
 
@@ -75,6 +76,9 @@ def make_optimizer(
 
     With `muon`, Muon trains the matrices between first block and head, and the rest shrinks at every step by the same share,
     whatever its learning rate.
+
+    Raises:
+        RequestError: there are no such matrices.
     """
     muon = params.muon
     first: list[_Group] = []  # that Muon trains
@@ -99,6 +103,11 @@ def make_optimizer(
     fused = in_one_kernel([value for parameters in blocks for value in parameters.values()], params)
     optimizer: Optimizer
     if params.optimizer == "muon":
+        if not matrices:
+            raise RequestError(
+                "train.optimizer: muon trains the filters and dense layers between first block and head, of which this network has "
+                "none. Set train.optimizer: sgd or adamw, or choose a deeper network"
+            )
         optimizer = Muon(matrices, groups, momentum, muon)
     elif params.optimizer == "sgd":
         optimizer = SGD(groups, momentum=momentum, nesterov=momentum > 0, fused=fused)
