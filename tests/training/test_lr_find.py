@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from convoy import cli
 from convoy.core.errors import DataError, RequestError, TrainingError
-from convoy.training import lr_find
-from convoy.training.lr_find import range_test, steepest
+from convoy.sweep import lr_find
+from convoy.sweep.lr_find import range_test, steepest
 from squares import write_squares
 
 

@@ -11,7 +11,7 @@ from convoy.core import console
 from convoy.core.console import info, print_json
 
 if TYPE_CHECKING:
-    from convoy.training.lr_find import RangeTest
+    from convoy.sweep.lr_find import RangeTest
     from convoy.training.settings import TrainParams
 
 DATASET = Path("build/dataset")
@@ -57,14 +57,14 @@ def lr_find(
     dataset = Dataset.load(DATASET)
     with messages(as_json=as_json):
         with console.slow("importing torch and Lightning"):
+            from convoy.sweep.lr_find import draw, range_test
             from convoy.training import pretrained, threads
-            from convoy.training.lr_find import range_test
         starting = pretrained.load(network.weights, network_spec)
         threads.choose()
         test = range_test(dataset, network_spec, train, seed, starting, low=low, high=high, steps=steps)
     out = picture if as_json else picture or PICTURE
     if out:
-        figures.draw_range_test(test, out)
+        draw(test, out)
     command = _command(test, train)
     if as_json:
         print_json(

@@ -1,17 +1,13 @@
-"""Write drawn figures as PNG or SVG files, byte for byte equal for equal contents; draw the curves of a run and of a range test."""
+"""Write drawn figures as PNG or SVG files, byte for byte equal for equal contents; draw the curves of a run."""
 
 import csv
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from convoy.core import lettering
 from convoy.core.errors import RequestError
-
-if TYPE_CHECKING:
-    from convoy.training.lr_find import RangeTest
 
 FORMATS = (".png", ".svg")
 DPI = 144
@@ -62,24 +58,4 @@ def draw_curves(history: Path, out: Path) -> Path:
         axes.set_ylabel(what)
         axes.grid(visible=True, alpha=0.3)
         axes.legend()
-    return write(figure, out)
-
-
-def draw_range_test(test: "RangeTest", out: Path) -> Path:
-    """Draw the loss of a range test by learning rate, and where the suggestion lies."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(test.rates, test.losses, color=INK, alpha=0.25, linewidth=1, label="loss of each step")
-    axes.plot(test.rates, test.smoothed, color="#1a5fb4", label="smoothed")
-    axes.axvline(test.suggestion, color="#d9480f", linestyle="--", label=f"suggestion {test.suggestion:g}")
-    axes.set_xscale("log")
-    falling = test.rates.index(test.lowest) + 1
-    top, bottom = max(test.losses[:falling]), min(test.losses)
-    axes.set_ylim(
-        bottom - 0.1 * (top - bottom), top + 0.4 * (top - bottom)
-    )  # of the explosion only its start
-    axes.set_xlabel("learning rate")
-    axes.set_ylabel("training loss")
-    axes.grid(visible=True, alpha=0.3)
-    axes.legend()
     return write(figure, out)

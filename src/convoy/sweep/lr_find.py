@@ -9,15 +9,18 @@ part, suggests a tenth of what is best for the digits of samples/ by SGD.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from convoy.core import console
 from convoy.core.dataset import Dataset
 from convoy.core.errors import RequestError, TrainingError
+from convoy.explain import figures
 from convoy.models.spec import Spec
 from convoy.training.fit import assemble, make_trainer, quiet, run_trainer
 from convoy.training.optim import choose_precision
@@ -146,6 +149,26 @@ def range_test(
         lowest=rates[lowest],
         exploded=end if losses.exploded else None,
     )
+
+
+def draw(test: RangeTest, out: Path) -> Path:
+    """Draw the loss of a range test by learning rate, and where the suggestion lies."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(test.rates, test.losses, color=figures.INK, alpha=0.25, linewidth=1, label="loss of each step")
+    axes.plot(test.rates, test.smoothed, color="#1a5fb4", label="smoothed")
+    axes.axvline(test.suggestion, color="#d9480f", linestyle="--", label=f"suggestion {test.suggestion:g}")
+    axes.set_xscale("log")
+    falling = test.rates.index(test.lowest) + 1
+    top, bottom = max(test.losses[:falling]), min(test.losses)
+    axes.set_ylim(
+        bottom - 0.1 * (top - bottom), top + 0.4 * (top - bottom)
+    )  # of the explosion only its start
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("training loss")
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend()
+    return figures.write(figure, out)
 
 
 def exponential(low: float, high: float, steps: int) -> Callable[[int], float]:
