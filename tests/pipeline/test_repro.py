@@ -150,7 +150,8 @@ def test_a_param_changes_exactly_the_stages_that_read_it(clone, name, value, sta
     ("file", "stages"),
     [
         ("src/convoy/data/split.py", {"prepare"}),
-        ("src/convoy/images/resize.py", {"prepare", "export"}),
+        ("src/convoy/images/archive.py", {"prepare", "export"}),
+        ("src/convoy/images/resize.py", {"prepare", "train", "export"}),
         ("src/convoy/evaluation/evaluate.py", {"evaluate"}),
         ("src/convoy/models/build.py", {"train", "evaluate", "export"}),
         ("src/convoy/tracking/store.py", set()),
