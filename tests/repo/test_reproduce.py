@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from convoy import preflight
-from convoy.core import stage
+from convoy.core import files, stage
 from convoy.repo import dvc, dvc_locks
 from convoy.repo import reproduce as run_dvc
 from convoy.tracking import outbox
@@ -129,3 +129,23 @@ def test_only_a_job_waits_for_the_upload_of_a_run_that_was_stopped(repository, m
     with pytest.raises(script["PipelineError"]):
         script["main"]()
     assert asked == waited
+
+
+@pytest.mark.parametrize(
+    ("split", "accuracy", "expected"),
+    [
+        ("test", "accuracy", "90.00% of 369 test images, 95 % interval 85.00% to 94.00%"),
+        ("measured_on_val", "accuracy_on_val", "90.00% of 369 validation images (there are no test images"),
+    ],
+)
+def test_the_summary_states_on_which_images_the_accuracy_was_measured(
+    repository, tmp_path, monkeypatch, split, accuracy, expected
+):
+    script = runpy.run_path(str(repository / "pipelines/repro.py"))
+    deploy = {"label_flips": 0, "max_probability_gap": 1e-7, accuracy: 0.9}
+    deploy |= dict.fromkeys(("latency_ms_p50", "latency_ms_p95", "eager_latency_ms_p50"), 1.0)
+    measured = {"images": 369, "accuracy": 0.9, "accuracy_low": 0.85, "accuracy_high": 0.94}
+    monkeypatch.chdir(tmp_path)
+    files.write_json(script["METRICS"] / "evaluate.json", {split: measured})
+    files.write_json(script["METRICS"] / "export.json", {"deploy": deploy})
+    assert expected in script["summary"]()
