@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from convoy.core import console, files, params
-from convoy.core.contract import AUGMENTATION, FACTS, THREADS, WEIGHTS
+from convoy.core.contract import AUGMENTATION, FACTS, TEACHER, THREADS, WEIGHTS
 from convoy.core.dataset import Dataset
 from convoy.energy.settings import EnergyParams
 from convoy.models import spec
@@ -43,7 +43,7 @@ def main() -> None:
         from convoy.energy.meter import metered
         from convoy.explain import augmentation, diagram, figures
         from convoy.explain.table import tabulate
-        from convoy.training import pretrained, threads
+        from convoy.training import pretrained, teacher, threads
         from convoy.training.augment import policy
         from convoy.training.checkpoints import CheckpointStore, Resumable, inputs_digest
         from convoy.training.data import check_augment
@@ -53,7 +53,8 @@ def main() -> None:
         starting = pretrained.load(network.weights, network_spec)
         dataset = Dataset.load(DATASET)
         check_augment(dataset, train)  # before a run is opened
-        inputs = inputs_digest(dataset, network_spec, starting, train, seed)
+        taught_by = teacher.load(train.teacher, dataset.classes)
+        inputs = inputs_digest(dataset, network_spec, starting, train, seed, teacher=taught_by)
     store = CheckpointStore(stage.repository() / "checkpoints", inputs, checkpoints)
     with store.exclusive():
         with console.slow("looking for checkpoints"):
@@ -66,8 +67,13 @@ def main() -> None:
                     diagram.draw(layers, PLOTS / "network.png"),
                     augmentation.draw(dataset, train, seed, PLOTS / "augmentation.png"),
                 ]
-            used = threads.choose(checkpoint.facts.threads if checkpoint else None).line()
-            run.set_tags({AUGMENTATION: policy.described(train.augment), THREADS: used})
+            run.set_tags(
+                {
+                    AUGMENTATION: policy.described(train.augment),
+                    THREADS: threads.choose(checkpoint.facts.threads if checkpoint else None).line(),
+                }
+                | ({TEACHER: str(taught_by)} if taught_by else {})
+            )
             store.begin(run_id := run.reference.run_id)
             resumable = Resumable(store, checkpoint, run_id, run.log_points, tracking.step_interval, STARTED)
             with metered("train", energy.country) as meter, run.system_metrics():
@@ -79,6 +85,7 @@ def main() -> None:
                     OUT,
                     callbacks=[TrainingEnergy(meter)],
                     starting=starting,
+                    teacher=taught_by,
                     resumable=resumable,
                 )
             metrics |= meter.result()

@@ -40,6 +40,7 @@ ALWAYS = {
         "clip_norm",
         "loss",
         "label_smoothing",
+        "teacher",
         "class_weights",
         "augment",
         "best",

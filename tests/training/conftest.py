@@ -102,6 +102,7 @@ def params():
             "rest_decay": 0.0,
         }
     }
+    usual |= {"teacher": "none", "teacher_weight": 0.5, "teacher_temperature": 4.0}
     usual |= {"class_weights": "none", "sampler": "shuffle"}
     usual |= {"augment": [{"shift": {"pixels": 1}}, "flip"], "precision": 32}
     usual |= {"progressive": {"start": 1.0, "full": 0.6}}

@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -232,7 +233,7 @@ def inputs(dataset, tiny, params, monkeypatch, tmp_path):
     return {"dataset": dataset, "spec": tiny, "starting": None, "train": params(), "seed": 1}
 
 
-@pytest.mark.parametrize("key", ["dataset", "spec", "starting", "train", "seed"])
+@pytest.mark.parametrize("key", ["dataset", "spec", "starting", "train", "seed", "teacher"])
 def test_every_input_changes_the_digest(inputs, stack, params, starting, key):
     other = {
         "dataset": replace(inputs["dataset"], hash="1" * 64),
@@ -240,6 +241,7 @@ def test_every_input_changes_the_digest(inputs, stack, params, starting, key):
         "starting": starting(inputs["spec"]),
         "train": params(lr=0.2),
         "seed": 2,
+        "teacher": SimpleNamespace(sha256="1" * 64),
     }
     digest = inputs_digest(**inputs)
     assert digest == inputs_digest(**(inputs | {"train": params()}))

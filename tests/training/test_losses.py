@@ -1,9 +1,11 @@
+import math
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, one_hot
 from torchvision.ops import sigmoid_focal_loss
 
-from convoy.training.losses import classification_loss
+from convoy.training.losses import classification_loss, distillation_loss
 
 WEIGHTS = torch.tensor([0.5, 1.0, 3.0, 2.0])
 
@@ -55,3 +57,13 @@ def test_certainty_gives_no_gradient_that_is_not_finite(gamma):
     logits = torch.tensor([[200.0, 0.0], [0.0, 200.0]], requires_grad=True)
     classification_loss(logits, torch.tensor([0, 0]), gamma=gamma, smoothing=0.1).backward()
     assert logits.grad.isfinite().all()
+
+
+def test_distillation_is_the_divergence_of_softened_probabilities_times_the_squared_temperature(batch):
+    logits, _ = batch
+    teacher = logits.roll(1, 0)
+    expected, own = (teacher / 3).softmax(1), (logits / 3).softmax(1)
+    divergence = (expected * (expected / own).log()).sum(1).mean() * 9
+    torch.testing.assert_close(distillation_loss(logits, teacher, 3.0), divergence)
+    assert float(distillation_loss(logits, logits, 3.0)) == pytest.approx(0.0, abs=1e-6)
+    assert math.isclose(float(distillation_loss(logits + 5, logits, 3.0)), 0.0, abs_tol=1e-6)

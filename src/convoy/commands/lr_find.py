@@ -58,10 +58,13 @@ def lr_find(
     with messages(as_json=as_json):
         with console.slow("importing torch and Lightning"):
             from convoy.sweep.lr_find import draw, range_test
-            from convoy.training import pretrained, threads
+            from convoy.training import pretrained, teacher, threads
         starting = pretrained.load(network.weights, network_spec)
+        taught_by = teacher.load(train.teacher, dataset.classes)
         threads.choose()
-        test = range_test(dataset, network_spec, train, seed, starting, low=low, high=high, steps=steps)
+        test = range_test(
+            dataset, network_spec, train, seed, starting, teacher=taught_by, low=low, high=high, steps=steps
+        )
     out = picture if as_json else picture or PICTURE
     if out:
         draw(test, out)

@@ -52,7 +52,7 @@ def use(
         typer.Option(help="Name of the file or folder in weights/.", show_default="made from SOURCE"),
     ] = "",
 ) -> None:
-    """Pin SOURCE: fetch it into weights/ and record its sha256 in git, for `network.weights` to name.
+    """Pin SOURCE: fetch it into weights/ and record its sha256 in git, for `network.weights` or `train.teacher` to name.
 
     An alias becomes the version that it points to now. `train` never downloads; it uses what is pinned.
 
@@ -133,6 +133,7 @@ def pin(source: str, network: str, root: Path, name: str = "") -> list[str]:
         *located.notes,
         f"Next: git add {weight_pins.FOLDER}",
         f"Then: dvc exp run -S network.weights={new.source} (or set it in params.yaml)",
+        *([f"Or, as a teacher: dvc exp run -S train.teacher={new.source}"] if len(new.sha256) > 1 else []),
     ]
 
 

@@ -26,6 +26,7 @@ from convoy.training.fit import assemble, make_trainer, quiet, run_trainer
 from convoy.training.optim import choose_precision
 from convoy.training.pretrained import StartingWeights
 from convoy.training.settings import TrainParams
+from convoy.training.teacher import Teacher
 
 LOW, HIGH = 1e-5, 10.0
 STEPS = 100
@@ -69,6 +70,7 @@ def range_test(
     seed: int,
     starting: StartingWeights | None = None,
     *,
+    teacher: Teacher | None = None,
     low: float = LOW,
     high: float = HIGH,
     steps: int | None = None,
@@ -84,6 +86,7 @@ def range_test(
         params: `lr` sets only the ratios of other learning rates; schedule, epochs and what concerns validation have no effect.
         seed: decides weights, batches and augmentation; on one CPU, equal arguments give equal results.
         starting: weights that training starts from.
+        teacher: that of `params.teacher`.
         low: learning rate of the first step.
         high: learning rate of the last step.
         steps: of the optimizer; None for 100, or fewer of a small dataset.
@@ -99,7 +102,7 @@ def range_test(
             f"Try --low {high / 1000:g} --high {high:g}"
         )
     with console.slow(f"building {spec.name}"):
-        _, _, _, data, classifier = assemble(dataset, spec, params, seed, starting)
+        _, _, _, data, classifier = assemble(dataset, spec, params, seed, starting, teacher=teacher)
     if steps is None:
         steps = _affordable_steps(len(dataset.labels("train")), classifier.steps_per_epoch, params)
     rise = exponential(low, high, steps)

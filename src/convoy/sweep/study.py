@@ -44,6 +44,7 @@ RUN, EPOCHS, REASON, WORKER, KILLED = "run", "epochs", "reason", "worker", "kill
 BASELINE = "baseline"
 """User attribute of the first trial: the values of params.yaml when the study began, by flat key."""
 
+TEACHER = "train.teacher"
 FREEZING = ("network.", "train.transfer.", "train.epochs")  # keys that decide which blocks are frozen
 MOST_CHECKED = 2000  # combinations that `check_combinations` goes through
 LIVES = 2  # workers that die with the same values before these values count as the cause
@@ -70,7 +71,7 @@ class Request(BaseModel):
         Raises:
             RequestError: an invalid value or key of the space.
             DataError: there is no packed dataset.
-            NetworkError: starting weights that are not pinned.
+            NetworkError: starting weights, or a teacher, that are not pinned.
         """
         sweep = params.section("sweep", SweepParams)
         everything = yaml.read(params.PARAMS_FILE)
@@ -188,13 +189,17 @@ def _options(key: str, space: tuple[Dimension, ...], content: Mapping[str, Any])
 
 
 def _weights(space: tuple[Dimension, ...], content: Mapping[str, Any]) -> dict[str, str]:
-    """Hash all starting weights that a trial may begin with."""
-    chosen = [source for source in _options("network.weights", space, content) if source != weight_pins.NONE]
-    if not chosen:
-        return {}
-    pairs = itertools.product(chosen, _options("network.name", space, content))
+    """Hash all starting weights that a trial may begin with, and all teachers."""
+    weights, teachers = (
+        [source for source in _options(key, space, content) if source != weight_pins.NONE]
+        for key in ("network.weights", TEACHER)
+    )
+    pairs = itertools.product(weights, _options("network.name", space, content))
     return {
         f"{source} {name}": weight_pins.find(source, spec.load(name)).weights_sha256 for source, name in pairs
+    } | {
+        f"{TEACHER} {source}": params.digest(weight_pins.find(source, None, key=TEACHER).sha256)
+        for source in teachers
     }
 
 

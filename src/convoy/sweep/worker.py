@@ -29,7 +29,7 @@ from convoy.sweep.space import describe
 from convoy.sweep.study import DATASET, EPOCHS, REQUEST, RUN, WORKER, Request, code
 from convoy.tracking import stages
 from convoy.tracking.run import Reference, Run
-from convoy.training import pretrained
+from convoy.training import pretrained, teacher
 from convoy.training.fit import fit
 
 PATIENCE_S = 15.0  # for a worker to end after SIGTERM: a step of a large network is not interrupted
@@ -292,7 +292,17 @@ def _fit(
     try:
         with tempfile.TemporaryDirectory(dir=request.folder, prefix="out-") as out:
             weights = pretrained.load(network.weights, spec)
-            metrics = fit(dataset, spec, train, seed, Path(out), callbacks=[reports], starting=weights)
+            taught_by = teacher.load(train.teacher, dataset.classes)
+            metrics = fit(
+                dataset,
+                spec,
+                train,
+                seed,
+                Path(out),
+                callbacks=[reports],
+                starting=weights,
+                teacher=taught_by,
+            )
         outcome = Outcome("complete", float(metrics["best"][BEST[request.sweep.metric]]))
         tracked.log_result({"best": metrics["best"]})
     except Pruned:

@@ -33,6 +33,7 @@ from convoy.training.callbacks import MetricBuffer, Publish
 from convoy.training.data import DataModule
 from convoy.training.pretrained import StartingWeights
 from convoy.training.settings import CheckpointParams, TrainParams
+from convoy.training.teacher import Teacher
 
 KEPT = 2  # checkpoints kept of an unfinished training: the older serves if the newest is damaged
 REFERENCE = "run.json"  # copy of the reference to the run, as DVC records it
@@ -41,14 +42,21 @@ COST = 0.05  # largest share of the time that checkpoints at the ends of epochs 
 
 
 def inputs_digest(
-    dataset: Dataset, spec: Spec, starting: StartingWeights | None, train: TrainParams, seed: int
+    dataset: Dataset,
+    spec: Spec,
+    starting: StartingWeights | None,
+    train: TrainParams,
+    seed: int,
+    *,
+    teacher: Teacher | None = None,
 ) -> str:
-    """Hash everything that decides a training: data, network, starting weights, params, seed and code."""
+    """Hash everything that decides a training: data, network, starting weights, teacher, params, seed and code."""
     return params.digest(
         {
             "data": dataset.hash,
             "network": spec.model_dump(),
             "weights": starting.sha256 if starting else None,
+            "teacher": teacher.sha256 if teacher else None,
             "train": train.model_dump(),
             "seed": seed,
             "code": training_code(),

@@ -40,6 +40,7 @@ from convoy.training.module import Classifier
 from convoy.training.optim import choose_precision
 from convoy.training.pretrained import Grafted, StartingWeights, graft
 from convoy.training.settings import TrainParams
+from convoy.training.teacher import Teacher
 
 HISTORY = "history.csv"
 TRANSFER = "transfer.json"
@@ -54,6 +55,7 @@ def fit(
     *,
     callbacks: Sequence[pl.Callback] = (),
     starting: StartingWeights | None = None,
+    teacher: Teacher | None = None,
     resumable: Resumable | None = None,
 ) -> dict[str, Any]:
     """Train, and write the weights of the best epoch.
@@ -65,8 +67,8 @@ def fit(
     order of images and augmentation. `out` is a folder, created, for the model (`trained.save`), `history.csv`
     and, with starting weights, `transfer.json`: their origin, which tensors were copied, reinitialised and
     ignored, and the plan. More `callbacks` may read the metrics of an epoch at its end; checkpoints hold their
-    states too. Mean and std of `starting` weights, if known, replace the dataset's. Without `resumable` nothing
-    is saved in between.
+    states too. Mean and std of `starting` weights, if known, replace the dataset's. A `teacher` is that of
+    `params.teacher`. Without `resumable` nothing is saved in between.
 
     Returns:
         `{"train": {...}, "val": {...}, "best": {...}}`: loss and accuracy of the last epoch, the epochs
@@ -81,7 +83,9 @@ def fit(
         KeyboardInterrupt: Ctrl-C. SIGTERM arrives as what its handler raises, or as Lightning's SystemExit.
     """
     with console.slow(f"building {spec.name}"):
-        model, facts, grafted, data, classifier = assemble(dataset, spec, params, seed, starting)
+        model, facts, grafted, data, classifier = assemble(
+            dataset, spec, params, seed, starting, teacher=teacher
+        )
     steps = classifier.steps_per_epoch
     labels = dataset.labels("train")
     precision, reason = choose_precision(params.precision)
@@ -92,6 +96,10 @@ def fit(
         f"train {spec.name} ({parameters:,} parameters) in {reason}",
         f"augment: {policy.described(params.augment)}",
     ]
+    if teacher:
+        head.append(
+            f"teacher: {teacher}, weight {params.teacher_weight:g}, temperature {params.teacher_temperature:g}"
+        )
     info("\n".join([*head, *(grafted.lines() if grafted else []), plan, *filter(None, [balance])]))
     history, best, timer = History(out / HISTORY), BestWeights(classifier, params.best), TrainingTimer()
     all_callbacks: list[pl.Callback] = [
@@ -150,7 +158,13 @@ class Assembled(NamedTuple):
 
 
 def assemble(
-    dataset: Dataset, spec: Spec, params: TrainParams, seed: int, starting: StartingWeights | None
+    dataset: Dataset,
+    spec: Spec,
+    params: TrainParams,
+    seed: int,
+    starting: StartingWeights | None,
+    *,
+    teacher: Teacher | None = None,
 ) -> Assembled:
     """Build the network with the weights that training starts from, and cut the batches.
 
@@ -182,7 +196,8 @@ def assemble(
     counts = np.bincount(dataset.labels("train"), minlength=len(facts.classes))
     weights = class_balance.weights(counts, params.class_weights)
     steps = len(batches) // params.accumulate
-    classifier = Classifier(model.to(memory_format=torch.channels_last), params, facts, steps, weights)
+    model = model.to(memory_format=torch.channels_last)
+    classifier = Classifier(model, params, facts, steps, weights, teacher=teacher)
     _check_batches(model, facts, params, batches)
     return Assembled(model, facts, grafted, data, classifier)
 

@@ -1,11 +1,11 @@
-"""The loss that training minimises: cross-entropy or focal, smoothed and weighted, of labels or of mixed images.
+"""The loss that training minimises: cross-entropy or focal, smoothed and weighted, of labels or of mixed images; and of a teacher's answers.
 
 N images of a batch, K classes.
 """
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import cross_entropy, kl_div, one_hot
 
 LEAST_DOUBT = 1e-8
 """Of 1 - p in the focal loss: a power below 1 has an infinite slope at 0."""
@@ -47,3 +47,18 @@ def classification_loss(
         logs = logs * (-torch.expm1(logs)).clamp(min=LEAST_DOUBT) ** gamma
     own = (1 - smoothing) * (shares * logs).sum(dim=1)
     return -(own + smoothing * shares.sum(dim=1) * logs.mean(dim=1)).mean()
+
+
+def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """Compute the mean divergence of a network's softened probabilities from its teacher's, times temperature².
+
+    Hinton et al., Distilling the Knowledge in a Neural Network, 2015; the square keeps the gradients' scale.
+
+    Args:
+        logits: (N, K) of the network.
+        teacher_logits: (N, K).
+        temperature: that divides both before the softmax.
+    """
+    own = (logits / temperature).log_softmax(dim=1)
+    expected = (teacher_logits / temperature).log_softmax(dim=1)
+    return kl_div(own, expected, reduction="batchmean", log_target=True) * temperature**2

@@ -19,10 +19,11 @@ from convoy.models.build import Whitening, WithAuxiliary
 from convoy.models.trained import ModelFacts, NormalizedModel
 from convoy.training.batch import Batch
 from convoy.training.freezing import Plan, blocks
-from convoy.training.losses import classification_loss
+from convoy.training.losses import classification_loss, distillation_loss
 from convoy.training.optim import make_optimizer, schedule_of
 from convoy.training.pretrained import MODEL_FACTS
 from convoy.training.settings import TrainParams
+from convoy.training.teacher import Teacher
 
 CHECK_STEPS = 50  # steps between two checks of the loss: each makes a GPU wait, and a NaN loss stays NaN
 
@@ -69,10 +70,13 @@ class Classifier(pl.LightningModule):
         facts: ModelFacts,
         steps_per_epoch: int,
         class_weights: npt.NDArray[np.float64] | None = None,
+        *,
+        teacher: Teacher | None = None,
     ) -> None:
         """Make the plan of `params.transfer` for the model's blocks; `facts` go into every checkpoint.
 
-        `class_weights` are (K,) factors on the training loss of the images of each class.
+        `class_weights` are (K,) factors on the training loss of the images of each class. With a `teacher`, the share
+        `params.teacher_weight` of the training loss is the divergence from its answers.
 
         Raises:
             RequestError: the plan does not fit the network.
@@ -81,6 +85,7 @@ class Classifier(pl.LightningModule):
         self.model = model
         self.params = params
         self.facts = facts
+        self.teacher = teacher
         self.steps_per_epoch = steps_per_epoch
         self.lr_schedule = schedule_of(params, steps_per_epoch)
         self.blocks = blocks(model.network)
@@ -126,6 +131,8 @@ class Classifier(pl.LightningModule):
     def on_train_start(self) -> None:
         """Apply the plan; a run that resumes within an epoch has no start of it."""
         self._freeze(self.current_epoch)
+        if self.teacher:
+            self.teacher.to(self.device)
 
     def on_train_epoch_start(self) -> None:
         """Apply the plan; reset the sums of the epoch before, which a checkpoint between epochs still holds."""
@@ -139,16 +146,17 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the training loss of a batch, a scalar; auxiliary heads add theirs, by weight.
 
-        `train/loss` is that sum, which the optimizer minimises, class weights included; `train/accuracy` is the main head's,
+        `train/loss` is that sum, which the optimizer minimises, class weights and a teacher's part included; `train/accuracy` is the main head's,
         in which each image that was drawn counts alike, and a mixed image with the label that counts most.
 
         Raises:
             TrainingError: the loss is NaN or infinite.
         """
         logits, auxiliary = self._predict(batch)
-        loss = self._loss(logits, batch)
+        taught = self.teacher.logits(batch.pixels_u8) if self.teacher else None
+        loss = self._loss(logits, batch, taught)
         for weight, aside in auxiliary:
-            loss = loss + weight * self._loss(aside, batch)
+            loss = loss + weight * self._loss(aside, batch, taught)
         if batch_idx % CHECK_STEPS == 0:
             self._check(loss)
         self.train_sums.update(loss, logits, batch.labels)
@@ -208,14 +216,18 @@ class Classifier(pl.LightningModule):
         for name, value in sums.compute().items():
             self.log(f"{split}/{name}", value, on_step=False, on_epoch=True, batch_size=1)
 
-    def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        return classification_loss(
+    def _loss(self, logits: Tensor, batch: Batch, taught: Tensor | None) -> Tensor:
+        loss = classification_loss(
             logits,
             batch.labels if batch.targets is None else batch.targets,
             smoothing=self.params.label_smoothing,
             class_weights=self.class_weights,
             gamma=self.params.focal_gamma if self.params.loss == "focal" else None,
         )
+        if taught is None:
+            return loss
+        weight, temperature = self.params.teacher_weight, self.params.teacher_temperature
+        return (1 - weight) * loss + weight * distillation_loss(logits, taught, temperature)
 
     def _check(self, loss: Tensor) -> None:
         if not torch.isfinite(loss):

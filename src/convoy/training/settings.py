@@ -37,6 +37,16 @@ def _known_source(source: str) -> str:
     return source
 
 
+def _known_teacher(source: str) -> str:
+    """Refuse a misspelt source, and one that has never seen the dataset's classes."""
+    if _known_source(source) == weight_pins.IMAGENET:
+        raise ValueError(
+            "the networks of `imagenet` have other classes than the dataset. Train one on these images (network.weights: imagenet), "
+            "then name its run: runs:/RUN_ID"
+        )
+    return source
+
+
 SCHEDULES = {
     **dict.fromkeys(("onecycle", "fitonecycle", "cyclic", "triangular"), "one_cycle"),
     **dict.fromkeys(
@@ -194,6 +204,9 @@ class TrainParams(Section):
         **dict.fromkeys(("monitor", "save_best", "eval_metric"), "best"),
         **dict.fromkeys(("amp", "dtype"), "precision"),
         **dict.fromkeys(("wd", "decay"), "weight_decay"),
+        **dict.fromkeys(("teacher_model", "teacher_path", "kd_model"), "teacher"),
+        **dict.fromkeys(("distillation_alpha", "kd_alpha", "kd_weight"), "teacher_weight"),
+        **dict.fromkeys(("temperature", "distillation_tau", "kd_temperature"), "teacher_temperature"),
     }
 
     epochs: int = Field(ge=1, le=10_000, description="passes over the training images")
@@ -232,6 +245,15 @@ class TrainParams(Section):
         ge=0,
         le=0.5,
         description="share of the target probability spread over all classes in the training loss",
+    )
+    teacher: Annotated[str, AfterValidator(_known_teacher)] = Field(
+        description="trained model whose answers are learnt too"
+    )
+    teacher_weight: float = Field(
+        gt=0, le=1, description="share of the teacher's answers in the training loss"
+    )
+    teacher_temperature: float = Field(
+        ge=1, le=100, description="divisor of the logits of both, which softens the teacher's answers"
     )
     class_weights: ClassWeights = Field(description="factor on the training loss of each class's images")
     sampler: Literal["shuffle", "balanced"] = Field(

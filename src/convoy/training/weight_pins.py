@@ -1,4 +1,4 @@
-"""Pins of starting weights: which bytes a source of `network.weights` stood for when it was pinned.
+"""Pins of starting weights: which bytes a source of `network.weights` or `train.teacher` stood for when it was pinned.
 
 A pin is the `meta` of the DVC file that fetches the weights into weights/: the source, what it resolved to
 and the sha256 of each file. DVC keeps `meta` when it imports a changed source again and rewrites its own
@@ -169,23 +169,23 @@ def write(path: Path, pin: Pin) -> None:
     files.write_text(path, yaml.dump(content))
 
 
-def find(source: str, spec: Spec, folder: Path = FOLDER) -> Pin:
-    """Find the pin of a source; a pin of `imagenet` must be for the network's structure.
+def find(source: str, spec: Spec | None, folder: Path = FOLDER, *, key: str = "network.weights") -> Pin:
+    """Find the pin of a source that `key` of params.yaml names; a pin of `imagenet` must be for the structure of `spec`.
 
     Raises:
         RequestError: an unknown form of source; `imagenet` for a network that torchvision does not have.
         NetworkError: no pin of this source, or an invalid pin file.
     """
     name = canonical(source, folder.resolve().parent)
-    classifier = imagenet_classifier(spec) if name == IMAGENET else None
+    classifier = imagenet_classifier(spec) if spec and name == IMAGENET else None
     pins = read_all(folder).values()
     for pin in pins:
         if (pin.source, pin.classifier) == (name, classifier):
             return pin
     pinned = ", ".join(f"{pin.source}{f' ({pin.classifier[1]})' if pin.classifier else ''}" for pin in pins)
-    network = f" --network {spec.name}" if classifier else ""
+    network = f" --network {spec.name}" if spec and classifier else ""
     raise NetworkError(
-        f"network.weights is `{source}`, but {folder}/ has no pin of it{f' for {classifier[1]}' if classifier else ''} "
+        f"{key} is `{source}`, but {folder}/ has no pin of it{f' for {classifier[1]}' if classifier else ''} "
         f"(pinned: {pinned or 'nothing'}). Pin it: convoy weights use {source}{network}"
     )
 
