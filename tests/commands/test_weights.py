@@ -279,6 +279,7 @@ def test_what_git_tracks_is_imported_by_its_relative_path(root):
     Small(root).commit("x")
     lines = pin("./starts/pets", "mine", root)
     assert imported(root, "starts-pets") == "../starts/pets"
+    assert lines[-1] == "Or, as a teacher: dvc exp run -S train.teacher=starts/pets"
     assert not any("Warning" in line for line in lines)
     assert load("starts/pets", SPEC).facts.classes == ["cat", "dog"]
 

@@ -10,17 +10,24 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner, Result
 
 from convoy import cli
-from convoy.core import yaml
+from convoy.core import files, yaml
 from convoy.core.console import info
 from convoy.core.errors import ConvoyError, DataError, RequestError, TrainingError
+from convoy.models import trained
+from convoy.models.spec import Spec
+from convoy.models.trained import ModelFacts
 from convoy.sweep import run
 from convoy.sweep.results import plots
 from convoy.sweep.study import Request, check_combinations, read_trials
 from convoy.tracking import outbox, store, uploader
+from convoy.training import weight_pins
+from convoy.training.weight_pins import Pin
+from squares import CLASSES, PX
 
 
 @pytest.fixture(autouse=True)
@@ -329,3 +336,27 @@ def test_mlflow_has_a_parent_and_a_child_per_trial_with_the_same_numbers(project
     names = {path.name for path in kept.iterdir()}
     assert names == {"trials.csv", "history.png", "slices.png", "request.json"}
     assert (kept / "trials.csv").read_text(encoding="utf-8") == results.csv()
+
+
+def test_a_teacher_teaches_trials_and_another_pin_of_it_is_another_study(project):
+    def pin(seed):
+        torch.manual_seed(seed)
+        spec = Spec.model_validate({"name": "big", "layers": ["flatten", {"dense": "classes"}]})
+        usual = {"classes": CLASSES, "image_px": PX, "fit": "squash", "mean": [0.5] * 3, "std": [0.25] * 3}
+        facts = ModelFacts(network="big", spec=spec, **usual)
+        trained.save(Path("weights/big"), trained.make(facts), facts)
+        hashes = {
+            f"big/{name}": files.sha256(Path("weights/big", name)) for name in ("weights.pt", "model.json")
+        }
+        Path("weights/big.dvc").write_text("outs:\n- path: big\n", encoding="utf-8")
+        weight_pins.write(Path("weights/big.dvc"), Pin(source="runs:/1", resolved="runs:/1", sha256=hashes))
+
+    pin(1)
+    alone = Request.read().name
+    project.set(train__teacher="runs:/1")
+    first = Request.read()
+    assert first.name != alone
+    project.optimize(1)
+    assert "teacher: big of runs:/1" in (first.folder / "trial-0000.log").read_text(encoding="utf-8")
+    pin(2)
+    assert Request.read().name != first.name
