@@ -83,8 +83,8 @@ def test_a_teacher_sees_the_pixels_with_its_own_normalisation_without_temperatur
 
 
 def test_images_are_resized_to_the_side_of_the_teacher(taught, batch):
-    made = taught(image_px=12)
-    expected = interpolate(batch.pixels_u8.float(), (12, 12), mode="bilinear", antialias=True)
+    made = taught(image_px=6)
+    expected = interpolate(batch.pixels_u8.float(), (6, 6), mode="bilinear", antialias=True)
     torch.testing.assert_close(made.logits(batch.pixels_u8), made.model(expected))
 
 
@@ -97,6 +97,7 @@ def test_a_training_learns_from_its_teacher_which_stays_the_same_and_out_of_the_
     fit(dataset, tiny, only, 1, tmp_path / "taught", teacher=made)
     fit(dataset, tiny, only, 1, tmp_path / "alone")
     assert equal(before, made.model.state_dict())
+    assert copy.deepcopy(made) is made, "as the moving average copies a training"
     assert not made.model.training
     assert weights(tmp_path / "taught").keys() == weights(tmp_path / "alone").keys()
     pixels_u8 = torch.from_numpy(dataset.images("val").copy()).permute(0, 3, 1, 2)
@@ -214,3 +215,14 @@ def test_what_cannot_teach_is_refused_with_params(params, value, message):
 def test_values_without_meaning_are_refused(params, changes):
     with pytest.raises(ValidationError, match=next(iter(changes))):
         params(**changes)
+
+
+def test_numbers_that_are_not_finite_are_refused_by_name(pinned, stack, dataset, taught):
+    facts = taught().facts
+    network = trained.make(facts).network
+    network.state_dict()["conv2.weight"][0] = float("nan")
+    pinned(SOURCE, network, facts.model_dump(mode="json"))
+    with pytest.raises(
+        NetworkError, match=rf"train\.teacher {SOURCE} .*not finite, first in conv2\.weight.*teacher: none"
+    ):
+        load(SOURCE, CLASSES)

@@ -138,7 +138,7 @@ def range_test(
     lowest = int(np.argmin(losses.smoothed))
     chosen = steepest(losses.smoothed)
     noise = float(np.median(np.abs(np.diff(losses.values))))
-    if chosen is None or losses.smoothed[0] - losses.smoothed[lowest] < noise:
+    if chosen is None or losses.smoothed[len(rates) // 10] - losses.smoothed[lowest] < noise:
         raise TrainingError(
             f"no learning rate from {low:g} to {end:.2g} lowers the loss ({losses.smoothed[0]:.4g} at first, "
             f"{losses.smoothed[-1]:.4g} at the end). Try another range (--low, --high) or more --steps, or check the "

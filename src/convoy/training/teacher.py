@@ -30,7 +30,7 @@ class Teacher:
         Temperature and test-time views that the model is served with are left out: `train.teacher_temperature` divides the logits of
         both networks, and views would multiply the time of a step.
         """
-        self.model = model.eval().requires_grad_(requires_grad=False).to(memory_format=torch.channels_last)
+        self.model = model.eval().to(memory_format=torch.channels_last)
         self.model.temperature, self.model.tta = 1.0, "none"
         self.facts = facts
         self.resolved = resolved
@@ -72,7 +72,7 @@ def load(source: str, classes: Sequence[str], folder: Path = weight_pins.FOLDER)
 
     Raises:
         RequestError: the teacher has other classes, or another order of them; weights without the model's facts.
-        NetworkError: no pin, no file, other files than were pinned, or files that are not a model's.
+        NetworkError: no pin, no file, other files than were pinned, files that are not a model's, or numbers that are not finite.
     """
     if source == weight_pins.NONE:
         return None
@@ -90,6 +90,12 @@ def load(source: str, classes: Sequence[str], folder: Path = weight_pins.FOLDER)
             f"The files pinned for {KEY} {source} are not a model that can teach: {str(error).splitlines()[0]}\n"
             f"Pin another: convoy weights use SOURCE, {REMEDY}"
         ) from error
+    for name, value in model.network.state_dict().items():
+        if not torch.isfinite(value).all():
+            raise NetworkError(
+                f"{KEY} {source} holds numbers that are not finite, first in {name}, so it can teach nothing. Pin another model: convoy "
+                f"weights use SOURCE, {REMEDY}"
+            )
     _check_classes(source, facts.classes, list(classes))
     return Teacher(model, facts, pin.resolved, params.digest(pin.sha256))
 
