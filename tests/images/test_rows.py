@@ -181,6 +181,19 @@ def varint(number):
     return bytes([*(doubled >> shift & 127 | 128 for shift in (0, 7, 14, 21)), doubled >> 28])
 
 
+def test_metadata_at_which_pyarrow_ends_the_process_are_refused(folder):
+    """A column that its schema calls required has a histogram for missing values: one byte of the schema is damaged."""
+    content = made.parquet(IMAGES, LABELS)
+    start = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    optional, required = b"\x25\x02", b"\x25\x00"  # field 3 of SchemaElement in Thrift's compact protocol
+    schema = content[start:].replace(optional, required, 3)
+    assert schema != content[start:]
+    data = folder({"train.parquet": content[:start] + schema})
+    with pytest.raises(DataError, match=r"train\.parquet has metadata that contradict each other: damaged"):
+        open_delivery(data)
+    assert len(delivered(folder({"train.parquet": content}))) == len(IMAGES)
+
+
 @pytest.mark.parametrize("field", [1, 2], ids=["unpacked", "packed"])
 @pytest.mark.parametrize("column", ["image.bytes", "label"])
 def test_a_page_that_states_gigabytes_is_refused_before_they_are_allocated(field, column, folder):

@@ -19,6 +19,7 @@ from convoy.images.archive import FREE_BYTES, MAX_EXPANSION, MAX_MEMBERS
 from convoy.images.containers import WORDS, ArraySet, Part, RawFiles, assemble, has_image
 from convoy.images.decode import MAX_FILE_BYTES, Content, TooLargeError
 from convoy.images.litter import suffix_of
+from convoy.images.parquet_metadata import MetadataReader
 
 MAGIC = b"PAR1"
 SUFFIXES = ("parquet", "parq", "pq")
@@ -83,18 +84,19 @@ def recognise(raw: RawFiles, first: Sequence[str]) -> ArraySet | None:
     _check_folders(raw, names)
     parts: list[Part] = []
     columns: _Columns | None = None
-    for name, file in raw.open(names):
-        with _reported(raw, name):
-            parquet = _opened(file)
-            if has_image(first) and not _image_columns(parquet.schema_arrow):
-                return None  # a table about image files beside it
-            own = _columns(parquet.schema_arrow)
-            columns = columns or own
-            if own != columns:
-                raise _difference(own, columns, names[0])
-            _check_pages(parquet, file, own)
-            labels = _labels(parquet, own)
-            parts.append(Part(name, labels, parquet.metadata.num_rows))
+    with MetadataReader() as metadata:
+        for name, file in raw.open(names):
+            with _reported(raw, name):
+                parquet = _opened(file, metadata)
+                if has_image(first) and not _image_columns(parquet.schema_arrow):
+                    return None  # a table about image files beside it
+                own = _columns(parquet.schema_arrow)
+                columns = columns or own
+                if own != columns:
+                    raise _difference(own, columns, names[0])
+                _check_pages(parquet, file, own)
+                labels = _labels(parquet, own)
+                parts.append(Part(name, labels, parquet.metadata.num_rows))
     if columns is None:
         return None
     found = columns
@@ -132,7 +134,7 @@ def _reported(raw: RawFiles, name: str) -> Iterator[None]:
         ) from error
 
 
-def _opened(file: IO[bytes]) -> pq.ParquetFile:
+def _opened(file: IO[bytes], metadata: MetadataReader | None = None) -> pq.ParquetFile:
     size = file.seek(0, 2)
     file.seek(max(0, size - 8))
     tail = file.read(8)
@@ -140,8 +142,11 @@ def _opened(file: IO[bytes]) -> pq.ParquetFile:
     file.seek(0)
     if file.read(len(LFS_POINTER)) == LFS_POINTER:
         raise DataError("is a Git LFS pointer instead of the file. Type `git lfs pull` where it was cloned")
-    if tail[4:] != MAGIC or length > min(MAX_METADATA_BYTES, size):
+    if tail[4:] != MAGIC or length > min(MAX_METADATA_BYTES, size - 8):
         raise DataError("is truncated, or no Parquet file: it does not end as such a file does")
+    if metadata:
+        file.seek(size - 8 - length)
+        metadata.check(file.read(length + 8))
     file.seek(0)
     parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=2**20)
     rows = parquet.metadata.num_rows
