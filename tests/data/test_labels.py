@@ -651,3 +651,30 @@ def test_a_list_that_names_no_delivered_image_is_named_with_its_first_row(delive
     images = [f"images/{n:05}.jpg" for n in range(4)]
     message = refusal(delivered(images, {"labels.csv": "id,label\n0,cat\n1,dog\n"}))
     assert "labels.csv names no delivered image; its first row is 0, cat" in message
+
+
+FLAT = [f"images/{n:02}.jpg" for n in range(12)]
+TRAIN_LIST = "image,label\n" + "".join(f"{n:02}.jpg,{'cat' if n % 2 else 'dog'}\n" for n in range(8))
+
+
+@pytest.mark.parametrize(
+    ("test", "reason"),
+    [
+        ("\0\1\2", "test.csv, the list of a split, is not usable: test.csv contains NUL bytes"),
+        (
+            "image,label\nelsewhere.jpg,cat\n",
+            "the list of a split, is not usable: test.csv names no delivered image",
+        ),
+        (
+            "image,p,q\n08.jpg,1,1\n09.jpg,1,0\n10.jpg,0,1\n",
+            "the list that names them is not usable: test.csv has several labels",
+        ),
+    ],
+)
+def test_an_unusable_list_of_a_split_is_refused_where_no_folder_states_splits(delivered, test, reason):
+    assert reason in refusal(delivered(FLAT, {"train.csv": TRAIN_LIST, "test.csv": test}))
+
+
+def test_an_empty_list_of_a_split_is_pointed_out(delivered):
+    found = recognise(delivered(FLAT, {"train.csv": TRAIN_LIST, "test.csv": ""}))
+    assert "test.csv, named after the test split, names no delivered image" in str(found.notes)

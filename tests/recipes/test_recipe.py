@@ -5,8 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from convoy import preflight
+from convoy.cli import app
 from convoy.core import yaml
 from convoy.core.dataset import Dataset
 from convoy.core.errors import NetworkError, RequestError
@@ -110,7 +112,7 @@ def test_pretrained_weights_that_are_not_pinned_are_refused_with_the_command(pro
     ("changed", "message"),
     [
         ({"train": {"lr": 1000}}, r"train\.lr is 1000"),
-        ({"train": {"lrr": 0.1}}, r"train\.lrr; did you mean `train\.lr`"),
+        ({"train": {"lrr": 0.1}}, r"train\.lrr, which params\.yaml does not have; did you mean `train\.lr`"),
         ({"data": {"image_px": 4}}, r"data\.image_px is 4"),
         ({"network": {"name": "nothing"}}, r"no network `nothing`"),
     ],
@@ -122,6 +124,34 @@ def test_a_recipe_with_an_invalid_value_changes_nothing(project, run, changed, m
     with pytest.raises(RequestError, match=message):
         run("apply", "mine")
     assert (project / "params.yaml").read_bytes() == before
+
+
+def test_a_key_that_params_yaml_lacks_is_named_and_nothing_is_written(project, run):
+    text = (project / "params.yaml").read_text(encoding="utf-8").replace("\n  lr: ", "\n  # lr: ")
+    (project / "params.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(
+        RequestError, match=r"sets train\.lr, which params\.yaml does not have.*git diff params\.yaml"
+    ):
+        run("apply", "digits")
+    assert (project / "params.yaml").read_text(encoding="utf-8") == text
+
+
+def test_mode_and_link_of_params_yaml_stay(project, run):
+    (project / "params.yaml").rename(project / "mine.yaml")
+    (project / "mine.yaml").chmod(0o600)
+    (project / "params.yaml").symlink_to("mine.yaml")
+    run("apply", "cifar10-2min")
+    assert (project / "params.yaml").is_symlink()
+    assert (project / "mine.yaml").stat().st_mode & 0o777 == 0o600
+    assert "airbench_half" in (project / "mine.yaml").read_text(encoding="utf-8")
+
+
+def test_a_broken_recipe_is_named_beside_the_others(project):
+    (project / "recipes/mine.yaml").write_text("title: [", encoding="utf-8")
+    result = CliRunner().invoke(app, ["recipe", "list"])
+    assert result.exit_code == 1
+    assert "mine.yaml" in result.stderr
+    assert "cifar10-2min" in result.stdout
 
 
 def test_an_unknown_recipe_is_answered_with_the_nearest(project, run):
@@ -139,7 +169,7 @@ def test_a_file_with_an_unknown_key_is_named(project, run):
 
 def test_a_folder_without_recipes_is_named(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RequestError, match="recipes/ has none: change to the repository's root"):
+    with pytest.raises(RequestError, match=r"recipes has no recipes\. Change to the repository's root"):
         run("show", "digits")
 
 

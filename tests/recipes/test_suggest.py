@@ -8,7 +8,7 @@ import pytest
 
 from convoy import preflight
 from convoy.core import yaml
-from convoy.core.errors import DataError
+from convoy.core.errors import DataError, RequestError
 from convoy.recipes import recipe, suggest
 from convoy.recipes.suggest import Situation
 from squares import write_small_images
@@ -61,9 +61,28 @@ def test_letters_and_numbers_are_not_mirrored(project, monkeypatch):
     assert any("mirror" in change.reason for change in found.changes)
 
 
+@pytest.mark.parametrize("shorter_px", [32, 480])
+def test_letters_are_not_mirrored_by_a_recipe_whose_policy_is_a_word(project, monkeypatch, shorter_px):
+    found = suggested(monkeypatch, symbols=True, train=600, smallest=60, largest=60, shorter_px=shorter_px)
+    assert "flip" not in str(found.values["train.augment"])
+    assert all(not isinstance(item, str) or len(item) > 1 for item in found.values["train.augment"])
+
+
+def test_cifar10_itself_gets_the_measured_recipe_unchanged(project, monkeypatch):
+    assert suggested(monkeypatch).changes == ()
+
+
+def test_smaller_batches_have_smaller_learning_rates(project, monkeypatch):
+    photos = recipe.load("photos-from-scratch").values()
+    found = suggested(monkeypatch, shorter_px=480, train=120, smallest=60, largest=60, classes=2)
+    share = found.values["train.batch_size"] / photos["train.batch_size"]
+    assert share < 1
+    assert found.values["train.lr"] == pytest.approx(photos["train.lr"] * share, rel=0.05)
+
+
 def test_few_images_are_shown_more_often(project, monkeypatch):
     usual = recipe.load("digits").values()["train.epochs"]
-    found = suggested(monkeypatch, train=120, smallest=60, largest=60, classes=2)
+    found = suggested(monkeypatch, train=40, smallest=20, largest=20, classes=2)
     assert usual < found.values["train.epochs"] <= 100
     assert found.values["train.batch_size"] == 8
 
@@ -102,6 +121,33 @@ def test_apply_writes_the_values(project, run):
     assert "min of training" in output
     assert yaml.read(project / "params.yaml")["train"]["batch_size"] == 8
     assert "already" in run("suggest", "--apply")
+
+
+@pytest.mark.parametrize("content", [None, b"no parquet"])
+def test_a_dataset_without_a_manifest_is_named(project, run, content):
+    prepared(project / "build/dataset")
+    manifest = project / "build/dataset/manifest.parquet"
+    manifest.unlink()
+    if content:
+        manifest.write_bytes(content)
+    with pytest.raises(DataError, match=r"manifest\.parquet is missing or damaged.*dvc repro"):
+        run("suggest")
+
+
+def test_data_that_are_not_prepared_yet_are_refused(project, run):
+    prepared(project / "build/dataset")
+    (project / "data.dvc").write_text(
+        f"md5: {'1' * 32}\nfrozen: true\ndeps:\n- path: photos\nouts:\n- md5: {'2' * 32}.dir\n  path: data\n",
+        encoding="utf-8",
+    )
+    lock = f"schema: '2.0'\nstages:\n  prepare:\n    cmd: x\n    deps:\n    - path: data\n      md5: {'3' * 32}.dir\n"
+    (project / "dvc.lock").write_text(lock, encoding="utf-8")
+    with pytest.raises(
+        RequestError, match=r"prepared from other data than data\.dvc imports now.*dvc repro prepare"
+    ):
+        run("suggest")
+    (project / "dvc.lock").write_text(lock.replace("3", "2"), encoding="utf-8")
+    assert "min of training" in run("suggest")
 
 
 def test_a_dataset_that_is_not_prepared_is_named_with_the_command(project, run):

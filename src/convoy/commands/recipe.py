@@ -1,12 +1,15 @@
 """`convoy recipe`: values of params.yaml that were measured together, and which of them suit a dataset."""
 
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from convoy.commands.options import AsJson
 from convoy.core.console import info, print_json
+from convoy.core.errors import RequestError
 
 recipe = typer.Typer(no_args_is_help=True, help="Choose settings that were measured together.")
 
@@ -23,12 +26,25 @@ def recipe_list(*, as_json: AsJson = False) -> None:
     """
     from convoy.recipes import recipe
 
-    recipes = {name: recipe.load(name) for name in recipe.names()}
+    recipes, broken = {}, {}
+    for name in recipe.names():
+        try:
+            recipes[name] = recipe.load(name)
+        except RequestError as error:
+            broken[name] = str(error)
     if as_json:
-        print_json({"recipes": [{"name": name, **found.model_dump()} for name, found in recipes.items()]})
-        return
-    for name, found in recipes.items():
-        info(f"{name}\n  {found.title}\n  {found.measurement()}")
+        print_json(
+            {
+                "recipes": [{"name": name, **found.model_dump()} for name, found in recipes.items()],
+                "broken": broken,
+            }
+        )
+    else:
+        for name, found in recipes.items():
+            info(f"{name}\n  {found.title}\n  {found.measurement()}")
+    for error in broken.values():
+        info(f"ERROR: {error}", stderr=True)
+    raise typer.Exit(1 if broken else 0)
 
 
 @recipe.command("show")
@@ -37,7 +53,6 @@ def recipe_show(name: Name, *, as_json: AsJson = False) -> None:
 
     Example: convoy recipe show cifar10-4min
     """
-    from convoy.core import yaml
     from convoy.recipes import recipe
 
     found = recipe.load(name)
@@ -47,27 +62,16 @@ def recipe_show(name: Name, *, as_json: AsJson = False) -> None:
         print_json({"name": name, **found.model_dump(), "changes": differences})
         return
     info(f"{name}: {found.title}\n\nSuits: {found.use}\nMeasured: {found.measurement()}\n")
-    lines = [f"  {key}: {yaml.inline(old)} → {yaml.inline(new)}" for key, (old, new) in changed.items()]
-    info(
-        "\n".join([f"It changes {len(lines)} values of params.yaml:", *lines])
-        if lines
-        else "params.yaml has its values."
-    )
-    info(
-        "\n".join(
-            [
-                "\nCommands:",
-                *(f"  {line}" for line in [*found.before, f"convoy recipe apply {name}", "dvc repro"]),
-            ]
-        )
-    )
+    _print_differences(changed)
+    commands = [*found.before, f"convoy recipe apply {shlex.quote(name)}", "dvc repro"]
+    info("\n".join(["\nCommands:", *(f"  {line}" for line in commands)]))
 
 
 @recipe.command("apply")
 def recipe_apply(name: Name) -> None:
     """Write a recipe's values into params.yaml; comments and all other values stay.
 
-    `git diff params.yaml` shows what changed, and `git checkout params.yaml` takes it back.
+    `git diff params.yaml` shows it with all other edits since the commit, which `git checkout params.yaml` takes back together.
 
     Example: convoy recipe apply cifar10-4min
     """
@@ -92,6 +96,7 @@ def recipe_suggest(
     from convoy.recipes import recipe
     from convoy.recipes.suggest import suggest
 
+    _refuse_other_data()
     found = suggest(Path("build/dataset"))
     changed = recipe.changes(found.values)
     if as_json:
@@ -108,12 +113,8 @@ def recipe_suggest(
         )
     else:
         info(f"{found.situation.line()}\n\nRecipe {found.recipe}: {found.reason}")
-        info(
-            "\n".join(
-                f"  with {change.key}: {yaml.inline(change.value)}: {change.reason}"
-                for change in found.changes
-            )
-        )
+        for change in found.changes:
+            info(f"  with {change.key}: {yaml.inline(change.value)} ({change.reason})")
         info(
             f"\nAbout {found.train_min:.1f} min of training: {found.values['train.epochs']} epochs at "
             f"{found.images_per_s:,.0f} images/s, timed now."
@@ -122,8 +123,37 @@ def recipe_suggest(
         lines = recipe.apply(found.values)
         if not as_json:
             _print_changes(lines)
-    elif changed and not as_json:
-        info(f"It changes {len(changed)} values of params.yaml: convoy recipe suggest --apply")
+    elif not as_json:
+        info("")
+        _print_differences(changed)
+        info("To write them: convoy recipe suggest --apply" if changed else "Next: dvc repro")
+
+
+def _refuse_other_data() -> None:
+    """Refuse a dataset that was prepared from other data than those that data.dvc imports now.
+
+    Raises:
+        RequestError: with the command that prepares it.
+    """
+    from convoy.core import pipeline
+
+    prepared = pipeline.recorded("deps", Path("data"))
+    if prepared and pipeline.DATA_IMPORT.is_file() and pipeline.data_import().md5 != prepared:
+        raise RequestError(
+            "build/dataset was prepared from other data than data.dvc imports now. Prepare it: dvc repro prepare"
+        )
+
+
+def _print_differences(changed: Mapping[str, tuple[Any, Any]]) -> None:
+    """Print what would change."""
+    from convoy.core import yaml
+
+    lines = [f"  {key}: {yaml.inline(old)} → {yaml.inline(new)}" for key, (old, new) in changed.items()]
+    info(
+        "\n".join([f"It changes {_values(len(lines))} of params.yaml:", *lines])
+        if lines
+        else "params.yaml has its values."
+    )
 
 
 def _print_changes(lines: list[str]) -> None:
@@ -131,4 +161,8 @@ def _print_changes(lines: list[str]) -> None:
     if not lines:
         info("params.yaml has these values already. Next: dvc repro")
         return
-    info("\n".join([*lines, f"params.yaml: {len(lines)} values changed. Next: dvc repro"]))
+    info("\n".join([*lines, f"params.yaml: {_values(len(lines))} changed. Next: dvc repro"]))
+
+
+def _values(count: int) -> str:
+    return f"{count} value{'' if count == 1 else 's'}"

@@ -1,8 +1,10 @@
 """The one YAML reader and writer: YAML 1.2 by ruamel.yaml, as DVC reads and writes params.yaml and dvc.lock."""
 
 import copy
+import errno
 import io
 import json
+import os
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from functools import lru_cache, partial
@@ -169,7 +171,11 @@ def update(path: Path, values: Mapping[str, Any]) -> list[str]:
         )
     try:
         if changes:
-            files.write_text(path, text)
+            target, mode = path.resolve(), path.stat().st_mode  # a link stays one
+            if not os.access(target, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            files.write_text(target, text)
+            target.chmod(mode)
     except OSError as error:
         raise RequestError(f"{path} cannot be written: {error.strerror}. Nothing was changed.") from error
     return changes

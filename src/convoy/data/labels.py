@@ -281,12 +281,17 @@ def by_pattern(
 
 
 def check_refused(path: Path, lists: Lists, layout: "Folders | Listed") -> None:
-    """Refuse a delivery in which a split's images would be passed over because the list that labels them is unusable.
+    """Refuse a delivery in which a split would be passed over, or cut anew, because its list is unusable.
 
     Raises:
         DataError: with the list and the reason.
     """
-    refused = {name: why for name, why in lists.refused.items() if layout.place(name) == UNLABELLED}
+    if lists.damaged and lists.read:
+        name, why = next(iter(lists.damaged.items()))
+        raise DataError(
+            f"{path}: {name}, the list of a split, is not usable: {why} Mend it; or remove it, and the split is cut from train."
+        )
+    refused = {name: why for name, why in lists.refused.items() if not layout.place(name).label}
     if refused:
         name, why = next(iter(refused.items()))
         raise DataError(

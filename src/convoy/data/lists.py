@@ -97,6 +97,7 @@ class Lists:
         problems: why lists that may have been meant are not used.
         rejected: of these, those whose columns are named so that they state classes.
         refused: images that rejected lists name, with the reason.
+        damaged: lists named after a split that cannot be read, with the reason.
         sure: whether the columns of the classes are named so, not only the sole other column.
     """
 
@@ -108,6 +109,7 @@ class Lists:
     problems: list[str] = field(default_factory=list)
     rejected: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
+    damaged: dict[str, str] = field(default_factory=dict)
     sure: bool = False
 
     def set_aside(self, reason: str) -> None:
@@ -165,7 +167,10 @@ def read_lists(
                 lists.unlabelled.update({*table.images()})
             except DataError as error:
                 lists.refuse(table, str(error))
-            lists.problems += [table.columns.unclear(table.name)] if table.columns.others else []
+            if table.columns.others:
+                unclear = table.columns.unclear(table.name)
+                lists.problems.append(unclear)
+                lists.rejected += [unclear] if table.split_of_list else []
     of_splits = {table.split_of_list for table in tables} - {None}
     by_name = "train" in of_splits and len(of_splits) > 1
     labelled = [table for table in tables if table.columns.has_labels]
@@ -178,6 +183,13 @@ def read_lists(
     for chosen in (labelled, others):
         _join(lists, chosen, use_split=by_name)
     lists.unlabelled -= {name for name, place in lists.rows.items() if place.label or place.reason}
+    if lists.read:
+        opened = {*lists.damaged, *(table.name for table in tables)}
+        lists.rejected += [
+            f"{name}, named after the {split} split, names no delivered image."
+            for name in candidates
+            if name not in opened and (split := _split_of_list(name))
+        ]
     return lists
 
 
@@ -251,6 +263,8 @@ def _tables(
                 yield table
         except DataError as error:
             lists.set_aside(str(error))
+            if _split_of_list(name):
+                lists.damaged[name] = str(error)
 
 
 def _both(before: Place, place: Place) -> Place:

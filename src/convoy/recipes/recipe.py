@@ -64,21 +64,24 @@ def load(name: str, folder: Path = FOLDER) -> Recipe:
     Raises:
         RequestError: there is no such recipe, with the nearest name; or the file has an unknown, missing or invalid key.
     """
-    path = folder / f"{name}.yaml"
     known = names(folder)
     if name not in known:
-        hint = (
-            params.did_you_mean(name, known)
-            if known
-            else f"; {folder}/ has none: change to the repository's root"
-        )
-        raise RequestError(f"there is no recipe `{name}` in {folder}/{hint}")
+        raise RequestError(f"there is no recipe `{name}` in {folder}/{params.did_you_mean(name, known)}")
+    path = folder / f"{name}.yaml"
     return params.check("", Recipe, yaml.read(path), path)
 
 
 def names(folder: Path = FOLDER) -> list[str]:
-    """List the recipes of a folder."""
-    return sorted(path.stem for path in folder.glob("*.yaml"))
+    """List the recipes of a folder.
+
+    Raises:
+        RequestError: there are none.
+    """
+    if not (found := sorted(path.stem for path in folder.glob("*.yaml"))):
+        raise RequestError(
+            f"{Path.cwd() / folder} has no recipes. Change to the repository's root, or restore them: git checkout {folder}"
+        )
+    return found
 
 
 def changes(values: Mapping[str, Any], path: Path = params.PARAMS_FILE) -> dict[str, tuple[Any, Any]]:
@@ -89,13 +92,13 @@ def changes(values: Mapping[str, Any], path: Path = params.PARAMS_FILE) -> dict[
     """
     content = yaml.read(path)
     present = params.flatten(content)
-    found: dict[str, tuple[Any, Any]] = {}
-    for key, value in values.items():
-        if key not in present:
-            raise RequestError(f"{path} has no key {key}{params.did_you_mean(key, present)}")
-        if present[key] != value:
-            found[key] = (present[key], value)
-    return found
+    if missing := [key for key in values if key not in present]:
+        key = missing[0]
+        raise RequestError(
+            f"the recipe sets {key}, which {path} does not have{params.did_you_mean(key, present)} If it was removed there, restore "
+            f"it (git diff {path}); else correct the recipe."
+        )
+    return {key: (present[key], value) for key, value in values.items() if present[key] != value}
 
 
 def apply(values: Mapping[str, Any], path: Path = params.PARAMS_FILE) -> list[str]:
@@ -108,7 +111,13 @@ def apply(values: Mapping[str, Any], path: Path = params.PARAMS_FILE) -> list[st
         RequestError: the values together are invalid (`preflight.check`), or the file cannot be edited in place.
         NetworkError: the network does not accept images of this size, or its starting weights are not pinned.
     """
-    preflight.check({key: yaml.inline(value) for key, value in values.items()}, path)
+    changes(values, path)
+    try:
+        preflight.check({key: yaml.inline(value) for key, value in values.items()}, path)
+    except RequestError as error:
+        raise RequestError(
+            f"these values do not go together with the others of {path}; nothing was changed. {error}"
+        ) from error
     source = values.get("network.weights", weight_pins.NONE)
     if source != weight_pins.NONE:
         weight_pins.find(source, specs.load(values["network.name"]))

@@ -6,23 +6,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch.nn.functional import cross_entropy
 
 from convoy.core import cpus
 from convoy.core.dataset import MANIFEST_FILE, Dataset
+from convoy.core.errors import DataError
 from convoy.models import spec as specs
 from convoy.models import trained
 from convoy.models.trained import ModelFacts
 from convoy.recipes import recipe
 from convoy.training import weight_pins
+from convoy.training.augment import policy
 from convoy.training.optim import choose_precision
 from convoy.training.weight_pins import IMAGENET
 
 ICON_PX = 40  # median shorter side up to which images are trained at 32 px
 MANY = 10_000  # training images from which few epochs of large batches are enough, as on CIFAR-10
-FEWEST_STEPS = 500  # of a training: with fewer, a network from scratch has hardly begun
+FEWEST_STEPS = (
+    150  # of a training, three quarters of those of cifar10-4min: with fewer, a network has hardly begun
+)
 MOST_EPOCHS = 100
 IMBALANCED = 5  # largest over smallest class from which the loss is weighted
 TIMED_STEPS = 3
@@ -85,7 +90,13 @@ def look(folder: Path) -> Situation:
     """
     dataset = Dataset.load(folder)
     counts = [count for count in dataset.counts["train"].values() if count]
-    table = pq.read_table(folder / MANIFEST_FILE, columns=["width", "height", "split"])
+    try:
+        table = pq.read_table(folder / MANIFEST_FILE, columns=["width", "height", "split"])
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise DataError(
+            f"{folder / MANIFEST_FILE} is missing or damaged. Recreate it with `dvc repro --force prepare`, or restore it with "
+            "`dvc checkout`."
+        ) from error
     shorter = np.minimum(table["width"].to_numpy(), table["height"].to_numpy())
     return Situation(
         classes=len(dataset.classes),
@@ -149,23 +160,12 @@ def _changes(seen: Situation, values: dict[str, Any]) -> list[Choice]:
     changes = []
     if values["network.weights"] == IMAGENET and seen.pinned != values["network.name"]:
         changes.append(Choice("network.name", seen.pinned, "its weights are pinned"))
-    epochs, batch = values["train.epochs"], values["train.batch_size"]
-    steps = epochs * max(1, seen.train // batch)
-    if steps < FEWEST_STEPS:
-        smaller = max(8, min(batch, seen.train // 20))
-        longer = min(MOST_EPOCHS, -(-FEWEST_STEPS // max(1, seen.train // smaller)))
-        if smaller != batch:
-            changes.append(
-                Choice("train.batch_size", smaller, f"a twentieth of {seen.train:,} training images")
-            )
-        if longer > epochs:
-            reason = (
-                f"{epochs} epochs would be {steps:,} steps; fewer than {FEWEST_STEPS} are too few to learn"
-            )
-            changes.append(Choice("train.epochs", longer, reason))
+    changes += _longer(seen, values)
     if seen.symbols:
-        kept = [item for item in values["train.augment"] if "flip" not in str(item)]
-        if kept != values["train.augment"]:
+        given = values["train.augment"]
+        listed = policy.SHORTHANDS[given] if isinstance(given, str) else given
+        kept = [item for item in listed if "flip" not in str(item)]
+        if kept != listed:
             changes.append(
                 Choice("train.augment", kept, "classes are letters or numbers, which mirroring changes")
             )
@@ -177,6 +177,46 @@ def _changes(seen: Situation, values: dict[str, Any]) -> list[Choice]:
             Choice("train.class_weights", "effective", f"the largest class has {ratio:.0f} × the smallest")
         )
     return changes
+
+
+def _longer(seen: Situation, values: dict[str, Any]) -> list[Choice]:
+    """Make the steps of a training more, by smaller batches and then by more epochs, if there would be too few."""
+    epochs, batch = values["train.epochs"], values["train.batch_size"]
+    steps = epochs * max(1, seen.train // batch)
+    if steps >= FEWEST_STEPS:
+        return []
+    few = f"{epochs} epochs of batches of {batch:,} would be {steps:,} steps"
+    changes = []
+    smaller = max(8, min(batch, seen.train // 20))
+    if smaller != batch:
+        share = smaller / batch
+        changes.append(Choice("train.batch_size", smaller, few))
+        muon = values["train.optimizer"] == "muon"
+        # SGD's rate follows the batch (Goyal et al., 2017); AdamW's and Muon's, whose steps have one size, its square root.
+        linear = () if values["train.optimizer"] != "sgd" else ("train.lr",)
+        linear = (
+            (*linear, "train.muon.rest_lr", "train.muon.head_lr", "train.muon.rest_decay") if muon else linear
+        )
+        changes += [
+            Choice(key, _short(values[key] * share), f"as the batch, {share:.2g} of the recipe's")
+            for key in linear
+        ]
+        if "train.lr" not in linear:
+            lr = _short(values["train.lr"] * share**0.5)
+            changes.append(
+                Choice("train.lr", lr, f"as the root of the batch, {share**0.5:.2g} of the recipe's")
+            )
+    each = max(1, seen.train // smaller)
+    if epochs * each < FEWEST_STEPS:
+        longer = min(MOST_EPOCHS, -(-FEWEST_STEPS // each))
+        reason = f"{few}, and {epochs * each:,} with batches of {smaller:,}; fewer than {FEWEST_STEPS} are too few to learn"
+        changes.append(Choice("train.epochs", longer, reason))
+    return changes
+
+
+def _short(value: float) -> float:
+    """Round to two digits."""
+    return float(f"{value:.2g}")
 
 
 def images_per_s(values: dict[str, Any], seen: Situation) -> float:
