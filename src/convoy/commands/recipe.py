@@ -42,8 +42,8 @@ def recipe_list(*, as_json: AsJson = False) -> None:
     else:
         for name, found in recipes.items():
             info(f"{name}\n  {found.title}\n  {found.measurement()}")
-    for error in broken.values():
-        info(f"ERROR: {error}", stderr=True)
+    for reason in broken.values():
+        info(f"ERROR: {reason}", stderr=True)
     raise typer.Exit(1 if broken else 0)
 
 

@@ -55,6 +55,8 @@ class ColumnParams(Section):
 
 def _share_of(value: object) -> object:
     """Read `val` as no share: what a test split would measure is measured on val."""
+    if isinstance(value, str) and value != "val":
+        raise ValueError("a share from 0 to 0.5, or val")
     return 0.0 if value == "val" else value
 
 
