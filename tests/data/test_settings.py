@@ -46,7 +46,7 @@ def test_the_shipped_params_are_valid():
         ({"splits": {"val": 0.1, "test": 0.005}}, "input should be at least 0.01, or 0 for no test split"),
         (
             {"splits": {"val": 0.1, "test": "none"}},
-            "data.splits.test is 'none': input should be a valid number",
+            "data.splits.test is 'none': input should be a share from 0 to 0.5, or val",
         ),
         ({"splits": {"val": 0.45, "test": 0.4}}, "val + test must be at most 0.8"),
         ({"splits": {"val": 0.1, "tset": 0.2}}, "data.splits.tset; did you mean `data.splits.test`?"),

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from convoy.core.contract import BACKGROUND_PATTERN
 from convoy.core.dataset import SPLITS, Fit, Split, Store
@@ -56,7 +57,7 @@ class ColumnParams(Section):
 def _share_of(value: object) -> object:
     """Read `val` as no share: what a test split would measure is measured on val."""
     if isinstance(value, str) and value != "val":
-        raise ValueError("a share from 0 to 0.5, or val")
+        raise PydanticCustomError("share", "Input should be a share from 0 to 0.5, or val")
     return 0.0 if value == "val" else value
 
 
