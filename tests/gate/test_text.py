@@ -195,6 +195,7 @@ def test_several_breaches_are_listed_and_a_common_remedy_once():
     assert "Ece cannot be measured: no image." in reasons
     assert reasons.count(text.REMEDIES["latency_ratio"]) == 1
     assert text.REMEDIES["proof"] in reasons
+    assert text.REMEDIES["ece"] not in reasons, "nothing was measured that it could mend"
     assert "change gate.max_latency_ms_p95, gate.max_latency_ratio, gate.max_ece in params" in reasons[-1]
 
 

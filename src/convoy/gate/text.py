@@ -205,7 +205,8 @@ def _refused(result: GateResult) -> list[str]:
     if unavailable:
         reasons.append(f"Nothing was compared: the champion {result.champion} cannot be read: {unavailable}.")
     remedies = REMEDIES | {"champion_drop": STAND_IN_REMEDY} if unavailable else REMEDIES
-    reasons += dict.fromkeys(remedies[criterion.name] for criterion in breaches)
+    known = [criterion for criterion in breaches if criterion.figure is not None or not criterion.unit]
+    reasons += dict.fromkeys(remedies[criterion.name] for criterion in known or breaches)
     keys = [f"gate.{criterion.key}" for criterion in breaches if criterion.limit is not None]
     change = f"change {', '.join(keys)} in params.yaml, or " if keys else ""
     return [*reasons, f"To promote it anyway: {change}{OVERRIDE}"]
