@@ -39,10 +39,12 @@ OTHERS = (
     "convoy sync",
     *("convoy weights use build/model", "convoy migrate sqlite:///$PWD/copy.db"),
     "convoy data drift samples/digits",
+    *("convoy recipe list", "convoy recipe show digits", "convoy lr-find --steps 20"),
     "convoy explain features $(find ~/photos -name '*.png' | head -1)",
     "convoy rollback || test $? = 2",  # there is no earlier champion
     # A single epoch instead of 40, which need not show the effect.
     """python -c "from convoy import cli; from convoy.explain import position as p; p.EPOCHS = 1; import sys; sys.argv = 'convoy explain position'.split(); cli.main()" || test $? = 1""",
+    "convoy recipe apply digits",
 )
 """Entry points that start no training and that the README does not show as it stands."""
 
@@ -58,6 +60,7 @@ VERBS = (
         "explain convolution",
         "recipe suggest",
     ),
+    *("recipe list", "recipe show", "recipe apply", "lr-find"),
     *("explain features", "explain position", "data drift"),
     *("register", "promote", "rollback", "predict", "sync", "weights use", "migrate"),
 )
