@@ -1,4 +1,4 @@
-"""`convoy recipe`: values of params.yaml that were measured together, and which of them suit a dataset."""
+"""`convoy recipe`: values of params.yaml that belong together, and which of them suit a dataset."""
 
 import shlex
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from convoy.commands.options import AsJson
 from convoy.core.console import info, print_json
 from convoy.core.errors import RequestError
 
-recipe = typer.Typer(no_args_is_help=True, help="Choose settings that were measured together.")
+recipe = typer.Typer(no_args_is_help=True, help="Choose settings that belong together.")
 
 Name = Annotated[
     str, typer.Argument(help="A file in recipes/, without .yaml; `convoy recipe list` names them.")

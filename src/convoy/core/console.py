@@ -37,7 +37,7 @@ STEADY_SECONDS = 10.0
 
 def info(text: str, *, stderr: bool = False) -> None:
     """Print a status line and flush, so that a log file has it at once; names in it are inert (`escaping.lines`)."""
-    # A single write: a `Heartbeat` prints from a thread of its own.
+    # A single write, since a `Heartbeat` prints from another thread.
     print(f"{escaping.lines(text)}\n", end="", file=sys.stderr if stderr else sys.stdout, flush=True)
 
 

@@ -1,6 +1,6 @@
-"""Read the metadata of Parquet files in a process of its own first: pyarrow ends the process at some damaged ones.
+"""Read the metadata of Parquet files in a separate process first, since some damaged metadata make pyarrow abort the process.
 
-It checks the histograms of a column where Python cannot catch the exception, so that a single wrong byte would end `prepare`
+pyarrow checks the histograms of a column where Python cannot catch the exception, so that a single wrong byte would end `prepare`
 without a message (seen with pyarrow 25; https://github.com/apache/arrow/issues/45283 has the check).
 """
 

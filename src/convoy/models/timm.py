@@ -20,7 +20,7 @@ FILE = "model.safetensors"
 
 def _timm() -> Any:  # noqa: ANN401 (few of timm's functions have types)
     """Import timm, which takes seconds, only where it is needed."""
-    import timm  # noqa: PLC0415
+    import timm  # noqa: PLC0415 (takes seconds)
 
     return timm
 

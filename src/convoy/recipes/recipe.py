@@ -62,7 +62,7 @@ def load(name: str, folder: Path = FOLDER) -> Recipe:
     """Read `folder/name.yaml`.
 
     Raises:
-        RequestError: there is no such recipe, with the nearest name; or the file has an unknown, missing or invalid key.
+        RequestError: the recipe does not exist (the message has the nearest name), or a key is unknown, missing or invalid.
     """
     known = names(folder)
     if name not in known:

@@ -29,6 +29,13 @@ FEWEST_STEPS = (
     150  # of a training, three quarters of those of cifar10-4min: with fewer, a network has hardly begun
 )
 MOST_EPOCHS = 100
+LINEAR: dict[str, tuple[str, ...]] = {
+    "sgd": ("train.lr",),
+    "adamw": (),
+    "muon": ("train.muon.rest_lr", "train.muon.head_lr", "train.muon.rest_decay"),
+}
+"""Rates that follow the batch (Goyal et al., 2017), by optimizer. AdamW's and Muon's steps have a fixed size: they follow its root."""
+
 IMBALANCED = 5  # largest over smallest class from which the loss is weighted
 TIMED_STEPS = 3
 
@@ -191,12 +198,7 @@ def _longer(seen: Situation, values: dict[str, Any]) -> list[Choice]:
     if smaller != batch:
         share = smaller / batch
         changes.append(Choice("train.batch_size", smaller, few))
-        muon = values["train.optimizer"] == "muon"
-        # SGD's rate follows the batch (Goyal et al., 2017); AdamW's and Muon's, whose steps have one size, its square root.
-        linear = () if values["train.optimizer"] != "sgd" else ("train.lr",)
-        linear = (
-            (*linear, "train.muon.rest_lr", "train.muon.head_lr", "train.muon.rest_decay") if muon else linear
-        )
+        linear = LINEAR[values["train.optimizer"]]
         changes += [
             Choice(key, _short(values[key] * share), f"as the batch, {share:.2g} of the recipe's")
             for key in linear

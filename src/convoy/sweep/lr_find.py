@@ -75,7 +75,7 @@ def range_test(
     high: float = HIGH,
     steps: int | None = None,
 ) -> RangeTest:
-    """Train a network of its own from `low` to `high`, and forget it.
+    """Train a fresh network while the rate rises from `low` to `high`; nothing of it is kept.
 
     Batches, augmentation, loss, optimizer, plan and precision are those of a training's first epochs. All learning rates rise
     together, so that blocks, and the parts of `train.muon`, keep the ratios of their rates to `train.lr`.
