@@ -2,6 +2,7 @@
 
     python benchmarks/recipes.py cifar10.tar.gz cifar10-2min cifar10-4min                 five seeds each
     python benchmarks/recipes.py cifar10.tar.gz cifar10-2min --seeds 1 --dry-run          a look, printed only
+    python benchmarks/recipes.py few.tar cifar10-2min --dry-run --set train.epochs=1      with other values
 
 Each seed is a process of its own, from its start to the saved model; accuracy is of the saved weights on the test
 images, with temperature and test-time views, in float32. Leave the machine alone meanwhile: minutes are wall-clock time.
@@ -17,10 +18,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from convoy.core import cpus, files, params, yaml
 from convoy.core.dataset import Dataset
@@ -44,28 +48,42 @@ def main() -> None:
     parser.add_argument("names", nargs="+", metavar="NAME", help="recipes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--dry-run", action="store_true", help="print, and leave recipes/ as it is")
+    parser.add_argument("--out", type=Path, help="JSON file for what each recipe reached so far")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="other values; only with --dry-run"
+    )
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)  # the file for the result of one training
     chosen = parser.parse_args()
-    archive = chosen.archive.resolve()
+    if chosen.set and not chosen.dry_run:
+        parser.error("--set changes the recipe, so what it reaches is not the recipe's. Add --dry-run")
+    others = dict(each.split("=", 1) for each in chosen.set)
+    archive, report = chosen.archive.resolve(), chosen.out and chosen.out.resolve()
     os.chdir(ROOT)
     if chosen.one:
-        train(archive, chosen.names[0], chosen.seeds[0], chosen.one)
+        train(archive, chosen.names[0], chosen.seeds[0], chosen.one, others)
         return
     load = os.getloadavg()[0]
+    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
+    reached: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for name in chosen.names:
-            content = settings(name)
+            content = settings(name, others)
             dataset = Path(scratch) / hashlib.sha256(json.dumps(content["data"]).encode()).hexdigest()[:16]
             if not dataset.exists():
                 prepare(archive, params.check("data", DataParams, content["data"]), dataset)
-            results = [one(dataset, name, seed, Path(scratch)) for seed in chosen.seeds]
+            results = []
+            for seed in chosen.seeds:
+                results.append(one(dataset, name, seed, Path(scratch), chosen.set))
+                if report:
+                    reached[name] = results
+                    files.write_json(report, reached)
             accuracies = [result["accuracy"] for result in results]
             measured = {
                 "accuracy": round(statistics.mean(accuracies), 4),
                 "spread": round(statistics.stdev(accuracies), 4) if len(accuracies) > 1 else 0.0,
                 "seeds": len(accuracies),
                 "train_min": round(statistics.median(result["minutes"] for result in results), 2),
-                "hardware": f"{cpus.usable_cpus()} cores of {platform.machine()}, load before {load:.1f}",
+                "hardware": f"{gpu}{cpus.usable_cpus()} cores of {platform.machine()}, load before {load:.1f}",
                 "date": datetime.now(UTC).date().isoformat(),
                 "torch": version("torch"),
             }
@@ -74,27 +92,29 @@ def main() -> None:
                 yaml.update(recipe.FOLDER / f"{name}.yaml", {"measured": measured})
 
 
-def settings(name: str) -> dict[str, Any]:
-    """Return params.yaml with a recipe's values."""
-    return yaml.replaced(params.read(), recipe.load(name).values())
+def settings(name: str, others: Mapping[str, str]) -> dict[str, Any]:
+    """Return params.yaml with a recipe's values, and others in YAML by flat keys."""
+    values = recipe.load(name).values() | {key: yaml.load(text) for key, text in others.items()}
+    return yaml.replaced(params.read(), values)
 
 
-def one(dataset: Path, name: str, seed: int, scratch: Path) -> dict[str, float]:
+def one(dataset: Path, name: str, seed: int, scratch: Path, others: list[str]) -> dict[str, float]:
     """Train once, in a process of its own."""
     out = scratch / "result.json"
     words = [str(dataset), name, "--seeds", str(seed), "--one", str(out)]
+    words += ["--set", *others, "--dry-run"] if others else []
     with (scratch / "log.txt").open("a", encoding="utf-8") as log:
         began = time.monotonic()  # which counts from the start of the machine, in every process
         subprocess.run([sys.executable, __file__, *words], check=True, stdout=log)
     content = files.read_json(out)
-    result = {"accuracy": content["accuracy"], "minutes": (content["saved"] - began) / 60}
+    result = {"seed": seed, "accuracy": content["accuracy"], "minutes": (content["saved"] - began) / 60}
     print(f"{name}, seed {seed}: {result['accuracy']:.2%}, {result['minutes']:.2f} min", flush=True)
     return result
 
 
-def train(dataset: Path, name: str, seed: int, out: Path) -> None:
+def train(dataset: Path, name: str, seed: int, out: Path, others: Mapping[str, str]) -> None:
     """Train on a prepared dataset; write the accuracy, and the time at which the model was saved."""
-    content, data = settings(name), Dataset.load(dataset)
+    content, data = settings(name, others), Dataset.load(dataset)
     network = spec.load(content["network"]["name"])
     chosen = params.check("train", TrainParams, content["train"])
     fit(data, network, chosen, seed, out.parent / "model")

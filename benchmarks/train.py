@@ -3,10 +3,11 @@
     python benchmarks/train.py cifar10-jpeg.tar.gz                     about 25 minutes on 2 cores, quiet otherwise
     python benchmarks/train.py cifar10-jpeg.tar.gz --others PYTHON      beside fastai, 5 minutes more
     python benchmarks/train.py cifar10-jpeg.tar.gz --quick              one short trial, printed and not written
+    python benchmarks/train.py cifar10-jpeg.tar.gz --ceilings FILE      Convoy beside its ceiling only, written as JSON; also on a GPU
 
 The archive holds CIFAR-10 as JPEG files, `train/CLASS/…` and `test/CLASS/…`. PYTHON is the interpreter of another environment, in
 which fastai is installed (Ultralytics trains its own networks only, so its rates would be of others). Each measurement is a process of its own; the contenders take turns. Images per second of
-training steps count, after a few steps that warm up, without start, validation and checkpoints.
+training steps count, after a few steps that warm up, without start, validation and checkpoints. A CUDA GPU is used only by `--ceilings`.
 """
 
 import argparse
@@ -35,6 +36,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchvision import datasets, transforms
 
+from convoy.core import files
 from convoy.core.dataset import Dataset
 from convoy.core.params import section
 from convoy.data.prepare import prepare
@@ -141,14 +143,21 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=3, help="runs of each measurement")
     parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
     parser.add_argument("--quick", action="store_true", help="one short trial, printed and not written")
+    parser.add_argument("--ceilings", type=Path, metavar="FILE", help="only Convoy and the ceiling, as JSON")
+    parser.add_argument("--batch", type=int, default=0, help="images of a batch instead of the subject's")
     parser.add_argument("--measure", nargs=2, metavar=("SUBJECT", "CONTENDER"), help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, default=0, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.measure:
         subject, contender = chosen.measure
-        measure(SUBJECTS[subject], contender, chosen.archive, chosen.steps)
+        asked = SUBJECTS[subject]
+        asked = asked._replace(batch=chosen.batch or asked.batch)
+        measure(asked, contender, chosen.archive, chosen.steps)
         return
     trials = 1 if chosen.quick else chosen.trials
+    if chosen.ceilings:
+        write_ceilings(chosen, trials)
+        return
     lines = [
         "# Training",
         "",
@@ -173,14 +182,25 @@ def main() -> None:
         (ROOT / "benchmarks/TRAIN.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def compare(name: str, folder: Path, trials: int, chosen: argparse.Namespace) -> list[str]:
-    """Measure all contenders of a subject by turns; return its table."""
+def write_ceilings(chosen: argparse.Namespace, trials: int) -> None:
+    """Write the images per second of Convoy and of the ceiling as JSON: subject, contender, a number per trial."""
+    if any(SUBJECTS[name].folder == "large" for name in chosen.subjects):
+        sys.exit("--ceilings measures images of 32 px only: --subjects resnet18 convnet")
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        make_images(chosen.archive, Path(folder), 2_560 if chosen.quick else 12_800, 0)
+        for name in chosen.subjects:
+            ours = [f"Convoy, {policy}" for policy in SUBJECTS[name].policies]
+            found[name], _ = take_turns(name, ["ceiling", *ours], Path(folder), trials, chosen)
+            files.write_json(chosen.ceilings, found)
+
+
+def take_turns(
+    name: str, contenders: list[str], folder: Path, trials: int, chosen: argparse.Namespace
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Measure contenders by turns; return their rates, and why programs of others failed."""
     subject = SUBJECTS[name]
-    ours = [f"Convoy, {policy}" for policy in subject.policies]
-    contenders = ["ceiling", *ours, "ImageFolder, float32", "ImageFolder, bf16", "timm"]
-    if chosen.others and subject.twin:
-        contenders += list(OTHERS)
-    steps = 6 if chosen.quick else subject.steps
+    steps = chosen.steps or (6 if chosen.quick else subject.steps)
     rates: dict[str, list[float]] = {contender: [] for contender in contenders}
     failures: dict[str, str] = {}
     for _ in range(trials):
@@ -194,6 +214,8 @@ def compare(name: str, folder: Path, trials: int, chosen: argparse.Namespace) ->
                 contender,
                 "--steps",
                 str(steps),
+                "--batch",
+                str(chosen.batch),
             ]
             if contender in OTHERS:
                 body = "".join(f"    {line}\n" for line in OTHERS[contender].strip().splitlines())
@@ -216,6 +238,17 @@ def compare(name: str, folder: Path, trials: int, chosen: argparse.Namespace) ->
                 print(f"{name}: {contender} failed: {failures[contender]}", flush=True)
             else:
                 sys.exit(f"{name}: {contender} failed:\n{done.stdout}{done.stderr}")
+    return rates, failures
+
+
+def compare(name: str, folder: Path, trials: int, chosen: argparse.Namespace) -> list[str]:
+    """Measure all contenders of a subject by turns; return its table."""
+    subject = SUBJECTS[name]
+    ours = [f"Convoy, {policy}" for policy in subject.policies]
+    contenders = ["ceiling", *ours, "ImageFolder, float32", "ImageFolder, bf16", "timm"]
+    if chosen.others and subject.twin:
+        contenders += list(OTHERS)
+    rates, failures = take_turns(name, contenders, folder, trials, chosen)
     middle = {contender: statistics.median(each) for contender, each in rates.items() if each}
     lines = [
         f"## {subject.title}",
@@ -266,6 +299,7 @@ def make_images(archive: Path, folder: Path, small: int, large: int) -> None:
         if name.startswith("train/"):
             by_class.setdefault(Path(name).parent.name, []).append(content)
     labels = sorted(by_class)
+    small = min(small, 10 * sum(map(len, by_class.values())) // 12)
     everything = [content for label in labels for content in by_class[label]]
     at = 0
     for split, share in (("train", 1.0), ("val", 0.1)):
@@ -284,6 +318,8 @@ def make_images(archive: Path, folder: Path, small: int, large: int) -> None:
         "large": {"image_px": 224, "store_px": 256, "fit": "crop", "crop_share": 0.875},
     }
     for name, size in sizes.items():
+        if not (folder / name).exists():
+            continue
         prepare(folder / name, params.model_copy(update=size), folder / f"{name}-dataset")
 
 
@@ -323,10 +359,17 @@ def timed(run: Callable[[], Iterable[object]], batch: int, steps: int) -> float:
     began = 0.0
     for step, _ in enumerate(run(), start=1):
         if step == WARM_UP:
-            began = time.perf_counter()
+            began = now()
         if step == WARM_UP + steps:
             break
-    return batch * steps / (time.perf_counter() - began)
+    return batch * steps / (now() - began)
+
+
+def now() -> float:
+    """Read the clock when a GPU has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def module(subject: Subject) -> nn.Module:
@@ -341,14 +384,14 @@ def network_spec(subject: Subject) -> Spec:
     return Spec(name=subject.network, torchvision=subject.network)
 
 
-def stepping(network: nn.Module, *, bf16: bool) -> Callable[[Tensor, Tensor], None]:
+def stepping(network: nn.Module, *, bf16: bool, device: str = "cpu") -> Callable[[Tensor, Tensor], None]:
     """Make a step of the usual loop of torch's documentation."""
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
     network.train()
 
     def step(pixels: Tensor, labels: Tensor) -> None:
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
             output = network(pixels)
         cross_entropy(output.float(), labels).backward()
         optimizer.step()
@@ -362,9 +405,11 @@ def ceiling(subject: Subject, folder: Path, steps: int) -> float:
     pixels_u8: npt.NDArray[np.uint8] = np.resize(
         dataset.images("val"), (subject.batch, subject.px, subject.px, 3)
     )
-    pixels = torch.from_numpy(pixels_u8).permute(0, 3, 1, 2).float() / 255
-    labels = torch.from_numpy(np.resize(dataset.labels("val"), subject.batch))
-    step = stepping(module(subject).to(memory_format=torch.channels_last), bf16=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pixels = torch.from_numpy(pixels_u8).permute(0, 3, 1, 2).to(device).float() / 255
+    labels = torch.from_numpy(np.resize(dataset.labels("val"), subject.batch)).to(device)
+    network = module(subject).to(device, memory_format=torch.channels_last)
+    step = stepping(network, bf16=True, device=device)
 
     def run() -> Iterator[None]:
         while True:
@@ -384,9 +429,9 @@ def convoy(subject: Subject, policy: object, folder: Path, steps: int) -> float:
         def on_train_batch_end(self, *_: object) -> None:
             self.seen += 1
             if self.seen == WARM_UP:
-                self.began = time.perf_counter()
+                self.began = now()
             if self.seen == WARM_UP + steps:
-                raise Done(subject.batch * steps / (time.perf_counter() - self.began))
+                raise Done(subject.batch * steps / (now() - self.began))
 
     shipped = section("train", TrainParams, ROOT / "params.yaml").model_dump()
     params = TrainParams.model_validate(

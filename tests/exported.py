@@ -57,8 +57,12 @@ class Project:
         shutil.copytree(self.home, home)
         return Project(home)
 
-    def export(self, classes, fit="squash", **changes):
-        """Deliver, prepare, make a network with fresh weights, evaluate and export; `changes` are of the section `data`."""
+    def export(self, classes, fit="squash", spec=None, **changes):
+        """Deliver, prepare, make a network with fresh weights, evaluate and export; `changes` are of the section `data`.
+
+        Norms of a given `spec` take their statistics from the training images, and its head is scaled, so that a deep network's
+        answers differ between images.
+        """
         for name, images_u8 in classes.items():
             (self.home / "data" / name).mkdir(parents=True)
             for n, image_u8 in enumerate(images_u8):
@@ -69,9 +73,9 @@ class Project:
         dataset = Dataset.load(self.home / "dataset")
         facts = trained.ModelFacts(
             network="miniature",
-            spec=network(*LAYERS, name="miniature"),
+            spec=spec or network(*LAYERS, name="miniature"),
             classes=list(dataset.classes),
-            image_px=PX,
+            image_px=dataset.image_px,
             fit=fit,
             crop_share=dataset.crop_share,
             background=dataset.background,
@@ -80,7 +84,17 @@ class Project:
             temperature=1.5,
         )
         torch.manual_seed(3)
-        trained.save(self.home / "model", trained.make(facts), facts)
+        model = trained.make(facts)
+        if spec:
+            pixels = torch.from_numpy(dataset.images("train")[:].copy()).permute(0, 3, 1, 2).float()
+            *_, head = (module for module in model.network.modules() if isinstance(module, torch.nn.Linear))
+            for module in model.network.modules():
+                if isinstance(module, torch.nn.BatchNorm2d):
+                    module.momentum = 1.0
+            with torch.no_grad():
+                model.train()(pixels)
+                head.weight /= model.eval()(pixels).std(dim=0).mean()
+        trained.save(self.home / "model", model, facts)
         params = EvaluateParams(batch_size=16, worst_images=2, feature_classes=1)
         evaluate(self.home / "dataset", self.home / "model", params, self.home / "evaluation")
         onnx_graph.build(self.home / "model", self.home / "deploy", IDENTITY)
