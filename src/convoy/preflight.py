@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from convoy.core import params, yaml
 from convoy.core.console import info
@@ -64,22 +65,33 @@ def check(overrides: Mapping[str, str], path: Path = params.PARAMS_FILE) -> None
         if key not in known:
             raise RequestError(f"unknown key {key}{params.did_you_mean(key, known)}")
     content = yaml.replaced(content, {key: yaml.load(typed) for key, typed in overrides.items()})
-    expected = ["seed", *SECTIONS]
-    for key in content:
-        if key not in expected:
-            raise RequestError(f"{path}: unknown key {key}{params.did_you_mean(key, expected)}")
-    for key in expected:
-        if key not in content:
-            raise RequestError(f"{path}: missing key {key}. Restore it: git checkout {path}")
-    params.check("", params.TopLevel, {"seed": content["seed"]}, path)
-    for name, kind in SECTIONS.items():
-        params.check(name, kind, content[name], path)
+    _check_sections(content, path)
     data = params.check("data", DataParams, content["data"], path)
     train = params.check("train", TrainParams, content["train"], path)
     policy.check(train.augment, image_px=data.image_px, store_px=data.train_px, batch_size=train.batch_size)
+    if hint := policy.unused_store(train.augment, image_px=data.image_px, store_px=data.train_px):
+        info(hint)
     network = spec.load(content["network"]["name"])
     if warning := untracked(spec.FOLDER / f"{network.name}.yaml"):
         info(warning)
     if network.classifier is None:  # the shapes of a library's networks would cost the import of torch
         shapes.infer(network, ANY_CLASSES, data.image_px)
         progressive.check(network, ANY_CLASSES, data.image_px, train)
+
+
+def _check_sections(content: Mapping[str, Any], path: Path) -> None:
+    """Check every section by itself.
+
+    Raises:
+        RequestError: as `check`.
+    """
+    expected = ["seed", *SECTIONS]
+    for key in content:
+        if key not in expected:
+            raise RequestError(f"{path}: unknown key {key}{params.did_you_mean(key, expected)}")
+    for key in expected:
+        if key in SECTIONS and key not in content:
+            raise params.without_section(key, SECTIONS[key], content, path)
+    params.check("", params.TopLevel, {key: content[key] for key in ("seed",) if key in content}, path)
+    for name, kind in SECTIONS.items():
+        params.check(name, kind, content[name], path)

@@ -115,6 +115,24 @@ def test_a_prepared_dataset_is_looked_at_and_timed(project, run):
     assert found["values"]["network.name"] == "convnet"
 
 
+def test_what_the_recipe_was_measured_to_reach_is_printed(project, run):
+    prepared(project / "build/dataset")
+    assert "\nMeasured: not measured\n" in run("suggest")
+    assert json.loads(run("suggest", "--json"))["measured"] == "not measured"
+    content = yaml.read(project / "recipes/digits.yaml")
+    reached = {"accuracy": 0.991, "spread": 0.002, "seeds": 5, "train_min": 0.4, "hardware": "2 cores"}
+    content |= {
+        "before": ["convoy data use mnist"],
+        "measured": reached | {"date": "2026-11-28", "torch": "2.14.1"},
+    }
+    (project / "recipes/digits.yaml").write_text(yaml.dump(content), encoding="utf-8")
+    assert (
+        "Measured: 99.1 ± 0.2 % of test images (5 seeds), 0.4 min of training on 2 cores; torch 2.14.1, 2026-11-28 "
+        "(on the data of: convoy data use mnist)"
+    ) in run("suggest")
+    assert json.loads(run("suggest", "--json"))["measured"]["accuracy"] == 0.991
+
+
 def test_apply_writes_the_values(project, run):
     prepared(project / "build/dataset")
     output = run("suggest", "--apply")

@@ -8,6 +8,7 @@ import pytest
 from pydantic.fields import FieldInfo
 
 from convoy import preflight
+from convoy.core import params, yaml
 from convoy.core.errors import RequestError
 from convoy.core.params import Section
 from convoy.gate.settings import GateParams
@@ -108,6 +109,20 @@ def test_augmentation_is_checked_against_the_stored_size(here):
     preflight.check(crops | {"data.store_px": "16"})
 
 
+def test_images_that_are_stored_larger_for_nothing_are_named_once(here, capsys):
+    stored = {"data.store_px": "40"}
+    preflight.check(stored)
+    assert capsys.readouterr().out.splitlines() == [
+        (
+            "data.store_px 40 changes nothing but time and space: of train.augment, only resized_crop cuts from images that are "
+            "stored larger than data.image_px 32. Add resized_crop to train.augment, or set data.store_px: 0"
+        )
+    ]
+    preflight.check(stored | {"train.augment": "photo"})
+    preflight.check({"data.store_px": "32"})
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize("typed", ["0.00005", "5e-05", "5e-5", "1e-5", "0", "1E-4"])
 def test_a_number_in_any_notation_is_a_number(here, typed):
     preflight.check({"train.weight_decay": typed})
@@ -132,12 +147,37 @@ def test_an_unknown_section_is_refused_with_the_nearest_name(here, tmp_path):
         preflight.check({}, path)
 
 
-def test_a_missing_key_is_named(here, tmp_path):
+@pytest.mark.parametrize(
+    ("removed", "message"),
+    [
+        (r"\n  lr: .*", "missing key train.lr: its default is 0.03. Add this line to `train` in {}:\n    lr: 0.03"),
+        (r"\nseed: .*", "missing key seed: its default is 1. Add this line without indentation in {}:\n    seed: 1"),
+        (r"\n    lr_factor: .*", "Add this line to `train.transfer` in {}:\n    lr_factor: 1.0"),
+        (r"\n  augment: .*", "\n    augment: [{{shift: {{pixels: 2}}}}]"),
+        (r"\n  splits:.*\n.*\n.*", "missing key data.splits: its default is {{val: 0.15, test: 0.2}}."),
+        (r"\n    small: .*", "Add this line to `data.checks` in {}:\n    small: {{limit: 8, action: report, max_share: 1.0}}"),
+        (r"(?<=small: {)limit: 8, ", "missing key data.checks.small.limit: its default is 8."),
+        (r"\nevaluate:\n(  .*\n)+", "has no `evaluate`; did you mean `gate`? Restore it: git checkout {}"),
+        (r"\nevaluate:\n(  .*\n)+", "\nevaluate:\n  batch_size: 256\n  worst_images: 24\n  feature_classes: 10\n"),
+    ],
+)  # fmt: skip
+def test_a_missing_key_is_named_with_its_default_and_the_lines_to_add(here, tmp_path, removed, message):
     path = tmp_path / "params.yaml"
     text = (here / "params.yaml").read_text()
-    path.write_text(re.sub(r"\n  lr: .*", "", text))
-    with pytest.raises(RequestError, match=r"missing key train\.lr"):
+    shorter = re.sub(removed, "\n" if removed.startswith(r"\n") and removed.endswith("+") else "", text)
+    assert shorter != text
+    path.write_text(shorter)
+    with pytest.raises(RequestError) as caught:
         preflight.check({}, path)
+    assert message.format(params.PARAMS_FILE) in str(caught.value).replace(str(path), "params.yaml")
+
+
+def test_the_default_of_every_key_is_its_value_in_the_shipped_file(here):
+    shipped = yaml.read(here / "params.yaml")
+    kinds = {"seed": params.TopLevel, **preflight.SECTIONS}
+    for section, kind in kinds.items():
+        defaults = params.default_at(kind, [])
+        assert defaults == (shipped[section] if section != "seed" else {"seed": shipped["seed"]}), section
 
 
 def test_words_without_a_value_are_refused():

@@ -164,6 +164,14 @@ def test_what_is_enough_follows_from_the_fit(fit_, share, enough):
     assert Geometry(12, fit_, share).enough(200, 100) == enough
 
 
+def test_a_training_that_cuts_nothing_from_larger_images_prints_so(packed, params, tiny, tmp_path, capsys):
+    fit(packed("pixels"), tiny, params(epochs=1), 1, tmp_path / "model")
+    assert "data.store_px 12 changes nothing but time and space" in capsys.readouterr().out
+    policy = params(epochs=1, augment=["resized_crop"])
+    fit(packed("pixels", store_px=0), tiny, policy, 1, tmp_path / "other")
+    assert "store_px" not in capsys.readouterr().out
+
+
 def test_a_damaged_shard_stops_the_training_with_its_name(packed, params, tiny, tmp_path):
     encoded = packed("encoded")
     path = encoded.folder / "images" / "train-00000.bin"

@@ -98,13 +98,14 @@ def recipe_suggest(
 
     _refuse_other_data()
     found = suggest(Path("build/dataset"))
-    changed = recipe.changes(found.values)
+    changed, measured = recipe.changes(found.values), recipe.load(found.recipe)
     if as_json:
         print_json(
             {
                 "situation": vars(found.situation),
                 "recipe": found.recipe,
                 "reason": found.reason,
+                "measured": measured.model_dump()["measured"],
                 "changes": [vars(change) for change in found.changes],
                 "values": found.values,
                 "images_per_s": round(found.images_per_s, 1),
@@ -113,6 +114,8 @@ def recipe_suggest(
         )
     else:
         info(f"{found.situation.line()}\n\nRecipe {found.recipe}: {found.reason}")
+        data = f" (on the data of: {'; '.join(measured.before)})" if measured.before else ""
+        info(f"Measured: {measured.measurement()}{'' if isinstance(measured.measured, str) else data}")
         for change in found.changes:
             info(f"  with {change.key}: {yaml.inline(change.value)} ({change.reason})")
         info(

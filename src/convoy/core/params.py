@@ -8,7 +8,7 @@ import copy
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -30,13 +30,15 @@ class Section(BaseModel):
     other_names: ClassVar[Mapping[str, str]] = {}
     """Keys of other tools, and the key that does the same here."""
 
+    # The `examples` of a field hold the value of the shipped params.yaml, for messages about a missing key.
+
 
 class TopLevel(Section):
     """The one value of params.yaml that belongs to no section."""
 
     seed: Annotated[
         int,
-        Field(ge=0, lt=2**32, description="starting weights, order of images, augmentation"),
+        Field(ge=0, lt=2**32, description="starting weights, order of images, augmentation", examples=[1]),
     ]  # numpy, torch and Lightning all accept this range
 
 
@@ -74,7 +76,10 @@ def section(name: str, kind: type[S], path: Path = PARAMS_FILE) -> S:
     Raises:
         RequestError: listing every unknown, missing or out-of-range key of the section.
     """
-    return check(name, kind, _entry(name, path), path)
+    content = read(path)
+    if name not in content:
+        raise without_section(name, kind, content, path)
+    return check(name, kind, content[name], path)
 
 
 def seed(path: Path = PARAMS_FILE) -> int:
@@ -83,7 +88,7 @@ def seed(path: Path = PARAMS_FILE) -> int:
     Raises:
         RequestError: it is missing or out of range.
     """
-    return check("", TopLevel, {"seed": _entry("seed", path)}, path).seed
+    return check("", TopLevel, {key: value for key, value in read(path).items() if key == "seed"}, path).seed
 
 
 def check(name: str, kind: type[S], content: Mapping[str, Any], path: Path = PARAMS_FILE) -> S:
@@ -123,14 +128,12 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _entry(name: str, path: Path) -> Any:  # noqa: ANN401 (as wide as YAML)
-    """Read a top-level key."""
-    content = read(path)
-    if name not in content:
-        raise RequestError(
-            f"{path} has no `{name}`{did_you_mean(name, content)}. Add it, or restore it: git checkout {path}"
-        )
-    return content[name]
+def without_section(name: str, kind: type[Section], present: Iterable[str], path: Path) -> RequestError:
+    """Describe a section that params.yaml lacks, with the lines that add it."""
+    message = f"{path} has no `{name}`{did_you_mean(name, present)} Restore it: git checkout {path}"
+    if defaults := default_at(kind, []):
+        message += f"\nOr add it with its defaults:\n{yaml.dump({name: defaults})}"
+    return RequestError(message)
 
 
 def _explain(name: str, kind: type[Section], detail: ErrorDetails) -> str:
@@ -146,8 +149,33 @@ def _explain(name: str, kind: type[Section], detail: ErrorDetails) -> str:
     if detail["type"] == "value_error" and not where:  # a rule about several keys
         return f"{name}: {detail['ctx']['error']}"
     if detail["type"] == "missing":
-        return f"missing key {key}: add it (git diff {PARAMS_FILE} shows what it was)"
+        return f"missing key {key}: {_remedy(kind, where, path)}"
     return f"{key} is {detail['input']!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+
+
+def _remedy(kind: type[Section], where: list[str], path: list[str]) -> str:
+    """Write the line that adds a missing key with its default, as in the shipped params.yaml."""
+    default = default_at(kind, where)
+    if default is None:
+        return f"add it (git diff {PARAMS_FILE} shows what it was)"
+    text = yaml.inline(default)
+    parent = f"to `{'.'.join(path[:-1])}`" if path[:-1] else "without indentation"
+    return f"its default is {text}. Add this line {parent} in {PARAMS_FILE}:\n    {path[-1]}: {text}"
+
+
+def default_at(kind: type[Section], where: Sequence[str]) -> Any:  # noqa: ANN401 (as wide as YAML)
+    """Return the value of a key in the shipped params.yaml, which its field has as example; None where it has none."""
+    if not where:
+        values = {name: default_at(kind, [name]) for name in kind.model_fields}
+        return None if None in values.values() else values
+    field = kind.model_fields[where[0]]
+    inner = field.annotation
+    if field.examples:
+        value: Any = field.examples[0]
+        for part in where[1:]:
+            value = value[part]
+        return value
+    return default_at(inner, where[1:]) if isinstance(inner, type) and issubclass(inner, Section) else None
 
 
 def _keys_at(kind: type[Section], where: list[str]) -> list[str]:

@@ -48,10 +48,17 @@ Column = Annotated[str, Field(min_length=1)] | Annotated[int, Field(ge=1)]
 class ColumnParams(Section):
     """State what the columns of lists are."""
 
-    path: Annotated[Column, Field(description="paths or names of the images")]
-    label: Annotated[Column, Field(description="their classes; stated, it makes data.label: auto mean csv")]
-    split: Annotated[Column, Field(description="their splits; none: the list states no splits")]
-    group: Annotated[Column, Field(description="their groups; none: the list states no groups")]
+    path: Annotated[Column, Field(description="paths or names of the images", examples=["auto"])]
+    label: Annotated[
+        Column,
+        Field(description="their classes; stated, it makes data.label: auto mean csv", examples=["auto"]),
+    ]
+    split: Annotated[
+        Column, Field(description="their splits; none: the list states no splits", examples=["auto"])
+    ]
+    group: Annotated[
+        Column, Field(description="their groups; none: the list states no groups", examples=["auto"])
+    ]
 
 
 def _share_of(value: object) -> object:
@@ -70,12 +77,12 @@ def _none_or_enough(value: float) -> float:
 class SplitParams(Section):
     """Shares cut from the delivery, for each split that it lacks."""
 
-    val: Annotated[float, Field(ge=LEAST_CUT, le=0.5, description="chooses the best epoch")]
+    val: Annotated[float, Field(ge=LEAST_CUT, le=0.5, description="chooses the best epoch", examples=[0.15])]
     test: Annotated[
         float,
         BeforeValidator(_share_of),
         AfterValidator(_none_or_enough),
-        Field(ge=0, le=0.5, description="measures the result, used for nothing else"),
+        Field(ge=0, le=0.5, description="measures the result, used for nothing else", examples=[0.2]),
     ]
 
     @model_validator(mode="after")
@@ -110,35 +117,93 @@ class DatasetCheck(Section):
 class CheckParams(Section):
     """Configure what `prepare` looks for in the images that it can read."""
 
-    small: Annotated[ImageCheck, Field(description="shorter side below limit, in pixels")]
-    aspect: Annotated[ImageCheck, Field(description="longer side over shorter side above limit")]
-    blank: Annotated[
-        ImageCheck, Field(description="standard deviation of the gray levels below limit, of 255")
+    small: Annotated[
+        ImageCheck,
+        Field(
+            description="shorter side below limit, in pixels",
+            examples=[{"limit": 8, "action": "report", "max_share": 1.0}],
+        ),
     ]
-    dark: Annotated[ImageCheck, Field(description="mean gray level below limit, of 255")]
-    bright: Annotated[ImageCheck, Field(description="mean gray level above limit, of 255")]
-    blurred: Annotated[ImageCheck, Field(description="sharpness below limit; see docs/data.md")]
+    aspect: Annotated[
+        ImageCheck,
+        Field(
+            description="longer side over shorter side above limit",
+            examples=[{"limit": 10, "action": "report", "max_share": 1.0}],
+        ),
+    ]
+    blank: Annotated[
+        ImageCheck,
+        Field(
+            description="standard deviation of the gray levels below limit, of 255",
+            examples=[{"limit": 1, "action": "report", "max_share": 0.1}],
+        ),
+    ]
+    dark: Annotated[
+        ImageCheck,
+        Field(
+            description="mean gray level below limit, of 255",
+            examples=[{"limit": 8, "action": "report", "max_share": 1.0}],
+        ),
+    ]
+    bright: Annotated[
+        ImageCheck,
+        Field(
+            description="mean gray level above limit, of 255",
+            examples=[{"limit": 247, "action": "report", "max_share": 1.0}],
+        ),
+    ]
+    blurred: Annotated[
+        ImageCheck,
+        Field(
+            description="sharpness below limit; see docs/data.md",
+            examples=[{"limit": 0.12, "action": "report", "max_share": 1.0}],
+        ),
+    ]
     outliers: Annotated[
-        ImageCheck, Field(description="a statistic further than limit robust deviations from its class")
+        ImageCheck,
+        Field(
+            description="a statistic further than limit robust deviations from its class",
+            examples=[{"limit": 8, "action": "report", "max_share": 1.0}],
+        ),
     ]
     duplicates: Annotated[
-        ImageCheck, Field(description="more than limit images with the same pixels in one class and split")
+        ImageCheck,
+        Field(
+            description="more than limit images with the same pixels in one class and split",
+            examples=[{"limit": 1, "action": "report", "max_share": 1.0}],
+        ),
     ]
     near_duplicates: Annotated[
         ImageCheck,
-        Field(description="correlation of aligned pixels above limit; `drop` drops the copy in train"),
+        Field(
+            description="correlation of aligned pixels above limit; `drop` drops the copy in train",
+            examples=[{"limit": 0.92, "action": "drop", "max_share": 0.5}],
+        ),
     ]
     groups: Annotated[
         ImageCheck,
         Field(
-            description="images of a group in more than limit delivered splits; `drop` keeps those in test, else val"
+            description="images of a group in more than limit delivered splits; `drop` keeps those in test, else val",
+            examples=[{"limit": 1, "action": "fail", "max_share": 1.0}],
         ),
     ]
-    few_images: Annotated[DatasetCheck, Field(description="images of a class below limit")]
-    imbalance: Annotated[DatasetCheck, Field(description="largest over smallest class above limit")]
+    few_images: Annotated[
+        DatasetCheck,
+        Field(description="images of a class below limit", examples=[{"limit": 20, "action": "report"}]),
+    ]
+    imbalance: Annotated[
+        DatasetCheck,
+        Field(
+            description="largest over smallest class above limit",
+            examples=[{"limit": 50, "action": "report"}],
+        ),
+    ]
     giveaway: Annotated[
         DatasetCheck,
-        Field(description="AUC with which one property of the file predicts a class above limit"),
+        Field(
+            description="AUC with which one property of the file predicts a class above limit",
+            examples=[{"limit": 0.95, "action": "report"}],
+        ),
     ]
 
 
@@ -152,23 +217,36 @@ class DataParams(Section):
     }
 
     image_px: Annotated[
-        int, Field(ge=8, le=1024, description="side of the square that the network sees, in pixels")
+        int,
+        Field(
+            ge=8, le=1024, description="side of the square that the network sees, in pixels", examples=[32]
+        ),
     ]
-    fit: Annotated[Fit, Field(description="how an image becomes that square")]
+    fit: Annotated[Fit, Field(description="how an image becomes that square", examples=["squash"])]
     crop_share: Annotated[
         float,
-        Field(ge=0.1, le=1, description="share of the shorter side that `fit: crop` keeps in the middle"),
+        Field(
+            ge=0.1,
+            le=1,
+            description="share of the shorter side that `fit: crop` keeps in the middle",
+            examples=[1.0],
+        ),
     ]
     store_px: Annotated[
-        int, Field(ge=0, le=2048, description="side at which training images are stored, in pixels")
+        int,
+        Field(ge=0, le=2048, description="side at which training images are stored, in pixels", examples=[0]),
     ]
-    store: Annotated[Literal["auto", Store], Field(description="what training images are stored as")]
-    layout: Annotated[Arrangement, Field(description="what the folders of a delivery are")]
+    store: Annotated[
+        Literal["auto", Store], Field(description="what training images are stored as", examples=["auto"])
+    ]
+    layout: Annotated[Arrangement, Field(description="what the folders of a delivery are", examples=["auto"])]
     label: Annotated[
         str,
         _pattern("label"),
         Field(
-            pattern=r"^(auto|folder|csv|.*\(\?P<label>.*)$", description="where the class of an image stands"
+            pattern=r"^(auto|folder|csv|.*\(\?P<label>.*)$",
+            description="where the class of an image stands",
+            examples=["auto"],
         ),
     ]
     group: Annotated[
@@ -177,6 +255,7 @@ class DataParams(Section):
         Field(
             pattern=r"^(none|.*\(\?P<group>.*)$",
             description="images of one group stay in one split",
+            examples=["none"],
         ),
     ]
     columns: Annotated[
@@ -189,22 +268,32 @@ class DataParams(Section):
     rare: Annotated[
         Literal["fail", "train_only"],
         Field(
-            description="what happens to a class with fewer than 3 images, or absent from a delivered val or test"
+            description="what happens to a class with fewer than 3 images, or absent from a delivered val or test",
+            examples=["fail"],
         ),
     ]
     classes: Annotated[
         Literal["fail", "extend"],
-        Field(description="what happens if the classes differ from those of the dataset before"),
+        Field(
+            description="what happens if the classes differ from those of the dataset before",
+            examples=["extend"],
+        ),
     ]
     background: Annotated[
         str,
-        Field(pattern=BACKGROUND_PATTERN, description="colour behind transparent pixels"),
+        Field(pattern=BACKGROUND_PATTERN, description="colour behind transparent pixels", examples=["white"]),
     ]
     max_truncated: Annotated[
-        float, Field(ge=0, le=1, description="largest share of an image that a truncated file may lack")
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="largest share of an image that a truncated file may lack",
+            examples=[0.01],
+        ),
     ]
     max_quarantined: Annotated[
-        float, Field(ge=0, le=1, description="largest share of files that may be unusable")
+        float, Field(ge=0, le=1, description="largest share of files that may be unusable", examples=[0.01])
     ]
     checks: Annotated[CheckParams, Field(description="what is looked for in readable images")]
 

@@ -91,5 +91,7 @@ class EnergyParams(Section):
     """Name whose electricity is used. Changes no result."""
 
     country: Annotated[
-        str, AfterValidator(_check_country), Field(description="country whose electricity is used")
+        str,
+        AfterValidator(_check_country),
+        Field(description="country whose electricity is used", examples=["world"]),
     ]

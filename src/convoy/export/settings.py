@@ -13,12 +13,23 @@ class ExportParams(Section):
     max_label_flips: Annotated[
         int,
         Field(
-            ge=0, description="test images whose class may differ between evaluation and the exported graph"
+            ge=0,
+            description="test images whose class may differ between evaluation and the exported graph",
+            examples=[0],
         ),
     ]
     max_probability_gap: Annotated[
-        float, Field(ge=0, le=1, description="largest difference of any probability between the two")
+        float,
+        Field(
+            ge=0, le=1, description="largest difference of any probability between the two", examples=[0.0001]
+        ),
     ]
     latency_runs: Annotated[
-        int, Field(ge=10, le=10000, description="timed single-image runs of onnxruntime and of eager torch")
+        int,
+        Field(
+            ge=10,
+            le=10000,
+            description="timed single-image runs of onnxruntime and of eager torch",
+            examples=[100],
+        ),
     ]

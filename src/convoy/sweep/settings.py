@@ -38,21 +38,49 @@ class SweepParams(Section):
     """Choose what a sweep tries, how often, and by which metric it decides."""
 
     trials: Annotated[
-        int, Field(ge=1, le=10_000, description="trials of a sweep in all, pruned and failed ones included")
+        int,
+        Field(
+            ge=1,
+            le=10_000,
+            description="trials of a sweep in all, pruned and failed ones included",
+            examples=[20],
+        ),
     ]
     metric: Annotated[
         Metric,
-        Field(description="metric that compares trials, in the epoch whose weights each trial keeps"),
+        Field(
+            description="metric that compares trials, in the epoch whose weights each trial keeps",
+            examples=["val/loss"],
+        ),
     ]
     warmup_epochs: Annotated[
         int,
         Field(
-            ge=1, le=10_000, description="epochs before a trial may be pruned for being worse than the median"
+            ge=1,
+            le=10_000,
+            description="epochs before a trial may be pruned for being worse than the median",
+            examples=[3],
         ),
     ]
     space: Annotated[
         dict[str, Range | list[Any]],
-        Field(min_length=1, description="keys of network and train, or seed, and the values to try"),
+        Field(
+            min_length=1,
+            description="keys of network and train, or seed, and the values to try",
+            examples=[
+                {
+                    "train.lr": {"low": 0.005, "high": 0.3, "log": True},
+                    "train.weight_decay": {"low": 1e-05, "high": 0.01, "log": True},
+                    "train.batch_size": [16, 32, 64],
+                    "train.augment": [
+                        [],
+                        [{"shift": {"pixels": 1}}],
+                        [{"shift": {"pixels": 2}}],
+                        [{"shift": {"pixels": 4}}],
+                    ],
+                }
+            ],
+        ),
     ]
 
     @field_validator("space", mode="before")

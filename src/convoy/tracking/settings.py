@@ -15,9 +15,14 @@ LOG = "convoy.log"  # tag of an experiment whose runs are log entries, not train
 class TrackingParams(params.Section):
     """Name the experiment and the registered model; `MLFLOW_TRACKING_URI` names the store."""
 
-    experiment: Annotated[str, Field(min_length=1, description="name of the MLflow experiment")]
+    experiment: Annotated[
+        str, Field(min_length=1, description="name of the MLflow experiment", examples=["convoy"])
+    ]
     step_interval: Annotated[
-        int, Field(ge=0, le=100_000, description="steps between two points of step/loss and step/lr")
+        int,
+        Field(
+            ge=0, le=100_000, description="steps between two points of step/loss and step/lr", examples=[10]
+        ),
     ]
     registered_model: Annotated[
         str,
@@ -26,6 +31,7 @@ class TrackingParams(params.Section):
             max_length=200,
             pattern=r"^[^/:@.%'\"]+$",
             description="registered model whose versions are compared, promoted and served",
+            examples=["convoy"],
         ),
     ]
 

@@ -96,6 +96,8 @@ def fit(
         f"train {spec.name} ({parameters:,} parameters) in {reason}",
         f"augment: {policy.described(params.augment)}",
     ]
+    if hint := policy.unused_store(params.augment, image_px=dataset.image_px, store_px=dataset.store_px):
+        head.append(hint)
     if teacher:
         head.append(
             f"teacher: {teacher}, weight {params.teacher_weight:g}, temperature {params.teacher_temperature:g}"

@@ -129,9 +129,10 @@ class NetworkParams(Section):
     name: str = Field(
         pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$",
         description="network to train: a file in networks/, without .yaml",
+        examples=["convnet"],
     )
     weights: Annotated[str, AfterValidator(_known_source)] = Field(
-        description="weights that training starts from"
+        description="weights that training starts from", examples=["none"]
     )
 
 
@@ -139,34 +140,51 @@ class TransferParams(Section):
     """Choose how starting weights are adapted."""
 
     freeze: Freeze = Field(
-        description="blocks frozen at the start, counted from the image, or the name of the last"
+        description="blocks frozen at the start, counted from the image, or the name of the last",
+        examples=[0],
     )
-    release: Release = Field(description="epochs between releases of frozen blocks, the deepest first")
+    release: Release = Field(
+        description="epochs between releases of frozen blocks, the deepest first", examples=[0]
+    )
     lr_factor: float = Field(
         gt=0,
         le=1,
         description="learning rate of a block as a share of the next deeper block's; the head learns at lr",
+        examples=[1.0],
     )
-    batch_norm: Literal["adapt", "frozen"] = Field(description="batch norms of all blocks but the head")
+    batch_norm: Literal["adapt", "frozen"] = Field(
+        description="batch norms of all blocks but the head", examples=["adapt"]
+    )
 
 
 class MuonParams(Section):
     """Choose how `optimizer: muon` trains; without effect for others."""
 
-    steps: int = Field(ge=1, le=20, description="Newton-Schulz steps that make an update orthogonal")
+    steps: int = Field(
+        ge=1, le=20, description="Newton-Schulz steps that make an update orthogonal", examples=[3]
+    )
     normalize: bool = Field(
-        description="norm of a layer's weights set to the root of its filters before each step"
+        description="norm of a layer's weights set to the root of its filters before each step",
+        examples=[False],
     )
     rest: Literal["sgd", "adamw"] = Field(
-        description="update rule of the first layer, the head, biases and norms"
+        description="update rule of the first layer, the head, biases and norms", examples=["sgd"]
     )
     rest_lr: float = Field(
-        gt=0, le=100_000, description="highest learning rate of the rest, without the head's weights"
+        gt=0,
+        le=100_000,
+        description="highest learning rate of the rest, without the head's weights",
+        examples=[0.05],
     )
-    head_lr: float = Field(gt=0, le=100_000, description="highest learning rate of the head's weights")
-    rest_momentum: float = Field(ge=0, lt=1, description="momentum of the rest")
+    head_lr: float = Field(
+        gt=0, le=100_000, description="highest learning rate of the head's weights", examples=[0.05]
+    )
+    rest_momentum: float = Field(ge=0, lt=1, description="momentum of the rest", examples=[0.9])
     rest_decay: float = Field(
-        ge=0, le=0.1, description="share by which a step at the highest learning rate shrinks the rest"
+        ge=0,
+        le=0.1,
+        description="share by which a step at the highest learning rate shrinks the rest",
+        examples=[0.0],
     )
 
 
@@ -174,10 +192,13 @@ class ProgressiveParams(Section):
     """Choose the size of the images of the first epochs."""
 
     start: float = Field(
-        ge=0.25, le=1, description="side of the first epoch's images as a share of data.image_px"
+        ge=0.25,
+        le=1,
+        description="side of the first epoch's images as a share of data.image_px",
+        examples=[1.0],
     )
     full: float = Field(
-        gt=0, le=1, description="share of the epochs in which the side grows to data.image_px"
+        gt=0, le=1, description="share of the epochs in which the side grows to data.image_px", examples=[0.6]
     )
 
 
@@ -209,71 +230,105 @@ class TrainParams(Section):
         **dict.fromkeys(("temperature", "distillation_tau", "kd_temperature"), "teacher_temperature"),
     }
 
-    epochs: int = Field(ge=1, le=10_000, description="passes over the training images")
-    batch_size: int = Field(ge=1, le=65_536, description="images per batch")
-    accumulate: int = Field(ge=1, le=1024, description="batches whose gradients are averaged for a step")
-    optimizer: Annotated[Literal["sgd", "adamw", "muon"], _hinted(OPTIMIZERS, "sgd", "adamw", "muon")] = (
-        Field(description="update rule of the weights")
+    epochs: int = Field(ge=1, le=10_000, description="passes over the training images", examples=[10])
+    batch_size: int = Field(ge=1, le=65_536, description="images per batch", examples=[32])
+    accumulate: int = Field(
+        ge=1, le=1024, description="batches whose gradients are averaged for a step", examples=[1]
     )
-    momentum: float = Field(ge=0, lt=1, description="share of the last step's direction that a step keeps")
+    optimizer: Annotated[Literal["sgd", "adamw", "muon"], _hinted(OPTIMIZERS, "sgd", "adamw", "muon")] = (
+        Field(description="update rule of the weights", examples=["sgd"])
+    )
+    momentum: float = Field(
+        ge=0, lt=1, description="share of the last step's direction that a step keeps", examples=[0.9]
+    )
     muon: MuonParams = Field(description="what `optimizer: muon` adds")
-    lr: float = Field(gt=0, le=100, description="highest learning rate")
-    weight_decay: float = Field(ge=0, le=1, description="weight decay; not applied to norms and biases")
+    lr: float = Field(gt=0, le=100, description="highest learning rate", examples=[0.03])
+    weight_decay: float = Field(
+        ge=0, le=1, description="weight decay; not applied to norms and biases", examples=[0.0005]
+    )
     schedule: Annotated[Schedule, _hinted(SCHEDULES, *get_args(Schedule))] = Field(
-        description="learning-rate schedule after the warm-up"
+        description="learning-rate schedule after the warm-up", examples=["one_cycle"]
     )
     warmup: float = Field(
-        ge=0, le=0.9, description="share of all steps in which the learning rate rises to lr"
+        ge=0, le=0.9, description="share of all steps in which the learning rate rises to lr", examples=[0.2]
     )
     lr_end: float = Field(
-        ge=0, le=1, description="learning rate at the end of `linear` and `cosine`, as a share of lr"
+        ge=0,
+        le=1,
+        description="learning rate at the end of `linear` and `cosine`, as a share of lr",
+        examples=[0.0],
     )
     step_epochs: Annotated[
         Annotated[int, Field(ge=1, le=10_000)]
         | Annotated[list[Annotated[int, Field(ge=1, le=10_000)]], Field(min_length=1)],
         _one_message("Input should be a number of epochs from 1 to 10000, or a list of them"),
-    ] = Field(description="epochs between two falls of `step`")
-    step_factor: float = Field(gt=0, lt=1, description="factor on the learning rate at each fall of `step`")
-    clip_norm: float = Field(
-        ge=0, le=10_000, description="largest norm of a step's gradients; longer ones are shortened to it"
+    ] = Field(description="epochs between two falls of `step`", examples=[30])
+    step_factor: float = Field(
+        gt=0, lt=1, description="factor on the learning rate at each fall of `step`", examples=[0.1]
     )
-    loss: Literal["cross_entropy", "focal"] = Field(description="training loss")
+    clip_norm: float = Field(
+        ge=0,
+        le=10_000,
+        description="largest norm of a step's gradients; longer ones are shortened to it",
+        examples=[0.0],
+    )
+    loss: Literal["cross_entropy", "focal"] = Field(description="training loss", examples=["cross_entropy"])
     focal_gamma: float = Field(
-        ge=0, le=10, description="how little images count in `focal` that are already classified surely"
+        ge=0,
+        le=10,
+        description="how little images count in `focal` that are already classified surely",
+        examples=[2.0],
     )
     label_smoothing: float = Field(
         ge=0,
         le=0.5,
         description="share of the target probability spread over all classes in the training loss",
+        examples=[0.1],
     )
     teacher: Annotated[str, AfterValidator(_known_teacher)] = Field(
-        description="trained model whose answers are learnt too"
+        description="trained model whose answers are learnt too", examples=["none"]
     )
     teacher_weight: float = Field(
-        gt=0, le=1, description="share of the teacher's answers in the training loss"
+        gt=0, le=1, description="share of the teacher's answers in the training loss", examples=[0.5]
     )
     teacher_temperature: float = Field(
-        ge=1, le=100, description="divisor of the logits of both, which softens the teacher's answers"
+        ge=1,
+        le=100,
+        description="divisor of the logits of both, which softens the teacher's answers",
+        examples=[4.0],
     )
-    class_weights: ClassWeights = Field(description="factor on the training loss of each class's images")
+    class_weights: ClassWeights = Field(
+        description="factor on the training loss of each class's images", examples=["none"]
+    )
     sampler: Literal["shuffle", "balanced"] = Field(
-        description="how often an epoch shows each training image"
+        description="how often an epoch shows each training image", examples=["shuffle"]
     )
-    augment: Augment = Field(description="random changes of training images")
-    best: Best = Field(description="epoch whose weights become the model")
+    augment: Augment = Field(
+        description="random changes of training images", examples=[[{"shift": {"pixels": 2}}]]
+    )
+    best: Best = Field(description="epoch whose weights become the model", examples=["val/loss"])
     early_stop: int = Field(
-        ge=0, le=10_000, description="epochs that are not better by `best` before training stops"
+        ge=0,
+        le=10_000,
+        description="epochs that are not better by `best` before training stops",
+        examples=[0],
     )
     ema: float = Field(
         ge=0,
         lt=1,
         description="decay of the exponential moving average of the weights, which is then validated and saved",
+        examples=[0.0],
     )
     tta: Tta = Field(
-        description="views of an image whose mean answers, in evaluation and in the exported graph"
+        description="views of an image whose mean answers, in evaluation and in the exported graph",
+        examples=["none"],
     )
-    calibrate: bool = Field(description="temperature of the probabilities fitted to validation images")
-    precision: Precision = Field(description="number format of convolutions and dense layers")
+    calibrate: bool = Field(
+        description="temperature of the probabilities fitted to validation images", examples=[True]
+    )
+    precision: Precision = Field(
+        description="number format of convolutions and dense layers", examples=["auto"]
+    )
     progressive: ProgressiveParams = Field(
         description="smaller images in the first epochs, whose steps cost less"
     )
@@ -343,13 +398,17 @@ class CheckpointParams(Section):
         ge=0,
         le=86_400,
         description="seconds between checkpoints within an epoch, beside those at its end; a run's curves are published with them",
+        examples=[60],
     )
-    keep: int = Field(ge=1, le=1000, description="trainings whose checkpoints are kept, this one included")
+    keep: int = Field(
+        ge=1, le=1000, description="trainings whose checkpoints are kept, this one included", examples=[5]
+    )
     keep_days: float = Field(
-        gt=0, le=3650, description="days after which the checkpoints of a training are removed"
+        gt=0, le=3650, description="days after which the checkpoints of a training are removed", examples=[30]
     )
     time_budget_min: float = Field(
         ge=0,
         le=100_000,
         description="minutes after which training saves and stops (exit code 1), for the next run to resume",
+        examples=[0],
     )

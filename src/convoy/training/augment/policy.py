@@ -107,6 +107,16 @@ def check(
             )
 
 
+def unused_store(transforms: Sequence[Transform], *, image_px: int, store_px: int) -> str:
+    """Describe stored images that are larger than anything uses; empty where all is used."""
+    if store_px <= image_px or any(isinstance(transform, ResizedCrop) for transform in transforms):
+        return ""
+    return (
+        f"data.store_px {store_px} changes nothing but time and space: of train.augment, only resized_crop cuts from images that are "
+        f"stored larger than data.image_px {image_px}. Add resized_crop to train.augment, or set data.store_px: 0"
+    )
+
+
 def _up(share: float) -> float:
     """Round a share up to two digits that a person would type."""
     digits = 1
