@@ -1,3 +1,4 @@
+import hashlib
 import io
 import itertools
 
@@ -17,7 +18,7 @@ from convoy.data.duplicates import (
     search,
 )
 from convoy.data.records import Pair
-from convoy.data.sketches import misfit, sketch
+from convoy.data.sketches import BOXED, STEPS, misfit, model, sketch
 
 LIMIT = 0.92
 
@@ -172,20 +173,24 @@ def test_images_that_look_alike_are_compared_with_the_nearest_only(monkeypatch):
 
 @pytest.fixture(scope="module")
 def varied(pictures):
-    """Fingerprints of pictures and copies, identical ones, blank ones, and 150 frames of one scene."""
+    """Fingerprints of pictures and copies, identical ones, blank ones, 150 frames of one scene, and 100 more or less like another."""
     random = np.random.default_rng(0)
     frames = prints(pictures[:1]).astype(int) + random.integers(-6, 7, (150, SIZE))
     copies = [
         copy(image_u8) for copy, image_u8 in zip(itertools.cycle(COPIES.values()), pictures, strict=False)
     ]
     blank = np.full((3, SIZE), 9, np.uint8)
-    parts = [prints([*pictures, *copies, *pictures[:20]]), blank, frames.clip(0, 255).astype(np.uint8)]
+    share = random.uniform(0.2, 0.7, (100, 1))
+    like = np.rint(share * prints(pictures[1:2]) + (1 - share) * prints(pictures[100:]))
+    parts = [prints([*pictures, *copies, *pictures[:20]]), blank, frames.clip(0, 255), like]
+    parts = [part.astype(np.uint8) for part in parts]
     return np.concatenate(parts)[random.permutation(sum(map(len, parts)))]
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_search_continues_any_earlier_one_with_the_same_result(varied, seed):
-    """Images come, go, change places and become eligible; the limit changes too."""
+def test_a_search_continues_any_earlier_one_with_the_same_result(varied, seed, monkeypatch):
+    """Images come, go, change places and become eligible; the limit changes too, and how near they must be."""
+    monkeypatch.setattr(duplicates, "DENSE", (2**16, 100)[seed // 2])
     random = np.random.default_rng(seed)
     kept = None
     for share in random.permutation([0.02, 0.4, 0.97, 1.0]):
@@ -214,6 +219,52 @@ def test_an_added_image_is_compared_with_the_others_only_once(varied, monkeypatc
     before = sum(compared)
     assert search(varied, everything, LIMIT, kept)[0] == found
     assert sum(compared) - before < before / 5
+
+
+def test_every_pair_of_near_sketches_is_compared(varied, monkeypatch):
+    """However images are grouped, and whatever is computed at once."""
+    sizes = {"GROUP": 50, "WIDTH": 70, "ROWS": 8, "COLUMNS": 16, "TILES": 2, "BATCH": 100}
+    everything = np.ones(len(varied), bool)
+    found, kept = search(varied, everything, LIMIT)
+    for name, size in sizes.items():
+        monkeypatch.setattr(duplicates, name, size)
+    again, the_same = search(varied, everything, LIMIT)
+    assert again == found
+    for name, array in kept.arrays().items():
+        np.testing.assert_array_equal(the_same.arrays()[name], array)
+
+    first_of = {hashlib.sha256(row).digest()[:16].rstrip(b"\0"): n for n, row in enumerate(varied)}
+    rows = np.array([first_of[digest] for digest in kept.digests])
+    sketches = sketch(varied[rows])
+    points = sketches.points.astype(float)
+    near = np.zeros((2, len(rows), len(rows)), bool)
+    for flip, other in enumerate((points, points * np.where(model().odd, -1, 1))):
+        apart = np.abs(points[:, np.newaxis] - other)
+        near[flip] = (apart[..., :BOXED] <= model().reach).all(axis=2)
+        near[flip] &= (
+            np.linalg.norm(apart[..., : duplicates.FIRST], axis=2) <= duplicates.FIRST_RADIUS * STEPS
+        )
+        near[flip] &= np.linalg.norm(apart, axis=2) <= duplicates.RADIUS * STEPS
+    near &= sketches.contrasted & sketches.contrasted[:, np.newaxis] & ~np.eye(len(rows), dtype=bool)
+    np.testing.assert_array_equal(near.sum(axis=(0, 2)) > duplicates.CROWD, kept.crowded)
+    crowd = kept.crowded & kept.crowded[:, np.newaxis]
+    expected = {(a, b, bool(flip)) for flip, a, b in np.argwhere(near & ~crowd).tolist() if a < b}
+    turned = kept.mirrored ^ sketches.mirrored[kept.first] ^ sketches.mirrored[kept.second]
+    compared = zip(kept.first.tolist(), kept.second.tolist(), turned.tolist(), strict=True)
+    assert {pair for pair in compared if not crowd[pair[:2]]} == expected
+    assert expected
+
+
+def test_of_many_images_those_compared_are_nearer_and_copies_are_found(pictures, monkeypatch):
+    copies = [copy(image_u8) for copy in COPIES.values() for image_u8 in pictures[:20]]
+    images = prints([*pictures, *copies])
+    everything = np.ones(len(images), bool)
+    found, few = search(images, everything, LIMIT)
+    monkeypatch.setattr(duplicates, "DENSE", len(images) // 16)
+    again, many = search(images, everything, LIMIT)
+    assert len(many.first) < len(few.first)
+    np.testing.assert_array_equal(clusters(again, len(images)), clusters(found, len(images)))
+    assert set(clusters(again, len(images))[200:].tolist()) == set(range(20))
 
 
 def test_an_image_is_connected_to_a_pair_whatever_else_there_is(pictures):

@@ -44,6 +44,11 @@ RADIUS = 4.7
 MISFIT = 2.9
 """Largest `misfit` of two images whose correlation is computed. Of the same images, and half the size and back, all are within 2.1."""
 
+DENSE, CLOSER, DOUBLINGS = 2**16, 0.97, 4
+"""Beyond so many images, `FIRST_RADIUS`, `RADIUS` and `sketches.REACH` shrink by this factor with each doubling, at most so often: to 2.8, 4.2 and
+4.2. Else an image would have more others near it the more there are. With the smallest, 98 % of the images of CIFAR-10 that
+have a near-duplicate still do."""
+
 CROWD = 128
 """Images near an image, above which it is part of a crowd: frames of a video, icons. Those are compared with the nearest only."""
 
@@ -53,17 +58,23 @@ TRIES, ROUNDS = 4, 8
 REACH = 2048
 """Images of a crowd before and after an image, in an order of similar ones, that are looked at: time grows with the crowd, not its square."""
 
-LEAF = 128
-"""Images of similar sketches that are compared with all others by a matrix product."""
+GROUP = 1024
+"""Images of similar sketches, of whose neighbours the sketches are collected once."""
 
-WIDTH = 4096
-"""Others that are compared at once: 2 MB of distances."""
+WIDTH = 2**15
+"""Neighbours of a group whose sketches are collected at once: 3 MB."""
+
+ROWS, COLUMNS, TILES = 64, 512, 8
+"""Images and others whose distances are computed by a matrix product, of which larger ones take up to twice the time, and how many at once."""
+
+LEAF = 128
+"""Images of a crowd that are compared with those around them at once."""
+
+BATCH = 2**16
+"""Close pairs that are looked at at once, so that numpy's calls take a small part of the time."""
 
 BLOCK = 1024
 """Images or pairs that are computed at once."""
-
-PACKED = 1024
-"""Blocks of pairs that are joined at once."""
 
 UNLIKE = -2.0
 """Stands for the correlation of a pair whose sketches do not fit."""
@@ -141,7 +152,8 @@ def search(
 ) -> tuple[list[Pair], Compared]:
     """Find near-duplicates, in time that depends on the images that the earlier search did not have.
 
-    Two images are compared if their sketches are near (`RADIUS`, `MISFIT`), whatever other images there are. Only within a crowd, of images with
+    Two images are compared if their sketches are near (`RADIUS`, `MISFIT`), whatever other images there are, except that many (`DENSE`) must be
+    nearer; a search then compares all again if it has more or fewer images by a factor of 2. Only within a crowd, of images with
     more than `CROWD` others near, each is compared with the nearest that it is not yet connected to, at most `TRIES` * `ROUNDS`;
     crowds are compared again each time.
 
@@ -160,18 +172,23 @@ def search(
     images = _Images.of(fingerprints, np.flatnonzero(eligible))
     n = len(images.rows)
     fresh, known = images.known(earlier)
+    fresh |= earlier is not None and _scale(len(earlier.digests)) != _scale(n)
     kept = known.where(~(fresh[known.first] | fresh[known.second]))
-    near = np.bincount(np.concatenate([kept.first, kept.second]), minlength=n)
-    blocks = [kept, *_packed(_near(images.sketches, fresh, near))]  # which counts further images near
+    near = np.bincount(np.concatenate([kept.first, kept.second]), minlength=n).astype(np.int32)
+    candidates = _joined([kept, *_near(images.sketches, fresh, near)])  # which counts further images near
     crowded = near > CROWD
-    candidates = _joined(blocks)
-    del blocks, kept  # as large as what they were joined to
+    del kept
     candidates = candidates.where(~(crowded[candidates.first] & crowded[candidates.second]))
     compared = images.compare(candidates, known)
     for more in _in_crowds(images, crowded, compared, known, limit):
         compared = _joined([compared, more])
     compared = compared.sorted()
     return _forest(images, compared, limit), Compared(images.digests, crowded, *compared)
+
+
+def _scale(n: int) -> float:
+    """Factor of the radii for n images."""
+    return CLOSER ** min(DOUBLINGS, (max(n - 1, 0) // DENSE).bit_length())
 
 
 def clusters(pairs: Sequence[Pair], n: int) -> I64:
@@ -219,12 +236,6 @@ def _joined(blocks: Sequence[_Entries]) -> _Entries:
     return _Entries(*(np.concatenate(columns) for columns in zip(none, *blocks, strict=True)))
 
 
-def _packed(blocks: Iterator[_Entries]) -> Iterator[_Entries]:
-    """Join small blocks, of which each takes more memory than its pairs."""
-    while some := list(itertools.islice(blocks, PACKED)):
-        yield _joined(some)
-
-
 def _entries(first: I64, second: I64, mirrored: Bools) -> _Entries:
     """Put the lower index first; nothing is known of the correlation."""
     unknown = np.full(len(first), np.nan, np.float32)
@@ -251,23 +262,22 @@ class _Images(NamedTuple):
 
     @classmethod
     def of(cls, fingerprints: U8, rows: I64) -> "_Images":
-        """Sketch images, and leave out those that are nearly blank."""
-        digests = bytearray()
-        sketches = [sketch(fingerprints[:0])]
-        kept = [rows[:0]]
-        for start in range(0, len(rows), BLOCK):
-            block = fingerprints[rows[start : start + BLOCK]]
-            found = sketch(block)
-            kept.append(rows[start : start + BLOCK][found.contrasted])
-            sketches.append(found.where(found.contrasted))
-            for row in block[found.contrasted]:
-                digests += hashlib.sha256(row).digest()[:16]
-        rows = np.concatenate(kept)
-        hashes = np.frombuffer(digests, "S16")
-        names, first, which = np.unique(hashes, return_index=True, return_inverse=True)
-        copies = np.stack([rows[first[which]], rows], axis=1)
-        together = Sketches(*(np.concatenate(parts)[first] for parts in zip(*sketches, strict=True)))
-        return cls(fingerprints, rows[first], names, together, copies[copies[:, 0] < copies[:, 1]])
+        """Sketch images."""
+        blocks = [slice(start, start + BLOCK) for start in range(0, len(rows), BLOCK)]
+        hashes = bytearray()
+        for block in blocks:
+            for row in fingerprints[rows[block]]:
+                hashes += hashlib.sha256(row).digest()[:16]
+        digests, first, which = np.unique(
+            np.frombuffer(hashes, "S16"), return_index=True, return_inverse=True
+        )
+        sketches = Sketches.of(len(first))
+        for block in blocks:
+            for part, found in zip(sketches, sketch(fingerprints[rows[block]]), strict=True):
+                part[which[block]] = found
+        again = np.flatnonzero(sketches.contrasted[which] & (first[which] < np.arange(len(rows))))
+        copies = np.stack([rows[first[which[again]]], rows[again]], axis=1)
+        return cls(fingerprints, rows[first], digests, sketches, copies)
 
     def known(self, earlier: Compared | None) -> tuple[Bools, _Entries]:
         """Find which images must be compared with all, and the pairs whose correlation an earlier search computed."""
@@ -301,39 +311,29 @@ class _Images(NamedTuple):
         return asked._replace(similar=similar)
 
 
-class _Ordered(NamedTuple):
-    """Hold sketches in an order in which similar ones are near each other.
+@dataclass(frozen=True)
+class _Ordered:
+    """Hold sketches of a crowd in an order in which similar ones are near each other.
 
     Attributes:
         number: (n,) of each image.
-        starts: (leaves + 1,) where each group of similar sketches begins.
-        columns: (n, 22) the `FIRST` numbers, 1 and their squared length, so that a product of two has squared distances.
+        columns: (22, n) by `_columns`.
         mirrored: (n,) whether the image was mirrored.
     """
 
     number: I64
-    starts: I64
     columns: F32
     mirrored: Bools
 
     @classmethod
-    def of(cls, sketches: Sketches, *parts: I64) -> "_Ordered":
-        """Order the images of each part."""
-        leaves = [leaf for part in parts for leaf in _leaves(sketches.points, part)]
-        number = np.concatenate([np.empty(0, np.int64), *leaves])
-        points = sketches.points[number, :FIRST].astype(np.float32)
-        squares = np.einsum("ij,ij->i", points, points)[:, np.newaxis]
-        columns = np.concatenate([points, np.ones_like(squares), squares], axis=1)
-        starts = np.cumsum([0, *map(len, leaves)])
-        return cls(number, starts, columns, sketches.mirrored[number])
+    def of(cls, sketches: Sketches, chosen: I64) -> "_Ordered":
+        """Order images."""
+        number = np.concatenate(_leaves(sketches.points, chosen, np.arange(BOXED), LEAF))
+        return cls(number, _columns(sketches.points[number]), sketches.mirrored[number])
 
-    def distances(self, rows: slice, others: I64 | slice, *, flip: bool) -> F32:
-        """Compute squared distances of some sketches and others, or their mirror images; whole numbers, so exact."""
-        own, columns = self.columns[rows], self.columns[others]
-        own = np.concatenate([-2 * own[:, :FIRST], own[:, -1:], own[:, -2:-1]], axis=1)
-        if flip:
-            own[:, np.flatnonzero(model().odd[:FIRST])] *= -1
-        found: F32 = own @ columns.T
+    def distances(self, rows: slice, others: slice, *, flip: bool) -> F32:
+        """Compute squared distances of some sketches and others, or their mirror images."""
+        found: F32 = _rows(self.columns[:FIRST, rows].T, flip=flip) @ self.columns[:, others]
         return found
 
     def pairs(self, first: I64, second: I64, flips: Bools) -> _Entries:
@@ -342,86 +342,124 @@ class _Ordered(NamedTuple):
         return _entries(self.number[first], self.number[second], mirrored)
 
 
-def _leaves(points: I16, chosen: I64) -> list[I64]:
-    """Halve a set of sketches along the widest of the first numbers, again and again, until at most `LEAF` are together."""
-    reach = model().reach
-    boxed = points[:, :BOXED] / reach
+def _columns(points: I16) -> F32:
+    """Lay out the `FIRST` numbers of sketches, 1 and their squared length, as (22, n) for a product with `_rows`."""
+    columns = np.ones((FIRST + 2, len(points)), np.float32)
+    columns[:FIRST] = points[:, :FIRST].T
+    columns[-1] = np.einsum("ij,ij->j", columns[:FIRST], columns[:FIRST])
+    return columns
+
+
+def _tiles(points: I16) -> F32:
+    """Lay `_columns` out as (m, 22, `COLUMNS`), filled up with sketches at an infinite distance."""
+    columns = np.pad(_columns(points), ((0, 0), (0, -len(points) % COLUMNS)))
+    columns[-1, len(points) :] = np.inf
+    return np.ascontiguousarray(columns.reshape(FIRST + 2, -1, COLUMNS).swapaxes(0, 1))
+
+
+def _rows(numbers: F32, *, flip: bool) -> F32:
+    """Lay out (n, 20) sketches, or their mirror images, as (n, 22), so that a product has squared distances; whole numbers, so exact."""
+    squares = np.einsum("ij,ij->i", numbers, numbers)[:, np.newaxis]
+    signs = np.where(model().odd[:FIRST], -1, 1) if flip else 1
+    return np.concatenate(
+        [numbers * np.float32(-2) * signs, squares, np.ones_like(squares)], axis=1, dtype=np.float32
+    )
+
+
+def _leaves(points: I16, chosen: I64, axes: I64, most: int) -> list[I64]:
+    """Halve a set of sketches along the widest of some numbers, again and again, until at most so many are together."""
     pending, leaves = [chosen], []
     while pending:
         part = pending.pop()
-        if len(part) <= LEAF:
+        if len(part) <= most:
             leaves.append(part)
             continue
-        own = boxed[part]
+        own = points[part[:, np.newaxis], axes] / model().reach[axes]
         axis = int((own.max(axis=0) - own.min(axis=0)).argmax())
         split = np.argpartition(own[:, axis], len(part) // 2)
         pending += [part[split[len(part) // 2 :]], part[split[: len(part) // 2]]]
     return [leaf for leaf in leaves if len(leaf)]
 
 
-def _near(sketches: Sketches, fresh: Bools, near: I64) -> Iterator[_Entries]:
+def _near(sketches: Sketches, fresh: Bools, near: I32) -> Iterator[_Entries]:
     """Yield the pairs with a fresh image whose sketches are near, and count each image's in `near`.
 
     Pairs of two images that are in a crowd by then are only counted.
     """
-    ordered = _Ordered.of(sketches, np.flatnonzero(fresh), np.flatnonzero(~fresh))
-    odd, reach = model().odd[:BOXED, np.newaxis], model().reach[:, np.newaxis]
-    plain = ordered.columns[:, :BOXED].T.copy()
-    boxes = [
-        (numbers, *_bounds(numbers, ordered.starts)) for numbers in (plain, np.where(odd, -plain, plain))
-    ]
-    total, sizes = fresh.sum(), np.diff(ordered.starts)
-    for leaf, (start, stop) in enumerate(itertools.pairwise(ordered.starts.tolist())):
-        if start >= total:
-            break
-        low, high = (bound[:, leaf, np.newaxis] for bound in boxes[0][1:])
-        low, high = low - reach, high + reach
-        for flip, (numbers, lowest, highest) in zip((False, True), boxes, strict=True):
-            touched = ((lowest <= high) & (highest >= low)).all(axis=0)
-            touched &= np.arange(len(sizes)) >= leaf
-            others = np.flatnonzero(np.repeat(touched, sizes))
-            for axis in range(BOXED):
-                along = numbers[axis, others]
-                others = others[(along >= low[axis]) & (along <= high[axis])]
-            for begin in range(0, len(others), WIDTH):
-                some = others[begin : begin + WIDTH]
-                close = ordered.distances(slice(start, stop), some, flip=flip) <= (FIRST_RADIUS * STEPS) ** 2
-                row, column = np.divmod(np.flatnonzero(close), len(some))
-                first, second = row + start, some[column]
-                later = second > first
-                first, second = first[later], second[later]
-                one, other = ordered.number[first], ordered.number[second]
-                undecided = (near[one] <= CROWD) | (near[other] <= CROWD)  # most of a crowd's pairs are not
-                first, second = first[undecided], second[undecided]
-                kept = (np.abs(plain[:, first] - numbers[:, second]) <= reach).all(axis=0)
-                first, second = first[kept], second[kept]
-                kept = (
-                    _apart(sketches.points, *(ordered.number[side] for side in (first, second)), flip=flip)
-                    <= (RADIUS * STEPS) ** 2
-                )
-                entries = ordered.pairs(first[kept], second[kept], np.full(kept.sum(), flip))
-                np.add.at(near, entries.first, 1)
-                np.add.at(near, entries.second, 1)
-                yield entries.where((near[entries.first] <= CROWD) | (near[entries.second] <= CROWD))
+    points, mirrored, _ = sketches
+    scale = _scale(len(points))
+    odd, reach = model().odd, model().reach * np.float32(scale)
+    for close in _batches(_close(sketches, fresh, scale)):
+        first, second, _ = close
+        undecided = (near[first] <= CROWD) | (near[second] <= CROWD)  # most of a crowd's pairs are not
+        first, second, flips = first[undecided], second[undecided], close[2][undecided]
+        apart = points.take(second, axis=0).astype(np.float32)
+        apart[np.ix_(flips, odd)] *= -1
+        apart -= points.take(first, axis=0)
+        kept = (np.abs(apart[:, :BOXED]) <= reach).all(axis=1)
+        kept &= np.einsum("ij,ij->i", apart, apart) <= (RADIUS * scale * STEPS) ** 2
+        first, second = first[kept], second[kept]
+        np.add.at(near, first, 1)
+        np.add.at(near, second, 1)
+        entries = _entries(first, second, mirrored[first] ^ mirrored[second] ^ flips[kept])
+        yield entries.where((near[first] <= CROWD) | (near[second] <= CROWD))
 
 
-def _apart(points: I16, first: I64, second: I64, *, flip: bool) -> F32:
-    """Compute squared distances of whole sketches."""
-    other = points[second].astype(np.float32)
-    if flip:
-        other[:, model().odd] *= -1
-    other -= points[first]
-    found: F32 = np.einsum("ij,ij->i", other, other)
-    return found
+_Close = tuple[I32, I32, Bools]
+"""Pairs of images: the first, the second, and whether its sketch is mirrored."""
 
 
-def _bounds(numbers: F32, starts: I64) -> tuple[F32, F32]:
-    """Find the lowest and the highest number of each group, along the last axis."""
-    if len(starts) == 1:
-        return numbers, numbers
-    return np.minimum.reduceat(numbers, starts[:-1], axis=1), np.maximum.reduceat(
-        numbers, starts[:-1], axis=1
-    )
+def _batches(found: Iterator[_Close]) -> Iterator[_Close]:
+    """Join some pairs each to at least `BATCH`."""
+    more = next(found, None)
+    while more:
+        waiting, size = [more], len(more[0])
+        while size < BATCH and (more := next(found, None)):
+            waiting.append(more)
+            size += len(more[0])
+        first, second, flips = (np.concatenate(parts) for parts in zip(*waiting, strict=True))
+        yield first, second, flips
+        more = next(found, None)
+
+
+def _close(sketches: Sketches, fresh: Bools, scale: float) -> Iterator[_Close]:
+    """Yield each pair with a fresh image once whose `FIRST` numbers are within `FIRST_RADIUS`, of those that `_near` may keep.
+
+    All images are in the order of a boxed number that mirroring does not change; images of a group have the others in common. So
+    those that `ROWS` of a group are compared with are neighbours in memory.
+    """
+    points = sketches.points
+    odd, reach = model().odd[:BOXED], model().reach * np.float32(scale)
+    axis = int(np.flatnonzero(~odd)[0])
+    order = np.flatnonzero(sketches.contrasted)
+    order = order[np.argsort(points[order, axis], kind="stable")].astype(np.int32)
+    boxed = points[order, :BOXED].T.copy()
+    groups = _leaves(boxed.T, np.flatnonzero(fresh[order]), np.delete(np.arange(BOXED), axis), GROUP)
+    groups = [np.sort(group) for group in groups]
+    turn = np.full(len(order), len(order), np.int32)
+    turn[np.concatenate([*groups, np.empty(0, np.int64)])] = np.arange(sum(map(len, groups)))
+    for group, flip in itertools.product(groups, (False, True)):
+        own = boxed[:, group] * np.where(odd & flip, -1, 1)[:, np.newaxis]
+        lows, highs = np.ceil(own.min(axis=1) - reach), np.floor(own.max(axis=1) + reach)
+        chosen = turn >= turn[group[0]]
+        for numbers, low, high in zip(boxed, lows.astype(np.int16), highs.astype(np.int16), strict=True):
+            chosen &= (numbers >= low) & (numbers <= high)
+        others = np.flatnonzero(chosen)
+        rows = _rows(points[order[group], :FIRST].astype(np.float32), flip=flip)
+        for begin in range(0, len(others), WIDTH):
+            some = others[begin : begin + WIDTH]
+            tiles = _tiles(points.take(order[some], axis=0))  # faster than an index
+            lefts = boxed[axis, some].searchsorted(own[axis, ::ROWS] - reach[axis])
+            rights = boxed[axis, some].searchsorted(own[axis, ROWS - 1 :: ROWS] + reach[axis], "right")
+            for start, left, right in itertools.zip_longest(range(0, len(group), ROWS), lefts, rights):
+                last = len(tiles) if right is None else -(-right // COLUMNS)  # the last rows may be fewer
+                for at in range(left // COLUMNS, last, TILES):
+                    distances = rows[start : start + ROWS] @ tiles[at : min(at + TILES, last)]
+                    close = np.flatnonzero(distances <= (FIRST_RADIUS * scale * STEPS) ** 2)
+                    tile, row, column = np.unravel_index(close, distances.shape)
+                    first, second = group[start + row], some[(at + tile) * COLUMNS + column]
+                    later = turn[second] > turn[first]
+                    yield order[first[later]], order[second[later]], np.full(later.sum(), flip)
 
 
 def _in_crowds(

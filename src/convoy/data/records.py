@@ -117,7 +117,7 @@ class Rows:
 
     def __getitem__(self, rows: int | slice | npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
         """Read rows, as of an array that cannot be written."""
-        numbers = np.arange(len(self))[rows]
+        numbers = rows if isinstance(rows, np.ndarray) else np.arange(len(self))[rows]
         chosen = np.atleast_1d(numbers)
         first = np.flatnonzero(np.diff(chosen, prepend=-2) != 1)  # of each run of neighbours in the file
         counts = np.diff(first, append=len(chosen))

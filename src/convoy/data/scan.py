@@ -230,27 +230,20 @@ def _near_duplicates(
     Returns:
         Pairs by index in `records`, and the classes of look-alikes, of which only copies count.
     """
-    images = [n for n, record in enumerate(records) if record.kept >= 0]
-    if not images:
+    images = np.array([n for n, record in enumerate(records) if record.kept >= 0], np.int32)
+    if not len(images):
         return [], []
     rows = cast("npt.NDArray[np.uint8]", Rows(fingerprints, (duplicates.SIZE,)))
-    first: dict[str, int] = {}
-    eligible = np.array(
-        [
-            records[n].status == "ok"
-            and min(records[n].width, records[n].height) >= duplicates.MIN_SIDE
-            and first.setdefault(records[n].pixels, n) == n
-            for n in images
-        ]
-    )
-
+    eligible = _eligible(record for record in records if record.kept >= 0)
     kept = cache.earlier("near_duplicates") if cache else None
     compared = Compared.restored(kept) if kept else None
 
     def above(least: float) -> list[Pair]:
         nonlocal compared
         found, compared = duplicates.search(rows, eligible, least, compared)
-        return [replace(pair, first=images[pair.first], second=images[pair.second]) for pair in found]
+        return [
+            replace(pair, first=int(images[pair.first]), second=int(images[pair.second])) for pair in found
+        ]
 
     found = above(limit)
     if cache and compared:
@@ -262,6 +255,18 @@ def _near_duplicates(
     copies = same_colours(above(CERTAIN), records, statistics)
     both = {(pair.first, pair.second): pair for pair in (*copies, *distinct)}
     return [both[key] for key in sorted(both)], sorted(alike)
+
+
+def _eligible(records: Iterable[Record]) -> npt.NDArray[np.bool_]:
+    """Choose images in use that are large enough, the first of those with the same pixels."""
+    seen: set[str] = set()
+    found = bytearray()
+    for record in records:
+        large = min(record.width, record.height) >= duplicates.MIN_SIDE
+        found.append(record.status == "ok" and large and record.pixels not in seen)
+        if found[-1]:
+            seen.add(record.pixels)
+    return np.frombuffer(found, np.bool_)
 
 
 def read(

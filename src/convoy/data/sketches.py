@@ -91,17 +91,17 @@ class Sketches(NamedTuple):
     mirrored: Bools
     contrasted: Bools
 
-    def where(self, chosen: Bools) -> "Sketches":
-        """Choose images."""
-        return Sketches(self.points[chosen], self.mirrored[chosen], self.contrasted[chosen])
+    @classmethod
+    def of(cls, n: int) -> "Sketches":
+        """Make room for the sketches of n images."""
+        return cls(np.empty((n, len(model().odd)), np.int16), *np.empty((2, n), np.bool_))
 
 
 def sketch(thumbnails: U8) -> Sketches:
     """Sketch (n, 1024) thumbnails."""
     waves = model()
     first = int(np.flatnonzero(waves.odd)[0])
-    points = np.empty((len(thumbnails), len(waves.odd)), np.int16)
-    mirrored, contrasted = np.empty((2, len(thumbnails)), np.bool_)
+    points, mirrored, contrasted = made = Sketches.of(len(thumbnails))
     both = np.concatenate([waves.project, waves.contrast], axis=1)
     for start in range(0, len(thumbnails), BLOCK):
         block = slice(start, start + BLOCK)
@@ -111,7 +111,7 @@ def sketch(thumbnails: U8) -> Sketches:
         mirrored[block] = steps[:, first] < 0
         points[block] = np.where(mirrored[block, np.newaxis] & waves.odd, -steps, steps)
         contrasted[block] = np.rint(band * (STEPS / ONE)).std(axis=1) >= MIN_CONTRAST * STEPS
-    return Sketches(points, mirrored, contrasted)
+    return made
 
 
 @in_blocks(BLOCK)
