@@ -105,8 +105,8 @@ class Cache:
         self._path, self._key = path, key
         self._rows: list[tuple[bytes, str, bytes, int]] = []
         self._used = bytearray()  # SHA-256 of the files, one after the other
-        self._thread = threading.local()
-        self._readers: list[sqlite3.Connection] = []
+        self._reading = threading.Lock()
+        self._reader: sqlite3.Connection | None = None
         self._writer: sqlite3.Connection | None = None
         self._full = False
 
@@ -131,30 +131,28 @@ class Cache:
                 if self._size() > MAX_BYTES:
                     self._remove_unused(self._writer)
             self._writer.close()
-        for reader in self._readers:
-            reader.close()
+        if self._reader:
+            self._reader.close()
 
     def find(self, files: Iterable[bytes]) -> Mapping[bytes, Seen]:
         """Look up at most `LOOKUP` files by the SHA-256 of their contents; without those that were not seen, or whose row is damaged."""
         if self._writer is None:
             return {}
         names = {self._name(sha256): sha256 for sha256 in files}
+        marks = ",".join("?" * len(names))
+        query = f"SELECT file, words, arrays, checksum FROM image WHERE file IN ({marks})"  # noqa: S608 (question marks)
         try:
-            if not hasattr(self._thread, "db"):
-                self._thread.db = sqlite3.connect(self._path, WAIT_S, check_same_thread=False)
-                self._readers.append(self._thread.db)
-            marks = ",".join("?" * len(names))
-            found = self._thread.db.execute(
-                f"SELECT file, words, arrays, checksum FROM image WHERE file IN ({marks})",  # noqa: S608 (question marks)
-                list(names),
-            )
-            return {
-                names[name]: Seen(_words(words), arrays)
-                for name, words, arrays, checksum in found
-                if zlib.crc32(arrays, zlib.crc32(words.encode())) == checksum
-            }
+            with self._reading:  # threads that take turns at each row take longer than a single one
+                if self._reader is None:
+                    self._reader = sqlite3.connect(self._path, WAIT_S, check_same_thread=False)
+                found = self._reader.execute(query, list(names)).fetchall()
         except sqlite3.Error:
             return {}
+        return {
+            names[name]: Seen(_words(words), arrays)
+            for name, words, arrays, checksum in found
+            if zlib.crc32(arrays, zlib.crc32(words.encode())) == checksum
+        }
 
     def use(self, sha256: bytes, seen: Seen | None) -> None:
         """Add what was seen of a file; None if it was found here."""

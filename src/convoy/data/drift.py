@@ -298,7 +298,7 @@ def _measure(
         if image is None:
             unreadable.append(record.path)
             continue
-        measured.frombytes(image.statistics.tobytes())
+        measured.frombytes(image.statistics)
         if record.label:
             labels[record.label] += 1
     return columns(measured), labels, unreadable

@@ -5,6 +5,7 @@ of the same delivery, and fails on every other picture. Some properties are the 
 `data.checks.giveaway` reports by default; the images themselves are not to blame, so nothing is dropped.
 """
 
+import math
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -220,8 +221,8 @@ def by_category(category: Ints, of_image: Ints, half: Ints) -> Floats:
         (C,) about 0.5..1.
     """
     shape = (2, int(category.max()) + 1, int(of_image.max()) + 1)
-    counts = np.zeros(shape)
-    np.add.at(counts, (half, category, of_image), 1)
+    places = np.ravel_multi_index((half, category, of_image), shape)
+    counts = np.bincount(places, minlength=math.prod(shape)).reshape(shape).astype(float)
     prior = counts.sum((0, 1)) / counts.sum()
     found = np.zeros(shape[2])
     for ranked, measured in (counts, counts[::-1]):

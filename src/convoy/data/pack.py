@@ -89,7 +89,7 @@ class Spool:
                 _write_array(
                     out / IMAGES / f"{split}.npy", self.stored if split == "train" else self.served, numbers
                 )
-        for chunk_u8 in _chunks(self.served, order["train"]):
+        for chunk_u8 in _chunks(self.served, np.sort(order["train"])):  # neighbours are read at once
             size = chunk_u8.shape[1], chunk_u8.shape[0] * chunk_u8.shape[1]
             strip = Image.frombuffer("RGB", size, chunk_u8, "raw", "RGB", 0, 1)
             histogram += np.reshape(strip.histogram(), (3, 256))

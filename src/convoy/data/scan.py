@@ -55,10 +55,13 @@ STACK = 64
 SMALL_PIXELS = REDUCED_PX**2
 """Largest image, in pixels, that waits for others of its size; larger ones are measured one by one, while their memory is reserved."""
 
-SIZE_AT = Record._fields.index("size")
-
 NUMBERS = struct.Struct("<IIQ32s")
-"""Width, height, size and pixel hash of an image in the cache, before its arrays."""
+"""Width, height, size and pixel hash of an image, before its arrays."""
+
+STATISTICS_AT = NUMBERS.size
+FINGERPRINT_AT = STATISTICS_AT + len(STATISTICS) * np.dtype(np.float32).itemsize
+SQUARE_AT = FINGERPRINT_AT + duplicates.SIZE
+"""Where the arrays of an image begin."""
 
 Square = npt.NDArray[np.uint8]
 Shrink = Callable[[npt.NDArray[np.uint8]], Square]
@@ -74,45 +77,48 @@ Facts = tuple[Any, ...]
 
 
 class Kept(NamedTuple):
-    """Hold what remains of a decoded image of a class.
+    """Hold what remains of a decoded image of a class, in the form that the cache has it in.
 
     Attributes:
-        square_u8: what `Shrink` made of it.
-        statistics: (len(STATISTICS),) float32, by `statistics.measure`.
-        transparent: whether it has transparent pixels.
-        fingerprint: by `duplicates.fingerprint`.
-        notes: what was unusual about the file, by `decode`.
+        seen: of its words the mode, the format, whether it has transparent pixels, what `decode` noted, and the shape of the
+            square; of its arrays `NUMBERS`, the statistics by `statistics.measure`, `duplicates.fingerprint`, and what `Shrink` made of it.
         cached: whether it was decoded for an earlier delivery.
     """
 
-    square_u8: Square
-    statistics: npt.NDArray[np.float32]
-    transparent: bool
-    fingerprint: npt.NDArray[np.uint8]
-    notes: tuple[Note, ...]
+    seen: Seen
     cached: bool = False
 
-    def seen(self, record: Record) -> Seen:
-        """Return it, and what its record has from decoding, for the cache."""
-        words = (record.mode, record.format, self.transparent, self.notes, self.square_u8.shape)
-        numbers = NUMBERS.pack(record.width, record.height, record.size, bytes.fromhex(record.pixels))
-        arrays = (self.statistics, self.fingerprint, self.square_u8)
-        return Seen(words, b"".join([numbers, *(array.tobytes() for array in arrays)]))
+    @property
+    def transparent(self) -> bool:
+        """Return whether it has transparent pixels."""
+        return bool(self.seen.words[2])
 
-    @classmethod
-    def restored(cls, name: str, place: Place, sha256: bytes, seen: Seen) -> tuple[Facts, "Kept"]:
-        """Undo `seen`."""
-        mode, format_, transparent, notes, shape = seen.words
-        width, height, size, pixels = NUMBERS.unpack_from(seen.arrays)
-        at = NUMBERS.size
-        statistics = np.frombuffer(seen.arrays, np.float32, len(STATISTICS), at)
-        fingerprint = np.frombuffer(seen.arrays, np.uint8, duplicates.SIZE, at := at + statistics.nbytes)
-        square = np.frombuffer(seen.arrays, np.uint8, -1, at + duplicates.SIZE).reshape(shape)
-        facts = (
-            *(name, place.label, place.split, place.group, "ok", "", None, sha256.hex()),
-            *(width, height, mode, format_, size, pixels.hex()),
-        )
-        return facts, cls(square, statistics, transparent, fingerprint, tuple(notes), cached=True)
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """Return what was unusual about the file."""
+        return tuple(self.seen.words[3])
+
+    @property
+    def statistics(self) -> bytes:
+        """Return the bytes of (len(STATISTICS),) float32."""
+        return self.seen.arrays[STATISTICS_AT:FINGERPRINT_AT]
+
+    @property
+    def fingerprint(self) -> bytes:
+        """Return the bytes of (duplicates.SIZE,) uint8."""
+        return self.seen.arrays[FINGERPRINT_AT:SQUARE_AT]
+
+    @property
+    def square_u8(self) -> Square:
+        """Return what `Shrink` made of it."""
+        return np.frombuffer(self.seen.arrays, np.uint8, -1, SQUARE_AT).reshape(self.seen.words[4])
+
+    def facts(self, name: str, place: Place, sha256: bytes) -> Facts:
+        """Return what a record has of its file."""
+        mode, format_, *_ = self.seen.words
+        width, height, size, pixels = NUMBERS.unpack_from(self.seen.arrays)
+        stated = (name, place.label, place.split, place.group, "ok", "", None)
+        return (*stated, sha256.hex(), width, height, mode, format_, size, pixels.hex())
 
 
 @dataclass(frozen=True)
@@ -184,11 +190,11 @@ def scan(
                 records.append(record)
             else:
                 if cache:
-                    cache.use(bytes.fromhex(record.sha256), None if image.cached else image.seen(record))
+                    cache.use(bytes.fromhex(record.sha256), None if image.cached else image.seen)
                 keep(image.square_u8)
-                measured.frombytes(image.statistics.tobytes())
+                measured.frombytes(image.statistics)
                 transparent.append(image.transparent)
-                fingerprints.write(image.fingerprint.data)
+                fingerprints.write(image.fingerprint)
                 for note in image.notes:
                     noted[note].append(record.path)
                 records.append(record)
@@ -336,7 +342,8 @@ def _look_at(
         elif litter.is_preview(name):
             looks.unused(name, Place(), "passed_over", litter.kind(name))
         elif place.label and sha256 in seen:
-            looks.add(*Kept.restored(name, place, sha256, seen[sha256]))
+            kept = Kept(seen[sha256], cached=True)
+            looks.add(kept.facts(name, place, sha256), kept)
         else:
             try:
                 looks.decode(name, content, place, sha256, decoding)
@@ -354,7 +361,7 @@ class _Looks:
     def __init__(self, shrink: Shrink) -> None:
         self._shrink = shrink
         self._found: list[tuple[Facts, Kept | None]] = []
-        self._waiting: defaultdict[tuple[int, ...], list[tuple[int, Facts, Decoded]]] = defaultdict(list)
+        self._waiting: defaultdict[tuple[int, ...], list[_Waiting]] = defaultdict(list)
 
     def add(self, facts: Facts, image: Kept | None) -> None:
         """Add a file."""
@@ -391,16 +398,14 @@ class _Looks:
             image = decoding(content, held)
             height, width, _ = image.image_u8.shape
             size = len(cast("bytes", content))
-            decoded = (sha256.hex(), width, height, image.mode, image.format, size)
             if place.label is None:
+                decoded = (sha256.hex(), width, height, image.mode, image.format, size)
                 reason = place.reason or "is not in a class folder"
                 self.unused(name, place, "quarantined", reason, fault=place.fault, decoded=decoded)
                 return
-            stated = (name, place.label, place.split, place.group, "ok", "", None)
-            facts = (*stated, *decoded, pixel_hash(image.image_u8))
             waiting = self._waiting[image.image_u8.shape]
-            waiting.append((len(self._found), facts, image))
-            self.add(facts, None)
+            waiting.append(_Waiting(len(self._found), (name, place, sha256), image, size))
+            self.add((), None)
             if height * width > SMALL_PIXELS or len(waiting) == STACK:
                 self._measure(waiting)
 
@@ -411,18 +416,37 @@ class _Looks:
                 self._measure(waiting)
         return self._found
 
-    def _measure(self, waiting: list[tuple[int, Facts, Decoded]]) -> None:
+    def _measure(self, waiting: list["_Waiting"]) -> None:
         if len(waiting) == 1:
-            stack_u8 = waiting[0][2].image_u8[np.newaxis]
+            stack_u8 = waiting[0].image.image_u8[np.newaxis]
         else:
-            stack_u8 = np.stack([image.image_u8 for _, _, image in waiting])
-        statistics = measure_all(stack_u8, [facts[SIZE_AT] for _, facts, _ in waiting])
+            stack_u8 = np.stack([each.image.image_u8 for each in waiting])
+        statistics = measure_all(stack_u8, [each.size for each in waiting])
         fingerprints = duplicates.fingerprints_of(stack_u8)
-        for (number, facts, image), *arrays in zip(waiting, statistics, fingerprints, strict=True):
-            square_u8 = np.ascontiguousarray(self._shrink(image.image_u8))
-            kept = Kept(square_u8, arrays[0], image.transparent, arrays[1], image.notes)
-            self._found[number] = facts, kept
+        for (number, file, image, size), *measured in zip(waiting, statistics, fingerprints, strict=True):
+            height, width, _ = image.image_u8.shape
+            numbers = NUMBERS.pack(width, height, size, bytes.fromhex(pixel_hash(image.image_u8)))
+            square_u8 = self._shrink(image.image_u8)
+            words = (image.mode, image.format, image.transparent, image.notes, square_u8.shape)
+            arrays = (each.tobytes() for each in (*measured, square_u8))
+            kept = Kept(Seen(words, b"".join([numbers, *arrays])))
+            self._found[number] = kept.facts(*file), kept
         waiting.clear()
+
+
+class _Waiting(NamedTuple):
+    """Hold an image until others of its size are measured with it.
+
+    Attributes:
+        number: of its file in the batch.
+        file: its name, what is stated about it, and its SHA-256.
+        size: of its file, in bytes.
+    """
+
+    number: int
+    file: tuple[str, Place, bytes]
+    image: Decoded
+    size: int
 
 
 def _no_image(name: str, content: Content, error: DataError) -> str:

@@ -80,7 +80,9 @@ def assign(
     missing = params.cut(delivered)
     units = _Units(assigned, pairs, params.splits, missing)
     for index in units.pool:
-        assigned[index] = assigned[index]._replace(split=units.split[units.root(index)])
+        split = units.split[units.root(index)]
+        if assigned[index].split != split:  # most stay in train; a record of its own takes a microsecond
+            assigned[index] = assigned[index]._replace(split=split)
     counts = units.counts()
     findings += [*units.findings(), *rare.check(assigned, params, delivered, counts)]
     if "test" not in (*delivered, *missing):
