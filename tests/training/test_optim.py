@@ -6,7 +6,6 @@ import torch
 from convoy.core.errors import RequestError
 from convoy.training.optim import (
     WARMUP_START,
-    choose_precision,
     in_one_kernel,
     lr_schedule,
     make_optimizer,
@@ -66,45 +65,6 @@ def test_step_falls_by_its_factor_after_so_many_epochs_or_after_those_listed(par
     for epoch, factor in enumerate(expected):
         assert plain(10 * epoch) == plain(10 * epoch + 9) == warm(10 * epoch + 9) == factor
     assert warm(0) == WARMUP_START
-
-
-@pytest.fixture
-def device(monkeypatch):
-    """Pretend a machine: `device(cuda=…, cpu=…)` with whether each computes in bf16, or `apple=True`."""
-
-    def pretend(*, cuda=None, cpu=False, apple=False):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda is not None)
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: cuda)
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
-        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: apple)
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: cpu)
-
-    return pretend
-
-
-@pytest.mark.parametrize(
-    ("machine", "lightning", "reason"),
-    [
-        ({"cpu": True}, "bf16-mixed", "processor has AVX-512 BF16"),
-        ({"cpu": False}, "32-true", "processor does not have AVX-512 BF16"),
-        ({"cuda": False, "cpu": True}, "32-true", "Some GPU does not have it"),
-        ({"cuda": True, "cpu": False}, "bf16-mixed", "Some GPU has it"),
-        ({"apple": True, "cpu": True}, "32-true", "Apple"),
-    ],
-)
-def test_auto_is_bf16_where_the_device_computes_in_it(device, machine, lightning, reason):
-    device(**machine)
-    precision, explanation = choose_precision("auto")
-    assert precision == lightning
-    assert reason in explanation
-
-
-def test_an_explicit_precision_is_used(device):
-    device(cpu=False)
-    assert choose_precision(32)[0] == "32-true"
-    precision, reason = choose_precision("bf16")
-    assert precision == "bf16-mixed"
-    assert "does not have AVX-512 BF16, so this is slow" in reason
 
 
 def test_weights_decay_norms_and_biases_do_not_and_blocks_learn_at_their_factors(params):

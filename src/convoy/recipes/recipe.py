@@ -23,7 +23,13 @@ class Measured(params.Section):
         float, Field(ge=0, le=1, description="standard deviation of the test accuracy over the seeds")
     ]
     seeds: Annotated[int, Field(ge=1, description="trainings, each with a seed of its own")]
-    train_min: Annotated[float, Field(gt=0, description="minutes of a training, median of the seeds")]
+    train_min: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="minutes of the fastest training, from the start of its process to the saved model",
+        ),
+    ]
     hardware: Annotated[str, Field(description="what it was trained on")]
     date: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$", description="day of the measurement")]
     torch: Annotated[str, Field(description="version of torch")]

@@ -20,7 +20,7 @@ from convoy.models.trained import ModelFacts
 from convoy.recipes import recipe
 from convoy.training import weight_pins
 from convoy.training.augment import policy
-from convoy.training.optim import choose_precision
+from convoy.training.precision import choose_precision, keep_slow_in_float32
 from convoy.training.weight_pins import IMAGENET
 
 ICON_PX = 40  # median shorter side up to which images are trained at 32 px
@@ -240,6 +240,8 @@ def images_per_s(values: dict[str, Any], seen: Situation) -> float:
     pixels = torch.randint(0, 256, (batch, 3, side, side), device=device).float()
     labels = torch.arange(batch, device=device) % seen.classes
     precision, _ = choose_precision(values["train.precision"])
+    if device.type == "cpu":
+        keep_slow_in_float32(model.network)
     began = 0.0
     for step in range(TIMED_STEPS + 1):
         if step == 1:  # the first allocates memory and chooses kernels

@@ -23,7 +23,7 @@ from convoy.core.errors import RequestError, TrainingError
 from convoy.explain import figures
 from convoy.models.spec import Spec
 from convoy.training.fit import assemble, make_trainer, quiet, run_trainer
-from convoy.training.optim import choose_precision
+from convoy.training.precision import choose_precision
 from convoy.training.pretrained import StartingWeights
 from convoy.training.settings import TrainParams
 from convoy.training.teacher import Teacher

@@ -37,7 +37,7 @@ from convoy.training.checkpoints import CheckpointCallback, DirectIO, LoadedChec
 from convoy.training.data import Batches, DataModule, served_train_images
 from convoy.training.freezing import FrozenLayersCheck, refuse_without_weights
 from convoy.training.module import Classifier
-from convoy.training.optim import choose_precision
+from convoy.training.precision import choose_precision
 from convoy.training.pretrained import Grafted, StartingWeights, graft
 from convoy.training.settings import TrainParams
 from convoy.training.teacher import Teacher

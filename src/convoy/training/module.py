@@ -21,6 +21,7 @@ from convoy.training.batch import Batch
 from convoy.training.freezing import Plan, blocks
 from convoy.training.losses import classification_loss, distillation_loss
 from convoy.training.optim import make_optimizer, schedule_of
+from convoy.training.precision import keep_slow_in_float32
 from convoy.training.pretrained import MODEL_FACTS
 from convoy.training.settings import TrainParams
 from convoy.training.teacher import Teacher
@@ -127,6 +128,11 @@ class Classifier(pl.LightningModule):
         for norm in self.frozen_norms.values():
             norm.eval()
         return self
+
+    def on_fit_start(self) -> None:
+        """Choose the number format of layers that are slow in bf16."""
+        if self.device.type == "cpu" and self.trainer.precision == "bf16-mixed":
+            keep_slow_in_float32(self.model.network)
 
     def on_train_start(self) -> None:
         """Apply the plan; a run that resumes within an epoch has no start of it."""

@@ -1,17 +1,16 @@
-"""Learning-rate schedule, optimizer and number format of a training."""
+"""Learning-rate schedule and optimizer of a training."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from convoy.core.errors import RequestError
 from convoy.training.muon import Muon, is_matrix
-from convoy.training.settings import Precision, Schedule, TrainParams
+from convoy.training.settings import Schedule, TrainParams
 
 WARMUP_START = 0.1  # share of the highest learning rate that a warm-up starts from
 
@@ -139,30 +138,3 @@ class _Group(NamedTuple):
     def scaled(self, schedule: Callable[[int], float]) -> Callable[[int], float]:
         """Make the function from step to the factor on the group's learning rate."""
         return lambda step: self.factor * schedule(step)
-
-
-def choose_precision(setting: Precision) -> tuple[Literal["32-true", "bf16-mixed"], str]:
-    """Return Lightning's name of the number format for `train.precision`, and the reason for it.
-
-    `auto` is bf16 on devices that compute in it, where it halves the time. With bf16, convolutions and dense
-    layers compute in it, while weights, normalisation and loss stay in float32.
-    """
-    if setting == 32:
-        return "32-true", "float32, as train.precision is set"
-    native, device = _native_bf16()
-    if setting == "bf16":
-        slow = "" if native else f"; {device}, so this is slow"
-        return "bf16-mixed", f"bf16, as train.precision is set{slow}"
-    return ("bf16-mixed", f"bf16: {device}") if native else ("32-true", f"float32: {device}")
-
-
-def _native_bf16() -> tuple[bool, str]:
-    """Detect whether the device that Lightning will use computes in bf16, and describe it."""
-    if torch.cuda.is_available():
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return native, f"{torch.cuda.get_device_name()} {'has' if native else 'does not have'} it"
-    if torch.backends.mps.is_available():
-        return False, "bf16 is no faster on Apple's GPU"
-    # Every processor with AMX tiles has AVX-512 BF16 too. Without it oneDNN widens each operand to float32.
-    native = torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001 (the only form that torch 2.11 has)
-    return native, f"this processor {'has' if native else 'does not have'} AVX-512 BF16"
