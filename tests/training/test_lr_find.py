@@ -2,24 +2,28 @@
 
 import json
 import math
+import re
 import shutil
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
+import torch
+from torch.nn.functional import cross_entropy
 from typer.testing import CliRunner
 
 from convoy import cli
+from convoy.core.dataset import Dataset
 from convoy.core.errors import DataError, RequestError, TrainingError
 from convoy.sweep import lr_find
 from convoy.sweep.lr_find import range_test, steepest
-from squares import write_squares
+from squares import CLASSES, PX, write_packed, write_squares
 
 
 @pytest.fixture(scope="module")
 def usual(dataset, tiny, params):
     """A range test whose loss falls. Read only."""
-    return range_test(dataset, tiny, params(), 1, high=100.0, steps=60)
+    return range_test(dataset, tiny, params(), 1, high=100.0, steps=60, repeats=1)
 
 
 def test_the_rate_rises_by_the_same_factor_from_the_lowest_to_the_highest(
@@ -38,7 +42,7 @@ def test_the_rate_rises_by_the_same_factor_from_the_lowest_to_the_highest(
     monkeypatch.setattr(lr_find, "make_trainer", watched)
     muon = {"steps": 3, "normalize": False, "rest": "sgd", "rest_lr": 0.05, "head_lr": 0.2}
     chosen = params(lr=0.1, optimizer="muon", muon=muon | {"rest_momentum": 0.9, "rest_decay": 0.0})
-    test = range_test(dataset, stack, chosen, 1, low=1e-4, high=10.0, steps=31)
+    test = range_test(dataset, stack, chosen, 1, low=1e-4, high=10.0, steps=31, repeats=1)
     assert test.rates == pytest.approx(np.geomspace(1e-4, 10.0, 31))
     ratios = np.array(seen) / np.array(test.rates)[:, None]
     assert ratios == pytest.approx(np.repeat(ratios[:1], 31, axis=0))
@@ -61,27 +65,26 @@ def test_smoothed_losses_are_means_whose_early_parts_fade(usual):
 
 
 def test_equal_seeds_give_equal_results_and_others_do_not(dataset, tiny, params, usual):
-    assert range_test(dataset, tiny, params(), 1, high=100.0, steps=60) == usual
-    assert range_test(dataset, tiny, params(), 2, high=100.0, steps=60).losses != usual.losses
+    assert range_test(dataset, tiny, params(), 1, high=100.0, steps=60, repeats=1) == usual
+    assert range_test(dataset, tiny, params(), 2, high=100.0, steps=60, repeats=1).losses != usual.losses
 
 
 def test_schedule_epochs_and_validation_params_change_nothing(dataset, tiny, params, usual):
     other = params(schedule="constant", warmup=0.0, epochs=1, early_stop=3, ema=0.9, calibrate=False)
-    assert range_test(dataset, tiny, other, 1, high=100.0, steps=60) == usual
+    assert range_test(dataset, tiny, other, 1, high=100.0, steps=60, repeats=1) == usual
 
 
 def test_an_accumulated_step_has_the_mean_loss_of_its_batches(dataset, tiny, params):
     one = {"augment": [], "label_smoothing": 0.0, "batch_size": 48}
-    whole = range_test(dataset, tiny, params(**one), 1, low=1e-8, high=100.0, steps=20)
-    halves = range_test(
-        dataset, tiny, params(**one | {"batch_size": 24, "accumulate": 2}), 1, low=1e-8, high=100.0, steps=20
-    )
+    common = {"low": 1e-8, "high": 100.0, "steps": 20, "repeats": 1}
+    whole = range_test(dataset, tiny, params(**one), 1, **common)
+    halves = range_test(dataset, tiny, params(**one | {"batch_size": 24, "accumulate": 2}), 1, **common)
     assert halves.losses[:3] == pytest.approx(whole.losses[:3], rel=0.05)  # norms see half as many images
 
 
 def test_it_ends_when_the_loss_explodes(dataset, tiny, params, monkeypatch):
     monkeypatch.setattr(lr_find, "EXPLODED", 1.2)
-    test = range_test(dataset, tiny, params(), 1, high=100.0, steps=100)
+    test = range_test(dataset, tiny, params(), 1, high=100.0, steps=100, repeats=1)
     assert len(test.rates) < 100
     assert test.smoothed[-1] > 1.2 * min(test.smoothed)
     assert test.exploded == pytest.approx(test.rates[-1] * (test.rates[1] / test.rates[0]))
@@ -132,11 +135,123 @@ def test_a_loss_that_explodes_at_once_names_a_lower_start(dataset, tiny, params,
 
 
 @pytest.mark.parametrize("seed", [1, 4, 6])
-def test_rates_too_small_to_learn_give_no_suggestion(dataset, tiny, params, seed):
-    with pytest.raises(
-        TrainingError, match=r"no learning rate from 1e-12 to 1e-11.*--low, --high.*convoy data check"
-    ):
-        range_test(dataset, tiny, params(), seed, low=1e-12, high=1e-11, steps=100)
+def test_rates_too_small_to_learn_give_no_suggestion_but_the_reason(dataset, tiny, params, seed):
+    test = range_test(dataset, tiny, params(), seed, low=1e-12, high=1e-11, steps=100, repeats=1)
+    assert test.suggestion is None
+    assert re.search(
+        r"no learning rate from 1e-12 to 1e-11 .*--repeats \d.*--low, --high.*convoy data check", test.reason
+    )
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory):
+    """Images that show nothing of their labels, of which nine in ten are the first class."""
+    folder = tmp_path_factory.mktemp("noise")
+    random = np.random.default_rng(0)
+    images_u8 = random.integers(0, 256, (400, PX, PX, 3), dtype=np.uint8)
+    labels = np.where(random.random(400) < 0.9, 0, random.integers(0, 3, 400))
+    write_packed(
+        folder, images_u8, labels, {"train": [0, 360], "val": [360, 380], "test": [380, 400]}, CLASSES
+    )
+    return Dataset.load(folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"class_weights": "balanced", "optimizer": "adamw"}, {"sampler": "balanced", "loss": "focal"}],
+)
+def test_learning_how_frequent_classes_are_is_no_progress(noise, tiny, params, changes):
+    test = range_test(noise, tiny, params(**changes), 1, steps=40, repeats=2)
+    assert test.suggestion is None
+    assert "without looking at the images" in test.reason
+
+
+def test_a_rare_class_that_can_be_learnt_gets_a_rate(tiny, params, tmp_path):
+    random = np.random.default_rng(0)
+    labels = np.where(random.random(400) < 0.9, 0, 1)
+    images_u8 = random.integers(0, 128, (400, PX, PX, 3), dtype=np.uint8) + (
+        127 * labels[:, None, None, None]
+    ).astype(np.uint8)
+    write_packed(
+        tmp_path, images_u8, labels, {"train": [0, 360], "val": [360, 380], "test": [380, 400]}, CLASSES
+    )
+    test = range_test(Dataset.load(tmp_path), tiny, params(), 1, repeats=2)
+    assert 0.003 < test.suggestion < 1
+
+
+def test_the_constant_answers_are_the_best_ones(noise, classifier, tiny, params):
+    """As computed by torch on all labels."""
+    chosen = params(label_smoothing=0.1)
+    module = classifier(tiny, chosen)
+    labels = torch.from_numpy(noise.labels("train").copy())
+    logits = torch.zeros(3, requires_grad=True)
+    optimizer = torch.optim.LBFGS([logits], max_iter=100, line_search_fn="strong_wolfe")
+
+    def step():
+        optimizer.zero_grad()
+        loss = cross_entropy(logits.expand(len(labels), 3), labels, label_smoothing=0.1)
+        loss.backward()
+        return loss
+
+    optimizer.step(step)
+    pixels = torch.zeros(2, 3, PX, PX)
+    before = module.model.eval()(pixels)
+    assert lr_find._start_from_frequencies(module, noise) == pytest.approx(step().item(), abs=1e-4)
+    added = (module.model(pixels) - before)[0].detach()
+    assert (added - added.mean()) == pytest.approx((logits - logits.mean()).detach(), abs=0.02)
+
+
+def losses_of(values, *, exploded=False, constant=math.inf):
+    run = lr_find._Losses(1, 1 - 2 / len(values))
+    run.values, run.exploded, run.constant = list(values), exploded, constant
+    return run
+
+
+def curve(at, *, steps=100, depth=1.0, noise=0.0, seed=0):
+    """Losses that fall from 2 around a step and rise at the end."""
+    x = np.arange(steps)
+    losses = 2 - depth / (1 + np.exp(-(x - at) / 4)) + 3 * np.clip((x - 90) / 10, 0, None)
+    return losses + noise * np.random.default_rng(seed).normal(size=steps)
+
+
+def read(*runs):
+    return lr_find._read(runs, lr_find.exponential(1e-5, 10.0, 100), 1e-5, 10.0)
+
+
+def test_repeats_that_agree_give_their_mean_and_others_the_reason():
+    agreeing = read(*(losses_of(curve(55, noise=0.1, seed=seed)) for seed in range(3)))
+    assert agreeing.rates[55] < agreeing.suggestion < agreeing.rates[68]
+    assert agreeing.losses[0] == pytest.approx(
+        np.mean([curve(55, noise=0.1, seed=seed)[0] for seed in range(3)])
+    )
+    apart = read(losses_of(curve(30)), losses_of(curve(75)))
+    assert apart.suggestion is None
+    assert re.search(
+        r"the 2 repeats disagree: without one of them, .* 0\.0017 to 1\.4\..*--repeats 4", apart.reason
+    )
+
+
+def test_a_fall_within_the_noise_gives_no_rate():
+    for seed in range(20):
+        assert read(losses_of(curve(55, depth=0.0, noise=0.3, seed=seed))).suggestion is None
+        found = read(losses_of(curve(55, depth=1.0, noise=0.1, seed=seed)))
+        assert found.rates[55] < found.suggestion < found.rates[68]
+
+
+def test_a_loss_that_still_falls_at_the_end_names_a_higher_end():
+    falling = read(losses_of(curve(85)[:91].tolist() + [0.9] * 9))
+    assert falling.suggestion is None
+    assert "--high 100" in falling.reason
+    assert read(losses_of(curve(85)[:91].tolist() + [0.9] * 9, exploded=True)).reason == ""
+
+
+def test_few_small_images_are_tested_several_times_and_more_or_larger_ones_once(
+    dataset, tiny, params, monkeypatch
+):
+    monkeypatch.setattr(lr_find, "CHEAP_PIXELS", 48 * PX**2)
+    assert range_test(dataset, tiny, params(), 1, steps=20).repeats == 3
+    assert range_test(dataset, tiny, params(batch_size=48), 1, steps=20).repeats == 1
+    assert range_test(dataset, tiny, params(batch_size=48), 1, steps=20, repeats=2).repeats == 2
 
 
 @pytest.fixture
@@ -182,6 +297,16 @@ def test_json_is_one_object_without_a_picture(project, tmp_path):
     assert found["command"] == f"dvc exp run -S train.lr={found['suggestion']:.3g}"
     assert len(found["rates"]) == len(found["losses"]) == len(found["smoothed"])
     assert files_of(tmp_path) == before
+
+
+def test_where_there_is_no_suggestion_the_command_prints_the_reason_and_succeeds(project, tmp_path):
+    done = project("--low", "1e-12", "--high", "1e-11", "--repeats", "1")
+    assert done.exit_code == 0
+    assert "No suggestion: no learning rate from 1e-12 to 1e-11" in done.stdout
+    assert (tmp_path / "build/plots/lr_find.png").exists()
+    found = json.loads(project("--low", "1e-12", "--high", "1e-11", "--repeats", "1", "--json").stdout)
+    assert found["suggestion"] is found["command"] is None
+    assert "convoy data check" in found["reason"]
 
 
 def test_a_dataset_that_is_not_prepared_is_named_with_its_command(project, tmp_path):

@@ -26,6 +26,12 @@ def lr_find(
         int | None,
         typer.Option(min=20, max=1000, help="Steps.", show_default="100, or 10 passes over a small dataset"),
     ] = None,
+    repeats: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=100, help="Tests that are averaged.", show_default="as many as are cheap, at most 4"
+        ),
+    ] = None,
     picture: Annotated[
         Path | None,
         typer.Option(
@@ -37,7 +43,8 @@ def lr_find(
     """Find a learning rate: train a throwaway network on build/dataset while the rate rises, until the loss explodes.
 
     Uses network, starting weights, optimizer, augmentation and batches of params.yaml. Nothing but the picture is written: no
-    run, checkpoint or model. The suggestion is the rate at which the smoothed loss falls fastest.
+    run, checkpoint or model. The suggestion is the rate at which the smoothed loss falls fastest. Where the curve shows none, the
+    reason is printed.
 
     Example: convoy lr-find
 
@@ -63,12 +70,21 @@ def lr_find(
         taught_by = teacher.load(train.teacher, dataset.classes)
         threads.choose()
         test = range_test(
-            dataset, network_spec, train, seed, starting, teacher=taught_by, low=low, high=high, steps=steps
+            dataset,
+            network_spec,
+            train,
+            seed,
+            starting,
+            teacher=taught_by,
+            low=low,
+            high=high,
+            steps=steps,
+            repeats=repeats,
         )
     out = picture if as_json else picture or PICTURE
     if out:
         draw(test, out)
-    command = _command(test, train)
+    command = _command(test.suggestion, train) if test.suggestion else None
     if as_json:
         print_json(
             {"network": network.name, "lr": train.lr}
@@ -77,28 +93,30 @@ def lr_find(
         )
         return
     info(_course(test, high))
-    info(f"Suggestion: train.lr {test.suggestion:g} (now {train.lr:g}). Try it: {command}")
+    if test.suggestion:
+        info(f"Suggestion: train.lr {test.suggestion:g} (now {train.lr:g}). Try it: {command}")
+    else:
+        info(f"No suggestion: {test.reason}")
     info(f"Picture: {out}")
 
 
 def _course(test: "RangeTest", high: float) -> str:
     """Describe how the loss went."""
+    lowest = test.smoothed[test.rates.index(test.lowest)]
     falls = (
-        f"{len(test.rates)} steps: the smoothed loss falls from {test.smoothed[0]:.4g} to {min(test.smoothed):.4g} at learning "
+        f"{len(test.rates)} steps{f', mean of {test.repeats} tests' if test.repeats > 1 else ''}: the smoothed loss falls from {test.smoothed[0]:.4g} to {lowest:.4g} at learning "
         f"rate {test.lowest:.2g}"
     )
     if test.exploded is not None:
         return f"{falls} and explodes at {test.exploded:.2g}."
-    if test.lowest == test.rates[-1]:
-        return f"{falls}, where the range ends. Raise --high: a higher rate may be better."
     return f"{falls} and does not explode up to {high:g}."
 
 
-def _command(test: "RangeTest", train: "TrainParams") -> str:
+def _command(suggestion: float, train: "TrainParams") -> str:
     """Write what tries the suggestion; the rates of `train.muon` rose with `train.lr`."""
-    rates = {"train.lr": test.suggestion}
+    rates = {"train.lr": suggestion}
     if train.optimizer == "muon":
-        ratio = test.suggestion / train.lr
+        ratio = suggestion / train.lr
         rates |= {
             "train.muon.rest_lr": train.muon.rest_lr * ratio,
             "train.muon.head_lr": train.muon.head_lr * ratio,
