@@ -41,6 +41,7 @@ class Folders:
     notes: tuple[Finding, ...] = ()
     by_image = False
     depth: int = field(init=False)
+    _known: dict[str, Place] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Measure how deep a path has to be looked at."""
@@ -48,14 +49,17 @@ class Folders:
 
     def place(self, name: str) -> Place:
         """Return what the folders of a delivered path state."""
-        parts = name.split("/", self.depth)[:-1]
-        for deep in range(min(len(parts), self.depth), 0, -1):
-            if (found := self.places.get("/".join(parts[:deep]))) is not None:
-                break
-        else:
-            found = self.places.get("", Place())
+        folder = name.rpartition("/")[0]
+        found = self._known.get(folder) or self._known.setdefault(folder, self._deepest(folder))
         # Other files in such a folder are passed over for what they are.
         return Place() if found.passed_over and not names.may_be_image(name) else found
+
+    def _deepest(self, folder: str) -> Place:
+        parts = folder.split("/")
+        for deep in range(min(len(parts), self.depth), 0, -1):
+            if (found := self.places.get("/".join(parts[:deep]))) is not None:
+                return found
+        return self.places.get("", Place())
 
     @property
     def classes(self) -> set[str]:

@@ -332,8 +332,12 @@ def unread(delivered: Iterable[str], images: Sequence[str]) -> list[str]:
         for name in delivered
         if name.rpartition(".")[2].lower() in ("txt", "xml")
     }
-    boxes = [own for name in images if (own := stems.get(name.rpartition("/")[2].rpartition(".")[0]))]
-    if stems and len(boxes) > len(images) / 2:
+    boxes = [
+        own
+        for name in (images if stems else ())
+        if (own := stems.get(name.rpartition("/")[2].rpartition(".")[0]))
+    ]
+    if len(boxes) > len(images) / 2:
         texts.append(
             f"{len(boxes):,} images have a file of their name, such as {boxes[0]}, as annotations of objects have (YOLO, Pascal VOC). They are "
             "not read, since this is a classifier of one class per image: crop the objects, or sort the images into class folders."

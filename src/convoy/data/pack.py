@@ -59,9 +59,11 @@ class Spool:
 
     def keep(self, squares_u8: Squares) -> None:
         """Append what `shrink` made of an image."""
-        pixels_u8 = squares_u8.reshape(-1)
+        if self.larger is None:
+            self._files[0].write(squares_u8.data)
+            return
         end = 3 * self.px[0] ** 2
-        for file, part_u8 in zip(self._files, (pixels_u8[:end], pixels_u8[end:]), strict=True):
+        for file, part_u8 in zip(self._files, (squares_u8[:end], squares_u8[end:]), strict=True):
             file.write(part_u8.data)
 
     @cached_property

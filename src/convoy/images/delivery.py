@@ -550,8 +550,8 @@ def _empty(folders: Iterable[str], names: Iterable[str]) -> list[str]:
 
     for folder in folders:
         add(every, folder)
-    for name in names:
-        add(every if litter.kind(name) else used, posixpath.dirname(name))
+    for folder, has_images in {(name.rpartition("/")[0], not litter.kind(name)) for name in names}:
+        add(used if has_images else every, folder)
     return sorted(folder for folder in every - used if posixpath.dirname(folder) in used)
 
 

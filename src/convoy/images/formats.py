@@ -106,7 +106,10 @@ def supported() -> tuple[str, ...]:
 def starts_as_image(head: bytes) -> bool:
     """Check whether the first bytes of a file are those of a supported format; the rest may be damaged."""
     start = head[:16].ljust(16, b"\0")  # as many as Pillow gives them
-    return any(accepts(start) for accepts in _tests()) and not _is_heic(head)
+    for accepts in _tests():  # `any` takes twice as long
+        if accepts(start):
+            return not _is_heic(head)
+    return False
 
 
 @cache

@@ -164,8 +164,8 @@ def claims_to_be_image(path: str) -> bool:
 
 def suffix_of(path: str) -> str:
     """Return what follows the last point of a file's name, in lower case; empty without one."""
-    stem, _, suffix = path.rpartition("/")[2].rpartition(".")
-    return suffix.lower() if stem else ""
+    stem, _, suffix = path.rpartition(".")
+    return "" if stem.endswith("/") or not stem or "/" in suffix else suffix.lower()
 
 
 def small_copies(paths: Iterable[str]) -> set[str]:
