@@ -4,6 +4,7 @@ import pytest
 
 from convoy.core import params, yaml
 from convoy.core.errors import RequestError
+from convoy.training import other_names
 from convoy.training.settings import TrainParams
 
 SHIPPED = yaml.load((Path(__file__).parents[2] / "params.yaml").read_text(encoding="utf-8"))["train"]
@@ -26,7 +27,10 @@ def test_precision_is_written_as_one_would_type_it(precision):
             "train.augment.1 is 'flop': unknown transform; did you mean `flip`?",
         ),
         ({"warmup": 0.95}, "train.warmup is 0.95: input should be less than or equal to 0.9"),
-        ({"precision": 16}, "train.precision is 16: input should be 'auto', 32 or 'bf16'"),
+        (
+            {"precision": 16},
+            "train.precision is 16: input should be 'auto', 32 or 'bf16'; did you mean `bf16`?",
+        ),
         ({"learning_rate": 0.1}, "unknown key train.learning_rate"),
         (
             {"lr_end": 0.1},
@@ -108,3 +112,76 @@ def test_a_wrong_value_in_the_transfer_plan_is_reported_once_with_what_is_allowe
     with pytest.raises(RequestError) as caught:
         params.check("train", TrainParams, SHIPPED | {"transfer": SHIPPED["transfer"] | change})
     assert str(caught.value).splitlines()[1:] == [f"  {message}"]
+
+
+SAME_ELSEWHERE = {
+    "schedule": {
+        "cosine": "CosineAnnealingLR cos_lr cosine CosineDecay CosineDecayRestarts fit_flat_cos fit_sgdr TanhLRScheduler",
+        "cosine` with warmup: `0.05": "WarmupCosine cosine_with_warmup get_cosine_schedule_with_warmup",
+        "one_cycle": "OneCycleLR fit_one_cycle 1cycle CyclicLR onecycle",
+        "linear` with lr_end: `0.01": "PolynomialLR polynomial PolynomialDecay InverseTimeDecay PolyLRScheduler",
+        "linear` with warmup: `0.05": "WarmupLR get_linear_schedule_with_warmup",
+        "step": "StepLR StepLRScheduler",
+        "step` with step_epochs: `[60, 80]": "MultiStepLR PiecewiseConstantDecay",
+        "step` with step_epochs: `1": "ExponentialLR ExponentialDecay MultiplicativeLR",
+        "constant": "ConstantLR none",
+    },
+    "optimizer": {
+        "adamw": "Adam AdamW RAdam Lion lamb NAdam RMSprop rmsproptf Adagrad Adafactor adabelief lookahead adamw8bit fusedadam auto",
+        "sgd": "SGD lars sgdp nesterov momentum ASGD",
+        "muon": "Muon NorMuon SOAP shampoo",
+    },
+    "loss": {
+        "cross_entropy": "CrossEntropyLoss CrossEntropyLossFlat NLLLoss SparseCategoricalCrossentropy SoftTargetCrossEntropy ce cross-entropy",
+        "cross_entropy` with label_smoothing: `0.1": "LabelSmoothingCrossEntropy LabelSmoothingCrossEntropyFlat",
+        "cross_entropy` with class_weights: `balanced": "weighted_cross_entropy",
+        "focal` with focal_gamma: `2.0": "sigmoid_focal_loss AsymmetricLoss",
+        "focal": "FocalLoss FocalLossFlat focal_loss",
+    },
+    "best": {"val/loss": "val_loss min", "val/accuracy": "val_acc accuracy max"},
+    "class_weights": {"balanced": "auto inverse", "effective": "class_balanced"},
+    "sampler": {"balanced": "WeightedRandomSampler weighted", "shuffle": "RandomSampler"},
+    "precision": {"bf16": "bf16-mixed fp16 mixed_bfloat16", "32": "float32 fp32", "auto": "amp"},
+    "tta": {"flip": "hflip", "views": "multi_crop"},
+}
+
+
+@pytest.mark.parametrize("key", SAME_ELSEWHERE)
+def test_names_of_other_libraries_are_answered_with_what_does_the_same(key):
+    for line, names in SAME_ELSEWHERE[key].items():
+        for name in names.split():
+            if name == line:
+                continue
+            with pytest.raises(RequestError) as caught:
+                params.check("train", TrainParams, SHIPPED | {key: name})
+            assert f"train.{key} is '{name}': input should be " in str(caught.value)
+            assert f"; did you mean `{line}`?" in str(caught.value), name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schedule": "PlateauLRScheduler"}, "waits for a plateau is not offered, since a resumed run"),
+        ({"schedule": "LambdaLR"}, "has its warm-up in train.warmup. Set `one_cycle` or `cosine`"),
+        ({"optimizer": "LBFGS"}, "second order over the whole set are not offered. Set `sgd` or `adamw`"),
+        ({"loss": "BCE"}, "for two classes it is the same. Set `cross_entropy`"),
+        ({"loss": "BCEWithLogitsLoss"}, "Set `cross_entropy`"),
+        ({"loss": "binary_crossentropy"}, "Set `cross_entropy`"),
+        ({"loss": "MSELoss"}, "made for regression"),
+        ({"loss": "DiceLoss"}, "made for masks"),
+        ({"loss": "TripletMarginLoss"}, "learns distances of images"),
+        ({"loss": "ArcFace"}, "learns distances of images"),
+    ],
+)
+def test_names_without_a_counterpart_are_refused_with_the_reason_and_what_to_set(change, message):
+    with pytest.raises(RequestError) as caught:
+        params.check("train", TrainParams, SHIPPED | change)
+    assert message in str(caught.value)
+
+
+def test_no_name_of_other_libraries_has_two_answers():
+    tables = [value for name, value in vars(other_names).items() if name.isupper()]
+    assert len(tables) > 8
+    for table in tables:
+        names = [other_names.plain(each) for line in table.values() for each in line.split(", ")]
+        assert len(names) == len(set(names)), [name for name in names if names.count(name) > 1]

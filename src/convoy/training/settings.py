@@ -1,8 +1,6 @@
 """The sections `network`, `train` and `checkpoints` of params.yaml."""
 
-import re
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, Literal, LiteralString, Self, get_args
 
 from pydantic import (
@@ -18,6 +16,7 @@ from pydantic_core import PydanticCustomError
 from convoy.core.contract import Tta
 from convoy.core.errors import RequestError
 from convoy.core.params import Section
+from convoy.training import other_names as names
 from convoy.training import weight_pins
 from convoy.training.augment.geometry import AlternatingFlip, Flip
 from convoy.training.augment.policy import Augment, without_padding
@@ -45,57 +44,6 @@ def _known_teacher(source: str) -> str:
             "then name its run: runs:/RUN_ID"
         )
     return source
-
-
-SCHEDULES = {
-    **dict.fromkeys(("onecycle", "fitonecycle", "cyclic", "triangular"), "one_cycle"),
-    **dict.fromkeys(
-        ("cosine", "cosineannealing", "cosineannealingwarmrestarts", "cos", "flatcos", "sgdr"), "cosine"
-    ),
-    **dict.fromkeys(("linear", "lrf", "poly", "polynomial"), "linear` with lr_end: `0.01"),
-    **dict.fromkeys(("step", "multistep", "piecewiseconstant"), "step` with step_epochs: `[60, 80]"),
-    "exponential": "step` with step_epochs: `1",
-    **dict.fromkeys(("constant", "none", "fixed"), "constant"),
-    **dict.fromkeys(
-        ("plateau", "reducelronplateau", "reducelr"),
-        "one_cycle`? A rate that waits for a plateau is not offered, since the rate is a function of the step: `cosine",
-    ),
-}
-"""Schedules of torch, timm, fastai, Ultralytics and keras, as `_plain` spells them, and what does the same here."""
-
-OPTIMIZERS = {
-    **dict.fromkeys(
-        ("adam", "nadam", "radam", "adamax", "lamb", "lion", "rmsprop", "ranger", "adan"), "adamw"
-    ),
-    **dict.fromkeys(("nesterov", "momentum", "nag", "sgdw", "lars"), "sgd"),
-    "normuon": "muon",
-}
-
-
-def _plain(word: str) -> str:
-    """Spell a name without case, separators and endings such as `LR` and `Scheduler`."""
-    plain = re.sub(r"[^a-z0-9]", "", word.lower())
-    return re.sub(r"(lr|scheduler|schedule|decay)+$", "", plain) or plain
-
-
-def _hinted(names: Mapping[str, str], *allowed: str) -> WrapValidator:
-    """Add the word that is meant to the message about one that is not offered."""
-
-    def validate(value: object, handler: ValidatorFunctionWrapHandler) -> Any:  # noqa: ANN401 (as pydantic declares it)
-        try:
-            return handler(value)
-        except ValidationError as error:
-            near = names.get(_plain(str(value))) or next(
-                iter(get_close_matches(str(value), allowed, n=1)), ""
-            )
-            if not near:
-                raise
-            expected = error.errors()[0]["msg"]
-            raise PydanticCustomError(
-                "word", "{expected}; did you mean `{near}`?", {"expected": expected, "near": near}
-            ) from error
-
-    return WrapValidator(validate)
 
 
 def _one_message(allowed: LiteralString) -> WrapValidator:
@@ -235,9 +183,10 @@ class TrainParams(Section):
     accumulate: int = Field(
         ge=1, le=1024, description="batches whose gradients are averaged for a step", examples=[1]
     )
-    optimizer: Annotated[Literal["sgd", "adamw", "muon"], _hinted(OPTIMIZERS, "sgd", "adamw", "muon")] = (
-        Field(description="update rule of the weights", examples=["sgd"])
-    )
+    optimizer: Annotated[
+        Literal["sgd", "adamw", "muon"],
+        names.hinted(names.OPTIMIZERS, "sgd", "adamw", "muon", none=names.NO_OPTIMIZER),
+    ] = Field(description="update rule of the weights", examples=["sgd"])
     momentum: float = Field(
         ge=0, lt=1, description="share of the last step's direction that a step keeps", examples=[0.9]
     )
@@ -246,9 +195,9 @@ class TrainParams(Section):
     weight_decay: float = Field(
         ge=0, le=1, description="weight decay; not applied to norms and biases", examples=[0.0005]
     )
-    schedule: Annotated[Schedule, _hinted(SCHEDULES, *get_args(Schedule))] = Field(
-        description="learning-rate schedule after the warm-up", examples=["one_cycle"]
-    )
+    schedule: Annotated[
+        Schedule, names.hinted(names.SCHEDULES, *get_args(Schedule), none=names.NO_SCHEDULE)
+    ] = Field(description="learning-rate schedule after the warm-up", examples=["one_cycle"])
     warmup: float = Field(
         ge=0, le=0.9, description="share of all steps in which the learning rate rises to lr", examples=[0.2]
     )
@@ -272,7 +221,10 @@ class TrainParams(Section):
         description="largest norm of a step's gradients; longer ones are shortened to it",
         examples=[0.0],
     )
-    loss: Literal["cross_entropy", "focal"] = Field(description="training loss", examples=["cross_entropy"])
+    loss: Annotated[
+        Literal["cross_entropy", "focal"],
+        names.hinted(names.LOSSES, "cross_entropy", "focal", none=names.NO_LOSS),
+    ] = Field(description="training loss", examples=["cross_entropy"])
     focal_gamma: float = Field(
         ge=0,
         le=10,
@@ -297,16 +249,18 @@ class TrainParams(Section):
         description="divisor of the logits of both, which softens the teacher's answers",
         examples=[4.0],
     )
-    class_weights: ClassWeights = Field(
-        description="factor on the training loss of each class's images", examples=["none"]
+    class_weights: Annotated[ClassWeights, names.hinted(names.CLASS_WEIGHTS, *get_args(ClassWeights))] = (
+        Field(description="factor on the training loss of each class's images", examples=["none"])
     )
-    sampler: Literal["shuffle", "balanced"] = Field(
-        description="how often an epoch shows each training image", examples=["shuffle"]
-    )
+    sampler: Annotated[
+        Literal["shuffle", "balanced"], names.hinted(names.SAMPLERS, "shuffle", "balanced")
+    ] = Field(description="how often an epoch shows each training image", examples=["shuffle"])
     augment: Augment = Field(
         description="random changes of training images", examples=[[{"shift": {"pixels": 2}}]]
     )
-    best: Best = Field(description="epoch whose weights become the model", examples=["val/loss"])
+    best: Annotated[Best, names.hinted(names.BEST, *get_args(Best))] = Field(
+        description="epoch whose weights become the model", examples=["val/loss"]
+    )
     early_stop: int = Field(
         ge=0,
         le=10_000,
@@ -319,14 +273,14 @@ class TrainParams(Section):
         description="decay of the exponential moving average of the weights, which is then validated and saved",
         examples=[0.0],
     )
-    tta: Tta = Field(
+    tta: Annotated[Tta, names.hinted(names.VIEWS, *get_args(Tta))] = Field(
         description="views of an image whose mean answers, in evaluation and in the exported graph",
         examples=["none"],
     )
     calibrate: bool = Field(
         description="temperature of the probabilities fitted to validation images", examples=[True]
     )
-    precision: Precision = Field(
+    precision: Annotated[Precision, names.hinted(names.PRECISIONS, "auto", "32", "bf16")] = Field(
         description="number format of convolutions and dense layers", examples=["auto"]
     )
     progressive: ProgressiveParams = Field(
