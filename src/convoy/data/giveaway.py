@@ -156,7 +156,9 @@ def giveaways(
     limit: float,
 ) -> Iterator[Giveaway]:
     """Measure every property of used images against every class; yield those that predict one beyond `limit`."""
-    labels, of_image = np.unique([record.label or "" for record in used], return_inverse=True)
+    names = [record.label or "" for record in used]
+    number = {label: n for n, label in enumerate(sorted(set(names)))}
+    labels, of_image = np.array(list(number)), np.array([number[name] for name in names])
     if len(labels) < 2:
         return
     # A class so small that not even an AUC of 1 would be certain is only one of the others.
@@ -264,9 +266,9 @@ def lower_bound(auc: Floats, inside: Ints, outside: Ints) -> Floats:
 
 def _binned(values: Floats) -> Ints:
     """Number the values, or, of more than `BINS`, their quantiles."""
-    distinct, inverse = np.unique(values, return_inverse=True)
+    distinct = np.unique(values)
     if len(distinct) <= BINS:
-        return inverse
+        return np.searchsorted(distinct, values)
     return np.searchsorted(np.quantile(values, np.arange(1, BINS) / BINS), values)
 
 

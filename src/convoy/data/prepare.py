@@ -97,6 +97,7 @@ def prepare(
         Cache(out.parent / CACHE, cache.key(kept)) as seen,
     ):
         result = scan(delivery, params, spool.shrink, spool.keep, cache=seen)
+        gc.freeze()  # nor at the records
         changes = class_changes.check(result, before, params)
         refuse_findings(result.delivery, changes)
         _write(result, params, spool, scratch)
