@@ -46,13 +46,13 @@ def main() -> None:
         from convoy.training import pretrained, teacher, threads
         from convoy.training.augment import policy
         from convoy.training.checkpoints import CheckpointStore, Resumable, inputs_digest
-        from convoy.training.data import check_augment
-        from convoy.training.fit import HISTORY, TRANSFER, fit
+        from convoy.training.fit import HISTORY, TRANSFER, check, fit
 
     with console.slow("opening dataset and starting weights"):
         starting = pretrained.load(network.weights, network_spec)
         dataset = Dataset.load(DATASET)
-        check_augment(dataset, train)  # before a run is opened
+        check(dataset, network_spec, train)  # before a run is opened
+        layers = tabulate(network_spec, len(dataset.classes), dataset.image_px)
         taught_by = teacher.load(train.teacher, dataset.classes)
         inputs = inputs_digest(dataset, network_spec, starting, train, seed, teacher=taught_by)
     store = CheckpointStore(stage.repository() / "checkpoints", inputs, checkpoints)
@@ -62,7 +62,6 @@ def main() -> None:
         with stages.training(dataset.hash, checkpoint.facts.run_id if checkpoint else None) as run:
             run.log_dataset(dataset.hash, DATASET)
             with console.slow("drawing the network and augmented images"):
-                layers = tabulate(network_spec, len(dataset.classes), dataset.image_px)
                 pictures = [
                     diagram.draw(layers, PLOTS / "network.png"),
                     augmentation.draw(dataset, train, seed, PLOTS / "augmentation.png"),

@@ -15,7 +15,7 @@ from convoy.core.errors import NetworkError, RequestError, TrainingError
 from convoy.models import trained
 from convoy.models.spec import Spec
 from convoy.training.data import DataModule, shuffled
-from convoy.training.fit import fit
+from convoy.training.fit import check, fit
 from convoy.training.optim import lr_schedule
 from convoy.training.whitening import covariance, whitening_filters
 
@@ -280,7 +280,28 @@ def test_a_single_image_in_a_batch_is_refused_where_a_norm_needs_more(
     else:
         with pytest.raises(RequestError, match=least):
             fit(cut, pooled, params(batch_size=batch_size), 1, out)
+        with pytest.raises(RequestError, match=least):
+            check(cut, pooled, params(batch_size=batch_size))
     assert out.exists() is (least is None)
+
+
+@pytest.mark.parametrize(
+    ("change", "images", "message"),
+    [
+        ({"batch_size": 16, "accumulate": 64}, 48, r"train\.accumulate 64 needs as many batches.*48 or less"),
+        ({"augment": ["mixup"], "batch_size": 2}, 47, r"mixup mixes two images .*batch_size to 4 or more"),
+        ({"augment": [{"shift": {"pixels": 8}}]}, 48, r"shift\.pixels is 8"),
+        ({"progressive": {"start": 0.5, "full": 0.5}}, 48, r"layer dense1 has weights for 192 values"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_a_run_is_opened(dataset, params, change, images, message):
+    cut = dataclasses.replace(dataset, splits=dataset.splits | {"train": (0, images)})
+    flat = Spec.model_validate({"name": "flat", "layers": ["flatten", {"dense": "classes"}]})
+    state = torch.get_rng_state()
+    with pytest.raises(RequestError, match=message):
+        check(cut, flat, params(**change))
+    check(cut, flat, params(batch_size=1))
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_single_images_train_where_norms_see_more_than_a_value(dataset, tiny, params, out):

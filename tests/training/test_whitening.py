@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from convoy.core.errors import RequestError
 from convoy.models.build import Whitening, build
 from convoy.models.trained import NormalizedModel
 from convoy.training import whitening
@@ -30,6 +31,17 @@ def responses(made, images_u8):
     pixels = torch.from_numpy(images_u8).permute(0, 3, 1, 2).float()
     layer = made.network.whiten1
     return functional.conv2d(made.normalize(pixels), layer.weight).transpose(0, 1).flatten(1)
+
+
+def test_too_few_patches_are_refused_with_a_convolution_of_the_same_width():
+    chosen = network({"whiten": {"kernel": 4}}, "gelu", *HEAD)
+    whitening.check(chosen, images=2, image_px=8)  # 50 patches
+    with pytest.raises(
+        RequestError,
+        match=r"whiten of mine computes 48 directions of 4×4 .* 1 training images of 8 px have only 25 .*filters: 96, kernel: 4",
+    ):
+        whitening.check(chosen, images=1, image_px=8)
+    whitening.check(network("relu", *HEAD), images=1, image_px=8)
 
 
 @pytest.mark.parametrize("kernel", [2, [1, 3]])

@@ -34,7 +34,7 @@ from convoy.training.callbacks import (
     TrainingTimer,
 )
 from convoy.training.checkpoints import CheckpointCallback, DirectIO, LoadedCheckpoint, Resumable
-from convoy.training.data import Batches, DataModule, served_train_images
+from convoy.training.data import Batches, DataModule, check_augment, served_train_images, steps_of
 from convoy.training.freezing import FrozenLayersCheck, refuse_without_weights
 from convoy.training.module import Classifier
 from convoy.training.precision import choose_precision
@@ -149,6 +149,27 @@ def fit(
     return _metrics(history, best.epoch, served, timer.seconds)
 
 
+def check(dataset: Dataset, spec: Spec, params: TrainParams) -> None:
+    """Refuse what `assemble` would refuse of images and batches, before a run is opened for it.
+
+    Raises:
+        RequestError: as `fit` does, but for starting weights.
+    """
+    check_augment(dataset, params)
+    images = len(dataset.labels("train"))
+    whitening.check(spec, images, dataset.image_px)
+    progressive.check(spec, len(dataset.classes), dataset.image_px, params)
+    single = images // steps_of(images, params.batch_size, params.accumulate) <= 1
+    if single or (
+        spec.classifier and params.progressive.start < 1
+    ):  # what only a pass through the network shows
+        facts = _facts(dataset, spec, None)
+        with torch.random.fork_rng():
+            model = trained.make(facts, auxiliary=True)
+        Classifier(model, params, facts, 1)  # sets the norms to the mode that they train in
+        _check_batches(model, facts, params, DataModule(dataset, params, 0).train_batches())
+
+
 class Assembled(NamedTuple):
     """Hold what a training consists of before its first step."""
 
@@ -177,20 +198,10 @@ def assemble(
     if starting is None:
         refuse_without_weights(params.transfer)
     pl.seed_everything(seed, verbose=False)
-    normalisation = starting.facts if starting and starting.facts else dataset
-    facts = ModelFacts(
-        network=spec.name,
-        spec=spec,
-        classes=list(dataset.classes),
-        image_px=dataset.image_px,
-        fit=dataset.fit,
-        crop_share=dataset.crop_share,
-        background=dataset.background,
-        mean=list(normalisation.mean),
-        std=list(normalisation.std),
-    )
+    facts = _facts(dataset, spec, starting)
     model = trained.make(facts, auxiliary=True)
     grafted = graft(model.network, starting, facts.classes) if starting else None
+    whitening.check(spec, len(dataset.labels("train")), dataset.image_px)
     if starting is None:  # else the filters are among the weights, and what follows them fits no others
         whitening.whiten(model, served_train_images(dataset))
     data = DataModule(dataset, params, seed)
@@ -202,6 +213,22 @@ def assemble(
     classifier = Classifier(model, params, facts, steps, weights, teacher=teacher)
     _check_batches(model, facts, params, batches)
     return Assembled(model, facts, grafted, data, classifier)
+
+
+def _facts(dataset: Dataset, spec: Spec, starting: StartingWeights | None) -> ModelFacts:
+    """Describe the model to be; starting weights bring their mean and std."""
+    normalisation = starting.facts if starting and starting.facts else dataset
+    return ModelFacts(
+        network=spec.name,
+        spec=spec,
+        classes=list(dataset.classes),
+        image_px=dataset.image_px,
+        fit=dataset.fit,
+        crop_share=dataset.crop_share,
+        background=dataset.background,
+        mean=list(normalisation.mean),
+        std=list(normalisation.std),
+    )
 
 
 def make_trainer(params: TrainParams, **options: Any) -> pl.Trainer:  # noqa: ANN401 (Lightning's arguments)

@@ -12,13 +12,34 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from convoy.core.errors import RequestError
 from convoy.models.build import Whitening
+from convoy.models.layer_types import Whiten, pair
+from convoy.models.spec import Spec
 from convoy.models.trained import NormalizedModel
 from convoy.training.stored import Images
 
 MOST_IMAGES = 5_000  # airbench94's; spread evenly over the training images
 MOST_PIXELS = 2**25  # of all these images together: about 670 images of 224 px, a few seconds
 CHUNK_VALUES = 2**23  # of the patches that are in memory at a time, as float64
+
+
+def check(spec: Spec, images: int, image_px: int) -> None:
+    """Refuse a whitening layer whose filters the training images do not determine.
+
+    Raises:
+        RequestError: they have fewer patches than a patch has values.
+    """
+    if not spec.layers or not isinstance(spec.layers[0], Whiten):
+        return
+    height, width = pair(spec.layers[0].kernel)
+    patches = images * max(image_px - height + 1, 0) * max(image_px - width + 1, 0)
+    if patches < 3 * height * width:
+        raise RequestError(
+            f"whiten of {spec.name} computes {3 * height * width} directions of {height}×{width} patches, and {images:,} training images of "
+            f"{image_px} px have only {patches:,} patches. Add images, set a smaller kernel in networks/{spec.name}.yaml, or replace whiten by "
+            f"conv: {{filters: {6 * height * width}, kernel: {height}}}"
+        )
 
 
 def whiten(model: NormalizedModel, images_u8: Images) -> None:
