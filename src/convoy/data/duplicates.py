@@ -295,9 +295,9 @@ class _Images(NamedTuple):
     def compare(self, asked: _Entries, known: _Entries) -> _Entries:
         """Correlate pairs that are not known, if their sketches fit."""
         n = len(self.rows)
-        codes, old = asked.codes(n), known.codes(n)
-        similar = np.full(len(codes), np.nan, np.float32)
-        if len(old):
+        similar = np.full(len(asked.first), np.nan, np.float32)
+        if len(known.first):
+            codes, old = asked.codes(n), known.codes(n)
             at = np.searchsorted(old, codes).clip(max=len(old) - 1)
             similar = np.where(old[at] == codes, known.similar[at], similar)
         new = np.flatnonzero(np.isnan(similar))
