@@ -146,6 +146,36 @@ def resumable(tmp_path):
     return make
 
 
+class Kill(BaseException):
+    """The end of a process."""
+
+
+@pytest.fixture
+def killed(tmp_path, on, resumable):
+    """Train whole, and again with a kill before a step and a resume; check that both end with equal weights, and return them.
+
+    The function that trains takes a folder and keywords of `fit`.
+    """
+
+    def run(train, step):
+        train(tmp_path / "whole")
+        whole = (tmp_path / "whole" / "weights.pt").read_bytes()
+
+        def kill(trainer, *_):
+            if trainer.global_step == step:
+                raise Kill
+
+        with pytest.raises(Kill):
+            train(tmp_path / "killed", callbacks=[on("on_train_batch_start", kill)], resumable=resumable())
+        assert not (tmp_path / "killed" / "weights.pt").exists()
+        assert resumable().checkpoint.facts.step == step
+        train(tmp_path / "killed", resumable=resumable())
+        assert (tmp_path / "killed" / "weights.pt").read_bytes() == whole
+        return whole
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def classifier(dataset):
     """Make a classifier of a spec, with the weights of seed 1."""

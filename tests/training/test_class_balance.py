@@ -1,5 +1,3 @@
-from contextlib import suppress
-
 import numpy as np
 import pytest
 import torch
@@ -105,31 +103,14 @@ def test_the_loss_of_a_batch_is_the_mean_of_weighted_losses(imbalanced, tiny, pa
     )
 
 
-class Kill(BaseException):
-    """The end of a process."""
-
-
 @pytest.mark.parametrize("change", [{"sampler": "balanced"}, {"class_weights": "effective"}])
 def test_a_training_killed_within_an_epoch_ends_with_identical_weights(
-    imbalanced, tiny, params, tmp_path, on, resumable, change
+    imbalanced, tiny, params, tmp_path, killed, change
 ):
-    def train(name, *callbacks):
-        how = {"callbacks": callbacks, "resumable": resumable(folder=f"{name}-checkpoints")}
-        fit(imbalanced, tiny, params(**change), 1, tmp_path / name, **how)
-        return (tmp_path / name / "weights.pt").read_bytes()
-
-    def kill(trainer, *_):
-        if trainer.global_step == 5:
-            raise Kill
-
-    whole = train("whole")
-    with suppress(Kill):
-        train("killed", on("on_train_batch_start", kill))
-    assert not (tmp_path / "killed" / "weights.pt").exists()
-    assert train("killed") == whole
+    weights = killed(lambda folder, **how: fit(imbalanced, tiny, params(**change), 1, folder, **how), 5)
     plain = tmp_path / "plain"
     fit(imbalanced, tiny, params(), 1, plain)
-    assert (plain / "weights.pt").read_bytes() != whole
+    assert (plain / "weights.pt").read_bytes() != weights
 
 
 def test_the_effect_on_each_class_is_printed_once_before_the_first_step(

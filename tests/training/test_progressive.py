@@ -64,28 +64,9 @@ def test_training_sees_the_sides_and_validation_the_full_one(dataset, tiny, para
     assert set(validated) == {full}
 
 
-def test_a_training_killed_in_a_small_epoch_resumes_exactly(dataset, tiny, params, tmp_path, resumable, on):
+def test_a_training_killed_in_a_small_epoch_resumes_exactly(dataset, tiny, params, killed):
     chosen = params(epochs=3, progressive={"start": 0.5, "full": 1.0})
-    fit(dataset, tiny, chosen, 1, tmp_path / "whole")
-
-    def stop(trainer, *_):
-        if trainer.global_step == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fit(
-            dataset,
-            tiny,
-            chosen,
-            1,
-            tmp_path / "killed",
-            resumable=resumable(),
-            callbacks=[on("on_train_batch_end", stop)],
-        )
-    fit(dataset, tiny, chosen, 1, tmp_path / "killed", resumable=resumable())
-    whole, killed = (torch.load(tmp_path / name / "weights.pt") for name in ("whole", "killed"))
-    assert whole.keys() == killed.keys()
-    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    killed(lambda folder, **how: fit(dataset, tiny, chosen, 1, folder, **how), 2)
 
 
 def test_a_head_made_for_one_size_is_refused_with_its_name(repository, params):

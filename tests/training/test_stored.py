@@ -64,33 +64,13 @@ def test_both_give_equal_batches(packed, params, changes):
 
 
 def test_a_training_from_files_resumes_bit_for_bit_and_equals_the_one_from_pixels(
-    packed, params, tiny, tmp_path, resumable, on
+    packed, params, tiny, tmp_path, killed
 ):
     pixels, encoded = packed("pixels"), packed("encoded")
     policy = params(augment=[{"resized_crop": {"scale": [0.5, 1.0]}}, "flip"])
-    weights = []
-    for dataset in (pixels, encoded):
-        fit(dataset, tiny, policy, 1, tmp_path / f"model-{dataset.store}")
-        weights.append((tmp_path / f"model-{dataset.store}" / "weights.pt").read_bytes())
-    assert weights[0] == weights[1]
-
-    def kill(trainer, *_):
-        if trainer.global_step == 3:
-            raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        fit(
-            encoded,
-            tiny,
-            policy,
-            1,
-            tmp_path / "resumed",
-            callbacks=[on("on_train_batch_end", kill)],
-            resumable=resumable(),
-        )
-    assert 0 < resumable().checkpoint.facts.step < 6
-    fit(encoded, tiny, policy, 1, tmp_path / "resumed", resumable=resumable())
-    assert (tmp_path / "resumed" / "weights.pt").read_bytes() == weights[0]
+    fit(pixels, tiny, policy, 1, tmp_path / "pixels-model")
+    weights = killed(lambda folder, **how: fit(encoded, tiny, policy, 1, folder, **how), 3)
+    assert (tmp_path / "pixels-model" / "weights.pt").read_bytes() == weights
 
 
 def test_validation_and_test_images_are_pixels_in_either_case(packed):

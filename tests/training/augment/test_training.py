@@ -1,37 +1,15 @@
 """Augmentation within a training."""
 
-from contextlib import suppress
-
 import pytest
 
 from convoy.core.errors import RequestError
 from convoy.training.fit import fit
 
 
-class Kill(BaseException):
-    """The end of a process."""
-
-
-def test_a_killed_training_sees_the_same_augmented_images_and_mixed_labels(
-    dataset, tiny, params, tmp_path, on, resumable
-):
+def test_a_killed_training_sees_the_same_augmented_images_and_mixed_labels(dataset, tiny, params, killed):
     policy = [{"resized_crop": {"scale": [0.3, 1.0]}}, "flip", "color_jitter"]
     policy += ["rotate", "rand_augment", "erase", "mixup", "cutmix"]
-
-    def train(name, *callbacks):
-        how = {"callbacks": callbacks, "resumable": resumable(folder=f"{name}-checkpoints")}
-        fit(dataset, tiny, params(augment=policy), 1, tmp_path / name, **how)
-        return (tmp_path / name / "weights.pt").read_bytes()
-
-    def kill(trainer, *_):
-        if trainer.global_step == 4:
-            raise Kill
-
-    whole = train("whole")
-    with suppress(Kill):
-        train("killed", on("on_train_batch_start", kill))
-    assert not (tmp_path / "killed" / "weights.pt").exists()
-    assert train("killed") == whole
+    killed(lambda folder, **how: fit(dataset, tiny, params(augment=policy), 1, folder, **how), 4)
 
 
 def test_the_policy_is_printed_with_all_arguments(dataset, tiny, params, tmp_path, capsys):
