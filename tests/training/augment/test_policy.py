@@ -1,9 +1,11 @@
 """What `train.augment` may hold, and how it is refused."""
 
+import re
 from pathlib import Path
 
 import pytest
 from dvc.utils.hydra import apply_overrides
+from torchvision.transforms import v2
 
 from convoy.core import params as core_params
 from convoy.core import yaml
@@ -245,3 +247,24 @@ def test_what_dvc_writes_for_an_experiment_is_read(repository, tmp_path, typed, 
     assert [policy.WORDS[type(transform)] for transform in read.augment] == words
     again = core_params.section("train", TrainParams, Path(repository / "params.yaml"))
     assert policy.described(again.augment) == "[{shift: {pixels: 2, fill: reflect}}]"
+
+
+ELSEWHERE = {
+    "torchvision": [name for name in dir(v2) if name[0].isupper() and name != "InterpolationMode"],
+    "timm": "RandomResizedCropAndInterpolation RandomErasing AugMixAugment RandomCropOrPad ThreeAugment hflip reprob rkrr resplit rand-m9-mstd0.5-inc1",
+    "kornia": "ColorJiggle RandomCutMixV2 RandomJigsaw RandomRotation90 RandomPlasmaShadow RandomFisheye RandomClahe PadTo AugmentationSequential",
+    "albumentations": "D4 ShiftScaleRotate Transpose PadIfNeeded RandomSizedCrop FancyPCA CoarseDropout GlassBlur ShotNoise Spatter ToTensorV2 OneOf",
+    "fastai": "aug_transforms FlipItem DeterministicDihedral RandomResizedCropGPU Warp LightingTfm cutout_gaussian MixUp RatioResize Normalize",
+    "Ultralytics": "hsv_h degrees perspective flipud bgr mosaic copy_paste erasing crop_fraction auto_augment close_mosaic",
+    "Keras": "RandomTranslation RandomZoom RandomColorDegeneration RandomPosterization Solarization GridMask Rescaling Resizing AugMix Pipeline",
+}
+
+
+@pytest.mark.parametrize("library", ELSEWHERE)
+def test_every_name_of_a_library_is_answered(refused, library):
+    names_ = ELSEWHERE[library]
+    for name in names_.split() if isinstance(names_, str) else names_:
+        if name in policy.TRANSFORMS:
+            continue
+        [line] = refused(f"['{name}']")
+        assert re.search(r"did you mean `|did you mean augment: |no counterpart: ", line), line
