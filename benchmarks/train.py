@@ -1,6 +1,6 @@
 """Time training side by side with other loops on the same images and write benchmarks/TRAIN.md.
 
-    python benchmarks/train.py cifar10-jpeg.tar.gz                     about 25 minutes on 2 cores, quiet otherwise
+    python benchmarks/train.py cifar10-jpeg.tar.gz                     about 20 minutes on 2 cores, quiet otherwise
     python benchmarks/train.py cifar10-jpeg.tar.gz --others PYTHON      beside fastai, 5 minutes more
     python benchmarks/train.py cifar10-jpeg.tar.gz --quick              one short trial, printed and not written
     python benchmarks/train.py cifar10-jpeg.tar.gz --ceilings FILE      Convoy beside its ceiling only, written as JSON; also on a GPU

@@ -92,6 +92,6 @@ def _check_sections(content: Mapping[str, Any], path: Path) -> None:
     for key in expected:
         if key in SECTIONS and key not in content:
             raise params.without_section(key, SECTIONS[key], content, path)
-    params.check("", params.TopLevel, {key: content[key] for key in ("seed",) if key in content}, path)
+    params.check("", params.TopLevel, {"seed": content["seed"]} if "seed" in content else {}, path)
     for name, kind in SECTIONS.items():
         params.check(name, kind, content[name], path)

@@ -143,7 +143,7 @@ class Cache:
             return {}
         names = {self._name(sha256): sha256 for sha256 in files}
         marks = ",".join("?" * len(names))
-        query = f"SELECT file, words, arrays, checksum FROM image WHERE file IN ({marks})"  # noqa: S608 (question marks)
+        query = f"SELECT file, words, arrays, checksum FROM image WHERE file IN ({marks})"  # noqa: S608 (inserts question marks only)
         try:
             with self._reading:  # threads that take turns at each row take longer than a single one
                 if self._reader is None:

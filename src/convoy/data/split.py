@@ -81,7 +81,7 @@ def assign(
     units = _Units(assigned, pairs, params.splits, missing)
     for index in units.pool:
         split = units.split[units.root(index)]
-        if assigned[index].split != split:  # most stay in train; a record of its own takes a microsecond
+        if assigned[index].split != split:  # copying a record takes a microsecond, and most stay in train
             assigned[index] = assigned[index]._replace(split=split)
     counts = units.counts()
     findings += [*units.findings(), *rare.check(assigned, params, delivered, counts)]

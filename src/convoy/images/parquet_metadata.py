@@ -64,7 +64,7 @@ class MetadataReader:
 
 
 def _started() -> subprocess.Popen[bytes]:
-    return subprocess.Popen(  # noqa: S603 (this file)
+    return subprocess.Popen(  # noqa: S603 (runs this file)
         [sys.executable, "-P", "-m", __name__],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         stdin=subprocess.PIPE,

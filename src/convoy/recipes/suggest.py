@@ -25,9 +25,7 @@ from convoy.training.weight_pins import IMAGENET
 
 ICON_PX = 40  # median shorter side up to which images are trained at 32 px
 MANY = 10_000  # training images from which few epochs of large batches are enough, as on CIFAR-10
-FEWEST_STEPS = (
-    150  # of a training, three quarters of those of cifar10-4min: with fewer, a network has hardly begun
-)
+FEWEST_STEPS = 150  # of a training; a judgement: with fewer, a network has hardly begun
 MOST_EPOCHS = 100
 LINEAR: dict[str, tuple[str, ...]] = {
     "sgd": ("train.lr",),

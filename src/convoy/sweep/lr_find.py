@@ -81,7 +81,7 @@ class RangeTest:
         losses: training loss of each step, before its weights change; mean of the repeats.
         smoothed: means of the losses so far in which early ones fade.
         suggestion: rate, rounded to two digits; None where the curve shows none.
-        reason: why there is no suggestion, and what to try; empty if there is.
+        reason: why there is no suggestion, and what to try; empty if there is one.
         lowest: rate at which the smoothed loss is lowest; higher ones do harm.
         exploded: rate at which the loss exploded; None if it did not.
         repeats: tests that were averaged.

@@ -108,7 +108,7 @@ def _by_name(table: Mapping[str, str]) -> dict[str, str]:
 
 
 def hinted(table: Mapping[str, str], *allowed: str, none: Mapping[str, str] | None = None) -> WrapValidator:
-    """Add the word that is meant to the message about one that is not offered.
+    """Add to the message about a refused value what it corresponds to here.
 
     Args:
         table: by what to write, the names elsewhere.

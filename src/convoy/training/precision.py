@@ -31,7 +31,7 @@ def _native_bf16() -> tuple[bool, str]:
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return native, f"{torch.cuda.get_device_name()} {'has' if native else 'does not have'} it"
     if torch.backends.mps.is_available():
-        return False, "bf16 is no faster on Apple's GPU"
+        return False, "Apple's GPUs are no faster in bf16"
     # Every processor with AMX tiles has AVX-512 BF16 too. Without it oneDNN widens each operand to float32.
     native = torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001 (the only form that torch 2.11 has)
     return native, f"this processor {'has' if native else 'does not have'} AVX-512 BF16"
@@ -40,9 +40,9 @@ def _native_bf16() -> tuple[bool, str]:
 def keep_slow_in_float32(network: nn.Module) -> list[str]:
     """Let depthwise convolutions whose gradients are slow in bf16 on a CPU compute in float32 under autocast.
 
-    With torch 2.14 (oneDNN 3.x) on a processor with AVX-512 BF16, the gradient of the input of a depthwise convolution with a
+    With torch 2.14 on a processor with AVX-512 BF16, the gradient of the input of a depthwise convolution with a
     stride takes about 20 times as long in bf16 as in float32, and that of the filters of 5 x 5 and 7 x 7 three times as
-    long; without a stride and with 3 x 3 filters bf16 is the faster one. benchmarks/TRAIN.md has what it is worth.
+    long; without a stride and with 3 x 3 filters bf16 is faster. benchmarks/TRAIN.md shows the effect on MobileNetV3.
 
     Returns:
         The names of these layers.
