@@ -73,7 +73,16 @@ def test_letters_that_no_font_has_are_spelled_out_so_that_names_differ():
 
 
 def test_a_long_run_of_letters_keeps_both_ends():
-    assert written("日本語の名前の猫 1")[0] == "<65E5.672C…306E.732B> 1"
+    assert written("日本語名前猫 1")[0] == "<65E5.672C…524D.732B> 1"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_regular_face_of_a_family_counts_wherever_the_list_has_it(order, monkeypatch):
+    """STIX has katakana and hiragana in its regular face alone; the order of the list is that of a folder."""
+    faces = [entry for entry in fontManager.ttflist if entry.name == "STIXGeneral"]
+    faces.sort(key=lambda entry: (entry.weight == 400, entry.style == "normal"))
+    monkeypatch.setattr(fontManager, "ttflist", faces[::order])
+    assert written("の")[:2] == ("の", ["sans-serif", "STIXGeneral"])
 
 
 @pytest.mark.parametrize(

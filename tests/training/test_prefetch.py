@@ -112,13 +112,8 @@ def stopped(*_):
 def test_the_thread_ends_however_a_training_is_stopped(
     dataset, tiny, params, out, on, threaded, hook, action, error
 ):
-    # As in a process of its own: another test may have left SIGINT to the system, which ends the process.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(error):
-            fit(dataset, tiny, params(batch_size=8), 1, out, callbacks=[on(hook, action)])
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(error):
+        fit(dataset, tiny, params(batch_size=8), 1, out, callbacks=[on(hook, action)])
     assert not threads()
 
 

@@ -98,7 +98,11 @@ def _candidates() -> Iterator[tuple[str, str]]:
             fontManager.addfont(path)
         except (OSError, RuntimeError, NotImplementedError):  # damaged, or of pictures
             continue
-    names = {entry.name: str(entry.fname) for entry in fontManager.ttflist if not UNUSABLE.search(entry.name)}
+    # The last of a family counts: its regular face, as texts are drawn with, wherever a folder lists it.
+    regular = sorted(
+        fontManager.ttflist, key=lambda entry: (entry.style == "normal", entry.weight in (400, "normal"))
+    )
+    names = {entry.name: str(entry.fname) for entry in regular if not UNUSABLE.search(entry.name)}
     yield from sorted(names.items(), key=lambda item: (not LIKELY.search(item[0]), item[0]))
 
 
