@@ -14,16 +14,23 @@ import torch
 from PIL import Image
 
 import convoy
+from clones import REPOSITORY
+from convoy.core import params
 from convoy.core.dataset import Dataset
 from convoy.data.prepare import prepare
 from convoy.evaluation.evaluate import evaluate
 from convoy.evaluation.settings import EvaluateParams
 from convoy.export import latency, onnx_graph
+from convoy.export.settings import ExportParams
 from convoy.models import trained
 from deliveries import data_params
 from network_specs import HEAD, network
 
 IDENTITY = {"run_id": "run-7", "git_commit": "c0ffee", "data_hash": "d" * 64, "params_hash": "e" * 64}
+LIMITS = params.section("export", ExportParams, REPOSITORY / "params.yaml").model_copy(
+    update={"latency_runs": 10}
+)
+"""The shipped section, but timed briefly."""
 LAYERS = [{"conv": {"filters": 6, "kernel": 3}}, "norm", "relu", {"max_pool": 2}, *HEAD]
 PX = 12
 
@@ -32,8 +39,7 @@ import json, sys
 from pathlib import Path
 from convoy.export.verify import verify
 from convoy.export.settings import ExportParams
-home = Path(sys.argv[1])
-limits = ExportParams(max_label_flips=0, max_probability_gap=1e-4, latency_runs=10)
+home, limits = Path(sys.argv[1]), ExportParams.model_validate_json(sys.argv[2])
 metrics = verify(home / "deploy", home / "data", home / "evaluation", limits)
 print(json.dumps({"metrics": metrics, "torch": "torch" in sys.modules}))
 """
@@ -68,8 +74,7 @@ class Project:
             for n, image_u8 in enumerate(images_u8):
                 Image.fromarray(image_u8).save(self.home / "data" / name / f"{n:03}.png")
         usual = {"image_px": PX, "fit": fit, "splits": {"val": 0.2, "test": 0.4}, "max_quarantined": 0.0}
-        params = data_params(**usual | changes)
-        prepare(self.home / "data", params, self.home / "dataset")
+        prepare(self.home / "data", data_params(**usual | changes), self.home / "dataset")
         dataset = Dataset.load(self.home / "dataset")
         facts = trained.ModelFacts(
             network="miniature",
@@ -95,8 +100,8 @@ class Project:
                 model.train()(pixels)
                 head.weight /= model.eval()(pixels).std(dim=0).mean()
         trained.save(self.home / "model", model, facts)
-        params = EvaluateParams(batch_size=16, worst_images=2, feature_classes=1)
-        evaluate(self.home / "dataset", self.home / "model", params, self.home / "evaluation")
+        shown = EvaluateParams(batch_size=16, worst_images=2, feature_classes=1)
+        evaluate(self.home / "dataset", self.home / "model", shown, self.home / "evaluation")
         onnx_graph.build(self.home / "model", self.home / "deploy", IDENTITY)
         latency.measure_eager(self.home / "model", self.home / "deploy", 10)
         return self
@@ -111,7 +116,7 @@ class Project:
     def verify(self):
         """Verify in a process of its own, as the pipeline does: this one has imported torch."""
         done = subprocess.run(
-            [sys.executable, "-c", VERIFY, str(self.home)],
+            [sys.executable, "-c", VERIFY, str(self.home), LIMITS.model_dump_json()],
             capture_output=True,
             text=True,
             check=True,

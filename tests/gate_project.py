@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
+import exported
 import fixed_models
 from convoy.core import files
 from convoy.data.prepare import prepare
 from convoy.data.split import pixel_hash
 from convoy.export.image_index import Images
-from convoy.export.settings import ExportParams
 from convoy.export.verify import Comparison
 from convoy.gate.evidence import ModelUnderTest
 from convoy.gate.judge import judge
@@ -98,8 +98,7 @@ class GateProject:
 
 def verification(sha256):
     """Return the part of verification.json that shows whether a model passed."""
-    limits = ExportParams(max_label_flips=0, max_probability_gap=1e-4, latency_runs=10)
-    figures = Comparison("whole test split from delivered files", limits).figures()
+    figures = Comparison("whole test split from delivered files", exported.LIMITS).figures()
     control = figures | {"mean_shift": 0.1, "caught": True}
     return {"model": {"sha256": sha256}, "checks": [figures], "negative_control": control}
 

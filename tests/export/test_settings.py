@@ -4,9 +4,10 @@ from convoy.core import params
 from convoy.core.errors import RequestError
 from convoy.evaluation.settings import EvaluateParams
 from convoy.export.settings import ExportParams
+from exported import LIMITS
 
 SECTIONS = {
-    "export": (ExportParams, {"max_label_flips": 0, "max_probability_gap": 0.0001, "latency_runs": 100}),
+    "export": (ExportParams, LIMITS.model_dump()),
     "evaluate": (EvaluateParams, {"batch_size": 256, "worst_images": 24, "feature_classes": 10}),
 }
 
@@ -17,6 +18,7 @@ SECTIONS = {
         ("export", {"max_label_flips": -1}, r"export\.max_label_flips is -1: .* or equal to 0"),
         ("export", {"max_probability_gap": 2}, r"max_probability_gap is 2: .* or equal to 1"),
         ("export", {"latency_runs": 5}, r"latency_runs is 5: .* or equal to 10"),
+        ("export", {"golden_images": 1001}, r"golden_images is 1001: .* or equal to 1000"),
         ("export", {"latency_run": 5}, r"latency_run; did you mean `export.latency_runs`\?"),
         ("evaluate", {"batch_size": 0}, r"evaluate\.batch_size is 0: .* or equal to 1"),
         ("evaluate", {"worst_images": 201}, r"worst_images is 201: .* or equal to 200"),

@@ -22,12 +22,11 @@ from convoy.core import files
 from convoy.core.errors import DataError, VerificationError
 from convoy.export import latency, verify
 from convoy.export.onnx_model import OnnxModel
-from convoy.export.settings import ExportParams
 from convoy.export.verify import Comparison, ReferencePredictions
 from convoy.images.resize import Geometry
 from deliveries import ONE_COLOUR
+from exported import LIMITS
 
-LIMITS = ExportParams(max_label_flips=0, max_probability_gap=1e-4, latency_runs=10)
 LOOSE = LIMITS.model_copy(update={"max_label_flips": 1000, "max_probability_gap": 1.0})
 GEOMETRY = Geometry(12, "squash")
 
@@ -364,7 +363,9 @@ def test_the_sample_holds_test_images_as_they_were_packed(built, sample, referen
 
 def test_the_sample_stays_bounded(built, model, reference, monkeypatch):
     monkeypatch.setattr(verify, "SAMPLE_BYTES", 5 * 12 * 12 * 3)
-    comparison, _, sample = verify.compare_from_files(model, built.home / "data", reference, GEOMETRY, LIMITS)
+    comparison, _, sample, _ = verify.compare_from_files(
+        model, built.home / "data", reference, GEOMETRY, LIMITS
+    )
     assert sample.paths == reference.paths[:5]
     assert comparison.images == len(reference.paths)
 

@@ -13,6 +13,7 @@ NAMES = [
     "list_commands",  # click
     "readinto",  # io
     "load_prepare",  # Pillow
+    "redirect_request",  # urllib
     "on_*", "setup", "*_step", "configure_*", "*_dataloader", "*state_dict", "transfer_batch_to_device",  # Lightning
     "save_checkpoint", "remove_checkpoint",  # Lightning's CheckpointIO
 ]  # fmt: skip

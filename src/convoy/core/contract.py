@@ -15,8 +15,11 @@ VERIFICATION = "verification.json"
 MODEL_CARD = "model_card.md"
 IMAGES = "images.parquet"
 BASELINE = "baseline.json"
-BESIDE = (VERIFICATION, MODEL_CARD, IMAGES, BASELINE)
-"""Files that belong to a verified model and travel with it; those that an earlier Convoy logged have fewer."""
+GOLDEN = "golden"
+"""Folder of test images with the probabilities that the model must answer."""
+GOLDEN_FACTS = "golden.json"
+BESIDE = (VERIFICATION, MODEL_CARD, IMAGES, BASELINE, GOLDEN)
+"""Files and folders that belong to a verified model and travel with it; those that an earlier Convoy logged have fewer."""
 
 CLASSES = "convoy.classes"
 IMAGE_PX = "convoy.image_px"

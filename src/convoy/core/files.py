@@ -1,8 +1,9 @@
-"""Write small result files so that a reader never sees half of one."""
+"""Write small result files so that a reader never sees half of one; copy, read and hash files."""
 
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,14 @@ def read_json(path: Path) -> dict[str, Any]:
     """Load a JSON object."""
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file, or a folder with its content; what is there already is replaced."""
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=shutil.copyfile, dirs_exist_ok=True)
+    else:
+        shutil.copyfile(source, target)
 
 
 def sha256(path: Path) -> str:

@@ -5,6 +5,7 @@ N images of H x W pixels; P, the side of the square that the network sees; K cla
 
 import json
 import logging
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -56,6 +57,7 @@ def build(model: Path, out: Path, identity: Mapping[str, str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name in (contract.VERIFIED, contract.UNVERIFIED, contract.VERIFICATION, contract.MODEL_CARD):
         (out / name).unlink(missing_ok=True)
+    shutil.rmtree(out / contract.GOLDEN, ignore_errors=True)
     network = _export(deployable, facts.image_px, facts.network)
     joined: onnx.ModelProto = compose.merge_models(
         resize.graph(facts.image_px, cast("Fit", facts.fit), facts.crop_share),

@@ -8,7 +8,7 @@ from convoy.core.params import Section
 
 
 class ExportParams(Section):
-    """Limit the differences between exported and measured predictions, and set the timed runs."""
+    """Limit the differences between exported and measured predictions, set the timed runs, and what is made beside the model."""
 
     max_label_flips: Annotated[
         int,
@@ -31,5 +31,14 @@ class ExportParams(Section):
             le=10000,
             description="timed single-image runs of onnxruntime and of eager torch",
             examples=[100],
+        ),
+    ]
+    golden_images: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=1000,
+            description="test images that are stored with the model, with the answers that `convoy verify` expects",
+            examples=[30],
         ),
     ]

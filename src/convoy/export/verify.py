@@ -5,6 +5,7 @@ A graph that passes is renamed to `model.onnx`, so every file of that name has b
 n images of H x W pixels; P, the side of the square that the network sees; K classes.
 """
 
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from convoy.core.dataset import Fit
 from convoy.core.errors import VerificationError
 from convoy.core.intervals import wilson
 from convoy.export import latency
+from convoy.export.golden import GoldenImages
 from convoy.export.onnx_model import CHUNK_IMAGES, OnnxModel, chunks
 from convoy.export.settings import ExportParams
 from convoy.images.delivery import open_delivery
@@ -60,6 +62,7 @@ def verify(deploy: Path, data: Path, evaluation: Path, params: ExportParams) -> 
         raise VerificationError(f"{unverified} does not exist. Build it: dvc repro export")
     for name in (contract.VERIFIED, contract.VERIFICATION, contract.MODEL_CARD):
         (deploy / name).unlink(missing_ok=True)
+    shutil.rmtree(deploy / contract.GOLDEN, ignore_errors=True)
     model = OnnxModel(unverified)
     reference = ReferencePredictions.load(evaluation)
     if model.classes != reference.classes:
@@ -73,7 +76,7 @@ def verify(deploy: Path, data: Path, evaluation: Path, params: ExportParams) -> 
         float(model.properties.get(contract.CROP_SHARE, 1)),
     )
 
-    whole, correct, sample = compare_from_files(model, data, reference, geometry, params)
+    whole, correct, sample, golden = compare_from_files(model, data, reference, geometry, params)
     comparisons = [whole, *compare_batches(model, sample, params), compare_odd_sizes(model, geometry, params)]
     for comparison in comparisons:
         if not comparison.within_limits:
@@ -108,6 +111,7 @@ def verify(deploy: Path, data: Path, evaluation: Path, params: ExportParams) -> 
         "versions": latency.versions(),
         "hardware": latency.hardware(),
     }
+    golden.write(deploy / contract.GOLDEN, model.classes, model.background)
     files.write_json(deploy / contract.VERIFICATION, verification)
     files.write_text(deploy / contract.MODEL_CARD, card(verification, reference.summary))
     verified = unverified.rename(deploy / contract.VERIFIED)
@@ -262,18 +266,19 @@ class Sample:
 
 def compare_from_files(
     model: OnnxModel, data: Path, reference: ReferencePredictions, geometry: Geometry, limits: ExportParams
-) -> tuple[Comparison, int, Sample]:
+) -> tuple[Comparison, int, Sample, GoldenImages]:
     """Predict every test image from its delivered file's bytes and compare with what was measured.
 
-    Returns the comparison, the number of correct predictions, and a sample for the other checks.
+    Returns the comparison, the number of correct predictions, a sample for the other checks, and the golden images.
 
     Raises:
         DataError: a delivered file is missing or has changed since it was prepared.
     """
     comparison = Comparison(f"whole {reference.split} split from delivered files", limits)
+    golden = GoldenImages(reference.labels, limits.golden_images, limits.max_probability_gap)
     row_of = {path: row for row, path in enumerate(reference.paths)}
     delivered = sum(sum(images.values()) for images in reference.summary["counts"].values())
-    images = open_delivery(data).images(
+    images = open_delivery(data).decoded(
         dict(zip(reference.paths, reference.sha256, strict=True)),
         f"verify {reference.split} images",
         delivered,
@@ -285,15 +290,18 @@ def compare_from_files(
     )
     sample: dict[int, npt.NDArray[np.uint8]] = {}
     correct = 0
-    for chunk in chunks(images, lambda item: item[1].nbytes):
-        rows = np.array([row_of[path] for path, _ in chunk])
-        probabilities = model.predict_mixed([image_u8 for _, image_u8 in chunk])
-        comparison.add([path for path, _ in chunk], reference.probabilities[rows], probabilities)
+    for chunk in chunks(images, lambda item: item[2].image_u8.nbytes + len(item[1])):
+        rows = np.array([row_of[path] for path, _, _ in chunk])
+        probabilities = model.predict_mixed([decoded.image_u8 for _, _, decoded in chunk])
+        comparison.add([path for path, _, _ in chunk], reference.probabilities[rows], probabilities)
         correct += int((probabilities.argmax(axis=1) == reference.labels[rows]).sum())
-        sample |= {row_of[path]: geometry(image_u8) for path, image_u8 in chunk if row_of[path] < most}
+        for (_, content, decoded), row, answer in zip(chunk, rows.tolist(), probabilities, strict=True):
+            golden.offer(row, content, decoded, answer)
+            if row < most:
+                sample[row] = geometry(decoded.image_u8)
     squares_u8 = np.stack([sample[row] for row in range(len(sample))])
     measured = reference.probabilities[: len(sample)]
-    return comparison, correct, Sample(reference.paths[: len(sample)], squares_u8, measured, geometry)
+    return comparison, correct, Sample(reference.paths[: len(sample)], squares_u8, measured, geometry), golden
 
 
 def compare_batches(model: OnnxModel, sample: Sample, limits: ExportParams) -> list[Comparison]:

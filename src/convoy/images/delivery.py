@@ -25,7 +25,7 @@ from convoy.core.errors import DataError, listed
 from convoy.core.escaping import visible
 from convoy.images import code_pages, litter
 from convoy.images.archive import REPACK, Kind, code_page, is_archive, kind_of, members
-from convoy.images.decode import Content, decode, read
+from convoy.images.decode import Content, Decoded, decode, read
 from convoy.images.formats import HEAD_BYTES, Fault, starts_as_image, unsupported
 
 if TYPE_CHECKING:
@@ -263,9 +263,20 @@ class Delivery:
         Raises:
             DataError: a file cannot be decoded; or as `originals`.
         """
+        for path, _, decoded in self.decoded(sha256, activity, total, background=background):
+            yield path, decoded.image_u8
+
+    def decoded(
+        self, sha256: Mapping[str, str], activity: str, total: int, *, background: str = DEFAULT_BACKGROUND
+    ) -> Iterator[tuple[str, bytes, Decoded]]:
+        """Decode files that were prepared earlier: yield each path with its bytes and its image.
+
+        Raises:
+            DataError: as `images`.
+        """
         for path, content in self.originals(sha256, activity, total):
             try:
-                yield path, decode(content, background=background, max_truncated=1.0).image_u8
+                yield path, content, decode(content, background=background, max_truncated=1.0)
             except DataError as error:
                 raise DataError(
                     f"{self.path}: {path} was prepared, but now it {error}. Prepare again: dvc repro --force prepare"

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -305,7 +304,7 @@ def _as_version(version: Any) -> Version:  # noqa: ANN401 (MLflow's client decla
 
 @dataclass(frozen=True)
 class ModelArtifacts:
-    """The files that the store lists of a logged model; `owner` names its version or run in messages."""
+    """The files and folders that the store lists of a logged model; `owner` names its version or run in messages."""
 
     registry: Registry
     owner: str
@@ -326,7 +325,7 @@ class ModelArtifacts:
                 return repository, []
 
         repository, entries = registry.call(f"list the files of {owner}", read)
-        names = frozenset(entry.path for entry in entries if not entry.is_dir)
+        names = frozenset(entry.path for entry in entries)
         return cls(registry, owner, names, repository)
 
     @classmethod
@@ -359,7 +358,7 @@ class ModelArtifacts:
             )
 
     def download_file(self, name: str, folder: Path) -> Path:
-        """Download a file without checking its content; a file that is not in the store is an ArtifactMissing."""
+        """Download a file or folder without checking its content; what is not in the store is an ArtifactMissing."""
         if name not in self.names:
             raise ArtifactMissing(f"{name} of {self.owner} is not in the store")
         try:
@@ -406,10 +405,10 @@ def is_verified(folder: Path, sha256: str) -> bool:
 
 
 def copy_files(source: Path, folder: Path) -> None:
-    """Copy those of a model's files that exist."""
+    """Copy those of a model's files and folders that exist."""
     for name in (contract.VERIFIED, *contract.BESIDE):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+        if (source / name).exists():
+            files.copy(source / name, folder / name)
 
 
 def _is_missing(error: Exception) -> bool:

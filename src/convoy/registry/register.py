@@ -321,6 +321,6 @@ def _rewrite_journal(model: VerifiedModel) -> None:
         path = stages.METRICS / f"{name}.json"
         if is_workspace and path.exists():
             run.log_result(files.read_json(path))
-    beside = [model.folder / name for name in contract.BESIDE if (model.folder / name).is_file()]
+    beside = [model.folder / name for name in contract.BESIDE if (model.folder / name).exists()]
     run.log_onnx(model.folder / contract.VERIFIED, *beside)
     run.end("FINISHED")

@@ -139,7 +139,7 @@ class Journal:
                 os.fsync(self._descriptor)
 
     def copy_in(self, path: Path, *more: Path) -> str:
-        """Copy files, or the content of a folder, beside the journal; return the new folder's name.
+        """Copy files, or the content of a folder, beside the journal, and `more` files and folders; return the new folder's name.
 
         Raises:
             OSError: the disk is full, or a file does not exist.
@@ -151,7 +151,7 @@ class Journal:
         else:
             target.mkdir(parents=True)
             for source in (path, *more):
-                shutil.copyfile(source, target / source.name)
+                files.copy(source, target / source.name)
         for copy in (target.parent, target, *target.rglob("*")):
             with contextlib.suppress(OSError):  # a file system without modes
                 copy.chmod(0o700 if copy.is_dir() else 0o600)

@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import posixpath
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -48,7 +47,7 @@ from mlflow.utils.validation import (
     MAX_TAG_VAL_LENGTH,
 )
 
-from convoy.core import contract
+from convoy.core import contract, files
 from convoy.tracking import settings, store
 from convoy.tracking.journal import FILE, Entry, Sent, State, read
 
@@ -170,28 +169,28 @@ class Delivery:
 
     def _send(self, entries: list[tuple[Entry, int]]) -> None:
         """Send entries; consecutive values go together, and so do consecutive files."""
-        files: list[Entry] = []
+        waiting: list[Entry] = []
         for done, (entry, end) in enumerate(entries, self.sent.entries + 1):
             if entry.get("kind") in {"tags", "params", "points"} and self._values:
                 self._values.add(entry)
             elif entry.get("kind") == "files":
-                files.append(entry)
+                waiting.append(entry)
             else:
-                self._flush(files)
+                self._flush(waiting)
                 self._send_single(entry)
                 self._record(done, end)
-        self._flush(files)
+        self._flush(waiting)
         if entries:
             self._record(done, end)
 
-    def _flush(self, files: list[Entry]) -> None:
+    def _flush(self, waiting: list[Entry]) -> None:
         """Send the collected values, then the files, and clear both."""
         if self._values:
             self._values.send()
-        if files:
-            with self._held(*files):
-                self._upload_files(files)
-            files.clear()
+        if waiting:
+            with self._held(*waiting):
+                self._upload_files(waiting)
+            waiting.clear()
 
     @contextlib.contextmanager
     def _held(self, *entries: Entry) -> Iterator[None]:
@@ -535,6 +534,6 @@ def _upload_model(client: MlflowClient, run: StoredRun, source: Path, sha256: st
         )
         # The verified bytes, whatever MLflow's writing of the graph changed.
         for path in sorted(source.iterdir()):
-            shutil.copyfile(path, folder / path.name)
+            files.copy(path, folder / path.name)
         store.artifacts(client.tracking_uri, model.artifact_location).log_artifacts(str(folder))
     return client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
