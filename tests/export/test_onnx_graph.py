@@ -86,11 +86,30 @@ def test_every_dimension_that_may_vary_has_a_name(session):
 def test_the_metadata_hold_contract_and_provenance(session):
     properties = session.get_modelmeta().custom_metadata_map
     assert json.loads(properties.pop("convoy.classes")) == ["Bär", "cat|dog", "x"]
+    properties = {key: text for key, text in properties.items() if not key.startswith("Image.")}
     assert properties.pop("convoy.input").startswith("uint8 pixels [N, height, width, 3]")
     provenance = {f"convoy.{key}": value for key, value in exported.IDENTITY.items()}
     contract = {"convoy.version": "0.1.0", "convoy.image_px": "12", "convoy.fit": "squash"}
     contract |= {"convoy.background": "white"}
     assert properties == provenance | contract
+
+
+def test_the_input_is_denoted_an_image_as_onnx_has_it(built):
+    model = onnx.load(built.unverified)
+    [image] = model.graph.input
+    assert image.type.denotation == "IMAGE"
+    axes = [dimension.denotation for dimension in image.type.tensor_type.shape.dim]
+    assert axes == ["DATA_BATCH", "DATA_FEATURE", "DATA_FEATURE", "DATA_CHANNEL"]
+    properties = {entry.key: entry.value for entry in model.metadata_props if entry.key.startswith("Image.")}
+    assert properties == {
+        "Image.BitmapPixelFormat": "Rgb8",
+        "Image.ColorSpaceGamma": "SRGB",
+        "Image.NominalPixelRange": "NominalRange_0_255",
+    }
+    for output in model.graph.output:
+        assert output.type.denotation == "TENSOR"
+        axes = [dimension.denotation for dimension in output.type.tensor_type.shape.dim]
+        assert axes == ["DATA_BATCH", "DATA_FEATURE"]
 
 
 def test_the_file_holds_no_path_of_the_machine_that_exported_it(built):

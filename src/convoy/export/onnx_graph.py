@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
@@ -25,6 +25,14 @@ from convoy.export.onnx_model import LARGEST_BYTES
 from convoy.images import resize
 from convoy.models import trained
 from convoy.models.trained import NormalizedModel
+
+
+IMAGE_PROPERTIES = {
+    "Image.BitmapPixelFormat": "Rgb8",
+    "Image.ColorSpaceGamma": "SRGB",
+    "Image.NominalPixelRange": "NominalRange_0_255",
+}
+"""Metadata of every tensor that is denoted an image, as ONNX has it in MetadataProps.md."""
 
 
 class _WithProbabilities(nn.Module):
@@ -79,7 +87,11 @@ def build(model: Path, out: Path, identity: Mapping[str, str]) -> None:
         contract.BACKGROUND: facts.background,
         contract.INPUT: contract.input_in_words(facts.background),
         **{f"convoy.{key}": identity[key] for key in contract.IDENTITY},
+        **IMAGE_PROPERTIES,
     }
+    _denote(joined.graph.input[0], "IMAGE", ("DATA_BATCH", "DATA_FEATURE", "DATA_FEATURE", "DATA_CHANNEL"))
+    for output in joined.graph.output:
+        _denote(output, "TENSOR", ("DATA_BATCH", "DATA_FEATURE"))
     if facts.crop_share < 1:
         properties[contract.CROP_SHARE] = str(facts.crop_share)
     helper.set_model_props(joined, properties)
@@ -91,6 +103,13 @@ def build(model: Path, out: Path, identity: Mapping[str, str]) -> None:
         )
     onnx.checker.check_model(joined, full_check=True)
     onnx.save(joined, out / contract.UNVERIFIED)
+
+
+def _denote(value: onnx.ValueInfoProto, kind: str, axes: Sequence[str]) -> None:
+    """Write what a tensor is, and what each of its axes, as ONNX has it in TypeDenotation.md and DimensionDenotation.md."""
+    value.type.denotation = kind
+    for dimension, axis in zip(value.type.tensor_type.shape.dim, axes, strict=True):
+        dimension.denotation = axis
 
 
 def _export(deployable: NormalizedModel, image_px: int, name: str) -> onnx.ModelProto:
