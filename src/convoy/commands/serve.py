@@ -1,10 +1,13 @@
-"""`convoy verify`: answers of a model file or a server, compared with those that were measured."""
+"""`convoy verify` and `convoy demo`: check the answers of a model or a server, and show a model in a browser."""
 
 import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from convoy.core.console import info
+from convoy.core.contract import VERIFIED
 
 TOKEN_ENV = "CONVOY_SERVE_TOKEN"  # noqa: S105 (a name)
 
@@ -41,3 +44,37 @@ def verify(
 
     token = os.environ.get(TOKEN_ENV, "")
     raise typer.Exit(golden_images.verify(target, golden, token, as_json=as_json))
+
+
+def demo(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder to write; new, empty, or an earlier demo.")
+    ],
+    *,
+    model: Annotated[Path, typer.Option(help="A verified model.")] = Path("build/deploy") / VERIFIED,
+    runtime: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.tgz",
+            help="Tarball of onnxruntime-web, as `npm pack` makes it.",
+            show_default="fetched with npm",
+        ),
+    ] = None,
+) -> None:
+    """Write a static web page that runs a model in the browser: drop, paste, photograph or draw an image.
+
+    The page shows probabilities, the image as the network sees it, and feature maps. It has everything it needs, and
+    no image leaves the browser. Any web server can serve the folder.
+
+    Example: convoy demo build/demo
+
+    Example: convoy demo build/demo --runtime onnxruntime-web-1.30.0.tgz
+    """
+    from convoy.serving.demo import build
+
+    facts = build(model, folder, runtime)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    info(f"{facts['name']} as a page: {folder} ({size / 1e6:.0f} MB, with {facts['runtime']})")
+    info(
+        f"Open it: python -m http.server 8080 --bind 127.0.0.1 --directory {folder}, then http://127.0.0.1:8080"
+    )
