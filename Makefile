@@ -43,7 +43,7 @@ check: $(READY) ## lint, types and the fast tests
 	@ruff check . && ruff format --check . && mypy
 	@$(ONE_THREAD) python -m pytest -n 2 --dist loadscope -q -m "not slow and not pipeline"
 
-packages: ## install the Chromium and PostgreSQL that tests need (apt or brew)
+packages: ## install the Chromium, npm and PostgreSQL that tests need (apt or brew)
 	@.ci/packages
 
 # Hashes of folders, energy and timings would make the table several screens wide.
