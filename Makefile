@@ -20,7 +20,7 @@ NO_SECRETS = env $$(env | grep -oE '^[A-Za-z0-9_]*(TOKEN|SECRET|PASSWORD|CREDENT
 ONE_THREAD := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help environment repro experiments retrain test test-long check packages ui bench lock
+.PHONY: help environment repro experiments retrain test test-long check packages ui bench lock serve
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ experiments: $(READY) ## compare DVC experiments: accuracy, and the params that 
 
 ui: $(READY) ## serve the MLflow UI on the runs and print its address
 	@convoy ui --port $(or $(PORT),5000)
+
+serve: $(READY) ## answer images over HTTP with the champion, or MODEL=file; PORT=8000
+	@convoy serve $(if $(MODEL),--model $(MODEL)) --port $(or $(PORT),8000)
 
 bench: $(READY) ## time the pipeline and write benchmarks/RESULTS.md
 	@python benchmarks/run.py

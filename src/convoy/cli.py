@@ -19,7 +19,7 @@ from convoy.commands.network import network
 from convoy.commands.recipe import recipe
 from convoy.commands.registry import promote, register, rollback
 from convoy.commands.runs import migrate, sweep, sync, ui
-from convoy.commands.serve import demo, verify
+from convoy.commands.serve import demo, serve, verify
 from convoy.commands.weights import weights
 from convoy.core import escaping, stage
 from convoy.core.errors import ConvoyError, RequestError, fault
@@ -119,7 +119,7 @@ COMMANDS: dict[str, dict[str, typer.Typer | Callable[..., None]]] = {
     "Run": {"recipe": recipe, "lr-find": lr_find, "sweep": sweep, "sync": sync},
     "Compare": {"ui": ui, "trace": trace, "why": why},
     "Promote": {"register": register, "promote": promote, "rollback": rollback},
-    "Serve": {"predict": predict, "verify": verify, "demo": demo},
+    "Serve": {"predict": predict, "serve": serve, "verify": verify, "demo": demo},
     "Maintain": {"migrate": migrate},
 }
 """Panel of `convoy --help` to its commands, in the order of the work."""

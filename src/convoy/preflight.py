@@ -14,6 +14,7 @@ from convoy.export.settings import ExportParams
 from convoy.gate.settings import GateParams
 from convoy.models import shapes, spec
 from convoy.repo.git import untracked
+from convoy.serving.settings import ServeParams
 from convoy.sweep.settings import SweepParams
 from convoy.tracking.settings import TrackingParams
 from convoy.training import progressive
@@ -30,6 +31,7 @@ SECTIONS: dict[str, type[params.Section]] = {
     "tracking": TrackingParams,
     "energy": EnergyParams,
     "sweep": SweepParams,
+    "serve": ServeParams,
     "gate": GateParams,
 }
 

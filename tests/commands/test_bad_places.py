@@ -38,6 +38,7 @@ COMMANDS = (
     "promote",
     "rollback",
     "predict build/deploy/model.onnx image.png",
+    "serve --port 0",
     "migrate sqlite:////no/such/folder/mlflow.db",
 )
 """Each as somebody types it in the repository's root."""
@@ -64,6 +65,7 @@ READ = {
     "register X": tuple(FAULTS),
     "predict X image.png": tuple(FAULTS),
     "predict model.onnx X": tuple(FAULTS),
+    "serve --model X --port 0": tuple(FAULTS),
     "migrate sqlite:///{cwd}/new.db --from sqlite:///{cwd}/X": ("missing", "folder", "binary"),
 }
 """Commands with a file or folder `X`, and what it may wrongly be."""

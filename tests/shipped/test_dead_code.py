@@ -3,8 +3,17 @@
 from vulture import Vulture
 
 KINDS = ("function", "method", "property", "class", "import")
-DECORATORS = ["@*.command*", "@*.callback*", "@*validator*", "@*serializer*", "@*.register*", "@override"]
-"""What typer, pydantic and singledispatch call."""
+DECORATORS = [
+    "@*.command*",
+    "@*.callback*",
+    "@*validator*",
+    "@*serializer*",
+    "@*.register*",
+    "@override",
+    "@app.get",
+    "@app.post",
+]
+"""What typer, pydantic, singledispatch and FastAPI call."""
 NAMES = [
     "forward",  # torch
     "check_mapping_key",  # ruamel

@@ -27,6 +27,7 @@ PAGES = (
     "docs/networks.md",
     "docs/retraining.md",
     "docs/security.md",
+    "docs/serving.md",
     "docs/sweep.md",
     "docs/trace.md",
     "docs/tracking.md",

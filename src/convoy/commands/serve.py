@@ -1,4 +1,4 @@
-"""`convoy verify` and `convoy demo`: check the answers of a model or a server, and show a model in a browser."""
+"""`convoy serve`, `verify` and `demo`: answer images over HTTP, check the answers of a model or a server, show a model in a browser."""
 
 import os
 from pathlib import Path
@@ -10,6 +10,34 @@ from convoy.core.console import info
 from convoy.core.contract import VERIFIED
 
 TOKEN_ENV = "CONVOY_SERVE_TOKEN"  # noqa: S105 (a name)
+
+
+def serve(
+    *,
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="`champion`, the number of a version, or a verified file.",
+            show_default="build/deploy/model.onnx",
+        ),
+    ] = "",
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; 0.0.0.0: all of this machine.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at; 0: a free one.", min=0, max=65535)] = 8000,
+) -> None:
+    """Answer images over HTTP: POST /predict takes a JPEG, PNG or WebP and answers with class and probabilities.
+
+    Limits, token and origins are set in the section `serve` of params.yaml. SIGTERM and Ctrl-C stop it once the
+    requests in flight are answered.
+
+    Example: convoy serve --model build/deploy/model.onnx
+    """
+    from convoy.serving.server import serve as run
+
+    run(model, host, port)
 
 
 def verify(

@@ -32,6 +32,8 @@ SECONDS_PER_IMAGE = 10.0
 LEAST_SECONDS = 60.0
 """Shortest time limit of a call, in seconds: it may wait for other work of the machine."""
 
+CPU = ("CPUExecutionProvider",)
+
 T = TypeVar("T")
 
 
@@ -45,7 +47,13 @@ class OnnxModel:
     """
 
     def __init__(
-        self, model: Path | bytes, *, threads: int = 0, seconds_per_image: float | None = None
+        self,
+        model: Path | bytes,
+        *,
+        threads: int = 0,
+        seconds_per_image: float | None = None,
+        providers: Sequence[str] = CPU,
+        name: str = "the model",
     ) -> None:
         """Open a model from a file or its bytes.
 
@@ -53,22 +61,24 @@ class OnnxModel:
             model: the file, or its content.
             threads: per operation; 0 leaves their number to onnxruntime.
             seconds_per_image: time limit of a call, for models of unknown origin; at least a minute per call.
+            providers: onnxruntime's execution providers, the preferred first.
+            name: of a model that is given as bytes, in messages.
 
         Raises:
             RequestError: the file does not exist, or is a folder.
             VerificationError: the file is not valid ONNX, was not exported by Convoy, or has what no exported model has:
                 data in other files, or control flow.
         """
-        name = str(model) if isinstance(model, Path) else "the model"
+        name = str(model) if isinstance(model, Path) else name
         self._name, self._seconds_per_image = name, seconds_per_image
-        content = _read(model) if isinstance(model, Path) else model
+        content = read_model(model) if isinstance(model, Path) else model
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # a lower level would print errors that are raised as well
         options.intra_op_num_threads = threads
         try:
             _check_self_contained(name, content)
             # From the bytes that were checked, not from the file again.
-            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(content, options, providers=list(providers))
         except VerificationError:
             raise
         except Exception as error:  # onnxruntime's errors share no base class
@@ -138,7 +148,7 @@ class OnnxModel:
         return probabilities
 
 
-def _read(path: Path) -> bytes:
+def read_model(path: Path) -> bytes:
     """Read the file of a model.
 
     Raises:

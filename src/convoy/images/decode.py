@@ -161,6 +161,7 @@ def decode(
     *,
     background: str = "white",
     max_truncated: float = MAX_TRUNCATED,
+    max_pixels: int = MAX_PIXELS,
     enough: Enough | None = None,
 ) -> Decoded:
     """Decode a file's bytes to upright 8-bit sRGB.
@@ -170,6 +171,7 @@ def decode(
         held: keeps the image's share of `memory()` until it is closed, where several threads decode.
         background: colour that transparent pixels are composited over: a name or `#RRGGBB`.
         max_truncated: largest share of the image that the file may lack, 0..1.
+        max_pixels: largest image, in pixels; at most `MAX_PIXELS`.
         enough: from width and height of the file to a size that is enough. A JPEG that has several times that is decoded at 1/2, 1/4 or
             1/8, for a share of the time, by leaving out frequencies of its DCT.
 
@@ -182,7 +184,7 @@ def decode(
         raise UnusableError("is empty (0 bytes)")
     content = lacks_its_end(content)
     try:
-        loaded, lost, notes = _loaded(content, _Opener(held), enough)
+        loaded, lost, notes = _loaded(content, _Opener(held, max_pixels), enough)
         _refuse_lost(lost, max_truncated)
         return _decoded(loaded, content, background, lost, notes)
     except DataError:
@@ -234,14 +236,15 @@ def read_stream(file: Readable, size: int) -> bytes:
 class _Opener:
     """Open a file's bytes with Pillow, check the size, and take the image's share of the memory once."""
 
-    def __init__(self, held: ExitStack | None) -> None:
+    def __init__(self, held: ExitStack | None, max_pixels: int) -> None:
         self._held = held
+        self._max_pixels = max_pixels
 
     def __call__(self, content: bytes) -> Image.Image:
         picture = Image.open(io.BytesIO(content), formats=supported())
         pixels = picture.width * picture.height
-        if pixels > MAX_PIXELS:
-            raise TooLargeError(_too_large(f"{picture.width} x {picture.height} pixels"))
+        if pixels > self._max_pixels:
+            raise TooLargeError(_too_large(f"{picture.width} x {picture.height} pixels", self._max_pixels))
         if self._held is not None:
             self._held.enter_context(memory().reserved(BYTES_PER_PIXEL * pixels))
             self._held = None
@@ -510,5 +513,5 @@ def exif_orientation(exif: bytes) -> int | None:
     return None
 
 
-def _too_large(size: str) -> str:
-    return f"is too large: {size}, the limit is {MAX_PIXELS:,}"
+def _too_large(size: str, limit: int = MAX_PIXELS) -> str:
+    return f"is too large: {size}, the limit is {limit:,}"

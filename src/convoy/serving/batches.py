@@ -1,0 +1,256 @@
+"""Answer the images of many requests: worker threads take all that wait, decode, and run each size as a batch.
+
+There is no artificial delay: an image that arrives alone is answered alone, and batches grow as the load does.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from convoy.core.errors import DataError
+from convoy.export.onnx_model import CHUNK_IMAGES, chunks
+from convoy.images.decode import decode
+from convoy.serving.answers import Refusal, refused_image
+from convoy.serving.model import ServedModel
+
+logger = logging.getLogger(__name__)
+
+Image = npt.NDArray[np.uint8]
+Content = bytes | Image
+"""An encoded image, or (H, W, 3) pixels."""
+
+Observer = Callable[[Sequence[Image], npt.NDArray[np.float32], Sequence[bytes | None], ServedModel], None]
+"""Is called after each batch, in its worker's thread: N images, (N, K) probabilities, the encoded images (None for one that
+came as pixels), and the model."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Hold what became of an image.
+
+    Attributes:
+        probabilities: (K,) of the classes of `served`; None where `refusal` states why not.
+        decode_ms: time of its decoding.
+        inference_ms: time of the call that it was answered in.
+    """
+
+    served: ServedModel
+    probabilities: npt.NDArray[np.float32] | None = None
+    refusal: Refusal | None = None
+    decode_ms: float = 0.0
+    inference_ms: float = 0.0
+
+
+@dataclass(slots=True)
+class _Request:
+    """Collect the outcomes of a request's images; only the event loop's thread changes it."""
+
+    future: "asyncio.Future[list[Outcome]]"
+    loop: asyncio.AbstractEventLoop
+    outcomes: list[Outcome | None]
+    left: int
+
+
+@dataclass(slots=True)
+class _Item:
+    """An image that waits."""
+
+    request: _Request
+    index: int
+    content: Content
+    image_u8: Image | None = None
+    decode_ms: float = 0.0
+
+
+@dataclass
+class Answerer:
+    """Answer images in worker threads.
+
+    Attributes:
+        served: gives the model; is called once per batch.
+        workers: threads; each decodes and runs batches of its own.
+        max_queue: most images that wait.
+        timeout_s: longest time that a request waits for its outcomes.
+        max_pixels: largest image.
+        observers: are called after each batch.
+    """
+
+    served: Callable[[], ServedModel]
+    workers: int
+    max_queue: int
+    timeout_s: float
+    max_pixels: int
+    observers: Sequence[Observer] = ()
+    _waiting: "queue.SimpleQueue[_Item | None]" = field(default_factory=queue.SimpleQueue)
+    _threads: list[threading.Thread] = field(default_factory=list)
+    _idle: int = 0
+
+    async def answer(self, contents: Sequence[Content]) -> list[Outcome]:
+        """Answer the images of a request, in their order, with one model.
+
+        Raises:
+            Refusal: too many images wait, or the time limit has passed.
+        """
+        outcomes = await self._answer(contents)
+        if any(outcome.served is not outcomes[0].served for outcome in outcomes):  # swapped in between
+            outcomes = await self._answer(contents)
+        return outcomes
+
+    async def _answer(self, contents: Sequence[Content]) -> list[Outcome]:
+        if self.waiting + len(contents) > self.max_queue:
+            raise Refusal(
+                429,
+                "queue_full",
+                f"{self.waiting} images wait, the limit is {self.max_queue}. Send the request again after a second.",
+                [(b"retry-after", b"1")],
+            )
+        if not self._threads:
+            self.start()
+        loop = asyncio.get_running_loop()
+        request = _Request(loop.create_future(), loop, [None] * len(contents), len(contents))
+        for index, content in enumerate(contents):
+            self._waiting.put(_Item(request, index, content))
+        timer = loop.call_later(self.timeout_s, _expire, request, self.timeout_s)
+        try:
+            return await request.future
+        finally:
+            timer.cancel()
+
+    @property
+    def waiting(self) -> int:
+        """Number of images that no worker has taken yet."""
+        return self._waiting.qsize()
+
+    def start(self) -> None:
+        """Start the threads."""
+        for number in range(self.workers):
+            thread = threading.Thread(target=self._work, name=f"answer-{number}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def close(self) -> None:
+        """End the threads once everything that waits is answered."""
+        for _ in self._threads:
+            self._waiting.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._threads.clear()
+
+    def _work(self) -> None:
+        """Take a share of what waits, until the end."""
+        while True:
+            self._idle += 1
+            first = self._waiting.get()
+            share = -(-(self._waiting.qsize() + 1) // max(1, self._idle))
+            self._idle -= 1
+            if first is None:
+                return
+            taken = [first]
+            try:
+                while len(taken) < min(share, CHUNK_IMAGES):
+                    item = self._waiting.get_nowait()
+                    if item is None:  # of another worker, too: both end
+                        self._waiting.put(None)
+                        break
+                    taken.append(item)
+            except queue.Empty:
+                pass
+            self._process([item for item in taken if not item.request.future.done()])
+
+    def _process(self, items: list[_Item]) -> None:
+        """Decode and classify; hand back all outcomes of a chunk at once."""
+        served = self.served()
+        refused: list[tuple[_Item, Outcome]] = []
+        for chunk in chunks(self._decoded(items, served, refused), _size):
+            images_u8 = [item.image_u8 for item in chunk if item.image_u8 is not None]
+            began = time.perf_counter()
+            try:
+                probabilities = served.predict(images_u8)
+            except Exception:
+                logger.exception("the model failed on %d images", len(chunk))
+                failed = Refusal(
+                    500,
+                    "inference_failed",
+                    "The model failed on this image; the service's log has the cause.",
+                )
+                hand_back([(item, Outcome(served, refusal=failed)) for item in chunk])
+                continue
+            took_ms = (time.perf_counter() - began) * 1000
+            hand_back(
+                [*refused]
+                + [
+                    (item, Outcome(served, row, None, item.decode_ms, took_ms))
+                    for item, row in zip(chunk, probabilities, strict=True)
+                ]
+            )
+            refused.clear()
+            for observer in self.observers:
+                try:
+                    observer(
+                        images_u8,
+                        probabilities,
+                        [item.content if isinstance(item.content, bytes) else None for item in chunk],
+                        served,
+                    )
+                except Exception:
+                    logger.exception("an observer of answers failed")
+        hand_back(refused)
+
+    def _decoded(
+        self, items: Iterable[_Item], served: ServedModel, refused: list[tuple[_Item, Outcome]]
+    ) -> Iterator[_Item]:
+        """Decode items; those that cannot be decoded go to `refused`."""
+        background = served.model.background
+        for item in items:
+            if not isinstance(item.content, bytes):
+                item.image_u8 = item.content
+                yield item
+                continue
+            began = time.perf_counter()
+            try:
+                item.image_u8 = decode(
+                    item.content, background=background, max_pixels=self.max_pixels
+                ).image_u8
+            except DataError as error:
+                refused.append((item, Outcome(served, refusal=refused_image(error))))
+                continue
+            item.decode_ms = (time.perf_counter() - began) * 1000
+            yield item
+
+
+def _size(item: _Item) -> int:
+    return 0 if item.image_u8 is None else item.image_u8.nbytes
+
+
+def hand_back(outcomes: Sequence[tuple[_Item, Outcome]]) -> None:
+    """Give outcomes to their requests in the event loop's thread, with a single call."""
+    if outcomes:
+        outcomes[0][0].request.loop.call_soon_threadsafe(_deliver, outcomes)
+
+
+def _deliver(outcomes: Sequence[tuple[_Item, Outcome]]) -> None:
+    for item, outcome in outcomes:
+        request = item.request
+        request.outcomes[item.index] = outcome
+        request.left -= 1
+        if not request.left and not request.future.done():
+            request.future.set_result([outcome for outcome in request.outcomes if outcome is not None])
+
+
+def _expire(request: _Request, seconds: float) -> None:
+    if not request.future.done():
+        request.future.set_exception(
+            Refusal(
+                503,
+                "timed_out",
+                f"The image was not classified within {seconds:g} s. Send the request again later.",
+                [(b"retry-after", b"1")],
+            )
+        )

@@ -1,0 +1,84 @@
+"""Run the HTTP service with uvicorn until it is stopped; requests in flight are answered first."""
+
+import errno
+import os
+import socket
+import sys
+from pathlib import Path
+
+import uvicorn
+
+from convoy.core import params as params_file
+from convoy.core.console import info
+from convoy.core.errors import RequestError
+from convoy.serving.model import DEFAULT, open_model
+from convoy.serving.service import create_app
+from convoy.serving.settings import ServeParams
+
+STOP_S = 30
+"""Longest wait for requests in flight when the service is stopped, in seconds."""
+
+
+def serve(source: str, host: str, port: int) -> None:
+    """Serve a model on `host` and `port` until SIGTERM or Ctrl-C.
+
+    Raises:
+        RequestError: the port is taken, params.yaml is not valid, or the model does not exist.
+        VerificationError: the model is not the one that was verified.
+        RegistryError: the registry does not answer.
+    """
+    params = serve_params()
+    listener = _bind(host, port)
+    served = open_model(source or str(DEFAULT), providers=params.providers, threads=1)
+    app = create_app(served, params, token=os.environ.get(params.token_env, ""))
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        loop="uvloop" if sys.platform != "win32" else "asyncio",
+        ws="none",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=STOP_S,
+        backlog=2048,
+    )
+    address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+    info(f"{served.name} ({len(served.model.classes)} classes, sha256 {served.sha256[:12]}) at {address}")
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def serve_params(path: Path = params_file.PARAMS_FILE) -> ServeParams:
+    """Read the section `serve`; the shipped values where there is no params.yaml, as in a container."""
+    if path.is_file():
+        return params_file.section("serve", ServeParams, path)
+    return ServeParams.model_validate(params_file.default_at(ServeParams, []))
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Take the port; nothing is accepted before the model is open.
+
+    Raises:
+        RequestError: the port is taken, or the address is none of this machine.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise RequestError(
+            f"{host} is no address of this machine: {error.strerror}. Such as: --host 127.0.0.1"
+        ) from error
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise RequestError(
+                f"port {port} of {host} is taken by another program. Choose another: convoy serve --port {port + 1}"
+            ) from error
+        raise RequestError(
+            f"{host}:{port} cannot be used: {error.strerror}. Such as: --host 127.0.0.1 --port 8000"
+        ) from error
+    return listener
