@@ -26,7 +26,6 @@ from convoy.images import resize
 from convoy.models import trained
 from convoy.models.trained import NormalizedModel
 
-
 IMAGE_PROPERTIES = {
     "Image.BitmapPixelFormat": "Rgb8",
     "Image.ColorSpaceGamma": "SRGB",
