@@ -4,6 +4,7 @@ import functools
 import http.server
 import io
 import os
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import uvicorn
+from fastapi import FastAPI
 from filelock import FileLock
 from PIL import Image, PngImagePlugin
 
@@ -93,3 +96,16 @@ def _saved(image: Image.Image, format_: str, *, gamma: bool = False, **options: 
         options["pnginfo"] = chunks
     image.save(stream, format_, **options)
     return stream.getvalue()
+
+
+@contextmanager
+def running(app: FastAPI) -> Iterator[str]:
+    """Run an application as `convoy serve` does, in a thread; give its address."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(app, http="httptools", ws="none", access_log=False, log_config=None)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()

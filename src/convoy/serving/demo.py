@@ -37,7 +37,6 @@ RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-thre
 
 FACTS = "demo.json"
 OUTPUTS = "outputs.pb"
-PAGE = ("base.css", "page.css", "app.js", "inputs.js", "demo.js", "worker.js", "decode.js")
 NPM_SECONDS = 600
 
 SEEN = "pixels"
@@ -137,7 +136,7 @@ def build(model: Path, out: Path, runtime: Path | None = None) -> dict[str, Any]
     for name, part in parts.items():
         (out / "onnxruntime" / name).write_bytes(part)
     (out / "onnxruntime" / "LICENSE").write_text(LICENSE, encoding="utf-8")
-    for name, part in page_files.read(PAGE).items():
+    for name, part in page_files.read(page_files.DEMO).items():
         (out / "page" / name).write_bytes(part)
     html = page_files.read((page_files.HTML,))[page_files.HTML]
     (out / page_files.HTML).write_bytes(html.replace(b"page/service.js", b"page/demo.js"))

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from convoy import __version__
 from convoy.core import contract
 from convoy.core.cpus import usable_cpus
-from convoy.serving import answers, received
+from convoy.serving import answers, occlusion, page_files, received
 from convoy.serving.answers import Refusal
 from convoy.serving.batches import Answerer, Observer, Outcome
 from convoy.serving.model import ServedModel
@@ -87,6 +87,8 @@ def create_app(
         0, Route("/predict", _Predict(app.state.answerer, params), methods=["POST"], include_in_schema=False)
     )
     _add_routes(app)
+    occlusion.add_routes(app)
+    page_files.add_routes(app)
     app.add_middleware(_Front, token=token)
     app.add_exception_handler(HTTPException, _http_error)
     return app
@@ -116,7 +118,7 @@ class _Front:
             await send(message)
 
         try:
-            if self.token and scope["path"] not in OPEN:
+            if self.token and scope["path"] not in OPEN and not scope["path"].startswith(page_files.FOLDER):
                 self._check_token(headers)
             await self.app(scope, receive, send_with_id)
         except Refusal as refusal:
