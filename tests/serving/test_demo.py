@@ -131,6 +131,20 @@ def test_a_drawing_and_a_photo_of_the_camera_are_answered(site):
         expect(page.locator("#details")).to_contain_text("640 × 480 pixels")
 
 
+def test_golden_images_are_replayed_in_the_browser(site, models):
+    _, address = site
+    images = len(list((models["squash"].parent / "golden").glob("*.png")))
+    with opened(f"{address}/squash/index.html") as page:
+        ready(page)
+        page.get_by_role("button", name="Replay").click()
+        result = page.locator("#replayed")
+        expect(result).to_contain_text(f"Same class for {images} of {images} golden images")
+        expect(result).to_contain_text("within the limit of 0.0001")
+        page.goto(f"{address}/crop/index.html")
+        ready(page)
+        expect(page.locator("#golden")).to_be_hidden()
+
+
 def test_no_request_leaves_the_origin_of_the_page(site, tmp_path):
     folder, address = site
     name, content = pictures(1)[0]
@@ -253,7 +267,7 @@ def test_a_folder_with_other_files_is_refused_and_an_earlier_demo_replaced(verif
     for _ in range(2):
         demo.build(verified[0].model, page, tmp_path)
     assert sorted(path.name for path in page.iterdir()) == [
-        "demo.json", "index.html", "model.onnx", "onnxruntime", "outputs.pb", "page",
+        "demo.json", "golden", "index.html", "model.onnx", "onnxruntime", "outputs.pb", "page",
     ]  # fmt: skip
     with pytest.raises(RequestError, match="is a file"):
         demo.build(verified[0].model, page / "demo.json", tmp_path)

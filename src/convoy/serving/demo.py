@@ -116,6 +116,7 @@ def build(model: Path, out: Path, runtime: Path | None = None) -> dict[str, Any]
     seen, maps = inner_values(content, int(exported.properties[contract.IMAGE_PX]))
     sha256 = hashlib.sha256(content).hexdigest()
     run_id = exported.properties.get(contract.RUN_ID, "")
+    golden = model.parent / contract.GOLDEN
     facts = {
         "made_by": "convoy demo",
         "name": f"Model {sha256[:12]}" + (f" of run {run_id}" if run_id else ""),
@@ -127,6 +128,7 @@ def build(model: Path, out: Path, runtime: Path | None = None) -> dict[str, Any]
         "seen": seen,
         "maps": [asdict(one) for one in maps],
         "runtime": f"{PACKAGE} {VERSION}",
+        "golden": golden.is_dir(),
     }
     with tempfile.TemporaryDirectory() as scratch:
         parts = _runtime_files(runtime or _fetched(Path(scratch), out))
@@ -141,6 +143,9 @@ def build(model: Path, out: Path, runtime: Path | None = None) -> dict[str, Any]
     html = page_files.read((page_files.HTML,))[page_files.HTML]
     (out / page_files.HTML).write_bytes(html.replace(b"page/service.js", b"page/demo.js"))
     (out / contract.VERIFIED).write_bytes(content)
+    shutil.rmtree(out / contract.GOLDEN, ignore_errors=True)
+    if golden.is_dir():
+        shutil.copytree(golden, out / contract.GOLDEN)
     (out / OUTPUTS).write_bytes(declared([*([seen] if seen else []), *(one.output for one in maps)]))
     return facts
 

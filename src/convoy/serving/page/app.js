@@ -15,6 +15,7 @@ export class Refused extends Error {}
  * engine.privacy: where images go, in words.
  * engine.describe(): resolves to the line about the model.
  * engine.answer(blob): resolves to {classes: [[name, probability], …] best first, uncertain, details, pixels: ImageData or null}.
+ * engine.golden() and engine.replay(progress), where images can be checked: whether there are golden images; the result in words.
  * engine.explain: {title, text, button, run(answer, blob, into)}; without a button it runs with every answer.
  */
 export function start(engine) {
@@ -45,6 +46,7 @@ export function start(engine) {
   find("given").addEventListener("error", () => (find("given").alt = "The browser cannot show this format"));
   find("privacy").textContent = engine.privacy;
   describe(engine);
+  if (engine.replay) offerReplay(engine);
   listen(take, (reason) => fail(new Refused(reason)));
 }
 
@@ -118,6 +120,20 @@ async function explain({ explain: way }, answer, blob, current) {
   button.onclick = run;
   button.disabled = false;
   if (!way.button) await run();
+}
+
+async function offerReplay(engine) {
+  find("golden").hidden = !(await engine.golden());
+  find("replay").onclick = async () => {
+    find("replay").disabled = true;
+    try {
+      say("replayed", await engine.replay((done, all) => say("replayed", `${done} of ${all} …`)));
+    } catch (error) {
+      fail(error);
+    } finally {
+      find("replay").disabled = false;
+    }
+  };
 }
 
 function say(id, text) {

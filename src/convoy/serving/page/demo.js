@@ -2,6 +2,8 @@
 
 import { Refused, make, start } from "./app.js";
 
+const home = new URL("../", import.meta.url);
+
 // Through a blob, so that the worker has this page's Content-Security-Policy: none of its requests leaves this origin.
 const code = `import ${JSON.stringify(new URL("worker.js", import.meta.url).href)};`;
 const worker = new Worker(URL.createObjectURL(new Blob([code], { type: "text/javascript" })), { type: "module" });
@@ -39,6 +41,27 @@ export const engine = {
     const { classes, pixels, maps, ms, size } = await ask({ kind: "answer", blob });
     const details = `${size[0]} × ${size[1]} pixels, decoded in ${ms.decode.toFixed(0)} ms, answered in ${ms.inference.toFixed(0)} ms`;
     return { classes, pixels, maps, details, uncertain: false };
+  },
+
+  async golden() {
+    const { golden } = await (await fetch(new URL("demo.json", home))).json();
+    return golden;
+  },
+
+  async replay(progress) {
+    const { classes, images, max_probability_gap: limit } = await (await fetch(new URL("golden/golden.json", home))).json();
+    let [same, largest] = [0, 0];
+    for (const [done, image] of images.entries()) {
+      progress(done, images.length);
+      const file = await fetch(new URL(`golden/${image.file}`, home));
+      const answer = await ask({ kind: "answer", blob: await file.blob() });
+      const got = Object.fromEntries(answer.classes);
+      const gap = Math.max(...classes.map((name, n) => Math.abs(got[name] - image.probabilities[n])));
+      same += answer.classes[0][0] === image.class;
+      largest = Math.max(largest, gap);
+    }
+    const within = largest <= limit ? "within" : "above";
+    return `Same class for ${same} of ${images.length} golden images; largest probability gap ${largest.toExponential(1)}, ${within} the limit of ${limit}.`;
   },
 
   explain: {

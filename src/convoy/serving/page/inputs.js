@@ -50,8 +50,10 @@ function listenToCamera(take, refuse) {
     if (!navigator.mediaDevices) return find("phone").click();
     try {
       video.srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+      find("shoot").disabled = true; // until there is a picture
       show(button, panel, true);
       await video.play();
+      find("shoot").disabled = false;
       find("shoot").focus();
     } catch (error) {
       close();
@@ -59,7 +61,6 @@ function listenToCamera(take, refuse) {
     }
   });
   find("shoot").addEventListener("click", async () => {
-    if (!video.videoWidth) return refuse("The camera has not shown a picture yet. Try again.");
     const canvas = new OffscreenCanvas(video.videoWidth, video.videoHeight);
     canvas.getContext("2d").drawImage(video, 0, 0);
     take(await canvas.convertToBlob({ type: "image/png" }), "photo");
