@@ -58,14 +58,14 @@ def verify() -> None:
     with stages.finishing("export") as run:
         with metered("export", country, gpu=False) as meter:
             meter.take_over(BUILD_ENERGY)
-            metrics = verify.verify(OUT, Path("data"), Path("build/evaluation"), limits)
+            metrics = verify.verify(OUT, Path("data"), DATASET, Path("build/evaluation"), limits)
         metrics |= with_total(METRICS, meter.result())
         files.write_json(METRICS / "export.json", metrics)
         run.log_result(metrics)
         run.set_tags(meter.tags())
-        beside = [OUT / name for name in contract.BESIDE]
-        for path in beside[:2]:
-            run.log_file(path, "deploy")
+        for name in (contract.VERIFICATION, contract.MODEL_CARD):
+            run.log_file(OUT / name, "deploy")
+        beside = [OUT / name for name in contract.BESIDE if (OUT / name).exists()]
         run.log_onnx(OUT / contract.VERIFIED, *beside)
 
 

@@ -40,7 +40,7 @@ from pathlib import Path
 from convoy.export.verify import verify
 from convoy.export.settings import ExportParams
 home, limits = Path(sys.argv[1]), ExportParams.model_validate_json(sys.argv[2])
-metrics = verify(home / "deploy", home / "data", home / "evaluation", limits)
+metrics = verify(home / "deploy", home / "data", home / "dataset", home / "evaluation", limits)
 print(json.dumps({"metrics": metrics, "torch": "torch" in sys.modules}))
 """
 
@@ -113,10 +113,11 @@ class Project:
         sizes = [(12, 12) if n % 3 else tuple(rng.integers(5, 40, 2).tolist()) for n in range(images)]
         return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
 
-    def verify(self):
-        """Verify in a process of its own, as the pipeline does: this one has imported torch."""
+    def verify(self, **changes):
+        """Verify in a process of its own, as the pipeline does: this one has imported torch; `changes` are of the section `export`."""
+        limits = ExportParams.model_validate(LIMITS.model_dump() | changes)
         done = subprocess.run(
-            [sys.executable, "-c", VERIFY, str(self.home), LIMITS.model_dump_json()],
+            [sys.executable, "-c", VERIFY, str(self.home), limits.model_dump_json()],
             capture_output=True,
             text=True,
             check=True,

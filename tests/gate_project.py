@@ -10,8 +10,8 @@ import fixed_models
 from convoy.core import files
 from convoy.data.prepare import prepare
 from convoy.data.split import pixel_hash
+from convoy.export.comparison import Comparison
 from convoy.export.image_index import Images
-from convoy.export.verify import Comparison
 from convoy.gate.evidence import ModelUnderTest
 from convoy.gate.judge import judge
 from convoy.gate.settings import GateParams

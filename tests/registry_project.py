@@ -18,7 +18,7 @@ from mlflow.store.entities.paged_list import PagedList
 from mlflow.tracking import MlflowClient
 
 import fixed_models
-from convoy.core import files, yaml
+from convoy.core import contract, files, yaml
 from convoy.registry.client import Registry
 from convoy.repo import dvc
 from convoy.repo.identity import mint_run_id
@@ -45,6 +45,8 @@ def write_verified(folder, run_id, *, accuracy=0.9, classes=CLASSES, params_hash
     files.write_text(folder / "model_card.md", f"# Card of {run_id}\n\n- accuracy {accuracy}\n")
     (folder / "images.parquet").write_bytes(b"images of " + run_id.encode())
     (folder / "baseline.json").write_bytes(b"baseline of " + run_id.encode())
+    for name in contract.COPIES:
+        (folder / name).write_bytes(f"{name} of {run_id}".encode())
     (folder / "golden").mkdir(exist_ok=True)
     (folder / "golden/00.png").write_bytes(b"image of " + run_id.encode())
     return sha256

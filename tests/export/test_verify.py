@@ -20,9 +20,10 @@ from PIL import Image
 import exported
 from convoy.core import files
 from convoy.core.errors import DataError, VerificationError
+from convoy.export import comparison as comparisons
 from convoy.export import latency, verify
+from convoy.export.comparison import Comparison, ReferencePredictions
 from convoy.export.onnx_model import OnnxModel
-from convoy.export.verify import Comparison, ReferencePredictions
 from convoy.images.resize import Geometry
 from deliveries import ONE_COLOUR
 from exported import LIMITS
@@ -32,7 +33,7 @@ GEOMETRY = Geometry(12, "squash")
 
 
 def verify_in(home, **limits):
-    folders = (home / name for name in ("deploy", "data", "evaluation"))
+    folders = (home / name for name in ("deploy", "data", "dataset", "evaluation"))
     return verify.verify(*folders, LIMITS.model_copy(update=limits))
 
 
@@ -362,7 +363,7 @@ def test_the_sample_holds_test_images_as_they_were_packed(built, sample, referen
 
 
 def test_the_sample_stays_bounded(built, model, reference, monkeypatch):
-    monkeypatch.setattr(verify, "SAMPLE_BYTES", 5 * 12 * 12 * 3)
+    monkeypatch.setattr(comparisons, "SAMPLE_BYTES", 5 * 12 * 12 * 3)
     comparison, _, sample, _ = verify.compare_from_files(
         model, built.home / "data", reference, GEOMETRY, LIMITS
     )

@@ -23,6 +23,7 @@ NAMES = [
     "readinto",  # io
     "load_prepare",  # Pillow
     "redirect_request",  # urllib
+    "get_next",  # onnxruntime's calibration
     "on_*", "setup", "*_step", "configure_*", "*_dataloader", "*state_dict", "transfer_batch_to_device",  # Lightning
     "save_checkpoint", "remove_checkpoint",  # Lightning's CheckpointIO
 ]  # fmt: skip

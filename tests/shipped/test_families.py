@@ -36,7 +36,7 @@ from convoy.export.verify import verify
 from convoy.export.settings import ExportParams
 home = Path(sys.argv[1])
 limits = params.section("export", ExportParams).model_copy(update={"latency_runs": 10})
-print(json.dumps(verify(home / "deploy", home / "data", home / "evaluation", limits)["deploy"]))
+print(json.dumps(verify(home / "deploy", home / "data", home / "dataset", home / "evaluation", limits)["deploy"]))
 """
 
 

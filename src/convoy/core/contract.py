@@ -15,11 +15,20 @@ VERIFICATION = "verification.json"
 MODEL_CARD = "model_card.md"
 IMAGES = "images.parquet"
 BASELINE = "baseline.json"
+INT8 = "model.int8.onnx"
+FP32 = "model.fp32.onnx"
+"""The verified float32 graph where `model.onnx` is its INT8 copy (`export.serve: int8`)."""
+FP16 = "model.fp16.onnx"
+COPIES = (INT8, FP32, FP16)
+"""The same network in another arithmetic; only what `export` is asked for exists."""
 GOLDEN = "golden"
 """Folder of test images with the probabilities that the model must answer."""
 GOLDEN_FACTS = "golden.json"
-BESIDE = (VERIFICATION, MODEL_CARD, IMAGES, BASELINE, GOLDEN)
+BESIDE = (VERIFICATION, MODEL_CARD, IMAGES, BASELINE, *COPIES, GOLDEN)
 """Files and folders that belong to a verified model and travel with it; those that an earlier Convoy logged have fewer."""
+
+PRECISION = "convoy.precision"
+"""Arithmetic of the network inside: absent for float32."""
 
 CLASSES = "convoy.classes"
 IMAGE_PX = "convoy.image_px"

@@ -62,7 +62,8 @@ def build(model: Path, out: Path, identity: Mapping[str, str]) -> None:
     """
     deployable, facts = trained.load(model)
     out.mkdir(parents=True, exist_ok=True)
-    for name in (contract.VERIFIED, contract.UNVERIFIED, contract.VERIFICATION, contract.MODEL_CARD):
+    earlier = (contract.VERIFIED, contract.UNVERIFIED, contract.VERIFICATION, contract.MODEL_CARD)
+    for name in (*earlier, *contract.COPIES):
         (out / name).unlink(missing_ok=True)
     shutil.rmtree(out / contract.GOLDEN, ignore_errors=True)
     network = _export(deployable, facts.image_px, facts.network)
@@ -74,6 +75,7 @@ def build(model: Path, out: Path, identity: Mapping[str, str]) -> None:
         producer_name="convoy",
         producer_version=__version__,
     )
+    del joined.opset_import[1:]  # onnx lists that of each part, which are the same
     del joined.graph.output[:]  # to name their dimensions anew
     for name in (contract.PROBABILITIES, contract.LOGITS):
         dimensions = helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", len(facts.classes)])

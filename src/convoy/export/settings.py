@@ -1,8 +1,8 @@
 """The `export` section of params.yaml."""
 
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from convoy.core.params import Section
 
@@ -42,3 +42,39 @@ class ExportParams(Section):
             examples=[30],
         ),
     ]
+    int8: Annotated[
+        Literal["off", "auto"],
+        Field(
+            description="an INT8 copy of the graph, kept if it is at least 1.3 times as fast here and accurate enough",
+            examples=["off"],
+        ),
+    ]
+    int8_max_accuracy_drop: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="largest loss of accuracy on the test split that an INT8 copy may have",
+            examples=[0.005],
+        ),
+    ]
+    fp16: Annotated[
+        bool,
+        Field(description="a float16 copy of the graph, for GPUs; not timed", examples=[False]),
+    ]
+    serve: Annotated[
+        Literal["fp32", "int8"],
+        Field(
+            description="graph that becomes model.onnx; int8 (needs int8: auto) is served only if it is kept",
+            examples=["fp32"],
+        ),
+    ]
+
+    @model_validator(mode="after")
+    def _int8_is_made(self) -> Self:
+        """Refuse to serve what is not made."""
+        if self.serve == "int8" and self.int8 == "off":
+            raise ValueError(
+                "export.serve: int8 serves the INT8 copy, which is not made. Set export.int8: auto"
+            )
+        return self

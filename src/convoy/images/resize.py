@@ -38,25 +38,28 @@ def graph(image_px: int, fit: Fit, crop_share: float = 1.0, channels: int = 3) -
     longer side to P and pads with black, evenly, the odd pixel going right and below.
     """
     build = _Builder()
-    planes = build.node("Transpose", ["image"], "geometry_planes", perm=[0, 3, 1, 2])
+    image = "image"
     size = build.constant("geometry_square", [image_px, image_px])
     if fit == "crop":
-        planes = _central_square(build, planes, crop_share)
+        image = _central_square(build, image, crop_share)
     elif fit == "letterbox":
         build.constant("geometry_side", [image_px])
-        size = _size_inside(build, planes)
-    build.node("Cast", [planes], "geometry_float", to=TensorProto.FLOAT)
+        size = _size_inside(build, image)
+    build.node("Cast", [image], "geometry_float", to=TensorProto.FLOAT)
     build.node(
         "Resize",
         ["geometry_float", "", "", size],
         "geometry_resized",
-        axes=[2, 3],
+        axes=[1, 2],
         mode="linear",
         antialias=1,
         exclude_outside=1,
         coordinate_transformation_mode="half_pixel",
     )
-    build.node("Round", ["geometry_resized"], "geometry_rounded")
+    # After the resize: before it, all pixels of a large image would be moved. onnxruntime 1.32 also fails to move a Transpose
+    # through a Resize that has `axes`, which it does where INT8 layers follow.
+    build.node("Transpose", ["geometry_resized"], "geometry_planes", perm=[0, 3, 1, 2])
+    build.node("Round", ["geometry_planes"], "geometry_rounded")
     build.constant("geometry_black", 0.0)
     build.constant("geometry_white", 255.0)
     whole = "geometry_whole" if fit == "letterbox" else "pixels"
@@ -151,9 +154,9 @@ class _Builder:
         return model
 
 
-def _central_square(build: _Builder, planes: str, crop_share: float) -> str:
+def _central_square(build: _Builder, image: str, crop_share: float) -> str:
     """Crop the square in the middle first, so that nothing is computed on the rest; its side is `cropped_side` of the shorter one."""
-    build.node("Shape", [planes], "geometry_size", start=2)  # [H, W]
+    build.node("Shape", [image], "geometry_size", start=1, end=3)  # [H, W]
     build.node("ReduceMin", ["geometry_size"], "geometry_short", keepdims=1)  # [min(H, W)]
     side = "geometry_short"
     if crop_share < 1:
@@ -168,11 +171,11 @@ def _central_square(build: _Builder, planes: str, crop_share: float) -> str:
     build.node("Sub", ["geometry_size", side], "geometry_spare")
     build.node("Div", ["geometry_spare", build.constant("geometry_two", [2])], "geometry_from")
     build.node("Add", ["geometry_from", side], "geometry_to")
-    axes = build.constant("geometry_axes", [2, 3])
-    return build.node("Slice", [planes, "geometry_from", "geometry_to", axes], "geometry_cropped")
+    axes = build.constant("geometry_axes", [1, 2])
+    return build.node("Slice", [image, "geometry_from", "geometry_to", axes], "geometry_cropped")
 
 
-def _size_inside(build: _Builder, planes: str) -> str:
+def _size_inside(build: _Builder, image: str) -> str:
     """Compute [height, width] of the image resized so that its longer side is P.
 
     In whole numbers: max(1, (2 P side + longest) // (2 longest)), which rounds half up.
@@ -180,7 +183,7 @@ def _size_inside(build: _Builder, planes: str) -> str:
     """
     build.constant("geometry_one", [1])
     build.constant("geometry_two", [2])
-    build.node("Shape", [planes], "geometry_size", start=2)  # [H, W]
+    build.node("Shape", [image], "geometry_size", start=1, end=3)  # [H, W]
     build.node("ReduceMax", ["geometry_size"], "geometry_long", keepdims=1)  # [max(H, W)]
     build.node("Mul", ["geometry_size", "geometry_side"], "geometry_scaled")
     build.node("Mul", ["geometry_scaled", "geometry_two"], "geometry_scaled_twice")
