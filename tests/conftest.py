@@ -13,7 +13,15 @@ from mlflow.tracking import MlflowClient
 from clones import REPOSITORY, Clone, clone_working_tree
 from convoy.core import stage
 
-pytest_plugins = ("servers", "tracking_store", "deliveries", "network_specs", "exported", "small_pipeline")
+pytest_plugins = (
+    "servers",
+    "tracking_store",
+    "deliveries",
+    "network_specs",
+    "exported",
+    "small_pipeline",
+    "services",
+)
 
 stage.silence_dependencies()
 # Jobs started by `nohup … &` or some CI runners ignore SIGINT, and every process below them: Ctrl-C could not be tested.

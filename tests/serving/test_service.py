@@ -6,41 +6,11 @@ import json
 
 import numpy as np
 import pytest
-from fastapi.testclient import TestClient
 from PIL import Image
 
 import fixed_models
-from convoy.core import params as params_file
 from convoy.serving.model import open_model
-from convoy.serving.service import create_app
-from convoy.serving.settings import ServeParams
-
-CLASSES = ["Bär", "cat", "x"]
-PREDICTIONS = ["Bär", "cat", "x", "cat"]
-CERTAINTY = [0.9, 0.8, 0.7, 0.4]
-SHIPPED = params_file.default_at(ServeParams, [])
-
-
-def serve_params(**changes):
-    return ServeParams.model_validate(SHIPPED | changes)
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "model.onnx"
-    return open_model(
-        str(fixed_models.write_onnx(path, CLASSES, PREDICTIONS, certainty=CERTAINTY)), threads=1
-    )
-
-
-@pytest.fixture
-def client(served):
-    with TestClient(create_app(served, serve_params(threads=2))) as client:
-        yield client
-
-
-def post(client, content, kind="image/png", query="", **headers):
-    return client.post(f"/predict{query}", content=content, headers={"content-type": kind, **headers})
+from services import CLASSES, post
 
 
 def test_a_body_that_is_an_image_is_answered(client, served):
@@ -107,11 +77,11 @@ def test_a_replaced_model_answers_the_next_request(client, served, tmp_path):
     assert (content["class"], content["model"]) == ("x", str(path))
 
 
-def test_observers_see_every_batch(served):
+def test_observers_see_every_batch(start, served):
     seen = []
-    app = create_app(served, serve_params(), observers=[lambda *batch: seen.append(batch)])
-    with TestClient(app) as client:
-        post(client, fixed_models.png(3))
+    client = start(observers=[lambda *batch: seen.append(batch)])
+    post(client, fixed_models.png(3))
+    client.__exit__(None, None, None)
     [(images_u8, probabilities, contents, model)] = seen
     assert np.array_equal(images_u8[0], fixed_models.image_u8(3))
     assert probabilities.shape == (1, 3)

@@ -20,6 +20,7 @@ NAMES = [
     "live_out",  # codecarbon
     "PagedList",  # named in a quoted annotation
     "list_commands",  # click
+    "collect",  # prometheus_client
     "readinto",  # io
     "load_prepare",  # Pillow
     "redirect_request",  # urllib

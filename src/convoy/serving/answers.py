@@ -34,6 +34,10 @@ class Refusal(Exception):  # noqa: N818 (an answer, not a fault of the service)
         error = {"status": self.status, "code": self.code, "reason": self.reason}
         return dumps({"error": error, "request_id": request_id})
 
+    def body_v2(self) -> bytes:
+        """Format as the Open Inference Protocol does."""
+        return dumps({"error": self.reason})
+
 
 def refused_image(error: DataError) -> Refusal:
     """Turn the reason why an image was not decoded into an answer.
@@ -58,14 +62,16 @@ def prediction(
     row: npt.NDArray[np.float32], classes: Sequence[str], top_k: int, min_confidence: float
 ) -> dict[str, Any]:
     """Describe an image's (K,) probabilities: class, probability, whether it abstained, and the top k."""
-    order = row.argsort(kind="stable")[::-1][:top_k].tolist() if len(row) > 1 else [0]
-    values = row.tolist()
-    best = order[0]
+    order = (-row).argsort(kind="stable")[:top_k]
+    first, *_ = likely = dict(
+        zip([classes[index] for index in order.tolist()], row[order].tolist(), strict=True)
+    )
+    probability = likely[first]
     return {
-        "class": classes[best],
-        "probability": values[best],
-        "abstained": values[best] < min_confidence,
-        "probabilities": {classes[index]: values[index] for index in order},
+        "class": first,
+        "probability": probability,
+        "abstained": probability < min_confidence,
+        "probabilities": likely,
     }
 
 
@@ -76,4 +82,7 @@ def origin(served: ServedModel) -> dict[str, str]:
 
 def dumps(content: Mapping[str, Any]) -> bytes:
     """Format as JSON in UTF-8."""
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    return _encode(content).encode("utf-8", "replace")
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode

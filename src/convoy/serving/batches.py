@@ -26,6 +26,8 @@ Image = npt.NDArray[np.uint8]
 Content = bytes | Image
 """An encoded image, or (H, W, 3) pixels."""
 
+NOTHING = np.empty(0, np.float32)
+
 Observer = Callable[[Sequence[Image], npt.NDArray[np.float32], Sequence[bytes | None], ServedModel], None]
 """Is called after each batch, in its worker's thread: N images, (N, K) probabilities, the encoded images (None for one that
 came as pixels), and the model."""
@@ -36,13 +38,13 @@ class Outcome:
     """Hold what became of an image.
 
     Attributes:
-        probabilities: (K,) of the classes of `served`; None where `refusal` states why not.
+        probabilities: (K,) of the classes of `served`; none where `refusal` states why.
         decode_ms: time of its decoding.
         inference_ms: time of the call that it was answered in.
     """
 
     served: ServedModel
-    probabilities: npt.NDArray[np.float32] | None = None
+    probabilities: npt.NDArray[np.float32]
     refusal: Refusal | None = None
     decode_ms: float = 0.0
     inference_ms: float = 0.0
@@ -180,7 +182,7 @@ class Answerer:
                     "inference_failed",
                     "The model failed on this image; the service's log has the cause.",
                 )
-                hand_back([(item, Outcome(served, refusal=failed)) for item in chunk])
+                hand_back([(item, Outcome(served, NOTHING, failed)) for item in chunk])
                 continue
             took_ms = (time.perf_counter() - began) * 1000
             hand_back(
@@ -219,7 +221,7 @@ class Answerer:
                     item.content, background=background, max_pixels=self.max_pixels
                 ).image_u8
             except DataError as error:
-                refused.append((item, Outcome(served, refusal=refused_image(error))))
+                refused.append((item, Outcome(served, NOTHING, refused_image(error))))
                 continue
             item.decode_ms = (time.perf_counter() - began) * 1000
             yield item

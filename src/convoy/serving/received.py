@@ -118,10 +118,10 @@ def _json(_content_type: str, body: bytes) -> tuple[list[bytes], bool]:
     texts = content["images"] if listed else [content["image"]]
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise Refusal(422, "bad_request", "An image must be a string with its bytes in base64.")
-    return [_base64(text) for text in texts], listed
+    return [from_base64(text) for text in texts], listed
 
 
-def _base64(text: str) -> bytes:
+def from_base64(text: str) -> bytes:
     """Decode base64, also of a `data:` address."""
     if text.startswith("data:"):
         text = text.partition(",")[2]

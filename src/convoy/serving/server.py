@@ -2,15 +2,18 @@
 
 import errno
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 
 from convoy.core import params as params_file
 from convoy.core.console import info
 from convoy.core.errors import RequestError
+from convoy.serving.logs import JsonLines
 from convoy.serving.model import DEFAULT, open_model
 from convoy.serving.service import create_app
 from convoy.serving.settings import ServeParams
@@ -30,7 +33,8 @@ def serve(source: str, host: str, port: int) -> None:
     params = serve_params()
     listener = _bind(host, port)
     served = open_model(source or str(DEFAULT), providers=params.providers, threads=1)
-    app = create_app(served, params, token=os.environ.get(params.token_env, ""))
+    log = JsonLines()
+    app = create_app(served, params, token=os.environ.get(params.token_env, ""), log=log)
     config = uvicorn.Config(
         app,
         http="httptools",
@@ -43,8 +47,22 @@ def serve(source: str, host: str, port: int) -> None:
         backlog=2048,
     )
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-    info(f"{served.name} ({len(served.model.classes)} classes, sha256 {served.sha256[:12]}) at {address}")
-    uvicorn.Server(config).run(sockets=[listener])
+    log.start()
+    info(
+        f"{served.name} ({len(served.model.classes)} classes, sha256 {served.sha256[:12]}) at {address}",
+        stderr=True,
+    )
+    # uvicorn raises the signal that stopped it once more, when all is done.
+    signal.signal(signal.SIGTERM, _ignore)
+    signal.signal(signal.SIGINT, _ignore)
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    finally:
+        log.stop()
+
+
+def _ignore(_signal: int, _frame: FrameType | None) -> None:
+    """Do nothing."""
 
 
 def serve_params(path: Path = params_file.PARAMS_FILE) -> ServeParams:
