@@ -110,7 +110,7 @@ def test_an_empty_folder_is_exit_1_without_a_traceback(repository, tmp_path):
 
 
 def test_a_model_that_does_not_exist_is_exit_2(repository):
-    result = convoy(repository, "predict", "no.onnx", "samples")
+    result = convoy(repository, "predict", "samples", "--model", "no.onnx")
     assert result.returncode == 2
     assert "no.onnx" in result.stderr
     assert "Traceback" not in result.stderr

@@ -19,7 +19,7 @@ from convoy.commands.network import network
 from convoy.commands.recipe import recipe
 from convoy.commands.registry import promote, register, rollback
 from convoy.commands.runs import migrate, sweep, sync, ui
-from convoy.commands.serve import demo, serve, verify
+from convoy.commands.serve import demo, predict, serve, verify
 from convoy.commands.weights import weights
 from convoy.core import escaping, stage
 from convoy.core.errors import ConvoyError, RequestError, fault
@@ -93,24 +93,6 @@ def root(
     if version:
         print(__version__)
         raise typer.Exit
-
-
-def predict(
-    model: Annotated[Path, typer.Argument(help="A verified model, such as build/deploy/model.onnx.")],
-    paths: Annotated[list[Path], typer.Argument(help="Images, or folders that are searched for images.")],
-    *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per file.")] = False,
-) -> None:
-    """Classify images with MODEL in onnxruntime: one line per file with class and probability.
-
-    A file that cannot be read is reported and skipped; the exit code is then 1.
-
-    Example: convoy predict build/deploy/model.onnx photos/
-    """
-    from convoy.serving.predict import predict as answer
-    from convoy.serving.predict import show
-
-    raise typer.Exit(show(answer(model, paths), as_json=as_json))
 
 
 COMMANDS: dict[str, dict[str, typer.Typer | Callable[..., None]]] = {

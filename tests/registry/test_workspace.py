@@ -64,7 +64,9 @@ def test_the_changed_files_are_named_where_the_cache_lists_them(memory):
     memory.export()
     md5 = workspace.dvc.content_md5(memory.deploy)
     listing = [
-        {"md5": workspace.dvc.content_md5(path), "relpath": path.name} for path in memory.deploy.iterdir()
+        {"md5": workspace.dvc.content_md5(path), "relpath": path.relative_to(memory.deploy).as_posix()}
+        for path in memory.deploy.rglob("*")
+        if path.is_file()
     ]
     (memory.folder / ".dvc").mkdir(exist_ok=True)
     files.write_text(memory.folder / f".dvc/cache/files/md5/{md5[:2]}/{md5[2:]}", json.dumps(listing))

@@ -1,17 +1,32 @@
+import csv
 import io
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from convoy.core.errors import RequestError
 from convoy.export.onnx_model import OnnxModel
-from convoy.serving.predict import predict, show
+from convoy.serving.predict import predict
+from convoy.serving.predictions import Wanted
+from convoy.serving.predictions import write as write_as
+
+
+def model(built):
+    return OnnxModel(built.unverified, threads=1)
+
+
+def show(predictions, kind="table", top=0, out=None, classes=("Bär", "cat|dog", "x")):
+    return write_as(predictions, Wanted(kind, top, "convoy/7", classes, out))
 
 
 @pytest.fixture
@@ -33,7 +48,7 @@ def folder(built, tmp_path):
 def test_a_folder_is_walked_by_content_and_one_bad_file_does_not_stop_the_rest(built, folder):
     answers = {
         prediction.path.relative_to(folder).as_posix(): prediction.reason or prediction.label
-        for prediction in predict(built.unverified, [folder])
+        for prediction in predict(model(built), [folder])
     }
     assert list(answers) == ["a.jpg", "b.png", "deeper/no_suffix", "empty.png"]
     assert answers["a.jpg"].startswith("cannot be decoded")
@@ -44,29 +59,27 @@ def test_a_folder_is_walked_by_content_and_one_bad_file_does_not_stop_the_rest(b
 @pytest.mark.parametrize("suffix", ["jpg", "jif", "dib", "hif", "jxl", "heic", "svg"])
 def test_a_file_of_a_folder_that_is_called_an_image_and_is_none_is_listed(built, folder, suffix):
     (folder / f"page.{suffix}").write_text("<html>")
-    reasons = {prediction.path.name: prediction.reason for prediction in predict(built.unverified, [folder])}
+    reasons = {prediction.path.name: prediction.reason for prediction in predict(model(built), [folder])}
     assert "web page" in reasons[f"page.{suffix}"]
-    with pytest.raises(RequestError):
-        list(predict(folder / f"page.{suffix}", [folder]))
 
 
 def test_a_prediction_is_the_most_probable_class_of_the_model(built, folder):
-    (prediction,) = predict(built.unverified, [folder / "b.png"])
-    model = OnnxModel(built.unverified)
-    probabilities = model(built.noisy(9, 1)[0][None])[0]
-    assert prediction.label == model.classes[probabilities.argmax()]
-    assert list(prediction.probabilities) == list(model.classes)
-    assert list(prediction.probabilities.values()) == pytest.approx(probabilities, abs=1e-6)
+    (prediction,) = predict(model(built), [folder / "b.png"])
+    probabilities = model(built)(built.noisy(9, 1)[0][None])[0]
+    assert prediction.label == prediction.classes[probabilities.argmax()]
+    assert prediction.probability == probabilities.max()
+    assert prediction.classes == model(built).classes
+    assert np.array_equal(prediction.probabilities, probabilities)
 
 
 def test_every_given_path_gets_a_prediction_or_a_reason_in_its_order(built, folder, tmp_path):
     (tmp_path / "void").mkdir()
     paths = [tmp_path / "nowhere.png", folder / "b.png", folder / "readme.txt", tmp_path / "void"]
-    predictions = list(predict(built.unverified, paths))
+    predictions = list(predict(model(built), paths))
     assert [prediction.path for prediction in predictions] == paths
     gone, good, text, void = [prediction.reason for prediction in predictions]
     assert gone == "cannot be read: No such file or directory"
-    assert good is None
+    assert good == ""
     assert text.startswith("is not an image in a supported format")
     assert void == "contains no images"
 
@@ -87,7 +100,7 @@ def write(path, content):
 
 def answers(built, folder):
     """Predict a folder; its paths without a prediction have their reason, the others an empty text."""
-    found = list(predict(built.unverified, [folder]))
+    found = list(predict(model(built), [folder]))
     assert len({each.path for each in found}) == len(found)
     return {each.path.relative_to(folder).as_posix(): each.reason or "" for each in found}
 
@@ -117,7 +130,7 @@ def test_links_out_of_the_folder_and_broken_ones_are_listed_and_the_rest_is_pred
     (folder / "c.png").symlink_to(elsewhere)
     (folder / "gone").symlink_to("nowhere")
     (folder / "itself").symlink_to("itself")
-    assert show(predict(built.unverified, [folder]), as_json=False) == 1
+    assert show(predict(model(built), [folder])) == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(": ")[0].rpartition("/")[2] for line in lines] == [
         "album",
@@ -129,7 +142,7 @@ def test_links_out_of_the_folder_and_broken_ones_are_listed_and_the_rest_is_pred
     for line, target in zip(lines, (elsewhere.parent, elsewhere, "nowhere", "itself"), strict=False):
         assert f"ERROR: is a link to {target}" in line
     assert "ERROR" not in lines[-1]
-    assert show(predict(built.unverified, [folder, elsewhere.parent]), as_json=False) == 1
+    assert show(predict(model(built), [folder, elsewhere.parent])) == 1
     assert f"{elsewhere}: " in capsys.readouterr().out
 
 
@@ -147,14 +160,14 @@ def test_unreadable_folders_and_files_and_what_is_no_file_are_listed(built, phot
     with socket.socket(socket.AF_UNIX) as server:
         monkeypatch.chdir(folder)
         server.bind("socket")
-    listdir, open_ = os.listdir, Path.open
+    scandir, open_ = os.scandir, Path.open
 
     def refuse(path, *words, **named):
         if Path(path).name in {"locked", "notes"}:  # root, as tests may run, reads everything
             raise PermissionError(13, "Permission denied")
-        return (listdir if path.is_dir() else open_)(path, *words, **named)
+        return (open_ if isinstance(path, Path) else scandir)(path, *words, **named)
 
-    monkeypatch.setattr(os, "listdir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
     monkeypatch.setattr(Path, "open", refuse)
     assert answers(built, folder) == {
         "a.png": "",
@@ -170,7 +183,7 @@ def test_a_name_that_is_no_utf8_is_predicted_and_printed_escaped(built, photo, t
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/photos/\xe4\x1b[31m.png"))
     write(path, photo)
     command = "import sys; from convoy.cli import main; sys.argv[0] = 'convoy'; main()"
-    words = [sys.executable, "-c", command, "predict", str(built.unverified), str(path.parent)]
+    words = [sys.executable, "-c", command, "predict", str(path.parent), "--model", str(built.unverified)]
     env = os.environ | {"PYTHONPATH": ":".join(sys.path)}
     done = subprocess.run(words, check=True, capture_output=True, env=env)
     assert done.stdout.startswith(rb"%s/\xe4<U+001B>[31m.png: " % os.fsencode(path.parent))
@@ -185,7 +198,7 @@ def test_a_name_is_no_command_to_a_ci_system(built, photo, tmp_path, monkeypatch
     write(tmp_path / "a\n::error::b.png", photo)
     write(tmp_path / "##[group]c.png", photo)
     monkeypatch.chdir(tmp_path)
-    assert show(predict(built.unverified, [Path()]), as_json=False) == 0
+    assert show(predict(model(built), [Path()])) == 0
     printed = capsys.readouterr().out
     assert len(printed.splitlines()) == 3
     assert not any(line.lstrip().startswith("::") or "##[" in line for line in printed.splitlines())
@@ -209,55 +222,199 @@ def test_an_image_can_come_through_a_pipe(built, photo):
     read_end, write_end = os.pipe()
     os.write(write_end, photo)
     os.close(write_end)
-    (prediction,) = predict(built.unverified, [Path(f"/dev/fd/{read_end}")])
+    (prediction,) = predict(model(built), [Path(f"/dev/fd/{read_end}")])
     os.close(read_end)
-    assert prediction.reason is None
-
-
-def test_a_missing_model_is_reported_before_any_image_is_read(tmp_path):
-    with pytest.raises(RequestError, match=r"model\.onnx does not exist"):
-        predict(tmp_path / "model.onnx", [tmp_path])
-
-
-@pytest.mark.parametrize("name", ["my cat.JPG", "photos"])
-def test_a_left_out_model_is_named_with_the_command(name, tmp_path):
-    (tmp_path / "photos").mkdir()
-    with pytest.raises(RequestError) as caught:
-        predict(tmp_path / name, [Path("b.png")])
-    for fact in ("MODEL comes first", name, "convoy predict build/deploy/model.onnx", "b.png"):
-        assert fact in str(caught.value)
-
-
-def test_a_models_folder_is_no_model_and_its_file_is_named(tmp_path):
-    (tmp_path / "model.onnx").write_bytes(b"")
-    with pytest.raises(RequestError, match=f"convoy predict {tmp_path}/model.onnx b.png$"):
-        predict(tmp_path, [Path("b.png")])
+    assert prediction.reason == ""
 
 
 def test_the_exit_code_is_1_if_a_file_has_no_prediction(built, folder, capsys):
-    assert show(predict(built.unverified, [folder / "b.png"]), as_json=False) == 0
+    assert show(predict(model(built), [folder / "b.png"])) == 0
     path, label, probability = capsys.readouterr().out.split(" ")
     assert path == f"{folder / 'b.png'}:"
     assert label in {"Bär", "cat|dog", "x"}
     assert 0 < float(probability) <= 1
-    assert show(predict(built.unverified, [folder]), as_json=False) == 1
+    assert show(predict(model(built), [folder])) == 1
     assert f"{folder / 'a.jpg'}: ERROR: cannot be decoded" in capsys.readouterr().out
 
 
 def test_json_is_one_object_per_line(built, folder, capsys):
-    assert show(predict(built.unverified, [folder]), as_json=True) == 1
+    assert show(predict(model(built), [folder]), "json") == 1
     broken, good, *_ = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert set(broken) == {"path", "error"}
-    assert set(good) == {"path", "class", "probability", "probabilities"}
+    assert set(broken) == {"path", "error", "model"}
+    assert set(good) == {"path", "class", "probability", "probabilities", "model"}
+    assert good["model"] == "convoy/7"
     assert good["probability"] == max(good["probabilities"].values())
 
 
 def test_nan_is_an_error(built, folder, monkeypatch):
     monkeypatch.setattr(OnnxModel, "__call__", lambda self, images_u8: images_u8[:, 0, 0] * float("nan"))
-    (prediction,) = predict(built.unverified, [folder / "b.png"])
+    (prediction,) = predict(model(built), [folder / "b.png"])
     assert prediction.reason == "the model outputs NaN"
 
 
-def test_predicting_imports_no_torch():
-    code = "import sys, convoy.serving.predict; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})
+COMMAND = """
+import sys
+sys.argv = ["convoy", "predict", *sys.argv[1:]]
+from convoy.cli import main
+try:
+    main()
+finally:
+    print(sorted({"torch", "mlflow", "pyarrow", "scipy", "dvc"} & sys.modules.keys()), file=sys.stderr)
+"""
+
+
+def convoy(*words):
+    return subprocess.run(
+        [sys.executable, "-c", COMMAND, *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": ":".join(sys.path)},
+    )
+
+
+def test_the_command_states_the_model_and_imports_neither_torch_nor_mlflow(built, folder):
+    done = convoy(folder / "b.png", "--model", built.unverified, "--top", 2)
+    assert done.returncode == 0, done.stderr
+    first, imported = done.stderr.splitlines()
+    assert first.startswith(f"{built.unverified}: 3 classes, sha256 ")
+    assert imported == "[]"
+    assert done.stdout.count(", ") == 1
+
+
+def test_a_model_among_the_images_is_refused_with_the_command(built):
+    done = convoy(built.unverified, "my photos")
+    assert done.returncode == 2
+    assert f"convoy predict 'my photos' --model {built.unverified}" in done.stderr
+
+
+def packed(folder, kind, tmp_path):
+    """Pack a folder; return the archive."""
+    return Path(shutil.make_archive(str(tmp_path / "packed"), kind, folder))
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "gztar"])
+def test_an_archive_is_predicted_as_its_folder(built, folder, tmp_path, kind):
+    archive = packed(folder, kind, tmp_path)
+    in_folder = {str(each.path.relative_to(folder)): each for each in predict(model(built), [folder])}
+    in_archive = {
+        str(each.path.relative_to(archive)).removeprefix("./"): each
+        for each in predict(model(built), [archive])
+    }
+    assert in_archive.keys() == in_folder.keys()
+    for name, each in in_archive.items():
+        assert np.array_equal(each.probabilities, in_folder[name].probabilities)
+        assert bool(each.reason) == bool(in_folder[name].reason)
+
+
+def test_archives_in_a_folder_are_searched(built, folder, tmp_path):
+    inside = tmp_path / "delivery"
+    inside.mkdir()
+    shutil.copy(packed(folder, "zip", tmp_path), inside / "b.ZIP")
+    write(inside / "a.zip", b"no archive")
+    names = [each.path.relative_to(inside).as_posix() for each in predict(model(built), [inside])]
+    assert sorted(names) == ["b.ZIP/a.jpg", "b.ZIP/b.png", "b.ZIP/deeper/no_suffix", "b.ZIP/empty.png"]
+
+
+def test_what_was_read_of_a_damaged_archive_is_predicted_and_the_damage_is_a_reason(built, photo, tmp_path):
+    for number in range(40):
+        write(tmp_path / "photos" / f"{number}.png", photo)
+    archive = packed(tmp_path / "photos", "tar", tmp_path)
+    archive.write_bytes(archive.read_bytes()[:20_000])
+    *good, damaged, last = predict(model(built), [archive, tmp_path / "photos" / "1.png"])
+    assert len(good) == 4
+    assert not any(each.reason for each in [*good, last])
+    assert damaged.path == archive
+    assert str(archive) in damaged.reason
+
+
+def test_order_and_answers_do_not_depend_on_threads_and_tasks(built, tmp_path):
+    for number, image_u8 in enumerate(built.noisy(9, 150)):
+        Image.fromarray(image_u8[: 5 + number % 3]).save(tmp_path / f"{number:03}.png")
+    alone = list(predict(model(built), [tmp_path], threads=1))
+    assert [int(each.path.stem) for each in alone] == list(range(150))
+    for each, other in zip(alone, predict(model(built), [tmp_path], threads=3), strict=True):
+        assert each.path == other.path
+        assert np.allclose(each.probabilities, other.probabilities, rtol=0, atol=1e-6)
+
+
+def test_no_more_is_read_ahead_than_threads_need(built, photo, tmp_path, monkeypatch):
+    """An archive is not unpacked into memory."""
+    taken = []
+
+    def endless(path, kind):
+        for number in range(100_000):
+            taken.append(number)
+            yield f"{number}.png", photo
+
+    monkeypatch.setattr("convoy.serving.predict.members", endless)
+    (tmp_path / "a.zip").write_bytes(b"PK\x03\x04")
+    predictions = predict(model(built), [tmp_path / "a.zip"], threads=2)
+    assert next(predictions).path == tmp_path / "a.zip" / "0.png"
+    predictions.close()
+    assert len(taken) < 500
+
+
+def rows(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
+def test_csv_has_a_column_per_class_or_per_rank(built, folder, tmp_path, capsys):
+    assert show(predict(model(built), [folder]), "csv", out=tmp_path / "all.csv") == 1
+    titles, broken, good, *_ = rows(tmp_path / "all.csv")
+    assert titles == ["path", "class", "probability", "error", "model", "p_Bär", "p_cat|dog", "p_x"]
+    assert broken[1:3] == ["", ""]
+    assert broken[3].startswith("cannot be decoded")
+    assert good[4] == "convoy/7"
+    assert float(good[2]) == max(map(float, good[5:]))
+    assert "4 files, 2 without a prediction" in capsys.readouterr().err
+    show(predict(model(built), [folder / "b.png"]), "csv", top=2, out=tmp_path / "two.csv")
+    titles, good = rows(tmp_path / "two.csv")
+    assert titles[5:] == ["class_2", "probability_2"]
+    assert float(good[2]) >= float(good[6])
+
+
+def test_a_name_is_no_formula_to_a_spreadsheet(built, photo, tmp_path, monkeypatch):
+    write(tmp_path / "=1+1.png", photo)
+    monkeypatch.chdir(tmp_path)
+    show(predict(model(built), [Path("=1+1.png")]), "csv", out=tmp_path / "a.csv")
+    assert rows(tmp_path / "a.csv")[1][0] == "'=1+1.png"
+
+
+def test_parquet_has_the_rows_of_csv(built, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("convoy.serving.predictions.ROWS", 3)
+    show(predict(model(built), [folder]), "csv", out=tmp_path / "a.csv")
+    show(predict(model(built), [folder]), "parquet", out=tmp_path / "a.parquet")
+    table = pq.read_table(tmp_path / "a.parquet")
+    titles, *lines = rows(tmp_path / "a.csv")
+    assert table.column_names == titles
+    assert table.column("path").to_pylist() == [line[0] for line in lines]
+    assert table.column("probability").type == pa.float32()
+    assert table.column("class").to_pylist() == [line[1] or None for line in lines]
+
+
+def test_parquet_needs_a_file(built, folder):
+    with pytest.raises(RequestError, match="--out"):
+        show(predict(model(built), [folder]), "parquet")
+
+
+def test_a_file_is_replaced_only_once_it_is_complete(built, folder, tmp_path):
+    out = write(tmp_path / "a.csv", b"before")
+
+    def broken():
+        yield from predict(model(built), [folder])
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        show(broken(), "csv", out=out)
+    assert out.read_bytes() == b"before"
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["a.csv"]
+    with pytest.raises(RequestError, match="--out"):
+        show(predict(model(built), [folder]), "csv", out=tmp_path / "nowhere" / "a.csv")
+
+
+def test_a_table_lists_the_most_probable_classes(built, folder, capsys):
+    show(predict(model(built), [folder / "b.png"]), top=2)
+    first, second = capsys.readouterr().out.split(": ")[1].split(", ")
+    assert float(first.split()[-1]) >= float(second.split()[-1])

@@ -25,6 +25,7 @@ NAMES = [
     "load_prepare",  # Pillow
     "redirect_request",  # urllib
     "get_next",  # onnxruntime's calibration
+    "_load_pyfunc",  # MLflow
     "on_*", "setup", "*_step", "configure_*", "*_dataloader", "*state_dict", "transfer_batch_to_device",  # Lightning
     "save_checkpoint", "remove_checkpoint",  # Lightning's CheckpointIO
 ]  # fmt: skip

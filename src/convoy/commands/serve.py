@@ -1,8 +1,9 @@
-"""`convoy serve`, `verify` and `demo`: answer images over HTTP, check the answers of a model or a server, show a model in a browser."""
+"""`convoy predict`, `serve`, `verify` and `demo`: classify files, answer images over HTTP, check the answers of a model or a server, show a model in a browser."""
 
 import os
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -10,6 +11,63 @@ from convoy.core.console import info
 from convoy.core.contract import VERIFIED
 
 TOKEN_ENV = "CONVOY_SERVE_TOKEN"  # noqa: S105 (a name)
+
+
+def predict(
+    paths: Annotated[
+        list[Path], typer.Argument(help="Images, folders and archives; the latter are searched for images.")
+    ],
+    *,
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="`champion`, the number of a version, or a verified file.",
+            show_default=f"build/deploy/{VERIFIED}",
+        ),
+    ] = "",
+    format_: Annotated[
+        Literal["table", "json", "csv", "parquet"],
+        typer.Option("--format", help="A line, a JSON object or a row per file; parquet needs --out."),
+    ] = "table",
+    top: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Most probable classes per file.",
+            show_default="1 in a table, else all",
+        ),
+    ] = 0,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write this file instead of standard output.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+) -> None:
+    """Classify images in onnxruntime, on all cores: one line per file with class and probability.
+
+    A file that cannot be read is reported and does not stop the rest; the exit code is then 1. Archives are zip, tar and
+    compressed tars, which are not unpacked.
+
+    Example: convoy predict photos/ --top 3
+
+    Example: convoy predict photos.zip --model champion --format parquet --out predictions.parquet
+    """
+    from convoy.core.errors import RequestError
+    from convoy.export.onnx_model import SECONDS_PER_IMAGE
+    from convoy.serving.model import DEFAULT, open_model
+    from convoy.serving.predict import predict as answer
+    from convoy.serving.predictions import Wanted, write
+
+    if paths[0].suffix == ".onnx":
+        rest = shlex.join(map(str, paths[1:])) or "photos/"
+        raise RequestError(
+            f"{paths[0]} is a model, not an image. Type: convoy predict {rest} --model {shlex.quote(str(paths[0]))}"
+        )
+    opened = open_model(model or str(DEFAULT), threads=1, seconds_per_image=SECONDS_PER_IMAGE)
+    info(f"{opened.name}: {len(opened.model.classes)} classes, sha256 {opened.sha256[:12]}", stderr=True)
+    wanted = Wanted("json" if as_json else format_, top, opened.name, opened.model.classes, out)
+    raise typer.Exit(write(answer(opened.model, paths), wanted))
 
 
 def serve(

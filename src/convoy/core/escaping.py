@@ -64,6 +64,8 @@ def short(text: str, longest: int) -> str:
 def json_line(content: Any) -> str:  # noqa: ANN401 (as wide as JSON)
     r"""Write JSON on one line; what cannot be seen becomes `\u…`, which every reader of JSON turns back."""
     text = json.dumps(content, ensure_ascii=False)
+    if text.isprintable():
+        return text
     return "".join(
         character if _spelled(character) == character else json.dumps(character)[1:-1] for character in text
     )

@@ -6,7 +6,7 @@
 import math
 from array import array
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -88,6 +88,50 @@ class Distribution:
 
 
 @dataclass(frozen=True)
+class Baseline:
+    """Hold what `baseline.json` states of the training images.
+
+    Attributes:
+        statistics: a distribution each, by name.
+        classes: share of each class.
+        images: their number.
+        background: colour behind their transparent pixels.
+    """
+
+    statistics: Mapping[str, Distribution]
+    classes: Mapping[str, float]
+    images: int
+    background: str
+
+    @classmethod
+    def read(cls, path: Path) -> "Baseline":
+        """Read the file that `prepare` wrote.
+
+        Raises:
+            RequestError: it cannot be read.
+            DataError: it is damaged.
+        """
+        try:
+            content = files.read_json(path)
+            known = {}
+            for name, fields in content["statistics"].items():
+                columns_ = list(
+                    zip(*(map(float, fields[key]) for key in ("values", "below", "at_most")), strict=True)
+                )
+                known[name] = Distribution(*zip(*columns_, strict=True))
+            shares = {str(label): float(share) for label, share in content["classes"].items()}
+            background = str(content.get("background", DEFAULT_BACKGROUND))
+            ImageColor.getrgb(background)  # raises ValueError for an invalid colour
+            return cls(known, shares, int(content["images"]), background)
+        except OSError as error:
+            raise RequestError(f"{path} cannot be read: {error.strerror}.") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{path} is not a baseline of this version ({type(error).__name__}: {error}). Make it again: dvc repro"
+            ) from error
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Hold how far a statistic has drifted.
 
@@ -146,30 +190,41 @@ def compare(data: Path, path: Path) -> dict[str, Any]:
     """
     if path.is_dir():
         path = path / BASELINE
-    known, shares, images, background = _read(path)
-    measured, labels, unreadable = _measure(data, background)
+    known = Baseline.read(path)
+    measured, labels, unreadable = _measure(data, known.background)
     count = len(next(iter(measured.values())))
     if not count:
         raise DataError(f"{data} contains no image that can be read. Give a folder, zip or tar with images.")
-    found = [
-        compare_values(name, known[name], measured[name].astype(np.float64), images)
-        for name in STATISTICS
-        if name in known
-    ]
-    unknown: list[str] = []
-    if any(label in shares for label in labels):
-        found.append(compare_classes(shares, labels, images))
-        unknown = sorted(label for label in labels if label not in shares)
-    found.sort(key=lambda each: (-_rank(each.drift), -each.psi))
+    stated = any(label in known.classes for label in labels)
+    found = compare_measured(known, measured, labels if stated else {})
     return {
-        "drift": max((each.drift for each in found), key=_rank, default="undecided"),
+        "drift": strongest(found),
         "images": count,
         "unreadable": unreadable,
         "baseline": str(path),
-        "baseline_images": images,
-        "unknown_classes": unknown,
+        "baseline_images": known.images,
+        "unknown_classes": sorted(label for label in labels if label not in known.classes) if stated else [],
         "statistics": [asdict(each) for each in found],
     }
+
+
+def compare_measured(
+    known: "Baseline", measured: Mapping[str, npt.NDArray[np.float32]], labels: Mapping[str, int]
+) -> list[Comparison]:
+    """Compare (n,) values of each statistic, and the number of images per class, with a baseline; the strongest drift first."""
+    found = [
+        compare_values(name, known.statistics[name], measured[name].astype(np.float64), known.images)
+        for name in STATISTICS
+        if name in known.statistics
+    ]
+    if labels:
+        found.append(compare_classes(known.classes, labels, known.images))
+    return sorted(found, key=lambda each: (-_rank(each.drift), -each.psi))
+
+
+def strongest(found: Iterable[Comparison]) -> Drift:
+    """Return the strongest drift of all comparisons."""
+    return max((each.drift for each in found), key=_rank, default="undecided")
 
 
 def compare_values(name: str, known: Distribution, measured: Values, images: int) -> Comparison:
@@ -302,27 +357,6 @@ def _measure(
         if record.label:
             labels[record.label] += 1
     return columns(measured), labels, unreadable
-
-
-def _read(path: Path) -> tuple[dict[str, Distribution], dict[str, float], int, str]:
-    try:
-        content = files.read_json(path)
-        known = {}
-        for name, fields in content["statistics"].items():
-            columns_ = list(
-                zip(*(map(float, fields[key]) for key in ("values", "below", "at_most")), strict=True)
-            )
-            known[name] = Distribution(*zip(*columns_, strict=True))
-        shares = {str(label): float(share) for label, share in content["classes"].items()}
-        background = str(content.get("background", DEFAULT_BACKGROUND))
-        ImageColor.getrgb(background)  # raises ValueError for an invalid colour
-        return known, shares, int(content["images"]), background
-    except OSError as error:
-        raise RequestError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{path} is not a baseline of this version ({type(error).__name__}: {error}). Make it again: dvc repro"
-        ) from error
 
 
 def _psi(old: Values, new: Values) -> tuple[float, float]:

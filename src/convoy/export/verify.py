@@ -146,7 +146,7 @@ def _refuse_differences(comparisons: Sequence[Comparison], unverified: Path, mod
         if not comparison.within_limits:
             raise VerificationError(
                 f"the exported graph does not reproduce the measured predictions.\n{comparison.explain(model.classes)}\n"
-                f"{unverified} is kept for inspection (convoy predict {unverified} IMAGE); there is no {contract.VERIFIED}. "
+                f"{unverified} is kept for inspection (convoy predict IMAGE --model {unverified}); there is no {contract.VERIFIED}. "
                 "Measure and export again: `dvc repro --force evaluate export`. If it fails again, look for a layer "
                 "that computes something else in ONNX, or raise the limit in params.yaml if the figures are acceptable."
             )

@@ -3,8 +3,9 @@
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,12 @@ class ServedModel:
 
 
 def open_model(
-    source: str, *, providers: str = "auto", threads: int = 1, cache: Path | None = None
+    source: str,
+    *,
+    providers: str = "auto",
+    threads: int = 1,
+    cache: Path | None = None,
+    seconds_per_image: float | None = None,
 ) -> ServedModel:
     """Open a model, check that it is the verified one, and answer an image with it.
 
@@ -56,28 +62,28 @@ def open_model(
         providers: as `serve.providers`.
         threads: per operation of onnxruntime; 0 leaves their number to it.
         cache: folder for models of the registry.
+        seconds_per_image: time limit of a call, as of `OnnxModel`.
 
     Raises:
         RequestError: the file or the version does not exist.
         VerificationError: the file is not valid, or is not the one that was verified.
         RegistryError: the registry does not answer.
     """
+    opened = partial(_opened, providers=providers, threads=threads, seconds_per_image=seconds_per_image)
     if source == CHAMPION or source.isdecimal():
-        return _of_registry(source, providers, threads, cache or CACHE)
-    return _of_file(Path(source), providers, threads)
+        return _of_registry(source, cache or CACHE, opened)
+    return _of_file(Path(source), opened)
 
 
-def _of_file(path: Path, providers: str, threads: int) -> ServedModel:
+def _of_file(path: Path, opened: Callable[..., ServedModel]) -> ServedModel:
     """Open a file; this imports neither torch nor mlflow."""
     content = read_model(path)
     sha256 = hashlib.sha256(content).hexdigest()
     _check_recorded(path, sha256)
-    return _opened(
-        content, sha256, path.parent, name=str(path), version="", providers=providers, threads=threads
-    )
+    return opened(content, sha256, path.parent, name=str(path), version="")
 
 
-def _of_registry(source: str, providers: str, threads: int, cache: Path) -> ServedModel:
+def _of_registry(source: str, cache: Path, opened: Callable[..., ServedModel]) -> ServedModel:
     """Fetch a version, unless the cache has its bytes, and open it."""
     from convoy.registry.client import (  # noqa: PLC0415 (imports mlflow, a second)
         ArtifactMissing,
@@ -111,23 +117,25 @@ def _of_registry(source: str, providers: str, threads: int, cache: Path) -> Serv
     content = read_model(folder / contract.VERIFIED)
     if (sha256 := hashlib.sha256(content).hexdigest()) != version.sha256:
         raise VerificationError(f"{folder / contract.VERIFIED} changed while it was opened. Start again.")
-    return _opened(
-        content,
-        sha256,
-        folder,
-        name=str(version),
-        version=version.number,
-        providers=providers,
-        threads=threads,
-    )
+    return opened(content, sha256, folder, name=str(version), version=version.number)
 
 
 def _opened(
-    content: bytes, sha256: str, folder: Path, *, name: str, version: str, providers: str, threads: int
+    content: bytes,
+    sha256: str,
+    folder: Path,
+    *,
+    name: str,
+    version: str,
+    providers: str,
+    threads: int,
+    seconds_per_image: float | None,
 ) -> ServedModel:
     """Open the bytes of a model and answer images with it, so that the first request is as fast as the others."""
     chosen = ("CPUExecutionProvider",) if providers == "auto" else (providers, "CPUExecutionProvider")
-    model = OnnxModel(content, threads=threads, providers=chosen, name=name)
+    model = OnnxModel(
+        content, threads=threads, providers=chosen, name=name, seconds_per_image=seconds_per_image
+    )
     px = int(model.properties[contract.IMAGE_PX])
     for images in (1, 2):
         probabilities = model(np.zeros((images, px, px, 3), np.uint8))

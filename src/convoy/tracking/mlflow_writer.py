@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import mlflow.onnx
-import numpy as np
+import mlflow.pyfunc
 import onnx
+import pandas as pd
 from mlflow.entities import (
     Dataset,
     DatasetInput,
@@ -38,7 +39,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
-from mlflow.types import ColSpec, Schema, TensorSpec
+from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types.schema import AnyType, Array
 from mlflow.utils.validation import (
     MAX_ENTITY_KEY_LENGTH,
     MAX_METRICS_PER_BATCH,
@@ -47,6 +49,7 @@ from mlflow.utils.validation import (
     MAX_TAG_VAL_LENGTH,
 )
 
+import convoy
 from convoy.core import contract, files
 from convoy.tracking import settings, store
 from convoy.tracking.journal import FILE, Entry, Sent, State, read
@@ -58,8 +61,44 @@ HEARTBEAT_SECONDS = 60.0
 
 SAMPLE_SECONDS = 2.0  # interval of system metrics: a short training should still show a line, not a dot
 LONG_NAME = 200  # characters that are left of a name that is too long for MLflow
-EXAMPLE_U8 = np.zeros((2, 4, 6, 3), np.uint8)  # (N, H, W, 3); not square, since any size serves
-ANY = -1  # how MLflow's tensor schemas write a length that may vary
+EXAMPLE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNgYGAAAAAEAAH2FzhVAAAAAElFTkSuQmCC"
+"""A black PNG of one pixel, as base64 text: any size serves."""
+
+SIGNATURE = ModelSignature(
+    Schema(
+        [
+            ColSpec(AnyType(), "image", required=False),  # type: ignore[no-untyped-call] # of MLflow; bytes, base64 text or pixels
+            ColSpec(DataType.string, "path", required=False),
+        ]
+    ),
+    Schema(
+        [
+            ColSpec(DataType.string, "class"),
+            ColSpec(DataType.double, "probability"),
+            ColSpec(Array(DataType.double), "probabilities"),
+            ColSpec(DataType.string, "error"),
+        ]
+    ),
+)
+"""Columns of serving/pyfunc.py."""
+
+PYFUNC = "serving/pyfunc.py"
+"""What loads a logged model. It stands above this package, which copies it and never imports it."""
+
+PYFUNC_CODE = (
+    *("__init__.py", "core/__init__.py", "core/contract.py", "core/errors.py"),
+    *("export/__init__.py", "export/onnx_model.py"),
+    *(
+        "images/__init__.py",
+        "images/damaged.py",
+        "images/decode.py",
+        "images/formats.py",
+        "images/profiles.py",
+    ),
+    *("serving/__init__.py", PYFUNC),
+)
+"""Files of this package that a logged model brings along; a test loads it with nothing else of Convoy."""
+
 T = TypeVar("T")
 
 
@@ -500,11 +539,6 @@ def _logged_model(client: MlflowClient, run: StoredRun, sha256: str) -> LoggedMo
 def _upload_model(client: MlflowClient, run: StoredRun, source: Path, sha256: str) -> LoggedModel:
     """Make MLflow's model folder around the files and upload it."""
     graph = onnx.load(source / contract.VERIFIED)
-    [image] = graph.graph.input
-    outputs: list[ColSpec | TensorSpec] = [
-        TensorSpec(np.dtype(np.float32), (ANY, output.type.tensor_type.shape.dim[1].dim_value), output.name)
-        for output in graph.graph.output
-    ]
     model = client.create_logged_model(
         run.info.experiment_id,
         name="model",
@@ -525,15 +559,36 @@ def _upload_model(client: MlflowClient, run: StoredRun, source: Path, sha256: st
             str(folder),
             mlflow_model=description,
             onnx_execution_providers=["CPUExecutionProvider"],
-            signature=ModelSignature(
-                Schema([TensorSpec(np.dtype(np.uint8), (ANY, ANY, ANY, 3), image.name)]), Schema(outputs)
-            ),
-            input_example={image.name: EXAMPLE_U8},
-            pip_requirements=["mlflow", "onnx", "onnxruntime", "numpy"],
+            signature=SIGNATURE,
+            input_example=pd.DataFrame({"image": [EXAMPLE]}),
+            pip_requirements=["mlflow", "onnx", "onnxruntime", "numpy", "pandas", "pillow"],
             save_as_external_data=False,
         )
+        _load_with_decoder(description, folder)
         # The verified bytes, whatever MLflow's writing of the graph changed.
         for path in sorted(source.iterdir()):
             files.copy(path, folder / path.name)
         store.artifacts(client.tracking_uri, model.artifact_location).log_artifacts(str(folder))
     return client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+
+
+def _load_with_decoder(description: Model, folder: Path) -> None:
+    """Make the pyfunc of a saved model take image files: bring serving/pyfunc.py and what it imports.
+
+    MLflow's own loader of ONNX models would take arrays only, decoded by whoever calls it.
+    """
+    environment = description.flavors[mlflow.pyfunc.FLAVOR_NAME][mlflow.pyfunc.ENV]
+    package = Path(convoy.__file__).parent
+    for name in PYFUNC_CODE:
+        copy = folder / "code" / package.name / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        files.copy(package / name, copy)
+    mlflow.pyfunc.add_to_model(
+        description,
+        loader_module=f"{package.name}.{PYFUNC.removesuffix('.py').replace('/', '.')}",
+        data=contract.VERIFIED,
+        code="code",
+        conda_env=environment.get("conda"),
+        python_env=environment.get("virtualenv"),
+    )
+    description.save(folder / "MLmodel")
