@@ -100,6 +100,14 @@ def test_an_export_writes_delivered_files_under_neutral_names_with_the_answers_o
     assert "Bär" not in json.dumps([image["file"] for image in facts["images"]])
 
 
+def test_without_golden_images_there_is_no_folder(tmp_path):
+    (tmp_path / "golden").mkdir()
+    images = GoldenImages(np.zeros(4, np.int64), 0, 1e-4)
+    images.offer(0, b"x", decoded(), SURE)
+    assert images.write(tmp_path / "golden", CLASSES, "white") == 0
+    assert not (tmp_path / "golden").exists()
+
+
 def test_golden_images_of_an_earlier_export_are_removed(project):
     stale = project.home / "deploy/golden"
     stale.mkdir()

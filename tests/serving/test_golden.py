@@ -19,6 +19,7 @@ from convoy.core import files
 from convoy.core.errors import DataError, RequestError, VerificationError
 from convoy.export.onnx_model import OnnxModel
 from convoy.serving import golden
+from convoy.serving.model import open_model
 
 CLASSES = ["cat", "dog", "eel"]
 TOKEN = "let-me-in"  # noqa: S105 (of a server in this process)
@@ -123,6 +124,34 @@ def test_open_model_refuses_what_answers_differently(deploy, tmp_path):
     replayed = golden.replay(golden.of_model(OnnxModel(wrong)), deploy / "golden")
     with pytest.raises(VerificationError, match=r"convoy/8 .* 1 of 3 .*01\.png: class eel, expected dog"):
         golden.check(replayed, "convoy/8")
+
+
+def recorded(deploy):
+    """Write the verification of the model; return the model."""
+    path = deploy / "model.onnx"
+    content = {"model": {"file": "model.onnx", "sha256": files.sha256(path)}}
+    files.write_json(deploy / "verification.json", content)
+    return path
+
+
+def test_a_model_is_opened_only_if_it_answers_its_golden_images(deploy):
+    path = recorded(deploy)
+    assert open_model(str(path)).name == str(path)
+    fixed_models.write_onnx(path, CLASSES, ["cat", "eel", "eel"])
+    recorded(deploy)
+    with pytest.raises(
+        VerificationError, match=r"model\.onnx does not answer 1 of 3 golden images .*01\.png"
+    ):
+        open_model(str(path))
+    fixed_models.write_onnx(deploy / "model.int8.onnx", CLASSES, ["eel", "eel", "eel"])
+    assert open_model(str(deploy / "model.int8.onnx")), "golden images are those of model.onnx"
+
+
+def test_when_time_is_short_some_golden_images_are_replayed(deploy, monkeypatch):
+    answer = golden.of_model(OnnxModel(deploy / "model.onnx"))
+    monkeypatch.setattr(golden, "LEAST_IMAGES", 2)
+    assert len(golden.replay(answer, deploy / "golden", 0)) == 2
+    assert len(golden.replay(answer, deploy / "golden")) == 3
 
 
 def test_a_model_of_other_classes_is_compared_with_nothing(deploy, tmp_path):

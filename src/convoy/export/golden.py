@@ -83,8 +83,13 @@ class GoldenImages:
             self._best[turn] = (rank, content, decoded.format, probabilities)
 
     def write(self, folder: Path, classes: tuple[str, ...], background: str) -> int:
-        """Write the folder anew: the files and golden.json, with the colour behind transparent pixels; return the number of images."""
+        """Write the folder anew: the files and golden.json, with the colour behind transparent pixels; return the number of images.
+
+        Without an image there is no folder.
+        """
         shutil.rmtree(folder, ignore_errors=True)
+        if not self._best:
+            return 0
         folder.mkdir(parents=True)
         images: list[Mapping[str, Any]] = []
         left, arrays = MOST_BYTES, 0

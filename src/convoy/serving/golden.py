@@ -1,20 +1,12 @@
-"""Replay golden images, which `export` stored with a model, against a model file or a server.
-
-A server is addressed by `http://HOST:PORT` (Convoy's `POST /predict`, with the delivered file as body) or by
-`http://HOST:PORT/v2/models/NAME` (Open Inference Protocol: decoded pixels as the tensor `image`; KServe, Triton).
-"""
+"""Replay golden images, which `export` stored with a model, against a model file or a server."""
 
 import hashlib
-import json
 import math
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from http.client import HTTPException
 from pathlib import Path
-from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 import numpy as np
 
@@ -28,14 +20,10 @@ from convoy.images.decode import decode
 Answer = Callable[[bytes], Mapping[str, float]]
 """Predict the image of a file's bytes: the probability of each class."""
 
-TIMEOUT_S = 30.0
-
-MOST_BYTES = 64 * 2**20
-"""Largest answer of a server that is read."""
+LEAST_IMAGES = 3
+"""Golden images that are replayed however long they take."""
 
 URL = re.compile(r"https?://", re.IGNORECASE)
-
-V2 = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?$")
 
 NAME = re.compile(r"\w[\w.-]*")
 
@@ -130,14 +118,20 @@ def load(folder: Path) -> tuple[list[Golden], float]:
     return images, limit
 
 
-def replay(answer: Answer, folder: Path) -> list[Replayed]:
-    """Predict every golden image and compare with what the verified graph answered.
+def replay(answer: Answer, folder: Path, seconds: float = math.inf) -> list[Replayed]:
+    """Predict golden images and compare with what the verified graph answered: all, or as many as `seconds` allow, but some.
 
     Raises:
         RequestError, DataError: the folder holds no golden images, or damaged ones.
     """
     images, limit = load(folder)
-    return [_compare(image, answer, limit) for image in images]
+    end = time.monotonic() + seconds
+    replayed: list[Replayed] = []
+    for image in images:
+        if len(replayed) >= LEAST_IMAGES and time.monotonic() > end:
+            break
+        replayed.append(_compare(image, answer, limit))
+    return replayed
 
 
 def check(replayed: Sequence[Replayed], name: str) -> None:
@@ -164,27 +158,6 @@ def of_model(model: OnnxModel) -> Answer:
     return answer
 
 
-def of_server(url: str, classes: Sequence[str], background: str, token: str = "") -> Answer:
-    """Answer by requests to a server.
-
-    Args:
-        url: of the server, or of a model by the Open Inference Protocol, which takes pixels and names no classes.
-        classes: in the order of the probabilities.
-        background: colour behind transparent pixels.
-        token: bearer token; none is sent if it is empty.
-    """
-    address = url.rstrip("/").removesuffix("/infer")
-    if V2.search(address):
-        return _open_inference(f"{address}/infer", classes, background, token)
-    address = f"{address.removesuffix('/predict')}/predict?top_k={len(classes)}"
-
-    def answer(content: bytes) -> Mapping[str, float]:
-        body = _post(address, content, _media_type(content), token)
-        return {str(name): float(value) for name, value in body["probabilities"].items()}
-
-    return answer
-
-
 def verify(target: str, folder: Path | None, token: str, *, as_json: bool) -> int:
     """Replay golden images against a URL or a file, print the comparison, and return the exit code.
 
@@ -198,6 +171,8 @@ def verify(target: str, folder: Path | None, token: str, *, as_json: bool) -> in
         RequestError: there are no golden images, or no such model.
         ServerError: no request was answered: the first error.
     """
+    from convoy.serving.golden_server import of_server  # noqa: PLC0415 (HTTP, which a model that is opened does not need)
+
     is_url = bool(URL.match(target))
     beside = Path("build/deploy") if is_url else Path(target).parent
     folder = folder or beside / contract.GOLDEN
@@ -273,76 +248,3 @@ def _difference(image: Replayed) -> str:
         f"{image.file}: class {visible(image.answered)}, expected {visible(image.expected)}, largest probability gap "
         f"{image.gap:.2g} (limit {image.limit:g})"
     )
-
-
-def _open_inference(address: str, classes: Sequence[str], background: str, token: str) -> Answer:
-    """Send decoded pixels as a tensor, https://github.com/kserve/open-inference-protocol (inference REST API)."""
-
-    def answer(content: bytes) -> Mapping[str, float]:
-        image_u8 = decode(content, background=background, max_truncated=1.0).image_u8
-        tensor = {
-            "name": contract.IMAGE,
-            "shape": [1, *image_u8.shape],
-            "datatype": "UINT8",
-            "data": image_u8.reshape(-1).tolist(),
-        }
-        request = {"inputs": [tensor], "outputs": [{"name": contract.PROBABILITIES}]}
-        body = _post(address, json.dumps(request).encode(), "application/json", token)
-        [output] = [each for each in body["outputs"] if each["name"] == contract.PROBABILITIES]
-        values = np.asarray(output["data"], np.float64).reshape(-1)
-        return dict(zip(classes, values.tolist(), strict=True))
-
-    return answer
-
-
-def _media_type(content: bytes) -> str:
-    for start, kind in ((b"\xff\xd8", "jpeg"), (b"\x89PNG", "png"), (b"RIFF", "webp"), (b"GIF8", "gif")):
-        if content.startswith(start):
-            return f"image/{kind}"
-    return "application/octet-stream"
-
-
-class _NoRedirect(HTTPRedirectHandler):
-    """Follow no redirect: it would take the token to another server."""
-
-    def redirect_request(self, *_: object) -> None:
-        """Treat a redirect as a refusal."""
-
-
-def _post(address: str, content: bytes, media_type: str, token: str) -> dict[str, Any]:
-    """Send a request and return the JSON object of the answer.
-
-    Raises:
-        ServerError: the server cannot be reached, or refuses.
-    """
-    headers = {"Content-Type": media_type, "Accept": "application/json"}
-    if token:
-        headers["Authorization"] = f"Bearer {token}"
-    request = Request(address, content, headers)  # noqa: S310 (http or https, as `verify` checks)
-    try:
-        with build_opener(_NoRedirect).open(request, timeout=TIMEOUT_S) as response:
-            body = json.loads(response.read(MOST_BYTES))
-    except HTTPError as error:
-        raise ServerError(_refusal(error)) from error
-    except (URLError, OSError, HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
-        raise ServerError(
-            f"does not answer: {reason}. Start it (convoy serve), or type the address that it prints"
-        ) from error
-    except ValueError as error:
-        raise ServerError("the answer is no JSON; is this the address of a model server?") from error
-    if not isinstance(body, dict):
-        raise ServerError("the answer is no JSON object; is this the address of a model server?")
-    return body
-
-
-def _refusal(error: HTTPError) -> str:
-    """Describe an error status, with the reason that Convoy's server gives."""
-    reason = ""
-    try:
-        body = json.loads(error.read(2**16))
-        reason = str(body["error"]["reason"] if isinstance(body["error"], dict) else body["error"])
-    except (ValueError, KeyError, TypeError, OSError):
-        pass
-    remedy = " Set the token's environment variable (serve.token_env)." if error.code == 401 else ""
-    return f"status {error.code} {error.reason}{': ' + reason if reason else ''}.{remedy}"

@@ -14,11 +14,15 @@ import numpy.typing as npt
 from convoy.core import contract, files
 from convoy.core.errors import RequestError, VerificationError
 from convoy.export.onnx_model import OnnxModel, read_model
+from convoy.serving import golden
 
 DEFAULT = Path("build/deploy") / contract.VERIFIED
 """The model that is served where the registry has no champion."""
 
 CHAMPION = "champion"
+GOLDEN_SECONDS = 0.2
+"""Time for golden images when a model is opened: a service has 1.5 s until its first answer."""
+
 CACHE = Path(".cache/convoy/models")
 """Where models of the registry are kept, in a folder per sha256."""
 
@@ -131,7 +135,11 @@ def _opened(
     threads: int,
     seconds_per_image: float | None,
 ) -> ServedModel:
-    """Open the bytes of a model and answer images with it, so that the first request is as fast as the others."""
+    """Open the bytes of a model, and answer images with it, so that the first request is as fast as the others.
+
+    Raises:
+        VerificationError: its answers to golden images are not those that were measured.
+    """
     chosen = ("CPUExecutionProvider",) if providers == "auto" else (providers, "CPUExecutionProvider")
     model = OnnxModel(
         content, threads=threads, providers=chosen, name=name, seconds_per_image=seconds_per_image
@@ -144,7 +152,23 @@ def _opened(
                 f"{name} does not answer a black image with {len(model.classes)} finite probabilities. "
                 "Export again: dvc repro --force export"
             )
+    expected = folder / contract.GOLDEN
+    # Of another file in the folder, such as an INT8 copy, they expect nothing.
+    if (expected / contract.GOLDEN_FACTS).is_file() and sha256 in _recorded(folder).values():
+        golden.check(golden.replay(golden.of_model(model), expected, GOLDEN_SECONDS), name)
     return ServedModel(model, name, version, model.properties.get(contract.RUN_ID, ""), sha256, folder)
+
+
+def _recorded(folder: Path) -> dict[str, str]:
+    """Read for which file, with which sha256, the verification of a folder holds; nothing where there is none."""
+    beside = folder / contract.VERIFICATION
+    if not beside.is_file():
+        return {}
+    try:
+        recorded = files.read_json(beside)["model"]
+        return {str(recorded["file"]): str(recorded["sha256"])}
+    except (ValueError, LookupError, TypeError):  # cut or edited by hand
+        return {contract.VERIFIED: "unreadable"}
 
 
 def _check_recorded(path: Path, sha256: str) -> None:
@@ -154,13 +178,7 @@ def _check_recorded(path: Path, sha256: str) -> None:
         VerificationError: naming both hashes.
     """
     beside = path.parent / contract.VERIFICATION
-    if not beside.is_file():
-        return
-    try:
-        recorded = files.read_json(beside)["model"]
-        known = {recorded["file"]: recorded["sha256"]}
-    except (ValueError, LookupError, TypeError):  # cut or edited by hand
-        known = {path.name: "unreadable"}
+    known = _recorded(path.parent)
     if known.get(path.name, sha256) != sha256:
         raise VerificationError(
             f"{path} (sha256 {sha256[:12]}) is not the model that {beside} describes (sha256 {known[path.name][:12]}): either was "
