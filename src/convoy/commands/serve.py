@@ -77,8 +77,8 @@ def serve(
         typer.Option(
             "--model",
             metavar="MODEL",
-            help="`champion`, the number of a version, or a verified file.",
-            show_default="build/deploy/model.onnx",
+            help="`champion`, the number of a version, runs:/ID, or a verified file.",
+            show_default="champion, else build/deploy/model.onnx",
         ),
     ] = "",
     host: Annotated[

@@ -44,6 +44,7 @@ class OnnxModel:
         classes: names, in the order of the probabilities.
         background: colour behind transparent pixels, for the decoder.
         properties: the file's metadata, with the run, commit, data and params that it comes from.
+        providers: of onnxruntime that run the graph, the preferred first.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class OnnxModel:
                 f"{name} is not a valid ONNX file: {cause}\n"
                 "Restore it with `dvc checkout`, or export again: dvc repro export"
             ) from error
+        self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         self.properties: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
         required = [contract.CLASSES, contract.IMAGE_PX, contract.FIT, contract.VERSION]
         missing = [f"the metadata {key}" for key in required if key not in self.properties]

@@ -126,7 +126,7 @@ def register(query: str = "") -> Version:
     registry = Registry.open()
     with tempfile.TemporaryDirectory() as scratch:
         if query:
-            model, network = _of_run(registry, query, Path(scratch))
+            model, network = of_run(registry, query, Path(scratch))
         else:
             model, network = VerifiedModel.read(DEPLOY), workspace.network()
             workspace.check(DEPLOY, model.run_id, model.identity["data_hash"])
@@ -179,8 +179,13 @@ def _add(registry: Registry, model: VerifiedModel, lost: Version | None = None) 
     return version
 
 
-def _of_run(registry: Registry, query: str, folder: Path) -> tuple[VerifiedModel, str]:
-    """Get the verified model of a run, and the name of its network."""
+def of_run(registry: Registry, query: str, folder: Path) -> tuple[VerifiedModel, str]:
+    """Get the verified model of a run, and the name of its network; it is fetched into `folder` unless this workspace has it.
+
+    Raises:
+        RequestError: `query` matches no run or several, or the run has no verified model.
+        RegistryError: the store does not answer, or has lost the model.
+    """
     traced, sources = trace.look(query, stage.repository())
     record = compare.only_run(traced)
     sha256 = record.tag(contract.ONNX_SHA256)

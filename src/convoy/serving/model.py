@@ -1,30 +1,49 @@
 """Open the model that is served: a file, or a version of the registry, verified and warm."""
 
 import hashlib
+import logging
+import math
+import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import onnxruntime
 
 from convoy.core import contract, files
-from convoy.core.errors import RequestError, VerificationError
-from convoy.export.onnx_model import OnnxModel, read_model
+from convoy.core.errors import ConvoyError, RequestError, VerificationError
+from convoy.export.onnx_model import CPU, OnnxModel, read_model
 from convoy.serving import golden
+from convoy.tracking import settings
+
+logger = logging.getLogger(__name__)
 
 DEFAULT = Path("build/deploy") / contract.VERIFIED
 """The model that is served where the registry has no champion."""
 
 CHAMPION = "champion"
-GOLDEN_SECONDS = 0.2
-"""Time for golden images when a model is opened: a service has 1.5 s until its first answer."""
-
 CACHE = Path(".cache/convoy/models")
 """Where models of the registry are kept, in a folder per sha256."""
+MOST_CACHED = 5
+SHA256 = re.compile("[0-9a-f]{64}")
+
+RUN = "runs:/"
+
+AUTO = ("CUDAExecutionProvider", "CoreMLExecutionProvider", "OpenVINOExecutionProvider", *CPU)
+"""What `serve.providers: auto` tries, the fastest first. TensorRT must be named: it compiles a model for minutes."""
+
+GOLDEN_SECONDS = 0.2
+"""Time for golden images of a file: a service has 1.5 s until its first answer. Those of a version are all answered."""
+
+MOST_PROVIDER_GAP = 0.01
+"""Largest difference of a probability between another provider and the CPU, where no golden images set a limit."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +70,20 @@ class ServedModel:
         return self.model.predict_mixed(images_u8)
 
 
+def default_source() -> str:
+    """Return `champion` if the registry has a champion, else the model of the workspace.
+
+    Raises:
+        RegistryError: the registry does not answer.
+    """
+    uri = settings.uri()
+    if uri.startswith(settings.SQLITE) and not Path(uri.removeprefix(settings.SQLITE)).exists():
+        return str(DEFAULT)
+    from convoy.registry.client import Registry  # noqa: PLC0415 (imports mlflow, a second)
+
+    return CHAMPION if CHAMPION in Registry.open().aliases() else str(DEFAULT)
+
+
 def open_model(
     source: str,
     *,
@@ -59,36 +92,49 @@ def open_model(
     cache: Path | None = None,
     seconds_per_image: float | None = None,
 ) -> ServedModel:
-    """Open a model, check that it is the verified one, and answer an image with it.
+    """Open a model, check that it is the verified one, and answer images with it, so that the first request is not slower.
+
+    A file imports neither torch nor mlflow.
 
     Args:
-        source: `champion`, the number of a version, or a file.
+        source: `champion`, the number of a version, `runs:/ID` with what `convoy trace` resolves, or a file.
         providers: as `serve.providers`.
         threads: per operation of onnxruntime; 0 leaves their number to it.
         cache: folder for models of the registry.
         seconds_per_image: time limit of a call, as of `OnnxModel`.
 
     Raises:
-        RequestError: the file or the version does not exist.
-        VerificationError: the file is not valid, or is not the one that was verified.
-        RegistryError: the registry does not answer.
+        RequestError: the file, the version, the run or the provider does not exist.
+        VerificationError: the file is not valid, is not the one that was verified, or does not answer as was measured.
+        RegistryError: the registry does not answer, or has lost the file.
     """
-    opened = partial(_opened, providers=providers, threads=threads, seconds_per_image=seconds_per_image)
-    if source == CHAMPION or source.isdecimal():
-        return _of_registry(source, cache or CACHE, opened)
-    return _of_file(Path(source), opened)
+    cache = cache or CACHE
+    opened = partial(OnnxModel, threads=threads, seconds_per_image=seconds_per_image)
+    if source.startswith(RUN):
+        name, version, sha256, folder = _fetch_run(source.removeprefix(RUN), cache)
+    elif source == CHAMPION or source.isdecimal():
+        name, version, sha256, folder = _fetch_version(source, cache)
+    else:
+        return _of_file(Path(source), providers, opened)
+    content = read_model(folder / contract.VERIFIED)
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise VerificationError(f"{folder / contract.VERIFIED} changed while it was opened. Start again.")
+    model = _verified(content, name, folder, math.inf, providers=providers, opened=opened)
+    return ServedModel(model, name, version, model.properties.get(contract.RUN_ID, ""), sha256, folder)
 
 
-def _of_file(path: Path, opened: Callable[..., ServedModel]) -> ServedModel:
-    """Open a file; this imports neither torch nor mlflow."""
+def _of_file(path: Path, providers: str, opened: Callable[..., OnnxModel]) -> ServedModel:
     content = read_model(path)
     sha256 = hashlib.sha256(content).hexdigest()
     _check_recorded(path, sha256)
-    return opened(content, sha256, path.parent, name=str(path), version="")
+    # Of another file in the folder, such as an INT8 copy, golden images expect nothing.
+    folder = path.parent if sha256 in _recorded(path.parent).values() else None
+    model = _verified(content, str(path), folder, GOLDEN_SECONDS, providers=providers, opened=opened)
+    return ServedModel(model, str(path), "", model.properties.get(contract.RUN_ID, ""), sha256, path.parent)
 
 
-def _of_registry(source: str, cache: Path, opened: Callable[..., ServedModel]) -> ServedModel:
-    """Fetch a version, unless the cache has its bytes, and open it."""
+def _fetch_version(source: str, cache: Path) -> tuple[str, str, str, Path]:
+    """Fetch a version, unless the cache has its bytes; return its name, number, sha256 and folder."""
     from convoy.registry.client import (  # noqa: PLC0415 (imports mlflow, a second)
         ArtifactMissing,
         Registry,
@@ -105,45 +151,99 @@ def _of_registry(source: str, cache: Path, opened: Callable[..., ServedModel]) -
             f"or serve a file: convoy serve --model {DEFAULT}"
         )
     folder = cache / version.sha256
-    if not is_verified(folder, version.sha256):
-        cache.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=cache, prefix="."))
+    if not version.sha256 or not is_verified(folder, version.sha256):
         try:
-            fetch(registry, version, scratch)
-            shutil.rmtree(folder, ignore_errors=True)
-            scratch.replace(folder)
+            with _scratch(cache) as scratch:
+                fetch(registry, version, scratch)
+                _keep(scratch, folder)
         except ArtifactMissing as missing:
             raise RegistryError(
                 f"{missing}. Serve another version: convoy serve --model VERSION"
             ) from missing
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    content = read_model(folder / contract.VERIFIED)
-    if (sha256 := hashlib.sha256(content).hexdigest()) != version.sha256:
-        raise VerificationError(f"{folder / contract.VERIFIED} changed while it was opened. Start again.")
-    return opened(content, sha256, folder, name=str(version), version=version.number)
+    _prune(cache, folder)
+    return str(version), version.number, version.sha256, folder
 
 
-def _opened(
+def _fetch_run(query: str, cache: Path) -> tuple[str, str, str, Path]:
+    """Fetch the verified model of a run; return its name, no version, its sha256 and folder."""
+    from convoy.registry.client import Registry  # noqa: PLC0415 (imports mlflow, a second)
+    from convoy.registry.register import of_run  # noqa: PLC0415 (as above)
+
+    with _scratch(cache) as scratch:
+        model, _ = of_run(Registry.open(), query, scratch)
+        folder = model.folder
+        if folder == scratch:
+            folder = cache / model.sha256
+            _keep(scratch, folder)
+            _prune(cache, folder)
+    return f"{RUN}{model.run_id}", "", model.sha256, folder
+
+
+@contextmanager
+def _scratch(cache: Path) -> Iterator[Path]:
+    """Make a folder beside those of the cache, and remove it."""
+    cache.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=cache, prefix="."))
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _keep(scratch: Path, folder: Path) -> None:
+    """Move what was fetched to its place; what another process put there meanwhile is the same."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        scratch.rename(folder)
+
+
+def _prune(cache: Path, used: Path) -> None:
+    """Remove models that were not used for the longest time."""
+    os.utime(used)
+    folders = [folder for folder in cache.iterdir() if SHA256.fullmatch(folder.name)]
+    for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True)[MOST_CACHED:]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _verified(
     content: bytes,
-    sha256: str,
-    folder: Path,
-    *,
     name: str,
-    version: str,
+    folder: Path | None,
+    golden_s: float,
+    *,
     providers: str,
-    threads: int,
-    seconds_per_image: float | None,
-) -> ServedModel:
-    """Open the bytes of a model, and answer images with it, so that the first request is as fast as the others.
+    opened: Callable[..., OnnxModel],
+) -> OnnxModel:
+    """Open a model with the first provider that answers as was measured; `folder` may hold golden images."""
+    available = onnxruntime.get_available_providers()
+    if providers != "auto" and providers not in available:
+        raise RequestError(
+            f"serve.providers is {providers}, which this onnxruntime does not have; it has: {', '.join(available)}. "
+            "Set serve.providers: auto"
+        )
+    chosen = [each for each in AUTO if each in available] if providers == "auto" else [providers]
+    for provider in chosen:
+        names = CPU if provider in CPU else (provider, *CPU)
+        try:
+            model = opened(content, providers=names, name=name)
+            if provider not in CPU:
+                _compare_with_cpu(model, opened(content, name=name))
+            _check_answers(model, folder, name, golden_s)
+        except ConvoyError as error:
+            if provider == chosen[-1]:
+                raise
+            logger.warning("%s is not used: %s", provider, error)
+        else:
+            break
+    return model
+
+
+def _check_answers(model: OnnxModel, folder: Path | None, name: str, golden_s: float) -> None:
+    """Answer images of two batch sizes, and the golden images.
 
     Raises:
-        VerificationError: its answers to golden images are not those that were measured.
+        VerificationError: an answer is none, or another than was measured.
     """
-    chosen = ("CPUExecutionProvider",) if providers == "auto" else (providers, "CPUExecutionProvider")
-    model = OnnxModel(
-        content, threads=threads, providers=chosen, name=name, seconds_per_image=seconds_per_image
-    )
     px = int(model.properties[contract.IMAGE_PX])
     for images in (1, 2):
         probabilities = model(np.zeros((images, px, px, 3), np.uint8))
@@ -152,11 +252,26 @@ def _opened(
                 f"{name} does not answer a black image with {len(model.classes)} finite probabilities. "
                 "Export again: dvc repro --force export"
             )
-    expected = folder / contract.GOLDEN
-    # Of another file in the folder, such as an INT8 copy, they expect nothing.
-    if (expected / contract.GOLDEN_FACTS).is_file() and sha256 in _recorded(folder).values():
-        golden.check(golden.replay(golden.of_model(model), expected, GOLDEN_SECONDS), name)
-    return ServedModel(model, name, version, model.properties.get(contract.RUN_ID, ""), sha256, folder)
+    images_of = folder / contract.GOLDEN if folder else None
+    if images_of and (images_of / contract.GOLDEN_FACTS).is_file():
+        golden.check(golden.replay(golden.of_model(model), images_of, golden_s), name)
+
+
+def _compare_with_cpu(model: OnnxModel, reference: OnnxModel) -> None:
+    """Compare a provider with the CPU.
+
+    Raises:
+        VerificationError: they answer differently, or the provider runs nothing.
+    """
+    if model.providers == reference.providers:
+        raise VerificationError("it does not start here; onnxruntime fell back to the CPU")
+    px = int(model.properties[contract.IMAGE_PX])
+    noise_u8 = np.random.default_rng(0).integers(0, 256, (4, px, px, 3), np.uint8)
+    gap = float(np.abs(model(noise_u8) - reference(noise_u8)).max())
+    if not gap <= MOST_PROVIDER_GAP:
+        raise VerificationError(
+            f"its probabilities differ from the CPU's by up to {gap:.3g}; {MOST_PROVIDER_GAP} is allowed"
+        )
 
 
 def _recorded(folder: Path) -> dict[str, str]:
@@ -177,10 +292,10 @@ def _check_recorded(path: Path, sha256: str) -> None:
     Raises:
         VerificationError: naming both hashes.
     """
-    beside = path.parent / contract.VERIFICATION
-    known = _recorded(path.parent)
-    if known.get(path.name, sha256) != sha256:
+    known = _recorded(path.parent).get(path.name, sha256)
+    if known != sha256:
         raise VerificationError(
-            f"{path} (sha256 {sha256[:12]}) is not the model that {beside} describes (sha256 {known[path.name][:12]}): either was "
-            "changed since. Restore both: dvc checkout --force build/deploy; or make them again: dvc repro --force export"
+            f"{path} (sha256 {sha256[:12]}) is not the model that {path.parent / contract.VERIFICATION} describes (sha256 "
+            f"{known[:12]}): either was changed since. Restore both: dvc checkout --force build/deploy; or make them again: dvc "
+            "repro --force export"
         )

@@ -14,7 +14,7 @@ from convoy.core import params as params_file
 from convoy.core.console import info
 from convoy.core.errors import RequestError
 from convoy.serving.logs import JsonLines
-from convoy.serving.model import DEFAULT, open_model
+from convoy.serving.model import default_source, open_model
 from convoy.serving.service import create_app
 from convoy.serving.settings import ServeParams
 
@@ -32,7 +32,7 @@ def serve(source: str, host: str, port: int) -> None:
     """
     params = serve_params()
     listener = _bind(host, port)
-    served = open_model(source or str(DEFAULT), providers=params.providers, threads=1)
+    served = open_model(source or default_source(), providers=params.providers, threads=1)
     log = JsonLines()
     app = create_app(served, params, token=os.environ.get(params.token_env, ""), log=log)
     config = uvicorn.Config(

@@ -207,6 +207,7 @@ def describe(served: ServedModel) -> dict[str, Any]:
     return {
         **answers.origin(served),
         "sha256": served.sha256,
+        "providers": list(served.model.providers),
         "classes": list(served.model.classes),
         "input": {
             "image_px": int(properties[contract.IMAGE_PX]),
