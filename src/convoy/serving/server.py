@@ -14,9 +14,10 @@ from convoy.core import params as params_file
 from convoy.core.console import info
 from convoy.core.errors import RequestError
 from convoy.serving.logs import JsonLines
-from convoy.serving.model import default_source, open_model
+from convoy.serving.model import CHAMPION, default_source, open_model
 from convoy.serving.service import create_app
 from convoy.serving.settings import ServeParams
+from convoy.serving.watch import Follower, State
 
 STOP_S = 30
 """Longest wait for requests in flight when the service is stopped, in seconds."""
@@ -35,6 +36,11 @@ def serve(source: str, host: str, port: int) -> None:
     served = open_model(source or default_source(), providers=params.providers, threads=1)
     log = JsonLines()
     app = create_app(served, params, token=os.environ.get(params.token_env, ""), log=log)
+    follower = (
+        _follower(app.state, params)
+        if served.version and params.watch_s and source in ("", CHAMPION)
+        else None
+    )
     config = uvicorn.Config(
         app,
         http="httptools",
@@ -48,6 +54,8 @@ def serve(source: str, host: str, port: int) -> None:
     )
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
     log.start()
+    if follower:
+        follower.start()
     info(
         f"{served.name} ({len(served.model.classes)} classes, sha256 {served.sha256[:12]}) at {address}",
         stderr=True,
@@ -58,7 +66,26 @@ def serve(source: str, host: str, port: int) -> None:
     try:
         uvicorn.Server(config).run(sockets=[listener])
     finally:
+        if follower:
+            follower.stop()
         log.stop()
+
+
+def _follower(state: State, params: ServeParams) -> Follower:
+    """Follow the alias champion, for a service that was started with it."""
+    from convoy.registry.client import Registry  # noqa: PLC0415 (imports mlflow, which a file does not need)
+
+    def look_up() -> tuple[str, str]:
+        champion = Registry.open().alias(CHAMPION)
+        if champion is None:
+            raise RequestError(
+                "the registry has no champion any more. Make one: convoy promote, or convoy rollback"
+            )
+        return champion.number, champion.sha256
+
+    return Follower(
+        state, look_up, lambda: open_model(CHAMPION, providers=params.providers, threads=1), params.watch_s
+    )
 
 
 def _ignore(_signal: int, _frame: FrameType | None) -> None:

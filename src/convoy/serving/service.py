@@ -15,16 +15,18 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from convoy import __version__
-from convoy.core import contract
+from convoy.core import contract, files
 from convoy.core.cpus import usable_cpus
 from convoy.serving import answers, occlusion, open_inference, page_files, received
 from convoy.serving.answers import Refusal
 from convoy.serving.batches import Answerer, Observer, Outcome
+from convoy.serving.drift import DriftMetrics, DriftWindow
 from convoy.serving.logs import Log
 from convoy.serving.metrics import CONTENT_TYPE, Metrics
 from convoy.serving.middleware import BODIES, METHOD, OPEN, PREDICT, App, Exchange, Front
 from convoy.serving.model import ServedModel
 from convoy.serving.settings import ServeParams
+from convoy.serving.uncertain import UncertainImages
 
 
 def create_app(
@@ -72,8 +74,10 @@ def create_app(
         max_pixels=params.max_pixels,
     )
     metrics = Metrics(lambda: app.state.served, lambda: answerer.waiting, lambda: app.state.problem)
-    answerer.observers = (metrics.batch, *observers)
-    app.state.answerer, app.state.metrics = answerer, metrics
+    drift = DriftWindow()
+    metrics.registry.register(DriftMetrics(drift))
+    answerer.observers = (metrics.batch, drift, *_keeper(params), *observers)
+    app.state.answerer, app.state.metrics, app.state.drift = answerer, metrics, drift
 
     def front(inner: App) -> App:
         outer = Front(
@@ -97,6 +101,14 @@ def create_app(
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _http_error)
     return app
+
+
+def _keeper(params: ServeParams) -> list[Observer]:
+    """Keep uncertain images where the params name a folder."""
+    if params.keep_uncertain == "none":
+        return []
+    folder = files.expanded(params.keep_uncertain)
+    return [UncertainImages(folder, params.min_confidence, params.keep_max)]
 
 
 def _with_cors(app: App, origins: list[str]) -> App:
@@ -190,9 +202,15 @@ def _add_routes(app: FastAPI) -> None:
         answer = {"status": "degraded" if problem else "ready", "model": app.state.served.name}
         return _json(answer | ({"problem": problem} if problem else {}))
 
+    # Not async: FastAPI runs these in threads, since the first comparison takes a second.
     @app.get("/metrics")
-    async def metrics() -> Response:
+    def metrics() -> Response:
+        app.state.drift.refresh(app.state.served)
         return Response(app.state.metrics.text(), media_type=CONTENT_TYPE)
+
+    @app.get("/drift")
+    def drift() -> Response:
+        return _json(app.state.drift.compare(app.state.served))
 
     @app.get("/model")
     async def model() -> Response:
