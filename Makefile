@@ -61,9 +61,13 @@ serve: $(READY) ## answer images over HTTP with the champion, or MODEL=file; POR
 bench: $(READY) ## time the pipeline and write benchmarks/RESULTS.md
 	@python benchmarks/run.py
 
-lock: $(READY) ## resolve pyproject.toml into requirements.txt, with hashes
-	@echo "torch==2.14.1 torchvision==0.29.1" | tr " " "\n" | uv pip compile pyproject.toml --constraint - --extra dev --universal --python-version 3.11 --upgrade \
-	  --generate-hashes --no-emit-index-url --no-header --no-annotate -o requirements.txt
+COMPILE := uv pip compile --universal --python-version 3.11 --upgrade --generate-hashes --no-emit-index-url --no-header --no-annotate
+# The locks of the images have the versions of Convoy's own.
+IMAGE_LOCKS := requirements-serve requirements-registry docker/mlflow/requirements
+
+lock: $(READY) ## resolve pyproject.toml into requirements.txt and the images' locks, with hashes
+	@echo "torch==2.14.1 torchvision==0.29.1" | tr " " "\n" | $(COMPILE) pyproject.toml --constraint - --extra dev -o requirements.txt
+	@for name in $(IMAGE_LOCKS); do $(COMPILE) $$name.in --constraint requirements.txt -o $$name.txt || exit; done
 
 ifeq ($(origin VENV),file)
 $(READY): requirements.txt pyproject.toml
