@@ -4,7 +4,7 @@ import os
 import sys
 import time
 
-import boto3
+import botocore.session
 from botocore.exceptions import BotoCoreError, ClientError
 
 SECONDS = 120
@@ -12,7 +12,8 @@ SECONDS = 120
 
 def main(bucket: str) -> None:
     """Try until the store answers, for two minutes."""
-    client = boto3.client("s3", endpoint_url=os.environ["MLFLOW_S3_ENDPOINT_URL"], region_name="us-east-1")
+    address = os.environ["MLFLOW_S3_ENDPOINT_URL"]
+    client = botocore.session.get_session().create_client("s3", endpoint_url=address, region_name="us-east-1")
     until = time.monotonic() + SECONDS
     while True:
         try:
