@@ -8,12 +8,14 @@ import subprocess
 import sys
 
 import pytest
+from playwright.sync_api import expect
 
+from browser import opened
 from convoy.core import params as params_file
 from convoy.serving.model import open_model
 from convoy.serving.service import create_app
 from convoy.serving.settings import ServeParams
-from pages import running
+from pages import running, static
 from servers import require
 
 SHIPPED = params_file.default_at(ServeParams, [])
@@ -138,6 +140,21 @@ def test_node(examples, verified, golden, wrong, tmp_path):
     )
     assert prepared.returncode == 0, prepared.stderr
     replays(golden, wrong, node, tmp_path / "node/classify.mjs", verified[0].model)
+
+
+def test_a_page_of_another_origin_asks_the_service(examples, verified, golden):
+    first = json.loads((golden / "golden.json").read_text(encoding="utf-8"))["images"][0]
+    with static(examples / "browser") as own:
+        params = ServeParams.model_validate(SHIPPED | {"threads": 1, "cors": [own]})
+        app = create_app(open_model(str(verified[0].model)), params)
+        with running(app) as address, opened(f"{own}/fetch.html", strict=False) as page:
+            page.get_by_label("Service").fill(address)
+            page.get_by_label("Image").set_input_files(golden / first["file"])
+            expect(page.get_by_role("status")).to_contain_text(f"{first['class']} ")
+            page.get_by_label("Image").set_input_files(
+                {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": b"no image"}
+            )
+            expect(page.get_by_role("status")).to_contain_text("not an image")
 
 
 def test_the_lock_of_node_names_no_registry_and_pins_every_package(examples):

@@ -152,7 +152,7 @@ def test_commands_and_their_options_exist(repository, page):
     "page", [page for page in PAGES if page.startswith("docs/") and page != "docs/architecture.md"]
 )
 def test_bash_blocks_hold_commands_and_outputs_stand_elsewhere(repository, page):
-    programs = {*RUNNERS, "git", "mlflow", "python"}
+    programs = {*RUNNERS, "docker", "git", "mlflow", "python"}
     lines = [
         line
         for block in blocks((repository / page).read_text(encoding="utf-8"), "bash")
