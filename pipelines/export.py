@@ -17,7 +17,7 @@ from convoy.core.dataset import MANIFEST_FILE, Dataset
 from convoy.core.inputs import watch
 from convoy.energy.meter import metered, with_total
 from convoy.energy.settings import EnergyParams
-from convoy.export import image_index
+from convoy.export import image_index, signing
 from convoy.export.settings import ExportParams
 from convoy.repo import dvc_locks, imported
 from convoy.tracking import stages
@@ -37,14 +37,15 @@ def build() -> None:
     imported.correct(Path())
     from convoy.export import latency, onnx_graph  # noqa: PLC0415 (torch: `verify` must not import it)
 
-    runs = params.section("export", ExportParams).latency_runs
+    limits = params.section("export", ExportParams)
+    signing.private_key(limits.sign)  # before the work
     data_hash = Dataset.load(DATASET).hash
     country = params.section("energy", EnergyParams).country
     with stages.continuing("export", data_hash) as run, metered("export", country, gpu=False) as meter:
         onnx_graph.build(MODEL, OUT, stages.exported_identity(run, data_hash))
         image_index.write(DATASET / MANIFEST_FILE, OUT / contract.IMAGES)
         shutil.copyfile(DATASET / contract.BASELINE, OUT / contract.BASELINE)
-        latency.measure_eager(MODEL, OUT, runs)
+        latency.measure_eager(MODEL, OUT, limits.latency_runs)
     meter.hand_over(BUILD_ENERGY)
     watch.hand_over(BUILD_INPUTS)
 
@@ -54,6 +55,7 @@ def verify() -> None:
     from convoy.export import verify  # noqa: PLC0415 (only this command needs it)
 
     limits = params.section("export", ExportParams)
+    key = signing.private_key(limits.sign)
     country = params.section("energy", EnergyParams).country
     with stages.finishing("export") as run:
         with metered("export", country, gpu=False) as meter:
@@ -63,6 +65,8 @@ def verify() -> None:
         files.write_json(METRICS / "export.json", metrics)
         run.log_result(metrics)
         run.set_tags(meter.tags())
+        if key:
+            signing.sign(OUT, key)
         for name in (contract.VERIFICATION, contract.MODEL_CARD):
             run.log_file(OUT / name, "deploy")
         beside = [OUT / name for name in contract.BESIDE if (OUT / name).exists()]

@@ -33,6 +33,7 @@ LIMITS = {
     "max_size_mb": 600.0,
     "max_champion_drop": 0.1,
     "max_champion_age_days": 90.0,
+    "public_key": "none",
 }
 
 

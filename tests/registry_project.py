@@ -45,7 +45,7 @@ def write_verified(folder, run_id, *, accuracy=0.9, classes=CLASSES, params_hash
     files.write_text(folder / "model_card.md", f"# Card of {run_id}\n\n- accuracy {accuracy}\n")
     (folder / "images.parquet").write_bytes(b"images of " + run_id.encode())
     (folder / "baseline.json").write_bytes(b"baseline of " + run_id.encode())
-    for name in contract.COPIES:
+    for name in (*contract.COPIES, contract.BOM, contract.SIGNATURE):
         (folder / name).write_bytes(f"{name} of {run_id}".encode())
     (folder / "golden").mkdir(exist_ok=True)
     (folder / "golden/00.png").write_bytes(b"image of " + run_id.encode())

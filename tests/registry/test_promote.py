@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 import gate_results
-from convoy.core.errors import RequestError
+from convoy.core.errors import RequestError, VerificationError
+from convoy.export import signing
 from convoy.registry import promote
 from convoy.registry.alias import move
 from convoy.registry.client import CANDIDATE, CHAMPION, RegistryError, Version
@@ -63,6 +64,22 @@ VERDICTS = {
     "breaches": (*WORSE, {"max_class_drop": 0.1}, "refuse", {"gate.class_drop", "gate.ece"}),
 }
 """Case to the champion's and the candidate's mistakes, limits, verdict, and tags of breached limits."""
+
+
+def test_a_candidate_without_the_required_signature_is_not_judged(here, gate_project, tmp_path, monkeypatch):
+    here.version(gate_project.model(wrong=FEW), CANDIDATE)
+    (tmp_path / "key.pub").write_text("key")
+    set_params(here.folder, "gate", {"public_key": str(tmp_path / "key.pub")})
+    monkeypatch.setattr(signing, "_package", lambda _: None)
+    with pytest.raises(
+        VerificationError, match=r"convoy/1 is not signed, and a public key is set \(.*key\.pub\)"
+    ):
+        promote.judge(tmp_path / "gate")
+    assert not here.registry.aliases().get(CHAMPION)
+    checked = []
+    monkeypatch.setattr(signing, "check", lambda *words: checked.append(words[1:]))
+    assert promote.judge(tmp_path / "gate").judgement.verdict == "promote"
+    assert checked == [(tmp_path / "key.pub", "convoy/1")]
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,10 @@ COPIES = (INT8, FP32, FP16)
 GOLDEN = "golden"
 """Folder of test images with the probabilities that the model must answer."""
 GOLDEN_FACTS = "golden.json"
-BESIDE = (VERIFICATION, MODEL_CARD, IMAGES, BASELINE, *COPIES, GOLDEN)
+BOM = "bom.json"
+"""Bill of materials: model, data, packages, figures (CycloneDX)."""
+SIGNATURE = "model.sig"
+BESIDE = (VERIFICATION, MODEL_CARD, IMAGES, BASELINE, BOM, *COPIES, GOLDEN, SIGNATURE)
 """Files and folders that belong to a verified model and travel with it; those that an earlier Convoy logged have fewer."""
 
 PRECISION = "convoy.precision"

@@ -63,7 +63,7 @@ def build(model: Path, out: Path, identity: Mapping[str, str]) -> None:
     deployable, facts = trained.load(model)
     out.mkdir(parents=True, exist_ok=True)
     earlier = (contract.VERIFIED, contract.UNVERIFIED, contract.VERIFICATION, contract.MODEL_CARD)
-    for name in (*earlier, *contract.COPIES):
+    for name in (*earlier, contract.BOM, contract.SIGNATURE, *contract.COPIES):
         (out / name).unlink(missing_ok=True)
     shutil.rmtree(out / contract.GOLDEN, ignore_errors=True)
     network = _export(deployable, facts.image_px, facts.network)

@@ -70,6 +70,15 @@ class ExportParams(Section):
         ),
     ]
 
+    sign: Annotated[
+        str,
+        Field(
+            min_length=1,
+            description="private key that signs the model (elliptic curve, PEM; needs the extra sign)",
+            examples=["none"],
+        ),
+    ]
+
     @model_validator(mode="after")
     def _int8_is_made(self) -> Self:
         """Refuse to serve what is not made."""

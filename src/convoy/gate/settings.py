@@ -60,6 +60,15 @@ class GateParams(Section):
         description="age of the champion that triggers a retraining although nothing changed", examples=[90]
     )
 
+    public_key: Annotated[
+        str,
+        Field(
+            min_length=1,
+            description="public key of the signature that a candidate must have (PEM; needs the extra sign)",
+            examples=["none"],
+        ),
+    ]
+
     @model_validator(mode="after")
     def _require_a_limit(self) -> Self:
         """Refuse a gate that would let anything pass."""

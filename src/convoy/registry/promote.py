@@ -8,7 +8,7 @@ from pathlib import Path
 
 from convoy.core import contract, files, params
 from convoy.core.errors import DataError, RequestError
-from convoy.export import image_index
+from convoy.export import image_index, signing
 from convoy.gate import page, text
 from convoy.gate.evidence import ModelUnderTest, UnavailableModel
 from convoy.gate.judge import judge as judge_files
@@ -50,10 +50,12 @@ def judge(out: Path) -> Judged:
     Raises:
         RequestError: no version has the alias `candidate`.
         RegistryError: the registry does not answer, or the candidate's file is missing.
-        ConvoyError: the candidate or the test images are unusable, so there is no verdict.
+        ConvoyError: the candidate or the test images are unusable, or it is not signed as `gate.public_key` requires, so there
+            is no verdict.
     """
     refuse_inside_experiment("promote")
     limits = params.section("gate", GateParams)
+    key = signing.public_key(limits.public_key, "gate.public_key")
     images = TestImages.load(DATASET, DATA)
     registry = Registry.open()
     candidate = registry.alias(CANDIDATE)
@@ -69,6 +71,8 @@ def judge(out: Path) -> Judged:
                 f"{candidate} cannot be judged: {challenger.reason}. Register it again from where its files are: "
                 "convoy register"
             )
+        if key:
+            signing.check(challenger.onnx.parent, key, str(candidate))
         defender = _fetched(registry, champion, Path(scratch) / CHAMPION) if champion else None
         result = judge_files(challenger, defender, images, limits)
     out.mkdir(parents=True, exist_ok=True)

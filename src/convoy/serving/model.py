@@ -19,6 +19,7 @@ import onnxruntime
 
 from convoy.core import contract, files
 from convoy.core.errors import ConvoyError, RequestError, VerificationError
+from convoy.export import signing
 from convoy.export.onnx_model import CPU, OnnxModel, read_model
 from convoy.serving import golden
 from convoy.tracking import settings
@@ -91,6 +92,7 @@ def open_model(
     threads: int = 1,
     cache: Path | None = None,
     seconds_per_image: float | None = None,
+    public_key: Path | None = None,
 ) -> ServedModel:
     """Open a model, check that it is the verified one, and answer images with it, so that the first request is not slower.
 
@@ -102,10 +104,11 @@ def open_model(
         threads: per operation of onnxruntime; 0 leaves their number to it.
         cache: folder for models of the registry.
         seconds_per_image: time limit of a call, as of `OnnxModel`.
+        public_key: the model must be signed with its private half; None: signatures are not checked.
 
     Raises:
         RequestError: the file, the version, the run or the provider does not exist.
-        VerificationError: the file is not valid, is not the one that was verified, or does not answer as was measured.
+        VerificationError: the file is not valid, is not the one that was verified or signed, or does not answer as was measured.
         RegistryError: the registry does not answer, or has lost the file.
     """
     cache = cache or CACHE
@@ -115,7 +118,11 @@ def open_model(
     elif source == CHAMPION or source.isdecimal():
         name, version, sha256, folder = _fetch_version(source, cache)
     else:
+        if public_key:
+            signing.check(Path(source).parent, public_key, source, Path(source).name)
         return _of_file(Path(source), providers, opened)
+    if public_key:
+        signing.check(folder, public_key, name)
     content = read_model(folder / contract.VERIFIED)
     if hashlib.sha256(content).hexdigest() != sha256:
         raise VerificationError(f"{folder / contract.VERIFIED} changed while it was opened. Start again.")

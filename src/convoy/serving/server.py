@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -13,6 +14,7 @@ import uvicorn
 from convoy.core import params as params_file
 from convoy.core.console import info
 from convoy.core.errors import RequestError
+from convoy.export import signing
 from convoy.serving.logs import JsonLines
 from convoy.serving.model import CHAMPION, default_source, open_model
 from convoy.serving.service import create_app
@@ -33,7 +35,13 @@ def serve(source: str, host: str, port: int) -> None:
     """
     params = serve_params()
     listener = _bind(host, port)
-    served = open_model(source or default_source(), providers=params.providers, threads=1)
+    opened = partial(
+        open_model,
+        providers=params.providers,
+        threads=1,
+        public_key=signing.public_key(params.public_key, "serve.public_key"),
+    )
+    served = opened(source or default_source())
     log = JsonLines()
     app = create_app(served, params, token=os.environ.get(params.token_env, ""), log=log)
     follower = (

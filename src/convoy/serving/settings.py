@@ -90,6 +90,14 @@ class ServeParams(Section):
     keep_max: Annotated[
         int, Field(ge=1, le=1_000_000, description="most images kept in keep_uncertain", examples=[1000])
     ]
+    public_key: Annotated[
+        str,
+        Field(
+            min_length=1,
+            description="public key of the signature that a model must have (PEM; needs the extra sign)",
+            examples=["none"],
+        ),
+    ]
     watch_s: Annotated[
         float,
         Field(
