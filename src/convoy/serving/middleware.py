@@ -37,6 +37,8 @@ PREDICT = "/predict"
 
 METHOD = ("method_not_allowed", "The path has no such method. /openapi.json lists the methods.")
 
+FAILED = Refusal(500, "internal_error", "The service failed; its log has the cause.")
+
 JSON = (b"content-type", b"application/json")
 
 
@@ -179,9 +181,7 @@ class Front:
             await exchange.refuse(refusal)
         except Exception:
             logger.exception("request %s failed", exchange.request_id)
-            await exchange.refuse(
-                Refusal(500, "internal_error", "The service failed; its log has the cause.")
-            )
+            await exchange.refuse(FAILED)
         finally:
             self.held -= exchange.size
             self._note(exchange, path if path == PREDICT else exchange.route)

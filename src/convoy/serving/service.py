@@ -17,13 +17,13 @@ from starlette.middleware.cors import CORSMiddleware
 from convoy import __version__
 from convoy.core import contract, files
 from convoy.core.cpus import usable_cpus
-from convoy.serving import answers, occlusion, open_inference, page_files, received
+from convoy.serving import answers, occlusion, open_inference, openapi, page_files, received
 from convoy.serving.answers import Refusal
 from convoy.serving.batches import Answerer, Observer, Outcome
 from convoy.serving.drift import DriftMetrics, DriftWindow
 from convoy.serving.logs import Log
 from convoy.serving.metrics import CONTENT_TYPE, Metrics
-from convoy.serving.middleware import BODIES, METHOD, OPEN, PREDICT, App, Exchange, Front
+from convoy.serving.middleware import BODIES, FAILED, METHOD, OPEN, PREDICT, App, Exchange, Front
 from convoy.serving.model import ServedModel
 from convoy.serving.settings import ServeParams
 from convoy.serving.uncertain import UncertainImages
@@ -91,13 +91,14 @@ def create_app(
         )
         return _with_cors(outer, params.cors) if params.cors else outer
 
-    app.front = front
+    app.front, app.needs_token = front, bool(token)
     app.add_route(PREDICT, _method_not_allowed, include_in_schema=False)
     _add_routes(app)
     open_inference.add_routes(app)
     occlusion.add_routes(app)
     page_files.add_routes(app)
     app.add_exception_handler(Refusal, _refusal)
+    app.add_exception_handler(Exception, _failed)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _http_error)
     return app
@@ -126,10 +127,17 @@ class Service(FastAPI):
     """FastAPI with `Front` before its own middleware."""
 
     front: Callable[[App], App]
+    needs_token: bool
 
     def build_middleware_stack(self) -> App:
         """Put `Front` outermost."""
         return self.front(super().build_middleware_stack())
+
+    def openapi(self) -> dict[str, Any]:
+        """Describe the service."""
+        if self.openapi_schema is None:
+            self.openapi_schema = openapi.document(self, needs_token=self.needs_token)
+        return self.openapi_schema
 
 
 class _Predict:
@@ -267,6 +275,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
         (name.encode(), text.encode()) for name, text in (getattr(error, "headers", None) or {}).items()
     ]
     return await _refusal(request, Refusal(status, code, reason, headers))
+
+
+async def _failed(request: Request, _error: Exception) -> Response:
+    """Answer an error of the service, which `Front` logs."""
+    return await _refusal(request, FAILED)
 
 
 async def _refusal(request: Request, error: Exception) -> Response:
