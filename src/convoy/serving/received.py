@@ -10,6 +10,7 @@ from typing import Any
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from convoy.serving import addresses
 from convoy.serving.answers import Refusal
 from convoy.serving.settings import ServeParams
 
@@ -17,6 +18,10 @@ Receive = Callable[[], Awaitable[Any]]
 
 LARGE = 2**16
 """Bytes from which a body is parsed in a thread, so that other requests are answered meanwhile."""
+
+
+KEYS = ("image", "images", "url", "urls")
+"""Of JSON: the first two hold base64, the others addresses."""
 
 
 async def read_body(headers: Mapping[bytes, bytes], receive: Receive, params: ServeParams) -> bytes:
@@ -55,7 +60,7 @@ async def contents(content_type: str, body: bytes, params: ServeParams) -> tuple
     """
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        parse: Callable[[str, bytes], tuple[list[bytes], bool]] = _multipart
+        parse: Callable[[str, bytes], tuple[list[bytes | str], bool]] = _multipart
     elif kind == "application/json" or kind.endswith("+json"):
         parse = _json
     elif not kind or kind == "application/octet-stream" or kind.startswith("image/"):
@@ -70,35 +75,46 @@ async def contents(content_type: str, body: bytes, params: ServeParams) -> tuple
             "as multipart/form-data, or base64 as application/json.",
         )
     large = len(body) > LARGE
-    found, listed = await asyncio.to_thread(parse, content_type, body) if large else parse(content_type, body)
-    if not found:
+    given, listed = await asyncio.to_thread(parse, content_type, body) if large else parse(content_type, body)
+    if not given:
         raise Refusal(400, "no_image", "The request has no image.")
-    if len(found) > params.max_files:
+    if len(given) > params.max_files:
         raise Refusal(
             413,
             "too_many_images",
-            f"The request has {len(found)} images, the limit is {params.max_files}. Send several requests.",
+            f"The request has {len(given)} images, the limit is {params.max_files} (serve.max_files). Send several requests.",
         )
-    return found, listed
+    return [each if isinstance(each, bytes) else await _fetched(each, params) for each in given], listed
 
 
-def _multipart(content_type: str, body: bytes) -> tuple[list[bytes], bool]:
+async def _fetched(url: str, params: ServeParams) -> bytes:
+    """Fetch an image by its address, where that is allowed."""
+    if not params.allow_urls:
+        raise Refusal(
+            422,
+            "urls_not_allowed",
+            "This service does not fetch images by their address (serve.allow_urls). Send the image itself.",
+        )
+    return await asyncio.to_thread(addresses.fetch, url, int(params.max_body_mb * 10**6), params.timeout_s)
+
+
+def _multipart(content_type: str, body: bytes) -> tuple[list[bytes | str], bool]:
     """Split multipart/form-data; each part with a file name is an image."""
     _, options = parse_options_header(content_type)
     boundary = options.get(b"boundary", b"")
     if not boundary:
         raise Refusal(400, "bad_multipart", "The content type multipart/form-data has no boundary.")
-    found: list[bytes] = []
+    found: list[bytes | str] = []
     parts: list[bytes] = []
-    parser = MultipartParser(
-        boundary,
-        {
-            "on_part_begin": parts.clear,
-            "on_part_data": lambda data, start, end: parts.append(data[start:end]),
-            "on_part_end": lambda: found.append(b"".join(parts)),
-        },
-    )
     try:
+        parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": parts.clear,
+                "on_part_data": lambda data, start, end: parts.append(data[start:end]),
+                "on_part_end": lambda: found.append(b"".join(parts)),
+            },
+        )
         parser.write(body)
         parser.finalize()
     except FormParserError as error:
@@ -106,19 +122,24 @@ def _multipart(content_type: str, body: bytes) -> tuple[list[bytes], bool]:
     return found, len(found) > 1
 
 
-def _json(_content_type: str, body: bytes) -> tuple[list[bytes], bool]:
-    """Decode `{"image": BASE64}` or `{"images": [BASE64, …]}`."""
+def _json(_content_type: str, body: bytes) -> tuple[list[bytes | str], bool]:
+    """Read `{"image": BASE64}`, `{"images": [BASE64, …]}`, `{"url": URL}` or `{"urls": [URL, …]}`; addresses stay as they are."""
     try:
         content = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise Refusal(400, "bad_json", "The body is not valid JSON.") from error
-    if not isinstance(content, dict) or len(content) != 1 or not {"image", "images"} & set(content):
-        raise Refusal(422, "bad_request", 'The body must be {"image": BASE64} or {"images": [BASE64, …]}.')
-    listed = "images" in content
-    texts = content["images"] if listed else [content["image"]]
+    key = next(iter(content)) if isinstance(content, dict) and len(content) == 1 else None
+    if key not in KEYS:
+        raise Refusal(
+            422,
+            "bad_request",
+            'The body must be {"image": BASE64}, {"images": [BASE64, …]}, {"url": URL} or {"urls": [URL, …]}.',
+        )
+    listed = key in ("images", "urls")
+    texts = content[key] if listed else [content[key]]
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise Refusal(422, "bad_request", "An image must be a string with its bytes in base64.")
-    return [from_base64(text) for text in texts], listed
+        raise Refusal(422, "bad_request", "An image must be a string: its bytes in base64, or its address.")
+    return texts if key in ("url", "urls") else [from_base64(text) for text in texts], listed
 
 
 def from_base64(text: str) -> bytes:
