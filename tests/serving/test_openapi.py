@@ -65,6 +65,7 @@ OPERATIONS = (
     "GET /readyz",
     "GET /metrics",
     "GET /model",
+    "GET /drift",
 )
 
 

@@ -18,6 +18,11 @@ from convoy.serving.answers import Refusal
 from convoy.serving.settings import ServeParams
 from services import post
 
+NOISE_U8 = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+STREAM = io.BytesIO()
+Image.fromarray(NOISE_U8).save(STREAM, format="JPEG")
+JPEG = STREAM.getvalue()
+
 ADDRESS = "https://images.example.org/a.png"
 
 
@@ -96,7 +101,8 @@ def test_decompression_bombs_are_refused(client):
         (b"x", "application/x-www-form-urlencoded", 415, "unsupported_content_type"),
         (b"no image at all", "image/jpeg", 415, "not_an_image"),
         (b"<svg xmlns=''></svg>", "image/svg+xml", 415, "unsupported_image"),
-        (fixed_models.png(0)[:48], "image/png", 422, "damaged_image"),
+        (JPEG[:300], "image/jpeg", 422, "damaged_image"),
+        (JPEG[:900], "image/jpeg", 422, "truncated_image"),
         (b"{", "application/json", 400, "bad_json"),
         (b"[" * 100_000, "application/json", 400, "bad_json"),
         (b"\xff\xfe", "application/json", 400, "bad_json"),
