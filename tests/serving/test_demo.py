@@ -5,6 +5,7 @@ import hashlib
 import io
 import re
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ from convoy.export.onnx_model import OnnxModel
 from convoy.images.decode import decode
 from convoy.images.resize import Geometry
 from convoy.serving import demo
+from convoy.serving.model import open_model
 from exported import Project
 from pages import pictures, runtime, static  # noqa: F401 (a fixture)
 
@@ -52,7 +54,7 @@ def site(models, runtime, tmp_path_factory):  # noqa: F811
     """A server with a demo of each model."""
     folder = tmp_path_factory.mktemp("site")
     for fit, model in models.items():
-        demo.build(model, folder / fit, runtime)
+        demo.build(str(model), folder / fit, runtime)
     with static(folder) as address:
         yield folder, address
 
@@ -226,7 +228,7 @@ def test_another_tarball_is_refused_with_both_hashes(verified, tmp_path):
     with tarfile.open(other, "w:gz") as archive:
         archive.addfile(tarfile.TarInfo("package/dist/ort.wasm.min.mjs"), io.BytesIO())
     with pytest.raises(VerificationError) as caught:
-        demo.build(verified[0].model, tmp_path / "page", other)
+        demo.build(str(verified[0].model), tmp_path / "page", other)
     own = base64.b64encode(hashlib.sha512(other.read_bytes()).digest()).decode()
     assert own in str(caught.value)
     assert demo.INTEGRITY in str(caught.value)
@@ -236,7 +238,7 @@ def test_another_tarball_is_refused_with_both_hashes(verified, tmp_path):
 def test_without_npm_the_error_names_both_ways_out(verified, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RequestError) as caught:
-        demo.build(verified[0].model, tmp_path / "page")
+        demo.build(str(verified[0].model), tmp_path / "page")
     assert "Install Node.js" in str(caught.value)
     assert f"npm pack onnxruntime-web@{demo.VERSION} && convoy demo" in str(caught.value)
     assert f"--runtime onnxruntime-web-{demo.VERSION}.tgz" in str(caught.value)
@@ -250,7 +252,7 @@ def test_what_npm_reports_is_in_the_error_without_credentials(verified, tmp_path
     npm.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     with pytest.raises(RequestError) as caught:
-        demo.build(verified[0].model, tmp_path / "page")
+        demo.build(str(verified[0].model), tmp_path / "page")
     assert "npm error 404" in str(caught.value)
     assert "--runtime" in str(caught.value)
     assert "hush" not in str(caught.value)
@@ -262,14 +264,24 @@ def test_a_folder_with_other_files_is_refused_and_an_earlier_demo_replaced(verif
     page.mkdir()
     (page / "thesis.txt").touch()
     with pytest.raises(RequestError, match=r"thesis\.txt"):
-        demo.build(verified[0].model, page, tmp_path)
+        demo.build(str(verified[0].model), page, tmp_path)
     (page / "thesis.txt").unlink()
     for _ in range(2):
-        demo.build(verified[0].model, page, tmp_path)
+        demo.build(str(verified[0].model), page, tmp_path)
     assert sorted(path.name for path in page.iterdir()) == [
         "demo.json", "golden", "index.html", "model.onnx", "onnxruntime", "outputs.pb", "page",
     ]  # fmt: skip
     with pytest.raises(RequestError, match="is a file"):
-        demo.build(verified[0].model, page / "demo.json", tmp_path)
-    with pytest.raises(RequestError, match="--model FILE"):
-        demo.build(tmp_path / "no.onnx", page, tmp_path)
+        demo.build(str(verified[0].model), page / "demo.json", tmp_path)
+    with pytest.raises(RequestError, match="dvc repro"):
+        demo.build(str(tmp_path / "no.onnx"), page, tmp_path)
+
+
+def test_a_version_of_the_registry_is_named_by_its_number(verified, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "_runtime_files", lambda tarball: dict.fromkeys(demo.RUNTIME, b""))
+    champion = replace(open_model(str(verified[0].model)), name="convoy/7", version="7")
+    monkeypatch.setattr(demo, "open_model", lambda source, **_: champion)
+    facts = demo.build("champion", tmp_path / "page", tmp_path)
+    assert facts["name"] == "convoy/7 of run run-7"
+    assert facts["golden"]
+    assert (tmp_path / "page/model.onnx").read_bytes() == verified[0].model.read_bytes()

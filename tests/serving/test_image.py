@@ -86,7 +86,9 @@ def test_the_image_serves_a_file_from_its_own_lock_and_stops_in_good_order(
     repository, work, verified, tmp_path
 ):
     python = environment(repository, "requirements-serve.txt", tmp_path / "venv")
-    model = verified[0].home / "deploy/model.onnx"
+    shutil.copytree(verified[0].home / "deploy", tmp_path / "deploy")
+    shutil.copy(verified[0].home / "dataset/baseline.json", tmp_path / "deploy")
+    model = tmp_path / "deploy/model.onnx"
     with started(repository, python, work, "--model", str(model)) as address:
         replay = subprocess.run(
             [
@@ -104,8 +106,10 @@ def test_the_image_serves_a_file_from_its_own_lock_and_stops_in_good_order(
         for path in ("/", "/page/app.js", "/metrics", "/model"):
             with urllib.request.urlopen(f"{address}{path}") as answer:  # noqa: S310 (http)
                 assert answer.status == 200
+        with urllib.request.urlopen(f"{address}/drift") as answer:  # noqa: S310 (http)
+            assert json.load(answer)["images"] > 0
     packages = {path.name.lower() for path in (tmp_path / "venv").glob("lib/python*/site-packages/*")}
-    assert not packages & {"torch", "mlflow", "dvc", "pip", "matplotlib", "scipy"}
+    assert not packages & {"torch", "mlflow", "dvc", "pip", "matplotlib", "pyarrow"}
 
 
 @pytest.mark.slow

@@ -137,7 +137,14 @@ def demo(
         Path, typer.Argument(metavar="DIR", help="Folder to write; new, empty, or an earlier demo.")
     ],
     *,
-    model: Annotated[Path, typer.Option(help="A verified model.")] = Path("build/deploy") / VERIFIED,
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="MODEL",
+            help="`champion`, the number of a version, runs:/ID, or a verified file.",
+            show_default="champion, else build/deploy/model.onnx",
+        ),
+    ] = "",
     runtime: Annotated[
         Path | None,
         typer.Option(
@@ -154,7 +161,7 @@ def demo(
 
     Example: convoy demo build/demo
 
-    Example: convoy demo build/demo --runtime onnxruntime-web-1.30.0.tgz
+    Example: convoy demo build/demo --model build/deploy/model.onnx --runtime onnxruntime-web-1.30.0.tgz
     """
     from convoy.serving.demo import build
 

@@ -24,8 +24,8 @@ from onnx import TensorProto, helper
 
 from convoy.core import contract, files
 from convoy.core.errors import RequestError, VerificationError, without_credentials
-from convoy.export.onnx_model import OnnxModel
 from convoy.serving import page_files
+from convoy.serving.model import default_source, open_model
 
 PACKAGE = "onnxruntime-web"
 VERSION = "1.30.0"
@@ -95,11 +95,11 @@ class Map:
     operations: tuple[str, ...]
 
 
-def build(model: Path, out: Path, runtime: Path | None = None) -> dict[str, Any]:
+def build(source: str, out: Path, runtime: Path | None = None) -> dict[str, Any]:
     """Write the page for a verified model.
 
     Args:
-        model: the ONNX file.
+        source: as of `open_model`; empty: as `convoy serve` without `--model`.
         out: folder to write; new, empty, or made by this function earlier.
         runtime: tarball of onnxruntime-web; None fetches it with npm.
 
@@ -107,28 +107,36 @@ def build(model: Path, out: Path, runtime: Path | None = None) -> dict[str, Any]
         The facts in `demo.json`.
 
     Raises:
-        RequestError: the folder holds something else; the tarball is missing or another one; npm is missing or failed.
-        VerificationError: the model was not exported by Convoy.
+        RequestError: the folder holds something else; the model does not exist; the tarball is missing; npm is missing or failed.
+        VerificationError: the model is not the one that was verified, or the tarball is another one.
+        RegistryError: the registry does not answer.
     """
     _refuse_foreign(out)
-    content = _read(model)
-    exported = OnnxModel(content, threads=1)
+    source = source or default_source()
+    served = open_model(source, providers="CPUExecutionProvider")
+    exported, path = served.model, served.folder / contract.VERIFIED
+    if Path(source).is_file():
+        path = Path(source)
+    content = path.read_bytes()
     seen, maps = inner_values(content, int(exported.properties[contract.IMAGE_PX]))
     sha256 = hashlib.sha256(content).hexdigest()
-    run_id = exported.properties.get(contract.RUN_ID, "")
-    golden = model.parent / contract.GOLDEN
+    golden = served.folder / contract.GOLDEN
+    has_golden = (
+        golden.is_dir() and path.name == contract.VERIFIED
+    )  # those of a copy, such as INT8, expect other answers
+    name = served.name if served.version else f"Model {sha256[:12]}"
     facts = {
         "made_by": "convoy demo",
-        "name": f"Model {sha256[:12]}" + (f" of run {run_id}" if run_id else ""),
+        "name": f"{name} of run {served.run_id}" if served.run_id else name,
         "sha256": sha256,
-        "run_id": run_id,
+        "run_id": served.run_id,
         "classes": list(exported.classes),
         "background": exported.background,
         "image_px": int(exported.properties[contract.IMAGE_PX]),
         "seen": seen,
         "maps": [asdict(one) for one in maps],
         "runtime": f"{PACKAGE} {VERSION}",
-        "golden": golden.is_dir(),
+        "golden": has_golden,
     }
     with tempfile.TemporaryDirectory() as scratch:
         parts = _runtime_files(runtime or _fetched(Path(scratch), out))
@@ -144,7 +152,7 @@ def build(model: Path, out: Path, runtime: Path | None = None) -> dict[str, Any]
     (out / page_files.HTML).write_bytes(html.replace(b"page/service.js", b"page/demo.js"))
     (out / contract.VERIFIED).write_bytes(content)
     shutil.rmtree(out / contract.GOLDEN, ignore_errors=True)
-    if golden.is_dir():
+    if has_golden:
         shutil.copytree(golden, out / contract.GOLDEN)
     (out / OUTPUTS).write_bytes(declared([*([seen] if seen else []), *(one.output for one in maps)]))
     return facts
@@ -239,14 +247,6 @@ def _refuse_foreign(out: Path) -> None:
             f"{out} holds other files ({inside[0]}{' and more' if len(inside) > 1 else ''}). Name a new or empty folder, or one "
             "that `convoy demo` made."
         )
-
-
-def _read(model: Path) -> bytes:
-    if not model.is_file():
-        raise RequestError(
-            f"{model} is not a file. `dvc repro` makes build/deploy/{contract.VERIFIED}; another one: --model FILE"
-        )
-    return model.read_bytes()
 
 
 def _fetched(folder: Path, out: Path) -> Path:
