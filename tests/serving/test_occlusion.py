@@ -2,6 +2,9 @@
 
 import io
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnx
@@ -123,6 +126,39 @@ def test_the_route_answers_with_the_map_and_refuses_what_is_wrong(client, served
     assert client.post("/occlusion", content=b"no image").status_code == 415
     files = [("file", ("a", png(white()))), ("file", ("b", png(white())))]
     assert client.post("/occlusion", files=files).json()["error"]["code"] == "several_images"
+
+
+def test_one_map_is_computed_at_a_time_and_none_takes_longer_than_a_request_may(served, monkeypatch):
+    entered, go = threading.Event(), threading.Event()
+
+    def slow(*words):
+        entered.set()
+        assert go.wait(30)
+        return heat_map(*words)
+
+    monkeypatch.setattr("convoy.serving.occlusion.heat_map", slow)
+    params = ServeParams.model_validate(SHIPPED | {"threads": 1, "timeout_s": 0.2})
+    with TestClient(create_app(served, params)) as client, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.post, "/occlusion", content=png(white()))
+        assert entered.wait(30)
+        refused = client.post("/occlusion", content=png(white()))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "busy")
+        assert refused.headers["retry-after"] == "1"
+        time.sleep(0.3)  # longer than serve.timeout_s
+        go.set()
+        late = first.result()
+        assert (late.status_code, late.json()["error"]["code"]) == (503, "timed_out")
+        assert "smaller `grid`" in late.json()["error"]["reason"]
+
+
+def test_the_document_describes_both_paths(client):
+    paths = client.get("/openapi.json").json()["paths"]
+    occlusion, seen = paths["/occlusion"]["post"], paths["/seen"]["post"]
+    assert {one["name"] for one in occlusion["parameters"]} == {"class", "grid"}
+    stated = occlusion["responses"]["200"]["content"]["application/json"]["schema"]["properties"]
+    assert set(stated) == set(client.post("/occlusion?grid=2", content=png(white())).json())
+    assert set(seen["responses"]["200"]["content"]) == {"image/png"}
+    assert "image/jpeg" in seen["requestBody"]["content"]
 
 
 def test_the_square_that_the_network_sees_is_a_png(client):

@@ -32,6 +32,44 @@ GRID = 8
 MOST_GRID = 14
 """Largest G: the model then answers 197 images for one request."""
 
+BYTES = {"schema": {"type": "string", "format": "binary"}}
+BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": dict.fromkeys(
+            ("image/jpeg", "image/png", "image/webp", "application/octet-stream"), BYTES
+        ),
+    }
+}
+PARAMETERS = [
+    {
+        "name": "class",
+        "in": "query",
+        "description": "whose probability is measured; the default is the most probable one",
+        "schema": {"type": "string"},
+    },
+    {
+        "name": "grid",
+        "in": "query",
+        "description": "cells of a side",
+        "schema": {"type": "integer", "minimum": 2, "maximum": MOST_GRID, "default": GRID},
+    },
+]
+TEXT, NUMBER = {"type": "string"}, {"type": "number"}
+OCCLUSION: dict[str, Any] = {
+    "class": TEXT,
+    "probability": NUMBER,
+    "drops": {"type": "array", "items": {"type": "array", "items": NUMBER}},
+    "model": TEXT,
+    "version": TEXT,
+    "run_id": TEXT,
+    "ms": {"type": "object", "properties": {"total": NUMBER}},
+    "request_id": TEXT,
+}
+SEEN: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The square that the network sees.", "content": {"image/png": BYTES}}
+}
+
 BATCH = 16
 """Images of a batch: the time limit is checked between batches."""
 
@@ -117,18 +155,19 @@ def _covered(square_u8: npt.NDArray[np.uint8], cell: int, cells: int) -> npt.NDA
     return covered_u8
 
 
+def _json_answer(properties: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+    """Describe an answer for the OpenAPI document."""
+    schema = {"type": "object", "properties": properties, "required": list(properties)}
+    return {200: {"description": "The answer.", "content": {"application/json": {"schema": schema}}}}
+
+
 def add_routes(app: FastAPI) -> None:
     """Add `POST /occlusion` and `POST /seen` to the service."""
     turn = asyncio.Semaphore(1)
-    images: dict[str, dict[str, str]] = {"image/jpeg": {}, "image/png": {}, "application/octet-stream": {}}
-    body = {
-        "requestBody": {
-            "required": True,
-            "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in images},
-        }
-    }
 
-    @app.post("/occlusion", openapi_extra=body)
+    @app.post(
+        "/occlusion", openapi_extra={**BODY, "parameters": PARAMETERS}, responses=_json_answer(OCCLUSION)
+    )
     async def occlusion(request: Request) -> Response:
         """Return by how much the probability of a class falls where a gray patch covers the image."""
         served, params = app.state.served, app.state.params
@@ -164,7 +203,7 @@ def add_routes(app: FastAPI) -> None:
         }
         return Response(answers.dumps(answer), media_type="application/json")
 
-    @app.post("/seen", openapi_extra=body, response_class=Response)
+    @app.post("/seen", openapi_extra=BODY, response_class=Response, responses=SEEN)
     async def seen(request: Request) -> Response:
         """Return the square that the network sees of an image, as PNG."""
         served, params = app.state.served, app.state.params
