@@ -58,7 +58,7 @@ class Follower:
         try:
             found = self.look_up()
         except Exception as error:  # noqa: BLE001 (MLflow's clients, and what speaks HTTP below them, raise almost anything)
-            self._report(f"the registry does not answer: {_cause(error)}")
+            self._report("The registry does not answer.", _cause(error))
             return
         served = self.state.served
         if found == (served.version, served.sha256):
@@ -74,16 +74,19 @@ class Follower:
             self._failures = self._failures + 1 if found == self._failed else 1
             self._failed = found
             self._retry_at = time.monotonic() + min(LONGEST_RETRY_S, RETRY_S * 2 ** (self._failures - 1))
-            self._report(f"version {found[0]} is champion and is not served: {_cause(error)}")
+            self._report(
+                f"Version {found[0]} is champion and failed its checks, so it is not served.", _cause(error)
+            )
             return
         self.state.served = opened
         self._failed = None
         self._report("")
         logger.info("%s answers now; before: %s", opened.name, served.name)
 
-    def _report(self, problem: str) -> None:
+    def _report(self, problem: str, cause: str = "") -> None:
+        """State a problem where anybody reads it, and its cause, which may hold addresses and paths, in the log."""
         if problem and problem != self.state.problem:
-            logger.warning("%s; %s goes on answering", problem, self.state.served.name)
+            logger.warning("%s %s goes on answering. Cause: %s", problem, self.state.served.name, cause)
         elif not problem and self.state.problem:
             logger.info("%s is the champion again", self.state.served.name)
         self.state.problem = problem
