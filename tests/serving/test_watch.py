@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 from convoy.core.errors import VerificationError
-from convoy.serving import watch
+from convoy.serving import server, watch
 from convoy.serving.watch import Follower
+from services import serve_params
 
 
 def model(number):
@@ -108,3 +109,31 @@ def test_it_looks_in_a_thread_until_it_is_stopped(registry, follower):
     follower._thread.join(5)
     assert not follower._thread.is_alive()
     assert follower.state.served.version == "2"
+
+
+def test_a_champion_that_takes_over_is_opened_as_the_first_was_signature_included(monkeypatch):
+    opened, followers = [], []
+
+    def open_model(source, **options):
+        opened.append((source, options))
+        return SimpleNamespace(
+            name="convoy/1", version="1", sha256="sha1", model=SimpleNamespace(classes=["a"])
+        )
+
+    monkeypatch.setattr(server, "open_model", open_model)
+    monkeypatch.setattr(server, "default_source", lambda: "champion")
+    monkeypatch.setattr(server.signing, "public_key", lambda path, key: f"key {path}")
+    monkeypatch.setattr(
+        server, "Follower", lambda *parts: followers.append(parts) or SimpleNamespace(start=int, stop=int)
+    )
+    monkeypatch.setattr(server.uvicorn, "Server", lambda config: SimpleNamespace(run=lambda sockets: None))
+    monkeypatch.setattr(server, "serve_params", lambda: serve_params(public_key="convoy.pub", watch_s=3))
+    server.serve("", "127.0.0.1", 0)
+    [(_, _, open_champion, every_s)] = followers
+    assert every_s == 3
+    open_champion()
+    assert opened[0] == opened[1]
+    assert opened[1][1]["public_key"] == "key convoy.pub"
+    for source in ("7", "model.onnx"):
+        server.serve(source, "127.0.0.1", 0)
+    assert len(followers) == 1, "a version or a file stays"

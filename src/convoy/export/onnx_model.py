@@ -52,6 +52,7 @@ class OnnxModel:
         model: Path | bytes,
         *,
         threads: int = 0,
+        shared: bool = False,
         seconds_per_image: float | None = None,
         providers: Sequence[str] = CPU,
         name: str = "the model",
@@ -61,6 +62,8 @@ class OnnxModel:
         Args:
             model: the file, or its content.
             threads: per operation; 0 leaves their number to onnxruntime.
+            shared: several threads call the model at once, so the threads of its operations sleep while they wait. By default they
+                spin, which is faster for a single caller and takes the cores of others.
             seconds_per_image: time limit of a call, for models of unknown origin; at least a minute per call.
             providers: onnxruntime's execution providers, the preferred first.
             name: of a model that is given as bytes, in messages.
@@ -76,6 +79,8 @@ class OnnxModel:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # a lower level would print errors that are raised as well
         options.intra_op_num_threads = threads
+        if shared:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             _check_self_contained(name, content)
             # From the bytes that were checked, not from the file again.

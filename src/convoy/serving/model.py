@@ -90,6 +90,7 @@ def open_model(
     *,
     providers: str = "auto",
     threads: int = 1,
+    shared: bool = False,
     cache: Path | None = None,
     seconds_per_image: float | None = None,
     public_key: Path | None = None,
@@ -102,6 +103,7 @@ def open_model(
         source: `champion`, the number of a version, `runs:/ID` with what `convoy trace` resolves, or a file.
         providers: as `serve.providers`.
         threads: per operation of onnxruntime; 0 leaves their number to it.
+        shared: as of `OnnxModel`.
         cache: folder for models of the registry.
         seconds_per_image: time limit of a call, as of `OnnxModel`.
         public_key: the model must be signed with its private half; None: signatures are not checked.
@@ -112,7 +114,7 @@ def open_model(
         RegistryError: the registry does not answer, or has lost the file.
     """
     cache = cache or CACHE
-    opened = partial(OnnxModel, threads=threads, seconds_per_image=seconds_per_image)
+    opened = partial(OnnxModel, threads=threads, shared=shared, seconds_per_image=seconds_per_image)
     if source.startswith(RUN):
         name, version, sha256, folder = _fetch_run(source.removeprefix(RUN), cache)
     elif source == CHAMPION or source.isdecimal():

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -13,10 +14,11 @@ import uvicorn
 
 from convoy.core import params as params_file
 from convoy.core.console import info
+from convoy.core.cpus import usable_cpus
 from convoy.core.errors import RequestError
 from convoy.export import signing
 from convoy.serving.logs import JsonLines
-from convoy.serving.model import CHAMPION, default_source, open_model
+from convoy.serving.model import CHAMPION, ServedModel, default_source, open_model
 from convoy.serving.service import create_app
 from convoy.serving.settings import ServeParams
 from convoy.serving.watch import Follower, State
@@ -38,14 +40,15 @@ def serve(source: str, host: str, port: int) -> None:
     opened = partial(
         open_model,
         providers=params.providers,
-        threads=1,
+        threads=params.threads or usable_cpus(),
+        shared=True,
         public_key=signing.public_key(params.public_key, "serve.public_key"),
     )
     served = opened(source or default_source())
     log = JsonLines()
     app = create_app(served, params, token=os.environ.get(params.token_env, ""), log=log)
     follower = (
-        _follower(app.state, params)
+        _follower(app.state, partial(opened, CHAMPION), params.watch_s)
         if served.version and params.watch_s and source in ("", CHAMPION)
         else None
     )
@@ -79,7 +82,7 @@ def serve(source: str, host: str, port: int) -> None:
         log.stop()
 
 
-def _follower(state: State, params: ServeParams) -> Follower:
+def _follower(state: State, open_champion: Callable[[], ServedModel], every_s: float) -> Follower:
     """Follow the alias champion, for a service that was started with it."""
     from convoy.registry.client import Registry  # noqa: PLC0415 (imports mlflow, which a file does not need)
 
@@ -91,9 +94,7 @@ def _follower(state: State, params: ServeParams) -> Follower:
             )
         return champion.number, champion.sha256
 
-    return Follower(
-        state, look_up, lambda: open_model(CHAMPION, providers=params.providers, threads=1), params.watch_s
-    )
+    return Follower(state, look_up, open_champion, every_s)
 
 
 def _ignore(_signal: int, _frame: FrameType | None) -> None:
