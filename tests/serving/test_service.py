@@ -31,7 +31,7 @@ def test_a_body_that_is_an_image_is_answered(client, served):
 def test_the_content_decides_the_format(client, format_):
     stream = io.BytesIO()
     Image.fromarray(fixed_models.image_u8(2)).save(stream, format=format_, lossless=True)
-    for kind in ("image/jpeg", "application/octet-stream", ""):
+    for kind in ("image/jpeg", "application/octet-stream", "application/x-www-form-urlencoded", ""):
         assert post(client, stream.getvalue(), kind).json()["class"] == "x"
 
 

@@ -20,6 +20,9 @@ LARGE = 2**16
 """Bytes from which a body is parsed in a thread, so that other requests are answered meanwhile."""
 
 
+BYTES = frozenset({"", "application/octet-stream", "application/x-www-form-urlencoded"})
+"""Types of bodies that may be an image, beside image/…; the last is what `curl --data-binary @FILE` states unless told otherwise."""
+
 KEYS = ("image", "images", "url", "urls")
 """Of JSON: the first two hold base64, the others addresses."""
 
@@ -63,7 +66,7 @@ async def contents(content_type: str, body: bytes, params: ServeParams) -> tuple
         parse: Callable[[str, bytes], tuple[list[bytes | str], bool]] = _multipart
     elif kind == "application/json" or kind.endswith("+json"):
         parse = _json
-    elif not kind or kind == "application/octet-stream" or kind.startswith("image/"):
+    elif kind in BYTES or kind.startswith("image/"):
         if not body:
             raise Refusal(400, "empty_body", "The body is empty. Send the bytes of an image.")
         return [body], False
