@@ -3,6 +3,9 @@
 import base64
 import http.server
 import io
+import os
+import sys
+import tempfile
 import threading
 import zlib
 
@@ -303,3 +306,48 @@ def test_the_shipped_settings_are_valid():
     params = ServeParams.model_validate(default_at(ServeParams, []))
     assert params.allow_urls is False
     assert params.max_pixels == MAX_PIXELS
+
+
+WRITTEN = []
+"""Files that were opened for writing while `watching` is set."""
+
+watching = threading.Event()
+
+
+def hook(event, arguments):
+    if not watching.is_set():
+        return
+    if (
+        event == "open"
+        and isinstance(arguments[2], int)
+        and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+    ):
+        WRITTEN.append(arguments[0])
+    elif event.startswith("tempfile."):
+        WRITTEN.append(event)
+
+
+def test_uploads_never_touch_the_disk(client):
+    sys.addaudithook(hook)
+    stream = io.BytesIO()
+    Image.fromarray(np.zeros((1200, 1200, 3), np.uint8)).save(stream, format="BMP")
+    assert (
+        len(stream.getvalue()) > 4 * 2**20
+    )  # form parsers of web frameworks write parts of more than 1 MB to files
+    watching.set()
+    try:
+        answers = [
+            post(client, stream.getvalue(), "image/bmp"),
+            client.post(
+                "/predict", files=[("a", ("a.bmp", stream.getvalue())), ("b", ("b.png", fixed_models.png(1)))]
+            ),
+            client.post("/predict", json={"image": base64.b64encode(stream.getvalue()).decode()}),
+        ]
+        seen = list(WRITTEN)
+        with tempfile.TemporaryFile():
+            pass
+    finally:
+        watching.clear()
+    assert [answer.status_code for answer in answers] == [200, 200, 200]
+    assert not seen
+    assert WRITTEN  # the hook works

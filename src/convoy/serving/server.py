@@ -21,7 +21,11 @@ from convoy.serving.logs import JsonLines
 from convoy.serving.model import CHAMPION, ServedModel, default_source, open_model
 from convoy.serving.service import create_app
 from convoy.serving.settings import ServeParams
+from convoy.serving.telemetry import traced
 from convoy.serving.watch import Follower, State
+
+BACKLOG = 2048
+"""Connections that wait to be accepted."""
 
 STOP_S = 30
 """Longest wait for requests in flight when the service is stopped, in seconds."""
@@ -52,8 +56,9 @@ def serve(source: str, host: str, port: int) -> None:
         if served.version and params.watch_s and source in ("", CHAMPION)
         else None
     )
+    outer, send_traces = traced(app)
     config = uvicorn.Config(
-        app,
+        outer,
         http="httptools",
         loop="uvloop" if sys.platform != "win32" else "asyncio",
         ws="none",
@@ -61,9 +66,10 @@ def serve(source: str, host: str, port: int) -> None:
         log_config=None,
         server_header=False,
         timeout_graceful_shutdown=STOP_S,
-        backlog=2048,
+        backlog=BACKLOG,
     )
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+    listener.listen(BACKLOG)  # whoever reads the address may connect
     log.start()
     if follower:
         follower.start()
@@ -79,6 +85,7 @@ def serve(source: str, host: str, port: int) -> None:
     finally:
         if follower:
             follower.stop()
+        send_traces()
         log.stop()
 
 
