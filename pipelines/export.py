@@ -24,6 +24,7 @@ from convoy.tracking import stages
 
 DATASET = Path("build/dataset")
 MODEL = Path("build/model")
+EVALUATION = Path("build/evaluation")
 OUT = Path("build/deploy")
 METRICS = Path("build/metrics")
 BUILD_ENERGY = OUT / "energy.json"
@@ -52,7 +53,7 @@ def build() -> None:
 
 def verify() -> None:
     """Verify the graph from the delivered files, log it as a model and end the run."""
-    from convoy.export import verify  # noqa: PLC0415 (only this command needs it)
+    from convoy.export import card, verify  # noqa: PLC0415 (only this command needs them)
 
     limits = params.section("export", ExportParams)
     key = signing.private_key(limits.sign)
@@ -60,11 +61,12 @@ def verify() -> None:
     with stages.finishing("export") as run:
         with metered("export", country, gpu=False) as meter:
             meter.take_over(BUILD_ENERGY)
-            metrics = verify.verify(OUT, Path("data"), DATASET, Path("build/evaluation"), limits)
+            metrics = verify.verify(OUT, Path("data"), DATASET, EVALUATION, limits)
         metrics |= with_total(METRICS, meter.result())
         files.write_json(METRICS / "export.json", metrics)
         run.log_result(metrics)
         run.set_tags(meter.tags())
+        card.write(OUT, EVALUATION, limits, metrics.get("energy"))  # again, with the energy
         if key:
             signing.sign(OUT, key)
         for name in (contract.VERIFICATION, contract.MODEL_CARD):

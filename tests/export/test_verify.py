@@ -20,8 +20,8 @@ from PIL import Image
 import exported
 from convoy.core import files
 from convoy.core.errors import DataError, VerificationError
+from convoy.export import card, latency, verify
 from convoy.export import comparison as comparisons
-from convoy.export import latency, verify
 from convoy.export.comparison import Comparison, ReferencePredictions
 from convoy.export.onnx_model import OnnxModel
 from convoy.images.resize import Geometry
@@ -190,7 +190,7 @@ def test_no_class_name_is_markup_on_the_model_card(verified):
     data["counts"] = {split: dict.fromkeys(hostile, 1) for split in data["counts"]}
     data["test"]["per_class"] = dict.fromkeys(hostile, next(iter(data["test"]["per_class"].values())))
     verification = files.read_json(project.home / "deploy" / "verification.json")
-    parsed = MarkdownIt("commonmark", {"html": True}).enable("table").parse(verify.card(verification, data))
+    parsed = MarkdownIt("commonmark", {"html": True}).enable("table").parse(card.render(verification, data))
     inner = [child for token in parsed for child in token.children or ()]
     assert not [child for child in inner if child.type in {"image", "link_open"}]
     assert {child.content for child in inner if child.type == "html_inline"} <= {"<code>", "</code>"}

@@ -70,6 +70,14 @@ class ExportParams(Section):
         ),
     ]
 
+    licence: Annotated[
+        str,
+        Field(
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9.+ ()-]{0,99}$",
+            description="licence of the model, as SPDX states it, for the card and the bill of materials",
+            examples=["unknown"],
+        ),
+    ]
     sign: Annotated[
         str,
         Field(

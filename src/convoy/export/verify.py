@@ -7,7 +7,7 @@ n images of H x W pixels; P, the side of the square that the network sees; K cla
 
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,11 +15,11 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from convoy.core import contract, escaping, files, templates
+from convoy.core import contract, files
 from convoy.core.dataset import Fit
 from convoy.core.errors import VerificationError
 from convoy.core.intervals import wilson
-from convoy.export import copies, latency
+from convoy.export import card, copies, latency
 from convoy.export.comparison import (
     Comparison,
     ReferencePredictions,
@@ -63,7 +63,14 @@ def verify(deploy: Path, data: Path, dataset: Path, evaluation: Path, params: Ex
     unverified = deploy / contract.UNVERIFIED
     if not unverified.is_file():
         raise VerificationError(f"{unverified} does not exist. Build it: dvc repro export")
-    for name in (contract.VERIFIED, contract.VERIFICATION, contract.MODEL_CARD, *contract.COPIES):
+    earlier = (
+        contract.VERIFIED,
+        contract.VERIFICATION,
+        contract.MODEL_CARD,
+        contract.BOM,
+        contract.SIGNATURE,
+    )
+    for name in (*earlier, *contract.COPIES):
         (deploy / name).unlink(missing_ok=True)
     shutil.rmtree(deploy / contract.GOLDEN, ignore_errors=True)
     model = OnnxModel(unverified)
@@ -119,7 +126,7 @@ def verify(deploy: Path, data: Path, dataset: Path, evaluation: Path, params: Ex
     }
     result.golden.write(deploy / contract.GOLDEN, model.classes, model.background)
     files.write_json(deploy / contract.VERIFICATION, verification)
-    files.write_text(deploy / contract.MODEL_CARD, card(verification, reference.summary))
+    card.write(deploy, evaluation, params, None)
     if int8:
         unverified.rename(deploy / contract.FP32)
     verified = served.rename(deploy / contract.VERIFIED)
@@ -150,13 +157,6 @@ def _refuse_differences(comparisons: Sequence[Comparison], unverified: Path, mod
                 "Measure and export again: `dvc repro --force evaluate export`. If it fails again, look for a layer "
                 "that computes something else in ONNX, or raise the limit in params.yaml if the figures are acceptable."
             )
-
-
-def card(verification: Mapping[str, Any], data: Mapping[str, Any]) -> str:
-    """Render the model card from verification.json and the evaluation's summary.json; no name in it is markup."""
-    context = {"verification": verification, "data": data}
-    filters: dict[str, templates.Filter] = {"code": escaping.code, "prose": escaping.prose}
-    return templates.render("convoy.export", "model_card.md.j2", context, filters)
 
 
 def negative_control(path: Path, sample: Sample, limits: ExportParams) -> tuple[float, Comparison]:

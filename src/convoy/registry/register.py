@@ -13,6 +13,7 @@ from convoy.core import contract, files, params, stage, yaml
 from convoy.core.console import info
 from convoy.core.errors import RequestError, listed
 from convoy.core.escaping import short
+from convoy.export.card import without_header
 from convoy.export.onnx_model import OnnxModel
 from convoy.lineage import compare, trace
 from convoy.registry import workspace
@@ -103,9 +104,9 @@ class VerifiedModel:
         return tags | ({contract.CLASSES: classes} if len(classes) <= TAG_CHARACTERS else {})
 
     def description(self) -> str:
-        """Give the model card, cut at the end of a line if it is too long."""
+        """Give the model card without its header, cut at the end of a line if it is too long."""
         path = self.folder / contract.MODEL_CARD
-        card = path.read_text(encoding="utf-8") if path.is_file() else ""
+        card = without_header(path.read_text(encoding="utf-8")) if path.is_file() else ""
         if len(card) <= TAG_CHARACTERS:
             return card
         return card[: TAG_CHARACTERS - len(CUT)].rpartition("\n")[0] + CUT
