@@ -1,6 +1,9 @@
 """The page of `convoy serve` in headless Chromium."""
 
+import base64
+import fnmatch
 import re
+import tomllib
 
 import pytest
 from fastapi.testclient import TestClient
@@ -58,6 +61,29 @@ def test_an_image_is_answered_with_bars_the_square_and_a_heat_map(address, serve
         colours = "() => new Set(document.getElementById('heat').getContext('2d').getImageData(0, 0, 480, 480).data).size"
         assert page.evaluate(colours) > 20
         keep(page, "serve", 1500, 900)
+
+
+GIVE = """([name, text, how]) => {
+  const bytes = Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
+  const data = new DataTransfer();
+  if (bytes.length) data.items.add(new File([bytes], name, { type: "image/jpeg" }));
+  const options = { bubbles: true, cancelable: true };
+  if (how === "drop") document.body.dispatchEvent(new DragEvent("drop", { ...options, dataTransfer: data }));
+  else document.body.dispatchEvent(new ClipboardEvent("paste", { ...options, clipboardData: data }));
+}"""
+
+
+@pytest.mark.parametrize("how", ["drop", "paste"])
+def test_an_image_is_dropped_or_pasted_anywhere(address, photo, how):
+    content = base64.b64encode(photo.read_bytes()).decode()
+    with opened(address) as page:
+        page.evaluate(GIVE, ["", "", how])
+        expect(page.get_by_role("alert")).to_contain_text(
+            "No file was dropped" if how == "drop" else "no image"
+        )
+        page.evaluate(GIVE, [photo.name, content, how])
+        answered(page)
+        expect(page.get_by_role("alert")).to_be_empty()
 
 
 def test_the_reason_of_the_service_is_shown(address, photo):
@@ -172,3 +198,14 @@ def test_the_files_have_headers_and_no_address_of_another_host(served):
         assert client.get("/page/demo.js").status_code == 404
         assert client.get("/page/..%2fservice.py").status_code == 404
         assert "/page/" not in client.get("/openapi.json", headers={"authorization": "Bearer hush"}).text
+
+
+def test_every_file_of_the_page_is_installed_with_the_package(repository):
+    project = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["convoy"]
+    folder = repository / "src/convoy"
+    used = {page_files.HTML, *page_files.SERVICE, *page_files.DEMO} - {page_files.BASE}
+    there = {path.name for path in (folder / "serving/page").iterdir()}
+    assert used == there
+    for name in used:
+        assert any(fnmatch.fnmatch(f"serving/page/{name}", pattern) for pattern in patterns)

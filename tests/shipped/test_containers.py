@@ -273,7 +273,21 @@ def test_the_dashboard_shows_metrics_that_the_service_exports(repository, export
         if name.startswith("convoy_") and not name.endswith("_created")
     }
     forgotten = own - {re.sub("_(bucket|sum|count)$", "", name) for name in shown}
-    assert {name for name in forgotten if "drift" not in name} == set(), "metrics that no panel shows"
+    assert forgotten == set(), "metrics that no panel shows"
+
+
+def test_panels_lie_beside_each_other(repository):
+    for path in (repository / "docker/grafana/dashboards").glob("*.json"):
+        panels = json.loads(path.read_text())["panels"]
+        assert len({panel["id"] for panel in panels}) == len(panels)
+        taken = set()
+        for panel in panels:
+            place = panel["gridPos"]
+            columns = range(place["x"], place["x"] + place["w"])
+            cells = {(x, y) for x in columns for y in range(place["y"], place["y"] + place["h"])}
+            assert columns.stop <= 24
+            assert not cells & taken, panel["title"]
+            taken |= cells
 
 
 def test_prometheus_and_grafana_find_each_other(repository, compose):
