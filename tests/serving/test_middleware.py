@@ -1,9 +1,12 @@
 """What every request passes: id, token, limits, errors, log and metrics."""
 
+import asyncio
+import json
+
 import pytest
 
 import fixed_models
-from convoy.serving import service
+from convoy.serving import middleware, service
 from services import post
 
 TOKEN = "s3cret-token"  # noqa: S105 (of tests)
@@ -133,3 +136,26 @@ def test_origins_of_the_list_may_call_and_others_may_not(start):
     answer = post(client, fixed_models.png(0), **headers)
     assert answer.headers["access-control-allow-origin"] == "https://app.example.org"
     assert "access-control-allow-origin" not in start().get("/healthz", headers=headers).headers
+
+
+def test_a_body_that_arrives_too_slowly_ends_its_request(start, monkeypatch):
+    monkeypatch.setattr(middleware, "BODY_S", 0.05)
+    monkeypatch.setattr(middleware, "SWEEP_S", 0.01)
+    client = start()
+    head, never = [b"first part"], asyncio.Event()
+    sent = []
+
+    async def receive():
+        if head:
+            return {"type": "http.request", "body": head.pop(), "more_body": True}
+        return await never.wait()
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "headers": []}
+    client.portal.call(client.app, scope, receive, send)
+    assert sent[0]["status"] == 408
+    assert json.loads(sent[1]["body"])["error"]["code"] == "slow_body"
+    assert client.app.middleware_stack.held == 0
+    assert post(client, fixed_models.png(0)).status_code == 200

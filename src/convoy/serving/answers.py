@@ -59,13 +59,25 @@ def refused_image(error: DataError) -> Refusal:
 
 
 def prediction(
-    row: npt.NDArray[np.float32], classes: Sequence[str], top_k: int, min_confidence: float
+    row: npt.NDArray[np.float32],
+    order: npt.NDArray[np.int64],
+    classes: Sequence[str],
+    *,
+    top_k: int,
+    min_confidence: float,
 ) -> dict[str, Any]:
-    """Describe an image's (K,) probabilities: class, probability, whether it abstained, and the top k."""
-    order = (-row).argsort(kind="stable")[:top_k]
-    first, *_ = likely = dict(
-        zip([classes[index] for index in order.tolist()], row[order].tolist(), strict=True)
-    )
+    """Describe an image: class, probability, whether it abstained, and the top k.
+
+    Args:
+        row: (K,) probabilities.
+        order: (K,) indices of the classes, the most probable first.
+        classes: K names.
+        top_k: most probable classes to name.
+        min_confidence: of an answer that does not abstain.
+    """
+    order = order[:top_k]
+    likely = dict(zip([classes[index] for index in order.tolist()], row[order].tolist(), strict=True))
+    first = classes[order[0]]
     probability = likely[first]
     return {
         "class": first,

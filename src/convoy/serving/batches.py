@@ -27,10 +27,16 @@ Content = bytes | Image
 """An encoded image, or (H, W, 3) pixels."""
 
 NOTHING = np.empty(0, np.float32)
+NO_ORDER = np.empty(0, np.int64)
+
+FAILED = Refusal(500, "inference_failed", "The model failed on this image; the service's log has the cause.")
 
 Observer = Callable[[Sequence[Image], npt.NDArray[np.float32], Sequence[bytes | None], ServedModel], None]
 """Is called after each batch, in its worker's thread: N images, (N, K) probabilities, the encoded images (None for one that
 came as pixels), and the model."""
+
+
+_Batch = tuple[list[Image], npt.NDArray[np.float32], list[bytes | None]]
 
 
 @dataclass(slots=True)
@@ -41,6 +47,7 @@ class Outcome:
         probabilities: (K,) of the classes of `served`; none where `refusal` states why.
         decode_ms: time of its decoding.
         inference_ms: time of the call that it was answered in.
+        order: (K,) indices of the classes, the most probable first.
     """
 
     served: ServedModel
@@ -48,6 +55,7 @@ class Outcome:
     refusal: Refusal | None = None
     decode_ms: float = 0.0
     inference_ms: float = 0.0
+    order: npt.NDArray[np.int64] = field(default_factory=lambda: NO_ORDER)
 
 
 @dataclass(slots=True)
@@ -171,39 +179,44 @@ class Answerer:
         served = self.served()
         refused: list[tuple[_Item, Outcome]] = []
         for chunk in chunks(self._decoded(items, served, refused), _size):
-            images_u8 = [item.image_u8 for item in chunk if item.image_u8 is not None]
-            began = time.perf_counter()
-            try:
-                probabilities = served.predict(images_u8)
-            except Exception:
-                logger.exception("the model failed on %d images", len(chunk))
-                failed = Refusal(
-                    500,
-                    "inference_failed",
-                    "The model failed on this image; the service's log has the cause.",
-                )
-                hand_back([(item, Outcome(served, NOTHING, failed)) for item in chunk])
-                continue
-            took_ms = (time.perf_counter() - began) * 1000
-            hand_back(
-                [*refused]
-                + [
-                    (item, Outcome(served, row, None, item.decode_ms, took_ms))
-                    for item, row in zip(chunk, probabilities, strict=True)
-                ]
-            )
+            batches: list[_Batch] = []
+            done = refused + self._classified(chunk, served, batches)
             refused.clear()
+            hand_back(done)
             for observer in self.observers:
-                try:
-                    observer(
-                        images_u8,
-                        probabilities,
-                        [item.content if isinstance(item.content, bytes) else None for item in chunk],
-                        served,
-                    )
-                except Exception:
-                    logger.exception("an observer of answers failed")
+                for batch in batches:
+                    try:
+                        observer(*batch, served)
+                    except Exception:
+                        logger.exception("an observer of answers failed")
         hand_back(refused)
+
+    def _classified(
+        self, chunk: list[_Item], served: ServedModel, batches: list[_Batch]
+    ) -> list[tuple[_Item, Outcome]]:
+        """Run the model, and add to `batches` what observers get.
+
+        If it fails on several images it runs on each alone, so that one of them does not fail the others.
+        """
+        images_u8 = [item.image_u8 for item in chunk if item.image_u8 is not None]
+        began = time.perf_counter()
+        try:
+            probabilities = served.predict(images_u8)
+        except Exception:
+            if len(chunk) > 1:
+                return [done for item in chunk for done in self._classified([item], served, batches)]
+            logger.exception("the model failed on an image")
+            return [(chunk[0], Outcome(served, NOTHING, FAILED))]
+        took_ms = (time.perf_counter() - began) * 1000
+        # Here and not in the event loop's thread, which would wait for Python's lock after each call of numpy.
+        orders = np.argsort(-probabilities, axis=1, kind="stable")
+        sound = np.isfinite(probabilities.sum(axis=1)).tolist()
+        contents = [item.content if isinstance(item.content, bytes) else None for item in chunk]
+        batches.append((images_u8, probabilities, contents))
+        return [
+            (item, Outcome(served, row, None if finite else FAILED, item.decode_ms, took_ms, order))
+            for item, row, order, finite in zip(chunk, probabilities, orders, sound, strict=True)
+        ]
 
     def _decoded(
         self, items: Iterable[_Item], served: ServedModel, refused: list[tuple[_Item, Outcome]]
@@ -222,6 +235,10 @@ class Answerer:
                 ).image_u8
             except DataError as error:
                 refused.append((item, Outcome(served, NOTHING, refused_image(error))))
+                continue
+            except Exception:
+                logger.exception("decoding failed")
+                refused.append((item, Outcome(served, NOTHING, FAILED)))
                 continue
             item.decode_ms = (time.perf_counter() - began) * 1000
             yield item

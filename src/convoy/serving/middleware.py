@@ -3,8 +3,8 @@
 import asyncio
 import hmac
 import logging
+import random
 import re
-import secrets
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
@@ -30,12 +30,16 @@ SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 BODY_S = 60.0
 """Longest time in which a body arrives, in seconds."""
 
+SWEEP_S = 1.0
+
 BODIES = 16
 """Bodies of the largest size that may be in memory at once; further requests are answered with 429."""
 
 PREDICT = "/predict"
 
 METHOD = ("method_not_allowed", "The path has no such method. /openapi.json lists the methods.")
+
+SLOW = Refusal(408, "slow_body", f"The body did not arrive within {BODY_S:g} s.", [(b"connection", b"close")])
 
 FAILED = Refusal(500, "internal_error", "The service failed; its log has the cause.")
 
@@ -52,6 +56,7 @@ class Exchange:
         status: of the answer; 0 before it is sent.
         code: of an error.
         images: that were answered.
+        task: that waits for a part of the body.
     """
 
     __slots__ = (
@@ -66,6 +71,7 @@ class Exchange:
         "scope",
         "size",
         "status",
+        "task",
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, front: "Front") -> None:
@@ -73,9 +79,12 @@ class Exchange:
         self.began = time.perf_counter()
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         given = self.headers.get(b"x-request-id")
-        self.request_id = given.decode() if given and SANE_ID.fullmatch(given) else secrets.token_hex(8)
+        self.request_id = (
+            given.decode() if given and SANE_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
+        )
         self.status = self.size = self.images = 0
         self.code = ""
+        self.task: asyncio.Task[Any] | None = None
         scope["convoy.headers"], scope["convoy.request_id"], scope["convoy.exchange"] = (
             self.headers,
             self.request_id,
@@ -88,13 +97,14 @@ class Exchange:
         Raises:
             Refusal: it does not arrive in time, or the bodies in memory have too many bytes.
         """
+        self.task = asyncio.current_task()
         try:
-            async with asyncio.timeout(BODY_S if not self.status else None):
-                message = await self._receive()
-        except TimeoutError as error:
-            raise Refusal(
-                408, "slow_body", f"The body did not arrive within {BODY_S:g} s.", [(b"connection", b"close")]
-            ) from error
+            message = await self._receive()
+        except asyncio.CancelledError:
+            if self.task is None:  # `Front.sweep` cancelled it
+                raise SLOW from None
+            raise
+        self.task = None
         size = len(message.get("body", b""))
         self.size += size
         self._front.held += size
@@ -146,6 +156,7 @@ class Front:
     Attributes:
         held: bytes of bodies in memory.
         most_held: most of them.
+        open: requests that are being answered.
     """
 
     def __init__(
@@ -162,6 +173,8 @@ class Front:
         self.app, self.predict, self.metrics, self.log = app, predict, metrics, log
         self.token, self.is_open = token.encode(), is_open
         self.held, self.most_held = 0, most_held
+        self.open: set[Exchange] = set()
+        self._sweeper: asyncio.TimerHandle | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -169,6 +182,9 @@ class Front:
             await self.app(scope, receive, send)
             return
         exchange = Exchange(scope, receive, send, self)
+        self.open.add(exchange)
+        if self._sweeper is None:
+            self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self.sweep)
         path = scope["path"]
         try:
             if self.token and not self.is_open(path):
@@ -183,8 +199,18 @@ class Front:
             logger.exception("request %s failed", exchange.request_id)
             await exchange.refuse(FAILED)
         finally:
+            self.open.discard(exchange)
             self.held -= exchange.size
             self._note(exchange, path if path == PREDICT else exchange.route)
+
+    def sweep(self) -> None:
+        """End requests whose bodies arrive too slowly; a timer per request would cost more."""
+        late = time.perf_counter() - BODY_S
+        for exchange in self.open:
+            if exchange.task and exchange.began < late:
+                task, exchange.task = exchange.task, None
+                task.cancel()
+        self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self.sweep) if self.open else None
 
     def _note(self, exchange: Exchange, route: str) -> None:
         seconds = time.perf_counter() - exchange.began

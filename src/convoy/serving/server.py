@@ -65,6 +65,7 @@ def serve(source: str, host: str, port: int) -> None:
         access_log=False,
         log_config=None,
         server_header=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=STOP_S,
         backlog=BACKLOG,
     )

@@ -23,7 +23,19 @@ from convoy.serving.batches import Answerer, Observer, Outcome
 from convoy.serving.drift import DriftMetrics, DriftWindow
 from convoy.serving.logs import Log
 from convoy.serving.metrics import CONTENT_TYPE, Metrics
-from convoy.serving.middleware import BODIES, FAILED, METHOD, OPEN, PREDICT, App, Exchange, Front
+from convoy.serving.middleware import (
+    BODIES,
+    FAILED,
+    METHOD,
+    OPEN,
+    PREDICT,
+    App,
+    Exchange,
+    Front,
+    Receive,
+    Scope,
+    Send,
+)
 from convoy.serving.model import ServedModel
 from convoy.serving.settings import ServeParams
 from convoy.serving.uncertain import UncertainImages
@@ -129,6 +141,16 @@ class Service(FastAPI):
     front: Callable[[App], App]
     needs_token: bool
 
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request; what FastAPI does before its middleware (telemetry of its own) takes as long as the rest."""
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        scope["app"] = self
+        if self.middleware_stack is None:
+            self.middleware_stack = self.build_middleware_stack()
+        await self.middleware_stack(scope, receive, send)
+
     def build_middleware_stack(self) -> App:
         """Put `Front` outermost."""
         return self.front(super().build_middleware_stack())
@@ -176,7 +198,13 @@ class _Predict:
             self.metrics.refused(refusal.code)
             return {"error": {"code": refusal.code, "reason": refusal.reason}}
         classes = outcome.served.model.classes
-        answer = answers.prediction(outcome.probabilities, classes, top_k, self.params.min_confidence)
+        answer = answers.prediction(
+            outcome.probabilities,
+            outcome.order,
+            classes,
+            top_k=top_k,
+            min_confidence=self.params.min_confidence,
+        )
         if answer["abstained"]:
             self.metrics.abstained()
         return answer
