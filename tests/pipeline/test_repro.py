@@ -99,7 +99,8 @@ def test_the_logged_model_is_the_verified_file_byte_for_byte(finished):
     [output] = run.outputs.model_outputs
     model = client.get_logged_model(output.model_id)
     folder = Path(model.artifact_location.removeprefix("file://"))
-    for name in ("model.onnx", "verification.json", "model_card.md", "images.parquet", "baseline.json"):
+    beside = ("verification.json", "model_card.md", "bom.json", "golden/golden.json", "golden/00.png")
+    for name in ("model.onnx", *beside, "images.parquet", "baseline.json"):
         assert sha256(folder / name) == sha256(clone.folder / "build/deploy" / name)
     description = yaml.load((folder / "MLmodel").read_text())
     assert "image" in description["signature"]["inputs"]

@@ -117,4 +117,5 @@ def _refusal(error: HTTPError) -> str:
     except (ValueError, KeyError, TypeError, OSError):
         pass
     remedy = " Set the token's environment variable (serve.token_env)." if error.code == 401 else ""
-    return f"status {error.code} {error.reason}{': ' + reason if reason else ''}.{remedy}"
+    stated = f": {reason.rstrip('.')}" if reason else ""
+    return f"status {error.code} {error.reason}{stated}.{remedy}"
