@@ -1,7 +1,7 @@
-"""Keep `convoy serve` under load while its champion moves and its registry is down, and print what failed.
+"""Keep `convoy serve` under load while its champion moves and its registry is down, and write benchmarks/SOAK.md.
 
     python benchmarks/soak.py cifar10-jpeg.tar.gz                10 minutes and two to prepare
-    python benchmarks/soak.py cifar10-jpeg.tar.gz --minutes 1    a look
+    python benchmarks/soak.py cifar10-jpeg.tar.gz --minutes 1    a look, printed only
 
 16 clients send 32 x 32 JPEGs of the archive; a twentieth of the requests is garbage. The service serves the champion of a tracking
 server, of a project with the digits that is trained with two seeds. From 0.3 of the time on the other version is the champion; from 0.5 to
@@ -23,11 +23,14 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
 
 from convoy.core import yaml
+from convoy.core.cpus import usable_cpus
+from convoy.export.latency import hardware
 from serving import CLIENTS, CONVOY, ROOT, running, small_files
 
 GARBAGE = (b"<html>no image</html>", b"\xff\xd8\xff\xe0 cut", b"", b"\x89PNG\r\n\x1a\n" + bytes(200))
@@ -100,7 +103,10 @@ def main() -> None:
         store = [str(port) if word == "PORT" else word for word in store]
         seen = load(served, contents, 60 * chosen.minutes, Outage(registry, store, folder, env, project))
         logged = (project / "server.log").read_text(encoding="utf-8")
-    print(report(seen, chosen.minutes, logged))
+    text = report(seen, chosen.minutes, logged)
+    print(text)
+    if chosen.minutes >= 10:
+        (ROOT / "benchmarks/SOAK.md").write_text(text, encoding="utf-8")
     sys.exit(bool(sum(seen.good.values()) - seen.good[200]))
 
 
@@ -216,15 +222,25 @@ def report(seen: Seen, minutes: float, logged: str) -> str:
     """Describe the outcome."""
     settled = [size / 2**20 for share, size in seen.memory if share >= SETTLE]
     middle = sorted(settled)[len(settled) // 2]
-    return "\n".join(
-        [
-            f"{minutes:g} minutes, {CLIENTS} clients",
-            f"images: {dict(seen.good)} by status; garbage: {dict(seen.bad)}",
-            f"answered by version: {dict(seen.versions)}; slowest {seen.slowest_s:.2f} s",
-            f"memory after a tenth of the time, MiB: {min(settled):.0f} to {max(settled):.0f}, median {middle:.0f}, at the end {settled[-1]:.0f}",
-            "readyz: " + " | ".join(seen.states),
-            f"log: {logged.count(chr(10)):,} lines, {logged.count('Traceback')} tracebacks",
-        ]
+    good, bad = (
+        ", ".join(f"{count:,} × {status}" for status, count in sorted(each.items()))
+        for each in (seen.good, seen.bad)
+    )
+    versions = ", ".join(f"{count:,} by version {number}" for number, count in sorted(seen.versions.items()))
+    rows = {
+        "images, by status of the answer": good,
+        "garbage, likewise": bad,
+        "images answered": versions,
+        "longest answer": f"{seen.slowest_s:.2f} s",
+        "memory after a tenth of the time": f"{min(settled):.0f} to {max(settled):.0f} MiB, median {middle:.0f}, at the end {settled[-1]:.0f}",
+        "/readyz, in order": "; ".join(seen.states),
+        "log": f"{logged.count(chr(10)):,} lines, {logged.count('Traceback')} tracebacks",
+    }
+    return (
+        "# Soak\n\n"
+        f"`python benchmarks/soak.py`, {datetime.now(UTC):%Y-%m-%d}: {usable_cpus()} cores ({hardware()['processor']}), load average {os.getloadavg()[0]:.0f}. "
+        f"{CLIENTS} clients for {minutes:g} minutes, {SHARE:.0%} of the requests garbage; the champion moved at 0.3 of the time, the registry was down from 0.5 to 0.7.\n\n"
+        "| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows.items())
     )
 
 
