@@ -41,6 +41,7 @@ gate:
   max_size_mb: null
   max_champion_drop: null
   max_champion_age_days: 90
+  public_key: none
 """
 
 PIPELINE = {

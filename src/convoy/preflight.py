@@ -10,6 +10,7 @@ from convoy.core.errors import RequestError
 from convoy.data.settings import DataParams
 from convoy.energy.settings import EnergyParams
 from convoy.evaluation.settings import EvaluateParams
+from convoy.export import signing
 from convoy.export.settings import ExportParams
 from convoy.gate.settings import GateParams
 from convoy.models import shapes, spec
@@ -58,7 +59,7 @@ def check(overrides: Mapping[str, str], path: Path = params.PARAMS_FILE) -> None
     `overrides` replace values: flat names to what was typed, such as `train.epochs` to `3`, read as YAML 1.2.
 
     Raises:
-        RequestError: naming the key, the nearest valid one or the allowed range.
+        RequestError: naming the key, the nearest valid one or the allowed range; or the key of `export.sign` does not exist.
         NetworkError: the network does not accept images of `data.image_px`.
     """
     content = yaml.read(path)
@@ -70,6 +71,7 @@ def check(overrides: Mapping[str, str], path: Path = params.PARAMS_FILE) -> None
     _check_sections(content, path)
     data = params.check("data", DataParams, content["data"], path)
     train = params.check("train", TrainParams, content["train"], path)
+    signing.private_key(params.check("export", ExportParams, content["export"], path).sign)
     policy.check(train.augment, image_px=data.image_px, store_px=data.train_px, batch_size=train.batch_size)
     if hint := policy.unused_store(train.augment, image_px=data.image_px, store_px=data.train_px):
         info(hint)
