@@ -103,7 +103,7 @@ def test_a_chosen_file_is_answered_with_bars_the_square_and_feature_maps(site, m
         )
         maps = page.locator(".maps canvas")
         expect(maps).to_have_count(6)
-        expect(page.locator("#explanation h3")).to_have_text("conv1: 6 maps of 10 × 10, after Conv, Relu")
+        expect(page.locator("#explanation h3")).to_have_text("conv1: 6 maps, 10 × 10, after Conv, Relu")
         first = page.evaluate(
             "() => new Set(document.querySelector('.maps canvas').getContext('2d').getImageData(0, 0, 10, 10).data).size"
         )

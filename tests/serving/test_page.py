@@ -11,7 +11,7 @@ from playwright.sync_api import expect
 
 from browser import keep, opened
 from convoy.core import params as params_file
-from convoy.serving import page_files
+from convoy.serving import occlusion, page_files
 from convoy.serving.model import open_model
 from convoy.serving.service import create_app
 from convoy.serving.settings import ServeParams
@@ -162,6 +162,24 @@ def test_a_phone_shows_all_without_scrolling_sideways_in_light_and_dark(address,
             dark, light = sorted((ink, paper))
             assert (light + 0.05) / (dark + 0.05) >= 4.5
         keep(page, f"serve-phone-{scheme}", 2600, PHONE_PX)
+
+
+def test_a_heat_map_that_takes_too_long_is_made_coarser(address, photo, monkeypatch):
+    whole = occlusion.heat_map
+
+    def slow(served, image_u8, label, grid, deadline):
+        if grid > 4:
+            raise occlusion.OutOfTime
+        return whole(served, image_u8, label, grid, deadline)
+
+    monkeypatch.setattr(occlusion, "heat_map", slow)
+    with opened(address, strict=False) as page:
+        page.set_input_files("#file", photo)
+        answered(page)
+        page.get_by_role("button", name="Compute heat map").click()
+        expect(page.get_by_role("img", name=re.compile("Heat map"))).to_have_attribute(
+            "aria-label", re.compile("of 4|No covered part")
+        )
 
 
 def test_a_token_is_typed_once_and_then_sent(served, photo):

@@ -70,7 +70,8 @@ export const engine = {
     run({ maps }, _blob, into) {
       for (const { name, operations, shape, channels } of maps) {
         const [count, height, width] = shape;
-        into.append(make("h3", `${name}: ${count} maps of ${width} × ${height}, after ${operations.join(", ")}`));
+        const many = channels.length < count ? `the ${channels.length} strongest of ${count} maps` : `${count} maps`;
+        into.append(make("h3", `${name}: ${many}, ${width} × ${height}, after ${operations.join(", ")}`));
         const grid = make("div", "", { class: "maps" });
         for (const { channel, pixels } of channels) {
           const canvas = make("canvas", "", { role: "img", "aria-label": `${name}, map ${channel}`, width, height });

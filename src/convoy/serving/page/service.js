@@ -16,7 +16,8 @@ async function call(path, blob) {
   if (answer.ok) return answer;
   const { error } = await answer.json().catch(() => ({}));
   if (answer.status === 401) signIn();
-  throw new Refused(error?.reason ?? `The service answered ${answer.status} ${answer.statusText}.`);
+  const reason = error?.reason ?? `The service answered ${answer.status} ${answer.statusText}.`;
+  throw Object.assign(new Refused(reason), { code: error?.code });
 }
 
 function signIn() {
@@ -65,7 +66,12 @@ export const engine = {
     button: "Compute heat map",
     async run(answer, blob, into) {
       const [name] = answer.classes[0];
-      const map = await (await call(`occlusion?class=${encodeURIComponent(name)}`, blob)).json();
+      const path = `occlusion?class=${encodeURIComponent(name)}`;
+      const answered = await call(path, blob).catch((error) => {
+        if (error.code !== "timed_out") throw error;
+        return call(`${path}&grid=4`, blob); // a large network: a quarter of the images
+      });
+      const map = await answered.json();
       const drops = map.drops.flat();
       const most = drops.indexOf(Math.max(...drops));
       const [row, column] = [Math.floor(most / map.drops.length) + 1, (most % map.drops.length) + 1];
