@@ -67,7 +67,7 @@ def pictures(count: int) -> list[tuple[str, bytes]]:
         image = Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).resize(
             (width, height), Image.Resampling.BICUBIC
         )
-        turned[274] = n % 8 + 1
+        turned[274] = n // 8 % 8 + 1
         alpha = Image.fromarray(rng.integers(0, 256, (height, width), dtype=np.uint8))
         kinds = {
             "turned.jpg": lambda image=image, n=n: _saved(
