@@ -28,13 +28,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import psutil
 from PIL import Image
 
 from convoy.core.cpus import usable_cpus
@@ -433,6 +434,11 @@ def running(command: Sequence[str], folder: Path, env: dict[str, str]) -> Iterat
                 time.sleep(0.01)
         yield port
     finally:
+        for child in psutil.Process(process.pid).children(
+            recursive=True
+        ):  # BentoML's have sessions of their own
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         log.close()
