@@ -115,6 +115,18 @@ def test_what_is_not_http_ends_its_connection_alone(server, content):
     assert server.post(fixed_models.png(1))["class"] == "cat"
 
 
+def test_a_head_without_an_end_is_refused(server):
+    with closing(socket.create_connection(("127.0.0.1", server.port), timeout=30)) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nX-Long: ")
+        answer = b""
+        with suppress(ConnectionError):
+            for _ in range(100):
+                connection.sendall(b"a" * 10_000)
+        answer = read_all(connection)
+    assert not answer or answer.startswith(b"HTTP/1.1 431")
+    assert server.post(fixed_models.png(1))["class"] == "cat"
+
+
 def test_a_request_in_flight_is_answered_when_the_service_is_stopped(tmp_path):
     started = Process(tmp_path)
     content = fixed_models.png(1)

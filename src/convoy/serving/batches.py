@@ -9,6 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy.typing as npt
 
 from convoy.core.errors import DataError
 from convoy.export.onnx_model import CHUNK_IMAGES, chunks
-from convoy.images.decode import decode
+from convoy.images.decode import BYTES_PER_PIXEL, decode, memory
 from convoy.serving.answers import Refusal, refused_image
 from convoy.serving.model import ServedModel
 
@@ -25,6 +26,9 @@ logger = logging.getLogger(__name__)
 Image = npt.NDArray[np.uint8]
 Content = bytes | Image
 """An encoded image, or (H, W, 3) pixels."""
+
+LARGE = 2**20
+"""Pixels of a batch from which its memory is reserved: the graph holds them as float32."""
 
 NOTHING = np.empty(0, np.float32)
 NO_ORDER = np.empty(0, np.int64)
@@ -201,7 +205,9 @@ class Answerer:
         images_u8 = [item.image_u8 for item in chunk if item.image_u8 is not None]
         began = time.perf_counter()
         try:
-            probabilities = served.predict(images_u8)
+            pixels = sum(image_u8.nbytes for image_u8 in images_u8) // 3
+            with memory().reserved(BYTES_PER_PIXEL * pixels) if pixels > LARGE else nullcontext():
+                probabilities = served.predict(images_u8)
         except Exception:
             if len(chunk) > 1:
                 return [done for item in chunk for done in self._classified([item], served, batches)]
@@ -230,9 +236,10 @@ class Answerer:
                 continue
             began = time.perf_counter()
             try:
-                item.image_u8 = decode(
-                    item.content, background=background, max_pixels=self.max_pixels
-                ).image_u8
+                with ExitStack() as held:  # the memory that decoding takes, of all threads together
+                    item.image_u8 = decode(
+                        item.content, held, background=background, max_pixels=self.max_pixels
+                    ).image_u8
             except DataError as error:
                 refused.append((item, Outcome(served, NOTHING, refused_image(error))))
                 continue

@@ -19,6 +19,7 @@ from convoy.core.errors import RequestError
 from convoy.export import signing
 from convoy.serving.logs import JsonLines
 from convoy.serving.model import CHAMPION, ServedModel, default_source, open_model
+from convoy.serving.protocol import LimitedProtocol
 from convoy.serving.service import create_app
 from convoy.serving.settings import ServeParams
 from convoy.serving.telemetry import traced
@@ -59,7 +60,7 @@ def serve(source: str, host: str, port: int) -> None:
     outer, send_traces = traced(app)
     config = uvicorn.Config(
         outer,
-        http="httptools",
+        http=LimitedProtocol,
         loop="uvloop" if sys.platform != "win32" else "asyncio",
         ws="none",
         access_log=False,
