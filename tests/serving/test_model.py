@@ -12,6 +12,7 @@ import fixed_models
 from convoy.core import files
 from convoy.core.errors import RequestError, VerificationError
 from convoy.registry.client import RegistryError
+from convoy.registry.register import VerifiedModel
 from convoy.serving import model as served_model
 from convoy.serving.model import default_source, open_model
 from convoy.tracking import store
@@ -115,6 +116,25 @@ def test_the_champion_and_a_version_come_from_the_registry_once(project, monkeyp
     shutil.rmtree(project.folder / "made")
     monkeypatch.setattr("convoy.registry.client.ModelArtifacts.of", None)
     assert open_model("champion").sha256 == first.sha256  # from the cache
+
+
+@pytest.mark.parametrize("where", ["fetched", "workspace"])
+def test_the_model_of_a_run_is_served(project, monkeypatch, where):
+    asked = []
+
+    def of_run(registry, query, folder):
+        asked.append((registry.model, query))
+        target = folder if where == "fetched" else project.deploy
+        write_verified(target, "run-7")
+        return VerifiedModel.read(target), "convnet"
+
+    monkeypatch.setattr("convoy.registry.register.of_run", of_run)
+    served = open_model("runs:/run-7")
+    assert asked == [("convoy", "run-7")]
+    assert (served.name, served.version, served.run_id) == ("runs:/run-7", "", "run-7")
+    inside = served_model.CACHE / served.sha256 if where == "fetched" else project.deploy
+    assert served.folder.resolve() == inside.resolve()
+    assert (inside / "verification.json").is_file()
 
 
 def test_a_cached_model_that_was_changed_is_fetched_again(project):

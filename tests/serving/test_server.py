@@ -22,6 +22,9 @@ from services import CERTAINTY, CLASSES, PREDICTIONS
 SOURCE = str(Path(convoy.__file__).parents[1])
 
 
+ANY = "0.0.0.0"  # noqa: S104 (the only address besides loopback that every machine has)
+
+
 class Process:
     """`convoy serve` on a free port."""
 
@@ -37,7 +40,7 @@ class Process:
             text=True,
         )
         self.said = self.process.stderr.readline()
-        address = re.search(r"http://127\.0\.0\.1:(\d+)", self.said)
+        address = re.search(r"http://[\d.]+:(\d+)", self.said)
         assert address, self.said + self.process.stderr.read()
         self.port = int(address[1])
 
@@ -155,6 +158,15 @@ def test_a_request_in_flight_is_answered_when_the_service_is_stopped(tmp_path):
     assert (line["event"], line["request_id"], line["status"]) == ("request", "last", 200)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+\+00:00", line["time"])
     assert errors == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "token", "warns"),
+    [((), "", False), (("--host", ANY), "", True), (("--host", ANY), "t", False)],
+)
+def test_a_service_without_a_token_that_others_reach_states_so(tmp_path, options, token, warns):
+    _, errors = Process(tmp_path, *options, CONVOY_SERVE_TOKEN=token).stop()
+    assert ("CONVOY_SERVE_TOKEN is not set" in errors) is warns
 
 
 def test_a_taken_port_is_named_with_another(tmp_path):

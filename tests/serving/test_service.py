@@ -69,6 +69,12 @@ def test_health_and_the_model_are_described(client, served):
     assert model["card"] is None
 
 
+def test_health_is_answered_to_head(client):
+    answer = client.head("/healthz")
+    assert answer.status_code == 200
+    assert client.head("/predict").status_code == 405
+
+
 def test_a_replaced_model_answers_the_next_request(client, served, tmp_path):
     path = fixed_models.write_onnx(tmp_path / "model.onnx", CLASSES, ["x"] * 4)
     assert post(client, fixed_models.png(0)).json()["class"] == "Bär"

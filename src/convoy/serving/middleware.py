@@ -181,6 +181,8 @@ class Front:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":  # the server leaves out the body; load balancers check health so
+            scope = {**scope, "method": "GET"}
         exchange = Exchange(scope, receive, send, self)
         self.open.add(exchange)
         if self._sweeper is None:

@@ -1,6 +1,7 @@
 """Run the HTTP service with uvicorn until it is stopped; requests in flight are answered first."""
 
 import errno
+import ipaddress
 import os
 import signal
 import socket
@@ -51,7 +52,8 @@ def serve(source: str, host: str, port: int) -> None:
     )
     served = opened(source or default_source())
     log = JsonLines()
-    app = create_app(served, params, token=os.environ.get(params.token_env, ""), log=log)
+    token = os.environ.get(params.token_env, "")
+    app = create_app(served, params, token=token, log=log)
     follower = (
         _follower(app.state, partial(opened, CHAMPION), params.watch_s)
         if served.version and params.watch_s and source in ("", CHAMPION)
@@ -75,15 +77,22 @@ def serve(source: str, host: str, port: int) -> None:
     log.start()
     if follower:
         follower.start()
+    server = uvicorn.Server(config)
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        """End a server that is about to start; one that has ended gets the signal that stopped it once more, by uvicorn."""
+        server.should_exit = True
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
     info(
         f"{served.name} ({len(served.model.classes)} classes, sha256 {served.sha256[:12]}) at {address}",
         stderr=True,
     )
-    # uvicorn raises the signal that stopped it once more, when all is done.
-    signal.signal(signal.SIGTERM, _ignore)
-    signal.signal(signal.SIGINT, _ignore)
+    if not token and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
+        info(f"{params.token_env} is not set: whoever reaches this address may use the service.", stderr=True)
     try:
-        uvicorn.Server(config).run(sockets=[listener])
+        server.run(sockets=[listener])
     finally:
         if follower:
             follower.stop()
@@ -104,10 +113,6 @@ def _follower(state: State, open_champion: Callable[[], ServedModel], every_s: f
         return champion.number, champion.sha256
 
     return Follower(state, look_up, open_champion, every_s)
-
-
-def _ignore(_signal: int, _frame: FrameType | None) -> None:
-    """Do nothing."""
 
 
 def serve_params(path: Path = params_file.PARAMS_FILE) -> ServeParams:
