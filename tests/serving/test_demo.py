@@ -13,8 +13,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 from playwright.sync_api import expect
+from typer.testing import CliRunner
 
 from browser import opened
+from convoy import cli
 from convoy.core.errors import RequestError, VerificationError
 from convoy.export.onnx_model import OnnxModel
 from convoy.images.decode import decode
@@ -174,13 +176,14 @@ def test_no_request_leaves_the_origin_of_the_page(site, tmp_path):
         assert page.evaluate(fetching) == "sent"
 
 
-def model_of(layers, tmp_path):
+def model_of(layers, kind=np.float32):
     """An ONNX graph of 3x3 convolutions with the given strides, each with a ReLU."""
+    type_ = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
     nodes, constants, value, channels = [], [], "image_float", 3
-    nodes.append(helper.make_node("Cast", ["image"], ["cast"], to=TensorProto.FLOAT))
+    nodes.append(helper.make_node("Cast", ["image"], ["cast"], to=type_))
     nodes.append(helper.make_node("Transpose", ["cast"], [value], perm=[0, 3, 1, 2]))
     for n, stride in enumerate(layers):
-        weight = np.full((2, channels, 3, 3), 0.1, np.float32)
+        weight = np.full((2, channels, 3, 3), 0.1, kind)
         constants.append(onnx.numpy_helper.from_array(weight, f"deployable.network.conv{n}.weight"))
         nodes += [
             helper.make_node(
@@ -190,7 +193,8 @@ def model_of(layers, tmp_path):
         ]
         value, channels = f"r{n}", 2
     nodes.append(helper.make_node("GlobalAveragePool", [value], ["pooled"]))
-    nodes.append(helper.make_node("Flatten", ["pooled"], ["probabilities"]))
+    nodes.append(helper.make_node("Flatten", ["pooled"], ["flat"]))
+    nodes.append(helper.make_node("Cast", ["flat"], ["probabilities"], to=TensorProto.FLOAT))
     graph = helper.make_graph(
         nodes,
         "convoy",
@@ -202,13 +206,14 @@ def model_of(layers, tmp_path):
     return helper.make_model(graph, opset_imports=opset, ir_version=10).SerializeToString()
 
 
-def test_the_first_the_middle_and_the_last_convolution_with_readable_maps_are_shown(tmp_path):
-    seen, maps = demo.inner_values(model_of([1, 1, 2, 1, 2, 2, 2], tmp_path), 32)
+def test_the_first_the_middle_and_the_last_convolution_with_readable_maps_are_shown():
+    seen, maps = demo.inner_values(model_of([1, 1, 2, 1, 2, 2, 2]), 32)
     assert seen is None
     assert [one.name for one in maps] == ["conv0", "conv3", "conv5"]
     assert maps[0] == demo.Map("r0", "conv0", ("Conv", "Relu"))
-    assert [one.name for one in demo.inner_values(model_of([1, 2], tmp_path), 32)[1]] == ["conv0", "conv1"]
-    assert demo.inner_values(model_of([], tmp_path), 32) == (None, [])
+    assert [one.name for one in demo.inner_values(model_of([1, 2]), 32)[1]] == ["conv0", "conv1"]
+    assert demo.inner_values(model_of([]), 32) == (None, [])
+    assert demo.inner_values(model_of([1], np.float16), 32) == (None, [])
 
 
 def test_appended_outputs_leave_the_answers_as_they_are(verified):
@@ -285,3 +290,20 @@ def test_a_version_of_the_registry_is_named_by_its_number(verified, tmp_path, mo
     assert facts["name"] == "convoy/7 of run run-7"
     assert facts["golden"]
     assert (tmp_path / "page/model.onnx").read_bytes() == verified[0].model.read_bytes()
+
+
+def test_the_command_prints_where_the_page_is_and_how_to_open_it(verified, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "_runtime_files", lambda tarball: dict.fromkeys(demo.RUNTIME, b"0" * 10**6))
+    words = [
+        "demo",
+        str(tmp_path / "page"),
+        "--model",
+        str(verified[0].model),
+        "--runtime",
+        str(tmp_path / "x.tgz"),
+    ]
+    done = CliRunner().invoke(cli.app, words)
+    assert done.exit_code == 0, done.output
+    printed = " ".join(done.stdout.split())
+    assert f"{tmp_path}/page (3 MB, with onnxruntime-web {demo.VERSION})" in printed
+    assert f"python -m http.server 8080 --bind 127.0.0.1 --directory {tmp_path}/page" in printed

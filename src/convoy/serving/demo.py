@@ -121,9 +121,8 @@ def build(source: str, out: Path, runtime: Path | None = None) -> dict[str, Any]
     seen, maps = inner_values(content, int(exported.properties[contract.IMAGE_PX]))
     sha256 = hashlib.sha256(content).hexdigest()
     golden = served.folder / contract.GOLDEN
-    has_golden = (
-        golden.is_dir() and path.name == contract.VERIFIED
-    )  # those of a copy, such as INT8, expect other answers
+    # Of another file in the folder, such as an INT8 copy, golden images expect nothing.
+    has_golden = path.name == contract.VERIFIED and golden.is_dir()
     name = served.name if served.version else f"Model {sha256[:12]}"
     facts = {
         "made_by": "convoy demo",
@@ -171,10 +170,10 @@ def inner_values(content: bytes, image_px: int) -> tuple[str | None, list[Map]]:
     Returns:
         Name of the (N, 3, P, P) value, None if the graph has none; and up to three maps, in the graph's order.
     """
-    graph = onnx.load_model_from_string(content).graph
-    made = {name for node in graph.node for name in node.output}
-    candidates = [SEEN] if SEEN in made else []
-    found = convolutions(graph)
+    graph = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(content)).graph
+    kinds = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
+    found = [one for one in convolutions(graph) if kinds.get(one.output) == TensorProto.FLOAT]  # not float16
+    candidates = [SEEN] if kinds.get(SEEN) == TensorProto.FLOAT else []
     candidates += [one.output for one in found]
     if not candidates:
         return None, []
