@@ -89,7 +89,7 @@ def prediction(
 
 def origin(served: ServedModel) -> dict[str, str]:
     """Name the model that answered."""
-    return {"model": served.name, "version": served.version, "run_id": served.run_id}
+    return {"model": served.public_name, "version": served.version, "run_id": served.run_id}
 
 
 def dumps(content: Mapping[str, Any]) -> bytes:

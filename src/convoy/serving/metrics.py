@@ -119,7 +119,7 @@ class _ModelInfo(Collector):
         """Read the model."""
         served = self._served()
         labels = {
-            "model": served.name,
+            "model": served.public_name,
             "version": served.version,
             "run_id": served.run_id,
             "sha256": served.sha256,

@@ -66,6 +66,11 @@ class ServedModel:
     sha256: str
     folder: Path
 
+    @property
+    def public_name(self) -> str:
+        """Name the model to whoever sends requests: a file without the folders of this machine."""
+        return self.name if self.version or self.name.startswith(RUN) else Path(self.name).name
+
     def predict(self, images_u8: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
         """Map (H, W, 3) images of any sizes to (N, K) probabilities; equal sizes share a batch."""
         return self.model.predict_mixed(images_u8)

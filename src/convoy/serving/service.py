@@ -235,7 +235,7 @@ def _add_routes(app: FastAPI) -> None:
     @app.get("/readyz")
     async def readyz() -> Response:
         problem = app.state.problem
-        answer = {"status": "degraded" if problem else "ready", "model": app.state.served.name}
+        answer = {"status": "degraded" if problem else "ready", "model": app.state.served.public_name}
         return _json(answer | ({"problem": problem} if problem else {}))
 
     # Not async: FastAPI runs these in threads, since the first comparison takes a second.
