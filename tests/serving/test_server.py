@@ -70,11 +70,23 @@ def read_all(connection):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    started = Process(tmp_path_factory.mktemp("server"))
-    yield started
-    if started.process.poll() is None:
-        started.stop()
+def start():
+    """Start servers; those that a test leaves behind are killed."""
+    started = []
+
+    def start_one(*arguments, **env):
+        started.append(Process(*arguments, **env))
+        return started[-1]
+
+    yield start_one
+    for each in started:
+        each.process.kill()
+        each.process.communicate()
+
+
+@pytest.fixture(scope="module")
+def server(start, tmp_path_factory):
+    return start(tmp_path_factory.mktemp("server"))
 
 
 @pytest.mark.parametrize(
@@ -130,8 +142,8 @@ def test_a_head_without_an_end_is_refused(server):
     assert server.post(fixed_models.png(1))["class"] == "cat"
 
 
-def test_a_request_in_flight_is_answered_when_the_service_is_stopped(tmp_path):
-    started = Process(tmp_path)
+def test_a_request_in_flight_is_answered_when_the_service_is_stopped(start, tmp_path):
+    started = start(tmp_path)
     content = fixed_models.png(1)
     head = (
         "POST /predict HTTP/1.1\r\nHost: x\r\nX-Request-ID: last\r\nExpect: 100-continue\r\nContent-Length: "
@@ -164,8 +176,8 @@ def test_a_request_in_flight_is_answered_when_the_service_is_stopped(tmp_path):
     ("options", "token", "warns"),
     [((), "", False), (("--host", ANY), "", True), (("--host", ANY), "t", False)],
 )
-def test_a_service_without_a_token_that_others_reach_states_so(tmp_path, options, token, warns):
-    _, errors = Process(tmp_path, *options, CONVOY_SERVE_TOKEN=token).stop()
+def test_a_service_without_a_token_that_others_reach_states_so(start, tmp_path, options, token, warns):
+    _, errors = start(tmp_path, *options, CONVOY_SERVE_TOKEN=token).stop()
     assert ("CONVOY_SERVE_TOKEN is not set" in errors) is warns
 
 
