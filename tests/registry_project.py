@@ -42,7 +42,10 @@ def write_verified(folder, run_id, *, accuracy=0.9, classes=CLASSES, params_hash
         "checks": [{"check": "whole", "label_flips": 0}],
     }
     files.write_json(folder / "verification.json", verification)
-    files.write_text(folder / "model_card.md", f"# Card of {run_id}\n\n- accuracy {accuracy}\n")
+    files.write_text(
+        folder / "model_card.md",
+        f"---\nlibrary_name: onnx\n---\n# Card of {run_id}\n\n- accuracy {accuracy}\n",
+    )
     (folder / "images.parquet").write_bytes(b"images of " + run_id.encode())
     (folder / "baseline.json").write_bytes(b"baseline of " + run_id.encode())
     for name in (*contract.COPIES, contract.BOM, contract.SIGNATURE):
