@@ -24,6 +24,8 @@ ELSEWHERE = {
     "source .venv/bin/activate": "every test: PATH",
     "make test": "CI",
     "make retrain": "test_retrain_rounds.py, as CI does",
+    "convoy serve": "tests/serving/test_server.py",
+    "convoy demo build/demo": "tests/serving/test_demo.py",
 }
 
 
@@ -45,6 +47,9 @@ OTHERS = (
     # A single epoch instead of 40, which need not show the effect.
     """python -c "from convoy import cli; from convoy.explain import position as p; p.EPOCHS = 1; import sys; sys.argv = 'convoy explain position'.split(); cli.main()" || test $? = 1""",
     "convoy recipe apply digits",
+    "convoy verify build/deploy/model.onnx",
+    "timeout 10 convoy serve --port 0 || test $? = 124",
+    "convoy demo build/demo --runtime nowhere.tgz || test $? = 2",
 )
 """Entry points that start no training and that the README does not show as it stands."""
 
@@ -63,6 +68,7 @@ VERBS = (
     *("recipe list", "recipe show", "recipe apply", "lr-find"),
     *("explain features", "explain position", "data drift"),
     *("register", "promote", "rollback", "predict", "sync", "weights use", "migrate"),
+    *("serve", "verify", "demo"),
 )
 
 
