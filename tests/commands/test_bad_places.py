@@ -37,8 +37,10 @@ COMMANDS = (
     "register",
     "promote",
     "rollback",
-    "predict build/deploy/model.onnx image.png",
+    "predict image.png",
     "serve --port 0",
+    "verify build/deploy/model.onnx",
+    "demo page",
     "migrate sqlite:////no/such/folder/mlflow.db",
 )
 """Each as somebody types it in the repository's root."""
@@ -63,8 +65,10 @@ READ = {
     "explain position --dataset X": tuple(FAULTS),
     "trace X": tuple(FAULTS),
     "register X": tuple(FAULTS),
-    "predict X image.png": tuple(FAULTS),
-    "predict model.onnx X": tuple(FAULTS),
+    "predict image.png --model X": tuple(FAULTS),
+    "predict X --model model.onnx": tuple(FAULTS),
+    "verify X": tuple(FAULTS),
+    "demo page --model X": tuple(FAULTS),
     "serve --model X --port 0": tuple(FAULTS),
     "migrate sqlite:///{cwd}/new.db --from sqlite:///{cwd}/X": ("missing", "folder", "binary"),
 }
@@ -129,7 +133,7 @@ def check(line, folder, capfd, monkeypatch):
     assert caught.value.code in {1, 2}, output
     assert "Traceback" not in output
     assert "ERROR: " in output
-    assert NEXT.search(output.partition("ERROR: ")[2]) or line.startswith("predict model.onnx"), output
+    assert NEXT.search(output.partition("ERROR: ")[2]) or line.endswith("--model model.onnx"), output
     assert names(folder) == before
     return output
 

@@ -122,13 +122,13 @@ def test_names_of_settings_in_a_sentence_read_the_same_in_plain_text():
 
 
 def test_a_page_spells_out_what_turns_its_text(tmp_path, monkeypatch):
-    (tmp_path / "pages").mkdir()
-    (tmp_path / "pages" / "__init__.py").touch()
-    (tmp_path / "pages" / "a.html.j2").write_text(
+    (tmp_path / "other_pages").mkdir()
+    (tmp_path / "other_pages" / "__init__.py").touch()
+    (tmp_path / "other_pages" / "a.html.j2").write_text(
         "{% macro bold(x) %}<b>{{ x }}</b>{% endmacro %}{{ bold(name) }}"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    page = templates.render("pages", "a.html.j2", {"name": "<cat\u202egpj>"})
+    page = templates.render("other_pages", "a.html.j2", {"name": "<cat\u202egpj>"})
     assert page == "<b>&lt;cat&lt;U+202E&gt;gpj&gt;</b>"
 
 

@@ -161,7 +161,7 @@ def decode(
     *,
     background: str = "white",
     max_truncated: float = MAX_TRUNCATED,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int | None = None,
     enough: Enough | None = None,
 ) -> Decoded:
     """Decode a file's bytes to upright 8-bit sRGB.
@@ -171,7 +171,7 @@ def decode(
         held: keeps the image's share of `memory()` until it is closed, where several threads decode.
         background: colour that transparent pixels are composited over: a name or `#RRGGBB`.
         max_truncated: largest share of the image that the file may lack, 0..1.
-        max_pixels: largest image, in pixels; at most `MAX_PIXELS`.
+        max_pixels: largest image, in pixels; None: `MAX_PIXELS`, which is the most.
         enough: from width and height of the file to a size that is enough. A JPEG that has several times that is decoded at 1/2, 1/4 or
             1/8, for a share of the time, by leaving out frequencies of its DCT.
 
@@ -184,7 +184,7 @@ def decode(
         raise UnusableError("is empty (0 bytes)")
     content = lacks_its_end(content)
     try:
-        loaded, lost, notes = _loaded(content, _Opener(held, max_pixels), enough)
+        loaded, lost, notes = _loaded(content, _Opener(held, max_pixels or MAX_PIXELS), enough)
         _refuse_lost(lost, max_truncated)
         return _decoded(loaded, content, background, lost, notes)
     except DataError:
