@@ -116,7 +116,7 @@ def test_the_route_answers_with_the_map_and_refuses_what_is_wrong(client, served
     )
     assert answer.status_code == 200
     content = answer.json()
-    assert (content["class"], content["probability"], content["model"]) == ("dark", 0.0, served.name)
+    assert (content["class"], content["probability"], content["model"]) == ("dark", 0.0, served.public_name)
     assert min(min(row) for row in content["drops"]) == pytest.approx(GRAY / 255 - 1, abs=1e-5)
     assert content["request_id"] == answer.headers["x-request-id"]
     for query, word in (("grid=99", "from 2 to 14"), ("grid=x", "from 2 to 14"), ("class=cat", "GET /model")):

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import closing, suppress
 from http.client import HTTPConnection
 from pathlib import Path
@@ -31,18 +32,20 @@ class Process:
     def __init__(self, folder, *options, **env):
         model = fixed_models.write_onnx(folder / "model.onnx", CLASSES, PREDICTIONS, certainty=CERTAINTY)
         command = [sys.executable, "-m", "convoy", "serve", "--model", str(model), "--port", "0", *options]
-        self.process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env=os.environ | {"PYTHONPATH": SOURCE} | env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.said = self.process.stderr.readline()
-        address = re.search(r"http://[\d.]+:(\d+)", self.said)
-        assert address, self.said + self.process.stderr.read()
-        self.port = int(address[1])
+        self.log = folder / "errors.log"  # a pipe's reader would keep lines that came with the first
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=os.environ | {"PYTHONPATH": SOURCE} | env,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        while not (address := re.match(r".*http://[\d.]+:(\d+)\n", self.log.read_text())):
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.02)
+        self.said, self.port = address[0], int(address[1])
 
     def post(self, content):
         connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
@@ -58,7 +61,12 @@ class Process:
 
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
-        return self.process.communicate(timeout=30)
+        return self.finish()
+
+    def finish(self):
+        """Wait for the end; return what was printed, and what after the address to standard error."""
+        output, _ = self.process.communicate(timeout=30)
+        return output, self.log.read_text().removeprefix(self.said)
 
 
 def read_all(connection):
@@ -164,7 +172,7 @@ def test_a_request_in_flight_is_answered_when_the_service_is_stopped(start, tmp_
         answer = read_all(connection)
     assert answer.startswith(b"HTTP/1.1 200")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["class"] == "cat"
-    output, errors = started.process.communicate(timeout=30)
+    output, errors = started.finish()
     assert started.process.returncode == 0, errors
     [line] = map(json.loads, output.splitlines())
     assert (line["event"], line["request_id"], line["status"]) == ("request", "last", 200)
