@@ -8,6 +8,7 @@ import pytest
 
 import fixed_models
 from convoy.core import contract
+from convoy.data.drift import FEW_IMAGES
 from convoy.serving import drift
 from convoy.serving.drift import DriftMetrics, DriftWindow
 from services import post
@@ -115,3 +116,4 @@ def test_metrics_show_the_psi_of_each_statistic_once_there_are_enough_images(tra
     psi, images = metrics.collect()
     assert {sample.labels["statistic"] for sample in psi.samples} >= {"brightness", "classes"}
     assert images.samples[0].value == drift.LEAST_IMAGES
+    assert drift.LEAST_IMAGES == FEW_IMAGES, "what `convoy data drift` calls few"

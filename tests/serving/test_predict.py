@@ -418,3 +418,18 @@ def test_a_table_lists_the_most_probable_classes(built, folder, capsys):
     show(predict(model(built), [folder / "b.png"]), top=2)
     first, second = capsys.readouterr().out.split(": ")[1].split(", ")
     assert float(first.split()[-1]) >= float(second.split()[-1])
+
+
+def test_lines_reach_a_pipe_while_the_bar_is_in_a_terminal(built, folder):
+    """As `convoy predict photos/ --json | jq` runs: standard error is the terminal, standard output is not."""
+    master, terminal = os.openpty()
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND, str(folder / "b.png"), "--model", str(built.unverified), "--json"],
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+        check=True,
+        env=os.environ | {"PYTHONPATH": ":".join(sys.path)},
+    )
+    os.close(terminal)
+    os.close(master)
+    assert json.loads(done.stdout)["path"] == str(folder / "b.png")

@@ -86,7 +86,7 @@ class Int8:
 def make(
     deploy: Path, dataset: Path, data: Path, measured: Measured, params: ExportParams
 ) -> tuple[Measured | None, dict[str, Any]]:
-    """Write the copies that params.yaml asks for and that are kept beside `model.unverified.onnx`.
+    """Write the copies that params.yaml enables and that are within their limits beside `model.unverified.onnx`.
 
     Returns:
         What was measured of the INT8 copy if it is kept and to be served, and the figures of all copies for verification.json.

@@ -85,7 +85,7 @@ class GoldenImages:
     def write(self, folder: Path, classes: tuple[str, ...], background: str) -> int:
         """Write the folder anew: the files and golden.json, with the colour behind transparent pixels; return the number of images.
 
-        Without an image there is no folder.
+        No folder is written if no image qualifies.
         """
         shutil.rmtree(folder, ignore_errors=True)
         if not self._best:

@@ -116,7 +116,7 @@ RECIPES = tuple(
 
 
 def search(path: Path, dataset: Dataset, geometry: Geometry, max_drop: float) -> Search:
-    """Quantize the graph in one way after another, until validation images show one that is accurate enough.
+    """Try quantization settings in turn, until one is accurate enough on validation images.
 
     That is one that loses at most half of `max_drop` on them, since on other images it may lose more. Where none does, the
     most accurate is chosen. The first, which is the fastest, is timed at once: if it is not 1.3 times as fast, none is.

@@ -42,7 +42,7 @@ The smallest error that the comparison detects is its sensitivity."""
 def verify(deploy: Path, data: Path, dataset: Path, evaluation: Path, params: ExportParams) -> dict[str, Any]:
     """Check `model.unverified.onnx` over all images that evaluation measured, and rename it to `model.onnx`.
 
-    Writes `verification.json`, `model_card.md` and golden images beside it, and the copies that params.yaml asks for. On
+    Writes `verification.json`, `model_card.md` and golden images beside it, and the copies that params.yaml enables. On
     failure there is no `model.onnx`, and the unverified graph stays for inspection.
 
     Args:

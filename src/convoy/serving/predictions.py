@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from convoy.core import escaping
-from convoy.core.console import ProgressBar, info
+from convoy.core.console import PLAIN_SECONDS, ProgressBar, info
 from convoy.core.errors import RequestError
 
 Format = Literal["table", "json", "csv", "parquet"]
@@ -85,14 +85,15 @@ def write(predictions: Iterable[Prediction], wanted: Wanted) -> int:
     if wanted.format == "parquet" and wanted.out is None:
         raise RequestError("parquet is no text for a terminal. Name a file: --out predictions.parquet")
     failed = done = 0
+    printed = sys.stdout  # the bar replaces it while it is shown, by its own standard error
     # Lines in a terminal are progress enough.
-    is_shown = wanted.out is None and sys.stdout.isatty()
-    plain = math.inf if is_shown else 5.0
+    is_shown = wanted.out is None and printed.isatty()
+    plain = math.inf if is_shown else PLAIN_SECONDS
     with (
         _replaced(wanted.out) as scratch,
         ProgressBar("classify images", stderr=True, unit="images", plain_seconds=plain) as bar,
     ):
-        for prediction in _written(predictions, wanted, scratch, bar):
+        for prediction in _written(predictions, wanted, scratch, printed, bar if is_shown else None):
             failed += bool(prediction.reason)
             done += 1
             bar.advance()
@@ -102,34 +103,38 @@ def write(predictions: Iterable[Prediction], wanted: Wanted) -> int:
 
 
 def _written(
-    predictions: Iterable[Prediction], wanted: Wanted, scratch: Path | None, bar: ProgressBar
+    predictions: Iterable[Prediction],
+    wanted: Wanted,
+    scratch: Path | None,
+    printed: IO[str],
+    bar: ProgressBar | None,
 ) -> Iterator[Prediction]:
-    """Write each prediction and pass it on."""
+    """Write each prediction to a file, else to `printed`, above a bar that is in the same terminal; pass it on."""
     if wanted.format == "parquet" and scratch:
         yield from _parquet(predictions, wanted, scratch)
         return
     with (
         scratch.open("w", encoding="utf-8", errors="surrogateescape", newline="")
         if scratch
-        else _stdout() as file
+        else _flushed(printed) as file
     ):
         if wanted.format == "csv":
             yield from _csv(predictions, wanted, file)
             return
         for prediction in predictions:
             line = _json(prediction, wanted) if wanted.format == "json" else _line(prediction, wanted)
-            if scratch or not bar.in_terminal:
-                file.write(f"{line}\n")
-            else:
+            if bar and bar.in_terminal:
                 bar.print(line)
+            else:
+                file.write(f"{line}\n")
             yield prediction
 
 
 @contextmanager
-def _stdout() -> Iterator[IO[str]]:
-    """Write to standard output, and flush it at the end."""
-    yield sys.stdout
-    sys.stdout.flush()
+def _flushed(printed: IO[str]) -> Iterator[IO[str]]:
+    """Flush standard output at the end."""
+    yield printed
+    printed.flush()
 
 
 def _line(prediction: Prediction, wanted: Wanted) -> str:
