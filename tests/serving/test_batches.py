@@ -1,15 +1,19 @@
 """Batches of many requests: shared work, failures of single images, swaps in between."""
 
 import asyncio
-from dataclasses import replace
+import io
+import threading
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import fixed_models
 from convoy.serving.answers import Refusal
 from convoy.serving.batches import Answerer
-from convoy.serving.model import open_model
+from convoy.serving.model import ServedModel, open_model
 from services import CLASSES
 
 
@@ -59,6 +63,87 @@ def test_a_worker_leaves_to_idle_ones_their_share(make):
     assert max(sizes) < 32
 
 
+@dataclass(frozen=True)
+class Counted(ServedModel):
+    """Count the images of each lane."""
+
+    lanes: dict[str, int] = field(default_factory=lambda: {"usual": 0, "light": 0})
+
+    def predict(self, images_u8):
+        self.lanes["usual"] += len(images_u8)
+        return super().predict(images_u8)
+
+    def predict_light(self, images_u8):
+        self.lanes["light"] += len(images_u8)
+        return super().predict_light(images_u8)
+
+
+@pytest.fixture
+def counted(served):
+    return Counted(**vars(served) | {"light": served.model})
+
+
+def resized(side, format_="PNG"):
+    stream = io.BytesIO()
+    Image.fromarray(fixed_models.image_u8(1)).resize((side, side)).save(stream, format=format_)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("request_", "lane"),
+    [
+        ([fixed_models.png(1)], "light"),
+        ([resized(128)], "light"),
+        ([resized(129)], "usual"),
+        ([resized(64, "BMP")], "usual"),  # 12,342 bytes
+        ([fixed_models.image_u8(1)], "usual"),  # nothing to decode
+        ([fixed_models.png(1)] * 3, "usual"),
+    ],
+    ids=["8px", "128px", "129px", "12kB", "pixels", "several"],
+)
+def test_small_images_of_a_fast_model_have_a_lane_of_their_own(make, counted, request_, lane):
+    answerer = make(counted, workers=2, max_pixels=100_000)
+    [outcomes] = ask(answerer, request_)
+    assert classes(outcomes) == ["cat"] * len(request_)
+    assert counted.lanes == {"usual": 0, "light": 0} | {lane: len(request_)}
+    assert all((outcome.decode_ms > 0) == isinstance(request_[0], bytes) for outcome in outcomes)
+
+
+def test_a_model_that_is_not_fast_has_the_usual_lane_only(make, counted):
+    slow = replace(counted, light=None)
+    ask(make(slow), [fixed_models.png(1)])
+    assert counted.lanes == {"usual": 1, "light": 0}
+
+
+def test_a_small_file_that_is_damaged_is_refused_with_its_reason(make, counted):
+    [[outcome]] = ask(make(counted), [fixed_models.png(1)[:40]])
+    assert outcome.refusal.code == "not_an_image"
+
+
+def test_an_image_is_decoded_again_for_a_model_with_another_background(make, counted):
+    transparent = io.BytesIO()
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(transparent, format="PNG")
+    other = replace(counted, model=SimpleNamespace(**vars(counted.model) | {"background": "#010000"}))
+    other.model.predict_mixed = counted.model.predict_mixed
+    object.__setattr__(other, "light", other.model)
+    turns = iter([counted, other, other])
+    answerer = Answerer(served=lambda: next(turns), workers=1, max_queue=10, timeout_s=20, max_pixels=100)
+    [outcomes] = ask(answerer, [transparent.getvalue()])
+    answerer.close()
+    assert classes(outcomes) == ["cat"], "#010000 is the image with the number 1"
+
+
+def test_threads_start_and_end_once(make):
+    before = threading.active_count()
+    answerer = make(workers=2)
+    answerer.start()
+    answerer.start()
+    assert threading.active_count() == before + 3
+    answerer.close()
+    answerer.close()
+    assert threading.active_count() == before
+
+
 def test_an_image_that_fails_the_model_does_not_fail_its_batch(make, caplog):
     bad_u8 = np.full((8, 8, 3), 200, np.uint8)  # beyond the table of the model
     [outcomes] = ask(make(), [fixed_models.image_u8(0), bad_u8, fixed_models.image_u8(2)])
@@ -95,9 +180,9 @@ def test_all_images_of_a_request_are_answered_by_one_model(make, served):
     turns = iter([served, other, other, other])
 
     class Turning(Answerer):
-        def _process(self, items):
+        def _process(self, items, **named):
             for item in items:  # each image is a batch of its own
-                super()._process([item])
+                super()._process([item], **named)
 
     answerer = Turning(served=lambda: next(turns), workers=1, max_queue=10, timeout_s=20, max_pixels=100)
     [outcomes] = ask(answerer, [fixed_models.png(0), fixed_models.png(1)])

@@ -3,8 +3,10 @@
 import hashlib
 import io
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import parse_qs, urlsplit
 
@@ -15,7 +17,7 @@ from typer.testing import CliRunner
 
 import fixed_models
 from convoy.cli import app
-from convoy.core import files
+from convoy.core import files, yaml
 from convoy.core.errors import DataError, RequestError, VerificationError
 from convoy.export.onnx_model import OnnxModel
 from convoy.serving import golden
@@ -182,6 +184,15 @@ def test_a_token_is_sent_from_the_environment(deploy, server):
     assert "serve.token_env" in str(result.exception)
 
 
+def test_params_name_the_variable_of_the_token(deploy, server, tmp_path, monkeypatch):
+    server.token = TOKEN
+    shutil.copy(Path(__file__).parents[2] / "params.yaml", tmp_path)
+    yaml.update(tmp_path / "params.yaml", {"serve.token_env": "CAMERA_TOKEN"})
+    monkeypatch.chdir(tmp_path)
+    words = (server.url, "--golden", deploy / "golden")
+    assert convoy(*words, CAMERA_TOKEN=TOKEN)[0] == 0
+
+
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
@@ -194,13 +205,13 @@ def test_a_token_is_sent_from_the_environment(deploy, server):
 def test_a_server_that_answers_nothing_usable_is_an_error_with_its_cause(deploy, server, change, cause):
     vars(server).update(change)
     with pytest.raises(golden.ServerError, match=cause):
-        golden.verify(server.url, deploy / "golden", "", as_json=False)
+        golden.verify(server.url, deploy / "golden", as_json=False)
     assert {path for path, _ in server.seen} == {"/predict"}, "no token is taken to another address"
 
 
 def test_a_server_that_is_not_there_is_an_error_with_the_remedy(deploy):
     with pytest.raises(golden.ServerError, match=r"does not answer: .*refused.*convoy serve"):
-        golden.verify("http://127.0.0.1:9", deploy / "golden", "", as_json=False)
+        golden.verify("http://127.0.0.1:9", deploy / "golden", as_json=False)
 
 
 def test_golden_images_that_are_missing_or_changed_are_refused(deploy, tmp_path):

@@ -50,6 +50,7 @@ def talk(*parts, wait_s=0.0):
     return asyncio.run(run())
 
 
+send = protocol._Joined._send
 CLOSE = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 KEEP = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -78,3 +79,13 @@ def test_a_head_that_does_not_arrive_ends_its_connection(monkeypatch, start):
 def test_a_slow_answer_and_an_idle_connection_are_not_a_late_head(monkeypatch):
     monkeypatch.setattr(protocol, "HEAD_S", 0.05)
     assert talk(KEEP, CLOSE, wait_s=0.15).count(b"HTTP/1.1 200") == 2
+
+
+def test_head_and_body_of_an_answer_are_sent_at_once(monkeypatch):
+    sent = []
+    monkeypatch.setattr(
+        protocol._Joined, "_send", lambda self: (sent.append(b"".join(self._parts)), send(self))
+    )
+    talk(KEEP, CLOSE, wait_s=0.05)
+    assert [part.count(b"ok") for part in sent if part] == [1, 1]
+    assert all(part.startswith(b"HTTP/1.1 200") for part in sent if part)

@@ -1,6 +1,5 @@
 """`convoy predict`, `serve`, `verify` and `demo`: classify files, answer images over HTTP, check the answers of a model or a server, show a model in a browser."""
 
-import os
 import shlex
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,8 +8,6 @@ import typer
 
 from convoy.core.console import info
 from convoy.core.contract import VERIFIED
-
-TOKEN_ENV = "CONVOY_SERVE_TOKEN"  # noqa: S105 (a name)
 
 
 def predict(
@@ -120,7 +117,8 @@ def verify(
 
     Golden images are test images that `export` stores with the model, with the probabilities of the verified graph. A line
     per image shows the expected and the answered class and the largest gap of any probability. The exit code is 1 if the
-    class of any image differs, or a gap exceeds the limit. A token for the server is read from CONVOY_SERVE_TOKEN.
+    class of any image differs, or a gap exceeds the limit. A token for the server is read from the environment variable
+    that serve.token_env names, CONVOY_SERVE_TOKEN as shipped.
 
     Example: convoy verify build/deploy/model.onnx
 
@@ -128,8 +126,7 @@ def verify(
     """
     from convoy.serving import golden as golden_images
 
-    token = os.environ.get(TOKEN_ENV, "")
-    raise typer.Exit(golden_images.verify(target, golden, token, as_json=as_json))
+    raise typer.Exit(golden_images.verify(target, golden, as_json=as_json))
 
 
 def demo(

@@ -54,7 +54,7 @@ class ExportParams(Section):
         Field(
             ge=0,
             le=1,
-            description="largest loss of accuracy on the test split that an INT8 copy may have",
+            description="largest loss of test accuracy that an INT8 copy may have, as the upper end of its 95 % interval",
             examples=[0.005],
         ),
     ]

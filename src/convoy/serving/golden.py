@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from convoy.core.errors import ConvoyError, DataError, RequestError, Verificatio
 from convoy.core.escaping import visible
 from convoy.export.onnx_model import OnnxModel
 from convoy.images.decode import decode
+from convoy.serving.settings import serve_params
 
 Answer = Callable[[bytes], Mapping[str, float]]
 """Predict the image of a file's bytes: the probability of each class."""
@@ -158,17 +160,16 @@ def of_model(model: OnnxModel) -> Answer:
     return answer
 
 
-def verify(target: str, folder: Path | None, token: str, *, as_json: bool) -> int:
+def verify(target: str, folder: Path | None, *, as_json: bool) -> int:
     """Replay golden images against a URL or a file, print the comparison, and return the exit code.
 
     Args:
         target: address of a server, or a model file.
         folder: of golden images; None: beside the file, or those of build/deploy.
-        token: bearer token for a server.
         as_json: print an object instead of a table.
 
     Raises:
-        RequestError: there are no golden images, or no such model.
+        RequestError: there are no golden images, no such model, or params.yaml, which names the token of a server, is not valid.
         ServerError: no request was answered: the first error.
     """
     from convoy.serving.golden_server import of_server  # noqa: PLC0415 (HTTP, which a model that is opened does not need)
@@ -178,6 +179,7 @@ def verify(target: str, folder: Path | None, token: str, *, as_json: bool) -> in
     folder = folder or beside / contract.GOLDEN
     if is_url:
         images, _ = load(folder)
+        token = os.environ.get(serve_params().token_env, "")
         replayed = replay(of_server(target, images[0].classes, images[0].background, token), folder)
     else:
         replayed = replay(of_model(OnnxModel(Path(target))), folder)

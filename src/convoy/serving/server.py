@@ -8,12 +8,10 @@ import socket
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from types import FrameType
 
 import uvicorn
 
-from convoy.core import params as params_file
 from convoy.core.console import info
 from convoy.core.cpus import usable_cpus
 from convoy.core.errors import RequestError
@@ -22,7 +20,7 @@ from convoy.serving.logs import JsonLines
 from convoy.serving.model import CHAMPION, ServedModel, default_source, open_model
 from convoy.serving.protocol import LimitedProtocol
 from convoy.serving.service import create_app
-from convoy.serving.settings import ServeParams
+from convoy.serving.settings import serve_params
 from convoy.serving.telemetry import traced
 from convoy.serving.watch import Follower, State
 
@@ -113,13 +111,6 @@ def _follower(state: State, open_champion: Callable[[], ServedModel], every_s: f
         return champion.number, champion.sha256
 
     return Follower(state, look_up, open_champion, every_s)
-
-
-def serve_params(path: Path = params_file.PARAMS_FILE) -> ServeParams:
-    """Read the section `serve`; the shipped values where there is no params.yaml, as in a container."""
-    if path.is_file():
-        return params_file.section("serve", ServeParams, path)
-    return ServeParams.model_validate(params_file.default_at(ServeParams, []))
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -1,10 +1,11 @@
 """The `serve` section of params.yaml."""
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
-from convoy.core.params import Section
+from convoy.core.params import PARAMS_FILE, Section, default_at, section
 from convoy.images.decode import MAX_PIXELS
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -107,3 +108,10 @@ class ServeParams(Section):
             examples=[10],
         ),
     ]
+
+
+def serve_params(path: Path = PARAMS_FILE) -> ServeParams:
+    """Read the section `serve`; the shipped values where there is no params.yaml, as in a container."""
+    if path.is_file():
+        return section("serve", ServeParams, path)
+    return ServeParams.model_validate(default_at(ServeParams, []))
