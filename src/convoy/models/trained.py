@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from convoy.core import console, files
+from convoy.core.allocator import memory_kept
 from convoy.core.contract import DEFAULT_BACKGROUND, FACTS, WEIGHTS, Tta
 from convoy.core.errors import NetworkError, RequestError
 from convoy.models import views
@@ -144,6 +145,7 @@ def load(folder: Path) -> tuple[NormalizedModel, ModelFacts]:
     return model.eval(), facts
 
 
+@memory_kept()
 def predict_logits(
     model: NormalizedModel, images_u8: npt.NDArray[np.uint8], batch_size: int
 ) -> npt.NDArray[np.float32]:

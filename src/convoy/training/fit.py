@@ -17,6 +17,7 @@ from torch.func import functional_call
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from convoy.core import console, files
+from convoy.core.allocator import memory_kept
 from convoy.core.console import info
 from convoy.core.dataset import Dataset
 from convoy.core.errors import RequestError
@@ -119,7 +120,7 @@ def fit(
         saving = CheckpointCallback(resumable, data, points)
         all_callbacks += [points, saving]
     checkpoint = resumable.checkpoint if resumable else None
-    with quiet():
+    with quiet(), memory_kept():
         trainer = make_trainer(
             params,
             max_epochs=params.epochs,
