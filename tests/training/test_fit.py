@@ -18,6 +18,7 @@ from convoy.training.data import DataModule, shuffled
 from convoy.training.fit import check, fit
 from convoy.training.optim import lr_schedule
 from convoy.training.whitening import covariance, whitening_filters
+from new_pages import ALL, GLIBC, new_pages
 
 HAS_BF16, HAS_GPU = torch.cpu._is_avx512_bf16_supported(), torch.cuda.is_available()
 BF16 = pytest.param(
@@ -576,3 +577,12 @@ def test_a_signal_reaches_the_caller_as_what_its_handler_raises_or_as_an_exit(
     finally:
         signal.signal(number, before)
     assert not (out / "weights.pt").exists()
+
+
+@GLIBC
+def test_training_keeps_freed_memory_for_the_next_step(dataset, tiny, params, out, on):
+    counts = []
+    count = on("on_train_batch_end", lambda *_: counts.append(new_pages()))
+    fit(dataset, tiny, params(epochs=1), 7, out, callbacks=[count])
+    assert min(counts) < ALL / 10
+    assert new_pages() > ALL / 2, "not beyond the training"

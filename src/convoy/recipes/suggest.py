@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from convoy.core import cpus
+from convoy.core.allocator import memory_kept
 from convoy.core.dataset import MANIFEST_FILE, Dataset
 from convoy.core.errors import DataError
 from convoy.models import spec as specs
@@ -21,6 +22,7 @@ from convoy.recipes import recipe
 from convoy.training import weight_pins
 from convoy.training.augment import policy
 from convoy.training.precision import choose_precision, keep_slow_in_float32
+from convoy.training.small_maps import use_products
 from convoy.training.weight_pins import IMAGENET
 
 ICON_PX = 40  # median shorter side up to which images are trained at 32 px
@@ -219,6 +221,7 @@ def _short(value: float) -> float:
     return float(f"{value:.2g}")
 
 
+@memory_kept()
 def images_per_s(values: dict[str, Any], seen: Situation) -> float:
     """Time steps of training on random pixels with a recipe's network, image size and batch, on this machine."""
     spec = specs.load(values["network.name"])
@@ -240,6 +243,7 @@ def images_per_s(values: dict[str, Any], seen: Situation) -> float:
     precision, _ = choose_precision(values["train.precision"])
     if device.type == "cpu":
         keep_slow_in_float32(model.network)
+        use_products(model.network)
     began = 0.0
     for step in range(TIMED_STEPS + 1):
         if step == 1:  # the first allocates memory and chooses kernels

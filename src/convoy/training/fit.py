@@ -120,7 +120,7 @@ def fit(
         saving = CheckpointCallback(resumable, data, points)
         all_callbacks += [points, saving]
     checkpoint = resumable.checkpoint if resumable else None
-    with quiet(), memory_kept():
+    with quiet():
         trainer = make_trainer(
             params,
             max_epochs=params.epochs,
@@ -331,6 +331,7 @@ def _refuse_single_image(model: NormalizedModel, facts: ModelFacts, params: Trai
             handle.remove()
 
 
+@memory_kept()
 def run_trainer(
     trainer: pl.Trainer, classifier: Classifier, data: DataModule, checkpoint: LoadedCheckpoint | None = None
 ) -> None:

@@ -24,6 +24,7 @@ from convoy.training.optim import make_optimizer, schedule_of
 from convoy.training.precision import keep_slow_in_float32
 from convoy.training.pretrained import MODEL_FACTS
 from convoy.training.settings import TrainParams
+from convoy.training.small_maps import use_products
 from convoy.training.teacher import Teacher
 
 CHECK_STEPS = 50  # steps between two checks of the loss: each makes a GPU wait, and a NaN loss stays NaN
@@ -130,9 +131,10 @@ class Classifier(pl.LightningModule):
         return self
 
     def on_fit_start(self) -> None:
-        """Choose the number format of layers that are slow in bf16."""
+        """Choose the number format of layers that are slow in bf16, and how others compute their gradients."""
         if self.device.type == "cpu" and self.trainer.precision == "bf16-mixed":
             keep_slow_in_float32(self.model.network)
+            use_products(self.model.network)
 
     def on_train_start(self) -> None:
         """Apply the plan; a run that resumes within an epoch has no start of it."""
