@@ -98,7 +98,11 @@ def test_one_recipe_after_another_leaves_nothing_of_the_first_that_counts(projec
     run("apply", "digits")
     kept = yaml.read(project / "params.yaml")["train"]
     shipped = yaml.read(ROOT / "params.yaml")["train"]
-    assert {key for key in kept if kept[key] != shipped[key]} == {"muon"}  # without effect on sgd
+    assert {key for key in kept if kept[key] != shipped[key]} == {
+        "muon",  # without effect on sgd
+        "progressive",  # `full` has none where all images have their full size from the start
+    }
+    assert kept["progressive"]["start"] == shipped["progressive"]["start"] == 1.0
 
 
 def test_pretrained_weights_that_are_not_pinned_are_refused_with_the_command(project, run):
