@@ -50,7 +50,6 @@ def talk(*parts, wait_s=0.0):
     return asyncio.run(run())
 
 
-send = protocol._Joined._send
 CLOSE = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 KEEP = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -82,7 +81,7 @@ def test_a_slow_answer_and_an_idle_connection_are_not_a_late_head(monkeypatch):
 
 
 def test_head_and_body_of_an_answer_are_sent_at_once(monkeypatch):
-    sent = []
+    sent, send = [], protocol._Joined._send
     monkeypatch.setattr(
         protocol._Joined, "_send", lambda self: (sent.append(b"".join(self._parts)), send(self))
     )

@@ -585,4 +585,3 @@ def test_training_keeps_freed_memory_for_the_next_step(dataset, tiny, params, ou
     count = on("on_train_batch_end", lambda *_: counts.append(new_pages()))
     fit(dataset, tiny, params(epochs=1), 7, out, callbacks=[count])
     assert min(counts) < ALL / 2
-    assert new_pages() > ALL / 2, "not beyond the training"

@@ -198,7 +198,7 @@ class Answerer:
         began = time.perf_counter()
         try:
             decoded = decode(content, background=served.model.background, max_pixels=LIGHT_PIXELS)
-        except Exception:  # noqa: BLE001 (as above)
+        except Exception:  # noqa: BLE001 (a worker decodes it again, and reports the cause)
             return False
         item.image_u8, item.background = decoded.image_u8, served.model.background
         item.decode_ms = (time.perf_counter() - began) * 1000

@@ -45,7 +45,7 @@ GOLDEN_SECONDS = 0.2
 """Time for golden images of a file: a service has 1.5 s until its first answer. Those of a version are all answered."""
 
 LIGHT_MS = 1.0
-"""Longest time of a model that is called without threads of its own: a request costs the service 0.3 ms besides."""
+"""Longest inference time, in milliseconds, of a model that runs in a single thread: the rest of a request takes 0.3 ms."""
 
 MOST_PROVIDER_GAP = 0.01
 """Largest difference of a probability between another provider and the CPU, where no golden images set a limit."""
@@ -61,7 +61,7 @@ class ServedModel:
         run_id: Convoy's id of the run that exported it; empty where the file has none.
         sha256: of model.onnx.
         folder: holds model.onnx and what lies beside it, such as verification.json and model_card.md.
-        light: the same model without threads of its own, where it takes less than a millisecond and several threads share it.
+        light: a single-threaded session of the same model; None unless the model is served and takes less than a millisecond.
     """
 
     model: OnnxModel
@@ -82,7 +82,7 @@ class ServedModel:
         return self.model.predict_mixed(images_u8)
 
     def predict_light(self, images_u8: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
-        """Do the same without threads of the model's own, if `light` is there."""
+        """Do the same in a single thread, if the model has a `light` session."""
         return (self.light or self.model).predict_mixed(images_u8)
 
 
@@ -266,7 +266,7 @@ def _verified(
 
 
 def _light(model: OnnxModel, content: bytes, name: str, folder: Path | None) -> OnnxModel | None:
-    """Open a model once more, without threads of its own, if it answers an image in less than a millisecond on a processor."""
+    """Open a second, single-threaded session if the model takes less than a millisecond per image on the CPU."""
     if model.providers != CPU or _fastest_ms(model) > LIGHT_MS:
         return None
     light = OnnxModel(content, threads=1, name=name)

@@ -68,9 +68,9 @@ class LimitedProtocol(HttpToolsProtocol):
 
 
 class _Joined:
-    """A transport that sends what is written in one turn of the event loop at once: uvicorn writes head and body by turns.
+    """A transport that sends everything written in one iteration of the event loop at once: uvicorn writes head and body separately.
 
-    Each call of the system costs the service 20 µs, and wakes the client.
+    Each write is a system call (20 µs), and wakes the client.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
@@ -78,7 +78,7 @@ class _Joined:
         self._parts: list[bytes] = []
 
     def write(self, data: bytes) -> None:
-        """Send at the end of this turn."""
+        """Send at the end of this iteration."""
         if not self._parts:
             self._loop.call_soon(self._send)
         self._parts.append(data)

@@ -111,7 +111,7 @@ class ServeParams(Section):
 
 
 def serve_params(path: Path = PARAMS_FILE) -> ServeParams:
-    """Read the section `serve`; the shipped values where there is no params.yaml, as in a container."""
+    """Read the section `serve`, or use the shipped values if there is no params.yaml, as in a container."""
     if path.is_file():
         return section("serve", ServeParams, path)
     return ServeParams.model_validate(default_at(ServeParams, []))
