@@ -127,7 +127,7 @@ def test_the_shipped_defaults_train_as_a_plain_loop_of_torch_does_bit_for_bit(da
     decaying = [value for value in model.parameters() if value.ndim > 1]
     others = [value for value in model.parameters() if value.ndim <= 1]
     groups = [{"params": decaying, "weight_decay": 0.0005}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
+    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_schedule("one_cycle", 0.2, 9))
     for batch in batches:
         optimizer.zero_grad()

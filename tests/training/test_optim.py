@@ -14,11 +14,11 @@ from convoy.training.optim import (
 
 
 @pytest.mark.parametrize(
-    ("on_gpu", "clip_norm", "expected"),
-    [([True, True], 0.0, True), ([True, False], 0.0, None), ([True, True], 1.0, None)],
+    ("device", "clip_norm", "expected"),
+    [("cpu", 0.0, True), ("cuda", 0.0, True), ("mps", 0.0, None), ("cpu", 1.0, None)],
 )
-def test_a_single_kernel_steps_on_a_gpu_where_nothing_is_clipped(params, on_gpu, clip_norm, expected):
-    values = [SimpleNamespace(is_cuda=each) for each in on_gpu]
+def test_a_single_kernel_steps_where_nothing_is_clipped(params, device, clip_norm, expected):
+    values = [SimpleNamespace(device=torch.device(device))] * 2
     assert in_one_kernel(values, params(clip_norm=clip_norm)) is expected
 
 
