@@ -67,20 +67,20 @@ def test_a_worker_leaves_to_idle_ones_their_share(make):
 class Counted(ServedModel):
     """Count the images of each lane."""
 
-    lanes: dict[str, int] = field(default_factory=lambda: {"usual": 0, "light": 0})
+    lanes: dict[str, int] = field(default_factory=lambda: {"usual": 0, "small": 0})
 
     def predict(self, images_u8):
         self.lanes["usual"] += len(images_u8)
         return super().predict(images_u8)
 
-    def predict_light(self, images_u8):
-        self.lanes["light"] += len(images_u8)
-        return super().predict_light(images_u8)
+    def predict_single(self, images_u8):
+        self.lanes["small"] += len(images_u8)
+        return super().predict_single(images_u8)
 
 
 @pytest.fixture
 def counted(served):
-    return Counted(**vars(served) | {"light": served.model})
+    return Counted(**vars(served) | {"single": served.model})
 
 
 def resized(side, format_="PNG"):
@@ -92,8 +92,8 @@ def resized(side, format_="PNG"):
 @pytest.mark.parametrize(
     ("request_", "lane"),
     [
-        ([fixed_models.png(1)], "light"),
-        ([resized(128)], "light"),
+        ([fixed_models.png(1)], "small"),
+        ([resized(128)], "small"),
         ([resized(129)], "usual"),
         ([resized(64, "BMP")], "usual"),  # 12,342 bytes
         ([fixed_models.image_u8(1)], "usual"),  # nothing to decode
@@ -105,14 +105,14 @@ def test_small_images_of_a_fast_model_have_a_lane_of_their_own(make, counted, re
     answerer = make(counted, workers=2, max_pixels=100_000)
     [outcomes] = ask(answerer, request_)
     assert classes(outcomes) == ["cat"] * len(request_)
-    assert counted.lanes == {"usual": 0, "light": 0} | {lane: len(request_)}
+    assert counted.lanes == {"usual": 0, "small": 0} | {lane: len(request_)}
     assert all((outcome.decode_ms > 0) == isinstance(request_[0], bytes) for outcome in outcomes)
 
 
 def test_a_model_that_is_not_fast_has_the_usual_lane_only(make, counted):
-    slow = replace(counted, light=None)
+    slow = replace(counted, single=None)
     ask(make(slow), [fixed_models.png(1)])
-    assert counted.lanes == {"usual": 1, "light": 0}
+    assert counted.lanes == {"usual": 1, "small": 0}
 
 
 def test_a_small_file_that_is_damaged_is_refused_with_its_reason(make, counted):
@@ -125,7 +125,7 @@ def test_an_image_is_decoded_again_for_a_model_with_another_background(make, cou
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(transparent, format="PNG")
     other = replace(counted, model=SimpleNamespace(**vars(counted.model) | {"background": "#010000"}))
     other.model.predict_mixed = counted.model.predict_mixed
-    object.__setattr__(other, "light", other.model)
+    object.__setattr__(other, "single", other.model)
     turns = iter([counted, other, other])
     answerer = Answerer(served=lambda: next(turns), workers=1, max_queue=10, timeout_s=20, max_pixels=100)
     [outcomes] = ask(answerer, [transparent.getvalue()])

@@ -58,13 +58,13 @@ def test_a_file_is_served_as_what_it_states(tmp_path):
 def test_a_service_opens_a_fast_model_once_more_without_threads(tmp_path, monkeypatch):
     write_verified(tmp_path / "deploy", "run-7")
     path = str(tmp_path / "deploy/model.onnx")
-    assert open_model(path).light is None, "nobody shares it"
+    assert open_model(path).single is None, "nobody shares it"
     served = open_model(path, shared=True, threads=2)
-    assert served.light is not None
+    assert served.single is not None
     image_u8 = fixed_models.image_u8(2)
-    np.testing.assert_array_equal(served.predict_light([image_u8]), served.predict([image_u8]))
+    np.testing.assert_array_equal(served.predict_single([image_u8]), served.predict([image_u8]))
     monkeypatch.setattr(served_model, "_fastest_ms", lambda _: 1.1)
-    assert open_model(path, shared=True).light is None
+    assert open_model(path, shared=True).single is None
 
 
 @pytest.mark.parametrize("name", ["no.onnx", "folder", "empty.onnx"])

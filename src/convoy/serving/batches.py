@@ -31,8 +31,8 @@ Image = npt.NDArray[np.uint8]
 Content = bytes | Image
 """An encoded image, or (H, W, 3) pixels."""
 
-LIGHT_BYTES = 8 * 2**10
-LIGHT_PIXELS = 2**14
+SMALL_BYTES = 8 * 2**10
+SMALL_PIXELS = 2**14
 """Largest file and image that is decoded in the event loop's thread, within 0.3 ms; those of 32 pixels take 0.15."""
 
 LARGE = 2**20
@@ -99,11 +99,11 @@ class _Lane:
 
     Attributes:
         idle: threads that have nothing to do.
-        light: whether the images are decoded already, and small.
+        decoded: whether the images are decoded already, and small.
     """
 
     threads: int
-    light: bool = False
+    decoded: bool = False
     idle: int = 0
     waiting: "queue.SimpleQueue[_Item | None]" = field(default_factory=queue.SimpleQueue)
 
@@ -131,7 +131,7 @@ class Answerer:
 
     def __post_init__(self) -> None:
         """Make the lanes."""
-        self._usual, self._light = _Lane(self.workers), _Lane(1, light=True)
+        self._usual, self._small = _Lane(self.workers), _Lane(1, decoded=True)
 
     async def answer(self, contents: Sequence[Content]) -> list[Outcome]:
         """Answer the images of a request, in their order, with one model.
@@ -156,7 +156,7 @@ class Answerer:
         loop = asyncio.get_running_loop()
         request = _Request(loop.create_future(), loop, [None] * len(contents), len(contents))
         items = [_Item(request, index, content) for index, content in enumerate(contents)]
-        lane = self._light if len(items) == 1 and self._decoded_here(items[0]) else self._usual
+        lane = self._small if len(items) == 1 and self._decoded_here(items[0]) else self._usual
         for item in items:
             lane.waiting.put(item)
         timer = loop.call_later(self.timeout_s, _expire, request, self.timeout_s)
@@ -168,13 +168,13 @@ class Answerer:
     @property
     def waiting(self) -> int:
         """Number of images that no worker has taken yet."""
-        return self._usual.waiting.qsize() + self._light.waiting.qsize()
+        return self._usual.waiting.qsize() + self._small.waiting.qsize()
 
     def start(self) -> None:
         """Start the threads, unless they run."""
         if self._threads:
             return
-        for lane in (self._usual, self._light):
+        for lane in (self._usual, self._small):
             for _ in range(lane.threads):
                 name = f"answer-{len(self._threads)}"
                 thread = threading.Thread(target=self._work, args=[lane], name=name, daemon=True)
@@ -183,7 +183,7 @@ class Answerer:
 
     def close(self) -> None:
         """End the threads once everything that waits is answered."""
-        for lane in (self._usual, self._light):
+        for lane in (self._usual, self._small):
             for _ in range(lane.threads):
                 lane.waiting.put(None)
         for thread in self._threads:
@@ -193,11 +193,11 @@ class Answerer:
     def _decoded_here(self, item: _Item) -> bool:
         """Decode a small image in this thread, if the model is as fast; what fails, a worker decodes again and refuses."""
         served, content = self.served(), item.content
-        if served.light is None or not isinstance(content, bytes) or len(content) > LIGHT_BYTES:
+        if served.single is None or not isinstance(content, bytes) or len(content) > SMALL_BYTES:
             return False
         began = time.perf_counter()
         try:
-            decoded = decode(content, background=served.model.background, max_pixels=LIGHT_PIXELS)
+            decoded = decode(content, background=served.model.background, max_pixels=SMALL_PIXELS)
         except Exception:  # noqa: BLE001 (a worker decodes it again, and reports the cause)
             return False
         item.image_u8, item.background = decoded.image_u8, served.model.background
@@ -223,12 +223,12 @@ class Answerer:
                     taken.append(item)
             except queue.Empty:
                 pass
-            self._process([item for item in taken if not item.request.future.done()], light=lane.light)
+            self._process([item for item in taken if not item.request.future.done()], single=lane.decoded)
 
-    def _process(self, items: list[_Item], *, light: bool = False) -> None:
+    def _process(self, items: list[_Item], *, single: bool = False) -> None:
         """Decode and classify; hand back all outcomes of a chunk at once."""
         served = self.served()
-        predict = served.predict_light if light else served.predict
+        predict = served.predict_single if single else served.predict
         refused: list[tuple[_Item, Outcome]] = []
         for chunk in chunks(self._decoded(items, served, refused), _size):
             batches: list[_Batch] = []

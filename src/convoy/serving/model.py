@@ -44,7 +44,7 @@ AUTO = ("CUDAExecutionProvider", "CoreMLExecutionProvider", "OpenVINOExecutionPr
 GOLDEN_SECONDS = 0.2
 """Time for golden images of a file: a service has 1.5 s until its first answer. Those of a version are all answered."""
 
-LIGHT_MS = 1.0
+FAST_MS = 1.0
 """Longest inference time, in milliseconds, of a model that runs in a single thread: the rest of a request takes 0.3 ms."""
 
 MOST_PROVIDER_GAP = 0.01
@@ -61,7 +61,7 @@ class ServedModel:
         run_id: Convoy's id of the run that exported it; empty where the file has none.
         sha256: of model.onnx.
         folder: holds model.onnx and what lies beside it, such as verification.json and model_card.md.
-        light: a single-threaded session of the same model; None unless the model is served and takes less than a millisecond.
+        single: a single-threaded session of the same model; None unless the model is served and takes less than a millisecond.
     """
 
     model: OnnxModel
@@ -70,7 +70,7 @@ class ServedModel:
     run_id: str
     sha256: str
     folder: Path
-    light: OnnxModel | None = None
+    single: OnnxModel | None = None
 
     @property
     def public_name(self) -> str:
@@ -81,9 +81,9 @@ class ServedModel:
         """Map (H, W, 3) images of any sizes to (N, K) probabilities; equal sizes share a batch."""
         return self.model.predict_mixed(images_u8)
 
-    def predict_light(self, images_u8: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
-        """Do the same in a single thread, if the model has a `light` session."""
-        return (self.light or self.model).predict_mixed(images_u8)
+    def predict_single(self, images_u8: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
+        """Do the same in a single thread, if the model has a `single` session."""
+        return (self.single or self.model).predict_mixed(images_u8)
 
 
 def default_source() -> str:
@@ -144,8 +144,10 @@ def open_model(
     if hashlib.sha256(content).hexdigest() != sha256:
         raise VerificationError(f"{folder / contract.VERIFIED} changed while it was opened. Start again.")
     model = _verified(content, name, folder, math.inf, providers=providers, opened=opened)
-    light = _light(model, content, name, folder) if shared else None
-    return ServedModel(model, name, version, model.properties.get(contract.RUN_ID, ""), sha256, folder, light)
+    single = _single(model, content, name, folder) if shared else None
+    return ServedModel(
+        model, name, version, model.properties.get(contract.RUN_ID, ""), sha256, folder, single
+    )
 
 
 def _of_file(path: Path, providers: str, opened: Callable[..., OnnxModel], *, shared: bool) -> ServedModel:
@@ -155,9 +157,9 @@ def _of_file(path: Path, providers: str, opened: Callable[..., OnnxModel], *, sh
     # Of another file in the folder, such as an INT8 copy, golden images expect nothing.
     folder = path.parent if sha256 in _recorded(path.parent).values() else None
     model = _verified(content, str(path), folder, GOLDEN_SECONDS, providers=providers, opened=opened)
-    light = _light(model, content, str(path), folder) if shared else None
+    single = _single(model, content, str(path), folder) if shared else None
     run_id = model.properties.get(contract.RUN_ID, "")
-    return ServedModel(model, str(path), "", run_id, sha256, path.parent, light)
+    return ServedModel(model, str(path), "", run_id, sha256, path.parent, single)
 
 
 def _fetch_version(source: str, cache: Path) -> tuple[str, str, str, Path]:
@@ -265,13 +267,13 @@ def _verified(
     return model
 
 
-def _light(model: OnnxModel, content: bytes, name: str, folder: Path | None) -> OnnxModel | None:
+def _single(model: OnnxModel, content: bytes, name: str, folder: Path | None) -> OnnxModel | None:
     """Open a second, single-threaded session if the model takes less than a millisecond per image on the CPU."""
-    if model.providers != CPU or _fastest_ms(model) > LIGHT_MS:
+    if model.providers != CPU or _fastest_ms(model) > FAST_MS:
         return None
-    light = OnnxModel(content, threads=1, name=name)
-    _check_answers(light, folder, name, GOLDEN_SECONDS)
-    return light if _fastest_ms(light) <= LIGHT_MS else None
+    single = OnnxModel(content, threads=1, name=name)
+    _check_answers(single, folder, name, GOLDEN_SECONDS)
+    return single if _fastest_ms(single) <= FAST_MS else None
 
 
 def _fastest_ms(model: OnnxModel) -> float:
