@@ -66,11 +66,9 @@ def main() -> None:
                     diagram.draw(layers, PLOTS / "network.png"),
                     augmentation.draw(dataset, train, seed, PLOTS / "augmentation.png"),
                 ]
+            watch = threads.ThreadWatch(threads.choose(checkpoint.facts.threads if checkpoint else None))
             run.set_tags(
-                {
-                    AUGMENTATION: policy.described(train.augment),
-                    THREADS: threads.choose(checkpoint.facts.threads if checkpoint else None).line(),
-                }
+                {AUGMENTATION: policy.described(train.augment), THREADS: watch.line()}
                 | ({TEACHER: str(taught_by)} if taught_by else {})
             )
             store.begin(run_id := run.reference.run_id)
@@ -82,13 +80,13 @@ def main() -> None:
                     train,
                     seed,
                     OUT,
-                    callbacks=[TrainingEnergy(meter)],
+                    callbacks=[TrainingEnergy(meter), watch],
                     starting=starting,
                     teacher=taught_by,
                     resumable=resumable,
                 )
             metrics |= meter.result()
-            run.set_tags(meter.tags())
+            run.set_tags(meter.tags() | {THREADS: watch.line()})
             files.write_json(Path("build/metrics/train.json"), metrics)
             run.log_result(metrics)
             for picture in (figures.draw_curves(OUT / HISTORY, PLOTS / "curves.png"), *pictures):

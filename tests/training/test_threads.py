@@ -1,9 +1,12 @@
 """The number of threads: all cores, fewer where other work takes some of them, and that of its start for a resumed training."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from convoy.training import threads
+from convoy.training.threads import RETURN_S, WATCH_S, Threads, ThreadWatch
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +44,7 @@ class Machine:
 @pytest.mark.parametrize("limit", [2, 8, 64])
 def test_a_quiet_machine_computes_with_all_threads_after_a_single_look(monkeypatch, limit):
     machine = Machine(monkeypatch, limit)
-    assert threads.on_busy_machine(limit, machine.seconds) == (limit, "")
+    assert threads.on_busy_machine(limit, machine.seconds) == Threads(limit)
     assert machine.seen == [limit, limit - 1]
 
 
@@ -59,7 +62,7 @@ def test_a_machine_that_stays_busy_computes_with_the_fastest_number(monkeypatch,
 
 def test_work_that_ends_soon_costs_no_thread(monkeypatch):
     machine = Machine(monkeypatch, 1, 1, 2)
-    assert threads.on_busy_machine(2, machine.seconds) == (2, "")
+    assert threads.on_busy_machine(2, machine.seconds) == Threads(2)
     assert machine.now == 2 * threads.PAUSE_S
 
 
@@ -87,7 +90,8 @@ def test_the_number_follows_the_variables_the_cpus_and_the_start_of_the_training
     monkeypatch.setattr(threads, "usable_cpus", lambda: usable)
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    assert threads.choose(started_with) == (number, reason)
+    chosen = threads.choose(started_with)
+    assert chosen == Threads(number, reason, most=0 if env else number)
     assert torch.get_num_threads() == number
 
 
@@ -118,3 +122,90 @@ def test_a_measurement_takes_the_time_of_a_convolution_with_so_many_threads(monk
     monkeypatch.setattr(threads, "REPEATS", 1)
     assert threads.seconds(2) > 0
     assert torch.get_num_threads() == 2
+
+
+class Steps:
+    """Train in steps of a second, in which as many images are computed as free cores and threads allow."""
+
+    def __init__(self, machine, watch):
+        self.machine, self.watch = machine, watch
+
+    def take(self, seconds, px=32):
+        """Train for so long, by the machine's clock."""
+        until = self.machine.now + seconds
+        while self.machine.now < until:
+            self.watch.on_train_batch_start()
+            took = self.machine.seconds(torch.get_num_threads()) * (px / 32) ** 2
+            self.machine.now += took
+            batch = SimpleNamespace(labels=[0])
+            self.watch.on_train_batch_end(None, None, None, batch)
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """Steps on a quiet machine."""
+    machine = Machine(monkeypatch, 8)
+    return Steps(machine, ThreadWatch(Threads(8, most=8), machine.seconds))
+
+
+def test_other_work_takes_threads_and_gives_them_back(steps, capsys):
+    steps.take(3 * WATCH_S)
+    assert steps.watch.changes == 0
+    steps.machine.free = [4]
+    steps.take(2 * WATCH_S - 5)
+    assert torch.get_num_threads() == 8, "not for a moment"
+    steps.take(WATCH_S + 5)
+    assert torch.get_num_threads() == 4
+    assert "4 threads: this machine is busy with other work, and 8 would be" in capsys.readouterr().out
+    steps.take(3 * RETURN_S)
+    assert steps.watch.changes == 1, "it is still busy"
+    steps.machine.free = [8]
+    steps.take(RETURN_S + 5)
+    assert torch.get_num_threads() == 8
+    assert "8 threads: the other work on this machine has ended" in capsys.readouterr().out
+    steps.machine.free = [1]
+    assert steps.watch.line() == "8 threads; changed 2 times, as other work came or ended"
+    steps.take(3 * WATCH_S + 20)
+    assert torch.get_num_threads() == 1
+
+
+def test_work_that_ends_within_two_looks_takes_no_thread(steps):
+    steps.take(WATCH_S)
+    for _ in range(3):
+        steps.machine.free = [4]
+        steps.take(WATCH_S)
+        steps.machine.free = [8]
+        steps.take(2 * WATCH_S)
+    assert steps.watch.changes == 0
+
+
+def test_larger_images_are_no_other_work_and_steady_steps_are_not_measured(steps):
+    looks = []
+    steps.watch.measure = lambda number: looks.append(number) or 1 / number
+    steps.take(10 * WATCH_S)
+    assert looks == [8, 7], "once, since the training may have begun beside other work"
+    steps.take(10 * WATCH_S, px=64)
+    assert looks == [8, 7] * 2
+    assert steps.watch.changes == 0
+
+
+def test_work_from_before_a_resumed_training_takes_threads(steps):
+    steps.machine.free = [1]
+    steps.take(2 * WATCH_S + 40)
+    assert torch.get_num_threads() == 1
+
+
+def test_a_training_that_was_stopped_with_fewer_threads_takes_all_again_later(steps):
+    resumed = ThreadWatch(Threads(4, most=4), steps.machine.seconds)
+    resumed.load_state_dict(steps.watch.state_dict())
+    torch.set_num_threads(4)
+    steps.watch = resumed
+    steps.take(RETURN_S + 5)
+    assert torch.get_num_threads() == 8
+
+
+@pytest.mark.parametrize("most", [0, 1])
+def test_a_single_cpu_or_a_given_number_is_not_measured(steps, most):
+    torch.set_num_threads(1)
+    steps.watch = ThreadWatch(Threads(1, most=most), lambda _: pytest.fail("measured"))
+    steps.take(10 * WATCH_S)

@@ -1,20 +1,22 @@
 """The number of threads that a training on the CPU computes with: all that it may use, fewer on a machine that is busy.
 
 The threads of a convolution wait for each other at every step of it, so a thread without a core of its own stops all of them:
-on 2 cores of which other work takes one, two threads are several times as slow as one. Results differ in the last bits with the
-number, so a resumed training keeps that of its start.
+on 2 cores of which other work takes one, two threads are several times as slow as one. Other work may also come and go during a
+training. Results differ in the last bits with the number, so a resumed training begins with that of its start.
 """
 
 import os
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import pytorch_lightning as pl
 import torch
 from torch.nn.functional import conv2d
 
 from convoy.core import console
 from convoy.core.cpus import usable_cpus
+from convoy.training.batch import Batch
 
 GAIN = 1.5
 """Fewer threads are taken if they are so many times as fast; on a quiet machine they never are."""
@@ -27,11 +29,26 @@ REPEATS = 10  # of a measurement, timed together: some of them are lucky on a bu
 IMAGES, CHANNELS, SIDE = 8, 32, 32  # of the convolution that is measured: images per thread
 
 
+WATCH_S = 15.0
+"""Seconds of steps whose mean is compared; after two such times a busy machine gets fewer threads."""
+
+SLOWER = 1.5
+"""Ratio of the means from which it is measured whether the machine is busy: larger images take longer, too."""
+
+RETURN_S = 60.0
+"""Seconds of steps with fewer threads after which it is measured whether all are faster again."""
+
+
 class Threads(NamedTuple):
-    """Hold a number of threads, and the reason for it if it is not simply the number of cores."""
+    """Hold a number of threads, and the reason for it if it is not simply the number of cores.
+
+    Attributes:
+        most: how many it may become while the training runs; 0: it is given.
+    """
 
     number: int
     reason: str = ""
+    most: int = 0
 
     def line(self) -> str:
         """Describe it for the log."""
@@ -57,18 +74,22 @@ def choose(started_with: int | None = None) -> Threads:
         limit = torch.get_num_threads()
     if started_with is not None and started_with <= max(usable, limit):
         kept = f"as this training began with; now it would be {limit}" if started_with != limit else ""
-        chosen = Threads(started_with, kept)
+        chosen = Threads(started_with, kept, most=started_with)
     elif started_with is not None:
         chosen = Threads(
-            limit, f"this training began with {started_with}, so results may differ in the last bits"
+            limit,
+            f"this training began with {started_with}, so results may differ in the last bits",
+            most=limit,
         )
     elif named:
         chosen = Threads(limit, f"{named} is set")
     elif limit == 1 or torch.cuda.is_available():
-        chosen = Threads(limit)
+        chosen = Threads(limit, most=limit)
     else:
         with console.slow("measuring how many threads are fastest"):
-            chosen = on_busy_machine(limit, seconds)
+            chosen = on_busy_machine(limit, seconds)._replace(most=limit)
+    if named or torch.cuda.is_available():
+        chosen = chosen._replace(most=0)
     torch.set_num_threads(chosen.number)
     console.info(chosen.line())
     return chosen
@@ -80,23 +101,27 @@ def on_busy_machine(limit: int, measure: Callable[[int], float]) -> Threads:
     `measure` returns the seconds that some work takes with a number of threads.
     """
     until = time.monotonic() + PATIENCE_S
-    while True:
-        best, took = limit, measure(limit)
-        all_took = took
-        for number in _fewer(limit):
-            took_now = measure(number)
-            if took_now >= took:
-                break
-            best, took = number, took_now
-        if all_took < GAIN * took:
-            return Threads(limit)
-        if time.monotonic() >= until:
-            return Threads(
-                best,
-                f"this machine is busy with other work, and {limit} would be {all_took / took:.1f} times as slow. "
-                "Set OMP_NUM_THREADS to choose the number",
-            )
+    while (fewer := _fewer_if_faster(limit, measure)) and time.monotonic() < until:
         time.sleep(PAUSE_S)
+    return fewer or Threads(limit)
+
+
+def _fewer_if_faster(limit: int, measure: Callable[[int], float]) -> Threads | None:
+    """Choose the fastest number of threads below `limit`; None if it is less than `GAIN` times as fast."""
+    best, took = limit, measure(limit)
+    all_took = took
+    for number in _fewer(limit):
+        took_now = measure(number)
+        if took_now >= took:
+            break
+        best, took = number, took_now
+    if all_took < GAIN * took:
+        return None
+    return Threads(
+        best,
+        f"this machine is busy with other work, and {limit} would be {all_took / took:.1f} times as slow. "
+        "Set OMP_NUM_THREADS to choose the number",
+    )
 
 
 def seconds(threads: int) -> float:
@@ -120,3 +145,84 @@ def _fewer(limit: int) -> list[int]:
         numbers.add(half)
         half //= 2
     return sorted(numbers - {0}, reverse=True)
+
+
+class ThreadWatch(pl.Callback):
+    """Compute with fewer threads while the machine is busy with other work, and then with all of them again.
+
+    A look at the machine takes a fraction of a second, so there is none as long as steps take as long as they did.
+    """
+
+    def __init__(self, chosen: Threads, measure: Callable[[int], float] = seconds) -> None:
+        """Begin with what was `chosen`; `measure` as of `on_busy_machine`."""
+        self.chosen = chosen
+        self.most = chosen.most
+        self.measure = measure
+        self.changes = 0
+        """How often the number changed."""
+        self._usual = 0.0  # seconds per image; 0: not known yet
+        self._was_busy = False  # when it was last measured
+        self._begin()
+
+    def on_train_batch_start(self, *_: object) -> None:
+        """Start the clock."""
+        self._began = time.monotonic()
+
+    def on_train_batch_end(
+        self, _trainer: object, _module: object, _outputs: object, batch: Batch, *_: object
+    ) -> None:
+        """Look at the machine if the last steps took longer than usual, or all threads were not tried for a while."""
+        self._seconds += time.monotonic() - self._began
+        self._images += len(batch.labels)
+        if self.most <= 1:
+            return
+        if torch.get_num_threads() < self.most:
+            if self._seconds >= RETURN_S:
+                self._return()
+        elif self._seconds >= WATCH_S:
+            self._look()
+
+    def line(self) -> str:
+        """Describe the number of the training as a whole."""
+        if not self.changes:
+            return self.chosen.line()
+        return f"{self.chosen.line()}; changed {self.changes} times, as other work came or ended"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the largest number for a checkpoint: a resumed training begins with the number at that time."""
+        return {"most": self.most}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore it, as far as there are so many CPUs."""
+        self.most = max(self.most, min(state_dict["most"], usable_cpus()))
+
+    def _look(self) -> None:
+        took = self._seconds / self._images
+        if took < SLOWER * self._usual:
+            self._usual, self._was_busy = min(took, self._usual), False
+        else:
+            fewer = _fewer_if_faster(self.most, self.measure)
+            torch.set_num_threads(self.most)
+            if fewer and self._was_busy:
+                self._set(fewer)
+            elif not fewer:
+                self._usual = took
+            self._was_busy = bool(fewer)
+        self._begin()
+
+    def _return(self) -> None:
+        number = torch.get_num_threads()
+        if self.measure(self.most) < self.measure(number):
+            self._set(Threads(self.most, "the other work on this machine has ended"))
+            self._was_busy = False
+        else:
+            torch.set_num_threads(number)
+        self._begin()
+
+    def _set(self, chosen: Threads) -> None:
+        torch.set_num_threads(chosen.number)
+        self.changes += 1
+        console.info(chosen.line())
+
+    def _begin(self) -> None:
+        self._seconds, self._images = 0.0, 0
