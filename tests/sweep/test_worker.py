@@ -150,11 +150,12 @@ class Reports:
 
 
 def wait_for(find: Callable[[], Any]) -> Any:
-    for _ in range(6000):
+    deadline = time.monotonic() + 300  # a machine that is busy with trainings took over one minute
+    while time.monotonic() < deadline:
         if result := find():
             return result
         time.sleep(0.02)
-    raise AssertionError("timed out after a minute")
+    raise AssertionError("timed out after five minutes")
 
 
 def training(request: Request) -> FrozenTrial | None:
