@@ -183,10 +183,25 @@ def test_larger_images_are_no_other_work_and_steady_steps_are_not_measured(steps
     looks = []
     steps.watch.measure = lambda number: looks.append(number) or 1 / number
     steps.take(10 * WATCH_S)
-    assert looks == [8, 7], "once, since the training may have begun beside other work"
+    assert looks == [8, 7] * 2, "at first, since the training may have begun beside other work"
     steps.take(10 * WATCH_S, px=64)
-    assert looks == [8, 7] * 2
+    assert looks == [8, 7] * 4
     assert steps.watch.changes == 0
+
+
+def test_a_pause_of_the_other_work_is_not_taken_for_its_end(steps):
+    steps.take(3 * WATCH_S)
+    looks, busy = iter([False, True, True]), []
+
+    def measure(number):
+        if number == 8:  # a look begins with all threads
+            busy.append(next(looks))
+        return number if busy[-1] else 1 / number
+
+    steps.machine.free, steps.watch.measure = [4], measure
+    steps.take(5 * WATCH_S)
+    assert busy == [False, True, True]
+    assert torch.get_num_threads() < 8
 
 
 def test_work_from_before_a_resumed_training_takes_threads(steps):

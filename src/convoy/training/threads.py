@@ -30,7 +30,7 @@ IMAGES, CHANNELS, SIDE = 8, 32, 32  # of the convolution that is measured: image
 
 
 WATCH_S = 15.0
-"""Seconds of steps whose mean is compared; after two such times a busy machine gets fewer threads."""
+"""Seconds of steps whose mean is compared; what two looks in a row find counts."""
 
 SLOWER = 1.5
 """Ratio of the means from which it is measured whether the machine is busy: larger images take longer, too."""
@@ -161,7 +161,7 @@ class ThreadWatch(pl.Callback):
         self.changes = 0
         """How often the number changed."""
         self._usual = 0.0  # seconds per image; 0: not known yet
-        self._was_busy = False  # when it was last measured
+        self._was_busy: bool | None = None  # in the look before; None: there was none
         self._begin()
 
     def on_train_batch_start(self, *_: object) -> None:
@@ -199,13 +199,13 @@ class ThreadWatch(pl.Callback):
     def _look(self) -> None:
         took = self._seconds / self._images
         if took < SLOWER * self._usual:
-            self._usual, self._was_busy = min(took, self._usual), False
+            self._usual, self._was_busy = min(took, self._usual), None
         else:
             fewer = _fewer_if_faster(self.most, self.measure)
             torch.set_num_threads(self.most)
             if fewer and self._was_busy:
                 self._set(fewer)
-            elif not fewer:
+            elif not fewer and self._was_busy is False:  # twice: one look may fall into a pause
                 self._usual = took
             self._was_busy = bool(fewer)
         self._begin()
@@ -214,7 +214,7 @@ class ThreadWatch(pl.Callback):
         number = torch.get_num_threads()
         if self.measure(self.most) < self.measure(number):
             self._set(Threads(self.most, "the other work on this machine has ended"))
-            self._was_busy = False
+            self._was_busy = None
         else:
             torch.set_num_threads(number)
         self._begin()
