@@ -219,6 +219,14 @@ def test_a_training_that_was_stopped_with_fewer_threads_takes_all_again_later(st
     assert torch.get_num_threads() == 8
 
 
+def test_a_number_that_is_given_stays_in_a_resumed_training(steps):
+    resumed = ThreadWatch(Threads(1, most=0), lambda _: pytest.fail("measured"))
+    resumed.load_state_dict(steps.watch.state_dict())
+    torch.set_num_threads(1)
+    steps.watch = resumed
+    steps.take(10 * WATCH_S)
+
+
 @pytest.mark.parametrize("most", [0, 1])
 def test_a_single_cpu_or_a_given_number_is_not_measured(steps, most):
     torch.set_num_threads(1)

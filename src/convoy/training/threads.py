@@ -2,7 +2,7 @@
 
 The threads of a convolution wait for each other at every step of it, so a thread without a core of its own stops all of them:
 on 2 cores of which other work takes one, two threads are several times as slow as one. Other work may also come and go during a
-training. Results differ in the last bits with the number, so a resumed training begins with that of its start.
+training. Results differ in the last bits with the number, so a resumed training begins with that of its last checkpoint.
 """
 
 import os
@@ -193,8 +193,9 @@ class ThreadWatch(pl.Callback):
         return {"most": self.most}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore it, as far as there are so many CPUs."""
-        self.most = max(self.most, min(state_dict["most"], usable_cpus()))
+        """Restore it, as far as there are so many CPUs; a number that is given now stays."""
+        if self.most:
+            self.most = max(self.most, min(state_dict["most"], usable_cpus()))
 
     def _look(self) -> None:
         took = self._seconds / self._images
