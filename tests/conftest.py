@@ -29,15 +29,16 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start one pipeline test first and the others last.
+    """Start one pipeline test first and the others halfway.
 
-    The first makes the clone that the others share; until then the other worker has the
-    fast tests to do. The shortest come last, where one worker waits for the other.
+    The first makes the clone that the others share; until then the other worker has fast
+    tests to do. Fast ones come last, too: after a long one, one worker would wait for the other.
     """
     pipeline = [item for item in items if "finished" in getattr(item, "fixturenames", ())]
     pipeline.sort(key=lambda item: item.path.stem == "test_repro")
     others = [item for item in items if item not in pipeline]
-    items[:] = [*pipeline[:1], *others, *pipeline[1:]]
+    half = len(others) // 2
+    items[:] = [*pipeline[:1], *others[:half], *pipeline[1:], *others[half:]]
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +48,14 @@ def signals() -> Iterator[None]:
     yield
     for kind, handler in before.items():
         signal.signal(kind, handler)
+
+
+@pytest.fixture(autouse=True)
+def module_path() -> Iterator[None]:
+    """Restore `sys.path`: MLflow puts the code of a loaded model first, from which a later test's process would import."""
+    before = list(sys.path)
+    yield
+    sys.path[:] = before
 
 
 @pytest.fixture(scope="session")

@@ -47,5 +47,9 @@ def work(pipe: Any, number: int, *arguments: Any) -> None:
 worker_work = worker.work
 
 
+def cannot_start(*_: Any) -> None:
+    raise ModuleNotFoundError("No module named 'convoy.sweep'")
+
+
 def sweep() -> None:
     run.sweep(3, 1, into_params=False, as_json=True)

@@ -157,7 +157,10 @@ class Workers:
         if status < 0:
             known = -status in set(signal.Signals)
             return WorkerDied(signal.Signals(-status).name if known else f"signal {-status}")
-        log = (self._request.folder / LOG).read_text(encoding="utf-8", errors="replace").strip()
+        path = self._request.folder / LOG
+        if not path.exists():
+            return TrainingError(f"a worker could not start (exit code {status}); its traceback is above")
+        log = path.read_text(encoding="utf-8", errors="replace").strip()
         return TrainingError(f"a worker ended with exit code {status}: {log[-2000:] or 'no output'}")
 
 
