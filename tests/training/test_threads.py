@@ -71,7 +71,7 @@ def test_a_machine_that_is_a_little_slower_with_all_threads_keeps_them(monkeypat
 
 
 @pytest.mark.parametrize(
-    ("usable", "env", "started_with", "number", "reason"),
+    ("usable", "env", "before", "number", "reason"),
     [
         (8, {}, None, 8, ""),
         (3, {}, None, 3, ""),
@@ -79,32 +79,32 @@ def test_a_machine_that_is_a_little_slower_with_all_threads_keeps_them(monkeypat
         (3, {"OMP_NUM_THREADS": "8"}, None, 8, "OMP_NUM_THREADS is set"),
         (3, {"MKL_NUM_THREADS": "8"}, None, 8, "MKL_NUM_THREADS is set"),
         (8, {}, 8, 8, ""),
-        (8, {}, 1, 1, "as this training began with; now it would be 8"),
-        (8, {"OMP_NUM_THREADS": "8"}, 2, 2, "as this training began with; now it would be 8"),
-        (2, {}, 4, 2, "this training began with 4, so results may differ in the last bits"),
+        (8, {}, 1, 1, "as at the last checkpoint; now it would be 8"),
+        (8, {"OMP_NUM_THREADS": "8"}, 2, 2, "as at the last checkpoint; now it would be 8"),
+        (2, {}, 4, 2, "the last checkpoint was computed with 4, so results may differ in the last bits"),
     ],
 )
 def test_the_number_follows_the_variables_the_cpus_and_the_start_of_the_training(
-    monkeypatch, usable, env, started_with, number, reason
+    monkeypatch, usable, env, before, number, reason
 ):
     monkeypatch.setattr(threads, "usable_cpus", lambda: usable)
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    chosen = threads.choose(started_with)
+    chosen = threads.choose(before)
     assert chosen == Threads(number, reason, most=0 if env else number)
     assert torch.get_num_threads() == number
 
 
 @pytest.mark.parametrize(
-    ("env", "gpu", "started_with"),
+    ("env", "gpu", "before"),
     [({"OMP_NUM_THREADS": "8"}, False, None), ({}, True, None), ({}, False, 8)],
 )
-def test_nothing_is_measured_where_the_number_is_given_or_a_gpu_computes(monkeypatch, env, gpu, started_with):
+def test_nothing_is_measured_where_the_number_is_given_or_a_gpu_computes(monkeypatch, env, gpu, before):
     monkeypatch.setattr(threads, "seconds", lambda number: pytest.fail("measured"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    assert threads.choose(started_with).number == 8
+    assert threads.choose(before).number == 8
 
 
 def test_a_busy_machine_is_described_with_the_number_that_is_set(monkeypatch, capsys):

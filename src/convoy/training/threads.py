@@ -56,14 +56,14 @@ class Threads(NamedTuple):
         return f"{count}: {self.reason}" if self.reason else count
 
 
-def choose(started_with: int | None = None) -> Threads:
+def choose(before: int | None = None) -> Threads:
     """Choose, set and print the number of torch's threads.
 
     `OMP_NUM_THREADS` decides it if it is set, else the CPUs that this process may use (`usable_cpus`), of which fewer are taken
     where they are faster. On a GPU nothing is measured.
 
     Args:
-        started_with: number that a resumed training began with, which is kept.
+        before: number at the last checkpoint of a training that is resumed, which is kept.
     """
     usable = usable_cpus()
     limit = min(
@@ -72,13 +72,13 @@ def choose(started_with: int | None = None) -> Threads:
     named = next((name for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if os.environ.get(name)), None)
     if named:
         limit = torch.get_num_threads()
-    if started_with is not None and started_with <= max(usable, limit):
-        kept = f"as this training began with; now it would be {limit}" if started_with != limit else ""
-        chosen = Threads(started_with, kept, most=started_with)
-    elif started_with is not None:
+    if before is not None and before <= max(usable, limit):
+        kept = f"as at the last checkpoint; now it would be {limit}" if before != limit else ""
+        chosen = Threads(before, kept, most=before)
+    elif before is not None:
         chosen = Threads(
             limit,
-            f"this training began with {started_with}, so results may differ in the last bits",
+            f"the last checkpoint was computed with {before}, so results may differ in the last bits",
             most=limit,
         )
     elif named:
