@@ -33,7 +33,7 @@ repro: $(READY) ## run the pipeline (dvc repro) and print the results
 retrain: $(READY) ## train on new data, compare with the champion, promote a better model; PUSH=1 pushes
 	@python pipelines/retrain.py
 
-test: $(READY) ## all tests except the slow ones; what CI runs (15 minutes on two cores)
+test: $(READY) ## all tests except the slow ones; what CI runs (15 to 25 minutes on two cores)
 	@$(ONE_THREAD) python -m pytest -n 2 --dist load --maxschedchunk 1 -m "not slow"
 
 test-long: $(READY) ## the slow tests: CIFAR-10, the classic networks, the uv environment
