@@ -186,7 +186,8 @@ class ThreadWatch(pl.Callback):
         """Describe the number of the training as a whole."""
         if not self.changes:
             return self.chosen.line()
-        return f"{self.chosen.line()}; changed {self.changes} times, as other work came or ended"
+        times = "once" if self.changes == 1 else f"{self.changes} times"
+        return f"{self.chosen.line()}; changed {times}, as other work came or ended"
 
     def state_dict(self) -> dict[str, Any]:
         """Return the largest number for a checkpoint: a resumed training begins with the number at that time."""
