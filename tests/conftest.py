@@ -35,7 +35,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     tests to do. Fast ones come last, too: after a long one, one worker would wait for the other.
     """
     pipeline = [item for item in items if "finished" in getattr(item, "fixturenames", ())]
-    pipeline.sort(key=lambda item: item.path.stem == "test_repro")
     others = [item for item in items if item not in pipeline]
     half = len(others) // 2
     items[:] = [*pipeline[:1], *others[:half], *pipeline[1:], *others[half:]]

@@ -84,7 +84,7 @@ def test_a_machine_that_is_a_little_slower_with_all_threads_keeps_them(monkeypat
         (2, {}, 4, 2, "the last checkpoint was computed with 4, so results may differ in the last bits"),
     ],
 )
-def test_the_number_follows_the_variables_the_cpus_and_the_start_of_the_training(
+def test_the_number_follows_the_variables_the_cpus_and_the_last_checkpoint(
     monkeypatch, usable, env, before, number, reason
 ):
     monkeypatch.setattr(threads, "usable_cpus", lambda: usable)

@@ -27,7 +27,7 @@ HUGE = 4 * 2**30
 def memory_kept() -> Iterator[None]:
     """Keep freed memory until the block ends; then return what is free. Without glibc, such as on macOS, do nothing.
 
-    Not for one block inside another: the end of the inner one is the end of both.
+    Do not nest it: the end of the inner block is the end of both.
 
     The process needs no more memory than it does at most, but holds it between its peaks. A block may take some freed
     memory only after a few rounds: aligned blocks, such as tensors, need a little more room than they leave.
